@@ -1,0 +1,143 @@
+"""The typed configuration: what every part of the project reads, with the meaning of each key.
+
+`model`, `data`, `task`, `optimizer`, `scheduler` and `callbacks` are open: they hold a `_target_` and its
+arguments, which `trainer.config.signature` checks against the target's own signature. All the rest is closed:
+a key that is not here is an error. Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Optional
+
+from omegaconf import MISSING
+
+
+@dataclass
+class Resources:
+    """The launch shape. What SLURM, torchrun and Lightning are told is derived from it in `cluster/shape.py`."""
+
+    nodes: Optional[int] = None
+    """Number of machines; null: 1 here, on SLURM what `gpus` needs."""
+    gpus: Optional[int] = None
+    """GPUs in all, over every node; null: all of this machine; 0: train on CPU."""
+    gpus_per_node: Optional[int] = None
+    """GPUs a node; null: `gpus / nodes`."""
+    cpu_processes: Optional[int] = None
+    """Ranks in all when training on CPU (gloo); null: 2."""
+    min_nodes: Optional[int] = None
+    """Go on with fewer nodes, down to this many, after a node is lost; null: all are needed."""
+    spare_nodes: int = 0
+    """Nodes asked for beyond those needed, so that a bad one can be left out."""
+
+
+@dataclass
+class TrainerOptions:
+    """How long and how to train. Names as in Lightning's Trainer where it has them."""
+
+    max_steps: Optional[int] = None
+    """Optimizer steps; null: no limit by steps."""
+    max_epochs: Optional[int] = None
+    """Passes over the training data; null: no limit by epochs."""
+    max_time: Optional[str] = None
+    """Training time over all attempts, DD:HH:MM:SS; null: no limit."""
+    precision: str = "auto"
+    """32-true, bf16-mixed, bf16-true, 16-mixed; auto: bf16-mixed on a GPU that has it, else 32-true."""
+    log_every_n_steps: int = 10
+    """Optimizer steps between two logged lines of training metrics."""
+    val_check_interval: Optional[int] = None
+    """Optimizer steps between two validations; null: at the end of each epoch."""
+    limit_val_batches: Optional[int] = None
+    """Validation batches a rank; null: all; 0: no validation."""
+    gradient_clip_norm: Optional[float] = None
+    """Clip the global L2 norm of the gradients to this; null: no clipping."""
+    deterministic: bool = False
+    """Only algorithms that give the same bits each time (torch.use_deterministic_algorithms)."""
+    lean_loop: bool = True
+    """The short training loop of `worker/loop.py`; false: Lightning's own."""
+
+
+@dataclass
+class CheckpointOptions:
+    """When checkpoints are written and which are kept."""
+
+    every_n_steps: Optional[int] = None
+    """Optimizer steps between two checkpoints; null: not by steps."""
+    every_minutes: Optional[float] = 10.0
+    """Minutes between two checkpoints; null: not by time."""
+    keep_last: int = 2
+    """The newest committed checkpoints to keep."""
+    keep_best: int = 1
+    """The committed checkpoints with the best `monitor` to keep."""
+    keep_every_n_steps: Optional[int] = None
+    """Keep checkpoints at multiples of this for ever; null: none."""
+    monitor: Optional[str] = None
+    """Metric that says which is best; null: the task's own (val/acc, val/loss, ...)."""
+    mode: Optional[str] = None
+    """min or max; null: the task's own, or min."""
+    on_failure: str = "stop"
+    """When a save fails: stop (exit 1) or warn (log an error, go on)."""
+    asynchronous: bool = True
+    """Copy to host memory at the step, write in the background."""
+
+
+@dataclass
+class TrackingOptions:
+    """Weights & Biases. `metrics.jsonl` is always written."""
+
+    name: str = "wandb"
+    """wandb or none."""
+    project: str = "trainer"
+    entity: Optional[str] = None
+    group: Optional[str] = None
+    tags: list[str] = field(default_factory=list)
+    mode: str = "auto"
+    """auto: online with a key, else offline; online; offline."""
+    init_timeout_s: int = 20
+    """How long to wait for the server before going on offline."""
+    finish_timeout_s: int = 60
+    """How long the end of the run may wait for the upload."""
+
+
+@dataclass
+class ResilienceOptions:
+    """What happens when something breaks."""
+
+    max_restarts: int = 3
+    """Restarts of the workers inside the job (torchrun); counted afresh after each new checkpoint."""
+    agree_every_s: float = 1.0
+    """About how often the ranks agree on whether to stop."""
+    stop_deadline_s: float = 120.0
+    """From the signal to a forced exit."""
+    collective_timeout_s: float = 600.0
+    """A collective that takes longer ends the process."""
+
+
+@dataclass
+class Config:
+    """One training job. The frozen `config.yaml` of a run is exactly this, resolved."""
+
+    name: str = MISSING
+    """Name of the run; letters, digits, `.`, `_` and `-`."""
+    seed: int = 0
+    runs_dir: str = "runs"
+    """Where run directories are made."""
+    resources: Resources = field(default_factory=Resources)
+    trainer: TrainerOptions = field(default_factory=TrainerOptions)
+    checkpoint: CheckpointOptions = field(default_factory=CheckpointOptions)
+    tracking: TrackingOptions = field(default_factory=TrackingOptions)
+    resilience: ResilienceOptions = field(default_factory=ResilienceOptions)
+    strategy: Any = MISSING
+    """One of `trainer/config/strategy.py`, chosen by `strategy.name`."""
+    cluster: Any = MISSING
+    """One of `trainer/config/cluster.py`, chosen by `cluster.name`."""
+    model: dict[str, Any] = MISSING
+    """`_target_`: a network, or a LightningModule of one's own."""
+    data: dict[str, Any] = MISSING
+    """`_target_`: a LightningDataModule; `batch_size`, `micro_batch`, `num_workers` are also read by the trainer."""
+    task: dict[str, Any] = MISSING
+    """`_target_`: the LightningModule around the network; null: the one that the data names."""
+    optimizer: dict[str, Any] = MISSING
+    scheduler: dict[str, Any] = MISSING
+    callbacks: dict[str, Any] = field(default_factory=dict)
+    """Name to `_target_` and arguments of a Lightning Callback; null switches one off."""
