@@ -1,0 +1,75 @@
+"""The command `trainer`: finds the verb, runs it, and turns expected failures into one message and a code."""
+
+from __future__ import annotations
+
+import os
+import sys
+from importlib import import_module
+
+from trainer.errors import INTERRUPTED, USER_MUST_CHANGE, TrainerError
+
+VERBS = {
+    "Train": {
+        "fit": "compose, check, launch and follow a training job",
+        "check": "everything that can be found wrong before a job is launched",
+        "init": "write a small project of your own",
+    },
+}
+"""Group to verb to one line of help. The verb `x` is the module `trainer.cli.x`, imported when it is used."""
+
+_USAGE = """trainer: one training job from a laptop to a cluster, without changing it
+
+usage: trainer VERB [options] [key=value ...]
+"""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run `trainer VERB ...` and return the exit code; a user's mistake ends without a traceback."""
+    arguments = sys.argv[1:] if argv is None else argv
+    try:
+        code = _run(arguments)
+        sys.stdout.flush()
+        return code
+    except TrainerError as error:
+        print(f"trainer: {error}", file=sys.stderr)
+        return error.code
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except BrokenPipeError:
+        # `trainer ls | head`: the interpreter would complain once more when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _run(arguments: list[str]) -> int:
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(_help())
+        return 0
+    if arguments[0] in ("-V", "--version"):
+        from trainer import __version__
+
+        print(f"trainer {__version__}")
+        return 0
+    verb = arguments[0]
+    if verb not in _names():
+        return _unknown(verb)
+    return import_module(f"trainer.cli.{verb}").main(arguments[1:])
+
+
+def _names() -> dict[str, str]:
+    return {name: text for group in VERBS.values() for name, text in group.items()}
+
+
+def _help() -> str:
+    lines = [_USAGE]
+    for group, verbs in VERBS.items():
+        lines += [f"{group}:", *(f"  {name:<9}{text}" for name, text in verbs.items()), ""]
+    return "\n".join([*lines, "trainer VERB --help says more about a verb."])
+
+
+def _unknown(verb: str) -> int:
+    from trainer.config.near import did_you_mean, listed
+
+    hint = did_you_mean(verb, _names())
+    print(f"trainer: there is no verb {verb}\n  {hint}verbs: {listed(_names())}", file=sys.stderr)
+    return USER_MUST_CHANGE

@@ -1,0 +1,93 @@
+"""Which `_target_` a config may name.
+
+A config file is data that people pass around, and `_target_` calls what it names. Hydra's own block list still
+reaches `pathlib.Path.write_text`, `urllib.request.urlopen`, `torch.load` and `torch.hub.load`, so the standard
+library is closed here except for modules that only compute, and callers into files, processes and networks of
+the packages that every installation has are closed by name. What a user's own package does is the user's.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from trainer.errors import UserError
+
+_COMPUTING = {
+    *("collections", "copy", "datetime", "decimal", "enum", "fractions", "functools", "itertools", "math"),
+    *("numbers", "random", "statistics", "string", "typing"),
+}
+_CLOSED_PACKAGES = {
+    *("fsspec", "cloudpickle", "dill", "joblib", "requests", "urllib3", "httpx", "aiohttp", "paramiko"),
+    *(
+        "pip",
+        "setuptools",
+        "pkg_resources",
+        "IPython",
+        "hydra",
+        "omegaconf",
+        "psutil",
+        "yaml",
+        "cffi",
+        "numba",
+    ),
+}
+_CLOSED_PATHS = (
+    *(
+        "torch.load",
+        "torch.save",
+        "torch.hub",
+        "torch.package",
+        "torch.serialization",
+        "torch.utils.cpp_extension",
+    ),
+    *(
+        "torch.utils.model_zoo",
+        "torch.utils.file_baton",
+        "torch.utils.collect_env",
+        "torch.jit.load",
+        "torch.ops",
+    ),
+    *(
+        "torch.distributed.run",
+        "torch.distributed.launch",
+        "torch.distributed.elastic",
+        "torch.distributed.rpc",
+    ),
+    *("torch.multiprocessing", "torch._inductor", "torch.classes", "torch.export.load", "torch.compiler"),
+    *(
+        "numpy.load",
+        "numpy.save",
+        "numpy.savez",
+        "numpy.savetxt",
+        "numpy.loadtxt",
+        "numpy.fromfile",
+        "numpy.memmap",
+    ),
+    *("numpy.genfromtxt", "numpy.f2py", "numpy.distutils", "numpy.testing", "numpy.lib.npyio"),
+    *("deepspeed.launcher", "deepspeed.ops.op_builder", "trainer.cli", "trainer.runs", "trainer.cluster"),
+)
+
+
+def refusal(path: str) -> str | None:
+    """Why the dotted `path` must not be called; null when it may be."""
+    top = path.partition(".")[0]
+    if top in sys.stdlib_module_names and top not in _COMPUTING:
+        return f"{top} of Python's standard library reaches files, processes or the interpreter"
+    if top in _CLOSED_PACKAGES:
+        return f"the package {top} reaches files, processes or networks"
+    for closed in _CLOSED_PATHS:
+        if path == closed or path.startswith(closed + "."):
+            return f"{closed} reaches files, processes or networks"
+    if any(part.startswith("__") for part in path.split(".")):
+        return "names with two underscores reach the interpreter"
+    return None
+
+
+def require_allowed(path: str, where: str) -> None:
+    """Raise UserError when the `_target_` found at the key `where` must not be called."""
+    reason = refusal(path)
+    if reason:
+        raise UserError(
+            f"{where}={path}: refused, because {reason}",
+            "name a model, data module, optimizer or callback; for anything else write a function of your own",
+        )

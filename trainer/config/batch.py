@@ -1,0 +1,59 @@
+"""How the samples of an optimizer step are split over ranks and micro-batches."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from trainer.errors import UserError
+
+
+@dataclass(frozen=True)
+class BatchPlan:
+    """`global_batch = world_size * micro_batch * accumulate`, always."""
+
+    global_batch: int
+    """Samples of an optimizer step over all ranks."""
+    micro_batch: int
+    """Samples of one forward and backward pass on a rank."""
+    accumulate: int
+    """Passes on a rank before each optimizer step."""
+    world_size: int
+    """Ranks."""
+
+    @classmethod
+    def of(cls, batch_size: int, micro_batch: int | None, world_size: int) -> BatchPlan:
+        """Split `batch_size`; without a micro-batch each rank takes its part in one pass.
+
+        Raises UserError, which names the nearest batch sizes that work, where it does not divide: a global
+        batch that quietly became another one would change the training.
+        """
+        if batch_size < 1:
+            raise UserError(
+                f"data.batch_size={batch_size}: an optimizer step needs at least one sample",
+                f"set data.batch_size to {world_size} or more (it is shared by all {world_size} ranks)",
+            )
+        if micro_batch is not None and micro_batch < 1:
+            raise UserError(
+                f"data.micro_batch={micro_batch}: a rank needs at least one sample",
+                "set data.micro_batch to 1 or more, or to null to do without accumulation",
+            )
+        unit = world_size * (micro_batch or 1)
+        if batch_size % unit:
+            raise _does_not_divide(batch_size, micro_batch, world_size)
+        micro = micro_batch or batch_size // world_size
+        return cls(batch_size, micro, batch_size // (world_size * micro), world_size)
+
+
+def _does_not_divide(batch_size: int, micro_batch: int | None, world_size: int) -> UserError:
+    unit = world_size * (micro_batch or 1)
+    below = batch_size // unit * unit
+    nearest = [str(size) for size in (below, below + unit) if size]
+    split = (
+        f"{world_size} ranks" if micro_batch is None else f"{world_size} ranks x micro_batch {micro_batch}"
+    )
+    fix = f"set data.batch_size={' or data.batch_size='.join(nearest)}"
+    if micro_batch is not None and batch_size % world_size == 0:
+        share = batch_size // world_size
+        fits = max(size for size in range(1, min(micro_batch, share) + 1) if share % size == 0)
+        fix += f", or data.micro_batch={fits}"
+    return UserError(f"data.batch_size={batch_size} does not divide into {split}", fix)

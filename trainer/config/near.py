@@ -1,0 +1,38 @@
+"""Names that were probably meant."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+
+def nearest(name: str, known: Iterable[str]) -> str | None:
+    """The known name that `name` is most likely a slip of; null when none is close.
+
+    difflib's ratio alone misses `batchsize` for `batch_size` among many and prefers long names, so separators
+    and case are taken out first.
+    """
+    from difflib import get_close_matches
+
+    plain = {_plain(candidate): candidate for candidate in sorted(known, reverse=True)}
+    exact = plain.get(_plain(name))
+    if exact is not None:
+        return exact
+    close = get_close_matches(_plain(name), list(plain), n=1, cutoff=0.6)
+    return plain[close[0]] if close else None
+
+
+def did_you_mean(name: str, known: Iterable[str], *, prefix: str = "") -> str:
+    """`did you mean prefix.near? ` or an empty text; the first half of most fixes."""
+    near = nearest(name, known)
+    return f"did you mean {prefix}{near}? " if near else ""
+
+
+def listed(names: Iterable[str], limit: int = 20) -> str:
+    """Names in one line, sorted, cut after `limit`."""
+    ordered = sorted(names)
+    more = f" and {len(ordered) - limit} more" if len(ordered) > limit else ""
+    return (", ".join(ordered[:limit]) or "none") + more
+
+
+def _plain(name: str) -> str:
+    return name.replace("_", "").replace("-", "").replace("/", "").lower()
