@@ -1,9 +1,10 @@
 """Which `_target_` a config may name.
 
-A config file is data that people pass around, and `_target_` calls what it names. Hydra's own block list still
-reaches `pathlib.Path.write_text`, `urllib.request.urlopen`, `torch.load` and `torch.hub.load`, so the standard
-library is closed here except for modules that only compute, and callers into files, processes and networks of
-the packages that every installation has are closed by name. What a user's own package does is the user's.
+A config file is data that people pass around, and `_target_` calls what it names. Hydra's own block list
+still reaches `pathlib.Path.write_text`, `urllib.request.urlopen`, `torch.load` and `torch.hub.load`, so the
+standard library is closed here except for modules that only compute, and callers into files, processes and
+networks of the packages that every installation has are closed by name. What a user's own package does is
+the user's.
 """
 
 from __future__ import annotations
@@ -89,5 +90,5 @@ def require_allowed(path: str, where: str) -> None:
     if reason:
         raise UserError(
             f"{where}={path}: refused, because {reason}",
-            "name a model, data module, optimizer or callback; for anything else write a function of your own",
+            "name a model, data module, optimizer or callback; or write a function of your own",
         )

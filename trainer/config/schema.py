@@ -8,24 +8,24 @@ a key that is not here is an error. Nothing here imports torch.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Optional
+from typing import Any
 
 from omegaconf import MISSING
 
 
 @dataclass
 class Resources:
-    """The launch shape. What SLURM, torchrun and Lightning are told is derived from it in `cluster/shape.py`."""
+    """The launch shape; `cluster/shape.py` derives what SLURM, torchrun and Lightning are told from it."""
 
-    nodes: Optional[int] = None
+    nodes: int | None = None
     """Number of machines; null: 1 here, on SLURM what `gpus` needs."""
-    gpus: Optional[int] = None
+    gpus: int | None = None
     """GPUs in all, over every node; null: all of this machine; 0: train on CPU."""
-    gpus_per_node: Optional[int] = None
+    gpus_per_node: int | None = None
     """GPUs a node; null: `gpus / nodes`."""
-    cpu_processes: Optional[int] = None
+    cpu_processes: int | None = None
     """Ranks in all when training on CPU (gloo); null: 2."""
-    min_nodes: Optional[int] = None
+    min_nodes: int | None = None
     """Go on with fewer nodes, down to this many, after a node is lost; null: all are needed."""
     spare_nodes: int = 0
     """Nodes asked for beyond those needed, so that a bad one can be left out."""
@@ -35,21 +35,21 @@ class Resources:
 class TrainerOptions:
     """How long and how to train. Names as in Lightning's Trainer where it has them."""
 
-    max_steps: Optional[int] = None
+    max_steps: int | None = None
     """Optimizer steps; null: no limit by steps."""
-    max_epochs: Optional[int] = None
+    max_epochs: int | None = None
     """Passes over the training data; null: no limit by epochs."""
-    max_time: Optional[str] = None
+    max_time: str | None = None
     """Training time over all attempts, DD:HH:MM:SS; null: no limit."""
     precision: str = "auto"
     """32-true, bf16-mixed, bf16-true, 16-mixed; auto: bf16-mixed on a GPU that has it, else 32-true."""
     log_every_n_steps: int = 10
     """Optimizer steps between two logged lines of training metrics."""
-    val_check_interval: Optional[int] = None
+    val_check_interval: int | None = None
     """Optimizer steps between two validations; null: at the end of each epoch."""
-    limit_val_batches: Optional[int] = None
+    limit_val_batches: int | None = None
     """Validation batches a rank; null: all; 0: no validation."""
-    gradient_clip_norm: Optional[float] = None
+    gradient_clip_norm: float | None = None
     """Clip the global L2 norm of the gradients to this; null: no clipping."""
     deterministic: bool = False
     """Only algorithms that give the same bits each time (torch.use_deterministic_algorithms)."""
@@ -61,19 +61,19 @@ class TrainerOptions:
 class CheckpointOptions:
     """When checkpoints are written and which are kept."""
 
-    every_n_steps: Optional[int] = None
+    every_n_steps: int | None = None
     """Optimizer steps between two checkpoints; null: not by steps."""
-    every_minutes: Optional[float] = 10.0
+    every_minutes: float | None = 10.0
     """Minutes between two checkpoints; null: not by time."""
     keep_last: int = 2
     """The newest committed checkpoints to keep."""
     keep_best: int = 1
     """The committed checkpoints with the best `monitor` to keep."""
-    keep_every_n_steps: Optional[int] = None
+    keep_every_n_steps: int | None = None
     """Keep checkpoints at multiples of this for ever; null: none."""
-    monitor: Optional[str] = None
+    monitor: str | None = None
     """Metric that says which is best; null: the task's own (val/acc, val/loss, ...)."""
-    mode: Optional[str] = None
+    mode: str | None = None
     """min or max; null: the task's own, or min."""
     on_failure: str = "stop"
     """When a save fails: stop (exit 1) or warn (log an error, go on)."""
@@ -88,8 +88,8 @@ class TrackingOptions:
     name: str = "wandb"
     """wandb or none."""
     project: str = "trainer"
-    entity: Optional[str] = None
-    group: Optional[str] = None
+    entity: str | None = None
+    group: str | None = None
     tags: list[str] = field(default_factory=list)
     mode: str = "auto"
     """auto: online with a key, else offline; online; offline."""
@@ -134,7 +134,7 @@ class Config:
     model: dict[str, Any] = MISSING
     """`_target_`: a network, or a LightningModule of one's own."""
     data: dict[str, Any] = MISSING
-    """`_target_`: a LightningDataModule; `batch_size`, `micro_batch`, `num_workers` are also read by the trainer."""
+    """`_target_`: a LightningDataModule; the trainer reads `batch_size`, `micro_batch`, `num_workers`, too."""
     task: dict[str, Any] = MISSING
     """`_target_`: the LightningModule around the network; null: the one that the data names."""
     optimizer: dict[str, Any] = MISSING

@@ -1,7 +1,8 @@
 """The closed part of the configuration against its dataclasses: unknown keys, types, defaults.
 
-OmegaConf converts and checks; its errors are turned into one line each that names the key, as it was written
-on the command line, and what was expected.
+Conversion is OmegaConf's for a command line; written out here so that every problem is found in one pass, each
+with a line that names the key as it was written and what was expected, and because a structured merge costs
+a millisecond a key.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ _EXPECTED = {int: "an integer", float: "a number", bool: "true or false", str: "
 def closed_class(section: str, node: Any) -> type | None:
     """The dataclass of a closed section; null for an open one, an unknown one, and an unknown `name`."""
     if section in CHOSEN:
-        return CHOSEN[section].get(node.get("name")) if isinstance(node, dict) else None
+        return CHOSEN[section].get(str(node.get("name"))) if isinstance(node, dict) else None
     hint = _hints(Config).get(section)
     return hint if isinstance(hint, type) and is_dataclass(hint) else None
 
@@ -45,9 +46,8 @@ def problems_of(section: str, node: Any) -> list[UserError]:
     if not isinstance(node, dict):
         return [UserError(f"{section}={node}: expected a group of keys", f"write {section}.KEY=VALUE")]
     if section in CHOSEN and node.get("name") not in CHOSEN[section]:
-        known = CHOSEN[section]
-        name = node.get("name")
-        fix = f"{did_you_mean(str(name), known)}choose one of: {listed(known)}"
+        name, names = str(node.get("name")), CHOSEN[section]
+        fix = f"{did_you_mean(name, names)}choose one of: {listed(names)}"
         return [UserError(f"{section}.name={name}: there is no {section} of this name", fix)]
     cls = closed_class(section, node)
     if cls is None:
@@ -126,7 +126,7 @@ def _hints(cls: type) -> dict[str, Any]:
 def _convert(hint: Any, value: Any) -> Any:
     """`value` as the type, by OmegaConf's rules for a command line (`1` is a number, `yes` is true).
 
-    Raises ValueError when it cannot be. Written out because one structured merge a key costs a millisecond.
+    Raises ValueError when it cannot be.
     """
     arguments = typing.get_args(hint)
     if type(None) in arguments:
