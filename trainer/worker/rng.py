@@ -27,7 +27,13 @@ def state() -> dict[str, Any]:
     version, internal, gauss_next = random.getstate()
     found = {
         "python": [version, list(internal), gauss_next],
-        "numpy": [str(name), torch.from_numpy(keys.astype("int64")), int(position), int(has_gauss), float(cached)],
+        "numpy": [
+            str(name),
+            torch.from_numpy(keys.astype("int64")),
+            int(position),
+            int(has_gauss),
+            float(cached),
+        ],
         "torch": torch.get_rng_state(),
     }
     if torch.cuda.is_available():

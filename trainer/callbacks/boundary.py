@@ -1,0 +1,144 @@
+"""What may happen between two optimizer steps: the ranks agree to stop, to save, or that the time is up.
+
+They agree on a CPU (gloo) group about once a second, never on the device, and always at the same step: each agreement
+also fixes the step of the next one. A save or a stop that falls on a step with a validation waits for its end, so that
+the resumed run neither repeats nor skips that validation.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from trainer.config.schema import CheckpointOptions, ResilienceOptions
+from trainer.worker import stop
+from trainer.worker.stop import Request
+
+SaveFunction = Callable[[Trainer], None]
+
+
+class Boundary(Callback):
+    """A `StepListener` and the last of the callbacks, so that the state of the others is complete when it saves."""
+
+    def __init__(
+        self,
+        save: SaveFunction,
+        checkpoint: CheckpointOptions,
+        resilience: ResilienceOptions,
+        stop_request: Path,
+        max_steps: int | None,
+        max_time_s: float | None,
+        group: torch.distributed.ProcessGroup | None,
+    ) -> None:
+        self.next_step = 0
+        self._save = save
+        self._checkpoint = checkpoint
+        self._resilience = resilience
+        self._stop_request = stop_request
+        self._max_steps = max_steps
+        self._max_time_s = max_time_s
+        self._group = group
+        self._next_agreement = 0
+        self._agreed: tuple[int, float] = (0, 0.0)
+        self._saved_step = -1
+        self._saved_at = 0.0
+        self._started_at = 0.0
+        self._trained_s = 0.0
+        self._after_validation: tuple[bool, Request] | None = None
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"trained_s": self._trained_s + time.monotonic() - self._started_at}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._trained_s = state_dict["trained_s"]
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        step = trainer.global_step
+        self._started_at = self._saved_at = time.monotonic()
+        self._saved_step = step
+        self._agreed = (step, self._started_at)
+        self._next_agreement = step + 1
+        self._plan(step)
+
+    def on_step(self, trainer: Trainer, module: LightningModule, step: int) -> None:
+        save, request = False, Request.NOTHING
+        if step >= self._next_agreement:
+            save, request = self._agree(step)
+        every = self._checkpoint.every_n_steps
+        save = save or step == self._max_steps or bool(every and step % every == 0)
+        self._plan(step)
+        if request is Request.TIME_IS_UP:
+            trainer.should_stop = True
+            save = True
+        if save or request >= Request.REQUEUE:
+            if validation_follows(trainer):
+                self._after_validation = (save, request)
+            else:
+                self._act(trainer, step, request)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._after_validation is not None:
+            (_, request), self._after_validation = self._after_validation, None
+            self._act(trainer, trainer.global_step, request)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """The end by epochs or by early stopping is not known at its step."""
+        if self._saved_step != trainer.global_step:
+            self._act(trainer, trainer.global_step, Request.NOTHING)
+
+    def _act(self, trainer: Trainer, step: int, request: Request) -> None:
+        deadline = (
+            stop.force_exit_after(self._resilience.stop_deadline_s) if request >= Request.REQUEUE else None
+        )
+        if self._saved_step != step:
+            self._save(trainer)
+            self._saved_step, self._saved_at = step, time.monotonic()
+        if deadline is not None:
+            deadline.cancel()
+            raise stop.StopTraining(request)
+
+    def _agree(self, step: int) -> tuple[bool, Request]:
+        """One all-reduce: the largest request, whether any rank wants to save, the smallest number of steps until next."""
+        now = time.monotonic()
+        steps, elapsed_s = step - self._agreed[0], now - self._agreed[1]
+        ahead = max(1, min(1000, int(steps * self._resilience.agree_every_s / max(elapsed_s, 1e-9))))
+        minutes = self._checkpoint.every_minutes
+        save = minutes is not None and now - self._saved_at >= 60 * minutes
+        votes = torch.tensor([int(self._wish(now)), int(save), -ahead])
+        if self._group is not None:
+            torch.distributed.all_reduce(votes, torch.distributed.ReduceOp.MAX, group=self._group)
+        request, agreed_save, negative_ahead = votes.tolist()
+        self._agreed = (step, now)
+        self._next_agreement = step - negative_ahead
+        return bool(agreed_save), Request(request)
+
+    def _wish(self, now: float) -> Request:
+        if self._stop_request.exists():
+            return Request.STOP
+        if stop.signalled():
+            return Request.REQUEUE
+        if self._max_time_s is not None and self._trained_s + now - self._started_at >= self._max_time_s:
+            return Request.TIME_IS_UP
+        return Request.NOTHING
+
+    def _plan(self, step: int) -> None:
+        """The next step at which something may happen."""
+        due = [self._next_agreement]
+        if self._checkpoint.every_n_steps:
+            due.append(step + self._checkpoint.every_n_steps - step % self._checkpoint.every_n_steps)
+        if self._max_steps is not None and self._max_steps > step:
+            due.append(self._max_steps)
+        self.next_step = min(due)
+
+
+def validation_follows(trainer: Trainer) -> bool:
+    """Whether Lightning will validate after this step (2.6: `_TrainingEpochLoop._should_check_val_fx`, private)."""
+    fit_loop = trainer.fit_loop
+    assert fit_loop._data_fetcher is not None
+    return fit_loop.epoch_loop._should_check_val_fx(fit_loop._data_fetcher)

@@ -1,0 +1,63 @@
+"""One callback counts optimizer steps and calls the others only at the steps that they asked for.
+
+Lightning calls every callback on every batch. Here a batch that nobody asked for costs a few integer comparisons,
+whatever the number of listeners.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from trainer.callbacks.boundary import Boundary
+from trainer.callbacks.metrics import TrainMetrics
+from trainer.worker.heartbeat import Heartbeat
+
+
+class StepClock(Callback):
+    """`step`: the optimizer steps completed, in this attempt and those before it.
+
+    It goes behind the user's callbacks, which have then seen the step that the boundary may save.
+    """
+
+    def __init__(self, metrics: TrainMetrics, boundary: Boundary, heartbeat: Heartbeat) -> None:
+        self.step = 0
+        self._metrics = metrics
+        self._boundary = boundary
+        self._heartbeat = heartbeat
+        self._accumulate = 1
+        self._batches = 0
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.step = trainer.global_step
+        self._accumulate = trainer.accumulate_grad_batches
+        batches = trainer.num_training_batches
+        self._batches = 0 if batches == float("inf") else int(batches)
+        self._metrics.start(self.step)
+        self._heartbeat.update(step=self.step, epoch=trainer.current_epoch, phase="train")
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._heartbeat.update(epoch=trainer.current_epoch, phase="train")
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        step = self.step + 1
+        if step >= self._metrics.next_step:
+            self._metrics.on_output(pl_module, outputs)
+        if (batch_idx + 1) % self._accumulate and batch_idx + 1 != self._batches:
+            return
+        self.step = self._heartbeat.step = step
+        if step >= self._metrics.next_step:
+            self._metrics.on_step(trainer, pl_module, step)
+        if step >= self._boundary.next_step:
+            self._boundary.on_step(trainer, pl_module, step)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._heartbeat.update(phase="validate")
+        self._metrics.pause()
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._metrics.resume()
+        self._heartbeat.update(phase="train")

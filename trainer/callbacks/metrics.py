@@ -1,0 +1,123 @@
+"""Training metrics on logged steps: the loss of the whole global batch, the learning rate, the rate of work."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import torch
+import torch.distributed
+from lightning.pytorch import LightningModule, Trainer
+
+from trainer.worker.heartbeat import Heartbeat
+
+
+class TrainMetrics:
+    """A `StepListener`: every `every_n_steps` it averages over micro-batches and ranks, and writes to every logger.
+
+    `group` is the CPU (gloo) group; None for one rank. `tokens_per_sample` makes tokens/s of samples/s.
+    """
+
+    def __init__(
+        self,
+        every_n_steps: int,
+        batch_size: int,
+        tokens_per_sample: int | None,
+        max_steps: int | None,
+        heartbeat: Heartbeat,
+        group: torch.distributed.ProcessGroup | None,
+    ) -> None:
+        self.every_n_steps = every_n_steps
+        self.next_step = 0
+        self._work_per_step = batch_size * (tokens_per_sample or 1)
+        self._unit = "tokens/s" if tokens_per_sample else "samples/s"
+        self._max_steps = max_steps
+        self._heartbeat = heartbeat
+        self._group = group
+        self._sums: dict[str, torch.Tensor] = {}
+        self._counts: dict[str, int] = {}
+        self._last: tuple[int, float] | None = None
+        self._paused_s = 0.0
+        self._pause_started = 0.0
+
+    def start(self, step: int) -> None:
+        """Training starts after `step` steps."""
+        self.next_step = step + self.every_n_steps - step % self.every_n_steps
+        self._last = (step, time.monotonic())
+
+    def pause(self) -> None:
+        """Time until `resume` is not the training's: validation, saving."""
+        self._pause_started = time.monotonic()
+
+    def resume(self) -> None:
+        self._paused_s += time.monotonic() - self._pause_started
+
+    def on_output(self, module: LightningModule, outputs: Any) -> None:
+        loss = outputs.get("loss") if isinstance(outputs, dict) else outputs
+        found = {"loss": loss} if loss is not None else {}
+        found.update(getattr(module, "step_metrics", None) or {})
+        for name, value in found.items():
+            value = value.detach().float()
+            self._sums[name] = self._sums[name] + value if name in self._sums else value
+            self._counts[name] = self._counts.get(name, 0) + 1
+
+    def on_step(self, trainer: Trainer, module: LightningModule, step: int) -> None:
+        self.next_step = step + self.every_n_steps - step % self.every_n_steps
+        values = self._averages()
+        if trainer.optimizers:
+            values["train/lr"] = float(trainer.optimizers[0].param_groups[0]["lr"])
+        rate = self._rate(step)
+        if rate is not None:
+            values[f"train/{self._unit.replace('/', '_per_')}"] = rate
+        self._show(values, rate, step)
+        for logger in trainer.loggers:
+            logger.log_metrics({**values, "epoch": trainer.current_epoch}, step=step)
+
+    def _averages(self) -> dict[str, float]:
+        """Mean over the micro-batches of this step and over the ranks, by one all-reduce on the CPU."""
+        names = sorted(self._sums)
+        if not names:
+            return {}
+        means = torch.stack([self._sums[name] / self._counts[name] for name in names]).cpu().double()
+        if self._group is not None:
+            torch.distributed.all_reduce(means, group=self._group)
+            means /= torch.distributed.get_world_size(self._group)
+        self._sums.clear()
+        self._counts.clear()
+        return {f"train/{name}": float(value) for name, value in zip(names, means, strict=True)}
+
+    def _rate(self, step: int) -> float | None:
+        """Work a second since the last logged step, without validation and saving."""
+        now = time.monotonic()
+        assert self._last is not None
+        before, then = self._last
+        elapsed_s = now - then - self._paused_s
+        self._last, self._paused_s = (step, now), 0.0
+        return (step - before) * self._work_per_step / elapsed_s if elapsed_s > 0 else None
+
+    def _show(self, values: dict[str, float], rate: float | None, step: int) -> None:
+        left_s = None
+        if rate and self._max_steps is not None:
+            left_s = (self._max_steps - step) * self._work_per_step / rate
+        self._heartbeat.update(step=step, metrics=values, rate=rate, rate_unit=self._unit, eta_s=left_s)
+        print(progress_line(step, self._max_steps, values, rate, self._unit, left_s), flush=True)
+
+
+def progress_line(
+    step: int,
+    max_steps: int | None,
+    values: dict[str, float],
+    rate: float | None,
+    unit: str,
+    left_s: float | None,
+) -> str:
+    """`step 40/400  loss 0.4321  1,234 samples/s  0:03:20 left`."""
+    parts = [f"step {step}/{max_steps}" if max_steps else f"step {step}"]
+    if "train/loss" in values:
+        parts.append(f"loss {values['train/loss']:.4f}")
+    if rate is not None:
+        parts.append(f"{rate:,.0f} {unit}")
+    if left_s is not None:
+        minutes, seconds = divmod(round(left_s), 60)
+        parts.append(f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d} left")
+    return "  ".join(parts)

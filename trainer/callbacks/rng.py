@@ -1,0 +1,45 @@
+"""Saves the random number generators of every rank in the checkpoint; Lightning saves none."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch.distributed
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from trainer.worker import rng
+
+
+class RngState(Callback):
+    """At another world size each rank starts from a seed made of (seed, rank, step) instead: nothing could be equal.
+
+    `group` is the CPU (gloo) group; None for one rank.
+    """
+
+    def __init__(self, seed: int, rank: int, group: torch.distributed.ProcessGroup | None) -> None:
+        self._seed = seed
+        self._rank = rank
+        self._group = group
+        self._saved: list[dict[str, Any]] | None = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Lightning calls this on every rank, so the ranks can gather here; only the first writes."""
+        states: list[Any] = [rng.state()]
+        if self._group is not None:
+            mine = states[0]
+            states = [None] * torch.distributed.get_world_size(self._group)
+            torch.distributed.all_gather_object(states, mine, group=self._group)
+        return {"ranks": states}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._saved = state_dict["ranks"]
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """The last moment before the first batch: building and restoring drew numbers, too."""
+        if self._saved is None:
+            rng.seed_all(rng.seed_of_rank(self._seed, self._rank))
+        elif len(self._saved) == trainer.world_size:
+            rng.restore(self._saved[self._rank])
+        else:
+            rng.seed_all(rng.seed_of_rank(self._seed + trainer.global_step, self._rank))
+        self._saved = None

@@ -1,0 +1,83 @@
+"""`metrics.jsonl`: every logged scalar, one line a step, rewound on resume."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+
+from trainer.runs.files import append_line, write_atomic
+
+
+class MetricsFile(Logger):
+    """A Lightning logger that writes one JSON object a step: `step`, `epoch`, `time`, then the logged names.
+
+    Lightning counts the steps of training and validation metrics differently (the 50th step's training metrics are
+    logged at 49, the validation after it at 50); here both carry `completed_steps()`, the steps done when they were
+    measured. The line of a step is held back until the step moves on, because its parts come in several calls.
+    """
+
+    def __init__(self, path: Path, completed_steps: Callable[[], int]) -> None:
+        super().__init__()
+        self._path = path
+        self._completed_steps = completed_steps
+        self._line: dict[str, Any] = {}
+
+    @property
+    def name(self) -> str:
+        return "metrics"
+
+    @property
+    def version(self) -> str:
+        return "0"
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        completed = self._completed_steps()
+        if self._line and self._line["step"] != completed:
+            self.save()
+        if not self._line:
+            self._line = {"step": completed, "epoch": None, "time": round(time.time(), 3)}
+        for name, value in metrics.items():
+            number = float(value)
+            plain = number if math.isfinite(number) else str(number)  # JSON has no NaN
+            self._line[name] = int(number) if name == "epoch" else plain
+
+    @rank_zero_only
+    def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
+        """Nothing: the configuration is in config.yaml."""
+
+    @rank_zero_only
+    def save(self) -> None:
+        """Write the line that is held back."""
+        if self._line:
+            append_line(self._path, json.dumps(self._line))
+            self._line = {}
+
+    @rank_zero_only
+    def finalize(self, status: str) -> None:
+        self.save()
+
+
+def rewind(path: Path, step: int) -> int:
+    """Drop the lines of steps after `step`, and a last line cut short by a crash; returns how many were dropped."""
+    if not path.exists():
+        return 0
+    lines = path.read_text().splitlines()
+    kept = [line for line in lines if _step_of(line) is not None and _step_of(line) <= step]  # type: ignore[operator]
+    if len(kept) != len(lines):
+        write_atomic(path, "".join(f"{line}\n" for line in kept))
+    return len(lines) - len(kept)
+
+
+def _step_of(line: str) -> int | None:
+    try:
+        return int(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return None

@@ -1,0 +1,214 @@
+"""From a frozen configuration to Lightning objects: module, data, strategy, Trainer."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import MethodType
+from typing import Any
+
+import torch
+import torch.distributed
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.plugins.environments import TorchElasticEnvironment
+from lightning.pytorch.utilities.model_helpers import is_overridden
+from torch.utils.data import DataLoader
+
+from trainer import strategies
+from trainer.checkpoint.io import RunCheckpointIO
+from trainer.config.batch import BatchPlan
+from trainer.config.build import accepts, instantiate, locate
+from trainer.config.schema import Config
+from trainer.data.loader import evaluation, resumable
+from trainer.worker.loop import use_lean_loop
+from trainer.worker.process import Rank
+
+READ_BY_TRAINER = ("batch_size", "micro_batch", "num_workers")
+"""Keys of `data` that are handed to the module only where its signature names them."""
+
+
+@dataclass
+class Data:
+    """The user's data module, whose plain DataLoaders are rebuilt on the resumable order."""
+
+    module: LightningDataModule
+    plan: BatchPlan
+    facts: dict[str, Any]
+    training_loader: Callable[[], Any]
+
+    def steps_per_epoch(self) -> int | None:
+        """Optimizer steps in an epoch; None where the loader has no length."""
+        try:
+            return math.ceil(len(self.training_loader()) / self.plan.accumulate)
+        except TypeError:
+            return None
+
+
+def device_of(config: Config, rank: Rank) -> torch.device:
+    """This rank's device: the configuration says how many GPUs the job has, none means CPU."""
+    return torch.device("cuda", rank.local_rank) if config.resources.gpus else torch.device("cpu")
+
+
+def precision_of(config: Config, device: torch.device) -> str:
+    """`auto`: bf16-mixed on a GPU that has bf16 in hardware, else 32-true."""
+    if config.trainer.precision != "auto":
+        return config.trainer.precision
+    has_bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    return "bf16-mixed" if has_bf16 else "32-true"
+
+
+def build_data(config: Config, rank: Rank) -> Data:
+    """Instantiate the data module; its files are prepared by one process a node before the others look at them."""
+    target = locate(config.data["_target_"], "data._target_")
+    node = {
+        key: value
+        for key, value in config.data.items()
+        if key not in READ_BY_TRAINER or (value is not None and accepts(target, key))
+    }
+    module = instantiate(node, where="data")
+    facts: dict[str, Any] = {}
+    if hasattr(module, "facts"):
+        if rank.local_rank == 0:
+            module.prepare_data()
+        if torch.distributed.is_initialized():
+            torch.distributed.barrier()
+        module.setup("fit")
+        facts = module.facts()
+    plan = _plan(config, module, rank)
+    built: list[Any] = []
+    original = module.train_dataloader
+
+    def train_dataloader() -> Any:
+        if not built:
+            loader = original()
+            plain = type(loader) is DataLoader
+            built.append(resumable(loader, plan, rank.rank, config.seed) if plain else loader)
+        return built[0]
+
+    module.train_dataloader = train_dataloader
+    for name in ("val_dataloader", "test_dataloader", "predict_dataloader"):
+        if is_overridden(name, module, LightningDataModule):
+            setattr(module, name, _sharded(getattr(module, name), rank))
+    return Data(module, plan, facts, train_dataloader)
+
+
+def _plan(config: Config, module: LightningDataModule, rank: Rank) -> BatchPlan:
+    """`data.batch_size` where given; else the module's own loader says the micro-batch, as in Lightning."""
+    batch_size, micro_batch = config.data.get("batch_size"), config.data.get("micro_batch")
+    if batch_size is None:
+        micro_batch = micro_batch or getattr(module.train_dataloader(), "batch_size", None) or 1
+        batch_size = micro_batch * rank.world_size
+    return BatchPlan.of(batch_size, micro_batch, rank.world_size)
+
+
+def _sharded(original: Callable[[], Any], rank: Rank) -> Callable[[], Any]:
+    """Evaluation loaders that give each sample once over all the ranks."""
+
+    def loader() -> Any:
+        found = original()
+        if type(found) is DataLoader:
+            return evaluation(found, rank.rank, rank.world_size)
+        if isinstance(found, list) and all(type(one) is DataLoader for one in found):
+            return [evaluation(one, rank.rank, rank.world_size) for one in found]
+        return found
+
+    return loader
+
+
+def build_module(config: Config, data: Data, total_steps: Callable[[], int | None]) -> LightningModule:
+    """The network inside its task, or the user's own LightningModule as it is.
+
+    An argument of the model that is null in the config and that the data knows (`facts`) is filled from the data.
+    """
+    node = {
+        key: data.facts[key] if value is None and key in data.facts else value
+        for key, value in config.model.items()
+    }
+    model = instantiate(node, where="model")
+    if isinstance(model, LightningModule):
+        module = model
+    else:
+        task = dict(config.task)
+        if task.get("_target_") is None:
+            task["_target_"] = data.module.default_task  # type: ignore[attr-defined]
+        module = instantiate(task, where="task", model=model)
+    if not is_overridden("configure_optimizers", module, LightningModule):
+        module.configure_optimizers = MethodType(_configure_optimizers(config, total_steps), module)  # type: ignore[method-assign]
+    return module
+
+
+def _configure_optimizers(
+    config: Config, total_steps: Callable[[], int | None]
+) -> Callable[[LightningModule], dict[str, Any]]:
+    """The `configure_optimizers` of a module that has none: the optimizer and the schedule of the config."""
+
+    def configure_optimizers(self: LightningModule) -> dict[str, Any]:
+        parameters = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        optimizer = instantiate(config.optimizer, parameters, where="optimizer")
+        if config.scheduler.get("_target_") is None:
+            return {"optimizer": optimizer}
+        schedule = instantiate(config.scheduler, optimizer, where="scheduler", total_steps=total_steps())
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    return configure_optimizers
+
+
+def total_steps_of(config: Config, data: Data) -> int | None:
+    """Optimizer steps of the whole training; None where only `max_time` ends it."""
+    options = config.trainer
+    limits = [] if options.max_steps is None else [options.max_steps]
+    steps_per_epoch = data.steps_per_epoch() if options.max_epochs is not None else None
+    if steps_per_epoch is not None and options.max_epochs is not None:
+        limits.append(options.max_epochs * steps_per_epoch)
+    return min(limits) if limits else None
+
+
+def build_trainer(
+    config: Config,
+    rank: Rank,
+    plan: BatchPlan,
+    callbacks: list[Callback],
+    loggers: list[Logger],
+    checkpoint_io: RunCheckpointIO,
+    default_root_dir: str,
+) -> Trainer:
+    """Lightning's Trainer with what this project does itself switched off: checkpoints, bars, samplers, requeueing."""
+    options = config.trainer
+    device = device_of(config, rank)
+    interval = options.val_check_interval
+    trainer = Trainer(
+        accelerator="gpu" if device.type == "cuda" else "cpu",
+        devices=rank.local_world_size,
+        num_nodes=rank.num_nodes,
+        strategy=strategies.build(
+            config.strategy,
+            world_size=rank.world_size,
+            device=device,
+            timeout_s=config.resilience.collective_timeout_s,
+        ),
+        plugins=[TorchElasticEnvironment(), checkpoint_io],
+        precision=precision_of(config, device),  # type: ignore[arg-type]
+        max_steps=-1 if options.max_steps is None else options.max_steps,
+        max_epochs=-1 if options.max_epochs is None else options.max_epochs,
+        accumulate_grad_batches=plan.accumulate,
+        gradient_clip_val=options.gradient_clip_norm,
+        gradient_clip_algorithm="norm" if options.gradient_clip_norm is not None else None,
+        log_every_n_steps=options.log_every_n_steps,
+        val_check_interval=None if interval is None else interval * plan.accumulate,
+        check_val_every_n_epoch=1 if interval is None else None,
+        limit_val_batches=options.limit_val_batches,
+        deterministic=options.deterministic,
+        callbacks=callbacks,
+        logger=loggers or False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+        num_sanity_val_steps=0,
+        default_root_dir=default_root_dir,
+    )
+    if options.lean_loop:
+        use_lean_loop(trainer)
+    return trainer
