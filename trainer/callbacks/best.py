@@ -30,9 +30,7 @@ class BestMetric(Callback):
         if trainer.sanity_checking:
             return
         self.last = {
-            name: float(value)
-            for name, value in trainer.callback_metrics.items()
-            if not name.startswith("train/")
+            name: float(value) for name, value in trainer.callback_metrics.items() if not name.startswith("train/")
         }
         value = self.last.get(self.monitor)
         if value is not None and self._is_better(value):

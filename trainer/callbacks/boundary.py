@@ -93,9 +93,7 @@ class Boundary(Callback):
             self._act(trainer, trainer.global_step, Request.NOTHING)
 
     def _act(self, trainer: Trainer, step: int, request: Request) -> None:
-        deadline = (
-            stop.force_exit_after(self._resilience.stop_deadline_s) if request >= Request.REQUEUE else None
-        )
+        deadline = stop.force_exit_after(self._resilience.stop_deadline_s) if request >= Request.REQUEUE else None
         if self._saved_step != step:
             self._save(trainer)
             self._saved_step, self._saved_at = step, time.monotonic()
@@ -104,7 +102,7 @@ class Boundary(Callback):
             raise stop.StopTraining(request)
 
     def _agree(self, step: int) -> tuple[bool, Request]:
-        """One all-reduce: the largest request, whether any rank wants to save, the smallest number of steps until next."""
+        """One all-reduce: the largest request, whether any rank wants to save, the fewest steps until the next."""
         now = time.monotonic()
         steps, elapsed_s = step - self._agreed[0], now - self._agreed[1]
         ahead = max(1, min(1000, int(steps * self._resilience.agree_every_s / max(elapsed_s, 1e-9))))

@@ -123,8 +123,7 @@ def build_module(config: Config, data: Data, total_steps: Callable[[], int | Non
     An argument of the model that is null in the config and that the data knows (`facts`) is filled from the data.
     """
     node = {
-        key: data.facts[key] if value is None and key in data.facts else value
-        for key, value in config.model.items()
+        key: data.facts[key] if value is None and key in data.facts else value for key, value in config.model.items()
     }
     model = instantiate(node, where="model")
     if isinstance(model, LightningModule):

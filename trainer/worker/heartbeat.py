@@ -57,9 +57,7 @@ class Heartbeat:
         if (self.step, fields["phase"]) != self._seen:
             self._seen, self._moved = (self.step, fields["phase"]), now
         try:
-            write_atomic(
-                self.path, json.dumps({"time": now, "moved": self._moved, "step": self.step, **fields})
-            )
+            write_atomic(self.path, json.dumps({"time": now, "moved": self._moved, "step": self.step, **fields}))
         except OSError:
             pass
 

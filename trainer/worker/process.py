@@ -26,9 +26,7 @@ class Rank:
 
     @staticmethod
     def from_environment() -> Rank:
-        number = {
-            key: int(os.environ.get(key, "0")) for key in ("RANK", "LOCAL_RANK", "TORCHELASTIC_RESTART_COUNT")
-        }
+        number = {key: int(os.environ.get(key, "0")) for key in ("RANK", "LOCAL_RANK", "TORCHELASTIC_RESTART_COUNT")}
         return Rank(
             rank=number["RANK"],
             local_rank=number["LOCAL_RANK"],

@@ -235,9 +235,7 @@ def _loggers(config: Config, directory: RunDirectory, rank: Rank, heartbeat: Hea
     if config.tracking.name == "wandb":
         from trainer.tracking import weights_and_biases
 
-        loggers.append(
-            weights_and_biases.start(directory, config.tracking, directory.config(), lambda: heartbeat.step)
-        )
+        loggers.append(weights_and_biases.start(directory, config.tracking, directory.config(), lambda: heartbeat.step))
     return loggers
 
 
@@ -291,9 +289,7 @@ def _finish(writer: CheckpointWriter, loggers: list[Any], exit_code: int, config
                 weights_and_biases.finish(logger, exit_code)
 
 
-def _say_what(
-    module: LightningModule, trainer: Trainer, plan: Any, total_steps: int | None, config: Config
-) -> None:
+def _say_what(module: LightningModule, trainer: Trainer, plan: Any, total_steps: int | None, config: Config) -> None:
     """One line of what trains on what."""
     parameters = sum(parameter.numel() for parameter in module.parameters())
     print(
@@ -315,7 +311,7 @@ def seconds_of(text: str | None) -> float | None:
 
 
 def _silence_known_warnings() -> None:
-    """Advice of Lightning that does not hold here, each with the reason. Nothing broader: a new warning must be seen."""
+    """Advice of Lightning that does not hold here, each with the reason. Nothing broader: new ones must be seen."""
     reasons = {
         "The .*dataloader.* does not have many workers": "whether workers pay depends on the data; docs/data.md says when",
         "The number of training batches .* is smaller than the logging interval": "our logging counts steps over epochs",

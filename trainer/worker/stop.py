@@ -39,7 +39,7 @@ def _set_flag(signum: int, frame: FrameType | None) -> None:
 
 
 def install_handlers() -> None:
-    """SIGTERM and SIGUSR1 ask for a requeue. SIGINT goes to the whole terminal's group and is the follower's business."""
+    """SIGTERM and SIGUSR1 ask for a requeue. SIGINT reaches the whole terminal's group: the follower acts on it."""
     signal.signal(signal.SIGTERM, _set_flag)
     signal.signal(signal.SIGUSR1, _set_flag)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
