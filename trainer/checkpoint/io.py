@@ -1,0 +1,198 @@
+"""How Lightning saves and loads: `RunCheckpointIO` under the commit protocol, in the background if asked.
+
+`Trainer.save_checkpoint(path, storage_options=...)` builds the whole state on every rank, and `Strategy.save_checkpoint`
+calls this plugin on rank 0 only. The errors of a save are therefore not raised where they happen (rank 0 would miss
+the barrier that the others stand in) but logged, kept, and raised by `CheckpointWriter.raise_if_failed`.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric.plugins import CheckpointIO
+
+from trainer.checkpoint import commit
+from trainer.checkpoint.commit import CommitInfo, SaveFailed, Staging
+from trainer.checkpoint.plain import plain_checkpoint
+from trainer.checkpoint.snapshot import HostBuffers, nbytes
+from trainer.checkpoint.store import Checkpoint, CheckpointStore
+from trainer.errors import TrainerError, UserError
+
+log = logging.getLogger(__name__)
+
+STATE_FILE = "state.pt"
+VISIBLE_WITHIN_S = 10.0
+"""How long a folder that rank 0 has seen may stay invisible to another node (NFS caches names)."""
+
+
+@dataclass
+class SaveTiming:
+    """Seconds of the last save."""
+
+    blocked_s: float = 0.0
+    """Training stood still: waiting for the save before, copying to host memory (synchronous: all of it)."""
+    written_s: float = 0.0
+    """From the start of writing to the commit."""
+
+
+class CheckpointWriter:
+    """Writes checkpoints of one rank into a store, at most one at a time."""
+
+    def __init__(
+        self,
+        store: CheckpointStore,
+        asynchronous: bool = True,
+        on_committed: Callable[[Checkpoint], None] | None = None,
+        attempt: int = 0,
+    ) -> None:
+        self.store = store
+        self.asynchronous = asynchronous
+        self.on_committed = on_committed
+        """Called after each commit, in the background thread if asynchronous."""
+        self.attempt = attempt
+        self.timing = SaveTiming()
+        self._buffers = HostBuffers()
+        self._thread: threading.Thread | None = None
+        self._failure: BaseException | None = None
+
+    def save(self, state: dict[str, Any], target: Path, info: CommitInfo) -> None:
+        """Write `state` (plain types and tensors, after conversion) as the checkpoint `target`.
+
+        Returns once the tensors may change again. What goes wrong is logged and raised by `raise_if_failed`.
+        """
+        started = time.monotonic()
+        self.wait()
+        try:
+            if self.asynchronous:
+                state = plain_checkpoint(state, self._buffers.copy)
+                self._buffers.finish()
+                self._thread = threading.Thread(
+                    target=self._guarded_write, args=(state, target, info), name="checkpoint-writer"
+                )
+                self._thread.start()
+            else:
+                state = plain_checkpoint(state, lambda where, tensor: tensor.detach())
+                self._guarded_write(state, target, info)
+        except Exception as error:
+            self._fail(target, error)
+        self.timing.blocked_s = time.monotonic() - started
+
+    def wait(self) -> None:
+        """Return when no save is in flight."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+
+    @property
+    def in_flight(self) -> bool:
+        return self._thread is not None and self._thread.is_alive()
+
+    def take_failure(self) -> BaseException | None:
+        """What went wrong since the last call, if anything; it is then forgotten (`checkpoint.on_failure=warn`)."""
+        failure, self._failure = self._failure, None
+        return failure
+
+    def raise_if_failed(self) -> None:
+        """Raise what went wrong since the last call: SaveFailed, UserError, or the exception of `on_committed`."""
+        failure = self.take_failure()
+        if failure is not None:
+            raise failure
+
+    def _guarded_write(self, state: dict[str, Any], target: Path, info: CommitInfo) -> None:
+        started = time.monotonic()
+        try:
+            if target.parent == self.store.directory:
+                self.store.clean_leftovers(self.attempt)
+            written = commit.write_checkpoint(
+                target, self.attempt, info, nbytes(state), lambda staging: write_state(staging, state)
+            )
+            self.timing.written_s = time.monotonic() - started
+            if written and self.on_committed is not None:
+                self.on_committed(Checkpoint.read(target))
+        except BaseException as error:
+            self._fail(target, error)
+
+    def _fail(self, target: Path, error: BaseException) -> None:
+        expected = isinstance(error, TrainerError)
+        log.error("Saving checkpoint %s failed: %s", target.name, error, exc_info=None if expected else error)
+        self._failure = error
+
+
+class RunCheckpointIO(CheckpointIO):
+    """Checkpoints are folders under the commit protocol; a save goes through the writer of the run.
+
+    `storage_options` of `Trainer.save_checkpoint` are the fields of `CommitInfo`; without them (a user's own call)
+    step and epoch come from the checkpoint.
+    """
+
+    def __init__(self, writer: CheckpointWriter) -> None:
+        super().__init__()
+        self.writer = writer
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        self.writer.save(checkpoint, Path(path), info_of(checkpoint, storage_options))
+
+    def load_checkpoint(
+        self, path: str | Path, map_location: Any = None, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        """The state in `path`: a checkpoint folder of ours, or a file as Lightning writes it. On the CPU by default.
+
+        Raises UserError if it is not there, not committed, or of a newer format.
+        """
+        return load_state(Path(path), map_location or "cpu", weights_only is not False)
+
+    def remove_checkpoint(self, path: str | Path) -> None:
+        if Path(path).is_dir():
+            commit.remove(Path(path))
+        else:
+            Path(path).unlink(missing_ok=True)
+
+    def teardown(self) -> None:
+        self.writer.wait()
+
+
+def info_of(checkpoint: dict[str, Any], storage_options: Any) -> CommitInfo:
+    """The CommitInfo that the caller of `Trainer.save_checkpoint` gave, whole or as a dict of its fields."""
+    if isinstance(storage_options, CommitInfo):
+        return storage_options
+    fields = {"step": checkpoint.get("global_step", 0), "epoch": checkpoint.get("epoch", 0)}
+    return CommitInfo(**{**fields, **(storage_options or {})})
+
+
+def write_state(staging: Staging, state: dict[str, Any]) -> None:
+    """Put `state` into the staging folder as `state.pt`."""
+    with staging.file(STATE_FILE) as file:
+        torch.save(state, file)
+
+
+def load_state(path: Path, map_location: Any = "cpu", weights_only: bool = True) -> dict[str, Any]:
+    """Read the state of a checkpoint folder, or a file."""
+    if path.is_file():
+        return torch.load(path, map_location=map_location, weights_only=weights_only)
+    wait_visible(path)
+    return torch.load(path / STATE_FILE, map_location=map_location, weights_only=weights_only)
+
+
+def wait_visible(path: Path, timeout_s: float = VISIBLE_WITHIN_S) -> None:
+    """Return once the folder is there and committed. Raises UserError if it is not after `timeout_s`."""
+    deadline = time.monotonic() + (timeout_s if path.parent.is_dir() else 0.0)
+    while True:
+        problems = commit.verify(path, checksums=False)
+        if not problems:
+            return
+        if time.monotonic() >= deadline:
+            raise UserError(
+                f"{path} is not a complete checkpoint ({'; '.join(problems)}).",
+                "`trainer show` lists the checkpoints of a run.",
+            )
+        time.sleep(0.2)
+
+
+__all__ = ["CheckpointWriter", "RunCheckpointIO", "SaveFailed", "SaveTiming", "load_state"]
