@@ -16,7 +16,8 @@ class BestMetric(Callback):
         self.monitor = monitor
         self.mode = mode
         self.best: dict[str, Any] | None = None
-        self.last: dict[str, float] = {}
+        self._last: dict[str, float] = {}
+        self._last_step = -1
         self._heartbeat = heartbeat
 
     def state_dict(self) -> dict[str, Any]:
@@ -29,10 +30,11 @@ class BestMetric(Callback):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.sanity_checking:
             return
-        self.last = {
+        self._last_step = trainer.global_step
+        self._last = {
             name: float(value) for name, value in trainer.callback_metrics.items() if not name.startswith("train/")
         }
-        value = self.last.get(self.monitor)
+        value = self._last.get(self.monitor)
         if value is not None and self._is_better(value):
             self.best = {
                 "metric": self.monitor,
@@ -40,9 +42,14 @@ class BestMetric(Callback):
                 "value": value,
                 "step": trainer.global_step,
             }
-        self._heartbeat.update(best=self.best, validation=self.last)
-        shown = "  ".join(f"{name} {number:.4f}" for name, number in sorted(self.last.items()))
+        self._heartbeat.update(best=self.best, validation=self._last)
+        shown = "  ".join(f"{name} {number:.4f}" for name, number in sorted(self._last.items()))
         print(f"validation after step {trainer.global_step}: {shown}", flush=True)
+
+    def measured_at(self, step: int) -> dict[str, Any]:
+        """What a checkpoint of this step says of its quality: nothing unless it was validated after this very step."""
+        measured = self._last if step == self._last_step else {}
+        return {"metrics": measured, "monitor": self.monitor, "monitor_value": measured.get(self.monitor)}
 
     def _is_better(self, value: float) -> bool:
         if self.best is None:

@@ -32,6 +32,7 @@ class Boundary(Callback):
         checkpoint: CheckpointOptions,
         resilience: ResilienceOptions,
         stop_request: Path,
+        save_failed: Callable[[], bool],
         max_steps: int | None,
         max_time_s: float | None,
         group: torch.distributed.ProcessGroup | None,
@@ -41,6 +42,7 @@ class Boundary(Callback):
         self._checkpoint = checkpoint
         self._resilience = resilience
         self._stop_request = stop_request
+        self._save_failed = save_failed
         self._max_steps = max_steps
         self._max_time_s = max_time_s
         self._group = group
@@ -93,6 +95,8 @@ class Boundary(Callback):
             self._act(trainer, trainer.global_step, Request.NOTHING)
 
     def _act(self, trainer: Trainer, step: int, request: Request) -> None:
+        if request is Request.SAVE_FAILED:
+            raise stop.StopTraining(request)
         deadline = stop.force_exit_after(self._resilience.stop_deadline_s) if request >= Request.REQUEUE else None
         if self._saved_step != step:
             self._save(trainer)
@@ -117,6 +121,8 @@ class Boundary(Callback):
         return bool(agreed_save), Request(request)
 
     def _wish(self, now: float) -> Request:
+        if self._save_failed():
+            return Request.SAVE_FAILED
         if self._stop_request.exists():
             return Request.STOP
         if stop.signalled():

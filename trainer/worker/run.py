@@ -22,11 +22,11 @@ from trainer.callbacks.boundary import Boundary
 from trainer.callbacks.clock import StepClock
 from trainer.callbacks.metrics import TrainMetrics
 from trainer.callbacks.rng import RngState
-from trainer.checkpoint.io import CheckpointWriter, RunCheckpointIO
+from trainer.checkpoint.io import CheckpointWriter, RunCheckpointIO, SaveFailed
 from trainer.checkpoint.store import Checkpoint, CheckpointStore
 from trainer.config.build import instantiate, load
 from trainer.config.schema import Config
-from trainer.errors import DONE, JOB_FAILED, NEVER_RESTART, REQUEUE, TrainerError
+from trainer.errors import DONE, JOB_FAILED, NEVER_RESTART, REQUEUE, TrainerError, UserError
 from trainer.runs.directory import RunDirectory
 from trainer.runs.files import write_atomic
 from trainer.tracking.metrics_file import MetricsFile, rewind
@@ -36,6 +36,11 @@ from trainer.worker.process import Rank
 from trainer.worker.stop import Request, StopTraining
 
 Group = torch.distributed.ProcessGroup
+
+_NO_GOOD_CHECKPOINT = (
+    "every checkpoint of this run is damaged; starting again from step 0 would hide that",
+    "the damaged ones are kept as checkpoints/bad-*; start a new run, or restore one from a backup",
+)
 
 
 def run(run_path: Path) -> int:
@@ -51,10 +56,14 @@ def run(run_path: Path) -> int:
         _train(config, attempt, group)
         attempt.end("finished", DONE)
     except StopTraining as leaving:
-        if leaving.request is Request.STOP:
+        if leaving.request is Request.SAVE_FAILED:
+            attempt.end("failed", JOB_FAILED, "a checkpoint could not be written; see the log")
+        elif leaving.request is Request.STOP:
             attempt.end("stopped", DONE, "asked to stop")
         else:
             attempt.end("requeue", REQUEUE, "asked to make room")
+    except SaveFailed as error:
+        attempt.end("failed", JOB_FAILED, str(error))
     except (TrainerError, ImportError) as error:
         # The next attempt would fail in the same way: say so, and keep torchrun from trying.
         traceback.print_exc()
@@ -127,6 +136,7 @@ def _train(config: Config, attempt: Attempt, group: Group | None) -> None:
     writer = CheckpointWriter(
         store,
         asynchronous=config.checkpoint.asynchronous,
+        attempt=rank.attempt,
         on_committed=lambda saved: _after_commit(saved, store, config, mode, directory),
     )
     best = BestMetric(monitor, mode, heartbeat)
@@ -134,7 +144,7 @@ def _train(config: Config, attempt: Attempt, group: Group | None) -> None:
     def save(trainer: Trainer) -> None:
         heartbeat.update(phase="save")
         metrics.pause()
-        _save(trainer, directory, config, best, writer)
+        _save(trainer, config, best, writer)
         metrics.resume()
         heartbeat.update(phase="train")
 
@@ -152,6 +162,7 @@ def _train(config: Config, attempt: Attempt, group: Group | None) -> None:
         config.checkpoint,
         config.resilience,
         directory.stop_request,
+        lambda: _failed(writer, directory, config),
         config.trainer.max_steps,
         seconds_of(config.trainer.max_time),
         group,
@@ -188,13 +199,15 @@ def _newest_checkpoint(
     """The first rank verifies and chooses; the others take its choice, so that all load the same step."""
     chosen: list[Any] = [None]
     if rank.is_first:
-        found, skipped = store.newest_good()
+        found, skipped = store.newest_good(set_aside=True)
         for message in skipped:
             print(f"checkpoint skipped: {message}", flush=True)
             directory.event("checkpoint_skipped", reason=message)
-        chosen = [found]
+        chosen = [UserError(*_NO_GOOD_CHECKPOINT) if skipped and found is None else found]
     if group is not None:
         torch.distributed.broadcast_object_list(chosen, src=0, group=group)
+    if isinstance(chosen[0], UserError):
+        raise chosen[0]
     return chosen[0]
 
 
@@ -239,31 +252,30 @@ def _loggers(config: Config, directory: RunDirectory, rank: Rank, heartbeat: Hea
     return loggers
 
 
-def _save(
-    trainer: Trainer, directory: RunDirectory, config: Config, best: BestMetric, writer: CheckpointWriter
-) -> None:
+def _save(trainer: Trainer, config: Config, best: BestMetric, writer: CheckpointWriter) -> None:
     """One checkpoint of the state after `trainer.global_step` steps, on every rank."""
     for logger in trainer.loggers:
         logger.save()
     step = trainer.global_step
-    try:
-        trainer.save_checkpoint(
-            directory.checkpoints_dir / f"step-{step:08d}",
-            storage_options={
-                "step": step,
-                "epoch": trainer.current_epoch,
-                "metrics": best.last,
-                "monitor": best.monitor,
-                "world_size": trainer.world_size,
-                "strategy": config.strategy.name,
-            },
-        )
-        writer.raise_if_failed()
-    except OSError as error:
-        if config.checkpoint.on_failure == "stop":
-            raise
-        print(f"ERROR: the checkpoint of step {step} was not written: {error}", flush=True)
-        directory.event("checkpoint_failed", step=step, reason=str(error))
+    trainer.save_checkpoint(
+        writer.store.path(step),
+        storage_options={
+            "step": step,
+            "epoch": trainer.current_epoch,
+            **best.measured_at(step),
+            "world_size": trainer.world_size,
+            "strategy": config.strategy.name,
+        },
+    )
+
+
+def _failed(writer: CheckpointWriter, directory: RunDirectory, config: Config) -> bool:
+    """Whether a save has failed and the training must end for it. Only the rank that writes knows."""
+    failure = writer.take_failure()
+    if failure is None:
+        return False
+    directory.event("checkpoint_failed", reason=str(failure))
+    return config.checkpoint.on_failure == "stop"
 
 
 def _after_commit(
@@ -313,9 +325,9 @@ def seconds_of(text: str | None) -> float | None:
 def _silence_known_warnings() -> None:
     """Advice of Lightning that does not hold here, each with the reason. Nothing broader: new ones must be seen."""
     reasons = {
-        "The .*dataloader.* does not have many workers": "whether workers pay depends on the data; docs/data.md says when",
-        "The number of training batches .* is smaller than the logging interval": "our logging counts steps over epochs",
-        "You defined a `validation_step` but have no `val_dataloader`": "a data module may have no validation part",
+        "The .*dataloader.* does not have many workers": "whether workers pay depends on the data: docs/data.md",
+        "The number of training batches .* is smaller than the logging": "our logging counts steps over epochs",
+        "You defined a `validation_step` but have no `val_dataloader`": "a data module may have no validation",
     }
     for message in reasons:
         warnings.filterwarnings("ignore", message=message)

@@ -21,6 +21,8 @@ class Request(IntEnum):
     """Save, leave, be run again: preemption or the end of the allocation."""
     STOP = 3
     """Save and leave for good: the user asked."""
+    SAVE_FAILED = 4
+    """A checkpoint could not be written, and `checkpoint.on_failure=stop`."""
 
 
 class StopTraining(BaseException):

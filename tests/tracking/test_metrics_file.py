@@ -1,0 +1,35 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from trainer.tracking.metrics_file import MetricsFile, rewind
+
+
+def read(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_one_line_a_step_whatever_the_number_of_calls(tmp_path: Path) -> None:
+    step = 10
+    path = tmp_path / "metrics.jsonl"
+    logger = MetricsFile(path, lambda: step)
+    logger.log_metrics({"train/loss": 1.5, "epoch": 0}, step=9)
+    logger.log_metrics({"val/acc": 0.5}, step=10)
+    assert not path.exists()
+    step = 20
+    logger.log_metrics({"train/loss": float("nan")}, step=19)
+    logger.save()
+    first, second = read(path)
+    assert (first["step"], first["epoch"], first["train/loss"], first["val/acc"]) == (10, 0, 1.5, 0.5)
+    assert second["step"] == 20
+    assert second["train/loss"] == "nan"  # JSON has no NaN
+
+
+def test_rewind_drops_later_steps_and_a_cut_line(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 10}\n{"step": 20}\n{"step": 30}\n{"step": 4')
+    assert rewind(path, 20) == 2
+    assert [line["step"] for line in read(path)] == [10, 20]
+    assert rewind(path, 20) == 0
+    assert rewind(tmp_path / "missing.jsonl", 0) == 0
