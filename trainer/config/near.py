@@ -29,7 +29,7 @@ def did_you_mean(name: str, known: Iterable[str], *, prefix: str = "") -> str:
 
 def listed(names: Iterable[str], limit: int = 20) -> str:
     """Names in one line, sorted, cut after `limit`."""
-    ordered = sorted(names)
+    ordered = sorted(set(names))
     more = f" and {len(ordered) - limit} more" if len(ordered) > limit else ""
     return (", ".join(ordered[:limit]) or "none") + more
 

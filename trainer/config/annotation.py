@@ -1,0 +1,91 @@
+"""Plain annotations (`int`, `float | None`, `list[str]`) and whether a value of a config fits one."""
+
+from __future__ import annotations
+
+import ast
+from dataclasses import dataclass
+from typing import Any
+
+_SCALARS = {"int": "an integer", "float": "a number", "bool": "true or false", "str": "a text"}
+_LISTS = {"list", "List", "tuple", "Tuple", "Sequence", "Iterable"}
+
+
+@dataclass(frozen=True)
+class Plain:
+    """A type that can be judged from the text alone."""
+
+    names: frozenset[str]
+    """Of int, float, bool, str, list, None."""
+    element: Plain | None = None
+    """Of a list's elements, where it is plain."""
+
+    def accepts(self, value: Any) -> bool:
+        """Whether a plain value of a config fits; an integer fits a float, a bool does not fit an integer."""
+        if isinstance(value, list):
+            return "list" in self.names and (self.element is None or all(self.element.accepts(v) for v in value))
+        kind = "None" if value is None else type(value).__name__
+        return kind in self.names or (kind == "int" and "float" in self.names)
+
+    def words(self) -> str:
+        """The type in words: `an integer or null`."""
+        words = [text for name, text in _SCALARS.items() if name in self.names]
+        words += ["a list"] if "list" in self.names else []
+        words += ["null"] if "None" in self.names else []
+        return " or ".join(words)
+
+
+def plain_type(node: ast.AST | None) -> Plain | None:
+    """The plain type of an annotation; null when there is none or when any part of it is something else."""
+    if node is None:
+        return None
+    if isinstance(node, ast.Constant):
+        if node.value is None:
+            return Plain(frozenset({"None"}))
+        return _of_text(node.value) if isinstance(node.value, str) else None
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.BitOr):
+        return _union([plain_type(node.left), plain_type(node.right)])
+    if isinstance(node, ast.Subscript):
+        return _subscript(_last_name(node.value), node.slice)
+    name = _last_name(node)
+    if name in _SCALARS:
+        return Plain(frozenset({name}))
+    return Plain(frozenset({"list"})) if name in _LISTS else None
+
+
+def _of_text(text: str) -> Plain | None:
+    try:
+        return plain_type(ast.parse(text, mode="eval").body)
+    except SyntaxError:
+        return None
+
+
+def _subscript(name: str, inner: ast.AST) -> Plain | None:
+    items = inner.elts if isinstance(inner, ast.Tuple) else [inner]
+    if name == "Optional":
+        return _union([plain_type(inner), Plain(frozenset({"None"}))])
+    if name == "Union":
+        return _union([plain_type(item) for item in items])
+    if name in _LISTS:
+        same = len(items) == 1 or name in ("tuple", "Tuple")
+        kinds = [plain_type(i) for i in items if not (isinstance(i, ast.Constant) and i.value is ...)]
+        element = _union(kinds) if same and kinds else None
+        return Plain(frozenset({"list"}), element)
+    return None
+
+
+def _union(parts: list[Plain | None]) -> Plain | None:
+    names: set[str] = set()
+    elements = []
+    for part in parts:
+        if part is None:
+            return None
+        names |= part.names
+        if "list" in part.names:
+            elements.append(part.element)
+    return Plain(frozenset(names), elements[0] if len(elements) == 1 else None)
+
+
+def _last_name(node: ast.AST) -> str:
+    if isinstance(node, ast.Attribute):
+        return node.attr
+    return node.id if isinstance(node, ast.Name) else ""

@@ -1,0 +1,191 @@
+"""Composing a job with Hydra: search path, overrides, resolving. Nothing of Hydra's global state stays behind.
+
+Hydra answers a misspelt key with the advice to add `+`, which then accepts it silently. So only the group choices
+are given to Hydra; values are set here, after each key was found in the composed tree, in the schema, or
+in the signature of the section's `_target_`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from trainer.config import explain
+from trainer.config.keys import set_value
+from trainer.errors import UserError
+from trainer.paths import conf_dir
+
+
+@dataclass(frozen=True)
+class Composed:
+    """One job, composed."""
+
+    config: dict[str, Any]
+    """Resolved and plain. As the files and overrides say: `check` completes and judges it."""
+    choices: dict[str, str | None]
+    """Group to the option that was chosen."""
+    overrides: list[str]
+    """As they were given."""
+    tree: Any
+    """OmegaConf's tree before resolving, the `hydra` node included: what `--cfg` prints."""
+
+
+def compose(
+    overrides: list[str], *, config_dirs: list[Path], config_name: str = "config", cwd: Path | None = None
+) -> Composed:
+    """Compose a job from `config_dirs`, then `./conf` of the working directory, then the shipped groups.
+
+    The first that has a file wins, so a user's own `conf/model/mlp.yaml` stands in for ours.
+    Raises UserError for everything that is wrong with files or overrides, with the key and the nearest one.
+    """
+    where = cwd or Path.cwd()
+    loader = _loader(_search_path(config_dirs, where))
+    with explain.hydra_errors(loader, overrides):
+        groups, values = _split(loader, overrides)
+        tree = _load(loader, config_name, groups)
+    # Targets first: what keys their section takes depends on them.
+    for override in sorted(values, key=lambda o: not o.key_or_group.endswith("._target_")):
+        set_value(tree, override, loader, where)
+    _record(tree, values)
+    config = _resolve(tree)
+    choices = dict(tree.hydra.runtime.choices)
+    return Composed(config, {k: v for k, v in choices.items() if "hydra/" not in k}, list(overrides), tree)
+
+
+def printed(composed: Composed, part: str, package: str | None = None, resolve: bool = False) -> str:
+    """What Hydra's `--cfg` prints: YAML of the `job`, `hydra` or `all`, or of one package of it."""
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    tree = composed.tree.copy()
+    if part == "job":
+        OmegaConf.set_struct(tree, False)
+        tree.pop("hydra")
+    elif part == "hydra":
+        tree = tree if package else OmegaConf.masked_copy(tree, ["hydra"])
+    header = f"# @package {package}\n" if package else ""
+    with _hydra_node(composed.tree):
+        try:
+            if package and package not in ("_global_",):
+                tree = OmegaConf.select(tree, package, throw_on_missing=True)
+            if tree is None:
+                raise UserError(f"--package {package}: there is no such key", "see --cfg job for what there is")
+            if not OmegaConf.is_config(tree):
+                return f"{header}{tree}\n"
+            return header + OmegaConf.to_yaml(tree, resolve=resolve)
+        except OmegaConfBaseException as error:
+            raise explain.interpolation(error) from None
+
+
+def group_options(config_dirs: list[Path], group: str, cwd: Path | None = None) -> list[str]:
+    """The options of a group over the whole search path."""
+    return sorted(_loader(_search_path(config_dirs, cwd or Path.cwd())).get_group_options(group))
+
+
+def _search_path(config_dirs: list[Path], cwd: Path) -> list[tuple[str, Path]]:
+    path = []
+    for directory in config_dirs:
+        absolute = directory if directory.is_absolute() else cwd / directory
+        if not absolute.is_dir():
+            raise UserError(
+                f"--config-dir {directory}: there is no such directory",
+                f"make it, or give one that exists (looked for {absolute})",
+            )
+        path.append(("command-line", absolute))
+    own = cwd / "conf"
+    if own.is_dir() and own.resolve() != conf_dir().resolve():
+        path.append(("working-directory", own))
+    return path
+
+
+def _loader(user_path: list[tuple[str, Path]]) -> Any:
+    from hydra import version
+    from hydra._internal.config_loader_impl import ConfigLoaderImpl
+    from hydra._internal.utils import create_config_search_path
+    from hydra.core.utils import JobRuntime, setup_globals
+
+    version.setbase("1.3")
+    setup_globals()
+    JobRuntime.instance().set("name", "trainer")
+    search_path = create_config_search_path(str(conf_dir()))
+    for provider, directory in reversed(user_path):
+        search_path.prepend(provider, f"file://{directory}")
+    return ConfigLoaderImpl(search_path)
+
+
+def _split(loader: Any, overrides: list[str]) -> tuple[list[str], list[Any]]:
+    """Overrides for Hydra (groups, its own keys) as text, and values as parsed overrides."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    parsed = OverridesParser.create().parse_overrides(overrides)
+    groups, values = [], []
+    for override in parsed:
+        if override.is_hydra_override() or loader.repository.group_exists(override.key_or_group):
+            groups.append(override.input_line)
+        else:
+            explain.refuse_sweep(override)
+            values.append(override)
+    return groups, values
+
+
+def _load(loader: Any, config_name: str, groups: list[str]) -> Any:
+    from hydra.types import RunMode
+    from omegaconf import OmegaConf
+
+    tree = loader.load_configuration(config_name, groups, RunMode.RUN)
+    OmegaConf.set_struct(tree, False)
+    return tree
+
+
+def _record(tree: Any, values: list[Any]) -> None:
+    """What Hydra notes of value overrides, so that `hydra:job.override_dirname` and the like are whole."""
+    from hydra._internal.config_loader_impl import get_overrides_dirname
+
+    tree.hydra.overrides.task.extend([override.input_line for override in values])
+    style = tree.hydra.job.config.override_dirname
+    lines = [_Line(line, line.partition("=")[0]) for line in tree.hydra.overrides.task]
+    tree.hydra.job.override_dirname = get_overrides_dirname(
+        lines,  # type: ignore[arg-type]  # it reads these two attributes only
+        exclude_keys=style.exclude_keys,
+        item_sep=style.item_sep,
+        kv_sep=style.kv_sep,
+    )
+
+
+@dataclass
+class _Line:
+    input_line: str
+    key_or_group: str
+
+
+@contextmanager
+def _hydra_node(tree: Any) -> Iterator[None]:
+    """`${hydra:...}` reads a singleton; it holds this tree for as long as something is resolved."""
+    from hydra.core.hydra_config import HydraConfig
+
+    holder = HydraConfig.instance()
+    before = holder.cfg
+    try:
+        holder.set_config(tree)
+        yield
+    finally:
+        holder.cfg = before
+
+
+def _resolve(tree: Any) -> dict[str, Any]:
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    job = OmegaConf.masked_copy(tree, [key for key in tree if key != "hydra"])
+    with _hydra_node(tree):
+        try:
+            missing = sorted(OmegaConf.missing_keys(job))
+            if missing:
+                raise explain.missing(missing)
+            plain = OmegaConf.to_container(job, resolve=True, throw_on_missing=True)
+        except OmegaConfBaseException as error:
+            raise explain.interpolation(error) from None
+    return plain  # type: ignore[return-value]

@@ -1,0 +1,121 @@
+"""Hydra's and OmegaConf's errors as one message each that names the mistake and the mend."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from trainer.config.near import did_you_mean, listed
+from trainer.errors import UserError
+
+
+@contextmanager
+def hydra_errors(loader: Any, overrides: list[str]) -> Iterator[None]:
+    """Turn whatever composing raises for a user's mistake into a UserError."""
+    import yaml
+    from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+    from hydra.plugins.config_source import ConfigLoadError
+    from omegaconf.errors import OmegaConfBaseException
+
+    try:
+        yield
+    except OverrideParseException as error:
+        raise _unreadable(error) from None
+    except MissingConfigException as error:
+        raise _missing_config(error, loader, overrides) from None
+    except yaml.YAMLError as error:
+        raise _bad_yaml(error) from None
+    except OmegaConfBaseException as error:
+        raise interpolation(error) from None
+    except (HydraException, ConfigLoadError) as error:
+        raise _composition(error, loader, overrides) from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"a config file is not UTF-8 ({error.reason})", "save it as UTF-8") from None
+    except OSError as error:
+        fix = "make it readable, or leave it out of the search path"
+        raise UserError(f"{error.filename}: cannot be read ({error.strerror})", fix) from None
+
+
+def interpolation(error: Exception) -> UserError:
+    """A value that refers to something which is not there, or cannot be merged."""
+    key = getattr(error, "full_key", None) or ""
+    text = str(error).splitlines()[0].replace("Interpolation key", "the key") if str(error) else "cannot be merged"
+    where = f"{key}: " if key else ""
+    return UserError(f"{where}{text}", "correct the ${...} or the value; `trainer fit --cfg job` shows what there is")
+
+
+def missing(keys: list[str]) -> UserError:
+    """Keys that hold `???`."""
+    named = ", ".join(keys)
+    what = "has no value yet and needs one" if len(keys) == 1 else "have no values yet and need them"
+    return UserError(f"{named} {what}", "give " + " ".join(f"{key}=VALUE" for key in keys))
+
+
+def refuse_sweep(override: Any) -> None:
+    """Raise UserError for `key=a,b`, which only means something with `--multirun`."""
+    if override.is_sweep_override():
+        line = override.input_line
+        key, _, value = line.partition("=")
+        raise UserError(
+            f"{line}: several values for one job",
+            f"add -m to run one job for each, or write a list: {key}=[{value}], or a text: {key}=\\'{value}\\'",
+        )
+
+
+def _unreadable(error: Any) -> UserError:
+    override = error.override
+    if "=" not in override and not override.startswith("~"):
+        return UserError(f"{override}: expected KEY=VALUE", "write overrides as key=value, options as --option")
+    detail = error.message.splitlines()[0].removeprefix("LexerNoViableAltException: ")
+    fix = f"quote what is special to Hydra's grammar: '{override.partition('=')[0]}=\"...\"'"
+    return UserError(f"{override}: cannot be read ({detail})", fix)
+
+
+def _missing_config(error: Any, loader: Any, overrides: list[str]) -> UserError:
+    path = error.missing_cfg_file or ""
+    group, _, option = path.rpartition("/")
+    inside = re.match(r"In '([^']*)'", str(error))
+    if not group:
+        options = loader.get_group_options("")
+        found = f"{did_you_mean(path, options)}configs: {listed(options)}"
+        return UserError(f"--config-name {path}: there is no such config", found)
+    written = next((o for o in overrides if re.fullmatch(rf"\+?{re.escape(group)}(@[^=]*)?={re.escape(option)}", o)), None)
+    where = written or (f"{group}={option} (chosen in conf/{inside[1]}.yaml)" if inside else f"{group}={option}")
+    if not loader.repository.group_exists(group):
+        groups = loader.list_groups("")
+        fix = f"{did_you_mean(group, groups)}groups: {listed(groups)}"
+        return UserError(f"{where}: there is no config group {group}", fix)
+    options = loader.get_group_options(group)
+    hint = did_you_mean(option, options, prefix=f"{group}=")
+    return UserError(f"{where}: there is no {group} {option}", f"{hint}choose one of: {listed(options)}")
+
+
+def _bad_yaml(error: Any) -> UserError:
+    mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
+    where = f"{mark.name}, line {mark.line + 1}, column {mark.column + 1}" if mark else "a config file"
+    problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+    return UserError(f"{where}: not valid YAML: {problem}", "correct the file; indent with spaces, not tabs")
+
+
+def _composition(error: Exception, loader: Any, overrides: list[str]) -> UserError:
+    text = str(error) or str(error.__cause__)
+    twice = re.search(r"Multiple values for ([^.]+)\.|(\S+) appears more than once in the final defaults", text)
+    if twice:
+        group = twice[1] or twice[2]
+        plain = next((o[1:] for o in overrides if o.startswith(f"+{group}=")), f"{group}=OPTION")
+        return UserError(f"{group}: chosen twice", f"the job has a {group} already: write {plain}")
+    unused = re.search(r"Could not (?:override|delete) '([^']+)'", text)
+    if unused:
+        key = unused[1].partition("=")[0]
+        if loader.repository.group_exists(key.partition("@")[0]):
+            fix = f"write +{key}=OPTION to add it to this job, or name it in the defaults of an experiment file"
+            return UserError(f"{key}: the job's defaults do not have this group", fix)
+        return UserError(f"{key}: there is no such key", "see `trainer fit --cfg all` for what there is")
+    lines = [line.strip() for line in text.splitlines() if line.strip() and "use +" not in line]
+    cause = error.__cause__
+    if cause is not None and str(cause) and str(cause) not in text:
+        lines.append(str(cause).splitlines()[0])
+    message = " ".join(lines[:3]) or type(error).__name__
+    return UserError(message, "correct the config file or the override that it names")

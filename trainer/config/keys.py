@@ -1,0 +1,173 @@
+"""Setting one value of the composed tree, if its key exists or something that reads it would take it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from trainer.config.near import did_you_mean, listed, nearest
+from trainer.config.schema import Config
+from trainer.config.signature import TRAINERS_OWN, argument_names
+from trainer.config.typed import OPEN, as_written, closed_class, key_names
+from trainer.errors import UserError
+
+_DIRECTIVES = ("_target_", "_partial_", "_args_", "_recursive_")
+
+
+def set_value(tree: Any, override: Any, loader: Any, cwd: Path) -> None:
+    """Apply one parsed override that is not a group choice: `k=v`, `+k=v`, `++k=v` or `~k`.
+
+    Raises UserError for a key that is not in the tree and that no schema or signature knows, for `+` on a key
+    that is there, and for a plain value in place of a section.
+    """
+    from omegaconf import OmegaConf
+    from omegaconf._utils import split_key
+    from omegaconf.errors import OmegaConfBaseException
+
+    key, line = override.key_or_group, override.input_line
+    if override.package is not None:
+        raise _no_group(override, loader)
+    parts = split_key(key)
+    depth = _depth(tree, parts)
+    exists = depth == len(parts)
+    if override.is_delete():
+        _delete(tree, parts, exists, line)
+        return
+    value = override.value()
+    if exists and override.is_add() and not override.is_force_add():
+        raise UserError(f"{line}: the job already has {key}", f"leave the + away: {line.lstrip('+')}")
+    if exists:
+        _keep_sections(tree, key, value, line, loader)
+    else:
+        _require_known(tree, parts, depth, value, override, loader, cwd)
+    try:
+        OmegaConf.update(tree, key, value, merge=True, force_add=True)
+    except OmegaConfBaseException as error:
+        text = str(error).splitlines()[0]
+        raise UserError(f"{line}: {text}", f"see what {key} holds with `trainer fit --cfg job`") from None
+
+
+def _depth(tree: Any, parts: list[str]) -> int:
+    """How many of the parts are there, from the root."""
+    node = tree
+    for i, part in enumerate(parts):
+        if _is_list(node):
+            if not part.isdigit() or int(part) >= len(node):
+                return i
+            node = node._get_node(int(part))
+        elif _is_dict(node) and not node._is_none() and not node._is_interpolation() and part in node.keys():  # noqa: SIM118
+            node = node._get_node(part)
+        else:
+            return i
+    return len(parts)
+
+
+def _node(tree: Any, parts: list[str]) -> Any:
+    node = tree
+    for part in parts:
+        node = node._get_node(int(part) if _is_list(node) else part)
+    return node
+
+
+def _is_dict(node: Any) -> bool:
+    from omegaconf import DictConfig
+
+    return isinstance(node, DictConfig)
+
+
+def _is_list(node: Any) -> bool:
+    from omegaconf import ListConfig
+
+    return isinstance(node, ListConfig)
+
+
+def _delete(tree: Any, parts: list[str], exists: bool, line: str) -> None:
+    if not exists:
+        raise UserError(f"{line}: there is no {'.'.join(parts)} to take away", "see `trainer fit --cfg job`")
+    del _node(tree, parts[:-1])[parts[-1]]
+
+
+def _keep_sections(tree: Any, key: str, value: Any, line: str, loader: Any) -> None:
+    """A section with keys does not become a text: `trainer=fast` is a slip, `data.transforms=null` is not."""
+    from omegaconf import DictConfig
+
+    node = _node(tree, key.split(".")) if "[" not in key else None
+    if not isinstance(node, DictConfig) or isinstance(value, dict) or value is None:
+        return
+    if "." in key and key.split(".")[0] in OPEN:
+        return
+    inside = listed([f"{key}.{name}" for name in node], 30)
+    raise UserError(f"{line}: {key} is a section, not one value", f"set one of its keys: {inside}")
+
+
+def _require_known(
+    tree: Any, parts: list[str], depth: int, value: Any, override: Any, loader: Any, cwd: Path
+) -> None:
+    """Raise UserError unless the first missing part is one that its reader would take."""
+    line, plus = override.input_line, override.is_add() or override.is_force_add()
+    part, parent, prefix = parts[depth], _node(tree, parts[:depth]), "".join(f"{p}." for p in parts[:depth])
+    if depth == 0:
+        if part not in key_names(Config):
+            raise _unknown_at_top(tree, parts, line, loader)
+        return
+    if not _is_dict(parent) or parent._is_none():
+        here = prefix[:-1]
+        fix = f"set {here} as a whole" if parts[0] != "callbacks" else f"choose it first, as in callbacks={parts[1]}"
+        raise UserError(f"{line}: {here} is {as_written(None if parent._is_none() else parent)}", fix)
+    known = [str(name) for name in parent]
+    if parts[0] not in OPEN:
+        cls = closed_class(parts[0], {"name": parent.get("name")})
+        known = known if cls is None else key_names(cls)
+        if depth == 1 and (part in known or cls is None):
+            return
+    else:
+        if _open_takes(parent, parts, depth, value, plus, cwd):
+            return
+        known += _arguments(parent, parts[:depth], cwd) or []
+    raise _unknown(line, prefix, parts[depth:], known)
+
+
+def _open_takes(parent: Any, parts: list[str], depth: int, value: Any, plus: bool, cwd: Path) -> bool:
+    part = parts[depth]
+    if parts[0] == "callbacks" and depth == 1:
+        return value is None or isinstance(value, dict) or parts[depth + 1 :] == ["_target_"]
+    if part in _DIRECTIVES or (depth == 1 and part in TRAINERS_OWN.get(parts[0], ())):
+        return True
+    names = _arguments(parent, parts[:depth], cwd)
+    # Nothing can say whether an unreadable signature or a plain mapping takes the key: `+` says that it is meant.
+    return plus if names is None else part in names
+
+
+def _arguments(node: Any, parts: list[str], cwd: Path) -> list[str] | None:
+    """Names that the node's target takes; null where that is not known."""
+    target = node.get("_target_") if not node._is_missing() else None
+    return argument_names(str(target), cwd) if target else None
+
+
+def _unknown(line: str, prefix: str, rest: list[str], known: list[str]) -> UserError:
+    near = nearest(rest[0], known)
+    tail = "".join(f".{part}" for part in rest[1:])
+    hint = f"did you mean {prefix}{near}{tail}? " if near else ""
+    visible = [name for name in known if not name.startswith("_")]
+    return UserError(f"{line}: there is no key {prefix}{rest[0]}", f"{hint}keys of {prefix[:-1]}: {listed(visible, 30)}")
+
+
+def _unknown_at_top(tree: Any, parts: list[str], line: str, loader: Any) -> UserError:
+    """Also finds `lr` under `optimizer`, which is how people type first."""
+    groups = [name for name in loader.list_groups("") if name != "hydra"]
+    known = sorted({*key_names(Config), *groups})
+    near, tail = nearest(parts[0], known), "".join(f".{part}" for part in parts[1:])
+    value = f"={line.partition('=')[2]}" if near in groups and not tail else ""
+    hint = f"did you mean {near}{tail}{value}? " if near else ""
+    if len(parts) == 1:
+        homes = [f"{name}.{parts[0]}" for name in tree if name != "hydra" and _depth(tree, [name, parts[0]]) == 2]
+        hint = f"did you mean {' or '.join(homes)}? " if homes else hint
+    return UserError(f"{line}: there is no key or group {parts[0]}", f"{hint}there are: {listed(known, 40)}")
+
+
+def _no_group(override: Any, loader: Any) -> UserError:
+    groups = [name for name in loader.list_groups("") if name != "hydra"]
+    hint = did_you_mean(override.key_or_group, groups)
+    return UserError(
+        f"{override.input_line}: there is no config group {override.key_or_group}", f"{hint}groups: {listed(groups)}"
+    )

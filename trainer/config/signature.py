@@ -1,0 +1,188 @@
+"""The arguments that a `_target_` takes, read from its source, and what is wrong with those it is given."""
+
+from __future__ import annotations
+
+import ast
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from trainer.config.annotation import Plain, plain_type
+from trainer.config.sources import Definition, Found, Module, NotFound, Unknown, find, lookup
+
+TRAINERS_OWN = {"data": ("batch_size", "micro_batch", "num_workers")}
+"""Keys of an open section that the trainer itself reads; handed to the target only where it names them."""
+
+_TAKE_NOTHING = {"torch.nn.Module", "torch.nn.modules.module.Module"} | {
+    f"{package}.{name}"
+    for package in ("lightning", "lightning.pytorch", "pytorch_lightning")
+    for name in ("LightningModule", "LightningDataModule", "Callback")
+}
+"""Bases whose `__init__` takes no arguments of a subclass's config; their files are thousands of lines long."""
+
+_HARMLESS_DECORATORS = {"staticmethod", "classmethod", "property", "final", "no_grad", "cache", "lru_cache", "wraps"}
+
+
+@dataclass(frozen=True)
+class Argument:
+    """One argument of a target."""
+
+    name: str
+    required: bool
+    type: Plain | None
+    """Null for an annotation that is not plain, or none."""
+
+
+@dataclass(frozen=True)
+class Signature:
+    """What a call takes."""
+
+    arguments: tuple[Argument, ...]
+    """In order, without self or cls."""
+    takes_more: bool
+    """`**kwargs`."""
+
+    def names(self) -> list[str]:
+        """All names that can be given."""
+        return [argument.name for argument in self.arguments]
+
+
+def read(path: str, cwd: Path) -> Signature | NotFound | None:
+    """The signature of the class or function at the dotted `path`; null when the text does not tell it."""
+    found = find(path, cwd)
+    if isinstance(found, NotFound):
+        return found
+    return _of(found)
+
+
+def argument_names(path: str, cwd: Path) -> list[str] | None:
+    """The names that the target takes; null when not known, or when it takes any name."""
+    signature = read(path, cwd)
+    if not isinstance(signature, Signature) or signature.takes_more:
+        return None
+    return signature.names()
+
+
+def _of(found: Found) -> Signature | None:
+    if not isinstance(found, Definition):
+        return None
+    if isinstance(found.node, ast.ClassDef):
+        return _of_class(found)
+    if not _plainly_decorated(found.node):
+        return None
+    static = any(_dotted(d).endswith("staticmethod") for d in found.node.decorator_list)
+    return _of_function(found.node, found.module, skip_first=found.owner is not None and not static)
+
+
+@cache
+def _of_class(found: Definition) -> Signature | None:
+    """The `__init__` of the class or of its nearest base that has one; dataclass fields; null when unclear."""
+    node = found.node
+    assert isinstance(node, ast.ClassDef)
+    if node.keywords or any(isinstance(n, ast.FunctionDef) and n.name == "__new__" for n in node.body):
+        if not any(k.arg == "metaclass" and _dotted(k.value).endswith("ABCMeta") for k in node.keywords):
+            return None
+    if any(_dotted(d).split(".")[-1] == "dataclass" for d in node.decorator_list):
+        return _of_dataclass(found)
+    own = [n for n in node.body if isinstance(n, ast.FunctionDef) and n.name == "__init__"]
+    if own:
+        if not _plainly_decorated(own[-1]):
+            return None
+        signature = _of_function(own[-1], found.module, skip_first=True)
+        return _widened(found, signature) if signature.takes_more else signature
+    return _of_bases(found)
+
+
+def _of_bases(found: Definition) -> Signature | None:
+    node = found.node
+    assert isinstance(node, ast.ClassDef)
+    for base in node.bases:
+        name = _dotted(base.value if isinstance(base, ast.Subscript) else base)
+        if name.split(".")[-1] in ("object", "Generic", "Protocol", "ABC"):
+            continue
+        if _takes_nothing(found.module, name):
+            return Signature((), takes_more=False)
+        where = lookup(found.module, name) if name else Unknown()
+        return _of_class(where) if isinstance(where, Definition) and isinstance(where.node, ast.ClassDef) else None
+    return Signature((), takes_more=False)
+
+
+def _widened(found: Definition, signature: Signature) -> Signature:
+    """`**kwargs` of a class are taken as given to the base; known only when the base's own are."""
+    base = _of_bases(found)
+    if base is None or base.takes_more or not base.arguments:
+        return signature
+    optional = [replace(a, required=False) for a in base.arguments if a.name not in signature.names()]
+    return Signature((*signature.arguments, *optional), takes_more=True)
+
+
+def _of_dataclass(found: Definition) -> Signature | None:
+    node = found.node
+    assert isinstance(node, ast.ClassDef)
+    inherited: tuple[Argument, ...] = ()
+    if node.bases:
+        base = _of_bases(found)
+        if base is None:
+            return None
+        inherited = base.arguments
+    own = [
+        Argument(item.target.id, item.value is None, plain_type(item.annotation))
+        for item in node.body
+        if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name) and not _is_class_variable(item)
+    ]
+    names = {argument.name for argument in own}
+    return Signature((*(a for a in inherited if a.name not in names), *own), takes_more=False)
+
+
+def _is_class_variable(item: ast.AnnAssign) -> bool:
+    return "ClassVar" in ast.dump(item.annotation)
+
+
+def _of_function(node: ast.AST, module: Module, skip_first: bool) -> Signature:
+    assert isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))
+    positional = [*node.args.posonlyargs, *node.args.args]
+    without_default = len(positional) - len(node.args.defaults)
+    arguments = [Argument(a.arg, i < without_default, plain_type(a.annotation)) for i, a in enumerate(positional)]
+    arguments = arguments[1:] if skip_first else arguments
+    for argument, default in zip(node.args.kwonlyargs, node.args.kw_defaults, strict=True):
+        arguments.append(Argument(argument.arg, default is None, plain_type(argument.annotation)))
+    return Signature(tuple(arguments), node.args.kwarg is not None)
+
+
+def _plainly_decorated(node: ast.AST) -> bool:
+    """Other decorators may change what a function takes."""
+    decorators = [_dotted(d).split(".")[-1] for d in getattr(node, "decorator_list", [])]
+    return all(name in _HARMLESS_DECORATORS for name in decorators)
+
+
+def _takes_nothing(module: Module, name: str) -> bool:
+    """Whether the base class `name`, as written in `module`, is one of `_TAKE_NOTHING`."""
+    first, _, rest = name.partition(".")
+    origin = _imported_as(module, first)
+    return (f"{origin}.{rest}" if rest else origin) in _TAKE_NOTHING
+
+
+def _imported_as(module: Module, name: str) -> str:
+    from trainer.config.sources import parsed
+
+    tree = parsed(module.file) if module.file else None
+    for node in tree.body if tree else []:
+        if isinstance(node, ast.ImportFrom) and not node.level:
+            for alias in node.names:
+                if (alias.asname or alias.name) == name:
+                    return f"{node.module}.{alias.name}"
+        elif isinstance(node, ast.Import):
+            for alias in node.names:
+                if (alias.asname or alias.name.partition(".")[0]) == name:
+                    return alias.name if alias.asname else name
+    return name
+
+
+def _dotted(node: Any) -> str:
+    """`a.b.c` of a name, an attribute or a call of one; empty for anything else."""
+    if isinstance(node, ast.Call):
+        return _dotted(node.func)
+    if isinstance(node, ast.Attribute):
+        return f"{_dotted(node.value)}.{node.attr}"
+    return node.id if isinstance(node, ast.Name) else ""

@@ -1,0 +1,257 @@
+"""What a dotted path names, found in source files without importing anything.
+
+Importing a target to look at it would import torch (seconds) and run the user's code at the prompt. Whatever
+cannot be told from the text (extension modules, names made at run time) is `Unknown`, and nobody complains.
+"""
+
+from __future__ import annotations
+
+import ast
+import sys
+from dataclasses import dataclass
+from functools import cache
+from importlib.machinery import ModuleSpec, PathFinder
+from pathlib import Path
+
+_MADE_AT_RUN_TIME = ("globals()", "sys.modules[", "__getattr__", "exec(", "setattr(")
+_MOST_HOPS = 12
+"""Re-exports followed for one name; more is a cycle."""
+
+
+@dataclass(frozen=True)
+class Module:
+    """A module by its name, file and search path for what is inside it."""
+
+    name: str
+    file: Path | None
+    """Null for a namespace package."""
+    inside: tuple[str, ...]
+    """Directories of a package; empty for a plain module."""
+
+
+@dataclass(frozen=True)
+class Definition:
+    """A class or function and where it is written."""
+
+    module: Module
+    node: ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
+    owner: ast.ClassDef | None = None
+    """The class, for a method such as `Model.from_size`."""
+
+
+class Unknown:
+    """There, perhaps, but not to be told from source text."""
+
+
+@dataclass(frozen=True)
+class NotFound:
+    """Not there: `parent` exists and has no `name`; `known` are the names that it has."""
+
+    parent: str
+    name: str
+    known: tuple[str, ...]
+
+
+Found = Definition | Module | Unknown | NotFound
+
+
+def find(path: str, cwd: Path) -> Found:
+    """What the dotted `path` names, looked for in `cwd` and then as Python would."""
+    top, *rest = path.split(".")
+    module = _top(top, cwd)
+    if module is None:
+        return NotFound("", top, tuple(_top_names(cwd)))
+    return _walk(module, rest, _MOST_HOPS)
+
+
+def lookup(module: Module, name: str) -> Found:
+    """What the possibly dotted `name` means in the text of `module`: for base classes and annotations."""
+    first, *rest = name.split(".")
+    return _walk_from(_member(module, first, _MOST_HOPS), rest, _MOST_HOPS)
+
+
+@cache
+def parsed(file: Path) -> ast.Module | None:
+    """The syntax tree of a file; null when it cannot be read or is not Python of this version."""
+    try:
+        return ast.parse(file.read_bytes())
+    except (OSError, SyntaxError, ValueError):
+        return None
+
+
+def _walk(module: Module, names: list[str], hops: int) -> Found:
+    """Submodules first, by file only, so that torch/__init__.py is not parsed for `torch.optim.AdamW`."""
+    while names:
+        inner = _submodule(module, names[0])
+        if inner is None:
+            break
+        module, names = inner, names[1:]
+    if not names:
+        return module
+    return _walk_from(_member(module, names[0], hops), names[1:], hops)
+
+
+def _walk_from(found: Found, names: list[str], hops: int) -> Found:
+    if not names or isinstance(found, (Unknown, NotFound)):
+        return found
+    if isinstance(found, Module):
+        return _walk(found, names, hops)
+    if not isinstance(found.node, ast.ClassDef) or len(names) > 1:
+        return Unknown()
+    for node in found.node.body:
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) and node.name == names[0]:
+            return Definition(found.module, node, found.node)
+    return Unknown()
+
+
+def _member(module: Module, name: str, hops: int) -> Found:
+    """A name at the top level of a module, followed through re-exports."""
+    if hops == 0:
+        return Unknown()
+    if module.file is None:
+        inner = _submodule(module, name)
+        return inner or NotFound(module.name, name, tuple(_submodule_names(module)))
+    tree = parsed(module.file) if module.file.suffix == ".py" else None
+    if tree is None:
+        return Unknown()
+    bound = _bindings(module.file)
+    for node in reversed(bound.get(name, [])):
+        if isinstance(node, (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
+            return Definition(module, node)
+        return _imported(module, node, name, hops)
+    for star in bound.get("*", []):
+        found = _imported(module, star, name, hops)
+        if not isinstance(found, NotFound):
+            return found
+    inner = _submodule(module, name)
+    if inner is not None:
+        return inner
+    text = module.file.read_text(encoding="utf-8", errors="replace")
+    if any(sign in text for sign in _MADE_AT_RUN_TIME):
+        return Unknown()
+    known = {n for n in bound if n != "*" and not n.startswith("_")} | set(_submodule_names(module))
+    return NotFound(module.name, name, tuple(sorted(known)))
+
+
+def _imported(module: Module, node: ast.AST, name: str, hops: int) -> Found:
+    if isinstance(node, ast.Import):
+        alias = next(a for a in node.names if (a.asname or a.name.partition(".")[0]) == name)
+        target = alias.name if alias.asname else name
+        return _absolute(target.split("."), module, hops)
+    if not isinstance(node, ast.ImportFrom):
+        return Unknown()
+    base = _import_base(module, node)
+    original = next((a.name for a in node.names if (a.asname or a.name) == name), name)
+    return _absolute([*base, original], module, hops)
+
+
+def _import_base(module: Module, node: ast.ImportFrom) -> list[str]:
+    written = node.module.split(".") if node.module else []
+    if not node.level:
+        return written
+    package = module.name.split(".") if module.inside else module.name.split(".")[:-1]
+    return [*package[: len(package) - node.level + 1], *written]
+
+
+def _absolute(parts: list[str], seen_from: Module, hops: int) -> Found:
+    # The own package of the module is found beside it, wherever that is.
+    top = _top(parts[0], _root_of(seen_from))
+    if top is None:
+        return Unknown()
+    return _walk(top, parts[1:], hops - 1)
+
+
+def _root_of(module: Module) -> Path:
+    anchor = module.file or Path(module.inside[0]) / "__init__.py"
+    folder = anchor.parent if module.inside else anchor
+    for _ in module.name.split("."):
+        folder = folder.parent
+    return folder
+
+
+@cache
+def _bindings(file: Path) -> dict[str, list[ast.AST]]:
+    """Names bound at the top level of a module, `if` and `try` included, in order; `*` for star imports."""
+    tree = parsed(file)
+    bound: dict[str, list[ast.AST]] = {}
+    pending: list[ast.AST] = list(tree.body) if tree else []
+    while pending:
+        node = pending.pop(0)
+        for name in _names_of(node):
+            bound.setdefault(name, []).append(node)
+        for part in ("body", "orelse", "handlers", "finalbody"):
+            if not isinstance(node, (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
+                pending = [*getattr(node, part, []), *pending] if hasattr(node, part) else pending
+    return bound
+
+
+def _names_of(node: ast.AST) -> list[str]:
+    if isinstance(node, (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
+        return [node.name]
+    if isinstance(node, ast.Import):
+        return [alias.asname or alias.name.partition(".")[0] for alias in node.names]
+    if isinstance(node, ast.ImportFrom):
+        return [alias.asname or alias.name for alias in node.names]
+    targets: list[ast.AST] = []
+    if isinstance(node, ast.Assign):
+        targets = list(node.targets)
+    elif isinstance(node, (ast.AnnAssign, ast.AugAssign)):
+        targets = [node.target]
+    names: list[str] = []
+    while targets:
+        target = targets.pop()
+        # Not attributes and items: `AdamW.__doc__ = ...` binds nothing.
+        names += [target.id] if isinstance(target, ast.Name) else []
+        targets += target.elts if isinstance(target, (ast.Tuple, ast.List)) else []
+    return names
+
+
+@cache
+def _top(name: str, cwd: Path) -> Module | None:
+    spec = PathFinder.find_spec(name, [str(cwd)])
+    if spec is None or spec.origin is None:
+        spec = _installed(name) or spec
+    return _module(name, spec) if spec else None
+
+
+def _installed(name: str) -> ModuleSpec | None:
+    """A top-level module as Python finds it, editable installs included; finding does not import it."""
+    for finder in sys.meta_path:
+        find_spec = getattr(finder, "find_spec", None)
+        spec = find_spec(name, None, None) if find_spec else None
+        if spec is not None:
+            return spec
+    return None
+
+
+def _module(name: str, spec: ModuleSpec) -> Module:
+    file = Path(spec.origin) if spec.has_location and spec.origin else None
+    inside = tuple(spec.submodule_search_locations or ())
+    if file is None and not inside:
+        file = Path("built-in")
+    return Module(name, file, inside)
+
+
+@cache
+def _submodule(module: Module, name: str) -> Module | None:
+    if not module.inside:
+        return None
+    spec = PathFinder.find_spec(f"{module.name}.{name}", list(module.inside))
+    return _module(f"{module.name}.{name}", spec) if spec else None
+
+
+def _submodule_names(module: Module) -> list[str]:
+    return [name for folder in module.inside for name in _python_names(Path(folder))]
+
+
+def _python_names(folder: Path) -> list[str]:
+    if not folder.is_dir():
+        return []
+    files = {entry.stem for entry in folder.glob("*.py")}
+    packages = {entry.name for entry in folder.iterdir() if (entry / "__init__.py").is_file()}
+    return sorted(name for name in files | packages if name.isidentifier() and not name.startswith("__"))
+
+
+def _top_names(cwd: Path) -> list[str]:
+    """Top-level names worth suggesting: the user's own and what models and data come from."""
+    return [*_python_names(cwd), "trainer", "torch", "lightning", "torchmetrics", "timm", "transformers"]
