@@ -88,7 +88,7 @@ def _nodes(resources: dict[str, Any], is_local: bool) -> int:
     if is_local and nodes > 1:
         raise UserError(
             f"resources.nodes={nodes} with cluster=local: this is one machine",
-            "use cluster=slurm; without SLURM run `launch/node RUN_DIR --nodes N --rendezvous HOST:PORT` on each machine",
+            "use cluster=slurm, or `launch/node RUN_DIR --nodes N --rendezvous HOST:PORT` on each machine",
         )
     minimum = resources.get("min_nodes")
     if minimum is not None and minimum > nodes:
@@ -122,9 +122,7 @@ def _gpus(config: dict[str, Any], nodes: int, is_local: bool, gpus_here: int | N
             "use resources.gpus=0 to train on CPU, or look at nvidia-smi and CUDA_VISIBLE_DEVICES",
         )
     if asked > here:
-        raise UserError(
-            f"resources.gpus={asked}, and this machine has {here}", f"use resources.gpus={here} or less"
-        )
+        raise UserError(f"resources.gpus={asked}, and this machine has {here}", f"use resources.gpus={here} or less")
     return int(asked)
 
 

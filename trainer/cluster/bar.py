@@ -1,0 +1,60 @@
+"""The live line of a terminal, from a heartbeat (`live/rank-0.json`). Pure."""
+
+from __future__ import annotations
+
+from typing import Any
+
+_SMALLEST_BAR = 6
+
+
+def duration(seconds: float) -> str:
+    """`1:05`, `1:02:03`, `2 d 03:04`."""
+    total = max(0, round(seconds))
+    days, rest = divmod(total, 86400)
+    hours, rest = divmod(rest, 3600)
+    minutes, left = divmod(rest, 60)
+    if days:
+        return f"{days} d {hours:02d}:{minutes:02d}"
+    return f"{hours}:{minutes:02d}:{left:02d}" if hours else f"{minutes}:{left:02d}"
+
+
+def short(number: float) -> str:
+    """A rate in at most five characters and a unit prefix: `912`, `45.2k`, `1.20M`."""
+    for limit, divisor, suffix in ((1e4, 1.0, ""), (1e6, 1e3, "k"), (1e9, 1e6, "M"), (float("inf"), 1e9, "G")):
+        if number < limit:
+            scaled = number / divisor
+            digits = 0 if suffix == "" and scaled >= 100 else 1 if scaled >= 10 else 2
+            return f"{scaled:.{digits}f}{suffix}"
+    return str(number)
+
+
+def render(heartbeat: dict[str, Any], width: int) -> str:
+    """One line of at most `width` characters; what matters less is left out first."""
+    step, most = heartbeat.get("step") or 0, heartbeat.get("max_steps")
+    metrics = heartbeat.get("metrics") or {}
+    head = [f"step {step}/{most}" if most else f"step {step}"]
+    phase = heartbeat.get("phase")
+    loss, rate, left_s = metrics.get("train/loss"), heartbeat.get("rate"), heartbeat.get("eta_s")
+    if phase not in (None, "train"):
+        head.append(str(phase))
+    # In the order in which they may stay when the terminal is narrow.
+    optional: list[tuple[int, str]] = []
+    if loss is not None:
+        optional.append((1, f"loss {loss:.4g}"))
+    if left_s is not None:
+        optional.append((4, f"{duration(left_s)} left"))
+    if most:
+        optional.append((0, f"{100 * min(step, most) // most}%"))
+    if rate is not None:
+        optional.append((2, f"{short(rate)} {heartbeat.get('rate_unit') or 'steps/s'}"))
+    if heartbeat.get("epoch") is not None:
+        optional.append((3, f"epoch {heartbeat['epoch']}"))
+    while optional and len("  ".join([*head, *(text for _, text in optional)])) > width:
+        optional.pop()
+    line = "  ".join([*head, *(text for _, text in sorted(optional))])
+    room = width - len(line) - 2
+    if most and room >= _SMALLEST_BAR:
+        length = min(room, 30)
+        done = length * min(step, most) // most
+        line = "━" * done + "─" * (length - done) + "  " + line
+    return line[:width]

@@ -1,0 +1,238 @@
+"""Following a run until it ends: progress, what went wrong on the way, how it ended and what to type next."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any, TextIO
+
+from trainer.cluster import bar, cause, local, processes
+from trainer.cluster.node import request_stop
+from trainer.errors import DONE, ENVIRONMENT_MUST_CHANGE, INTERRUPTED, JOB_FAILED, USER_MUST_CHANGE
+from trainer.runs.directory import RunDirectory
+from trainer.runs.files import write_atomic
+
+POLL_S = 0.2
+_NOTABLE = re.compile(r"\b(warning|error|skipped)\b|Warning:|Error:", re.IGNORECASE)
+"""Lines of the log that a terminal shows above the bar."""
+_SHOWN_LINES = 12
+
+
+def follow(run: RunDirectory, *, detached_ok: bool = False, stream: TextIO | None = None) -> int:
+    """Show `run` until it ends; returns the exit code of the command line.
+
+    Ctrl-C (also SIGTERM, SIGHUP) asks the run to save and stop, a second one kills it. With `detached_ok` it only
+    ends the following.
+    """
+    follower = Follower(run, stream or sys.stdout)
+    with _signals(follower):
+        while not follower.is_over():
+            follower.show()
+            if follower.interrupts and detached_ok:
+                follower.say(f"no longer following; the run goes on. To stop it: trainer stop {run.id}")
+                return INTERRUPTED
+            follower.act_on_interrupts()
+            time.sleep(POLL_S)
+        follower.show()
+        local.reap()
+        return follower.conclude()
+
+
+@contextmanager
+def _signals(follower: Follower) -> Iterator[None]:
+    """Count the requests to end; restore the former handlers on leaving."""
+
+    def count(signum: int, frame: FrameType | None) -> None:
+        follower.interrupts += 1
+
+    before = {signum: signal.signal(signum, count) for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
+
+
+class Follower:
+    """What was shown so far, and what is to be shown next."""
+
+    def __init__(self, run: RunDirectory, stream: TextIO) -> None:
+        self.run = run
+        self.interrupts = 0
+        self._stream = stream
+        self._is_terminal = stream.isatty()
+        self._bar_shown = False
+        self._acted = 0
+        self._attempt: int | None = None
+        self._offset = 0
+        self._since = time.time()
+        self._first_attempt = int(run.launch().get("attempt") or 0)
+
+    def is_over(self) -> bool:
+        """Whether the process of the run is gone; where that is another machine's, whether the run has an end."""
+        launch = self.run.launch()
+        if launch.get("pid") is None:
+            return self._end() is not None
+        if launch.get("host") == socket.gethostname() and launch.get("boot_id") == processes.boot_id():
+            return not processes.is_alive(launch["pid"], launch.get("pid_started"))
+        return self._end() is not None
+
+    def show(self) -> None:
+        """Print what is new."""
+        attempt = self._newest_attempt()
+        if attempt is not None and attempt != self._attempt:
+            if self._attempt is not None:
+                self._show_log()
+                self._show_restart(self._attempt, attempt)
+            self._attempt, self._offset = attempt, 0
+        self._show_log()
+        if self._is_terminal:
+            self._show_bar()
+
+    def act_on_interrupts(self) -> None:
+        if self.interrupts == 0 or self._acted >= 2 or self._acted == self.interrupts:
+            return
+        if self._acted == 0:
+            self._acted = 1
+            request_stop(self.run, "the command that follows it was interrupted")
+            self.say("stopping: saving a checkpoint first (Ctrl-C again kills the run at once)")
+        if self.interrupts >= 2:
+            self._acted = 2
+            self._kill()
+
+    def _kill(self) -> None:
+        self.say("killing the run")
+        launch = self.run.launch()
+        if launch.get("pid") is not None and processes.is_alive(launch["pid"], launch.get("pid_started")):
+            processes.kill_tree(launch["pid"])
+        attempt = self._newest_attempt() or 0
+        if self._end() is None:
+            reason = "killed by a second Ctrl-C: what came after the last checkpoint is lost"
+            step = self._heartbeat().get("step")
+            record = {"outcome": "stopped", "exit_code": INTERRUPTED, "reason": reason, "step": step}
+            self.run.attempts_dir.mkdir(exist_ok=True)
+            write_atomic(self.run.attempts_dir / f"attempt-{attempt:02d}.json", json.dumps(record))
+            self.run.event("stopped", attempt=attempt, step=step, reason=reason)
+
+    def conclude(self) -> int:
+        """The last lines, and the exit code."""
+        end = self._end() or {"outcome": "dead", "reason": "its processes were killed", "exit_code": JOB_FAILED}
+        outcome, heartbeat = end["outcome"], self._heartbeat()
+        step = end.get("step") if end.get("step") is not None else heartbeat.get("step", 0)
+        if outcome in ("failed", "hung", "dead"):
+            self._show_failure(end)
+        words = {"requeue": "saved, to be run again,", "dead": "died"}
+        self.say(f"{words.get(outcome, outcome)} at step {step} after {bar.duration(time.time() - self._since)}")
+        best = heartbeat.get("best")
+        if best:
+            self.say(f"  best    {best['metric']} {best['value']:.4g} at step {best['step']}")
+        self.say(f"  run     {_shortest(self.run.path)}")
+        verb = "show" if outcome == "finished" else "resume"
+        self.say(f"  next    trainer {verb} {self.run.id}")
+        if outcome == "finished":
+            return DONE
+        if outcome == "stopped" or self._acted:
+            return INTERRUPTED
+        code = end.get("exit_code")
+        return code if code in (USER_MUST_CHANGE, ENVIRONMENT_MUST_CHANGE) else JOB_FAILED
+
+    def say(self, line: str) -> None:
+        """Print a line above the bar. A reader that is gone (a closed terminal or pipe) must not end the run."""
+        self._write(("\r\x1b[K" if self._bar_shown else "") + line + "\n")
+        self._bar_shown = False
+
+    def _write(self, text: str) -> None:
+        try:
+            self._stream.write(text)
+            self._stream.flush()
+        except (OSError, ValueError):
+            self._is_terminal = False
+            self._stream = open(os.devnull, "w")  # noqa: SIM115  until the end of the process
+
+    def _show_bar(self) -> None:
+        heartbeat = self._heartbeat()
+        if heartbeat.get("attempt") != self._attempt:
+            heartbeat = {"step": heartbeat.get("step", 0), "phase": "start"}
+        width = shutil.get_terminal_size().columns - 1
+        self._write("\r\x1b[K" + bar.render(heartbeat, width))
+        self._bar_shown = True
+
+    def _show_log(self) -> None:
+        """New whole lines of the first rank's log; on a terminal only those that somebody must see."""
+        if self._attempt is None:
+            return
+        try:
+            with (self._log_dir(self._attempt) / "rank-0.log").open("rb") as file:
+                file.seek(self._offset)
+                text = file.read()
+        except OSError:
+            return
+        whole = text[: text.rfind(b"\n") + 1]
+        self._offset += len(whole)
+        for line in whole.decode(errors="replace").splitlines():
+            if not self._is_terminal or _NOTABLE.search(line):
+                self.say(line)
+
+    def _show_restart(self, died: int, following: int) -> None:
+        reason = self._record(died).get("reason")
+        if reason is None:  # the node process may not have written it yet
+            reason = cause.find(self._log_dir(died)).reason
+        self.say(f"attempt {died} died: {reason}; restarting as attempt {following}")
+
+    def _show_failure(self, end: dict[str, Any]) -> None:
+        lines, log = end.get("lines"), end.get("log")
+        if not lines:
+            found = cause.find(self._log_dir(self._attempt or 0))
+            lines, log = found.lines, str(found.log.relative_to(self.run.path)) if found.log else None
+        for line in lines[-_SHOWN_LINES:]:
+            self.say(f"  | {line}")
+        self.say(f"{end['outcome']}: {end.get('reason') or 'no reason recorded'}")
+        launch_log = self.run.logs_dir / "launch.log"
+        if log is None and launch_log.exists() and launch_log.stat().st_size:
+            log = "logs/launch.log"
+            for line in cause.tail(launch_log)[-_SHOWN_LINES:]:
+                self.say(f"  | {line}")
+        self.say(f"  log     {_shortest(self.run.path / log) if log else _shortest(self.run.logs_dir)}")
+
+    def _log_dir(self, attempt: int) -> Path:
+        return self.run.logs_dir / f"attempt-{attempt:02d}"
+
+    def _newest_attempt(self) -> int | None:
+        """The newest attempt since this launch; older ones are history."""
+        numbers = [folder.name.partition("-")[2] for folder in self.run.logs_dir.glob("attempt-*")]
+        return max((int(n) for n in numbers if n.isdigit() and int(n) >= self._first_attempt), default=None)
+
+    def _record(self, attempt: int) -> dict[str, Any]:
+        try:
+            return dict(json.loads((self.run.attempts_dir / f"attempt-{attempt:02d}.json").read_text()))
+        except (OSError, ValueError):
+            return {}
+
+    def _end(self) -> dict[str, Any] | None:
+        """How this launch ended, where that was recorded."""
+        attempt = self._newest_attempt()
+        if attempt is None:
+            return None
+        record = self._record(attempt)
+        return record if record and not record.get("restarted") else None
+
+    def _heartbeat(self) -> dict[str, Any]:
+        try:
+            return dict(json.loads((self.run.live_dir / "rank-0.json").read_text()))
+        except (OSError, ValueError):
+            return {}
+
+
+def _shortest(path: Path) -> str:
+    relative = os.path.relpath(path)
+    return str(path) if relative.startswith("..") else relative

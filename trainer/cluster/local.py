@@ -1,0 +1,54 @@
+"""Launching on this machine: the node process in a session of its own, so that Ctrl-C reaches only the follower."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+from trainer.cluster.node import FOLLOWER_VARIABLE, record_launch
+from trainer.cluster.shape import LaunchShape, resolve
+from trainer.runs.directory import RunDirectory
+from trainer.runs.files import write_atomic
+
+_started: list[subprocess.Popen[bytes]] = []
+"""Kept: a Popen that is collected while its process runs warns."""
+
+
+class LocalLauncher:
+    """Starts a run here. `detached`: the run goes on when this process is killed; else it saves and ends."""
+
+    def __init__(self, detached: bool = False) -> None:
+        self.detached = detached
+
+    def launch(self, run: RunDirectory) -> None:
+        """Start `run`, and write which process it is into its `launch.json`."""
+        launch = run.launch()
+        shape = LaunchShape.from_dict(launch["shape"]) if launch.get("shape") else resolve(run.config())
+        # A resumed run goes on in the directory of its first launch, to which relative paths of data refer.
+        attempt = run.next_attempt()
+        launch = {"cwd": os.getcwd(), **launch, "pid": None, "attempt": attempt}
+        write_atomic(run.path / "launch.json", json.dumps(launch, indent=1))
+        run.stop_request.unlink(missing_ok=True)
+        run.logs_dir.mkdir(exist_ok=True)
+        # Not the working directory first of all: a folder there may be called like a module of ours.
+        variables = {**os.environ, "PYTHONSAFEPATH": "1", "TRAINER_ATTEMPT": str(attempt)}
+        if not self.detached:
+            variables[FOLLOWER_VARIABLE] = str(os.getpid())
+        with (run.logs_dir / "launch.log").open("ab") as log:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "trainer.cluster.node", str(run.path)],
+                env=variables,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        _started.append(process)
+        record_launch(run, shape, process.pid, attempt)
+
+
+def reap() -> None:
+    """Collect the node processes of this process that have ended."""
+    _started[:] = [process for process in _started if process.poll() is None]

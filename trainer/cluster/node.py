@@ -1,0 +1,328 @@
+"""What runs on one node, alone, under srun or by hand: `python -m trainer.cluster.node RUN_DIR`.
+
+It starts torchrun, passes on the signals that the workers did not get, sees to it that everything ends within a
+bounded time, and turns the outcome that the workers wrote into the job's exit code (`trainer/errors.py`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from trainer.cluster import cause, processes, torchrun
+from trainer.cluster.shape import LaunchShape, resolve
+from trainer.cluster.torchrun import Place
+from trainer.errors import DONE, HUNG, JOB_FAILED, NEVER_RESTART, REQUEUE, TrainerError
+from trainer.runs.directory import RunDirectory
+from trainer.runs.files import write_atomic
+
+WORKER = "trainer.worker"
+FOLLOWER_VARIABLE = "TRAINER_FOLLOWER"
+"""Process id of the command that started this node and with which it ends; unset: it stands alone."""
+POLL_S = 0.1
+FAILED_GRACE_S = 3.0
+"""What the other ranks get once one has recorded that the job failed for good."""
+ENDED_GRACE_S = 30.0
+"""What the other ranks get once the first has recorded a good end."""
+CODES = {"finished": DONE, "stopped": DONE, "requeue": REQUEUE, "failed": JOB_FAILED, "hung": HUNG}
+
+
+class Node:
+    """One node's part of one launch of a run: one or more rounds of torchrun."""
+
+    def __init__(self, run: RunDirectory, shape: LaunchShape, place: Place) -> None:
+        self.run = run
+        self.shape = shape
+        self.place = place
+        self.config = run.config()
+        attempt = os.environ.get("TRAINER_ATTEMPT")
+        self.base = int(attempt) if attempt else run.next_attempt()
+        self.node_log = self._attempt_dir(self.base) / f"node-{place.node_rank}.log"
+        self.requested: set[int] = set()
+        """Signals received."""
+        self._told: set[tuple[int, int]] = set()
+        self._attempt_times: dict[int, float] = {}
+        self._stop_seen_at: float | None = None
+        self._outcome_seen_at: float | None = None
+
+    def supervise(self) -> int:
+        """Run torchrun until the job ends, and return the job's exit code."""
+        most = int(self.config["resilience"]["max_restarts"])
+        restarts, first = most, self.base
+        while True:
+            code = self._round(first, restarts)
+            outcome = self._outcome()
+            if outcome is None and code == 0:
+                outcome = self._fail("failed", JOB_FAILED, cause.Cause("the workers left no outcome", [], None, 0))
+            if outcome is not None:
+                return int(outcome.get("exit_code", CODES.get(outcome["outcome"], JOB_FAILED)))
+            found = cause.find(self._attempt_dir(self.attempt), self.node_log)
+            restarts = most - self._failures_since_checkpoint()
+            if restarts < 0 or most == 0 or self._stop_seen_at is not None:
+                return self._give_up(found)
+            self._record(self.attempt, "failed", JOB_FAILED, found)
+            first = self.attempt + 1
+            print(f"a checkpoint was written since the last failures: {restarts + 1} more tries", flush=True)
+
+    @property
+    def attempt(self) -> int:
+        """The newest attempt of this launch."""
+        return max(self._attempt_times, default=self.base)
+
+    def _round(self, first: int, restarts: int) -> int:
+        """One torchrun, which makes attempts from number `first` on; returns its exit code."""
+        self._attempt_times[first] = time.time()
+        arguments = torchrun.command(
+            self.run.path,
+            f"{self.run.id}-{first}",
+            self.shape,
+            self.place,
+            restarts,
+            os.environ.get("TRAINER_WORKER_MODULE", WORKER),
+        )
+        variables = torchrun.environment(os.environ, self.run.code_dir, self.shape, self.place, first)
+        print(f"attempt {first}: {self.shape}, {variables['OMP_NUM_THREADS']} threads each", flush=True)
+        child = torchrun.start(arguments, variables)
+        while child.poll() is None:
+            time.sleep(POLL_S)
+            self._forward(child.pid)
+            self._note_restart()
+            self._enforce_end(child)
+        return int(child.returncode)
+
+    def _forward(self, torchrun_pid: int) -> None:
+        """Tell each worker once, and not before it has a handler: until then it ignores the signal."""
+        for signum in self.requested:
+            for pid in processes.children(torchrun_pid):
+                if (pid, signum) not in self._told and processes.handles(pid, signum):
+                    self._told.add((pid, signum))
+                    processes.send(pid, signum)
+
+    def _note_restart(self) -> None:
+        """When torchrun has begun another attempt, write down why the last one died."""
+        following = self.attempt + 1
+        if not self._attempt_dir(following).is_dir():
+            return
+        died = self.attempt
+        self._attempt_times[following] = time.time()
+        if self.place.node_rank == 0 and not self._outcome_path(died).exists():
+            found = cause.find(self._attempt_dir(died), self.node_log)
+            self._record(died, "failed", JOB_FAILED, found)
+            print(f"attempt {died} died: {found.reason}; torchrun restarts the workers", flush=True)
+
+    def _enforce_end(self, child: subprocess.Popen[bytes]) -> None:
+        """Kill what is left when it should have ended: after an outcome, or after a request to stop."""
+        now = time.monotonic()
+        outcome = self._outcome()
+        if outcome is not None:
+            self._outcome_seen_at = self._outcome_seen_at or now
+            is_failed = outcome["outcome"] == "failed"
+            grace_s = FAILED_GRACE_S if is_failed else ENDED_GRACE_S + self._finish_timeout_s()
+            if now - self._outcome_seen_at > grace_s:
+                print(f"the outcome is {outcome['outcome']}; killing the ranks that go on", flush=True)
+                processes.kill_tree(child.pid)
+        elif self.requested or self.run.stop_request.exists():
+            self._stop_seen_at = self._stop_seen_at or now
+            # The ranks' own deadline comes first; it saves what it can.
+            limit_s = float(self.config["resilience"]["stop_deadline_s"]) + ENDED_GRACE_S
+            if now - self._stop_seen_at > limit_s:
+                found = cause.Cause(f"asked to stop, it had not after {limit_s:.0f} s", [], None, None)
+                self._fail("hung", HUNG, found)
+                processes.kill_tree(child.pid)
+
+    def _finish_timeout_s(self) -> float:
+        return float(self.config["tracking"].get("finish_timeout_s", 0))
+
+    def _failures_since_checkpoint(self) -> int:
+        """Attempts of this launch that ended after the newest checkpoint was committed."""
+        committed = max((event["time"] for event in self.run.events() if event["event"] == "checkpoint"), default=0.0)
+        ends = [*sorted(self._attempt_times.values())[1:], time.time()]
+        return sum(1 for end in ends if end > committed)
+
+    def _give_up(self, found: cause.Cause) -> int:
+        code = found.exit_code
+        if code in (HUNG, NEVER_RESTART):
+            outcome = self._fail("hung" if code == HUNG else "failed", code, found)
+        else:
+            outcome = self._fail("failed", 128 - code if code is not None and code < 0 else JOB_FAILED, found)
+        return int(outcome["exit_code"])
+
+    def _attempt_dir(self, attempt: int) -> Path:
+        return self.run.logs_dir / f"attempt-{attempt:02d}"
+
+    def _outcome_path(self, attempt: int) -> Path:
+        return self.run.attempts_dir / f"attempt-{attempt:02d}.json"
+
+    def _outcome(self) -> dict[str, Any] | None:
+        """How this launch ended, as a worker wrote it: a final outcome of the newest attempt, or of the one before,
+        when torchrun restarted workers that had ended well."""
+        for attempt in sorted(self._attempt_times, reverse=True):
+            try:
+                record = json.loads(self._outcome_path(attempt).read_text())
+            except (OSError, ValueError):
+                continue
+            if not record.get("restarted"):
+                return dict(record)
+        return None
+
+    def _fail(self, outcome: str, code: int, found: cause.Cause) -> dict[str, Any]:
+        """Record the end that no worker could record any more."""
+        record = self._record(self.attempt, outcome, code, found, is_final=True)
+        print(f"attempt {self.attempt} {outcome}: {found.reason}", flush=True)
+        return record
+
+    def _record(
+        self, attempt: int, outcome: str, code: int, found: cause.Cause, is_final: bool = False
+    ) -> dict[str, Any]:
+        step = last_step(self.run)
+        log = str(found.log.relative_to(self.run.path)) if found.log else None
+        record = {
+            "outcome": outcome,
+            "exit_code": code,
+            "reason": found.reason,
+            "step": step,
+            "log": log,
+            "lines": found.lines,
+            "restarted": not is_final,
+            "time": time.time(),
+        }
+        if self.place.node_rank == 0:
+            path = self._outcome_path(attempt)
+            path.parent.mkdir(exist_ok=True)
+            write_atomic(path, json.dumps(record))
+            if is_final:
+                self.run.event(outcome, attempt=attempt, step=step, reason=found.reason)
+        return record
+
+
+def last_step(run: RunDirectory) -> int | None:
+    """The step in the first rank's last heartbeat."""
+    try:
+        return int(json.loads((run.live_dir / "rank-0.json").read_text())["step"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def record_launch(run: RunDirectory, shape: LaunchShape, pid: int, attempt: int) -> None:
+    """Write into `launch.json` which process the run is by now: its state is read from that after any crash.
+
+    `attempt` is the first of this launch; torchrun's restarts count on from it.
+    """
+    launch = {
+        "cluster": "local",
+        **_launch_of(run),
+        "shape": shape.to_dict(),
+        "host": socket.gethostname(),
+        "boot_id": processes.boot_id(),
+        "pid": pid,
+        "pid_started": processes.started_ticks(pid),
+        "attempt": attempt,
+        "slurm_job_id": os.environ.get("SLURM_JOB_ID"),
+    }
+    write_atomic(run.path / "launch.json", json.dumps(launch, indent=1))
+
+
+def _launch_of(run: RunDirectory) -> dict[str, Any]:
+    try:
+        return dict(run.launch())
+    except (OSError, ValueError):
+        return {}
+
+
+def _parse(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="launch/node", description="Run this node's part of a run.")
+    parser.add_argument("run_dir", type=Path)
+    parser.add_argument("--nodes", type=int, help="number of nodes of the job; default: as the run was made for")
+    parser.add_argument("--node-rank", type=int, help="number of this node, from 0")
+    parser.add_argument("--rendezvous", help="HOST:PORT on the first node, the same on every node")
+    return parser.parse_args(arguments)
+
+
+def _place(options: argparse.Namespace, shape: LaunchShape) -> Place:
+    nodes = options.nodes or shape.nodes
+    rank = options.node_rank
+    if rank is None:
+        rank = int(os.environ.get("SLURM_NODEID", "0"))
+    rendezvous = options.rendezvous or os.environ.get("TRAINER_RENDEZVOUS")
+    if nodes > 1 and not rendezvous:
+        sys.exit(f"error: {nodes} nodes must meet\n  add --rendezvous HOST:PORT, the same on every node")
+    return Place(nodes, rank, rendezvous)
+
+
+def _handle_signals(node: Node, follower: int | None) -> None:
+    """SIGTERM and USR1 are passed on as they are. Ctrl-C by hand stops the run; a second one kills it."""
+
+    def forward(signum: int, frame: FrameType | None) -> None:
+        if follower is not None and os.getppid() != follower:
+            request_stop(node.run, "the command that followed this run was killed")
+        node.requested.add(signal.SIGTERM if signum == signal.SIGHUP else signum)
+
+    def interrupt(signum: int, frame: FrameType | None) -> None:
+        if node.run.stop_request.exists():
+            processes.kill_tree(os.getpid())
+        request_stop(node.run, "Ctrl-C")
+
+    for signum in (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP):
+        signal.signal(signum, forward)
+    signal.signal(signal.SIGINT, interrupt)
+
+
+def request_stop(run: RunDirectory, who: str) -> None:
+    """Ask the ranks to save and leave; `who` is for the reader of the run directory."""
+    if not run.stop_request.exists():
+        run.stop_request.parent.mkdir(exist_ok=True)
+        write_atomic(run.stop_request, who + "\n")
+        run.event("stop_requested", reason=who)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = _parse(arguments)
+    run = RunDirectory(options.run_dir.resolve())
+    launch = _launch_of(run)
+    shape = LaunchShape.from_dict(launch["shape"]) if launch.get("shape") else resolve(run.config())
+    place = _place(options, shape)
+    node = Node(run, LaunchShape(place.nodes, shape.processes_per_node, shape.device), place)
+    follower = os.environ.pop(FOLLOWER_VARIABLE, None)
+    _handle_signals(node, int(follower) if follower else None)
+    if follower:
+        processes.die_with_parent(signal.SIGTERM, int(follower))
+    if launch.get("cwd") and os.path.isdir(launch["cwd"]):
+        os.chdir(launch["cwd"])
+    if place.node_rank == 0:
+        record_launch(run, node.shape, os.getpid(), node.base)
+    terminal = _redirect_output(node.node_log)
+    code = node.supervise()
+    print(f"node {place.node_rank} ends with code {code}", flush=True)
+    try:
+        os.write(terminal, f"attempt {node.attempt} ended with code {code}; log: {node.node_log}\n".encode())
+    except OSError:  # nobody reads any more
+        pass
+    return code
+
+
+def _redirect_output(log: Path) -> int:
+    """Point stdout and stderr at `log`; returns a descriptor of what stdout was."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    terminal = os.dup(1)
+    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    os.close(descriptor)
+    return terminal
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except TrainerError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.code)

@@ -1,0 +1,92 @@
+"""What torchrun is told on one node: its arguments, its environment, and how it is started."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from trainer.cluster.hardware import usable_cores
+from trainer.cluster.processes import die_with_parent
+from trainer.cluster.shape import LaunchShape
+
+IGNORED_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
+"""torchrun would kill its workers on these, or die of them; the workers handle them, the node forwards them."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """This node among the nodes of the job."""
+
+    nodes: int = 1
+    node_rank: int = 0
+    rendezvous: str | None = None
+    """HOST:PORT of the first node; None on a single node."""
+
+
+def command(run_path: Path, job_id: str, shape: LaunchShape, place: Place, max_restarts: int, worker: str) -> list[str]:
+    """The command line of torchrun. `job_id` names this rendezvous: another launch must have another."""
+    if place.nodes == 1:
+        rendezvous = ["--standalone", "--local-addr=127.0.0.1"]
+    else:
+        rendezvous = [
+            f"--nnodes={place.nodes}",
+            "--rdzv-backend=c10d",
+            f"--rdzv-endpoint={place.rendezvous}",
+            f"--rdzv-id={job_id}",
+        ]
+    return [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        *rendezvous,
+        f"--nproc-per-node={shape.processes_per_node}",
+        f"--max-restarts={max_restarts}",
+        # It installs handlers for the signals listed here, over the inherited SIG_IGN, and needs one at least.
+        "--signals-to-handle=SIGQUIT",
+        # Each rank writes its own log; without this, folders in the temporary directory stay behind.
+        f"--log-dir={os.devnull}",
+        "-m",
+        worker,
+        str(run_path),
+    ]
+
+
+def environment(
+    inherited: Mapping[str, str], code_dir: Path, shape: LaunchShape, place: Place, attempt: int
+) -> dict[str, str]:
+    """The environment of torchrun and, through it, of the workers."""
+    variables = dict(inherited)
+    threads = max(1, usable_cores(inherited) // shape.processes_per_node)
+    variables.setdefault("OMP_NUM_THREADS", str(threads))
+    variables["TRAINER_ATTEMPT"] = str(attempt)
+    variables["PYTHONUNBUFFERED"] = "1"
+    # With the store shared, restarted ranks read the addresses of the dead ones and never connect (torch 2.13).
+    variables["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
+    # The code as it was at launch goes before what the working directory holds by now. `python -m` would put the
+    # working directory first of all; Python 3.11 and later can be told not to.
+    paths = [str(code_dir), os.getcwd(), *filter(None, [inherited.get("PYTHONPATH")])]
+    variables["PYTHONPATH"] = os.pathsep.join(paths)
+    variables["PYTHONSAFEPATH"] = "1"
+    if place.nodes == 1:
+        # The host name may not resolve, or to an address that is not here: a laptop without a network.
+        variables.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    if shape.device == "cpu":
+        variables["CUDA_VISIBLE_DEVICES"] = ""
+    return variables
+
+
+def start(arguments: list[str], variables: dict[str, str]) -> subprocess.Popen[bytes]:
+    """Start torchrun so that it ignores the signals of stopping and does not outlive this process."""
+    parent = os.getpid()
+
+    def before_exec() -> None:
+        for signum in IGNORED_SIGNALS:
+            signal.signal(signum, signal.SIG_IGN)  # inherited over exec
+        die_with_parent(signal.SIGKILL, parent)
+
+    return subprocess.Popen(arguments, env=variables, stdin=subprocess.DEVNULL, preexec_fn=before_exec)
