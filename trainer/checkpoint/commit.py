@@ -261,12 +261,15 @@ def require_space(folder: Path, expected_bytes: int) -> None:
 
 def failed(target: Path, error: OSError) -> SaveFailed:
     """The error of the operating system as one that says what to do."""
+    other_writer = "Another attempt writes to this run; only the newest may."
     fix = {
         errno.ENOSPC: "Free some space, lower checkpoint.keep_last, or put runs_dir on a larger filesystem.",
         errno.EDQUOT: "Your quota is used up: free some space, or put runs_dir elsewhere.",
         errno.EACCES: f"Give yourself the right to write in {target.parent}.",
         errno.EROFS: f"{target.parent} is read-only: put runs_dir elsewhere.",
-        errno.ENOTEMPTY: "Another job writes to this run; only one may.",
+        errno.ENOTEMPTY: other_writer,
+        errno.EEXIST: other_writer,
+        errno.ENOENT: other_writer,  # it has cleaned away the staging folder of this one
     }.get(error.errno or 0, f"Look at the filesystem of {target.parent}.")
     return SaveFailed(f"Checkpoint {target.name} could not be written: {error}.", fix)
 

@@ -1,6 +1,6 @@
 """How Lightning saves and loads: `RunCheckpointIO` under the commit protocol, in the background if asked.
 
-`Trainer.save_checkpoint(path, storage_options=...)` builds the whole state on every rank, and `Strategy.save_checkpoint`
+`Trainer.save_checkpoint(path, storage_options=...)` builds the state on every rank, and `Strategy.save_checkpoint`
 calls this plugin on rank 0 only. The errors of a save are therefore not raised where they happen (rank 0 would miss
 the barrier that the others stand in) but logged, kept, and raised by `CheckpointWriter.raise_if_failed`.
 """
@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 
 import torch
 from lightning.fabric.plugins import CheckpointIO
@@ -169,7 +169,7 @@ def info_of(checkpoint: dict[str, Any], storage_options: Any) -> CommitInfo:
 def write_state(staging: Staging, state: dict[str, Any]) -> None:
     """Put `state` into the staging folder as `state.pt`."""
     with staging.file(STATE_FILE) as file:
-        torch.save(state, file)
+        torch.save(state, cast(IO[bytes], file))
 
 
 def load_state(path: Path, map_location: Any = "cpu", weights_only: bool = True) -> dict[str, Any]:

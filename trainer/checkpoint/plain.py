@@ -26,7 +26,7 @@ HYPER_PARAMETERS = ("hyper_parameters", "datamodule_hyper_parameters")
 """Informative only (a run is rebuilt from config.yaml), so what is not plain there is left out, not refused."""
 _HYPER_PARAMETERS_TYPE = ("hparams_type",)
 """Lightning's note of the OmegaConf class of the former: a class, and untrue once they are plain."""
-_SCALARS = (bool, int, float, complex, str, bytes)
+_SCALARS: tuple[Any, ...] = (bool, int, float, complex, str, bytes)
 _told: set[tuple[str, str]] = set()
 """Hyper-parameters whose absence has been logged; each save would say it again."""
 _AS_THEY_ARE = (type(None), *_SCALARS, torch.Size, torch.dtype, torch.device)
@@ -100,7 +100,7 @@ def _plain(where: str, value: Any, tensor: Callable[[str, torch.Tensor], torch.T
         return str(value)
     for scalar in _SCALARS:
         if isinstance(value, scalar):
-            return scalar(value)  # type: ignore[call-overload]
+            return scalar(value)
     raise _NotPlain(where, value)
 
 

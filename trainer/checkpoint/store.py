@@ -81,7 +81,7 @@ class CheckpointStore:
         (None, []) means that there never was one; (None, messages) that all are bad: do not start from step 0 then.
         Raises UserError if the newest is of a newer format.
         """
-        skipped = []
+        skipped: list[str] = []
         for path in sorted(self._folders(), key=_step_of, reverse=True):
             problems = commit.verify(path)
             if not problems:
