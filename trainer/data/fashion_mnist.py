@@ -1,0 +1,85 @@
+"""Fashion-MNIST: 60,000 + 10,000 pictures of garments, 28x28 grey, 10 classes (Xiao et al. 2017, MIT licence)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy
+import torch
+
+from trainer.data.arrays import ArrayDataModule, Arrays, stratified_split
+from trainer.data.augment import CropAndFlip, Normalize
+from trainer.data.idx import read_idx
+from trainer.errors import UserError
+
+PLACES = ("/usr/share/datasets/fashion-mnist", "data/fashion-mnist")
+"""Where Debian's package puts the files, and the usual place in a project."""
+SPLIT_SEED = 0
+VALIDATION_FRACTION = 1 / 12
+MEAN, DEVIATION = 0.2860, 0.3530
+"""Of the pixels of the training file, in 0..1."""
+
+
+class FashionMNIST(ArrayDataModule):
+    """Batches of (n, 1, 28, 28) float32 and (n,) int64; 55,000 train, 5,000 val, the official 10,000 test."""
+
+    default_task = "trainer.tasks.classification.Classification"
+
+    def __init__(
+        self,
+        batch_size: int = 128,
+        root: str | None = None,
+        augment: bool = False,
+        train_samples: int | None = None,
+        seed: int = 0,
+    ) -> None:
+        """`root`: folder of the four IDX files, gzipped or not; null: `PLACES`. `augment`: random crops, flips.
+
+        `train_samples`: use the first so many training pictures only; null: all. `seed`: of the augmentation.
+        """
+        super().__init__(batch_size)
+        self.root, self.augment, self.train_samples, self.seed = root, augment, train_samples, seed
+
+    def setup(self, stage: str | None = None) -> None:
+        if self.train is not None:
+            return
+        folder = self._folder()
+        images, labels = (_read(folder, f"train-{part}") for part in ("images-idx3-ubyte", "labels-idx1-ubyte"))
+        train, val = stratified_split(labels, [1 - VALIDATION_FRACTION], SPLIT_SEED)
+        normalize = Normalize(MEAN, DEVIATION)
+        crop = CropAndFlip(self.seed, padding=2)
+
+        def augmented(batch: torch.Tensor, indices: torch.Tensor, epoch: int) -> torch.Tensor:
+            return normalize(crop(batch, indices, epoch), indices, epoch)
+
+        train = train[: self.train_samples]
+        self.train = Arrays(*_tensors(images[train], labels[train]), augmented if self.augment else normalize)
+        self.val = Arrays(*_tensors(images[val], labels[val]), normalize)
+        held_out = (_read(folder, f"t10k-{part}") for part in ("images-idx3-ubyte", "labels-idx1-ubyte"))
+        self.test = Arrays(*_tensors(*held_out), normalize)
+
+    def facts(self) -> dict[str, Any]:
+        return {"input_shape": [1, 28, 28], "num_classes": 10}
+
+    def _folder(self) -> Path:
+        places = [Path(self.root).expanduser()] if self.root else [Path(place) for place in PLACES]
+        for place in places:
+            if list(place.glob("train-images-idx3-ubyte*")):
+                return place
+        looked = " or ".join(str(place) for place in places)
+        raise UserError(
+            f"Fashion-MNIST (train-images-idx3-ubyte[.gz] and three more) is not in {looked}",
+            "apt-get install dataset-fashion-mnist, or set data.root=FOLDER to where the files are",
+        )
+
+
+def _read(folder: Path, name: str) -> numpy.ndarray:
+    for path in (folder / name, folder / f"{name}.gz"):
+        if path.is_file():
+            return read_idx(path)
+    raise UserError(f"{folder / name}[.gz] is missing", "set data.root=FOLDER to where all four files are")
+
+
+def _tensors(images: numpy.ndarray, labels: numpy.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.from_numpy(images).unsqueeze(1), torch.from_numpy(labels).long()
