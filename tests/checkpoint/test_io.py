@@ -220,7 +220,9 @@ class Tiny(LightningModule):
         return DataLoader(torch.arange(32.0).view(8, 4), batch_size=2)
 
 
-@pytest.mark.filterwarnings("ignore:.*num_workers.*", "ignore:.*save_hyperparameters.*", "ignore:.*srun.*")
+@pytest.mark.filterwarnings(
+    "ignore:.*num_workers.*", "ignore:.*save_hyperparameters.*", "ignore:.*srun.*", "ignore:.*LeafSpec.*"
+)
 def test_through_lightnings_trainer_and_back(store: CheckpointStore, tmp_path: Path) -> None:
     def trainer(max_steps: int) -> tuple[Trainer, CheckpointWriter]:
         writer = CheckpointWriter(store, asynchronous=True)
