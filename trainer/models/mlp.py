@@ -25,9 +25,7 @@ class MLP(nn.Module):
         """`norm`: batch, layer or null."""
         super().__init__()
         sizes = [prod(input_shape), *hidden]
-        self.hidden = nn.ModuleList(
-            _layer(before, after, dropout, norm) for before, after in pairwise(sizes)
-        )
+        self.hidden = nn.ModuleList(_layer(before, after, dropout, norm) for before, after in pairwise(sizes))
         self.head = nn.Linear(sizes[-1], num_classes)
 
     def blocks(self) -> list[nn.Module]:

@@ -63,8 +63,9 @@ class ResNet(nn.Module):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
             elif isinstance(module, (nn.BatchNorm2d, nn.Linear)):
                 module.reset_parameters()
-        for block in self.body:
-            nn.init.zeros_(block.last_norm.weight)
+        for module in self.modules():
+            if isinstance(module, (Basic, Bottleneck)):
+                nn.init.zeros_(module.main[-1].get_parameter("weight"))
 
     def forward(self, inputs: Tensor) -> Tensor:
         return self.head(self.body(self.stem(inputs)).mean((2, 3)))
@@ -80,10 +81,6 @@ class Basic(nn.Module):
             *_convolution(before, width, 3, stride), nn.ReLU(inplace=True), *_convolution(width, width, 3)
         )
         self.shortcut = _shortcut(before, width, stride)
-
-    @property
-    def last_norm(self) -> nn.Module:
-        return self.main[-1]
 
     def forward(self, inputs: Tensor) -> Tensor:
         return (self.main(inputs) + self.shortcut(inputs)).relu_()
@@ -103,10 +100,6 @@ class Bottleneck(nn.Module):
             *_convolution(width, self.channels, 1),
         )
         self.shortcut = _shortcut(before, self.channels, stride)
-
-    @property
-    def last_norm(self) -> nn.Module:
-        return self.main[-1]
 
     def forward(self, inputs: Tensor) -> Tensor:
         return (self.main(inputs) + self.shortcut(inputs)).relu_()
@@ -130,9 +123,7 @@ def _shape(
 
 def _stem(name: str, channels: int, width: int) -> nn.Sequential:
     if name == "imagenet":
-        return nn.Sequential(
-            *_convolution(channels, width, 7, 2), nn.ReLU(inplace=True), nn.MaxPool2d(3, 2, padding=1)
-        )
+        return nn.Sequential(*_convolution(channels, width, 7, 2), nn.ReLU(inplace=True), nn.MaxPool2d(3, 2, padding=1))
     if name == "small":
         return nn.Sequential(*_convolution(channels, width, 3), nn.ReLU(inplace=True))
     raise UserError(f"model.stem={name} is not known", "use imagenet or small")

@@ -1,0 +1,104 @@
+"""Text files, as next-token windows. Without a path: the running Python's own standard library."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from trainer.data.arrays import ArrayDataModule
+from trainer.data.cache import cache_root, prepared
+from trainer.data.files import SPLITS, content_key, read_folder, split_files, standard_library
+from trainer.data.tokens import BytePairs, Bytes, Tokenizer, TokenWindows, token_type, write_tokens
+from trainer.errors import UserError
+
+FORMAT = 1
+"""Of the prepared folder; part of its name."""
+
+
+class Text(ArrayDataModule):
+    """Batches of two (n, sequence_length) int64 tensors: tokens, and the tokens that follow them.
+
+    Split by whole files. Tokens are prepared once, in a folder of the cache that is named by content and
+    settings: `{train,val,test}.bin`, `meta.json`, and `tokenizer.json` for byte pairs.
+    """
+
+    default_task = "trainer.tasks.language_modelling.LanguageModelling"
+
+    def __init__(
+        self,
+        batch_size: int = 32,
+        sequence_length: int = 256,
+        root: str | None = None,
+        patterns: Sequence[str] | None = None,
+        tokenizer: str = "bytes",
+        vocab_size: int = 4096,
+        held_out: float = 0.05,
+        cache: str | None = None,
+    ) -> None:
+        """`root`: a folder or a file; null: the standard library. `patterns`: null: `*.py` there, `*` elsewhere.
+
+        `tokenizer`: bytes, or bpe with `vocab_size` ids trained on the training files. `held_out`: fraction of
+        the files for each of val and test. `cache`: folder; null: `~/.cache/trainer`.
+        """
+        super().__init__(batch_size)
+        if tokenizer not in ("bytes", "bpe"):
+            raise UserError(f"data.tokenizer={tokenizer} is not known", "use bytes or bpe")
+        self.sequence_length = sequence_length
+        self.root = Path(root).expanduser() if root else standard_library()
+        self.patterns = list(patterns) if patterns else (["*"] if root else ["*.py"])
+        self.tokenizer_name, self.vocab_size, self.held_out = tokenizer, vocab_size, held_out
+        self.cache = Path(cache).expanduser() if cache else cache_root()
+        self.folder: Path | None = None
+        self.meta: dict[str, Any] = {}
+
+    def prepare_data(self) -> None:
+        """On one rank of each machine; the others wait for it."""
+        self.folder = self._prepared()
+
+    def setup(self, stage: str | None = None) -> None:
+        if self.train is not None:
+            return
+        self.folder = self._prepared()
+        self.meta = json.loads((self.folder / "meta.json").read_text())
+        kind = token_type(self.meta["vocab_size"])
+        self.train, self.val, self.test = (
+            TokenWindows(self.folder / f"{split}.bin", self.sequence_length, kind) for split in SPLITS
+        )
+
+    def facts(self) -> dict[str, Any]:
+        val = self.meta["splits"]["val"]
+        return {
+            "vocab_size": self.meta["vocab_size"],
+            "sequence_length": self.sequence_length,
+            "bytes_per_token": val["bytes"] / val["tokens"],
+        }
+
+    def tokenizer(self) -> Tokenizer:
+        """The one that the tokens were made with, after `setup`."""
+        assert self.folder is not None, "setup() comes first"
+        return Bytes() if self.tokenizer_name == "bytes" else BytePairs(self.folder / "tokenizer.json")
+
+    def _prepared(self) -> Path:
+        """Reads all the files again where another process prepared them: their content names the folder."""
+        if self.folder is not None:
+            return self.folder
+        files = read_folder(self.root, self.patterns)
+        vocab_size = Bytes.vocab_size if self.tokenizer_name == "bytes" else self.vocab_size
+        key = content_key(files, FORMAT, self.tokenizer_name, vocab_size, self.held_out)
+
+        def prepare(folder: Path) -> None:
+            parts = split_files(files, self.held_out)
+            tokenizer: Tokenizer = Bytes()
+            if self.tokenizer_name == "bpe":
+                texts = (file.text for file in parts["train"])
+                tokenizer = BytePairs.train(texts, vocab_size, folder / "tokenizer.json")
+            splits = {}
+            for split, part in parts.items():
+                tokens, length = write_tokens(folder / f"{split}.bin", (file.text for file in part), tokenizer)
+                splits[split] = {"tokens": tokens, "bytes": length, "files": [file.name for file in part]}
+            meta = {"vocab_size": tokenizer.vocab_size, "splits": splits}
+            (folder / "meta.json").write_text(json.dumps(meta, indent=1))
+
+        return prepared(self.cache / f"text-{key}", prepare)

@@ -1,0 +1,185 @@
+"""Decoder-only transformer in the shapes of GPT-2 (Radford et al. 2019) and Llama (Touvron et al. 2023)."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torch.nn import functional
+
+from trainer.errors import UserError
+from trainer.models.rotary import Rotary
+
+NORMS: dict[str, type[nn.Module]] = {"layer": nn.LayerNorm, "rms": nn.RMSNorm}
+ACTIVATIONS = ("gelu", "swiglu")
+POSITIONS = ("learned", "rotary")
+
+
+class Transformer(nn.Module):
+    """(n, length) token ids to (n, length, vocab_size) logits; each position sees itself and those before it."""
+
+    def __init__(
+        self,
+        vocab_size: int,
+        sequence_length: int,
+        dim: int = 256,
+        layers: int = 4,
+        heads: int = 4,
+        kv_heads: int | None = None,
+        ffn_dim: int | None = None,
+        norm: str = "rms",
+        norm_eps: float = 1e-5,
+        activation: str = "swiglu",
+        positions: str = "rotary",
+        rope_theta: float = 10_000.0,
+        bias: bool = False,
+        tied: bool = True,
+        dropout: float = 0.0,
+    ) -> None:
+        """`kv_heads`: heads of keys and values, shared by groups of query heads (Ainslie et al. 2023); null: `heads`.
+
+        `ffn_dim`: null: 4 dim for gelu; for swiglu 8/3 dim, which has as many weights. `tied`: the output layer
+        is the embedding. `sequence_length`: the longest input.
+        """
+        super().__init__()
+        kv_heads = kv_heads or heads
+        _check(dim, heads, kv_heads, norm, activation, positions)
+        self.layers, self.tied = layers, tied
+        self.embedding = nn.Embedding(vocab_size, dim)
+        self.positions = nn.Embedding(sequence_length, dim) if positions == "learned" else None
+        self.rotary = Rotary(dim // heads, sequence_length, rope_theta) if positions == "rotary" else None
+        self.dropout = nn.Dropout(dropout)
+        width = ffn_dim or (4 * dim if activation == "gelu" else -(-8 * dim // 3 // 32) * 32)
+        self.body = nn.ModuleList(
+            Block(
+                NORMS[norm](dim, eps=norm_eps),
+                Attention(dim, heads, kv_heads, bias, dropout),
+                NORMS[norm](dim, eps=norm_eps),
+                GELU(dim, width, bias) if activation == "gelu" else SwiGLU(dim, width, bias),
+                dropout,
+            )
+            for _ in range(layers)
+        )
+        self.norm = NORMS[norm](dim, eps=norm_eps)
+        self.head = nn.Linear(dim, vocab_size, bias=False)
+        self.tie()
+        self.init_weights()
+
+    def tie(self) -> None:
+        """Also needed after `to_empty`, which gives each of two tied parameters a tensor of its own."""
+        if self.tied:
+            self.head.weight = self.embedding.weight
+
+    def blocks(self) -> list[nn.Module]:
+        """What a sharding strategy wraps one by one, and what activation checkpointing recomputes."""
+        return list(self.body)
+
+    def init_weights(self) -> None:
+        """Normal with deviation 0.02, and that over sqrt(2 layers) where a block writes to the residual stream:
+        GPT-2's. Also fills the buffers, so that it completes a model made on the meta device."""
+        for module in self.modules():
+            if isinstance(module, (nn.Linear, nn.Embedding)):
+                residual = isinstance(module, ToResidual)
+                nn.init.normal_(module.weight, std=0.02 / (2 * self.layers) ** 0.5 if residual else 0.02)
+                if isinstance(module, nn.Linear) and module.bias is not None:
+                    nn.init.zeros_(module.bias)
+            elif isinstance(module, (nn.LayerNorm, nn.RMSNorm, Rotary)):
+                module.reset_parameters()
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        length = tokens.shape[1]
+        features = self.embedding(tokens)
+        if self.positions is not None:
+            features = features + self.positions.weight[:length]
+        features = self.dropout(features)
+        angles = self.rotary.angles(length) if self.rotary is not None else None
+        for block in self.body:
+            features = block(features, angles)
+        return self.head(self.norm(features))
+
+
+class ToResidual(nn.Linear):
+    """The last layer of a branch."""
+
+
+class Block(nn.Module):
+    """Attention, then feed-forward, each on normalised input and added to the residual stream."""
+
+    def __init__(
+        self, attention_norm: nn.Module, attention: nn.Module, ffn_norm: nn.Module, ffn: nn.Module, dropout: float
+    ) -> None:
+        super().__init__()
+        self.attention_norm, self.attention = attention_norm, attention
+        self.ffn_norm, self.ffn = ffn_norm, ffn
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, features: Tensor, angles: tuple[Tensor, Tensor] | None) -> Tensor:
+        features = features + self.dropout(self.attention(self.attention_norm(features), angles))
+        return features + self.dropout(self.ffn(self.ffn_norm(features)))
+
+
+class Attention(nn.Module):
+    """Causal self-attention through torch's fused kernel."""
+
+    def __init__(self, dim: int, heads: int, kv_heads: int, bias: bool, dropout: float) -> None:
+        super().__init__()
+        self.heads, self.kv_heads, self.size, self.dropout = heads, kv_heads, dim // heads, dropout
+        self.query = nn.Linear(dim, heads * self.size, bias)
+        self.key = nn.Linear(dim, kv_heads * self.size, bias)
+        self.value = nn.Linear(dim, kv_heads * self.size, bias)
+        self.out = ToResidual(heads * self.size, dim, bias)
+
+    def forward(self, features: Tensor, angles: tuple[Tensor, Tensor] | None) -> Tensor:
+        number, length, _ = features.shape
+        query = self.query(features).view(number, length, self.heads, self.size).transpose(1, 2)
+        key = self.key(features).view(number, length, self.kv_heads, self.size).transpose(1, 2)
+        value = self.value(features).view(number, length, self.kv_heads, self.size).transpose(1, 2)
+        if angles is not None:
+            query, key = Rotary.turn(query, angles), Rotary.turn(key, angles)
+        mixed = functional.scaled_dot_product_attention(
+            query,
+            key,
+            value,
+            is_causal=True,
+            dropout_p=self.dropout if self.training else 0.0,
+            enable_gqa=self.kv_heads != self.heads,
+        )
+        return self.out(mixed.transpose(1, 2).reshape(number, length, -1))
+
+
+class GELU(nn.Module):
+    """GPT-2's feed-forward, with its tanh approximation."""
+
+    def __init__(self, dim: int, width: int, bias: bool) -> None:
+        super().__init__()
+        self.up = nn.Linear(dim, width, bias)
+        self.down = ToResidual(width, dim, bias)
+
+    def forward(self, features: Tensor) -> Tensor:
+        return self.down(functional.gelu(self.up(features), approximate="tanh"))
+
+
+class SwiGLU(nn.Module):
+    """Llama's feed-forward (Shazeer 2020)."""
+
+    def __init__(self, dim: int, width: int, bias: bool) -> None:
+        super().__init__()
+        self.gate = nn.Linear(dim, width, bias)
+        self.up = nn.Linear(dim, width, bias)
+        self.down = ToResidual(width, dim, bias)
+
+    def forward(self, features: Tensor) -> Tensor:
+        return self.down(functional.silu(self.gate(features)) * self.up(features))
+
+
+def _check(dim: int, heads: int, kv_heads: int, norm: str, activation: str, positions: str) -> None:
+    if dim % heads or heads % kv_heads:
+        raise UserError(
+            f"model.dim={dim}, model.heads={heads}, model.kv_heads={kv_heads} do not divide",
+            "make dim a multiple of heads, and heads one of kv_heads",
+        )
+    for key, value, known in (
+        ("norm", norm, tuple(NORMS)),
+        ("activation", activation, ACTIVATIONS),
+        ("positions", positions, POSITIONS),
+    ):
+        if value not in known:
+            raise UserError(f"model.{key}={value} is not known", f"use {' or '.join(known)}")
