@@ -1,0 +1,128 @@
+"""Fixtures of the whole suite: a working directory, the command line in a process of its own, no process left behind."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import pytest
+
+from trainer.cluster.hardware import count_gpus
+
+MARK = "TRAINER_TEST_MARK"
+"""In the environment of every process that a test starts, and of all that those start."""
+SLURM_PROGRAMS = ("slurmctld", "slurmd", "sbatch", "munged")
+FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
+"""Where Debian's package dataset-fashion-mnist puts the IDX files."""
+_NOT_INHERITED = ("WANDB_", "TRAINER_", "SLURM_", "HYDRA_", "PL_", "TORCHELASTIC_")
+_NOT_INHERITED_NAMES = {"RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "OMP_NUM_THREADS"}
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--slow", action="store_true", help="run the tests marked slow, too")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Skip what this machine cannot run, and say why."""
+    missing = [program for program in SLURM_PROGRAMS if not shutil.which(program, path=_admin_path())]
+    no_slurm = "no " + ", ".join(missing) if missing else "not root" if os.geteuid() != 0 else ""
+    reasons = {
+        "slow": "" if config.getoption("--slow") else "minutes long; run with --slow",
+        "gpu": "" if count_gpus() else "no CUDA device",
+        "slurm": no_slurm,
+    }
+    for item in items:
+        for mark, reason in reasons.items():
+            if reason and item.get_closest_marker(mark):
+                item.add_marker(pytest.mark.skip(reason=reason))
+
+
+def _admin_path() -> str:
+    return os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/sbin"])
+
+
+def clean_environment() -> dict[str, str]:
+    """This process's environment without keys and modes of W&B, and without those of a job around the tests."""
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if (name == MARK or not name.startswith(_NOT_INHERITED)) and name not in _NOT_INHERITED_NAMES
+    }
+
+
+@pytest.fixture
+def workdir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty directory, and the current one."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def no_orphans(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Fails the test when a process that it started, at any depth, is alive 10 s after it; kills those."""
+    mark = uuid.uuid4().hex
+    monkeypatch.setenv(MARK, mark)
+    yield
+    deadline = time.monotonic() + 10
+    while (left := marked_processes(mark)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    for pid in left:
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+    assert not left, f"processes left behind: {left}"
+
+
+def marked_processes(mark: str) -> dict[int, str]:
+    """Process id to command line of the live processes with this mark."""
+    found = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            if f"{MARK}={mark}".encode() in (folder / "environ").read_bytes():
+                found[int(folder.name)] = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+        except OSError:  # gone, or another user's
+            continue
+    return found
+
+
+TrainerCli = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture
+def trainer_cli(workdir: Path, no_orphans: None) -> TrainerCli:
+    """`trainer_cli("fit", "a=b", timeout=60)`: the command in a process of its own, with a clean environment.
+
+    `env` adds variables, `cwd` is another directory than `workdir`. Returns the CompletedProcess, output as text.
+    """
+
+    def run(
+        *arguments: str, timeout: float = 120, env: Mapping[str, str] | None = None, cwd: Path | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "trainer", *arguments],
+            env={**clean_environment(), **(env or {})},
+            cwd=cwd or workdir,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=False,
+        )
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def fashion_mnist_dir() -> Path:
+    """The IDX files of Fashion-MNIST; skips where they are not installed."""
+    if not any(FASHION_MNIST.glob("*ubyte*")):
+        pytest.skip("Debian's package dataset-fashion-mnist is not installed")
+    return FASHION_MNIST
