@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 _SCALARS = {"int": "an integer", "float": "a number", "bool": "true or false", "str": "a text"}
+_NEVER_WRITTEN = {"Tensor", "Module", "Optimizer", "Callable", "dtype", "device"}
+"""Types that no plain value of a config is: in `float | Tensor` they leave `float`."""
 _LISTS = {"list", "List", "tuple", "Tuple", "Sequence", "Iterable"}
 
 
@@ -36,6 +38,11 @@ class Plain:
 
 def plain_type(node: ast.AST | None) -> Plain | None:
     """The plain type of an annotation; null when there is none or when any part of it is something else."""
+    found = _read(node)
+    return found if found and found.names else None
+
+
+def _read(node: ast.AST | None) -> Plain | None:
     if node is None:
         return None
     if isinstance(node, ast.Constant):
@@ -43,18 +50,22 @@ def plain_type(node: ast.AST | None) -> Plain | None:
             return Plain(frozenset({"None"}))
         return _of_text(node.value) if isinstance(node.value, str) else None
     if isinstance(node, ast.BinOp) and isinstance(node.op, ast.BitOr):
-        return _union([plain_type(node.left), plain_type(node.right)])
+        return _union([_read(node.left), _read(node.right)])
     if isinstance(node, ast.Subscript):
+        if _last_name(node.value) in _NEVER_WRITTEN:
+            return Plain(frozenset())
         return _subscript(_last_name(node.value), node.slice)
     name = _last_name(node)
     if name in _SCALARS:
         return Plain(frozenset({name}))
+    if name in _NEVER_WRITTEN:
+        return Plain(frozenset())
     return Plain(frozenset({"list"})) if name in _LISTS else None
 
 
 def _of_text(text: str) -> Plain | None:
     try:
-        return plain_type(ast.parse(text, mode="eval").body)
+        return _read(ast.parse(text, mode="eval").body)
     except SyntaxError:
         return None
 
@@ -62,12 +73,12 @@ def _of_text(text: str) -> Plain | None:
 def _subscript(name: str, inner: ast.AST) -> Plain | None:
     items = inner.elts if isinstance(inner, ast.Tuple) else [inner]
     if name == "Optional":
-        return _union([plain_type(inner), Plain(frozenset({"None"}))])
+        return _union([_read(inner), Plain(frozenset({"None"}))])
     if name == "Union":
-        return _union([plain_type(item) for item in items])
+        return _union([_read(item) for item in items])
     if name in _LISTS:
         same = len(items) == 1 or name in ("tuple", "Tuple")
-        kinds = [plain_type(i) for i in items if not (isinstance(i, ast.Constant) and i.value is ...)]
+        kinds = [_read(i) for i in items if not (isinstance(i, ast.Constant) and i.value is ...)]
         element = _union(kinds) if same and kinds else None
         return Plain(frozenset({"list"}), element)
     return None

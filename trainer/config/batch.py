@@ -48,9 +48,7 @@ def _does_not_divide(batch_size: int, micro_batch: int | None, world_size: int) 
     unit = world_size * (micro_batch or 1)
     below = batch_size // unit * unit
     nearest = [str(size) for size in (below, below + unit) if size]
-    split = (
-        f"{world_size} ranks" if micro_batch is None else f"{world_size} ranks x micro_batch {micro_batch}"
-    )
+    split = f"{world_size} ranks" if micro_batch is None else f"{world_size} ranks x micro_batch {micro_batch}"
     fix = f"set data.batch_size={' or data.batch_size='.join(nearest)}"
     if micro_batch is not None and batch_size % world_size == 0:
         share = batch_size // world_size

@@ -16,7 +16,8 @@ from trainer.config.allow import require_allowed
 from trainer.config.schema import Config
 from trainer.errors import UserError
 
-_DIRECTIVES = ("_target_", "_partial_", "_args_", "_recursive_", "_convert_")
+DIRECTIVES = ("_target_", "_partial_", "_args_", "_recursive_", "_convert_")
+"""Keys of a node that are about the call, not arguments of it."""
 
 
 def freeze(config: dict[str, Any]) -> str:
@@ -59,7 +60,7 @@ def instantiate(
     if not isinstance(node.get("_target_"), str):
         raise UserError(f"{key} is missing", "name the class or function to call, such as my_package.MyModel")
     target = locate(node["_target_"], key)
-    values = {name: value for name, value in node.items() if name not in _DIRECTIVES}
+    values = {name: value for name, value in node.items() if name not in DIRECTIVES}
     positional = list(node.get("_args_") or [])
     if node.get("_recursive_", True):
         values = {name: _nested(value, f"{where}.{name}") for name, value in values.items()}

@@ -13,8 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trainer.config import explain
+from trainer.config import explain, typed
 from trainer.config.keys import set_value
+from trainer.config.problems import raise_all
+from trainer.config.schema import Config
 from trainer.errors import UserError
 from trainer.paths import conf_dir
 
@@ -24,7 +26,7 @@ class Composed:
     """One job, composed."""
 
     config: dict[str, Any]
-    """Resolved and plain. As the files and overrides say: `check` completes and judges it."""
+    """Resolved and plain; closed sections typed and complete, open ones as files and overrides say."""
     choices: dict[str, str | None]
     """Group to the option that was chosen."""
     overrides: list[str]
@@ -49,8 +51,8 @@ def compose(
     # Targets first: what keys their section takes depends on them.
     for override in sorted(values, key=lambda o: not o.key_or_group.endswith("._target_")):
         set_value(tree, override, loader, where)
-    _record(tree, values)
-    config = _resolve(tree)
+    _record(tree, groups, values)
+    config = _typed(_resolve(tree))
     choices = dict(tree.hydra.runtime.choices)
     return Composed(config, {k: v for k, v in choices.items() if "hydra/" not in k}, list(overrides), tree)
 
@@ -121,10 +123,14 @@ def _split(loader: Any, overrides: list[str]) -> tuple[list[str], list[Any]]:
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
     parsed = OverridesParser.create().parse_overrides(overrides)
-    groups, values = [], []
+    groups: list[str] = []
+    values: list[Any] = []
     for override in parsed:
-        if override.is_hydra_override() or loader.repository.group_exists(override.key_or_group):
-            groups.append(override.input_line)
+        is_group = loader.repository.group_exists(override.key_or_group)
+        if is_group and override.value() is None and not override.is_delete():
+            raise explain.no_option(override, loader)
+        if override.is_hydra_override() or (is_group and not isinstance(override.value(), dict)):
+            groups.append(str(override.input_line))
         else:
             explain.refuse_sweep(override)
             values.append(override)
@@ -140,13 +146,14 @@ def _load(loader: Any, config_name: str, groups: list[str]) -> Any:
     return tree
 
 
-def _record(tree: Any, values: list[Any]) -> None:
+def _record(tree: Any, groups: list[str], values: list[Any]) -> None:
     """What Hydra notes of value overrides, so that `hydra:job.override_dirname` and the like are whole."""
     from hydra._internal.config_loader_impl import get_overrides_dirname
 
-    tree.hydra.overrides.task.extend([override.input_line for override in values])
+    written = [override.input_line for override in values]
+    tree.hydra.overrides.task.extend(written)
     style = tree.hydra.job.config.override_dirname
-    lines = [_Line(line, line.partition("=")[0]) for line in tree.hydra.overrides.task]
+    lines = [_Line(line, line.partition("=")[0]) for line in groups + written if not line.startswith("hydra")]
     tree.hydra.job.override_dirname = get_overrides_dirname(
         lines,  # type: ignore[arg-type]  # it reads these two attributes only
         exclude_keys=style.exclude_keys,
@@ -189,3 +196,16 @@ def _resolve(tree: Any) -> dict[str, Any]:
         except OmegaConfBaseException as error:
             raise explain.interpolation(error) from None
     return plain  # type: ignore[return-value]
+
+
+def _typed(config: dict[str, Any]) -> dict[str, Any]:
+    """The closed part against the schema. Raises UserError with every problem."""
+    problems = typed.top_level_problems(config)
+    for section in typed.key_names(Config):
+        if section in config and typed.is_closed(section):
+            problems += typed.problems_of(section, config[section])
+    raise_all(problems)
+    unset = [name for name in typed.REQUIRED if config.get(name) is None]
+    if unset:
+        raise explain.missing(unset)
+    return typed.complete(config)

@@ -64,6 +64,13 @@ def refuse_sweep(override: Any) -> None:
         )
 
 
+def no_option(override: Any, loader: Any) -> UserError:
+    """The refusal of `group=null`, for which Hydra has a ValueError."""
+    group = override.key_or_group
+    options = listed(loader.get_group_options(group))
+    return UserError(f"{override.input_line}: a group takes one of its options", f"choose one of: {options}")
+
+
 def _unreadable(error: Any) -> UserError:
     override = error.override
     if "=" not in override and not override.startswith("~"):
@@ -81,7 +88,9 @@ def _missing_config(error: Any, loader: Any, overrides: list[str]) -> UserError:
         options = loader.get_group_options("")
         found = f"{did_you_mean(path, options)}configs: {listed(options)}"
         return UserError(f"--config-name {path}: there is no such config", found)
-    written = next((o for o in overrides if re.fullmatch(rf"\+?{re.escape(group)}(@[^=]*)?={re.escape(option)}", o)), None)
+    written = next(
+        (o for o in overrides if re.fullmatch(rf"\+?{re.escape(group)}(@[^=]*)?={re.escape(option)}", o)), None
+    )
     where = written or (f"{group}={option} (chosen in conf/{inside[1]}.yaml)" if inside else f"{group}={option}")
     if not loader.repository.group_exists(group):
         groups = loader.list_groups("")

@@ -5,13 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from trainer.config.build import DIRECTIVES
 from trainer.config.near import did_you_mean, listed, nearest
 from trainer.config.schema import Config
 from trainer.config.signature import TRAINERS_OWN, argument_names
 from trainer.config.typed import OPEN, as_written, closed_class, key_names
 from trainer.errors import UserError
-
-_DIRECTIVES = ("_target_", "_partial_", "_args_", "_recursive_")
 
 
 def set_value(tree: Any, override: Any, loader: Any, cwd: Path) -> None:
@@ -96,13 +95,11 @@ def _keep_sections(tree: Any, key: str, value: Any, line: str, loader: Any) -> N
         return
     if "." in key and key.split(".")[0] in OPEN:
         return
-    inside = listed([f"{key}.{name}" for name in node], 30)
+    inside = listed([f"{key}.{name!s}" for name in node], 30)
     raise UserError(f"{line}: {key} is a section, not one value", f"set one of its keys: {inside}")
 
 
-def _require_known(
-    tree: Any, parts: list[str], depth: int, value: Any, override: Any, loader: Any, cwd: Path
-) -> None:
+def _require_known(tree: Any, parts: list[str], depth: int, value: Any, override: Any, loader: Any, cwd: Path) -> None:
     """Raise UserError unless the first missing part is one that its reader would take."""
     line, plus = override.input_line, override.is_add() or override.is_force_add()
     part, parent, prefix = parts[depth], _node(tree, parts[:depth]), "".join(f"{p}." for p in parts[:depth])
@@ -114,7 +111,7 @@ def _require_known(
         here = prefix[:-1]
         fix = f"set {here} as a whole" if parts[0] != "callbacks" else f"choose it first, as in callbacks={parts[1]}"
         raise UserError(f"{line}: {here} is {as_written(None if parent._is_none() else parent)}", fix)
-    known = [str(name) for name in parent]
+    known = list(map(str, parent.keys()))
     if parts[0] not in OPEN:
         cls = closed_class(parts[0], {"name": parent.get("name")})
         known = known if cls is None else key_names(cls)
@@ -131,7 +128,7 @@ def _open_takes(parent: Any, parts: list[str], depth: int, value: Any, plus: boo
     part = parts[depth]
     if parts[0] == "callbacks" and depth == 1:
         return value is None or isinstance(value, dict) or parts[depth + 1 :] == ["_target_"]
-    if part in _DIRECTIVES or (depth == 1 and part in TRAINERS_OWN.get(parts[0], ())):
+    if part in DIRECTIVES or (depth == 1 and part in TRAINERS_OWN.get(parts[0], ())):
         return True
     names = _arguments(parent, parts[:depth], cwd)
     # Nothing can say whether an unreadable signature or a plain mapping takes the key: `+` says that it is meant.
@@ -149,7 +146,9 @@ def _unknown(line: str, prefix: str, rest: list[str], known: list[str]) -> UserE
     tail = "".join(f".{part}" for part in rest[1:])
     hint = f"did you mean {prefix}{near}{tail}? " if near else ""
     visible = [name for name in known if not name.startswith("_")]
-    return UserError(f"{line}: there is no key {prefix}{rest[0]}", f"{hint}keys of {prefix[:-1]}: {listed(visible, 30)}")
+    return UserError(
+        f"{line}: there is no key {prefix}{rest[0]}", f"{hint}keys of {prefix[:-1]}: {listed(visible, 30)}"
+    )
 
 
 def _unknown_at_top(tree: Any, parts: list[str], line: str, loader: Any) -> UserError:

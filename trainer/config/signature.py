@@ -53,7 +53,7 @@ def read(path: str, cwd: Path) -> Signature | NotFound | None:
     found = find(path, cwd)
     if isinstance(found, NotFound):
         return found
-    return _of(found)
+    return of(found)
 
 
 def argument_names(path: str, cwd: Path) -> list[str] | None:
@@ -64,7 +64,8 @@ def argument_names(path: str, cwd: Path) -> list[str] | None:
     return signature.names()
 
 
-def _of(found: Found) -> Signature | None:
+def of(found: Found) -> Signature | None:
+    """The signature of what was found; null when the text does not tell it."""
     if not isinstance(found, Definition):
         return None
     if isinstance(found.node, ast.ClassDef):
@@ -80,9 +81,10 @@ def _of_class(found: Definition) -> Signature | None:
     """The `__init__` of the class or of its nearest base that has one; dataclass fields; null when unclear."""
     node = found.node
     assert isinstance(node, ast.ClassDef)
-    if node.keywords or any(isinstance(n, ast.FunctionDef) and n.name == "__new__" for n in node.body):
-        if not any(k.arg == "metaclass" and _dotted(k.value).endswith("ABCMeta") for k in node.keywords):
-            return None
+    metaclasses = [_dotted(keyword.value).split(".")[-1] for keyword in node.keywords if keyword.arg == "metaclass"]
+    has_own_new = any(isinstance(n, ast.FunctionDef) and n.name == "__new__" for n in node.body)
+    if has_own_new or len(metaclasses) < len(node.keywords) or set(metaclasses) - {"ABCMeta"}:
+        return None
     if any(_dotted(d).split(".")[-1] == "dataclass" for d in node.decorator_list):
         return _of_dataclass(found)
     own = [n for n in node.body if isinstance(n, ast.FunctionDef) and n.name == "__init__"]

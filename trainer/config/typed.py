@@ -25,6 +25,9 @@ OPEN = ("model", "data", "task", "optimizer", "scheduler", "callbacks")
 CHOSEN = {"strategy": STRATEGIES, "cluster": CLUSTERS}
 """Closed sections whose class is chosen by their `name`."""
 
+REQUIRED = ("name", "model", "data", "optimizer", "strategy", "cluster")
+"""Keys that a job cannot do without."""
+
 _EXPECTED = {int: "an integer", float: "a number", bool: "true or false", str: "a text"}
 
 
@@ -34,6 +37,12 @@ def closed_class(section: str, node: Any) -> type | None:
         return CHOSEN[section].get(str(node.get("name"))) if isinstance(node, dict) else None
     hint = _hints(Config).get(section)
     return hint if isinstance(hint, type) and is_dataclass(hint) else None
+
+
+def is_closed(section: str) -> bool:
+    """Whether the section's keys are those of a dataclass."""
+    hint = _hints(Config).get(section)
+    return section in CHOSEN or (isinstance(hint, type) and is_dataclass(hint))
 
 
 def key_names(cls: type) -> list[str]:

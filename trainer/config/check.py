@@ -1,0 +1,150 @@
+"""Everything about a composed job that can be found wrong before it is launched."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from trainer.config.batch import BatchPlan
+from trainer.config.near import did_you_mean, listed
+from trainer.config.problems import raise_all
+from trainer.config.targets import problems_of_targets
+from trainer.config.typed import as_written
+from trainer.errors import TrainerError, UserError
+
+
+@dataclass(frozen=True)
+class _From:
+    """Numbers from `low` on; `above`: more than `low`."""
+
+    low: float
+    above: bool = False
+
+    def problem(self, key: str, value: Any) -> UserError | None:
+        # A comparison that NaN fails, whichever way.
+        if value > self.low or (value == self.low and not self.above):
+            return None
+        wanted = f"more than {self.low:g}" if self.above else f"at least {self.low:g}"
+        fix = f"use a number above {self.low:g}" if self.above else f"use {key}={self.low:g} or more"
+        return UserError(f"{key}={as_written(value)}: must be {wanted}", fix)
+
+
+@dataclass(frozen=True)
+class _OneOf:
+    names: tuple[str, ...]
+
+    def problem(self, key: str, value: Any) -> UserError | None:
+        if value in self.names:
+            return None
+        hint = did_you_mean(str(value), self.names, prefix=f"{key}=")
+        return UserError(
+            f"{key}={as_written(value)}: there is no such choice", f"{hint}choose one of: {listed(self.names)}"
+        )
+
+
+_POSITIVE = _From(0, above=True)
+_PRECISIONS = _OneOf(("auto", "32-true", "bf16-mixed", "bf16-true", "16-mixed"))
+
+_RANGES: dict[str, _From | _OneOf] = {
+    "trainer.max_steps": _From(1),
+    "trainer.max_epochs": _From(1),
+    "trainer.precision": _PRECISIONS,
+    "trainer.log_every_n_steps": _From(1),
+    "trainer.val_check_interval": _From(1),
+    "trainer.limit_val_batches": _From(0),
+    "trainer.gradient_clip_norm": _POSITIVE,
+    "checkpoint.every_n_steps": _From(1),
+    "checkpoint.every_minutes": _POSITIVE,
+    "checkpoint.keep_last": _From(1),
+    "checkpoint.keep_best": _From(0),
+    "checkpoint.keep_every_n_steps": _From(1),
+    "checkpoint.mode": _OneOf(("min", "max")),
+    "checkpoint.on_failure": _OneOf(("stop", "warn")),
+    "tracking.name": _OneOf(("wandb", "none")),
+    "tracking.mode": _OneOf(("auto", "online", "offline")),
+    "tracking.init_timeout_s": _From(1),
+    "tracking.finish_timeout_s": _From(1),
+    "resilience.max_restarts": _From(0),
+    "resilience.agree_every_s": _POSITIVE,
+    "resilience.stop_deadline_s": _POSITIVE,
+    "resilience.collective_timeout_s": _POSITIVE,
+    "strategy.bucket_cap_mb": _From(1),
+    "data.batch_size": _From(1),
+    "data.micro_batch": _From(1),
+    "data.num_workers": _From(0),
+}
+"""Key to what it may be; null is judged by the types alone."""
+
+
+def check(config: dict[str, Any], cwd: Path | None = None) -> None:
+    """Raise UserError with every problem of a composed configuration (`Composed.config`); the surest first.
+
+    Looks at values, at targets and their arguments (from `cwd`, then as Python would), at the launch shape and
+    at how the batch divides. Raises EnvironmentFault when only the machine is at fault. Imports no target.
+    """
+    values = [*_ranges(config), *_limits(config), *_names(config)]
+    targets = problems_of_targets(config, cwd or Path.cwd())
+    # Splitting an impossible batch would be a second message about the same mistake.
+    splits = not any(problem.message.startswith("data.") for problem in values)
+    raise_all([*values, *targets, *_launch(config, splits)])
+
+
+def _ranges(config: dict[str, Any]) -> Iterator[UserError]:
+    for dotted, allowed in _RANGES.items():
+        section, key = dotted.split(".")
+        value = config[section].get(key)
+        if value is None:
+            continue
+        if section == "data" and (not isinstance(value, int) or isinstance(value, bool)):
+            yield UserError(f"{dotted}={as_written(value)}: expected an integer", f"write {dotted}=32")
+            continue
+        problem = allowed.problem(dotted, value)
+        if problem:
+            yield problem
+
+
+def _limits(config: dict[str, Any]) -> Iterator[UserError]:
+    options = config["trainer"]
+    if all(options[key] is None for key in ("max_steps", "max_epochs", "max_time")):
+        yield UserError(
+            "trainer.max_steps, trainer.max_epochs and trainer.max_time are all null: training would never end",
+            "set one of them, such as trainer.max_epochs=10",
+        )
+    time = options["max_time"]
+    if time is not None and not re.fullmatch(r"\d+:[0-2]?\d:[0-5]?\d:[0-5]?\d", time):
+        fix = "write DD:HH:MM:SS, in quotes: 'trainer.max_time=\"00:01:30:00\"' is an hour and a half"
+        yield UserError(f"trainer.max_time={time}: expected DD:HH:MM:SS", fix)
+
+
+def _names(config: dict[str, Any]) -> Iterator[UserError]:
+    name, seed, runs = config["name"], config["seed"], Path(config["runs_dir"])
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name):
+        plain = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-._")[:100] or "my-run"
+        yield UserError(
+            f"name={name!r}: a run's name has letters, digits, '.', '_' and '-', starts with a letter or digit, "
+            "and is at most 100 long",
+            f"use name={plain}",
+        )
+    if not 0 <= seed < 2**32:
+        yield UserError(f"seed={seed}: must be from 0 to {2**32 - 1}", "use a smaller seed, such as seed=0")
+    if runs.exists() and not runs.is_dir():
+        yield UserError(f"runs_dir={runs}: this is a file", "set runs_dir to a directory; it is made when needed")
+
+
+def _launch(config: dict[str, Any], splits: bool) -> Iterator[TrainerError]:
+    from trainer.cluster.shape import resolve
+
+    try:
+        shape = resolve(config)
+    except TrainerError as error:
+        yield error
+        return
+    if not splits or config["data"].get("batch_size") is None:
+        return
+    try:
+        BatchPlan.of(config["data"]["batch_size"], config["data"].get("micro_batch"), shape.world_size)
+    except UserError as error:
+        yield error

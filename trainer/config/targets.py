@@ -1,0 +1,151 @@
+"""What is wrong with the `_target_` nodes of a configuration, without importing one."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from trainer.config.allow import refusal
+from trainer.config.build import DIRECTIVES
+from trainer.config.near import did_you_mean, listed, nearest
+from trainer.config.signature import TRAINERS_OWN, Argument, Signature, of
+from trainer.config.sources import Definition, Module, NotFound, find
+from trainer.config.typed import as_written
+from trainer.errors import UserError
+
+_REFUSED_FIX = "name a model, data module, optimizer or callback, or write a function of your own"
+
+
+@dataclass(frozen=True)
+class Given:
+    """What the worker hands to a section's target beside the keys of the config."""
+
+    positional: int = 0
+    named: tuple[str, ...] = ()
+
+
+SECTIONS = {
+    "model": Given(),
+    "data": Given(named=TRAINERS_OWN["data"]),
+    "task": Given(named=("model",)),
+    "optimizer": Given(positional=1),
+    "scheduler": Given(positional=1, named=("total_steps",)),
+}
+"""The open sections that are one target each, and what they are given."""
+
+
+def problems_of_targets(config: dict[str, Any], cwd: Path) -> list[UserError]:
+    """Targets that are refused or not there, and arguments that they do not take, need or understand."""
+    problems: list[UserError] = []
+    for section, given in SECTIONS.items():
+        node = config[section]
+        if not node.get("_target_"):
+            if section in ("model", "data", "optimizer"):
+                fix = f"choose one with {section}=NAME, or set {section}._target_=my_package.MyClass"
+                problems.append(UserError(f"{section}._target_ is missing", fix))
+            continue
+        problems += _node(section, node, given, cwd)
+    for name, node in config["callbacks"].items():
+        where = f"callbacks.{name}"
+        if node is None:
+            continue
+        if not isinstance(node, dict) or not node.get("_target_"):
+            fix = f"give {where}._target_=my_package.MyCallback, or {where}=null to do without"
+            problems.append(UserError(f"{where}: a callback needs a _target_", fix))
+            continue
+        problems += _node(where, node, Given(), cwd)
+    return problems
+
+
+def _node(where: str, node: dict[str, Any], given: Given, cwd: Path) -> Iterator[UserError]:
+    yield from _target(where, node, given, cwd)
+    for name, value in node.items():
+        yield from _nested(f"{where}.{name}", value, cwd)
+
+
+def _nested(where: str, value: Any, cwd: Path) -> Iterator[UserError]:
+    if isinstance(value, dict):
+        if value.get("_target_"):
+            yield from _node(where, value, Given(), cwd)
+            return
+        for name, item in value.items():
+            yield from _nested(f"{where}.{name}", item, cwd)
+    if isinstance(value, list):
+        for i, item in enumerate(value):
+            yield from _nested(f"{where}[{i}]", item, cwd)
+
+
+def _target(where: str, node: dict[str, Any], given: Given, cwd: Path) -> Iterator[UserError]:
+    path, key = node["_target_"], f"{where}._target_"
+    if not isinstance(path, str) or not all(part.isidentifier() for part in path.split(".")):
+        yield UserError(f"{key}={path}: not the import path of a class or function", "write my_package.MyClass")
+        return
+    reason = refusal(path)
+    found = None if reason else find(path, cwd)
+    if isinstance(found, Definition):
+        reason = refusal(f"{found.module.name}.{getattr(found.node, 'name', '')}")
+    if isinstance(found, Module):
+        reason = refusal(found.name)
+    if reason:
+        yield UserError(f"{key}={path}: refused, because {reason}", _REFUSED_FIX)
+    elif isinstance(found, NotFound):
+        yield _not_found(key, path, found)
+    elif isinstance(found, Module):
+        yield UserError(f"{key}={path}: this is a module", f"name a class or function in it: {_classes(found)}")
+    elif found is not None:
+        signature = of(found)
+        if signature is not None:
+            yield from _arguments(where, node, given, signature)
+
+
+def _not_found(key: str, path: str, found: NotFound) -> UserError:
+    if not found.parent:
+        hint = did_you_mean(found.name, found.known)
+        fix = f"{hint}install the package, or run trainer in the folder that holds {found.name}"
+        return UserError(f"{key}={path}: there is no module {found.name} here", fix)
+    near = nearest(found.name, found.known)
+    fix = f"did you mean {found.parent}.{near}?" if near else f"it has: {listed(found.known)}"
+    return UserError(f"{key}={path}: {found.parent} has no {found.name}", fix)
+
+
+def _classes(module: Module) -> str:
+    from trainer.config.sources import parsed
+
+    tree = parsed(module.file) if module.file else None
+    return listed(n.name for n in (tree.body if tree else []) if isinstance(n, (ast.ClassDef, ast.FunctionDef)))
+
+
+def _arguments(where: str, node: dict[str, Any], given: Given, signature: Signature) -> Iterator[UserError]:
+    written = {name: value for name, value in node.items() if name not in DIRECTIVES}
+    skipped = given.positional + len(node.get("_args_") or [])
+    named = signature.arguments[skipped:]
+    known = {argument.name: argument for argument in named}
+    target = node["_target_"]
+    for name, value in written.items():
+        if name in known:
+            yield from _type(where, known[name], value)
+        elif not signature.takes_more and name not in given.named:
+            hint = did_you_mean(name, [k for k in known if k not in written], prefix=f"{where}.")
+            fix = f"{hint}it takes: {listed(known, 30)}"
+            yield UserError(f"{where}.{name}: {target} takes no argument {name}", fix)
+    if node.get("_partial_"):
+        return
+    for argument in named:
+        if argument.required and argument.name not in written and argument.name not in given.named:
+            fix = f"set {where}.{argument.name}=VALUE"
+            yield UserError(f"{where}.{argument.name} is missing: {target} needs it", fix)
+
+
+def _type(where: str, argument: Argument, value: Any) -> Iterator[UserError]:
+    # Null arguments of the model are filled from the data; null keys of the trainer's own are not handed over.
+    if value is None and (where == "model" or argument.name in TRAINERS_OWN.get(where, ())):
+        return
+    if argument.type is None or isinstance(value, dict) or argument.type.accepts(value):
+        return
+    words = argument.type.words()
+    yield UserError(
+        f"{where}.{argument.name}={as_written(value)}: expected {words}", f"correct {where}.{argument.name}"
+    )
