@@ -22,7 +22,6 @@ from trainer.config.batch import BatchPlan
 from trainer.config.build import accepts, instantiate, locate
 from trainer.config.schema import Config
 from trainer.data.loader import evaluation, resumable
-from trainer.worker.loop import use_lean_loop
 from trainer.worker.process import Rank
 
 READ_BY_TRAINER = ("batch_size", "micro_batch", "num_workers")
@@ -209,5 +208,7 @@ def build_trainer(
         default_root_dir=default_root_dir,
     )
     if options.lean_loop:
+        from trainer.worker.loop import use_lean_loop
+
         use_lean_loop(trainer)
     return trainer

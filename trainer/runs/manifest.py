@@ -1,0 +1,48 @@
+"""`manifest.json`: what this run was made of, so that it can be made again."""
+
+from __future__ import annotations
+
+import getpass
+import platform
+import socket
+import time
+from dataclasses import asdict
+from importlib import metadata
+from typing import Any
+
+from trainer.runs.snapshot import Snapshot
+
+SCHEMA_VERSION = 1
+_PACKAGES = ("trainer", "torch", "lightning", "hydra-core", "omegaconf", "wandb", "deepspeed", "numpy")
+
+
+def manifest_of(choices: dict[str, str], taken: Snapshot) -> dict[str, Any]:
+    """Plain data; versions come from the installed packages' metadata, nothing is imported."""
+    from trainer.cluster.hardware import count_gpus
+
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "created": time.time(),
+        "host": socket.gethostname(),
+        "user": _user(),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "gpus": count_gpus(),
+        "packages": {name: _version(name) for name in _PACKAGES},
+        "choices": choices,
+        "code": asdict(taken),
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _user() -> str | None:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container's user without an entry
+        return None
