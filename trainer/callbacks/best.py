@@ -44,7 +44,8 @@ class BestMetric(Callback):
             }
         self._heartbeat.update(best=self.best, validation=self._last)
         shown = "  ".join(f"{name} {number:.4f}" for name, number in sorted(self._last.items()))
-        print(f"validation after step {trainer.global_step}: {shown}", flush=True)
+        if trainer.is_global_zero:
+            print(f"validation after step {trainer.global_step}: {shown}", flush=True)
 
     def measured_at(self, step: int) -> dict[str, Any]:
         """What a checkpoint of this step says of its quality: nothing unless it was validated after this very step."""

@@ -69,7 +69,7 @@ class TrainMetrics:
         rate = self._rate(step)
         if rate is not None:
             values[f"train/{self._unit.replace('/', '_per_')}"] = rate
-        self._show(values, rate, step)
+        self._show(values, rate, step, trainer.is_global_zero)
         for logger in trainer.loggers:
             logger.log_metrics({**values, "epoch": trainer.current_epoch}, step=step)
 
@@ -95,12 +95,13 @@ class TrainMetrics:
         self._last, self._paused_s = (step, now), 0.0
         return (step - before) * self._work_per_step / elapsed_s if elapsed_s > 0 else None
 
-    def _show(self, values: dict[str, float], rate: float | None, step: int) -> None:
+    def _show(self, values: dict[str, float], rate: float | None, step: int, say: bool) -> None:
         left_s = None
         if rate and self._max_steps is not None:
             left_s = (self._max_steps - step) * self._work_per_step / rate
         self._heartbeat.update(step=step, metrics=values, rate=rate, rate_unit=self._unit, eta_s=left_s)
-        print(progress_line(step, self._max_steps, values, rate, self._unit, left_s), flush=True)
+        if say:
+            print(progress_line(step, self._max_steps, values, rate, self._unit, left_s), flush=True)
 
 
 def progress_line(

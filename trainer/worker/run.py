@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import socket
 import time
@@ -324,7 +325,11 @@ def seconds_of(text: str | None) -> float | None:
 
 def _silence_known_warnings() -> None:
     """Advice of Lightning that does not hold here, each with the reason. Nothing broader: new ones must be seen."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # its "GPU available", tips and adverts
     reasons = {
+        "The `srun` command is available on your system but is not used": "torchrun starts the ranks, under srun too",
+        ".*isinstance\\(treespec, LeafSpec\\)": "Lightning 2.6 with torch 2.13; gone with Lightning's next release",
+        "It is recommended to use `self.log\\(.*sync_dist=True": "the tasks reduce over the ranks themselves",
         "The .*dataloader.* does not have many workers": "whether workers pay depends on the data: docs/data.md",
         "The number of training batches .* is smaller than the logging": "our logging counts steps over epochs",
         "You defined a `validation_step` but have no `val_dataloader`": "a data module may have no validation",
