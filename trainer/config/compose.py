@@ -46,8 +46,9 @@ def compose(
     where = cwd or Path.cwd()
     loader = _loader(_search_path(config_dirs, where))
     with explain.hydra_errors(loader, overrides):
-        groups, values = _split(loader, overrides)
+        groups, values, unset = _split(loader, overrides)
         tree = _load(loader, config_name, groups)
+        explain.require_unset(tree.hydra.runtime.choices, unset, loader)
     # Targets first: what keys their section takes depends on them.
     for override in sorted(values, key=lambda o: not o.key_or_group.endswith("._target_")):
         set_value(tree, override, loader, where)
@@ -118,23 +119,35 @@ def _loader(user_path: list[tuple[str, Path]]) -> Any:
     return ConfigLoaderImpl(search_path)
 
 
-def _split(loader: Any, overrides: list[str]) -> tuple[list[str], list[Any]]:
-    """Overrides for Hydra (groups, its own keys) as text, and values as parsed overrides."""
+def points(overrides: list[str], *, config_dirs: list[Path], cwd: Path | None = None) -> list[list[str]]:
+    """The overrides of each job of a sweep (`-m`), in the order of Hydra's basic sweeper: the last varies fastest."""
+    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
-    parsed = OverridesParser.create().parse_overrides(overrides)
+    loader = _loader(_search_path(config_dirs, cwd or Path.cwd()))
+    with explain.hydra_errors(loader, overrides):
+        parsed = OverridesParser.create(config_loader=loader).parse_overrides(overrides)
+        (found,) = BasicSweeper.split_arguments(parsed, max_batch_size=None)
+    return [list(point) for point in found]
+
+
+def _split(loader: Any, overrides: list[str]) -> tuple[list[str], list[Any], list[Any]]:
+    """Overrides for Hydra (groups, its own keys) as text, values as parsed overrides, and `group=null` ones."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
     groups: list[str] = []
     values: list[Any] = []
-    for override in parsed:
+    unset: list[Any] = []
+    for override in OverridesParser.create().parse_overrides(overrides):
+        explain.refuse_sweep(override)
         is_group = loader.repository.group_exists(override.key_or_group)
         if is_group and override.value() is None and not override.is_delete():
-            raise explain.no_option(override, loader)
-        if override.is_hydra_override() or (is_group and not isinstance(override.value(), dict)):
+            unset.append(override)
+        elif override.is_hydra_override() or (is_group and not isinstance(override.value(), dict)):
             groups.append(str(override.input_line))
         else:
-            explain.refuse_sweep(override)
             values.append(override)
-    return groups, values
+    return groups, values, unset
 
 
 def _load(loader: Any, config_name: str, groups: list[str]) -> Any:

@@ -64,11 +64,13 @@ def refuse_sweep(override: Any) -> None:
         )
 
 
-def no_option(override: Any, loader: Any) -> UserError:
-    """The refusal of `group=null`, for which Hydra has a ValueError."""
-    group = override.key_or_group
-    options = listed(loader.get_group_options(group))
-    return UserError(f"{override.input_line}: a group takes one of its options", f"choose one of: {options}")
+def require_unset(choices: Any, unset: list[Any], loader: Any) -> None:
+    """Raise UserError for a `group=null` where something is chosen; for that Hydra has a ValueError."""
+    for override in unset:
+        group = override.key_or_group
+        if choices.get(group) is not None:
+            fix = f"choose one of: {listed(loader.get_group_options(group))}"
+            raise UserError(f"{override.input_line}: the job needs a {group}", fix)
 
 
 def _unreadable(error: Any) -> UserError:
@@ -85,7 +87,7 @@ def _missing_config(error: Any, loader: Any, overrides: list[str]) -> UserError:
     group, _, option = path.rpartition("/")
     inside = re.match(r"In '([^']*)'", str(error))
     if not group:
-        options = loader.get_group_options("")
+        options = [name for name in loader.get_group_options("") if not name.startswith("_")]
         found = f"{did_you_mean(path, options)}configs: {listed(options)}"
         return UserError(f"--config-name {path}: there is no such config", found)
     written = next(

@@ -7,11 +7,18 @@ from collections.abc import Sequence
 from trainer.errors import TrainerError, UserError
 
 
+class Problems(UserError):
+    """More than one; `.problems` holds them, the most important first."""
+
+    def __init__(self, problems: Sequence[TrainerError]) -> None:
+        lines = [f"{one.message}\n    {one.fix}" if one.fix else one.message for one in problems]
+        super().__init__(f"{len(problems)} problems in the configuration", "\n  ".join(lines))
+        self.problems = tuple(problems)
+
+
 def raise_all(problems: Sequence[TrainerError]) -> None:
-    """Raise nothing, the only problem, or one UserError with a line for each, in the order given."""
-    if not problems:
-        return
+    """Raise nothing, the only problem as it is, or `Problems`."""
     if len(problems) == 1:
         raise problems[0]
-    lines = [f"{problem.message}\n    {problem.fix}" if problem.fix else problem.message for problem in problems]
-    raise UserError(f"{len(problems)} problems in the configuration", "\n  ".join(lines))
+    if problems:
+        raise Problems(problems)

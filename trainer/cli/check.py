@@ -1,0 +1,58 @@
+"""`trainer check`: everything about a job, or every job of a sweep, that can be found wrong before it is launched."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any
+
+from trainer.cli.job import Job, check_all, compose_all, describe, parser
+from trainer.config.problems import Problems
+from trainer.errors import DONE, TrainerError
+
+_DESCRIPTION = """Check a job without launching it: keys, types, arguments of every _target_, launch shape, batch split.
+With -m every job of the sweep is checked."""
+
+
+def main(argv: list[str]) -> int:
+    """Returns 0 and prints the plan, or raises what is wrong; with --json both are printed as JSON."""
+    made = parser("check", _DESCRIPTION)
+    made.add_argument("--json", action="store_true", help="print one JSON object: ok, problems, jobs")
+    arguments = made.parse_intermixed_args(argv)
+    try:
+        jobs = check_all(compose_all(arguments))
+    except TrainerError as error:
+        if not arguments.json:
+            raise
+        _print({"ok": False, "problems": _listed(error), "jobs": []})
+        return error.code
+    if arguments.json:
+        _print({"ok": True, "problems": [], "jobs": [_facts(job) for job in jobs]})
+        return DONE
+    for job in jobs:
+        print("\n".join(f"{word:<11}{text}" for word, text in describe(job)), end="\n\n")
+    print("nothing wrong found" if len(jobs) == 1 else f"nothing wrong found in {len(jobs)} jobs")
+    return DONE
+
+
+def _listed(error: TrainerError) -> list[dict[str, str]]:
+    found = error.problems if isinstance(error, Problems) else (error,)
+    return [{"message": one.message, "fix": one.fix} for one in found]
+
+
+def _facts(job: Job) -> dict[str, Any]:
+    plan = job.batch()
+    return {
+        "overrides": job.composed.overrides,
+        "choices": job.composed.choices,
+        "shape": job.shape.to_dict(),
+        "batch": None
+        if plan is None
+        else {"global": plan.global_batch, "micro": plan.micro_batch, "accumulate": plan.accumulate},
+        "strategy": job.config["strategy"]["name"],
+    }
+
+
+def _print(value: dict[str, Any]) -> None:
+    json.dump(value, sys.stdout, indent=1)
+    sys.stdout.write("\n")

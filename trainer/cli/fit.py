@@ -1,0 +1,106 @@
+"""`trainer fit`: compose, check, launch, follow."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from trainer.cli.job import Job, check_all, compose_all, describe, parser
+from trainer.config.compose import printed
+from trainer.errors import DONE, INTERRUPTED, UserError
+
+_DESCRIPTION = """Train: compose the job, check it, launch it and follow it until it ends.
+Ctrl-C saves a checkpoint and stops; `trainer resume` goes on."""
+
+
+def main(argv: list[str]) -> int:
+    """Returns 0 when all jobs finished, else the first other code."""
+    arguments = _parse(argv)
+    composed = compose_all(arguments)
+    if arguments.cfg:
+        for one in composed:
+            sys.stdout.write(printed(one, arguments.cfg, arguments.package, arguments.resolve))
+        return DONE
+    jobs = check_all(composed)
+    if arguments.dry_run:
+        for job in jobs:
+            print(_plan(job))
+        return DONE
+    if not arguments.multirun:
+        return _launch(jobs[0], arguments)[0]
+    return _sweep(jobs, arguments)
+
+
+def _parse(argv: list[str]) -> argparse.Namespace:
+    made = parser("fit", _DESCRIPTION)
+    made.add_argument("--cfg", "-c", choices=["job", "hydra", "all"], help="print the configuration and do nothing")
+    made.add_argument("--package", "-p", metavar="KEY", help="with --cfg: only this part of it")
+    made.add_argument("--resolve", action="store_true", help="with --cfg: with interpolations replaced")
+    made.add_argument("--dry-run", action="store_true", help="check, print the plan, write nothing")
+    watching = made.add_mutually_exclusive_group()
+    watching.add_argument("--follow", action="store_true", help="show the progress until the end (so it is here)")
+    watching.add_argument("--detach", action="store_true", help="return once it is launched")
+    arguments = made.parse_intermixed_args(argv)
+    if not arguments.cfg and (arguments.package or arguments.resolve):
+        option = "--package" if arguments.package else "--resolve"
+        raise UserError(f"{option} is about what --cfg prints", f"add --cfg job, or leave {option} out")
+    if arguments.multirun and arguments.detach:
+        raise UserError("--detach with --multirun: the jobs run one after the other", "leave one of the two out")
+    return arguments
+
+
+def _plan(job: Job) -> str:
+    lines = [f"{word:<11}{text}" for word, text in describe(job)]
+    command = f"{Path(sys.executable).name} -m trainer.cluster.node {job.config['runs_dir']}/{job.config['name']}-ID"
+    return "\n".join([*lines, f"{'command':<11}{command}", ""])
+
+
+def _launch(job: Job, arguments: argparse.Namespace) -> tuple[int, Any]:
+    """Make the run, start it and, unless detached, follow it; the exit code and the RunDirectory."""
+    from trainer.cluster.follow import follow
+    from trainer.cluster.local import LocalLauncher
+    from trainer.runs.directory import RunDirectory
+
+    run = RunDirectory.create(
+        job.config,
+        overrides=job.composed.overrides,
+        choices={group: option for group, option in job.composed.choices.items() if option is not None},
+        code_root=Path.cwd(),
+    )
+    facts = dict(describe(job))
+    print(f"run {run.path.name}: {facts['shape']}; {facts['batch']}; until {facts['until']}", flush=True)
+    LocalLauncher(detached=arguments.detach).launch(run)
+    if arguments.detach:
+        print(f"launched; to watch it: trainer logs -f {run.id}; to stop it: trainer stop {run.id}")
+        return DONE, run
+    return follow(run), run
+
+
+def _sweep(jobs: list[Job], arguments: argparse.Namespace) -> int:
+    """One job after the other; Ctrl-C ends the sweep with the job that it stops."""
+    rows, code = [], DONE
+    for number, job in enumerate(jobs, start=1):
+        print(f"\njob {number} of {len(jobs)}: {' '.join(job.composed.overrides)}", flush=True)
+        outcome, run = _launch(job, arguments)
+        code = code or outcome
+        rows.append((" ".join(job.composed.overrides), outcome, run))
+        if outcome == INTERRUPTED:
+            break
+    print(f"\n{len(rows)} of {len(jobs)} jobs")
+    width = max(len(overrides) for overrides, _, _ in rows)
+    for overrides, outcome, run in rows:
+        state = "finished" if outcome == DONE else f"exit code {outcome}"
+        print(f"  {overrides:<{width}}  {state:<14}{_best(run):<28}{run.path.name}")
+    return code
+
+
+def _best(run: Any) -> str:
+    """The best metric that the last heartbeat of the first rank has."""
+    try:
+        best = json.loads((run.live_dir / "rank-0.json").read_text()).get("best")
+    except (OSError, ValueError):
+        return ""
+    return f"{best['metric']} {best['value']:.4g}" if best else ""

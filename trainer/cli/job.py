@@ -1,0 +1,142 @@
+"""What `fit` and `check` share: Hydra's flags, the composed and checked jobs of a command line, their plan."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+from trainer.config.batch import BatchPlan
+from trainer.config.check import check
+from trainer.config.compose import Composed, compose, points
+from trainer.config.near import did_you_mean
+from trainer.errors import TrainerError, UserError
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse whose errors are one message with the near option."""
+
+    def error(self, message: str) -> NoReturn:
+        unknown = message.removeprefix("unrecognized arguments: ").split(" ")[0]
+        options = [option for option in self._option_string_actions if option.startswith("--")]
+        hint = did_you_mean(unknown, options) if unknown.startswith("-") else ""
+        raise UserError(message, f"{hint}see {self.prog} --help")
+
+
+def parser(verb: str, description: str) -> Parser:
+    """Hydra's own flags, with Hydra's meaning."""
+    made = Parser(
+        prog=f"trainer {verb}", description=description, allow_abbrev=False, epilog=_EPILOG, formatter_class=_Formatter
+    )
+    made.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="Hydra overrides: model=resnet18 optimizer.lr=0.1"
+    )
+    made.add_argument("--config-dir", "-cd", action="append", default=[], type=Path, metavar="DIR")
+    made.add_argument("--config-name", "-cn", default="config", metavar="NAME")
+    made.add_argument("--multirun", "-m", action="store_true", help="one job for each combination of key=a,b")
+    return made
+
+
+class _Formatter(argparse.RawDescriptionHelpFormatter):
+    pass
+
+
+_EPILOG = """configuration is looked for in --config-dir, in ./conf, then in what ships with trainer;
+`trainer fit --cfg job` shows the result. Groups: experiment model data task optimizer scheduler
+strategy cluster checkpoint tracking callbacks debug."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One job of the command line, checked."""
+
+    composed: Composed
+    shape: Any
+    """trainer.cluster.shape.LaunchShape"""
+
+    @property
+    def config(self) -> dict[str, Any]:
+        return self.composed.config
+
+    def batch(self) -> BatchPlan | None:
+        """Null where the data module's own loader says the batch size."""
+        data = self.config["data"]
+        if data.get("batch_size") is None:
+            return None
+        return BatchPlan.of(data["batch_size"], data.get("micro_batch"), self.shape.world_size)
+
+
+def compose_all(arguments: argparse.Namespace) -> list[Composed]:
+    """Compose the job, or each job of a sweep. Raises UserError."""
+    sweep = [arguments.overrides]
+    if arguments.multirun:
+        sweep = points(arguments.overrides, config_dirs=arguments.config_dir)
+    composed = []
+    for overrides in sweep:
+        try:
+            composed.append(compose(overrides, config_dirs=arguments.config_dir, config_name=arguments.config_name))
+        except TrainerError as error:
+            raise _of_point(error, overrides, len(sweep)) from None
+    return composed
+
+
+def check_all(composed: list[Composed]) -> list[Job]:
+    """Check every job before the first is launched, and resolve its shape into `resources`. Raises UserError."""
+    from trainer.cluster.shape import resolve
+
+    jobs = []
+    for one in composed:
+        try:
+            check(one.config)
+            jobs.append(Job(one, resolve(one.config)))
+        except TrainerError as error:
+            raise _of_point(error, one.overrides, len(composed)) from None
+    for job in jobs:
+        _settle(job)
+    return jobs
+
+
+def describe(job: Job) -> list[tuple[str, str]]:
+    """The plan of a job as pairs of a word and a text."""
+    config, plan = job.config, job.batch()
+    options, checkpoint = config["trainer"], config["checkpoint"]
+    if plan is None:
+        batch = "as the data module's own loader has it, on each rank"
+    else:
+        parts = f"{plan.world_size} ranks x {plan.micro_batch}"
+        parts += f" x {plan.accumulate} accumulated" if plan.accumulate > 1 else ""
+        batch = f"{plan.global_batch} samples a step = {parts}"
+    limits = [f"{options[key]} {word}" for key, word in _LIMITS.items() if options[key] is not None]
+    saves = [f"every {checkpoint[key]:g} {word}" for key, word in _SAVES.items() if checkpoint[key] is not None]
+    return [
+        ("run", f"{config['runs_dir']}/{config['name']}-ID"),
+        ("shape", f"{job.shape}, strategy {config['strategy']['name']}, precision {options['precision']}"),
+        ("model", config["model"]["_target_"]),
+        ("data", config["data"]["_target_"]),
+        ("batch", batch),
+        ("until", " or ".join(limits)),
+        ("checkpoint", f"{' and '.join([*saves, 'at the end'])}; keeps {checkpoint['keep_last']} newest"),
+        ("tracking", config["tracking"]["name"]),
+    ]
+
+
+_LIMITS = {"max_steps": "steps", "max_epochs": "epochs", "max_time": "(DD:HH:MM:SS)"}
+_SAVES = {"every_n_steps": "steps", "every_minutes": "minutes"}
+
+
+def _settle(job: Job) -> None:
+    """Write the shape that was resolved into the configuration that is frozen, so that every rank reads the same."""
+    resources = job.config["resources"]
+    resources["nodes"] = job.shape.nodes
+    if job.shape.device == "cuda":
+        resources["gpus"], resources["gpus_per_node"] = job.shape.world_size, job.shape.processes_per_node
+    else:
+        resources["gpus"], resources["gpus_per_node"] = 0, None
+        resources["cpu_processes"] = job.shape.world_size
+
+
+def _of_point(error: TrainerError, overrides: list[str], num_points: int) -> TrainerError:
+    if num_points > 1:
+        error.message = f"the job {' '.join(overrides)} of this sweep: {error.message}"
+    return error
