@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
@@ -21,6 +22,7 @@ class SampleLog(Callback):
         rank = Rank.from_environment()
         path = Path(trainer.default_root_dir) / "samples" / f"attempt-{rank.attempt:02d}-rank-{rank.rank}.jsonl"
         path.parent.mkdir(exist_ok=True)
-        trainer.train_dataloader.batch_sampler.on_batch = lambda epoch, step, ids: append_line(
+        loader: Any = trainer.train_dataloader
+        loader.batch_sampler.on_batch = lambda epoch, step, ids: append_line(
             path, json.dumps({"epoch": epoch, "step": step, "ids": ids})
         )

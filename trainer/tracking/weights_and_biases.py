@@ -59,7 +59,7 @@ def start(
         "dir": str(run.path),
         "config": masked(config),
     }
-    mode = options.mode if options.mode != "auto" else ("online" if has_key() else "offline")
+    mode: Any = options.mode if options.mode != "auto" else ("online" if has_key() else "offline")
     try:
         experiment = wandb.init(mode=mode, settings=_settings(options), **arguments)
     except (wandb.errors.CommError, wandb.errors.UsageError) as error:

@@ -24,6 +24,7 @@ def seed_of_rank(seed: int, rank: int) -> int:
 def state() -> dict[str, Any]:
     """Plain types and tensors only, so that it loads with `weights_only=True`."""
     name, keys, position, has_gauss, cached = numpy.random.get_state(legacy=True)
+    assert not isinstance(keys, str)  # its annotation covers the non-legacy form, too
     version, internal, gauss_next = random.getstate()
     found = {
         "python": [version, list(internal), gauss_next],

@@ -123,7 +123,7 @@ def init_process_group(config: Config, rank: Rank) -> Group | None:
 
 def _train(config: Config, attempt: Attempt, group: Group | None) -> None:
     directory, rank, heartbeat = attempt.directory, attempt.rank, attempt.heartbeat
-    _silence_known_warnings()
+    silence_known_warnings()
     store = CheckpointStore(directory.checkpoints_dir)
     resumed = _newest_checkpoint(store, directory, rank, group)
     if rank.is_first:
@@ -323,7 +323,7 @@ def seconds_of(text: str | None) -> float | None:
     return seconds
 
 
-def _silence_known_warnings() -> None:
+def silence_known_warnings() -> None:
     """Advice of Lightning that does not hold here, each with the reason. Nothing broader: new ones must be seen."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # its "GPU available", tips and adverts
     reasons = {

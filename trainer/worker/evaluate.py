@@ -1,0 +1,58 @@
+"""One rank of an evaluation of a run's checkpoint: `python -m trainer.worker.evaluate RUN_DIR STEP SPLIT`.
+
+Reads the run directory and writes nothing into it but `evaluations/step-N-SPLIT.json`.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+
+import torch.distributed
+from lightning.pytorch import Trainer
+
+from trainer.checkpoint.io import CheckpointWriter, RunCheckpointIO
+from trainer.checkpoint.store import CheckpointStore
+from trainer.config.build import load
+from trainer.runs.directory import RunDirectory
+from trainer.runs.files import write_atomic
+from trainer.worker import build, rng
+from trainer.worker.process import Rank, die_with_parent
+from trainer.worker.run import init_process_group, silence_known_warnings
+
+
+def main() -> int:
+    run, step, split = RunDirectory(Path(sys.argv[1])), int(sys.argv[2]), sys.argv[3]
+    die_with_parent()
+    silence_known_warnings()
+    metrics = evaluate(run, step, split)
+    rank = Rank.from_environment()
+    if rank.is_first:
+        record = {"step": step, "split": split, "metrics": metrics, "world_size": rank.world_size, "time": time.time()}
+        folder = run.path / "evaluations"
+        folder.mkdir(exist_ok=True)
+        write_atomic(folder / f"step-{step:08d}-{split}.json", json.dumps(record))
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+    return 0
+
+
+def evaluate(run: RunDirectory, step: int, split: str) -> dict[str, float]:
+    """The metrics of `split` (val or test), each sample counted once over all ranks."""
+    config, rank = load(run.config_path), Rank.from_environment()
+    init_process_group(config, rank)
+    rng.seed_all(config.seed)
+    data = build.build_data(config, rank)
+    module = build.build_module(config, data, lambda: None)
+    store = CheckpointStore(run.checkpoints_dir)
+    checkpoint_io = RunCheckpointIO(CheckpointWriter(store))
+    trainer: Trainer = build.build_trainer(config, rank, data.plan, [], [], checkpoint_io, str(run.path))
+    method = trainer.test if split == "test" else trainer.validate
+    (found,) = method(module, datamodule=data.module, ckpt_path=str(store.path(step)), weights_only=True, verbose=False)
+    return {name: float(value) for name, value in found.items()}
+
+
+if __name__ == "__main__":
+    sys.exit(main())
