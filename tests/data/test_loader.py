@@ -1,0 +1,206 @@
+"""Rebuilt loaders: exact after a seek, with and without workers, for our datasets and for anybody's."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections.abc import Iterator
+from typing import Any
+
+import numpy
+import pytest
+import torch
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, WeightedRandomSampler
+
+from trainer.config.batch import BatchPlan
+from trainer.data.arrays import Arrays
+from trainer.data.augment import CropAndFlip
+from trainer.data.loader import evaluation, resumable
+
+
+class Noisy(Dataset[dict[str, Any]]):
+    """A user's dataset, which draws from all three generators."""
+
+    def __init__(self, length: int = 40) -> None:
+        self.length = length
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return {"id": index, "noise": torch.rand(2), "more": random.random() + numpy.random.random()}
+
+
+class Listed(Noisy):
+    """As Hugging Face datasets have it: a list of samples for a list of ids."""
+
+    def __getitems__(self, indices: list[int]) -> list[dict[str, Any]]:
+        return [self[index] for index in indices]
+
+
+def rebuilt(dataset: Dataset[Any], world_size: int = 1, rank: int = 0, **keywords: Any) -> DataLoader[Any]:
+    keywords.setdefault("shuffle", True)
+    return resumable(DataLoader(dataset, batch_size=5, **keywords), BatchPlan.of(8, None, world_size), rank, seed=3)
+
+
+def by_id(*loaders: DataLoader[Any]) -> dict[int, tuple[float, ...]]:
+    return {
+        int(number): (*noise.tolist(), float(more))
+        for loader in loaders
+        for batch in loader
+        for number, noise, more in zip(batch["id"], batch["noise"], batch["more"], strict=True)
+    }
+
+
+def ids(loader: DataLoader[Any]) -> list[list[int]]:
+    return [batch["id"].tolist() for batch in loader]
+
+
+@pytest.mark.parametrize("kind", [Noisy, Listed])
+def test_what_a_sample_draws_depends_on_seed_epoch_and_id_only(kind: type[Noisy]) -> None:
+    alone = by_id(rebuilt(kind()))
+    assert len(alone) == 40
+    assert by_id(rebuilt(kind(), 2, 0), rebuilt(kind(), 2, 1)) == alone
+    assert by_id(rebuilt(kind(), num_workers=2)) == alone
+    later = rebuilt(kind())
+    later.batch_sampler.seek(1, 0)  # type: ignore[union-attr]
+    assert by_id(later) != alone
+
+
+def test_persistent_workers_know_the_epoch() -> None:
+    with_workers = rebuilt(Noisy(), num_workers=1, persistent_workers=True)
+    without = rebuilt(Noisy())
+    for _ in range(3):
+        assert by_id(with_workers) == by_id(without)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_position_counts_what_was_handed_out_not_what_was_prefetched(workers: int) -> None:
+    loader = rebuilt(Noisy(), num_workers=workers)
+    reading = iter(loader)
+    for _ in range(2):
+        next(reading)
+    assert loader.batch_sampler.position == (0, 2)  # type: ignore[union-attr]
+    del reading
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("stop", [0, 1, 4, 5, 7])
+def test_a_new_loader_goes_on_where_another_stopped(workers: int, stop: int) -> None:
+    whole = rebuilt(Noisy(), num_workers=workers)
+    expected = [*ids(whole), *ids(whole)]
+    first = rebuilt(Noisy(), num_workers=workers)
+    read = list(itertools.islice(itertools.chain.from_iterable(iter(first) for _ in range(2)), stop))
+    second = rebuilt(Noisy(), num_workers=workers)
+    second.batch_sampler.seek(*first.batch_sampler.position)  # type: ignore[union-attr]
+    rest = ids(second) + (ids(second) if stop < 5 else [])
+    assert [batch["id"].tolist() for batch in read] + rest == expected
+
+
+def test_the_main_process_keeps_its_generators() -> None:
+    random.seed(1), numpy.random.seed(1), torch.manual_seed(1)
+    expected = random.random(), numpy.random.random(), torch.rand(1)
+    random.seed(1), numpy.random.seed(1), torch.manual_seed(1)
+    for _ in rebuilt(Noisy()):
+        pass
+    assert (random.random(), numpy.random.random(), torch.rand(1)) == expected
+
+
+def test_a_dataset_without_randomness_is_not_seeded() -> None:
+    class Quiet(Noisy):
+        random = False
+
+        def __getitem__(self, index: int) -> int:  # type: ignore[override]
+            return index + int(torch.randint(1000, ()))
+
+    torch.manual_seed(0)
+    first = next(iter(rebuilt(Quiet())))
+    assert not torch.equal(first, next(iter(rebuilt(Quiet()))))
+
+
+def test_a_random_collate_function_resumes_too() -> None:
+    def noisy_collate(samples: list[dict[str, Any]]) -> torch.Tensor:
+        return torch.rand(3)
+
+    loader = rebuilt(Noisy(), collate_fn=noisy_collate)
+    expected = list(loader)
+    resumed = rebuilt(Noisy(), collate_fn=noisy_collate)
+    resumed.batch_sampler.seek(0, 2)  # type: ignore[union-attr]
+    assert torch.equal(torch.stack(list(resumed)), torch.stack(expected[2:]))
+
+
+def test_arrays_are_gathered_and_augmented_by_sample() -> None:
+    images = torch.arange(40 * 16).view(40, 1, 4, 4)
+
+    def load(world_size: int, rank: int) -> DataLoader[Any]:
+        return rebuilt(Arrays(images, torch.arange(40), CropAndFlip(9, padding=1)), world_size, rank)
+
+    one = {int(number): image for inputs, targets in load(1, 0) for image, number in zip(inputs, targets, strict=True)}
+    two = {
+        int(number): image
+        for rank in (0, 1)
+        for inputs, targets in load(2, rank)
+        for image, number in zip(inputs, targets, strict=True)
+    }
+    assert one.keys() == two.keys() == set(range(40))
+    assert all(torch.equal(one[number], two[number]) for number in one)
+    assert any(not torch.equal(one[number], images[number]) for number in one)
+    again = load(1, 0)
+    again.batch_sampler.seek(1, 0)  # type: ignore[union-attr]
+    assert any(
+        not torch.equal(image, one[int(number)])
+        for inputs, targets in again
+        for image, number in zip(inputs, targets, strict=True)
+    )
+
+
+def test_the_ids_of_each_batch_can_be_recorded() -> None:
+    seen: list[tuple[int, int, list[int]]] = []
+    loader = resumable(DataLoader(Noisy(), batch_size=1), BatchPlan.of(8, 2, 2), 1, seed=0)
+    loader.batch_sampler.on_batch = lambda epoch, step, batch: seen.append((epoch, step, batch))  # type: ignore[union-attr]
+    delivered = ids(loader)
+    assert [batch for _, _, batch in seen] == delivered
+    assert [(epoch, step) for epoch, step, _ in seen] == [(0, step) for step in range(5) for _ in range(2)]
+    assert delivered[0] == [4, 5]
+    assert delivered[1] == [6, 7]
+
+
+def test_unshuffled_loaders_stay_unshuffled() -> None:
+    assert ids(rebuilt(Noisy(), shuffle=False))[0] == list(range(8))
+
+
+def test_a_users_sampler_keeps_its_say() -> None:
+    weights = [0.0] * 20 + [1.0] * 20
+
+    def load(rank: int, world_size: int) -> DataLoader[Any]:
+        sampler = WeightedRandomSampler(weights, 40)
+        return rebuilt(Noisy(), world_size, rank, sampler=sampler, shuffle=None)
+
+    whole = ids(load(0, 1))
+    assert min(itertools.chain.from_iterable(whole)) >= 20
+    halves = [ids(load(rank, 2)) for rank in (0, 1)]
+    assert [first + second for first, second in zip(*halves, strict=True)] == whole
+    assert ids(load(0, 1)) == whole
+
+
+def test_what_has_no_order_is_left_alone_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    class Stream(IterableDataset[int]):
+        def __iter__(self) -> Iterator[int]:
+            return iter(range(10))
+
+    class Buckets(Sampler[list[int]]):
+        def __iter__(self) -> Iterator[list[int]]:
+            return iter([[0, 1], [2]])
+
+    for loader in (DataLoader(Stream()), DataLoader(Noisy(), batch_sampler=Buckets())):
+        assert resumable(loader, BatchPlan.of(8, None, 1), 0, 0) is loader
+        assert "keeps its own order" in caplog.text
+        caplog.clear()
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_evaluation_is_the_same_each_time(workers: int) -> None:
+    loader = evaluation(DataLoader(Noisy(), batch_size=16, num_workers=workers), 0, 1)
+    assert by_id(loader) == by_id(loader)
+    shares = [evaluation(DataLoader(Noisy(), batch_size=16), rank, 3) for rank in range(3)]
+    assert by_id(*shares) == by_id(loader)
