@@ -8,6 +8,8 @@ from math import prod
 
 from torch import Tensor, nn
 
+from trainer.errors import UserError
+
 NORMS: dict[str, type[nn.Module]] = {"batch": nn.BatchNorm1d, "layer": nn.LayerNorm}
 
 
@@ -24,6 +26,8 @@ class MLP(nn.Module):
     ) -> None:
         """`norm`: batch, layer or null."""
         super().__init__()
+        if norm is not None and norm not in NORMS:
+            raise UserError(f"model.norm={norm} is not known", "use batch, layer or null")
         sizes = [prod(input_shape), *hidden]
         self.hidden = nn.ModuleList(_layer(before, after, dropout, norm) for before, after in pairwise(sizes))
         self.head = nn.Linear(sizes[-1], num_classes)
