@@ -67,14 +67,13 @@ def build_data(config: Config, rank: Rank) -> Data:
         if key not in READ_BY_TRAINER or (value is not None and accepts(target, key))
     }
     module = instantiate(node, where="data")
-    facts: dict[str, Any] = {}
-    if hasattr(module, "facts"):
-        if rank.local_rank == 0:
-            module.prepare_data()
-        if torch.distributed.is_initialized():
-            torch.distributed.barrier()
-        module.setup("fit")
-        facts = module.facts()
+    if rank.local_rank == 0:
+        module.prepare_data()
+    if torch.distributed.is_initialized():
+        torch.distributed.barrier()
+    # Before Lightning does: the lengths of the loaders and the facts are needed to build what Lightning is given.
+    module.setup("fit")
+    facts: dict[str, Any] = module.facts() if hasattr(module, "facts") else {}
     plan = _plan(config, module, rank)
     built: list[Any] = []
     original = module.train_dataloader
