@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import numpy
 
 from trainer.data.text import Text
+from trainer.data.tokens import TokenWindows
 
 VALUES = 256
 
@@ -42,6 +43,11 @@ def _codes(text: numpy.ndarray, length: int) -> numpy.ndarray:
     return codes
 
 
+def _stream(dataset: object) -> numpy.ndarray:
+    assert isinstance(dataset, TokenWindows)
+    return dataset.tokens
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Print the baselines of a folder's held-out files."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -49,12 +55,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     data = Text(root=parser.parse_args(arguments).root, sequence_length=1)
     data.prepare_data()
     data.setup()
-    streams = {
-        split: dataset.tokens for split, dataset in (("train", data.train), ("val", data.val), ("test", data.test))
-    }  # type: ignore[union-attr]
+    train, val, test = (_stream(dataset) for dataset in (data.train, data.val, data.test))
     print(f"{'bits a byte':<12}{'val':>8}{'test':>8}")
     for order, name in ((1, "unigram"), (2, "2-gram"), (3, "3-gram")):
-        values = [bits_per_byte(streams["train"], streams[split], order) for split in ("val", "test")]
+        values = [bits_per_byte(train, held_out, order) for held_out in (val, test)]
         print(f"{name:<12}{values[0]:>8.3f}{values[1]:>8.3f}")
 
 
