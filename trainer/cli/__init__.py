@@ -14,6 +14,15 @@ VERBS = {
         "check": "everything that can be found wrong before a job is launched",
         "init": "write a small project of your own",
     },
+    "Runs": {
+        "ls": "all runs here, with their true state",
+        "show": "one run: steps, metrics, checkpoints, attempts",
+        "logs": "the log of a rank; -f follows it",
+        "stop": "save a checkpoint and end",
+        "resume": "go on from the newest good checkpoint",
+        "evaluate": "the metrics of a checkpoint on held-out data",
+        "rm": "delete runs",
+    },
 }
 """Group to verb to one line of help. The verb `x` is the module `trainer.cli.x`, imported when it is used."""
 

@@ -64,6 +64,10 @@ class RunDirectory:
         """Whether this is a run: a folder with a frozen configuration."""
         return self.config_path.is_file()
 
+    def created_at(self) -> float:
+        """Seconds since 1970. config.yaml is written once, when the run is made."""
+        return self.config_path.stat().st_mtime
+
     def event(self, name: str, **fields: Any) -> None:
         """Append to `events.jsonl`."""
         append_line(self.events_path, json.dumps({"time": round(time.time(), 3), "event": name, **fields}))

@@ -1,0 +1,96 @@
+"""`trainer resume [RUN] [key=value ...]`: go on with a run where its newest good checkpoint is."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from trainer.cli.common import parser_of
+from trainer.cluster.jobs import states_of
+from trainer.config.build import freeze, read_plain
+from trainer.config.near import did_you_mean
+from trainer.errors import UserError
+from trainer.runs.directory import RunDirectory
+from trainer.runs.files import read_json, write_atomic
+from trainer.runs.registry import find, runs_dir_from
+from trainer.runs.state import state_of
+
+CHANGEABLE = {
+    "trainer": ("max_steps", "max_epochs", "max_time"),
+    "resources": ("nodes", "gpus", "gpus_per_node", "cpu_processes"),
+    "checkpoint": ("every_n_steps", "every_minutes", "keep_last", "keep_best", "keep_every_n_steps", "on_failure"),
+    "resilience": ("max_restarts", "agree_every_s", "stop_deadline_s", "collective_timeout_s"),
+}
+"""Section to keys that a resumed run may be given anew: they do not change what it computes at a step."""
+
+
+def main(argv: list[str]) -> int:
+    parser = parser_of(
+        "resume", "Go on with a run from its newest good checkpoint.", "trainer resume k3v9 trainer.max_steps=2000"
+    )
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="limits, resources and checkpoint intervals")
+    parser.add_argument("--detach", action="store_true", help="return once it is launched")
+    options = parser.parse_intermixed_args(argv)
+    if options.run and "=" in options.run:
+        options.overrides.insert(0, options.run)
+        options.run = None
+    run = find(options.run, runs_dir_from(options.runs_dir))
+    state = state_of(run, states_of([run]))
+    if state.is_active:
+        raise UserError(f"{run.path.name} is {state.name} already", f"trainer logs -f {run.id} shows it")
+    changed = changed_config(run, options.overrides)
+    if state.name == "finished" and not any(one.startswith("trainer.max_") for one in options.overrides):
+        raise UserError(
+            f"{run.path.name} has finished",
+            f"to train on, raise its limit: trainer resume {run.id} trainer.max_steps=...",
+        )
+    return _launch(run, changed, options.overrides, options.detach, options.json)
+
+
+def changed_config(run: RunDirectory, overrides: list[str]) -> dict[str, Any]:
+    """The frozen configuration with `overrides`, checked. Raises UserError for what would make it another run."""
+    from trainer.config.check import check
+    from trainer.config.typed import to_config
+
+    config = read_plain(run.config_path)
+    allowed = [f"{section}.{key}" for section, keys in CHANGEABLE.items() for key in keys]
+    for override in overrides:
+        key, separator, value = override.partition("=")
+        if not separator or key not in allowed:
+            fix = did_you_mean(key, allowed) + f"a resumed run may change {', '.join(allowed)}"
+            raise UserError(f"{override}: a resumed run cannot change this", f"{fix}; for the rest: trainer fit")
+        section, name = key.split(".")
+        config[section][name] = _parsed(value)
+        if section == "resources" and name in ("gpus", "cpu_processes", "nodes"):
+            config["resources"]["gpus_per_node"] = None
+    to_config(config)
+    check(config)
+    return config
+
+
+def _parsed(value: str) -> Any:
+    """A YAML scalar, as Hydra reads it: 10, 0.5, null, text."""
+    import yaml
+
+    return yaml.safe_load(value)
+
+
+def _launch(run: RunDirectory, config: dict[str, Any], overrides: list[str], detach: bool, as_json: bool) -> int:
+    from trainer.cluster.follow import follow
+    from trainer.cluster.local import LocalLauncher
+    from trainer.cluster.shape import resolve
+
+    if overrides:
+        shape = resolve(config)
+        write_atomic(run.config_path, freeze(config))
+        launch = read_json(run.launch_path, {})
+        write_atomic(run.launch_path, json.dumps({**launch, "shape": shape.to_dict()}, indent=1))
+    run.event("resumed", overrides=overrides)
+    LocalLauncher(detached=detach).launch(run)
+    if as_json:
+        print(json.dumps({"id": run.id, "path": str(run.path), "attempt": run.launch().get("attempt")}))
+    if detach:
+        if not as_json:
+            print(f"launched; to watch it: trainer logs -f {run.id}; to stop it: trainer stop {run.id}")
+        return 0
+    return follow(run)

@@ -1,0 +1,67 @@
+"""`trainer show [RUN]`: one run on one sheet."""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import Any
+
+from trainer.cli.common import age, duration, number, parser_of, size
+from trainer.cluster.jobs import states_of
+from trainer.runs.directory import RunDirectory
+from trainer.runs.registry import find, runs_dir_from
+from trainer.runs.summary import summary
+
+
+def main(argv: list[str]) -> int:
+    parser = parser_of("show", "Everything known of one run.", "trainer show k3v9 --json")
+    options = parser.parse_args(argv)
+    run = find(options.run, runs_dir_from(options.runs_dir))
+    found = summary(run, states_of([run]))
+    print(json.dumps(found, indent=1) if options.json else "\n".join(_sheet(run, found)))
+    return 0
+
+
+def _sheet(run: RunDirectory, found: dict[str, Any]) -> list[str]:
+    lines = [f"{found['name']}  {found['id']}  {found['state']}" + (f": {found['reason']}" if found["reason"] else "")]
+    lines.append(f"  directory    {found['path']}")
+    command = run.overrides_path.read_text().strip() if run.overrides_path.exists() else ""
+    lines.append(f"  command      trainer fit {command}")
+    lines.append(f"  runs on      {found['world_size'] or '?'} ranks, {found['strategy']}, {found['cluster']}")
+    limit = f" of {found['max_steps']}" if found["max_steps"] else ""
+    if found["step"] is not None:
+        lines.append(f"  step         {found['step']}{limit}, epoch {found['epoch']}")
+    if found["started"]:
+        ended = found["ended"] or time.time()
+        lines.append(f"  started      {age(found['started'])} ago, for {duration(ended - found['started'])}")
+    if found["best"]:
+        best = found["best"]
+        lines.append(f"  best         {best['metric']} {number(best['value'])} at step {best['step']}")
+    lines += _block("metrics", [f"{name}  {number(value)}" for name, value in sorted(found["metrics"].items())])
+    lines += _block("checkpoints", [_checkpoint(one) for one in found["checkpoints"]])
+    lines += _block("attempts", [_attempt(one) for one in run.attempts()])
+    lines.append(f"  next         {_next(found)}")
+    return lines
+
+
+def _block(title: str, rows: list[str]) -> list[str]:
+    return [f"  {title if index == 0 else '':<13}{row}" for index, row in enumerate(rows)]
+
+
+def _checkpoint(one: dict[str, Any]) -> str:
+    state = size(one["bytes"]) if one["committed"] else "not complete"
+    measured = ", ".join(f"{name} {number(value)}" for name, value in (one["metrics"] or {}).items())
+    return f"step {one['step']}  {state}" + (f"  {measured}" if measured else "")
+
+
+def _attempt(record: dict[str, Any]) -> str:
+    reason = f": {record['reason']}" if record.get("reason") else ""
+    return f"{record['attempt']}  {record['outcome']} at step {record.get('step')}{reason}"
+
+
+def _next(found: dict[str, Any]) -> str:
+    if found["state"] in ("starting", "running", "queued", "requeued", "stopping"):
+        return f"trainer logs -f {found['id']}   or   trainer stop {found['id']}"
+    if found["state"] == "finished":
+        return f"trainer evaluate {found['id']}   or   trainer resume {found['id']} trainer.max_steps=..."
+    return f"trainer logs {found['id']}   or   trainer resume {found['id']}"

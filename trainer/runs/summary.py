@@ -1,0 +1,106 @@
+"""What `trainer show --json` says of a run. A key, once there, keeps its meaning; null where not known."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from trainer.checkpoint import commit
+from trainer.checkpoint.store import CheckpointStore
+from trainer.runs.directory import RunDirectory
+from trainer.runs.files import read_json
+from trainer.runs.state import state_of
+
+_TAIL_BYTES = 64 * 1024
+_NOT_METRICS = ("step", "epoch", "time")
+
+
+def summary(run: RunDirectory, slurm_states: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """Reads a bounded amount: the tail of the metrics, never the whole."""
+    state = state_of(run, slurm_states)
+    live = read_json(run.live_dir / "rank-0.json", {})
+    launch = run.launch()
+    config = run.config()
+    events = run.events()
+    metrics, last_line = last_metrics(run.metrics_path)
+    started = [event["time"] for event in events if event["event"] == "started"]
+    attempts = run.attempts()
+    return {
+        "id": run.id,
+        "name": run.name,
+        "path": str(run.path),
+        "state": state.name,
+        "reason": state.reason or None,
+        "step": live.get("step", last_line.get("step")),
+        "max_steps": config["trainer"].get("max_steps"),
+        "epoch": live.get("epoch", last_line.get("epoch")),
+        "metrics": metrics,
+        "best": live.get("best"),
+        "attempts": 1 + max([record["attempt"] for record in attempts] + _log_attempts(run), default=-1),
+        "world_size": _world_size(launch),
+        "strategy": config["strategy"].get("name"),
+        "cluster": config["cluster"].get("name"),
+        "wandb_id": run.id if config["tracking"].get("name") == "wandb" else None,
+        "slurm_job_id": launch.get("slurm_job_id"),
+        "checkpoints": checkpoints(run),
+        "created": run.created_at(),
+        "started": started[0] if started else None,
+        "ended": None if state.is_active else _ended(events, live),
+        "ledger": None,
+        "energy_kwh": None,
+        "cost": None,
+    }
+
+
+def last_metrics(path: Path) -> tuple[dict[str, float], dict[str, Any]]:
+    """The last value of each metric in the tail of `metrics.jsonl`, and its last line."""
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - _TAIL_BYTES))
+            lines = file.read().decode(errors="replace").splitlines()
+    except FileNotFoundError:
+        return {}, {}
+    values: dict[str, float] = {}
+    last: dict[str, Any] = {}
+    for line in lines:
+        try:
+            last = json.loads(line)
+        except ValueError:  # the first may be cut by the seek, the last by a crash
+            continue
+        values.update({name: value for name, value in last.items() if name not in _NOT_METRICS})
+    return values, last
+
+
+def checkpoints(run: RunDirectory) -> list[dict[str, Any]]:
+    """Every checkpoint folder, also one without a COMMIT, by step."""
+    found = []
+    committed = {checkpoint.path: checkpoint for checkpoint in CheckpointStore(run.checkpoints_dir).committed()}
+    for path in sorted(run.checkpoints_dir.glob("step-*")):
+        checkpoint = committed.get(path)
+        found.append(
+            {
+                "step": int(path.name.partition("-")[2]),
+                "path": str(path),
+                "bytes": checkpoint.bytes if checkpoint else None,
+                "committed": commit.is_committed(path),
+                "metrics": checkpoint.metrics if checkpoint else None,
+            }
+        )
+    return found
+
+
+def _log_attempts(run: RunDirectory) -> list[int]:
+    return [int(path.name.partition("-")[2]) for path in run.logs_dir.glob("attempt-*")]
+
+
+def _world_size(launch: dict[str, Any]) -> int | None:
+    shape = launch.get("shape")
+    return shape["nodes"] * shape["processes_per_node"] if shape else None
+
+
+def _ended(events: list[dict[str, Any]], live: dict[str, Any]) -> float | None:
+    ends = [event["time"] for event in events if event["event"] in ("finished", "stopped", "failed", "preempted")]
+    return ends[-1] if ends else live.get("time")
