@@ -1,0 +1,287 @@
+"""The training loop: Lightning's, without what it does on every batch and nobody asked for.
+
+Lightning 2.6 spends 0.8 to 0.9 ms of CPU on a step beside the training itself, on two and more ranks also a broadcast
+and a wait for the device (docs/speed.md). `LeanTrainingEpochLoop` keeps the state, the hooks, the order and the
+arithmetic of `_TrainingEpochLoop`; it does not keep the calls to hooks that nobody overrides. Weights, logged
+metrics, counters and checkpoints are equal, bit for bit: tests/worker/test_loop.py trains with both and compares.
+
+What differs, on purpose:
+- No broadcast of SIGTERM on every batch: the ranks agree about once a second on the CPU (`callbacks/boundary.py`).
+- `outputs` of `on_train_batch_end` is `{"loss": ...}` as in Lightning (divided by the micro-batches of the step, and
+  whatever else `training_step` returned beside it). Its loss is detached but not copied: it shares memory with what
+  `training_step` returned, unless something may change that in place during backward.
+- The hooks are looked up at the start of an epoch: a callback that is added in the middle of one waits for the next.
+"""
+
+from __future__ import annotations
+
+import logging
+from functools import partial
+from typing import Any
+
+import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.loops.fetchers import _DataFetcher
+from lightning.pytorch.loops.optimization.automatic import ClosureResult
+from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
+from lightning.pytorch.loops.utilities import _block_parallel_sync_behavior
+from lightning.pytorch.trainer import call
+from torch import Tensor
+
+from trainer.worker.loop_plan import Plan, make_plan, why_not_lean
+
+log = logging.getLogger(__name__)
+
+FX = "_current_fx_name"
+"""The attribute that tells `self.log` in which hook it was called. Written to `__dict__`, because assigning an
+attribute of an nn.Module costs 2 us, 44 times a step."""
+
+
+def use_lean_loop(trainer: Trainer) -> None:
+    """Train with `LeanTrainingEpochLoop`; call it before `trainer.fit`."""
+    before = trainer.fit_loop.epoch_loop
+    trainer.fit_loop.epoch_loop = LeanTrainingEpochLoop(trainer, min_steps=before.min_steps, max_steps=before.max_steps)
+
+
+class LeanTrainingEpochLoop(_TrainingEpochLoop):
+    """An epoch of training; validation, resuming and the ends of epochs are Lightning's own code."""
+
+    plan: Plan | None = None
+    """None: Lightning's own way."""
+    reason: str | None = None
+    """Why it is Lightning's own way."""
+    _said = False
+    _outputs: dict[str, Any] | None = None
+
+    def on_run_start(self, data_fetcher: _DataFetcher) -> None:
+        super().on_run_start(data_fetcher)
+        self.reason = why_not_lean(self.trainer, data_fetcher)
+        self.plan = None
+        if self.reason is None:
+            self.plan = make_plan(self.trainer, validates=super()._should_check_val_epoch())
+            data_fetcher._start_profiler = data_fetcher._stop_profiler = _nothing
+        if not self._said and self.trainer.is_global_zero:
+            if self.reason is None:
+                log.info("training with the lean loop")
+            else:
+                log.warning("training with Lightning's own loop, up to 1 ms a step slower: %s", self.reason)
+            self._said = True
+
+    def run(self, data_fetcher: _DataFetcher) -> None:
+        try:
+            super().run(data_fetcher)
+        finally:
+            self.plan = None
+
+    def _broadcast_sigterm_tensor(self) -> None:
+        """Nothing: `callbacks/boundary.py` agrees on stopping, without waiting for the device on every batch."""
+
+    def _should_check_val_epoch(self) -> bool:
+        return super()._should_check_val_epoch() if self.plan is None else self.plan.validates
+
+    def advance(self, data_fetcher: _DataFetcher) -> None:
+        """One micro-batch. The first after a resume is Lightning's, which knows all the places to resume at."""
+        plan = self.plan
+        if plan is None or self.restarting:
+            super().advance(data_fetcher)
+            return
+        if self.val_loop._restarting:
+            self.val_loop.restarting = False
+        batch, _, _ = next(data_fetcher)
+        progress = self.batch_progress
+        batch_idx = progress.current.ready
+        progress.is_last_batch = data_fetcher.done
+        batch = plan.to_device(batch)
+        progress.increment_ready()
+        self._begin_batch(batch)
+
+        outputs: dict[str, Any] | None = None
+        refused = False
+        if batch is None:
+            self._warning_cache.warn("train_dataloader yielded None. If this was on purpose, ignore this warning...")
+        else:
+            refused = self._start_hooks(plan, batch, batch_idx) == -1
+            if refused:
+                progress.increment_by(0, is_last_batch=True)
+            else:
+                progress.increment_started()
+                outputs = self._train(plan, batch, batch_idx)
+        progress.increment_processed()
+        self._step_schedulers(plan, batch_idx)
+        if refused:
+            raise StopIteration
+        self._call(plan, "on_train_batch_end", outputs, batch, batch_idx)
+        self._end_batch()
+        progress.increment_completed()
+        if self._results:
+            self.trainer._logger_connector.update_train_step_metrics()
+
+    def _begin_batch(self, batch: Any) -> None:
+        """`_LoggerConnector.on_batch_start`, which looks the results up through five properties."""
+        connector, results = self.trainer._logger_connector, self._results
+        connector._first_loop_iter = connector._first_loop_iter is None
+        results.batch = batch
+        results.batch_size = None
+        results.dataloader_idx = None
+
+    def _end_batch(self) -> None:
+        """`_LoggerConnector.on_batch_end`: without a `self.log` there are no metrics to collect."""
+        if self._results:
+            self.trainer._logger_connector.on_batch_end()
+        else:
+            self._results.batch = None
+
+    def _call(self, plan: Plan, name: str, *arguments: Any) -> None:
+        hooks = plan.hooks[name]
+        if hooks:
+            module = self.trainer.lightning_module.__dict__
+            outer, module[FX] = module[FX], name
+            for hook in hooks:
+                hook(*arguments)
+            module[FX] = outer
+
+    def _start_hooks(self, plan: Plan, batch: Any, batch_idx: int) -> Any:
+        """The module's answer; -1 ends the epoch."""
+        self._call(plan, "on_train_batch_start", batch, batch_idx)
+        answer = None
+        if plan.module_batch_start is not None:
+            module = self.trainer.lightning_module.__dict__
+            outer, module[FX] = module[FX], "on_train_batch_start"
+            answer = plan.module_batch_start(batch, batch_idx)
+            module[FX] = outer
+        self.trainer.strategy.on_train_batch_start(batch, batch_idx)
+        return answer
+
+    def _train(self, plan: Plan, batch: Any, batch_idx: int) -> dict[str, Any] | None:
+        """`_AutomaticOptimization.run`: forward, backward and, unless gradients accumulate, the optimizer's step.
+
+        As in Lightning the optimizer is given a closure, so that those which evaluate it more than once (LBFGS, SAM)
+        work, and those with hooks before the step see them in the same order.
+        """
+        strategy = self.trainer.strategy
+        accumulates = self._should_accumulate()
+        if accumulates and not plan.strategy_accumulates:
+            with _block_parallel_sync_behavior(strategy, block=True):
+                self._closure(plan, batch, batch_idx)
+        else:
+            progress = self.automatic_optimization.optim_progress.optimizer.step
+            if not accumulates:
+                progress.increment_ready()
+            if plan.plain_optimizer_step:
+                closure: Any = partial(self._closure_of_step, plan, batch, batch_idx)
+                strategy._optimizers[0].step(closure)
+            else:
+                call._call_lightning_module_hook(
+                    self.trainer,
+                    "optimizer_step",
+                    self.trainer.current_epoch,
+                    batch_idx,
+                    strategy._lightning_optimizers[0],
+                    partial(self._closure, plan, batch, batch_idx),
+                )
+            if not accumulates:
+                progress.increment_completed()
+        outputs, self._outputs = self._outputs, None
+        return outputs
+
+    def _closure_of_step(self, plan: Plan, batch: Any, batch_idx: int) -> Tensor | None:
+        """What `Precision._wrap_closure` and `_after_closure` make of the closure."""
+        loss = self._closure(plan, batch, batch_idx)
+        trainer = self.trainer
+        optimizer = trainer.strategy._optimizers[0]
+        module = trainer.lightning_module.__dict__
+        outer, module[FX] = module[FX], "optimizer_step"
+        self._call(plan, "on_before_optimizer_step", optimizer)
+        if plan.clips:
+            trainer.precision_plugin._clip_gradients(
+                trainer.lightning_module,
+                optimizer,
+                trainer.gradient_clip_val,
+                gradient_clip_algorithm=trainer.gradient_clip_algorithm,
+            )
+        module[FX] = outer
+        return loss
+
+    @torch.enable_grad()
+    def _closure(self, plan: Plan, batch: Any, batch_idx: int) -> Tensor | None:
+        """Forward, zero the gradients if they are not being accumulated, backward; the detached loss."""
+        trainer = self.trainer
+        strategy, module = trainer.strategy, trainer.lightning_module.__dict__
+        outer, module[FX] = module[FX], "training_step"
+        output = strategy.training_step(batch, batch_idx) if plan.takes_batch_idx else strategy.training_step(batch)
+        strategy.post_training_step()
+        module[FX] = outer
+        loss, extra = self._loss_of(output)
+        if batch_idx % trainer.accumulate_grad_batches == 0:
+            self._zero_grad(plan, batch_idx)
+        if loss is None:
+            self._outputs = {}
+            return None
+        shown = loss.detach()
+        if plan.copies_loss:
+            shown = shown.clone()
+        self._outputs = {"loss": shown, **extra}
+        self._backward(plan, loss)
+        return shown
+
+    def _loss_of(self, output: Any) -> tuple[Tensor | None, dict[str, Any]]:
+        """The loss of this micro-batch as a part of the step's, and what else `training_step` returned."""
+        trainer = self.trainer
+        if type(output) is Tensor and trainer.accumulate_grad_batches == 1:
+            return output, {}
+        if output is None:
+            if trainer.world_size > 1:
+                raise RuntimeError(
+                    "training_step returned None, which skips the step; on several ranks the others would wait for"
+                    " this one for ever. Return a loss that is 0 instead, such as `0 * model(batch).sum()`."
+                )
+            self._warning_cache.warn("`training_step` returned `None`. If this was on purpose, ignore this warning...")
+        result = ClosureResult.from_training_step_output(output, trainer.accumulate_grad_batches)
+        return result.closure_loss, result.extra
+
+    def _zero_grad(self, plan: Plan, batch_idx: int) -> None:
+        trainer = self.trainer
+        optimizer = trainer.strategy._optimizers[0]
+        progress = self.automatic_optimization.optim_progress.optimizer.zero_grad
+        progress.increment_ready()
+        self._call(plan, "on_before_zero_grad", optimizer)
+        progress.increment_started()
+        if plan.plain_zero_grad:
+            optimizer.zero_grad()
+        else:
+            call._call_lightning_module_hook(
+                trainer, "optimizer_zero_grad", trainer.current_epoch, batch_idx, optimizer
+            )
+        progress.increment_completed()
+
+    def _backward(self, plan: Plan, loss: Tensor) -> None:
+        """`Strategy.backward`, which lets the precision plugin call two hooks around the module's `backward`."""
+        trainer = self.trainer
+        module = trainer.lightning_module
+        names = module.__dict__
+        outer, names[FX] = names[FX], "backward"
+        if plan.plain_backward:
+            self._call(plan, "on_before_backward", loss)
+            module.backward(loss)
+            self._call(plan, "on_after_backward")
+        else:
+            trainer.strategy.backward(loss, trainer.strategy._optimizers[0])
+        names[FX] = outer
+
+    def _step_schedulers(self, plan: Plan, batch_idx: int) -> None:
+        """Learning rate schedulers by step, then those by epoch at its end; ReduceLROnPlateau follows validation."""
+        if plan.step_schedulers and not self._should_accumulate():
+            if plan.plain_scheduler_step:
+                for config in plan.step_schedulers:
+                    if (batch_idx + 1) % config.frequency == 0:
+                        self.scheduler_progress.increment_ready()
+                        config.scheduler.step()
+                        self.scheduler_progress.increment_completed()
+            else:
+                self._update_learning_rates("step", update_plateau_schedulers=False)
+        if self._num_ready_batches_reached():
+            self.update_lr_schedulers("epoch", update_plateau_schedulers=False)
+
+
+def _nothing() -> None:
+    """In the place of a profiler that measures nothing."""

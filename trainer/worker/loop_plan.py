@@ -1,0 +1,197 @@
+"""What an epoch's training steps need to know of the module, the callbacks, the strategy and the precision plugin.
+
+Lightning looks all of this up again on every batch: which hooks are overridden, whether `training_step` takes a
+`batch_idx`, whether there is validation. Here it is looked up once an epoch.
+
+Each part of a step is *plain* when the strategy and the precision plugin use Lightning's base methods for it, which
+are then written out in `worker/loop.py`. A part that is not plain is left to the strategy's or the plugin's own
+method (FSDP's backward, DeepSpeed's optimizer step, a gradient scaler), so that a strategy unknown here is right, too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from lightning.fabric.plugins import Precision as FabricPrecision
+from lightning.fabric.utilities import move_data_to_device
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.loops.fetchers import _DataFetcher, _DataLoaderIterDataFetcher
+from lightning.pytorch.loops.optimization import _AutomaticOptimization
+from lightning.pytorch.plugins.precision import MixedPrecision, Precision
+from lightning.pytorch.profilers import PassThroughProfiler
+from lightning.pytorch.strategies import DDPStrategy, Strategy
+from lightning.pytorch.trainer import call
+from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
+
+HOOKS = (
+    "on_train_batch_start",
+    "on_before_zero_grad",
+    "on_before_backward",
+    "on_after_backward",
+    "on_before_optimizer_step",
+    "on_train_batch_end",
+)
+"""The hooks of a step that both callbacks and modules have."""
+
+TRANSFER_HOOKS = ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer")
+
+
+@dataclass
+class Plan:
+    """One epoch's answers."""
+
+    hooks: dict[str, list[Callable[..., Any]]]
+    """For each of HOOKS what overrides it, in Lightning's order: callbacks, the module, the strategy."""
+    module_batch_start: Callable[..., Any] | None
+    """The module's own `on_train_batch_start`, whose -1 ends the epoch."""
+    to_device: Callable[[Any], Any]
+    takes_batch_idx: bool
+    strategy_accumulates: bool
+    """The strategy decides itself when to step (DeepSpeed), and is called for every micro-batch."""
+    plain_backward: bool
+    plain_optimizer_step: bool
+    plain_zero_grad: bool
+    clips: bool
+    copies_loss: bool
+    """Something may change the loss in place before `on_train_batch_end` sees it."""
+    step_schedulers: list[Any]
+    plain_scheduler_step: bool
+    validates: bool
+    """Whether this epoch is one that validates, whatever the batch."""
+
+
+def why_not_lean(trainer: Trainer, data_fetcher: _DataFetcher) -> str | None:
+    """What the lean loop does not do, as words for the log; None where it can train."""
+    optimization = trainer.fit_loop.epoch_loop.automatic_optimization
+    if not trainer.lightning_module.automatic_optimization:
+        return "the module optimizes manually"
+    if isinstance(data_fetcher, _DataLoaderIterDataFetcher):
+        return "training_step takes a dataloader_iter"
+    if len(trainer.optimizers) != 1:
+        return f"there are {len(trainer.optimizers)} optimizers"
+    if type(optimization) is not _AutomaticOptimization:
+        return f"the optimization loop is a {type(optimization).__name__}"
+    if optimization._skip_backward:
+        return "a callback asks to skip backward"
+    profiler = trainer.profiler  # type: ignore[attr-defined]
+    if type(profiler) is not PassThroughProfiler:
+        return f"{type(profiler).__name__} wants every hook in its table"
+    return None
+
+
+def make_plan(trainer: Trainer, validates: bool) -> Plan:
+    """Look everything up. The Trainer must be fitting, with the strategy set up."""
+    module, strategy, precision = trainer.lightning_module, trainer.strategy, trainer.precision_plugin
+    plain_step = _plain_optimizer_step(strategy, precision)
+    return Plan(
+        hooks={name: _overrides(name, trainer) for name in HOOKS},
+        module_batch_start=_override("on_train_batch_start", module, LightningModule),
+        to_device=_transfer(trainer),
+        takes_batch_idx=is_param_in_hook_signature(module.training_step, "batch_idx", min_args=2),
+        strategy_accumulates=strategy.handles_gradient_accumulation,
+        plain_backward=_plain_backward(strategy, precision),
+        plain_optimizer_step=plain_step and not _override("optimizer_step", module, LightningModule),
+        plain_zero_grad=not _override("optimizer_zero_grad", module, LightningModule),
+        clips=bool(trainer.gradient_clip_val)
+        or bool(_override("configure_gradient_clipping", module, LightningModule))
+        or bool(_override("clip_gradients", module, LightningModule)),
+        copies_loss=bool(_overrides("on_before_backward", trainer))
+        or bool(_override("backward", module, LightningModule))
+        or not _plain_backward(strategy, precision),
+        step_schedulers=[
+            config
+            for config in trainer.lr_scheduler_configs
+            if config.interval == "step" and not config.reduce_on_plateau
+        ],
+        plain_scheduler_step=not _override("lr_scheduler_step", module, LightningModule),
+        validates=validates,
+    )
+
+
+def _override(name: str, owner: object, base: type) -> Callable[..., Any] | None:
+    """The bound method where it is not `base`'s own. Also true of attributes set on the instance, and of mocks."""
+    found = getattr(owner, name)
+    inherited = getattr(found, "__func__", found) is getattr(base, name)
+    return found if callable(found) and not inherited else None
+
+
+def _overrides(name: str, trainer: Trainer) -> list[Callable[..., Any]]:
+    module = trainer.lightning_module
+    found: list[Callable[..., Any]] = [
+        partial(override, trainer, module)
+        for callback in trainer.callbacks  # type: ignore[attr-defined]
+        if (override := _override(name, callback, Callback)) is not None
+    ]
+    override = _override(name, module, LightningModule)
+    if override is not None and name != "on_train_batch_start":
+        found.append(override)
+    return found
+
+
+def _inherits(owner: object, name: str, *bases: type) -> bool:
+    """Whether the class of `owner` has this method from one of `bases`, which its subclasses left as it is."""
+    return getattr(type(owner), name) in [getattr(base, name) for base in bases] and name not in vars(owner)
+
+
+def _plain_precision(precision: Precision, *names: str) -> bool:
+    """Whether these methods do what `Precision`'s own do; MixedPrecision's do where it has no scaler."""
+    bases: tuple[type, ...] = (Precision,)
+    if isinstance(precision, MixedPrecision) and precision.scaler is None:
+        bases = (Precision, MixedPrecision)
+    return all(_inherits(precision, name, *bases) for name in names)
+
+
+def _plain_backward(strategy: Strategy, precision: Precision) -> bool:
+    """DDP's own pre_backward and post_backward do nothing under automatic optimization."""
+    return (
+        _inherits(strategy, "backward", Strategy)
+        and _inherits(strategy, "pre_backward", Strategy, DDPStrategy)
+        and _inherits(strategy, "post_backward", Strategy, DDPStrategy)
+        and _plain_precision(precision, "pre_backward", "backward", "post_backward")
+    )
+
+
+def _plain_optimizer_step(strategy: Strategy, precision: Precision) -> bool:
+    averages = getattr(strategy, "_model_averager", None) is not None
+    return (
+        _inherits(strategy, "optimizer_step", Strategy, DDPStrategy)
+        and not averages
+        and _plain_precision(precision, "optimizer_step", "_wrap_closure", "_after_closure", "_clip_gradients")
+    )
+
+
+def _transfer(trainer: Trainer) -> Callable[[Any], Any]:
+    """Convert and move a batch as Lightning does; directly where nobody overrides a part of it."""
+    module, strategy = trainer.lightning_module, trainer.strategy
+    datamodule = trainer.datamodule  # type: ignore[attr-defined]
+    overridden = any(
+        _override(name, module, LightningModule)
+        or (datamodule is not None and _override(name, datamodule, LightningDataModule))
+        for name in TRANSFER_HOOKS
+    )
+    plain_parts = (
+        _inherits(strategy, "batch_to_device", Strategy)
+        and type(trainer.precision_plugin).convert_input is FabricPrecision.convert_input
+    )
+    if plain_parts and not overridden:
+        return partial(_move, device=strategy.root_device)
+
+    def transfer(batch: Any) -> Any:
+        batch = trainer.precision_plugin.convert_input(batch)
+        batch = module._on_before_batch_transfer(batch, dataloader_idx=0)
+        return call._call_strategy_hook(trainer, "batch_to_device", batch, dataloader_idx=0)
+
+    return transfer
+
+
+def _move(batch: Any, device: torch.device) -> Any:
+    """A list or tuple of tensors costs one `to` each; everything else goes Lightning's way."""
+    if type(batch) in (list, tuple) and all(type(one) is torch.Tensor for one in batch):
+        # As Lightning: a copy to a GPU need not be waited for; to the CPU and to MPS it must.
+        non_blocking = device.type not in ("cpu", "mps")
+        return type(batch)([one.to(device, non_blocking=non_blocking) for one in batch])
+    return move_data_to_device(batch, device)
