@@ -1,4 +1,4 @@
-"""Fixtures of the whole suite: a working directory, the command line in a process of its own, no process left behind."""
+"""Fixtures of the suite: a working directory, the command line in a process of its own, nothing left behind."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ class LocalLauncher:
         # A resumed run goes on in the directory of its first launch, to which relative paths of data refer.
         attempt = run.next_attempt()
         launch = {"cwd": os.getcwd(), **launch, "pid": None, "attempt": attempt}
-        write_atomic(run.path / "launch.json", json.dumps(launch, indent=1))
+        write_atomic(run.launch_path, json.dumps(launch, indent=1))
         run.stop_request.unlink(missing_ok=True)
         run.logs_dir.mkdir(exist_ok=True)
         # Not the working directory first of all: a folder there may be called like a module of ours.

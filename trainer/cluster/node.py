@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -31,8 +32,12 @@ FOLLOWER_VARIABLE = "TRAINER_FOLLOWER"
 POLL_S = 0.1
 FAILED_GRACE_S = 3.0
 """What the other ranks get once one has recorded that the job failed for good."""
+SURVIVOR_GRACE_S = 10.0
+"""What torchrun's survivors get once one rank has died: torchrun itself waits 30 s for those stuck in a collective."""
 ENDED_GRACE_S = 30.0
 """What the other ranks get once the first has recorded a good end."""
+_CLOSING = re.compile(rb"Sending process (\d+) closing signal SIGTERM")
+"""torchrun to its survivors; torch/distributed/elastic/multiprocessing/api.py"""
 CODES = {"finished": DONE, "stopped": DONE, "requeue": REQUEUE, "failed": JOB_FAILED, "hung": HUNG}
 
 
@@ -51,6 +56,8 @@ class Node:
         """Signals received."""
         self._told: set[tuple[int, int]] = set()
         self._attempt_times: dict[int, float] = {}
+        self._log_offset = 0
+        self._closing: dict[int, float] = {}
         self._stop_seen_at: float | None = None
         self._outcome_seen_at: float | None = None
 
@@ -96,6 +103,7 @@ class Node:
             time.sleep(POLL_S)
             self._forward(child.pid)
             self._note_restart()
+            self._end_survivors()
             self._enforce_end(child)
         return int(child.returncode)
 
@@ -118,6 +126,20 @@ class Node:
             found = cause.find(self._attempt_dir(died), self.node_log)
             self._record(died, "failed", JOB_FAILED, found)
             print(f"attempt {died} died: {found.reason}; torchrun restarts the workers", flush=True)
+
+    def _end_survivors(self) -> None:
+        """Kill the ranks that torchrun is closing and that do not leave: the restart waits for them."""
+        now = time.monotonic()
+        with self.node_log.open("rb") as file:
+            file.seek(self._log_offset)
+            text = file.read()
+        text = text[: text.rfind(b"\n") + 1]
+        self._log_offset += len(text)
+        self._closing.update({int(match[1]): now for match in _CLOSING.finditer(text)})
+        for pid, since in list(self._closing.items()):
+            if now - since > SURVIVOR_GRACE_S:
+                del self._closing[pid]
+                processes.send(pid, signal.SIGKILL)
 
     def _enforce_end(self, child: subprocess.Popen[bytes]) -> None:
         """Kill what is left when it should have ended: after an outcome, or after a request to stop."""
@@ -219,7 +241,7 @@ def record_launch(run: RunDirectory, shape: LaunchShape, pid: int, attempt: int)
     """
     launch = {
         "cluster": "local",
-        **_launch_of(run),
+        **run.launch(),
         "shape": shape.to_dict(),
         "host": socket.gethostname(),
         "boot_id": processes.boot_id(),
@@ -228,14 +250,7 @@ def record_launch(run: RunDirectory, shape: LaunchShape, pid: int, attempt: int)
         "attempt": attempt,
         "slurm_job_id": os.environ.get("SLURM_JOB_ID"),
     }
-    write_atomic(run.path / "launch.json", json.dumps(launch, indent=1))
-
-
-def _launch_of(run: RunDirectory) -> dict[str, Any]:
-    try:
-        return dict(run.launch())
-    except (OSError, ValueError):
-        return {}
+    write_atomic(run.launch_path, json.dumps(launch, indent=1))
 
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -287,7 +302,7 @@ def request_stop(run: RunDirectory, who: str) -> None:
 def main(arguments: list[str] | None = None) -> int:
     options = _parse(arguments)
     run = RunDirectory(options.run_dir.resolve())
-    launch = _launch_of(run)
+    launch = run.launch()
     shape = LaunchShape.from_dict(launch["shape"]) if launch.get("shape") else resolve(run.config())
     place = _place(options, shape)
     node = Node(run, LaunchShape(place.nodes, shape.processes_per_node, shape.device), place)

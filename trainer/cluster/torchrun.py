@@ -18,6 +18,10 @@ IGNORED_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 """torchrun would kill its workers on these, or die of them; the workers handle them, the node forwards them."""
 
 
+TORCHRUN_PID_VARIABLE = "TRAINER_TORCHRUN_PID"
+"""Read by `trainer/worker/process.py`."""
+
+
 @dataclass(frozen=True)
 class Place:
     """This node among the nodes of the job."""
@@ -88,5 +92,10 @@ def start(arguments: list[str], variables: dict[str, str]) -> subprocess.Popen[b
         for signum in IGNORED_SIGNALS:
             signal.signal(signum, signal.SIG_IGN)  # inherited over exec
         die_with_parent(signal.SIGKILL, parent)
+        # Without env=, what is set here is what exec hands on: the only place that knows torchrun's process id.
+        # A rank must know it: one that starts while torchrun is being killed sees another parent from the start.
+        os.environ.clear()
+        os.environ.update(variables)
+        os.environ[TORCHRUN_PID_VARIABLE] = str(os.getpid())
 
-    return subprocess.Popen(arguments, env=variables, stdin=subprocess.DEVNULL, preexec_fn=before_exec)
+    return subprocess.Popen(arguments, stdin=subprocess.DEVNULL, preexec_fn=before_exec)

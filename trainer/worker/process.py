@@ -48,7 +48,7 @@ def die_with_parent() -> None:
     """Ask the kernel for SIGKILL when torchrun dies: a rank without its agent would train on beside its own rerun."""
     if sys.platform != "linux":
         return
-    parent = os.getppid()
+    parent = int(os.environ.get("TRAINER_TORCHRUN_PID") or os.getppid())
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         os.kill(os.getpid(), signal.SIGKILL)
