@@ -63,26 +63,81 @@ class CheckpointWriter:
         self._failure: BaseException | None = None
 
     def save(self, state: dict[str, Any], target: Path, info: CommitInfo) -> None:
-        """Write `state` (plain types and tensors, after conversion) as the checkpoint `target`.
+        """Write `state` as the checkpoint `target`, from this process alone.
 
         Returns once the tensors may change again. What goes wrong is logged and raised by `raise_if_failed`.
         """
         started = time.monotonic()
         self.wait()
         try:
-            if self.asynchronous:
-                state = plain_checkpoint(state, self._buffers.copy)
-                self._buffers.finish()
-                self._thread = threading.Thread(
-                    target=self._guarded_write, args=(state, target, info), name="checkpoint-writer"
-                )
-                self._thread.start()
-            else:
-                state = plain_checkpoint(state, lambda where, tensor: tensor.detach())
-                self._guarded_write(state, target, info)
+            plain = self._plain(state)
+            self._buffers.finish()
         except Exception as error:
             self._fail(target, error)
+            return
+
+        def write() -> bool:
+            if target.parent == self.store.directory:
+                self.store.clean_leftovers(self.attempt)
+            return commit.write_checkpoint(
+                target, self.attempt, info, nbytes(plain), lambda staging: write_state(staging, plain)
+            )
+
+        self._start(target, write, first=True)
         self.timing.blocked_s = time.monotonic() - started
+
+    def save_sharded(
+        self,
+        tensors: dict[str, torch.Tensor],
+        state: dict[str, Any],
+        target: Path,
+        info: CommitInfo,
+        group: torch.distributed.ProcessGroup | None,
+    ) -> None:
+        """Write `tensors` (of which each rank holds a part) and `state` (rank 0's) as one checkpoint. Collective.
+
+        `group` is a gloo group of all ranks that nothing else uses; None for one process. Otherwise as `save`.
+        """
+        from trainer.checkpoint.sharded import HostShard, ShardedWrite, to_host
+
+        started = time.monotonic()
+        self.wait()
+        first = group is None or torch.distributed.get_rank(group) == 0
+        problem: Exception | None = None
+        plain: dict[str, Any] = {}
+        parts: dict[str, HostShard] = {}
+        try:
+            plain = self._plain(state) if first else {}
+            parts = to_host(tensors, self._buffers if self.asynchronous else None)
+            self._buffers.finish()
+        except Exception as error:
+            problem = error  # told to the other ranks by the write: they are on their way into it
+
+        def prepared() -> dict[str, HostShard]:
+            if problem is not None:
+                raise problem
+            return parts
+
+        write = ShardedWrite(self.store, self.attempt, group)
+        self._start(
+            target, lambda: write.run(target, info, prepared, lambda staging: write_state(staging, plain)), first
+        )
+        self.timing.blocked_s = time.monotonic() - started
+
+    def _plain(self, state: dict[str, Any]) -> dict[str, Any]:
+        """In plain types, the tensors copied if they may change before they are written."""
+        if self.asynchronous:
+            return plain_checkpoint(state, self._buffers.copy)
+        return plain_checkpoint(state, lambda where, tensor: tensor.detach())
+
+    def _start(self, target: Path, write: Callable[[], bool], first: bool) -> None:
+        if self.asynchronous:
+            self._thread = threading.Thread(
+                target=self._guarded, args=(target, write, first), name="checkpoint-writer"
+            )
+            self._thread.start()
+        else:
+            self._guarded(target, write, first)
 
     def wait(self) -> None:
         """Return when no save is in flight."""
@@ -105,16 +160,12 @@ class CheckpointWriter:
         if failure is not None:
             raise failure
 
-    def _guarded_write(self, state: dict[str, Any], target: Path, info: CommitInfo) -> None:
+    def _guarded(self, target: Path, write: Callable[[], bool], first: bool) -> None:
         started = time.monotonic()
         try:
-            if target.parent == self.store.directory:
-                self.store.clean_leftovers(self.attempt)
-            written = commit.write_checkpoint(
-                target, self.attempt, info, nbytes(state), lambda staging: write_state(staging, state)
-            )
+            written = write()
             self.timing.written_s = time.monotonic() - started
-            if written and self.on_committed is not None:
+            if written and first and self.on_committed is not None:
                 self.on_committed(Checkpoint.read(target))
         except BaseException as error:
             self._fail(target, error)

@@ -1,8 +1,9 @@
-"""Options of each strategy; `strategy.name` chooses the class. Nothing here imports torch."""
+"""Options of each strategy; `strategy.name` chooses the class. Nothing here imports torch. See docs/strategies.md."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Optional
 
 
 @dataclass
@@ -10,10 +11,14 @@ class Single:
     """One process, no wrapping."""
 
     name: str = "single"
+    activation_checkpointing: str = "none"
+    """none; full: keep a block's input and compute the rest again; selective: keep matrix products, too."""
+    compile: bool = False
+    """torch.compile of each block, before it is wrapped."""
 
 
 @dataclass
-class Ddp:
+class Ddp(Single):
     """A whole copy of the model on each rank; gradients averaged."""
 
     name: str = "ddp"
@@ -25,5 +30,97 @@ class Ddp:
     """Gradients are views of the buckets: one copy less."""
 
 
-STRATEGIES: dict[str, type] = {"single": Single, "ddp": Ddp}
+@dataclass
+class Fsdp(Single):
+    """FSDP2: parameters, gradients and optimizer state in shards, over all ranks; each block gathered when needed."""
+
+    name: str = "fsdp"
+    reshard_after_forward: bool = True
+    """Free a block's gathered parameters after its forward; false: keep them for backward (more memory, less traffic)."""
+    reduce_dtype: str = "float32"
+    """Gradients are summed in this; bfloat16 halves the traffic and loses bits that the sum needs."""
+    prefetch: int = 1
+    """Blocks gathered ahead of the one that computes."""
+    cpu_offload: bool = False
+    """Shards, gradients and optimizer step in host memory."""
+    blocks: Optional[str] = None
+    """Class name of the modules that are sharded one by one; null: the model's `blocks()`, or repeated ones."""
+
+
+@dataclass
+class Hsdp(Fsdp):
+    """FSDP2 inside groups of ranks, copies between them: the slow links carry gradients only."""
+
+    name: str = "hsdp"
+    shard_size: Optional[int] = None
+    """Ranks that share one copy; null: those of a node."""
+
+
+@dataclass
+class Tp(Fsdp):
+    """Tensor parallel through DTensor, and FSDP2 over what is left (2D)."""
+
+    name: str = "tp"
+    tensor_parallel_size: Optional[int] = None
+    """Ranks that share each layer; null: those of a node. They read the same samples."""
+
+
+@dataclass
+class _Deepspeed(Single):
+    reduce_bucket_size: int = 200_000_000
+    """Elements of a gradient bucket."""
+    allgather_bucket_size: int = 200_000_000
+    """Elements gathered at once."""
+    overlap_comm: bool = True
+    """Reduce gradients while backward goes on."""
+    offload_optimizer: str = "none"
+    """none, cpu, nvme: where optimizer state lives. cpu takes an optimizer that DeepSpeed has on the CPU."""
+    nvme_path: str = "/local_nvme"
+    """A folder on the node's own NVMe, for nvme."""
+
+
+@dataclass
+class DeepspeedZero1(_Deepspeed):
+    """Optimizer state in shards."""
+
+    name: str = "deepspeed_zero1"
+    stage: int = 1
+
+
+@dataclass
+class DeepspeedZero2(_Deepspeed):
+    """Optimizer state and gradients in shards."""
+
+    name: str = "deepspeed_zero2"
+    stage: int = 2
+
+
+@dataclass
+class DeepspeedZero3(_Deepspeed):
+    """Optimizer state, gradients and parameters in shards."""
+
+    name: str = "deepspeed_zero3"
+    stage: int = 3
+    offload_parameters: str = "none"
+    """none, cpu, nvme: where parameters live between their uses."""
+
+
+@dataclass
+class Auto(Single):
+    """single on one rank; else fsdp on GPUs, ddp on CPU."""
+
+    name: str = "auto"
+
+
+STRATEGIES: dict[str, type] = {
+    "single": Single,
+    "ddp": Ddp,
+    "fsdp": Fsdp,
+    "hsdp": Hsdp,
+    "tp": Tp,
+    "deepspeed_zero1": DeepspeedZero1,
+    "deepspeed_zero2": DeepspeedZero2,
+    "deepspeed_zero3": DeepspeedZero3,
+    "auto": Auto,
+}
 """Name to options class."""

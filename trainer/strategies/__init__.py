@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
 
-from trainer.config.strategy import Ddp, Single
+from trainer.config.strategy import Auto, Ddp, DeepspeedZero1, DeepspeedZero2, DeepspeedZero3, Fsdp, Hsdp, Single, Tp
 from trainer.errors import UserError
 
 if TYPE_CHECKING:
@@ -18,15 +19,64 @@ def build(options: Any, world_size: int, device: torch.device, timeout_s: float)
     `device` is this rank's own; `timeout_s` is how long a collective may take. The process group may already exist.
     Raises UserError where the strategy does not go with the number of ranks or the device.
     """
-    if isinstance(options, Single) or (isinstance(options, Ddp) and world_size == 1):
-        if world_size != 1:
-            raise UserError(
-                f"strategy=single runs one process; this job has {world_size} ranks.",
-                "Use strategy=ddp, or resources.gpus=1 (on CPU resources.cpu_processes=1).",
-            )
+    if type(options) is Auto:
+        options = chosen_by_auto(options, world_size, device.type)
+    if type(options) is Single and world_size != 1:
+        raise UserError(
+            f"strategy=single runs one process; this job has {world_size} ranks.",
+            "Use strategy=ddp, or resources.gpus=1 (on CPU resources.cpu_processes=1).",
+        )
+    if type(options) is Single or (type(options) is Ddp and world_size == 1):
         from trainer.strategies import single
 
-        return single.build(device)
-    from trainer.strategies import ddp
+        return single.build(options, device)
+    if type(options) is Ddp:
+        from trainer.strategies import ddp
 
-    return ddp.build(options, device, timeout_s)
+        return ddp.build(options, device, timeout_s)
+    if isinstance(options, (DeepspeedZero1, DeepspeedZero2, DeepspeedZero3)):
+        from trainer.strategies import deepspeed_zero
+
+        return deepspeed_zero.build(options, device, timeout_s)
+    assert isinstance(options, Fsdp), options
+    from trainer.strategies import fsdp
+
+    return fsdp.build(options, mesh_sizes(options, world_size), device, timeout_s)
+
+
+def chosen_by_auto(options: Auto, world_size: int, device_type: str) -> Single:
+    """The documented rule until there is a planner: one rank: single; GPUs: fsdp; CPU: ddp."""
+    common = {"activation_checkpointing": options.activation_checkpointing, "compile": options.compile}
+    if world_size == 1:
+        return Single(**common)
+    return Fsdp(**common) if device_type == "cuda" else Ddp(**common)
+
+
+def mesh_sizes(options: Fsdp, world_size: int) -> tuple[int, int, int]:
+    """Copies, shards in a copy, ranks that share a layer; their product is `world_size`.
+
+    Raises UserError if the option does not divide the ranks.
+    """
+    of_node = int(os.environ.get("LOCAL_WORLD_SIZE", world_size))
+    if isinstance(options, Tp):
+        tensor = options.tensor_parallel_size or of_node
+        _must_divide("tensor_parallel_size", tensor, world_size)
+        return 1, world_size // tensor, tensor
+    if isinstance(options, Hsdp):
+        shards = options.shard_size or of_node
+        _must_divide("shard_size", shards, world_size)
+        return world_size // shards, shards, 1
+    return 1, world_size, 1
+
+
+def data_parallel(options: Any, rank: int, world_size: int) -> tuple[int, int]:
+    """This rank among those that read different samples, and their number: less than all only with tensor parallel."""
+    tensor = mesh_sizes(options, world_size)[2] if isinstance(options, Tp) else 1
+    return rank // tensor, world_size // tensor
+
+
+def _must_divide(option: str, value: int, world_size: int) -> None:
+    if value < 1 or world_size % value:
+        raise UserError(
+            f"strategy.{option}={value} does not divide the {world_size} ranks of this job.", "Choose a divisor."
+        )

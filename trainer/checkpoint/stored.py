@@ -1,0 +1,160 @@
+"""One view of any checkpoint, whatever wrote it: flat names to tensors, and the rest of the state.
+
+`model/<parameter or buffer>`, `optimizer/<number of the optimizer>/<parameter>/<key>`. Numbers in the optimizer's
+state that are no tensors, and the groups' options, are in `Optimizers`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from trainer.checkpoint import commit, sharded
+from trainer.checkpoint.io import load_state, wait_visible
+from trainer.checkpoint.named import by_name
+from trainer.errors import UserError
+
+MODEL = "model/"
+OPTIMIZER = "optimizer/"
+PARAMETER_NAMES = "parameter_names"
+"""In a file checkpoint, beside Lightning's `optimizer_states`: names of each group of each optimizer, in order."""
+OPTIMIZERS = "optimizers"
+"""In the `state.pt` of a sharded checkpoint: what `Optimizers` holds."""
+
+
+@dataclass
+class Optimizers:
+    """What is not a tensor in the optimizers' states."""
+
+    groups: list[list[dict[str, Any]]] = field(default_factory=list)
+    """For each optimizer its groups: options, and names under `params`."""
+    values: dict[str, Any] = field(default_factory=dict)
+    """Flat name to number."""
+
+
+def flatten(named_states: list[dict[str, Any]]) -> tuple[dict[str, torch.Tensor], Optimizers]:
+    """Optimizer states by name, as flat tensors and the rest."""
+    tensors: dict[str, torch.Tensor] = {}
+    rest = Optimizers()
+    for number, state in enumerate(named_states):
+        rest.groups.append(state["param_groups"])
+        for name, entries in state["state"].items():
+            for key, value in entries.items():
+                flat = f"{OPTIMIZER}{number}/{name}/{key}"
+                if isinstance(value, torch.Tensor):
+                    tensors[flat] = value
+                else:
+                    rest.values[flat] = value
+    return tensors, rest
+
+
+def unflatten(tensors: dict[str, torch.Tensor], rest: Optimizers) -> list[dict[str, Any]]:
+    """The inverse of `flatten`; names of other things are left out."""
+    states: list[dict[str, Any]] = [{"state": {}, "param_groups": groups} for groups in rest.groups]
+    for flat, value in {**tensors, **rest.values}.items():
+        if flat.startswith(OPTIMIZER):
+            number, named = flat.removeprefix(OPTIMIZER).split("/", 1)
+            name, key = named.rsplit("/", 1)
+            states[int(number)]["state"].setdefault(name, {})[key] = value
+    return states
+
+
+class Stored:
+    """A checkpoint opened for reading. `state` is everything but the model's and the optimizers' tensors."""
+
+    def __init__(self, path: Path) -> None:
+        """Raises UserError if there is no complete checkpoint at `path`."""
+        self.path = path
+        self.state = _open(path)
+        self._tensors: dict[str, torch.Tensor] | None = None
+        """The tensors themselves, of a checkpoint that is one file."""
+        if OPTIMIZERS in self.state:
+            self.optimizers = Optimizers(**self.state.pop(OPTIMIZERS))
+            self.shapes = sharded.shapes(path)
+        else:
+            self._tensors, self.optimizers = _of_file(self.state)
+            self.shapes = {name: (tensor.shape, tensor.dtype) for name, tensor in self._tensors.items()}
+
+    def read(self, into: dict[str, torch.Tensor]) -> None:
+        """Fill tensors and DTensors in place, each rank what it holds of them.
+
+        Raises UserError when a name is missing or a shape differs: a checkpoint of another model.
+        """
+        self._check(into)
+        if self._tensors is None:
+            _read_shards(self.path, into)
+            return
+        with torch.no_grad():
+            for name, tensor in into.items():
+                whole = self._tensors[name]
+                if isinstance(tensor, DTensor):
+                    # src_data_rank=None: every rank has the whole and cuts its own part; nothing is sent
+                    part = distribute_tensor(whole, tensor.device_mesh, tensor.placements, src_data_rank=None)
+                    tensor.to_local().copy_(part.to_local())
+                else:
+                    tensor.copy_(whole)
+
+    def whole(self, prefix: str = "") -> dict[str, torch.Tensor]:
+        """All tensors whose names begin with `prefix`, whole, in host memory."""
+        if self._tensors is not None:
+            return {name: tensor for name, tensor in self._tensors.items() if name.startswith(prefix)}
+        wanted = {
+            name: torch.empty(shape, dtype=dtype)
+            for name, (shape, dtype) in self.shapes.items()
+            if name.startswith(prefix)
+        }
+        sharded.read_into(self.path, wanted)
+        return wanted
+
+    def as_lightning(self, optimizers: bool = True) -> dict[str, Any]:
+        """The dict that Lightning would have saved on one process, optimizer states by name."""
+        tensors = self.whole() if optimizers else self.whole(MODEL)
+        weights = {name.removeprefix(MODEL): value for name, value in tensors.items() if name.startswith(MODEL)}
+        found = {**self.state, "state_dict": weights}
+        if optimizers:
+            found["optimizer_states"] = unflatten(tensors, self.optimizers)
+        return found
+
+    def _check(self, into: dict[str, torch.Tensor]) -> None:
+        missing = [name for name in into if name not in self.shapes]
+        different = [
+            f"{name} is {tuple(self.shapes[name][0])} there and {tuple(tensor.shape)} here"
+            for name, tensor in into.items()
+            if name in self.shapes and self.shapes[name][0] != tensor.shape
+        ]
+        problems = [f"{name} is not in it" for name in missing] + different
+        if problems:
+            shown = "; ".join(problems[:3]) + (f"; and {len(problems) - 3} more" if len(problems) > 3 else "")
+            raise UserError(
+                f"{self.path} is a checkpoint of another model or optimizer: {shown}.",
+                "Use the configuration of the run that wrote it: `trainer show RUN`.",
+            )
+
+
+def _open(path: Path) -> dict[str, Any]:
+    if path.is_dir():
+        wait_visible(path)
+        commit.read_commit(path)
+    return load_state(path)
+
+
+def _of_file(state: dict[str, Any]) -> tuple[dict[str, torch.Tensor], Optimizers]:
+    """Take the tensors out of a file checkpoint's state."""
+    weights = {MODEL + name: value for name, value in state.pop("state_dict").items()}
+    names = state.pop(PARAMETER_NAMES, [])
+    states = state.pop("optimizer_states", [])
+    tensors, rest = flatten([by_name(one, groups) for one, groups in zip(states, names, strict=False)])
+    return {**weights, **tensors}, rest
+
+
+def _read_shards(path: Path, into: dict[str, torch.Tensor]) -> None:
+    """Device tensors that torch.distributed.checkpoint cannot fill directly (0 rows on this rank) are left out."""
+    sharded.read_into(path, {name: tensor for name, tensor in into.items() if _has_rows(tensor)})
+
+
+def _has_rows(tensor: torch.Tensor) -> bool:
+    return not isinstance(tensor, DTensor) or tensor.to_local().numel() > 0

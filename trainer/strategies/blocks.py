@@ -1,0 +1,92 @@
+"""What every strategy does to a model's blocks before it wraps them: recompute activations, compile.
+
+The order is fixed: checkpoint inside, then compile, then the strategy's wrapper outside. Compiling around FSDP's
+hooks breaks the graph at each of them; checkpointing around it would gather the parameters once more.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
+
+from trainer.config.strategy import Single
+from trainer.errors import UserError
+
+ACTIVATION_CHECKPOINTING = ("none", "full", "selective")
+_KEPT = (
+    torch.ops.aten.mm.default,
+    torch.ops.aten.addmm.default,
+    torch.ops.aten.bmm.default,
+    torch.ops.aten._scaled_dot_product_flash_attention.default,
+    torch.ops.aten._scaled_dot_product_efficient_attention.default,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default,
+)
+"""What `selective` does not compute again: the products, which cost the time and not most of the memory."""
+
+
+def blocks_of(module: nn.Module, class_name: str | None = None) -> list[nn.Module]:
+    """The parts that are wrapped, recomputed and compiled one by one.
+
+    Modules of the class `class_name` if given; else what a network's own `blocks()` returns; else the members of
+    every ModuleList or Sequential that repeats a class with parameters; else none.
+    Raises UserError if no module has that class.
+    """
+    if class_name is not None:
+        found = [part for part in module.modules() if type(part).__name__ == class_name]
+        if not found:
+            raise UserError(
+                f"strategy.blocks={class_name}: the model has no module of that class.",
+                f"Its classes: {', '.join(sorted({type(part).__name__ for part in module.modules()}))}.",
+            )
+        return found
+    for part in module.modules():
+        own = getattr(part, "blocks", None)
+        if callable(own) and not isinstance(own, nn.Module):
+            return list(own())
+    repeated: list[nn.Module] = []
+    for part in module.modules():
+        if isinstance(part, (nn.ModuleList, nn.Sequential)) and not any(part in list(r.modules()) for r in repeated):
+            classes = Counter(type(child) for child in part if any(True for _ in child.parameters()))
+            repeated += [child for child in part if classes[type(child)] > 1]
+    return repeated
+
+
+def prepare(module: nn.Module, options: Single, class_name: str | None = None) -> list[nn.Module]:
+    """Activation checkpointing and compilation of the blocks, in place; returns the blocks."""
+    if options.activation_checkpointing not in ACTIVATION_CHECKPOINTING:
+        raise UserError(
+            f"strategy.activation_checkpointing={options.activation_checkpointing} is not known.",
+            f"Use one of {', '.join(ACTIVATION_CHECKPOINTING)}.",
+        )
+    blocks = blocks_of(module, class_name)
+    for block in blocks:
+        if options.activation_checkpointing != "none":
+            block.forward = _recomputed(block.forward, options.activation_checkpointing)  # type: ignore[method-assign]
+        if options.compile:
+            block.compile()
+    return blocks
+
+
+def _recomputed(forward: Callable[..., Any], kind: str) -> Callable[..., Any]:
+    """`forward` whose activations are computed again in backward. Replacing it, unlike a wrapper, keeps all names."""
+    context: dict[str, Any] = {}
+    if kind == "selective":
+        context["context_fn"] = functools.partial(create_selective_checkpoint_contexts, _policy)
+
+    @functools.wraps(forward)
+    def recomputed(*inputs: Any, **named: Any) -> Any:
+        if not torch.is_grad_enabled():
+            return forward(*inputs, **named)
+        return checkpoint(forward, *inputs, use_reentrant=False, **context, **named)
+
+    return recomputed
+
+
+def _policy(_: Any, operator: Any, *inputs: Any, **named: Any) -> CheckpointPolicy:
+    return CheckpointPolicy.MUST_SAVE if operator in _KEPT else CheckpointPolicy.PREFER_RECOMPUTE

@@ -1,0 +1,265 @@
+"""DeepSpeed ZeRO stages 1, 2, 3, on CUDA as on CPU ranks, with checkpoints that other strategies read.
+
+DeepSpeed's own checkpoints are pickles, are written over one another with `latest` renamed before all ranks are
+done, and load only at the same stage and world size (their universal form refuses stage 2 to 3). So the state is
+taken out by parameter name and saved as FSDP's is: each parameter is put together on all ranks in turn, and one of
+them, in turn, keeps it for writing. That costs one all-reduce of the state a save, and no rank holds it all.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from lightning.pytorch import Trainer
+from lightning.pytorch.accelerators import CUDAAccelerator
+from lightning.pytorch.strategies import DeepSpeedStrategy
+from lightning.pytorch.trainer.states import TrainerFn
+from torch import nn
+
+from trainer.checkpoint.named import named_groups, plain_name, set_options
+from trainer.checkpoint.stored import MODEL, OPTIMIZER, Optimizers, Stored
+from trainer.config.strategy import DeepspeedZero1, DeepspeedZero2, DeepspeedZero3
+from trainer.errors import UserError
+from trainer.strategies.blocks import prepare
+from trainer.strategies.saving import ShardedCheckpoints
+
+Options = DeepspeedZero1 | DeepspeedZero2 | DeepspeedZero3
+OFFLOAD = ("none", "cpu", "nvme")
+
+
+class RunDeepSpeedStrategy(ShardedCheckpoints, DeepSpeedStrategy):
+    def __init__(self, options: Options, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        self.options = options
+        self._names: list[list[str]] = []
+        """Parameter names of each group of the optimizer, before DeepSpeed flattened them."""
+
+    def setup_environment(self) -> None:
+        """Lightning's, without its refusal of everything but CUDA (`DeepSpeedStrategy.setup_environment`, 2.6.6)."""
+        if isinstance(self.accelerator, CUDAAccelerator):
+            super().setup_environment()
+            return
+        import deepspeed.ops
+
+        # init_distributed would compile it (30 to 60 s); only kernels for inference use it
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+        assert self.parallel_devices is not None
+        # `cpu` has no index; Lightning's selection check and deepspeed.initialize both want one
+        self.parallel_devices = [torch.device(one.type, index) for index, one in enumerate(self.parallel_devices)]
+        super(DeepSpeedStrategy, self).setup_environment()
+
+    def setup(self, trainer: Trainer) -> None:
+        assert self.model is not None
+        prepare(self.model, self.options)
+        super().setup(trainer)
+
+    def _setup_model_and_optimizer(self, model: nn.Module, optimizer: Any, lr_scheduler: Any = None) -> Any:
+        if optimizer is not None:
+            self._names = [group["params"] for group in named_groups(optimizer, model)]
+        return super()._setup_model_and_optimizer(model, optimizer, lr_scheduler)
+
+    def lightning_module_state_dict(self) -> dict[str, Any]:
+        """Empty at stage 3, where no rank has a parameter; `save_checkpoint` puts them together one by one."""
+        assert self.lightning_module is not None
+        return {} if self.options.stage == 3 else self.lightning_module.state_dict()
+
+    def optimizer_state(self, optimizer: Any) -> dict[str, Any]:
+        """Saved by `save_checkpoint` itself, by name."""
+        return {}
+
+    def _held(self) -> tuple[dict[str, torch.Tensor], Optimizers]:
+        module, zero = self.lightning_module, self.optimizers[0]
+        assert module is not None
+        held: dict[str, torch.Tensor] = {}
+        rest = Optimizers(groups=[self._groups(zero)])
+        for turn, (name, parameter) in enumerate(module.named_parameters()):
+            mine = turn % self.world_size == self.global_rank
+            found = {MODEL + name: _whole(parameter)}
+            if parameter.requires_grad:
+                for key, value in _state_of(zero, parameter).items():
+                    flat = f"{OPTIMIZER}0/{name}/{key}"
+                    if not isinstance(value, torch.Tensor):
+                        rest.values[flat] = value
+                    elif value.dim() == 0:
+                        found[flat] = value
+                    else:
+                        found[flat] = _whole(parameter, key)
+            if mine:
+                held.update({plain_name(flat): tensor.detach().cpu().clone() for flat, tensor in found.items()})
+        if self.global_rank == 0:
+            names = {name for name, _ in module.named_parameters(remove_duplicate=False)}
+            held.update(
+                {
+                    MODEL + plain_name(name): value
+                    for name, value in module.state_dict().items()
+                    if name not in names and isinstance(value, torch.Tensor)
+                }
+            )
+        held.update(self._tied(module, held))
+        return held, rest
+
+    def _tied(self, module: nn.Module, held: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """The other names of parameters that have several, from the rank that holds the first."""
+        first = {id(parameter): plain_name(name) for name, parameter in module.named_parameters()}
+        return {
+            MODEL + plain_name(name): held[MODEL + first[id(parameter)]]
+            for name, parameter in module.named_parameters(remove_duplicate=False)
+            if plain_name(name) != first[id(parameter)] and MODEL + first[id(parameter)] in held
+        }
+
+    def _groups(self, zero: Any) -> list[dict[str, Any]]:
+        return [
+            {**{key: value for key, value in group.items() if key != "params"}, "params": names}
+            for group, names in zip(zero.param_groups, self._names, strict=True)
+        ]
+
+    def _restore(self, stored: Stored) -> None:
+        module = self.lightning_module
+        assert module is not None
+        fitting = module.trainer.state.fn == TrainerFn.FITTING
+        zero = self.optimizers[0] if fitting else None
+        with torch.no_grad():
+            for name, parameter in module.named_parameters():
+                self._restore_parameter(stored, plain_name(name), parameter, zero)
+            buffers = {
+                MODEL + plain_name(name): value
+                for name, value in module.named_buffers()
+                if MODEL + plain_name(name) in stored.shapes
+            }
+            stored.read(buffers)
+        if zero is not None:
+            set_options(zero, stored.optimizers.groups[0], self._names)
+            if hasattr(zero, "_lazy_init_hp_params_optimizer_state"):
+                zero._hp_optimizer_states_linked = False
+                zero._lazy_init_hp_params_optimizer_state()
+
+    def _restore_parameter(self, stored: Stored, name: str, parameter: nn.Parameter, zero: Any) -> None:
+        shape = torch.Size(getattr(parameter, "ds_shape", parameter.shape))
+        flats = {MODEL + name: None}
+        prefix = f"{OPTIMIZER}0/{name}/"
+        if zero is not None and parameter.requires_grad:
+            flats.update({flat: flat.removeprefix(prefix) for flat in stored.shapes if flat.startswith(prefix)})
+        wholes = {flat: torch.empty(stored.shapes[flat][0] if flat in stored.shapes else shape) for flat in flats}
+        for flat, key in flats.items():
+            if key is None:
+                wholes[flat] = torch.empty(shape)
+            elif flat in stored.shapes:
+                wholes[flat] = torch.empty(stored.shapes[flat][0], dtype=stored.shapes[flat][1])
+        stored.read(wholes)
+        _set_weights(parameter, wholes[MODEL + name])
+        if zero is None or not parameter.requires_grad:
+            return
+        _set_master(zero, parameter, wholes.pop(MODEL + name))
+        state = _state_of(zero, parameter, make=True)
+        values = {flats[flat]: whole for flat, whole in wholes.items()}
+        values.update(
+            {
+                flat.removeprefix(prefix): value
+                for flat, value in stored.optimizers.values.items()
+                if flat.startswith(prefix)
+            }
+        )
+        for key, value in values.items():
+            assert key is not None
+            if isinstance(value, torch.Tensor) and value.dim() > 0:
+                flat_master = _master(zero, parameter)
+                if key not in state:
+                    state[key] = torch.zeros_like(flat_master)
+                _set_part(zero, parameter, value, state[key])
+            else:
+                state[key] = value
+
+
+def _master(zero: Any, parameter: nn.Parameter) -> torch.Tensor:
+    """The flat fp32 tensor of this rank in which (a part of) the parameter lives."""
+    if hasattr(parameter, "ds_id"):
+        return zero.fp32_partitioned_groups_flat[zero.grad_position[zero.get_param_id(parameter)][0]]
+    for flat, group in zip(zero.single_partition_of_fp32_groups, zero.bit16_groups, strict=True):
+        if any(parameter is one for one in group):
+            return flat
+    raise AssertionError("the optimizer does not have this parameter")
+
+
+def _state_of(zero: Any, parameter: nn.Parameter, make: bool = False) -> dict[str, Any]:
+    """The inner optimizer's state of the flat tensor of `parameter`; empty before the first step."""
+    master = _master(zero, parameter)
+    return zero.optimizer.state[master] if make or master in zero.optimizer.state else {}
+
+
+def _part(zero: Any, parameter: nn.Parameter) -> Iterator[tuple[slice, slice]]:
+    """Which elements of the parameter (flat) this rank has, and where they are in the flat tensor; none or one."""
+    if hasattr(parameter, "ds_id"):
+        _, begin, _ = zero.grad_position[zero.get_param_id(parameter)]
+        size = parameter.ds_tensor.ds_numel if hasattr(parameter.ds_tensor, "ds_numel") else parameter.ds_tensor.numel()
+        first = size * zero._get_param_partition_rank(parameter)
+        count = max(0, min(size, parameter.ds_numel - first))
+        yield slice(first, first + count), slice(begin, begin + count)
+    elif parameter._hp_mapping is not None:  # type: ignore[attr-defined]
+        mapping = parameter._hp_mapping  # type: ignore[attr-defined]
+        here, there = mapping.lp_fragment_address, mapping.get_hp_fragment_address()
+        yield slice(here.start, here.start + here.numel), slice(there.start, there.start + there.numel)
+
+
+def _set_part(zero: Any, parameter: nn.Parameter, whole: torch.Tensor, flat: torch.Tensor) -> None:
+    for of_parameter, of_flat in _part(zero, parameter):
+        flat.data[of_flat].copy_(whole.flatten()[of_parameter])
+
+
+def _set_master(zero: Any, parameter: nn.Parameter, whole: torch.Tensor) -> None:
+    _set_part(zero, parameter, whole, _master(zero, parameter))
+
+
+def _set_weights(parameter: nn.Parameter, whole: torch.Tensor) -> None:
+    """What forward uses: the parameter itself, or at stage 3 this rank's slice of it."""
+    if not hasattr(parameter, "ds_id"):
+        parameter.data.copy_(whole)
+        return
+    part = parameter.ds_tensor
+    first = part.numel() * dist.get_rank()
+    count = max(0, min(part.numel(), parameter.ds_numel - first))
+    part.data.flatten()[:count].copy_(whole.flatten()[first : first + count])
+
+
+def _whole(parameter: nn.Parameter, key: str | None = None) -> torch.Tensor:
+    """The whole fp32 parameter, or its optimizer state `key`. Collective."""
+    import deepspeed
+    from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
+
+    if not parameter.requires_grad:
+        if not hasattr(parameter, "ds_id"):
+            return parameter.data
+        with deepspeed.zero.GatheredParameters([parameter]):
+            return parameter.data.clone()
+    if key is None:
+        return safe_get_full_fp32_param(parameter)
+    return safe_get_full_optimizer_state(parameter, key)
+
+
+def build(options: Options, device: torch.device, timeout_s: float) -> RunDeepSpeedStrategy:
+    """Raises UserError for options that are not known."""
+    if device.type != "cuda":
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # read when deepspeed is first asked for its accelerator
+    offload_parameters = getattr(options, "offload_parameters", "none")
+    for option, value in (("offload_optimizer", options.offload_optimizer), ("offload_parameters", offload_parameters)):
+        if value not in OFFLOAD:
+            raise UserError(f"strategy.{option}={value} is not known.", f"Use one of {', '.join(OFFLOAD)}.")
+    return RunDeepSpeedStrategy(
+        options,
+        stage=options.stage,
+        process_group_backend="nccl" if device.type == "cuda" else "gloo",
+        timeout=timedelta(seconds=timeout_s),
+        reduce_bucket_size=options.reduce_bucket_size,
+        allgather_bucket_size=options.allgather_bucket_size,
+        overlap_comm=options.overlap_comm,
+        offload_optimizer=options.offload_optimizer != "none",
+        offload_optimizer_device=options.offload_optimizer if options.offload_optimizer != "none" else "cpu",
+        offload_parameters=offload_parameters != "none",
+        offload_params_device=offload_parameters if offload_parameters != "none" else "cpu",
+        nvme_path=options.nvme_path,
+        logging_batch_size_per_gpu=1,  # otherwise it looks for `batch_sampler.batch_size`; for DeepSpeed's log only
+    )

@@ -1,0 +1,134 @@
+"""What the strategies share about checkpoints: plain names, and one view of all of them (`checkpoint/stored.py`)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from trainer.checkpoint.commit import COMMIT
+from trainer.checkpoint.io import RunCheckpointIO, info_of
+from trainer.checkpoint.named import by_number, named_groups, plain_name
+from trainer.checkpoint.stored import MODEL, OPTIMIZERS, PARAMETER_NAMES, Optimizers, Stored
+from trainer.errors import UserError
+
+if TYPE_CHECKING:
+    from lightning.pytorch.strategies import Strategy as _Base
+else:
+    _Base = object
+
+
+def unwrapped(optimizer: Any) -> Any:
+    """The optimizer inside Lightning's own."""
+    return getattr(optimizer, "_optimizer", optimizer)
+
+
+class WholeCheckpoints(_Base):
+    """For a strategy in which rank 0 has everything: one file, with the names that others need to read it."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
+        module = _module_of(self)
+        checkpoint[PARAMETER_NAMES] = [
+            [group["params"] for group in named_groups(unwrapped(optimizer), module)] for optimizer in self.optimizers
+        ]
+        super().save_checkpoint(checkpoint, filepath, storage_options)
+
+    def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
+        path = Path(checkpoint_path)
+        if path.is_dir() and layout_of(path) != "file":
+            return Stored(path).as_lightning()
+        return super().load_checkpoint(checkpoint_path, weights_only)
+
+    def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
+        states = checkpoint["optimizer_states"]
+        if any(isinstance(name, str) for state in states for group in state["param_groups"] for name in group["params"]):
+            module = _module_of(self)
+            states = [
+                by_number(state, unwrapped(optimizer), module)
+                for state, optimizer in zip(states, self.optimizers, strict=True)
+            ]
+        super().load_optimizer_state_dict({**checkpoint, "optimizer_states": states})
+
+
+class ShardedCheckpoints(_Base):
+    """For a strategy in which each rank holds a part. A subclass gives `_held`, `_restore` and `_optimizers`."""
+
+    _checkpoint_group: dist.ProcessGroup | None = None
+
+    @property
+    def restore_checkpoint_after_setup(self) -> bool:
+        return True
+
+    @property
+    def lightning_restore_optimizer(self) -> bool:
+        return False
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
+        """Collective. The states that Lightning collected are replaced by this rank's parts."""
+        path = Path(self.broadcast(str(filepath)))
+        info = info_of(checkpoint, storage_options)
+        info = type(info)(**{**asdict(info), "layout": "sharded"})
+        checkpoint.pop("state_dict", None)
+        checkpoint.pop("optimizer_states", None)
+        tensors, optimizers = self._held()
+        checkpoint[OPTIMIZERS] = asdict(optimizers)
+        io = self.checkpoint_io
+        assert isinstance(io, RunCheckpointIO), "sharded strategies save through RunCheckpointIO"
+        io.writer.save_sharded(tensors, checkpoint, path, info, self._group())
+
+    def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
+        """Called by Lightning after setup, when parameters and optimizers are in their final form."""
+        stored = Stored(Path(self.broadcast(str(checkpoint_path))))
+        self._restore(stored)
+        # Lightning hands these to hooks and to `load_model_state_dict`, which has nothing left to do.
+        return {**stored.state, "state_dict": {}, "optimizer_states": []}
+
+    def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
+        """Done by `load_checkpoint`."""
+
+    def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
+        """Done by `load_checkpoint`."""
+
+    def _held(self) -> tuple[dict[str, torch.Tensor], Optimizers]:
+        """Flat names to this rank's parts (DTensors, or whole tensors that no other rank gives). Collective."""
+        raise NotImplementedError
+
+    def _restore(self, stored: Stored) -> None:
+        """Put model and, when fitting, optimizer state in place. Collective."""
+        raise NotImplementedError
+
+    def _group(self) -> dist.ProcessGroup | None:
+        """A gloo group for the background writer alone: two users of one group would mix up their messages."""
+        if self._checkpoint_group is None and dist.is_initialized() and dist.get_world_size() > 1:
+            timeout = getattr(self, "_timeout", None) or timedelta(minutes=10)
+            self._checkpoint_group = dist.new_group(backend="gloo", timeout=timeout)
+        return self._checkpoint_group
+
+
+def layout_of(path: Path) -> str:
+    """The layout that COMMIT names: file or sharded."""
+    try:
+        return json.loads((path / COMMIT).read_text())["layout"]
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} is not a complete checkpoint.", "`trainer show` lists those of a run.") from error
+
+
+def model_tensors(module: nn.Module) -> dict[str, torch.Tensor]:
+    """Parameters and persistent buffers by flat plain name; references, not copies."""
+    return {
+        MODEL + plain_name(name): value
+        for name, value in module.state_dict().items()
+        if isinstance(value, torch.Tensor)
+    }
+
+
+def _module_of(strategy: Any) -> nn.Module:
+    assert strategy.lightning_module is not None
+    return strategy.lightning_module
