@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -14,18 +15,19 @@ from torch.nn import functional
 from trainer.errors import UserError
 from trainer.models.mlp import MLP
 from trainer.models.resnet import ResNet
+from trainer.models.rnn import RecurrentClassifier, RecurrentDecoder
 from trainer.models.rotary import Rotary
 from trainer.models.transformer import Transformer
+from trainer.models.vgg import VGG
+from trainer.models.vit import ViT
 from trainer.paths import conf_dir
-
-KINDS = {"trainer.models.mlp.MLP": MLP, "trainer.models.resnet.ResNet": ResNet}
-KINDS["trainer.models.transformer.Transformer"] = Transformer
 
 
 def build(name: str, **facts: Any) -> nn.Module:
     """The model of conf/model/NAME.yaml, with what is null there filled from `facts`."""
     node = yaml.safe_load((Path(conf_dir()) / "model" / f"{name}.yaml").read_text())
-    kind = KINDS[node.pop("_target_")]
+    module, _, kind_name = node.pop("_target_").rpartition(".")
+    kind = getattr(import_module(module), kind_name)
     return kind(**{key: facts.get(key) if value is None else value for key, value in node.items()})
 
 
@@ -41,6 +43,12 @@ def count(model: nn.Module) -> int:
         ("resnet50", 25_557_032),
         ("resnet101", 44_549_160),
         ("resnet152", 60_192_808),
+        ("vgg11", 132_863_336),
+        ("vgg13", 133_047_848),
+        ("vgg16", 138_357_544),
+        ("vgg19", 143_667_240),
+        ("vgg16_bn", 138_365_992),
+        ("vit_b16", 86_567_656),
         ("gpt2_124m", 124_439_808),
         ("llama3_8b", 8_030_261_248),
     ],
@@ -77,8 +85,14 @@ def fall_of_loss(model: nn.Module, inputs: torch.Tensor, targets: torch.Tensor, 
         MLP([1, 8, 8], 10, hidden=[32, 16], norm="layer"),
         ResNet([1, 8, 8], 10, depth=None, layers=[1, 1], width=8, stem="small"),
         ResNet([1, 8, 8], 10, depth=None, layers=[1, 1], block="bottleneck", width=4, stem="imagenet"),
+        VGG(
+            [1, 8, 8], 10, depth=None, convolutions=[1, 1], width=8, batch_norm=True, pooled=2, hidden=[32], dropout=0.1
+        ),
+        ViT([1, 8, 8], 10, patch=2, dim=32, layers=1, heads=2, dropout=0.1),
+        RecurrentClassifier([1, 8, 8], 10, hidden=32, bidirectional=True),
+        RecurrentClassifier([8, 8], 10, cell="gru", hidden=32, layers=2, dropout=0.1),
     ],
-    ids=["mlp-batch", "mlp-layer", "basic", "bottleneck"],
+    ids=["mlp-batch", "mlp-layer", "basic", "bottleneck", "vgg", "vit", "lstm", "gru"],
 )
 def test_classifiers_learn(model: nn.Module) -> None:
     torch.manual_seed(0)
@@ -106,6 +120,30 @@ def test_decoders_learn_and_do_not_see_the_future(shape: str) -> None:
     before, after = model(tokens[:, :16]), model(changed[:, :16])
     assert torch.allclose(before[:, :9], after[:, :9], atol=1e-5)
     assert not torch.allclose(before[:, 9:], after[:, 9:], atol=1e-3)
+
+
+def test_an_lstm_decoder_learns() -> None:
+    torch.manual_seed(0)
+    tokens = torch.randint(0, 32, (4, 17))
+    assert fall_of_loss(RecurrentDecoder(32, dim=16, hidden=32), tokens[:, :-1], tokens[:, 1:]) < 0.8
+
+
+@pytest.mark.parametrize("cell", ["lstm", "gru"])
+def test_padding_changes_nothing(cell: str) -> None:
+    torch.manual_seed(0)
+    model = RecurrentClassifier([6, 3], 4, cell=cell, hidden=8, layers=2, bidirectional=True)
+    long, short = torch.randn(1, 6, 3), torch.randn(1, 4, 3)
+    for padding in (0.0, 9.0):
+        padded = torch.cat((short, torch.full((1, 2, 3), padding)), dim=1)
+        both = model(torch.cat((padded, long)), torch.tensor([4, 6]))
+        assert torch.allclose(both, torch.cat((model(short), model(long))), atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["resnet_small", "vgg_small", "vit_small", "rnn", "mlp"])
+def test_small_configs_fit_small_pictures(name: str) -> None:
+    model = build(name, input_shape=[1, 28, 28], num_classes=10)
+    assert model(torch.zeros(2, 1, 28, 28)).shape == (2, 10)
+    assert count(model) < 1e6
 
 
 def test_rotary_scores_depend_on_the_distance_only() -> None:
@@ -172,6 +210,10 @@ def test_blocks_are_the_repeated_parts(model: nn.Module) -> None:
         (lambda: ResNet([1, 8, 8], 2, stem="wide"), "model.stem=wide is not known"),
         (lambda: ResNet([1, 8, 8], 2, depth=None), "either model.depth or model.layers"),
         (lambda: MLP([4], 2, norm="group"), "model.norm=group is not known"),
+        (lambda: VGG([1, 28, 28], 2), "28x28 to nothing"),
+        (lambda: VGG([1, 64, 64], 2, depth=17), "model.depth=17 is not a VGG"),
+        (lambda: ViT([1, 28, 28], 2), "model.patch=16 does not divide pictures of 28x28"),
+        (lambda: RecurrentDecoder(9, cell="rnn"), "model.cell=rnn is not known"),
         (lambda: Transformer(16, 8, dim=30, heads=4), "model.dim=30, model.heads=4"),
         (lambda: Transformer(16, 8, norm="batch"), "model.norm=batch is not known"),
     ],

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from torch import Tensor, nn
-from torch.nn import functional
 
 from trainer.errors import UserError
+from trainer.models.layers import GELU, Attention, Block, SwiGLU, init_transformer
 from trainer.models.rotary import Rotary
 
 NORMS: dict[str, type[nn.Module]] = {"layer": nn.LayerNorm, "rms": nn.RMSNorm}
@@ -73,16 +73,8 @@ class Transformer(nn.Module):
         return list(self.body)
 
     def init_weights(self) -> None:
-        """Normal with deviation 0.02, and that over sqrt(2 layers) where a block writes to the residual stream:
-        GPT-2's. Also fills the buffers, so that it completes a model made on the meta device."""
-        for module in self.modules():
-            if isinstance(module, (nn.Linear, nn.Embedding)):
-                residual = isinstance(module, ToResidual)
-                nn.init.normal_(module.weight, std=0.02 / (2 * self.layers) ** 0.5 if residual else 0.02)
-                if isinstance(module, nn.Linear) and module.bias is not None:
-                    nn.init.zeros_(module.bias)
-            elif isinstance(module, (nn.LayerNorm, nn.RMSNorm, Rotary)):
-                module.reset_parameters()
+        """GPT-2's; completes a model made on the meta device."""
+        init_transformer(self, self.layers)
 
     def forward(self, tokens: Tensor) -> Tensor:
         length = tokens.shape[1]
@@ -94,80 +86,6 @@ class Transformer(nn.Module):
         for block in self.body:
             features = block(features, angles)
         return self.head(self.norm(features))
-
-
-class ToResidual(nn.Linear):
-    """The last layer of a branch."""
-
-
-class Block(nn.Module):
-    """Attention, then feed-forward, each on normalised input and added to the residual stream."""
-
-    def __init__(
-        self, attention_norm: nn.Module, attention: nn.Module, ffn_norm: nn.Module, ffn: nn.Module, dropout: float
-    ) -> None:
-        super().__init__()
-        self.attention_norm, self.attention = attention_norm, attention
-        self.ffn_norm, self.ffn = ffn_norm, ffn
-        self.dropout = nn.Dropout(dropout)
-
-    def forward(self, features: Tensor, angles: tuple[Tensor, Tensor] | None) -> Tensor:
-        features = features + self.dropout(self.attention(self.attention_norm(features), angles))
-        return features + self.dropout(self.ffn(self.ffn_norm(features)))
-
-
-class Attention(nn.Module):
-    """Causal self-attention through torch's fused kernel."""
-
-    def __init__(self, dim: int, heads: int, kv_heads: int, bias: bool, dropout: float) -> None:
-        super().__init__()
-        self.heads, self.kv_heads, self.size, self.dropout = heads, kv_heads, dim // heads, dropout
-        self.query = nn.Linear(dim, heads * self.size, bias)
-        self.key = nn.Linear(dim, kv_heads * self.size, bias)
-        self.value = nn.Linear(dim, kv_heads * self.size, bias)
-        self.out = ToResidual(heads * self.size, dim, bias)
-
-    def forward(self, features: Tensor, angles: tuple[Tensor, Tensor] | None) -> Tensor:
-        number, length, _ = features.shape
-        query = self.query(features).view(number, length, self.heads, self.size).transpose(1, 2)
-        key = self.key(features).view(number, length, self.kv_heads, self.size).transpose(1, 2)
-        value = self.value(features).view(number, length, self.kv_heads, self.size).transpose(1, 2)
-        if angles is not None:
-            query, key = Rotary.turn(query, angles), Rotary.turn(key, angles)
-        mixed = functional.scaled_dot_product_attention(
-            query,
-            key,
-            value,
-            is_causal=True,
-            dropout_p=self.dropout if self.training else 0.0,
-            enable_gqa=self.kv_heads != self.heads,
-        )
-        return self.out(mixed.transpose(1, 2).reshape(number, length, -1))
-
-
-class GELU(nn.Module):
-    """GPT-2's feed-forward, with its tanh approximation."""
-
-    def __init__(self, dim: int, width: int, bias: bool) -> None:
-        super().__init__()
-        self.up = nn.Linear(dim, width, bias)
-        self.down = ToResidual(width, dim, bias)
-
-    def forward(self, features: Tensor) -> Tensor:
-        return self.down(functional.gelu(self.up(features), approximate="tanh"))
-
-
-class SwiGLU(nn.Module):
-    """Llama's feed-forward (Shazeer 2020)."""
-
-    def __init__(self, dim: int, width: int, bias: bool) -> None:
-        super().__init__()
-        self.gate = nn.Linear(dim, width, bias)
-        self.up = nn.Linear(dim, width, bias)
-        self.down = ToResidual(width, dim, bias)
-
-    def forward(self, features: Tensor) -> Tensor:
-        return self.down(functional.silu(self.gate(features)) * self.up(features))
 
 
 def _check(dim: int, heads: int, kv_heads: int, norm: str, activation: str, positions: str) -> None:

@@ -1,0 +1,101 @@
+"""Plain deep convolutional networks: Simonyan and Zisserman 2014, "Very Deep Convolutional Networks"."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+from torch import Tensor, nn
+
+from trainer.errors import UserError
+
+CONVOLUTIONS: dict[int, tuple[int, ...]] = {
+    11: (1, 1, 2, 2, 2),
+    13: (2, 2, 2, 2, 2),
+    16: (2, 2, 3, 3, 3),
+    19: (2, 2, 4, 4, 4),
+}
+"""Depth to the number of 3x3 convolutions in each stage: columns A, B, D and E of table 1."""
+
+
+class VGG(nn.Module):
+    """(n, channels, height, width) to (n, num_classes)."""
+
+    def __init__(
+        self,
+        input_shape: Sequence[int],
+        num_classes: int,
+        depth: int | None = 16,
+        convolutions: Sequence[int] | None = None,
+        width: int = 64,
+        batch_norm: bool = False,
+        pooled: int = 7,
+        hidden: Sequence[int] = (4096, 4096),
+        dropout: float = 0.5,
+    ) -> None:
+        """`depth`: one of `CONVOLUTIONS`; null: `convolutions`, their number in each stage.
+
+        `width`: channels of the first stage; each further one doubles them, up to 8 times, and each ends with a
+        halving of the picture. `pooled`: side to which the last map is averaged before the layers of `hidden`.
+        """
+        super().__init__()
+        counts = _counts(depth, convolutions)
+        if min(input_shape[1:]) < 2 ** len(counts):
+            raise UserError(
+                f"{len(counts)} stages halve a picture of {input_shape[1]}x{input_shape[2]} to nothing",
+                "set model.depth=null and model.convolutions to fewer stages, [2,2,2] for one",
+            )
+        channels, stages = input_shape[0], []
+        for stage, count in enumerate(counts):
+            after = width * min(2**stage, 8)
+            stages.append(_stage(channels, after, count, batch_norm))
+            channels = after
+        self.body = nn.Sequential(*stages)
+        self.pool = nn.AdaptiveAvgPool2d(pooled)
+        sizes = [channels * pooled * pooled, *hidden]
+        self.hidden = nn.Sequential(
+            *(nn.Sequential(nn.Linear(*pair), nn.ReLU(inplace=True), nn.Dropout(dropout)) for pair in pairwise(sizes))
+        )
+        self.head = nn.Linear(sizes[-1], num_classes)
+        self.init_weights()
+
+    def blocks(self) -> list[nn.Module]:
+        """What a sharding strategy wraps one by one: stages and hidden layers, which hold most of the weights."""
+        return [*self.body, *self.hidden]
+
+    def init_weights(self) -> None:
+        """Kaiming normal for convolutions, and 0.01 for linear layers."""
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+            elif isinstance(module, nn.BatchNorm2d):
+                module.reset_parameters()
+            elif isinstance(module, nn.Linear):
+                nn.init.normal_(module.weight, std=0.01)
+                nn.init.zeros_(module.bias)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.head(self.hidden(self.pool(self.body(inputs)).flatten(1)))
+
+
+def _counts(depth: int | None, convolutions: Sequence[int] | None) -> Sequence[int]:
+    if (depth is None) == (convolutions is None):
+        raise UserError("a VGG has either model.depth or model.convolutions", "set the other one to null")
+    if convolutions is not None:
+        return convolutions
+    if depth not in CONVOLUTIONS:
+        raise UserError(f"model.depth={depth} is not a VGG", f"use one of {', '.join(map(str, CONVOLUTIONS))}")
+    return CONVOLUTIONS[depth]
+
+
+def _stage(before: int, after: int, count: int, batch_norm: bool) -> nn.Sequential:
+    parts: list[nn.Module] = []
+    for _ in range(count):
+        parts.append(nn.Conv2d(before, after, 3, padding=1))
+        if batch_norm:
+            parts.append(nn.BatchNorm2d(after))
+        parts.append(nn.ReLU(inplace=True))
+        before = after
+    return nn.Sequential(*parts, nn.MaxPool2d(2))
