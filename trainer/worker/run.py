@@ -332,6 +332,7 @@ def silence_known_warnings() -> None:
         "It is recommended to use `self.log\\(.*sync_dist=True": "the tasks reduce over the ranks themselves",
         "The .*dataloader.* does not have many workers": "whether workers pay depends on the data: docs/data.md",
         "The number of training batches .* is smaller than the logging": "our logging counts steps over epochs",
+        "Be aware that when using `ckpt_path`, callbacks": "an evaluation needs none of them",
         "You defined a `validation_step` but have no `val_dataloader`": "a data module may have no validation",
     }
     for message in reasons:

@@ -1,0 +1,107 @@
+"""A job through every verb: the real command, real processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import TrainerCli, clean_environment
+
+LONG = ["experiment=quickstart", "tracking=none", "trainer.max_steps=1000000", "trainer.max_epochs=null"]
+
+
+def wait_until(condition: Callable[[], Any], timeout_s: float = 60) -> Any:
+    deadline = time.monotonic() + timeout_s
+    while True:
+        found = condition()
+        if found:
+            return found
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.1)
+
+
+def shown(cli: TrainerCli, *arguments: str) -> Any:
+    done = cli(*arguments, "--json")
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def test_detach_ls_stop_resume_rm(trainer_cli: TrainerCli, workdir: Path) -> None:
+    launched = trainer_cli("fit", *LONG, "name=long", "--detach")
+    assert launched.returncode == 0, launched.stderr
+    wait_until(lambda: shown(trainer_cli, "show")["step"])
+    run = shown(trainer_cli, "show")
+    assert (run["state"], run["name"], run["world_size"], run["strategy"]) == ("running", "long", 2, "ddp")
+    assert [row["id"] for row in shown(trainer_cli, "ls", "--state", "running")] == [run["id"]]
+    assert "long" in trainer_cli("ls", env={"COLUMNS": "60"}).stdout
+    assert trainer_cli("resume", "long").returncode == 2
+    assert trainer_cli("rm", "long", "--yes").returncode == 2
+
+    stopped = shown(trainer_cli, "stop", run["id"][:5])
+    assert stopped["state"] == "stopped"
+    run = shown(trainer_cli, "show", "long")
+    assert run["state"] == "stopped"
+    assert run["checkpoints"][-1]["step"] == run["step"]
+    assert run["checkpoints"][-1]["committed"]
+    assert "parameters" in trainer_cli("logs", "long").stdout
+
+    refused = trainer_cli("resume", "long", "optimizer.lr=1")
+    assert refused.returncode == 2
+    assert "optimizer.lr" in refused.stderr
+    limit = run["step"] + 25
+    resumed = trainer_cli("resume", "long", f"trainer.max_steps={limit}")
+    assert resumed.returncode == 0, resumed.stdout + resumed.stderr
+    run = shown(trainer_cli, "show", "long")
+    assert (run["state"], run["step"], run["attempts"]) == ("finished", limit, 2)
+    assert trainer_cli("resume", "long").returncode == 2
+
+    evaluated = shown(trainer_cli, "evaluate", "long", "--checkpoint", "last")
+    assert 0 < evaluated["metrics"]["test/acc"] <= 1
+    assert trainer_cli("rm", "long").returncode == 2  # no terminal to ask on
+    assert shown(trainer_cli, "rm", "long", "--yes")["deleted"] == [Path(run["path"]).name]
+    assert list((workdir / "runs").iterdir()) == []
+
+
+@pytest.mark.usefixtures("no_orphans")
+def test_ctrl_c_saves_and_ends_with_130(trainer_cli: TrainerCli, workdir: Path) -> None:
+    follower = subprocess.Popen(
+        [sys.executable, "-m", "trainer", "fit", *LONG],
+        env=clean_environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        wait_until(lambda: (workdir / "runs").exists() and shown(trainer_cli, "show")["step"])
+        os.killpg(follower.pid, signal.SIGINT)  # as a terminal does
+        output, _ = follower.communicate(timeout=60)
+    finally:
+        follower.kill()
+        follower.wait()
+    assert follower.returncode == 130, output
+    run = shown(trainer_cli, "show")
+    assert run["state"] == "stopped", output
+    assert run["checkpoints"][-1]["step"] == run["step"]
+    assert f"trainer resume {run['id']}" in output
+
+
+def test_kill_9_of_everything_is_dead_and_can_be_resumed(trainer_cli: TrainerCli, workdir: Path) -> None:
+    assert trainer_cli("fit", *LONG, "checkpoint.every_n_steps=20", "--detach").returncode == 0
+    wait_until(lambda: any(one["committed"] for one in shown(trainer_cli, "show")["checkpoints"]))
+    launch = json.loads(next((workdir / "runs").glob("*/launch.json")).read_text())
+    os.killpg(launch["pid"], signal.SIGKILL)
+    assert wait_until(lambda: shown(trainer_cli, "show")["state"] not in ("running", "starting"))
+    run = shown(trainer_cli, "show")
+    assert run["state"] == "dead"
+    limit = run["checkpoints"][-1]["step"] + 30
+    assert trainer_cli("resume", f"trainer.max_steps={limit}").returncode == 0
+    assert shown(trainer_cli, "show")["step"] == limit

@@ -1,0 +1,116 @@
+from __future__ import annotations
+
+import json
+import multiprocessing
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from trainer.errors import EnvironmentFault, UserError
+from trainer.runs.directory import RunDirectory
+from trainer.runs.files import append_line, read_json, write_atomic
+
+
+def make(root: Path, name: str = "job", code: Path | None = None) -> RunDirectory:
+    code = code or root / "project"
+    code.mkdir(exist_ok=True)
+    config: dict[str, Any] = {
+        "name": name,
+        "runs_dir": str(root / "runs"),
+        "trainer": {"max_steps": 10},
+        "strategy": {"name": "ddp"},
+        "cluster": {"name": "local"},
+        "tracking": {"name": "none"},
+    }
+    return RunDirectory.create(config, overrides=["a=b c"], choices={"model": "mlp"}, code_root=code)
+
+
+def make_many(root: Path, count: int) -> list[str]:
+    return [make(root).path.name for _ in range(count)]
+
+
+def test_a_thousand_launches_at_once_give_a_thousand_directories(tmp_path: Path) -> None:
+    (tmp_path / "project").mkdir()
+    with multiprocessing.get_context("spawn").Pool(4) as pool:
+        names = {name for made in pool.starmap(make_many, [(tmp_path, 250)] * 4) for name in made}
+    assert len(names) == 1000
+    assert len(list((tmp_path / "runs").iterdir())) == 1000
+
+
+def test_what_is_frozen_can_be_read_back(tmp_path: Path) -> None:
+    run = make(tmp_path)
+    assert run.config()["trainer"] == {"max_steps": 10}
+    assert run.overrides_path.read_text() == "'a=b c'\n"
+    assert run.manifest()["choices"] == {"model": "mlp"}
+    assert run.manifest()["packages"]["torch"]
+    assert run.path.stat().st_mode & 0o077 == 0
+    assert (run.name, f"job-{run.id}") == ("job", run.path.name)
+    assert run.next_attempt() == 0
+    (run.logs_dir / "attempt-07").mkdir()
+    assert run.next_attempt() == 8
+
+
+@pytest.mark.parametrize("name", ["../x", "a/b", "", ".hidden", "-rf", "a b", "x\ny"])
+def test_a_name_cannot_leave_the_runs_directory(tmp_path: Path, name: str) -> None:
+    with pytest.raises(UserError, match="name"):
+        make(tmp_path, name)
+
+
+def test_a_runs_directory_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    (tmp_path / "runs").write_text("a file")
+    with pytest.raises(EnvironmentFault, match="runs"):
+        make(tmp_path)
+
+
+def test_the_snapshot_holds_uncommitted_changes_and_nothing_ignored(tmp_path: Path) -> None:
+    code = tmp_path / "project"
+    code.mkdir()
+
+    def git(*arguments: str) -> None:
+        identity = ["-c", "user.name=n", "-c", "user.email=e@x.invalid"]
+        subprocess.run(["git", *identity, *arguments], cwd=code, check=True, capture_output=True)
+
+    git("init")
+    (code / ".gitignore").write_text("secret.txt\n")
+    (code / "model.py").write_text("old\n")
+    git("add", ".")
+    git("commit", "-m", "first")
+    (code / "model.py").write_text("new\n")
+    (code / "added.py").write_text("added\n")
+    (code / "secret.txt").write_text("secret\n")
+    (code / "weights.bin").write_bytes(b"0" * (6 * 1024**2))
+    run = make(tmp_path)
+    assert (run.code_dir / "model.py").read_text() == "new\n"
+    assert (run.code_dir / "added.py").exists()
+    assert not (run.code_dir / "secret.txt").exists()
+    assert "-old" in (run.path / "code.diff").read_text()
+    recorded = run.manifest()["code"]
+    assert recorded["dirty"] is True
+    assert len(recorded["commit"]) == 40
+    assert recorded["left_out"] == ["weights.bin"]
+
+
+def test_outside_git_only_code_is_taken_and_never_the_runs(tmp_path: Path) -> None:
+    code = tmp_path / "project"
+    (code / "runs" / "old").mkdir(parents=True)
+    (code / "runs" / "old" / "train.py").write_text("")
+    (code / "pictures").mkdir()
+    (code / "pictures" / "cat.jpg").write_text("")
+    (code / "pictures" / "load.py").write_text("")
+    run = make(tmp_path)
+    taken = sorted(str(path.relative_to(run.code_dir)) for path in run.code_dir.rglob("*") if path.is_file())
+    assert taken == ["pictures/load.py"]
+
+
+def test_files_are_replaced_whole_and_events_survive_a_cut_line(tmp_path: Path) -> None:
+    write_atomic(tmp_path / "a.json", json.dumps({"x": 1}))
+    write_atomic(tmp_path / "a.json", json.dumps({"x": 2}))
+    assert read_json(tmp_path / "a.json") == {"x": 2}
+    assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
+    run = make(tmp_path)
+    run.event("started", step=0)
+    append_line(run.events_path, '{"event": "cut')
+    run.event("finished", step=1)
+    assert [event["event"] for event in run.events()] == ["created", "started", "finished"]
