@@ -132,9 +132,7 @@ class CheckpointWriter:
 
     def _start(self, target: Path, write: Callable[[], bool], first: bool) -> None:
         if self.asynchronous:
-            self._thread = threading.Thread(
-                target=self._guarded, args=(target, write, first), name="checkpoint-writer"
-            )
+            self._thread = threading.Thread(target=self._guarded, args=(target, write, first), name="checkpoint-writer")
             self._thread.start()
         else:
             self._guarded(target, write, first)

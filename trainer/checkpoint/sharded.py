@@ -35,7 +35,7 @@ Result = TypeVar("Result")
 
 @dataclass
 class HostShard:
-    """This rank's part of a tensor, in host memory; speaks torch.distributed.checkpoint's `_Checkpointable` protocol."""
+    """This rank's part of a tensor, in host memory, as torch.distributed.checkpoint asks for it."""
 
     local: torch.Tensor
     offsets: torch.Size
@@ -51,8 +51,12 @@ class HostShard:
         data = TensorWriteData(chunk=chunk, properties=properties, size=self.shape)
         return [WriteItem(index=MetadataIndex(name, self.offsets), type=WriteItemType.SHARD, tensor_data=data)]
 
-    def __get_tensor_shard__(self, index: MetadataIndex) -> torch.Tensor:
-        return self.local
+
+class _Planner(DefaultSavePlanner):
+    """Finds the data of a HostShard; the default one asks only tensors for their parts."""
+
+    def lookup_object(self, index: MetadataIndex) -> torch.Tensor:
+        return self.state_dict[index.fqn].local
 
 
 def host_shard(tensor: torch.Tensor, copy: Callable[[torch.Tensor], torch.Tensor]) -> HostShard:
@@ -148,7 +152,7 @@ class ShardedWrite:
 
     def _write_shards(self, staging: Staging, parts: dict[str, HostShard]) -> None:
         writer = dcp.FileSystemWriter(staging.path / SHARDS, single_file_per_rank=True, sync_files=True)
-        planner = DefaultSavePlanner(flatten_state_dict=False, flatten_sharded_tensors=False)
+        planner = _Planner(flatten_state_dict=False, flatten_sharded_tensors=False)
         dcp.save(parts, storage_writer=writer, planner=planner, process_group=self.group, no_dist=self.group is None)
 
     def _own_files(self, staging: Staging, write_rest: Callable[[Staging], None]) -> dict[str, dict[str, Any]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Optional
 
 
 @dataclass
@@ -43,7 +42,7 @@ class Fsdp(Single):
     """Blocks gathered ahead of the one that computes."""
     cpu_offload: bool = False
     """Shards, gradients and optimizer step in host memory."""
-    blocks: Optional[str] = None
+    blocks: str | None = None
     """Class name of the modules that are sharded one by one; null: the model's `blocks()`, or repeated ones."""
 
 
@@ -52,7 +51,7 @@ class Hsdp(Fsdp):
     """FSDP2 inside groups of ranks, copies between them: the slow links carry gradients only."""
 
     name: str = "hsdp"
-    shard_size: Optional[int] = None
+    shard_size: int | None = None
     """Ranks that share one copy; null: those of a node."""
 
 
@@ -61,7 +60,7 @@ class Tp(Fsdp):
     """Tensor parallel through DTensor, and FSDP2 over what is left (2D)."""
 
     name: str = "tp"
-    tensor_parallel_size: Optional[int] = None
+    tensor_parallel_size: int | None = None
     """Ranks that share each layer; null: those of a node. They read the same samples."""
 
 

@@ -79,7 +79,7 @@ class RunDeepSpeedStrategy(ShardedCheckpoints, DeepSpeedStrategy):
         rest = Optimizers(groups=[self._groups(zero)])
         for turn, (name, parameter) in enumerate(module.named_parameters()):
             mine = turn % self.world_size == self.global_rank
-            found = {MODEL + name: _whole(parameter)}
+            found = {MODEL + name: _whole(zero, parameter)}
             if parameter.requires_grad:
                 for key, value in _state_of(zero, parameter).items():
                     flat = f"{OPTIMIZER}0/{name}/{key}"
@@ -88,7 +88,7 @@ class RunDeepSpeedStrategy(ShardedCheckpoints, DeepSpeedStrategy):
                     elif value.dim() == 0:
                         found[flat] = value
                     else:
-                        found[flat] = _whole(parameter, key)
+                        found[flat] = _whole(zero, parameter, key)
             if mine:
                 held.update({plain_name(flat): tensor.detach().cpu().clone() for flat, tensor in found.items()})
         if self.global_rank == 0:
@@ -139,40 +139,34 @@ class RunDeepSpeedStrategy(ShardedCheckpoints, DeepSpeedStrategy):
                 zero._lazy_init_hp_params_optimizer_state()
 
     def _restore_parameter(self, stored: Stored, name: str, parameter: nn.Parameter, zero: Any) -> None:
-        shape = torch.Size(getattr(parameter, "ds_shape", parameter.shape))
-        flats = {MODEL + name: None}
-        prefix = f"{OPTIMIZER}0/{name}/"
-        if zero is not None and parameter.requires_grad:
-            flats.update({flat: flat.removeprefix(prefix) for flat in stored.shapes if flat.startswith(prefix)})
-        wholes = {flat: torch.empty(stored.shapes[flat][0] if flat in stored.shapes else shape) for flat in flats}
-        for flat, key in flats.items():
-            if key is None:
-                wholes[flat] = torch.empty(shape)
-            elif flat in stored.shapes:
-                wholes[flat] = torch.empty(stored.shapes[flat][0], dtype=stored.shapes[flat][1])
-        stored.read(wholes)
-        _set_weights(parameter, wholes[MODEL + name])
+        whole = torch.empty(torch.Size(getattr(parameter, "ds_shape", parameter.shape)))
+        stored.read({MODEL + name: whole})
+        _set_weights(parameter, whole)
         if zero is None or not parameter.requires_grad:
             return
-        _set_master(zero, parameter, wholes.pop(MODEL + name))
-        state = _state_of(zero, parameter, make=True)
-        values = {flats[flat]: whole for flat, whole in wholes.items()}
-        values.update(
-            {
-                flat.removeprefix(prefix): value
-                for flat, value in stored.optimizers.values.items()
-                if flat.startswith(prefix)
-            }
-        )
-        for key, value in values.items():
-            assert key is not None
+        master = _master(zero, parameter)
+        _set_part(zero, parameter, whole, master)
+        state = zero.optimizer.state[master]
+        for key, value in _stored_state(stored, name).items():
             if isinstance(value, torch.Tensor) and value.dim() > 0:
-                flat_master = _master(zero, parameter)
                 if key not in state:
-                    state[key] = torch.zeros_like(flat_master)
+                    state[key] = torch.zeros_like(master)
                 _set_part(zero, parameter, value, state[key])
             else:
                 state[key] = value
+
+
+def _stored_state(stored: Stored, name: str) -> dict[str, Any]:
+    """The optimizer state of one parameter, whole."""
+    prefix = f"{OPTIMIZER}0/{name}/"
+    tensors = {
+        flat: torch.empty(shape, dtype=dtype)
+        for flat, (shape, dtype) in stored.shapes.items()
+        if flat.startswith(prefix)
+    }
+    stored.read(tensors)
+    values = {flat: value for flat, value in stored.optimizers.values.items() if flat.startswith(prefix)}
+    return {flat.removeprefix(prefix): value for flat, value in {**tensors, **values}.items()}
 
 
 def _master(zero: Any, parameter: nn.Parameter) -> torch.Tensor:
@@ -185,10 +179,9 @@ def _master(zero: Any, parameter: nn.Parameter) -> torch.Tensor:
     raise AssertionError("the optimizer does not have this parameter")
 
 
-def _state_of(zero: Any, parameter: nn.Parameter, make: bool = False) -> dict[str, Any]:
+def _state_of(zero: Any, parameter: nn.Parameter) -> dict[str, Any]:
     """The inner optimizer's state of the flat tensor of `parameter`; empty before the first step."""
-    master = _master(zero, parameter)
-    return zero.optimizer.state[master] if make or master in zero.optimizer.state else {}
+    return zero.optimizer.state.get(_master(zero, parameter), {})
 
 
 def _part(zero: Any, parameter: nn.Parameter) -> Iterator[tuple[slice, slice]]:
@@ -210,10 +203,6 @@ def _set_part(zero: Any, parameter: nn.Parameter, whole: torch.Tensor, flat: tor
         flat.data[of_flat].copy_(whole.flatten()[of_parameter])
 
 
-def _set_master(zero: Any, parameter: nn.Parameter, whole: torch.Tensor) -> None:
-    _set_part(zero, parameter, whole, _master(zero, parameter))
-
-
 def _set_weights(parameter: nn.Parameter, whole: torch.Tensor) -> None:
     """What forward uses: the parameter itself, or at stage 3 this rank's slice of it."""
     if not hasattr(parameter, "ds_id"):
@@ -225,19 +214,28 @@ def _set_weights(parameter: nn.Parameter, whole: torch.Tensor) -> None:
     part.data.flatten()[:count].copy_(whole.flatten()[first : first + count])
 
 
-def _whole(parameter: nn.Parameter, key: str | None = None) -> torch.Tensor:
-    """The whole fp32 parameter, or its optimizer state `key`. Collective."""
-    import deepspeed
-    from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
+def _whole(zero: Any, parameter: nn.Parameter, key: str | None = None) -> torch.Tensor:
+    """The whole fp32 parameter, or its optimizer state `key`, on every rank. Collective.
 
+    Each rank puts its part into zeros, and the sum is the whole. (DeepSpeed's `safe_get_full_optimizer_state` does
+    the same, but in 0.19.8 looks into references that it makes only for the ranks' first parameters.)
+    """
     if not parameter.requires_grad:
         if not hasattr(parameter, "ds_id"):
             return parameter.data
+        import deepspeed
+
         with deepspeed.zero.GatheredParameters([parameter]):
             return parameter.data.clone()
-    if key is None:
-        return safe_get_full_fp32_param(parameter)
-    return safe_get_full_optimizer_state(parameter, key)
+    master = _master(zero, parameter)
+    source = master if key is None else zero.optimizer.state[master][key]
+    shape = torch.Size(getattr(parameter, "ds_shape", parameter.shape))
+    whole = torch.zeros(shape.numel(), dtype=source.dtype, device=parameter.device)
+    for of_parameter, of_flat in _part(zero, parameter):
+        whole[of_parameter] = source.data[of_flat].to(whole.device)
+    if dist.get_world_size() > 1:
+        dist.all_reduce(whole)
+    return whole.view(shape)
 
 
 def build(options: Options, device: torch.device, timeout_s: float) -> RunDeepSpeedStrategy:

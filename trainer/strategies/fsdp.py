@@ -6,7 +6,7 @@ does it, so that any module works unchanged.
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Generator, Iterable
 from contextlib import contextmanager
 from datetime import timedelta
@@ -110,7 +110,11 @@ class RunFSDPStrategy(ShardedCheckpoints, ModelParallelStrategy):
             ),
             "offload_policy": CPUOffloadPolicy() if options.cpu_offload else OffloadPolicy(),
         }
-        blocks = [fully_shard(block, **arguments) for block in prepare(module, options, options.blocks)]
+        blocks = [
+            fully_shard(block, **arguments)
+            for block in prepare(module, options, options.blocks)
+            if not _shares_parameters(block, module)
+        ]
         fully_shard(module, **{**arguments, "reshard_after_forward": False})  # the root is needed again at once
         for name in STEPS:
             register_fsdp_forward_method(module, name)
@@ -173,6 +177,13 @@ class RunFSDPStrategy(ShardedCheckpoints, ModelParallelStrategy):
 def _named_state(optimizer: Any, module: nn.Module) -> dict[str, Any]:
     optimizer = unwrapped(optimizer)
     return by_name(optimizer.state_dict(), [group["params"] for group in named_groups(optimizer, module)])
+
+
+def _shares_parameters(block: nn.Module, module: nn.Module) -> bool:
+    """Whether a parameter of the block is also used outside (tied): FSDP2 wants all its users in one group, the root."""
+    inside = Counter(id(parameter) for _, parameter in block.named_parameters(remove_duplicate=False))
+    everywhere = Counter(id(parameter) for _, parameter in module.named_parameters(remove_duplicate=False))
+    return any(everywhere[parameter] > count for parameter, count in inside.items())
 
 
 def _prefetch(blocks: list[Any], ahead: int) -> None:
