@@ -19,12 +19,12 @@ def duration(seconds: float) -> str:
 
 
 def short(number: float) -> str:
-    """A rate in at most five characters and a unit prefix: `912`, `45.2k`, `1.20M`."""
+    """A rate in at most five characters and a unit prefix: `912`, `4,520`, `45.2k`, `1.20M`."""
     for limit, divisor, suffix in ((1e4, 1.0, ""), (1e6, 1e3, "k"), (1e9, 1e6, "M"), (float("inf"), 1e9, "G")):
         if number < limit:
             scaled = number / divisor
             digits = 0 if suffix == "" and scaled >= 100 else 1 if scaled >= 10 else 2
-            return f"{scaled:.{digits}f}{suffix}"
+            return f"{scaled:,.{digits}f}{suffix}"
     return str(number)
 
 
@@ -49,11 +49,15 @@ def render(heartbeat: dict[str, Any], width: int) -> str:
         optional.append((2, f"{short(rate)} {heartbeat.get('rate_unit') or 'steps/s'}"))
     if heartbeat.get("epoch") is not None:
         optional.append((3, f"epoch {heartbeat['epoch']}"))
-    while optional and len("  ".join([*head, *(text for _, text in optional)])) > width:
-        optional.pop()
-    line = "  ".join([*head, *(text for _, text in sorted(optional))])
+    line, separator = "", "  "
+    for kept in range(len(optional), -1, -1):
+        parts = [*head, *(text for _, text in sorted(optional[:kept]))]
+        separator = next((gap for gap in ("  ", " ") if len(gap.join(parts)) <= width), " ")
+        line = separator.join(parts)
+        if len(line) <= width:
+            break
     room = width - len(line) - 2
-    if most and room >= _SMALLEST_BAR:
+    if most and separator == "  " and room >= _SMALLEST_BAR:
         length = min(room, 30)
         done = length * min(step, most) // most
         line = "━" * done + "─" * (length - done) + "  " + line

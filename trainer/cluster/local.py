@@ -28,8 +28,8 @@ class LocalLauncher:
         shape = LaunchShape.from_dict(launch["shape"]) if launch.get("shape") else resolve(run.config())
         # A resumed run goes on in the directory of its first launch, to which relative paths of data refer.
         attempt = run.next_attempt()
-        launch = {"cwd": os.getcwd(), **launch, "pid": None, "attempt": attempt}
-        write_atomic(run.launch_path, json.dumps(launch, indent=1))
+        write_atomic(run.launch_path, json.dumps({"cwd": os.getcwd(), **launch}, indent=1))
+        record_launch(run, shape, os.getpid(), attempt)  # until the node has a process id
         run.stop_request.unlink(missing_ok=True)
         run.logs_dir.mkdir(exist_ok=True)
         # Not the working directory first of all: a folder there may be called like a module of ours.
