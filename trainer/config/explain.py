@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from trainer.config.near import did_you_mean, listed
@@ -85,15 +86,13 @@ def _unreadable(error: Any) -> UserError:
 def _missing_config(error: Any, loader: Any, overrides: list[str]) -> UserError:
     path = error.missing_cfg_file or ""
     group, _, option = path.rpartition("/")
-    inside = re.match(r"In '([^']*)'", str(error))
     if not group:
         options = [name for name in loader.get_group_options("") if not name.startswith("_")]
         found = f"{did_you_mean(path, options)}configs: {listed(options)}"
         return UserError(f"--config-name {path}: there is no such config", found)
-    written = next(
-        (o for o in overrides if re.fullmatch(rf"\+?{re.escape(group)}(@[^=]*)?={re.escape(option)}", o)), None
-    )
-    where = written or (f"{group}={option} (chosen in conf/{inside[1]}.yaml)" if inside else f"{group}={option}")
+    pattern = rf"\+?{re.escape(group)}(@[^=]*)?={re.escape(option)}"
+    written = next((override for override in overrides if re.fullmatch(pattern, override)), None)
+    where = written or f"{group}={option}{_file_that_chooses(group, option, loader)}"
     if not loader.repository.group_exists(group):
         groups = loader.list_groups("")
         fix = f"{did_you_mean(group, groups)}groups: {listed(groups)}"
@@ -101,6 +100,18 @@ def _missing_config(error: Any, loader: Any, overrides: list[str]) -> UserError:
     options = loader.get_group_options(group)
     hint = did_you_mean(option, options, prefix=f"{group}=")
     return UserError(f"{where}: there is no {group} {option}", f"{hint}choose one of: {listed(options)}")
+
+
+def _file_that_chooses(group: str, option: str, loader: Any) -> str:
+    """`, in FILE` of the defaults list that has this choice: Hydra's error names only the root of the list."""
+    pattern = re.compile(rf"^\s*-.*\b{re.escape(group)}\s*:\s*{re.escape(option)}\s*(#.*)?$", re.MULTILINE)
+    for source in loader.get_sources():
+        if source.scheme() != "file":
+            continue
+        for file in sorted(Path(source.path).rglob("*.yaml")):
+            if pattern.search(file.read_text(encoding="utf-8", errors="replace")):
+                return f", in {file}"
+    return ""
 
 
 def _bad_yaml(error: Any) -> UserError:

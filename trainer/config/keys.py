@@ -131,8 +131,11 @@ def _open_takes(parent: Any, parts: list[str], depth: int, value: Any, plus: boo
     if part in DIRECTIVES or (depth == 1 and part in TRAINERS_OWN.get(parts[0], ())):
         return True
     names = _arguments(parent, parts[:depth], cwd)
-    # Nothing can say whether an unreadable signature or a plain mapping takes the key: `+` says that it is meant.
-    return plus if names is None else part in names
+    if names is not None:
+        return part in names
+    # Nothing can say whether an unreadable signature, `**kwargs` or a plain mapping takes the key. Close to one
+    # that is there it is most likely a slip, unless `+` says that it is meant.
+    return plus or nearest(part, map(str, parent.keys())) is None
 
 
 def _arguments(node: Any, parts: list[str], cwd: Path) -> list[str] | None:

@@ -39,8 +39,12 @@ class Definition:
     """The class, for a method such as `Model.from_size`."""
 
 
+@dataclass(frozen=True)
 class Unknown:
     """There, perhaps, but not to be told from source text."""
+
+    path: str = ""
+    """Where the name was last seen to lead, such as `os.system` for `mine.os.system`."""
 
 
 @dataclass(frozen=True)
@@ -113,7 +117,7 @@ def _member(module: Module, name: str, hops: int) -> Found:
         return inner or NotFound(module.name, name, tuple(_submodule_names(module)))
     tree = parsed(module.file) if module.file.suffix == ".py" else None
     if tree is None:
-        return Unknown()
+        return Unknown(f"{module.name}.{name}")
     bound = _bindings(module.file)
     for node in reversed(bound.get(name, [])):
         if isinstance(node, (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):

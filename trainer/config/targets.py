@@ -12,7 +12,7 @@ from trainer.config.allow import refusal
 from trainer.config.build import DIRECTIVES
 from trainer.config.near import did_you_mean, listed, nearest
 from trainer.config.signature import TRAINERS_OWN, Argument, Signature, of
-from trainer.config.sources import Definition, Module, NotFound, find
+from trainer.config.sources import Definition, Found, Module, NotFound, Unknown, find
 from trainer.config.typed import as_written
 from trainer.errors import UserError
 
@@ -85,10 +85,7 @@ def _target(where: str, node: dict[str, Any], given: Given, cwd: Path) -> Iterat
         return
     reason = refusal(path)
     found = None if reason else find(path, cwd)
-    if isinstance(found, Definition):
-        reason = refusal(f"{found.module.name}.{getattr(found.node, 'name', '')}")
-    if isinstance(found, Module):
-        reason = refusal(found.name)
+    reason = reason or refusal(_leads_to(found))
     if reason:
         yield UserError(f"{key}={path}: refused, because {reason}", _REFUSED_FIX)
     elif isinstance(found, NotFound):
@@ -99,6 +96,15 @@ def _target(where: str, node: dict[str, Any], given: Given, cwd: Path) -> Iterat
         signature = of(found)
         if signature is not None:
             yield from _arguments(where, node, given, signature)
+
+
+def _leads_to(found: Found | None) -> str:
+    """The path behind re-exports: `subprocess.run` for `mine.subprocess.run`."""
+    if isinstance(found, Definition):
+        return f"{found.module.name}.{found.node.name}"
+    if isinstance(found, Module):
+        return found.name
+    return found.path if isinstance(found, Unknown) else ""
 
 
 def _not_found(key: str, path: str, found: NotFound) -> UserError:
@@ -140,8 +146,8 @@ def _arguments(where: str, node: dict[str, Any], given: Given, signature: Signat
 
 
 def _type(where: str, argument: Argument, value: Any) -> Iterator[UserError]:
-    # Null arguments of the model are filled from the data; null keys of the trainer's own are not handed over.
-    if value is None and (where == "model" or argument.name in TRAINERS_OWN.get(where, ())):
+    # Null arguments of the model are filled from the data; the trainer's own keys are judged by check.py.
+    if (value is None and where == "model") or argument.name in TRAINERS_OWN.get(where, ()):
         return
     if argument.type is None or isinstance(value, dict) or argument.type.accepts(value):
         return

@@ -73,6 +73,10 @@ def top_level_problems(config: dict[str, Any]) -> list[UserError]:
     problems = [unknown_key("", key, known) for key in config if key not in known]
     plain = [key for key in known if key in config and _hints(Config)[key] in _EXPECTED]
     wrong = [_type_problem(Config, "", key, config[key]) for key in plain]
+    for section in OPEN:
+        if not isinstance(config.get(section) or {}, dict):
+            fix = f"a config file of {section} holds keys, such as _target_: my_package.MyClass"
+            problems.append(UserError(f"{section}={config[section]}: expected a group of keys", fix))
     return problems + [problem for problem in wrong if problem]
 
 

@@ -1,0 +1,207 @@
+"""Composing: search path, did-you-mean over the whole tree, types, what `+` may do."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from trainer.config.compose import Composed, compose, points, printed
+from trainer.errors import UserError
+
+
+def composed(*overrides: str, config_dirs: tuple[Path, ...] = ()) -> Composed:
+    return compose(list(overrides), config_dirs=list(config_dirs))
+
+
+def refused(*overrides: str, config_dirs: tuple[Path, ...] = ()) -> str:
+    """The whole message; Hydra's advice to add `+key` must never be in it."""
+    with pytest.raises(UserError) as caught:
+        composed(*overrides, config_dirs=config_dirs)
+    text = str(caught.value)
+    assert "use +" not in text
+    assert caught.value.fix
+    return text
+
+
+def write(path: Path, text: str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    return path
+
+
+def test_the_default_job_is_resolved_plain_and_complete(workdir: Path) -> None:
+    job = composed()
+    assert job.config["name"] == "mlp-digits"
+    assert job.choices["model"] == "mlp"
+    assert job.choices["experiment"] is None
+    # tracking/wandb.yaml does not have it: it is the dataclass's default.
+    assert job.config["tracking"]["finish_timeout_s"] == 60
+    assert "hydra" not in job.config
+
+
+def test_hydras_global_state_is_left_clean(workdir: Path) -> None:
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.core.hydra_config import HydraConfig
+
+    composed()
+    assert not GlobalHydra.instance().is_initialized()
+    assert not HydraConfig.initialized()
+
+
+@pytest.mark.parametrize(
+    ("override", "mistake", "suggestion"),
+    [
+        ("trainr.max_steps=5", "trainr", "trainer.max_steps"),
+        ("trainer.max_step=5", "trainer.max_step", "did you mean trainer.max_steps?"),
+        ("data.batchsize=3", "data.batchsize", "did you mean data.batch_size?"),
+        ("model.hiden=3", "model.hiden", "did you mean model.hidden?"),
+        ("modle=mlp", "modle", "did you mean model=mlp?"),
+        ("lr=0.1", "lr", "did you mean optimizer.lr?"),
+        ("strategy=dpp", "dpp", "did you mean strategy=ddp? choose one of: "),
+        ("model=mpl", "mpl", "did you mean model=mlp?"),
+        ("+trainer.max_step=5", "trainer.max_step", "did you mean trainer.max_steps?"),
+        ("++trainer.max_step=5", "trainer.max_step", "did you mean trainer.max_steps?"),
+        ("+model.hiden=3", "model.hiden", "did you mean model.hidden?"),
+        ("+trainr.max_steps=5", "trainr", "trainer.max_steps"),
+        ("optimizer.amsgrd=true", "optimizer.amsgrd", "did you mean optimizer.amsgrad?"),
+        ("~trainer.max_step", "trainer.max_step", "--cfg job"),
+        ("+trainer.max_steps=5", "already has trainer.max_steps", "leave the + away: trainer.max_steps=5"),
+        ("+model=mlp", "model", "write model=mlp"),
+        ("trainer=fast", "trainer is a section", "trainer.max_steps"),
+        ("callbacks.early_stopping.patience=3", "is null", "callbacks=early_stopping"),
+        ("callbacks.ema.decay=3", "callbacks.ema", "early_stopping"),
+        ("model=null", "model=null", "mlp"),
+        ("~model", "model", "model=VALUE"),
+        ("trainer.max_steps=1,2", "several values", "add -m"),
+        ("trainer.max_steps", "expected KEY=VALUE", "key=value"),
+        ("a=b=c=[", "cannot be read", "quote"),
+        ("name=${nope}", "nope", "--cfg job"),
+        ("model.hidden=???", "model.hidden has no value", "model.hidden=VALUE"),
+        ("hydra.foo=3", "hydra.foo", "--cfg all"),
+        ("strategy.name=dpp", "strategy.name=dpp", "did you mean ddp?"),
+        ("tracking.tags=3", "tracking.tags=3: expected a list", "[a,b]"),
+        ("trainer.max_steps=ten", "trainer.max_steps=ten: expected an integer", "trainer.max_steps=10"),
+        ("trainer.max_steps=1.5", "trainer.max_steps=1.5: expected an integer", "trainer.max_steps=10"),
+        ("trainer.deterministic=maybe", "expected true or false", "trainer.deterministic=true"),
+        ("seed=null", "seed=null: expected an integer", "seed=10"),
+        ("seed=true", "seed=true: expected an integer", "seed=10"),
+    ],
+)
+def test_mistakes_are_named_with_the_fix(workdir: Path, override: str, mistake: str, suggestion: str) -> None:
+    text = refused(override)
+    assert mistake in text
+    assert suggestion in text
+
+
+def test_unknown_group_option_lists_all_options(workdir: Path) -> None:
+    assert "choose one of: none, wandb" in refused("tracking=wanddb")
+
+
+def test_all_wrong_types_are_reported_at_once(workdir: Path) -> None:
+    text = refused("trainer.max_steps=ten", "seed=x")
+    assert "2 problems" in text
+    assert "seed=x" in text
+    assert "trainer.max_steps=ten" in text
+
+
+def test_keys_that_the_schema_or_the_target_knows_need_no_plus(workdir: Path) -> None:
+    job = composed("tracking=none", "tracking.project=x", "optimizer.amsgrad=true", "+optimizer.maximize=true")
+    assert job.config["tracking"]["project"] == "x"
+    assert job.config["optimizer"]["amsgrad"] is True
+    assert job.config["optimizer"]["maximize"] is True
+
+
+def test_a_callback_can_be_added_and_its_target_may_come_last(workdir: Path) -> None:
+    job = composed("callbacks.mine.every=3", "callbacks.mine._target_=collections.Counter", "+callbacks.x={a:1}")
+    assert job.config["callbacks"]["mine"] == {"_target_": "collections.Counter", "every": 3}
+
+
+def test_values_are_converted_to_the_schemas_types(workdir: Path) -> None:
+    job = composed("trainer.max_steps=1e3", "checkpoint.every_minutes=5", "name=7", "trainer.deterministic=yes")
+    assert job.config["trainer"]["max_steps"] == 1000
+    assert isinstance(job.config["checkpoint"]["every_minutes"], float)
+    assert job.config["name"] == "7"
+    assert job.config["trainer"]["deterministic"] is True
+
+
+def test_null_on_an_unset_group_is_nothing(workdir: Path) -> None:
+    assert composed("experiment=null").choices["experiment"] is None
+
+
+def test_own_conf_comes_before_ours_and_config_dir_before_both(workdir: Path) -> None:
+    write(workdir / "conf/model/mlp.yaml", "_target_: trainer.models.mlp.MLP\nhidden: [7]\n")
+    write(workdir / "conf/model/own.yaml", "_target_: trainer.models.mlp.MLP\nhidden: [8]\n")
+    assert composed().config["model"] == {"_target_": "trainer.models.mlp.MLP", "hidden": [7]}
+    extra = workdir / "extra"
+    write(extra / "model/own.yaml", "_target_: trainer.models.mlp.MLP\nhidden: [9]\n")
+    assert composed("model=own").config["model"]["hidden"] == [8]
+    assert composed("model=own", config_dirs=(extra,)).config["model"]["hidden"] == [9]
+    assert composed("model=own", config_dirs=(Path("extra"),)).config["model"]["hidden"] == [9]
+
+
+def test_an_experiment_of_ones_own_overlays_groups_and_values(workdir: Path) -> None:
+    text = "# @package _global_\ndefaults:\n  - override /tracking: none\ntrainer: {max_epochs: 3}\nname: mine\n"
+    write(workdir / "conf/experiment/mine.yaml", text)
+    job = composed("experiment=mine", "trainer.log_every_n_steps=2")
+    assert (job.choices["tracking"], job.config["name"], job.config["trainer"]["max_epochs"]) == ("none", "mine", 3)
+    assert composed("experiment=mine", "trainer.max_epochs=4").config["trainer"]["max_epochs"] == 4
+
+
+def test_a_misspelt_key_in_a_users_file_is_found(workdir: Path) -> None:
+    write(workdir / "conf/experiment/mine.yaml", "# @package _global_\ntrainer: {max_step: 3}\n")
+    assert "did you mean trainer.max_steps?" in refused("experiment=mine")
+    write(workdir / "conf/experiment/mine.yaml", "# @package _global_\ntrainr: {max_steps: 3}\n")
+    assert "did you mean trainer?" in refused("experiment=mine")
+
+
+def test_a_wrong_option_inside_a_users_file_names_the_file(workdir: Path) -> None:
+    write(workdir / "conf/experiment/mine.yaml", "# @package _global_\ndefaults:\n  - override /model: resnt\n")
+    text = refused("experiment=mine")
+    assert "conf/experiment/mine.yaml" in text
+    assert "choose one of" in text
+
+
+def test_broken_yaml_names_file_and_line(workdir: Path) -> None:
+    write(workdir / "conf/model/mine.yaml", "_target_: x\nhidden: [1\nfoo: 2\n")
+    text = refused("model=mine")
+    assert "conf/model/mine.yaml, line 3" in text
+
+
+@pytest.mark.parametrize("content", ["a: ${", "- 1\n- 2\n", "\tx: 1\n"])
+def test_files_that_are_no_config_are_one_message(workdir: Path, content: str) -> None:
+    write(workdir / "conf/model/mine.yaml", content)
+    refused("model=mine")
+
+
+def test_a_file_that_is_not_utf8_is_one_message(workdir: Path) -> None:
+    write(workdir / "conf/model/mine.yaml", "").write_bytes(b"a: \xff\xfe\n")
+    refused("model=mine")
+
+
+def test_a_config_directory_that_does_not_exist(workdir: Path) -> None:
+    text = refused(config_dirs=(Path("nowhere"),))
+    assert "--config-dir nowhere" in text
+
+
+def test_an_unknown_config_name_lists_those_there_are(workdir: Path) -> None:
+    with pytest.raises(UserError, match="--config-name nope") as caught:
+        compose([], config_dirs=[], config_name="nope")
+    assert caught.value.fix == "configs: config"
+
+
+def test_sweep_points_in_hydras_order(workdir: Path) -> None:
+    found = points(["model=mlp", "seed=1,2", "optimizer.lr=choice(0.1,0.2)"], config_dirs=[])
+    assert found[1] == ["model=mlp", "seed=1", "optimizer.lr=0.2"]
+    assert len(found) == 4
+
+
+def test_printed_parts(workdir: Path) -> None:
+    job = composed()
+    assert printed(job, "job", "trainer").startswith("# @package trainer\nmax_steps: null\n")
+    assert "name: ${hydra:" in printed(job, "job")
+    assert "name: mlp-digits" in printed(job, "job", resolve=True)
+    assert printed(job, "hydra").startswith("hydra:\n")
+    assert "\nhydra:\n" in "\n" + printed(job, "all")
+    with pytest.raises(UserError, match="--package nope"):
+        printed(job, "job", "nope")

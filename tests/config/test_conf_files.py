@@ -1,0 +1,34 @@
+"""Every file that ships in conf/."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from trainer.config.check import check
+from trainer.config.compose import compose
+from trainer.paths import conf_dir
+
+FILES = sorted(path for path in conf_dir().rglob("*.yaml") if path.name != "config.yaml")
+
+
+def names(path: Path) -> str:
+    return str(path.relative_to(conf_dir()))
+
+
+@pytest.mark.parametrize("path", FILES, ids=names)
+def test_composes_and_passes_check(path: Path, workdir: Path) -> None:
+    group, option = path.parent.relative_to(conf_dir()), path.stem
+    job = compose([f"{group}={option}"], config_dirs=[])
+    if str(group) != "cluster" or option == "local":  # others ask a scheduler that is not here
+        check({**job.config, "resources": {**job.config["resources"], "gpus": 0}})
+
+
+@pytest.mark.parametrize("path", [*FILES, conf_dir() / "config.yaml"], ids=names)
+def test_says_in_its_first_line_what_it_is(path: Path) -> None:
+    lines = path.read_text().splitlines()
+    first = lines[1] if lines[0].startswith("# @package") else lines[0]
+    assert first.startswith("# ")
+    assert first.endswith((".", "?"))
+    assert len(lines) <= 60, "a config fits on a screen"
