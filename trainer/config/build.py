@@ -42,17 +42,10 @@ def read_plain(path: Path) -> dict[str, Any]:
     return yaml.load(path.read_text(encoding="utf-8"), Loader=loader)
 
 
-def instantiate(
-    node: dict[str, Any],
-    *args: Any,
-    where: str = "",
-    optional: dict[str, Any] | None = None,
-    **extra: Any,
-) -> Any:
+def instantiate(node: dict[str, Any], *args: Any, where: str = "", **extra: Any) -> Any:
     """Call the `_target_` of `node` with its arguments, nested nodes first; `extra` wins over the node's.
 
-    `optional` arguments that are not null are handed over where the target's signature names them and the node
-    does not. `_partial_: true` gives a `functools.partial`, `_args_` positional arguments after `args`, and
+    `_partial_: true` gives a `functools.partial`, `_args_` positional arguments after `args`, and
     `_recursive_: false` leaves nested nodes to the target. `where` is the node's key, for messages.
     Raises UserError when the target cannot be imported, or must not be (`allow.py`).
     """
@@ -65,9 +58,6 @@ def instantiate(
     if node.get("_recursive_", True):
         values = {name: _nested(value, f"{where}.{name}") for name, value in values.items()}
         positional = [_nested(value, f"{where}._args_") for value in positional]
-    for name, value in (optional or {}).items():
-        if value is not None and name not in values and accepts(target, name):
-            values[name] = value
     call = functools.partial(target, *args, *positional, **{**values, **extra})
     return call if node.get("_partial_") else call()
 

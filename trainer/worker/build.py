@@ -146,7 +146,10 @@ def _configure_optimizers(
         optimizer = instantiate(config.optimizer, parameters, where="optimizer")
         if config.scheduler.get("_target_") is None:
             return {"optimizer": optimizer}
-        schedule = instantiate(config.scheduler, optimizer, where="scheduler", total_steps=total_steps())
+        # Ours take the length of the training; torch's own, such as StepLR, mostly do not.
+        target = locate(config.scheduler["_target_"], "scheduler._target_")
+        length = {"total_steps": total_steps()} if accepts(target, "total_steps") else {}
+        schedule = instantiate(config.scheduler, optimizer, where="scheduler", **length)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     return configure_optimizers
