@@ -148,7 +148,7 @@ def test_what_is_not_text_is_named(texts: Path, caplog: pytest.LogCaptureFixture
 def test_windows_give_each_next_byte_once(texts: Path) -> None:
     data = text(texts)
     part = windows(data.val)
-    stream = part.tokens.tolist()
+    stream = part.files[0].tolist()
     inputs, targets = part.gather(torch.arange(len(part)), 0)
     length = len(part) * 32
     assert inputs.flatten().tolist() == stream[:length]
@@ -161,7 +161,7 @@ def test_byte_pairs_are_learnt_once_and_give_the_text_back(texts: Path) -> None:
     data = text(texts, tokenizer="bpe", vocab_size=300)
     assert data.facts()["vocab_size"] <= 300
     assert data.facts()["bytes_per_token"] > 1.5
-    stream = windows(data.train).tokens
+    stream = windows(data.train).files[0]
     end = data.tokenizer().end_of_text
     first = stream[: list(stream).index(end)]
     name = data.meta["splits"]["train"]["files"][0]
@@ -190,8 +190,8 @@ def test_one_file_is_cut_in_order(tmp_path: Path) -> None:
     path.write_text("".join(f"{number:05d} " for number in range(1000)))
     data = text(path)
     train, test = windows(data.train), windows(data.test)
-    assert data.tokenizer().decode(train.tokens[:5].tolist()) == "00000"
-    assert data.tokenizer().decode(test.tokens[-7:-1].tolist()) == "00999 "
+    assert data.tokenizer().decode(train.files[0][:5].tolist()) == "00000"
+    assert data.tokenizer().decode(test.files[0][-7:-1].tolist()) == "00999 "
 
 
 @pytest.mark.parametrize(

@@ -45,7 +45,7 @@ def _codes(text: numpy.ndarray, length: int) -> numpy.ndarray:
 
 def _stream(dataset: object) -> numpy.ndarray:
     assert isinstance(dataset, TokenWindows)
-    return dataset.tokens
+    return dataset.files[0]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -10,7 +10,8 @@ from typing import Any
 from trainer.data.arrays import ArrayDataModule
 from trainer.data.cache import cache_root, prepared
 from trainer.data.files import SPLITS, content_key, read_folder, split_files, standard_library
-from trainer.data.tokens import BytePairs, Bytes, Tokenizer, TokenWindows, token_type, write_tokens
+from trainer.data.tokenizers import BytePairs, Bytes, Tokenizer, token_type, write_tokens
+from trainer.data.tokens import TokenWindows
 from trainer.errors import UserError
 
 FORMAT = 1
@@ -64,7 +65,7 @@ class Text(ArrayDataModule):
         self.meta = json.loads((self.folder / "meta.json").read_text())
         kind = token_type(self.meta["vocab_size"])
         self.train, self.val, self.test = (
-            TokenWindows(self.folder / f"{split}.bin", self.sequence_length, kind) for split in SPLITS
+            TokenWindows([self.folder / f"{split}.bin"], self.sequence_length, kind) for split in SPLITS
         )
 
     def facts(self) -> dict[str, Any]:

@@ -1,10 +1,9 @@
-"""Tokens: how text becomes them, the files that hold them, and the windows that are read from those."""
+"""Windows of tokens, read from memory-mapped files."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
 
 import numpy
 import torch
@@ -12,114 +11,36 @@ from torch.utils.data import Dataset
 
 from trainer.errors import UserError
 
-END_OF_TEXT = "<|endoftext|>"
-
-
-class Tokenizer(Protocol):
-    """Text to ids; `end_of_text` is put behind each document."""
-
-    vocab_size: int
-    end_of_text: int
-
-    def encode(self, text: bytes) -> Sequence[int] | numpy.ndarray:
-        """Ids of a UTF-8 text."""
-        ...
-
-    def decode(self, ids: Sequence[int]) -> str:
-        """The text; bytes that are not UTF-8 become U+FFFD."""
-        ...
-
-
-class Bytes:
-    """One token a byte; no text holds the byte 0, so it ends documents."""
-
-    vocab_size = 256
-    end_of_text = 0
-
-    def encode(self, text: bytes) -> numpy.ndarray:
-        return numpy.frombuffer(text, numpy.uint8)
-
-    def decode(self, ids: Sequence[int]) -> str:
-        return bytes(ids).decode(errors="replace")
-
-
-class BytePairs:
-    """Byte-level byte pair encoding, as GPT-2's, trained on one's own text (Sennrich et al. 2016)."""
-
-    def __init__(self, path: Path) -> None:
-        from tokenizers import Tokenizer as Trained
-
-        self._trained = Trained.from_file(str(path))
-        self.vocab_size: int = self._trained.get_vocab_size()
-        self.end_of_text: int = self._trained.get_vocab()[END_OF_TEXT]
-
-    @classmethod
-    def train(cls, texts: Iterable[bytes], vocab_size: int, path: Path) -> BytePairs:
-        """Writes `path`, a Hugging Face tokenizer.json. About 5 MB of text a second."""
-        from tokenizers import ByteLevelBPETokenizer
-
-        trained = ByteLevelBPETokenizer()
-        trained.train_from_iterator(
-            (text.decode() for text in texts),
-            vocab_size=vocab_size,
-            min_frequency=2,
-            special_tokens=[END_OF_TEXT],
-            show_progress=False,
-        )
-        trained.save(str(path))
-        return cls(path)
-
-    def encode(self, text: bytes) -> Sequence[int]:
-        return self._trained.encode(text.decode()).ids
-
-    def decode(self, ids: Sequence[int]) -> str:
-        return self._trained.decode(list(ids))
-
-
-def token_type(vocab_size: int) -> type[numpy.unsignedinteger]:
-    """The smallest of uint16 and uint32 that holds every id."""
-    return numpy.uint16 if vocab_size <= 2**16 else numpy.uint32
-
-
-def write_tokens(path: Path, texts: Iterable[bytes], tokenizer: Tokenizer) -> tuple[int, int]:
-    """Write the tokens of the texts, each with its end, as plain little-endian integers.
-
-    Returns (tokens, bytes of text); an end counts as one byte, so that bits a byte can be compared with those of
-    a model that reads the same stream of bytes.
-    """
-    tokens, length = 0, 0
-    with path.open("wb") as file:
-        for text in texts:
-            ids = numpy.append(tokenizer.encode(text), tokenizer.end_of_text)
-            file.write(ids.astype(token_type(tokenizer.vocab_size)).tobytes())
-            tokens += len(ids)
-            length += len(text) + 1
-    return tokens, length
-
 
 class TokenWindows(Dataset[tuple[torch.Tensor, torch.Tensor]]):
-    """Window i: the input is tokens [i*L, i*L+L), the target is one token further. Every token but the first
-    is a target once in an epoch, except fewer than L at the very end.
+    """Windows of L tokens from one or more files of plain integers.
 
-    Memory-mapped: the ranks of a machine share one copy in the page cache. See `loader.Gathers`.
+    Of each file, window i has tokens [i*L, i*L+L) as input and those one further as target: every token but the
+    first is a target once in an epoch, except fewer than L at the end of each file.
+
+    Memory-mapped: the ranks of a machine share one copy in the page cache, which the system takes back when it
+    needs memory. See `loader.Gathers`.
     """
 
     random = False
 
-    def __init__(self, path: Path, sequence_length: int, kind: type[numpy.unsignedinteger]) -> None:
-        size = path.stat().st_size // kind().itemsize
-        if size <= sequence_length:
+    def __init__(self, paths: Sequence[Path], sequence_length: int, kind: type[numpy.unsignedinteger]) -> None:
+        # asarray: indexing a plain view of the map costs half of indexing a memmap. An empty file cannot be mapped.
+        self.files = [numpy.asarray(numpy.memmap(path, kind, mode="r")) for path in paths if path.stat().st_size]
+        windows = [max(0, len(file) - 1) // sequence_length for file in self.files]
+        if not sum(windows):
+            tokens, names = sum(len(file) for file in self.files), ", ".join(path.name for path in paths[:3])
             raise UserError(
-                f"{path.stem} has {size} tokens, fewer than data.sequence_length={sequence_length} + 1",
+                f"{names or 'the data'}: {tokens} tokens, fewer than data.sequence_length={sequence_length} + 1",
                 "use a smaller data.sequence_length, or more text",
             )
-        # asarray: indexing a plain view of the map costs half of indexing a memmap.
-        self.tokens = numpy.asarray(numpy.memmap(path, kind, mode="r"))
         self.sequence_length = sequence_length
+        self._ends = numpy.cumsum(windows)
+        self._begins = self._ends - windows
         self._offsets = numpy.arange(sequence_length + 1)
 
     def __len__(self) -> int:
-        return (len(self.tokens) - 1) // self.sequence_length
+        return int(self._ends[-1])
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
         inputs, targets = self.gather(torch.tensor([index]), 0)
@@ -127,6 +48,17 @@ class TokenWindows(Dataset[tuple[torch.Tensor, torch.Tensor]]):
 
     def gather(self, indices: torch.Tensor, epoch: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Two (n, L) int64 tensors: inputs and targets."""
-        starts = indices.numpy().astype(numpy.int64) * self.sequence_length
-        window = torch.from_numpy(self.tokens[starts[:, None] + self._offsets].astype(numpy.int64))
-        return window[:, :-1].contiguous(), window[:, 1:].contiguous()
+        ids = indices.numpy().astype(numpy.int64)
+        if len(self.files) == 1:
+            window = self._windows(0, ids).astype(numpy.int64)
+        else:
+            window = numpy.empty((len(ids), self.sequence_length + 1), numpy.int64)
+            owners = numpy.searchsorted(self._ends, ids, side="right")
+            for owner in numpy.unique(owners):
+                mine = owners == owner
+                window[mine] = self._windows(owner, ids[mine] - self._begins[owner])
+        tokens = torch.from_numpy(window)
+        return tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
+
+    def _windows(self, file: int, ids: numpy.ndarray) -> numpy.ndarray:
+        return self.files[file][(ids * self.sequence_length)[:, None] + self._offsets]

@@ -1,0 +1,47 @@
+"""Token shards written by `trainer data tokenize`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from trainer.data.arrays import ArrayDataModule
+from trainer.data.files import SPLITS
+from trainer.data.tokenizers import token_type
+from trainer.data.tokens import TokenWindows
+from trainer.errors import UserError
+
+
+class TokenShards(ArrayDataModule):
+    """Batches of two (n, sequence_length) int64 tensors: tokens, and the tokens that follow them."""
+
+    default_task = "trainer.tasks.language_modelling.LanguageModelling"
+
+    def __init__(self, root: str, batch_size: int = 32, sequence_length: int = 1024) -> None:
+        """`root`: the folder that `trainer data tokenize` wrote."""
+        super().__init__(batch_size)
+        self.root, self.sequence_length = Path(root).expanduser(), sequence_length
+        self.meta: dict[str, Any] = {}
+
+    def setup(self, stage: str | None = None) -> None:
+        if self.train is not None:
+            return
+        path = self.root / "meta.json"
+        if not path.is_file():
+            raise UserError(
+                f"data.root={self.root} holds no finished token shards (meta.json is missing)",
+                f"trainer data tokenize TEXT_FOLDER {self.root}",
+            )
+        self.meta = json.loads(path.read_text())
+        kind = token_type(self.meta["vocab_size"])
+        self.train, self.val, self.test = (
+            TokenWindows(sorted(self.root.glob(f"{split}-*.bin")), self.sequence_length, kind) for split in SPLITS
+        )
+
+    def facts(self) -> dict[str, Any]:
+        return {
+            "vocab_size": self.meta["vocab_size"],
+            "sequence_length": self.sequence_length,
+            "bytes_per_token": self.meta["bytes"]["val"] / self.meta["tokens"]["val"],
+        }

@@ -1,0 +1,233 @@
+"""Text, JSON lines and Parquet to token shards: what `trainer data tokenize` does. Imports no torch.
+
+A shard is made from a unit of input files by one worker process, written aside and renamed; one that is there is
+not made again, so a killed job goes on where it was. `meta.json` comes last.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+
+from trainer.data.files import NOT_SOURCES, SPLITS
+from trainer.data.tokenizers import BytePairs, Bytes, Tokenizer, write_tokens
+from trainer.errors import EnvironmentFault, UserError
+
+UNIT_BYTES = 64 * 2**20
+"""About this much input makes a shard."""
+NAMED = 100
+"""Bad records that are kept by name; all are counted."""
+TRAINING_BYTES = 20 * 2**20
+"""Text that byte pairs are learnt from: 4 s; more changes the vocabulary little."""
+
+Document = tuple[str, bytes]
+"""Name and UTF-8 text."""
+
+
+@dataclass
+class Shard:
+    """What one unit gave; kept beside it as JSON."""
+
+    tokens: dict[str, int] = field(default_factory=dict)
+    bytes: dict[str, int] = field(default_factory=dict)
+    documents: int = 0
+    bad: int = 0
+    bad_names: list[str] = field(default_factory=list)
+
+    def skip(self, name: str, reason: object) -> None:
+        self.bad += 1
+        if len(self.bad_names) < NAMED:
+            self.bad_names.append(f"{name}: {reason}")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to read and cut; a folder of shards has one."""
+
+    tokenizer: str = "bytes"
+    """bytes, bpe (learnt from the beginning of the data) or the path of a tokenizer.json."""
+    vocab_size: int = 32_000
+    """Of bpe."""
+    text_key: str = "text"
+    """The key of a JSON line, or column of a Parquet file, that holds the text."""
+    held_out: float = 0.005
+    """Fraction of the documents for each of val and test."""
+
+
+def tokenize(
+    inputs: Sequence[Path], out: Path, settings: Settings, workers: int, progress: Callable[[int, int, Shard], None]
+) -> Shard:
+    """Make `out/{train,val,test}-NNNNN.bin` and `out/meta.json`; returns the totals.
+
+    `progress(units done, units in all, totals so far)`. Raises UserError where `out` holds shards of other inputs
+    or settings.
+    """
+    units = _units(inputs)
+    out.mkdir(parents=True, exist_ok=True)
+    _same_job(out, units, settings)
+    tokenizer_path = _tokenizer_path(units, out, settings)
+    totals = Shard()
+    make = partial(_make_shard, out=out, settings=settings, tokenizer_path=tokenizer_path)
+    # Not forked: a tokenizer that has run threads cannot be.
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        futures = [pool.submit(make, number, unit) for number, unit in enumerate(units)]
+        for done, future in enumerate(as_completed(futures), 1):
+            _add(totals, future.result())
+            progress(done, len(units), totals)
+    meta = {"vocab_size": _load(tokenizer_path).vocab_size, "shards": len(units), **asdict(totals)}
+    _write(out / "meta.json", json.dumps(meta, indent=1))
+    return totals
+
+
+def _make_shard(number: int, unit: list[Path], out: Path, settings: Settings, tokenizer_path: Path | None) -> Shard:
+    record = out / f"shard-{number:05d}.json"
+    if record.is_file():
+        return Shard(**json.loads(record.read_text()))
+    shard, tokenizer = Shard(), _load(tokenizer_path)
+    parts: dict[str, list[bytes]] = {split: [] for split in SPLITS}
+    for path in unit:
+        for name, text in _documents(path, settings.text_key, shard):
+            parts[_split_of(name, settings.held_out)].append(text)
+            shard.documents += 1
+    for split, texts in parts.items():
+        aside = out / f".{split}-{number:05d}"
+        shard.tokens[split], shard.bytes[split] = write_tokens(aside, texts, tokenizer)
+        aside.rename(out / f"{split}-{number:05d}.bin")
+    _write(record, json.dumps(asdict(shard)))
+    return shard
+
+
+def _documents(path: Path, text_key: str, shard: Shard) -> Iterator[Document]:
+    """What is empty, not UTF-8 or without a text is counted and named in `shard`."""
+    if path.suffix == ".jsonl":
+        found = _json_lines(path, text_key, shard)
+    elif path.suffix == ".parquet":
+        found = _parquet_rows(path, text_key)
+    else:
+        found = iter([(str(path), path.read_bytes())])
+    for name, text in found:
+        try:
+            if not text.strip():
+                raise ValueError("empty")
+            if b"\0" in text:
+                raise ValueError("binary")
+            text.decode()
+            yield name, text
+        except ValueError as error:
+            shard.skip(name, error)
+
+
+def _json_lines(path: Path, text_key: str, shard: Shard) -> Iterator[Document]:
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            name = f"{path}:{number}"
+            try:
+                yield name, str(json.loads(line)[text_key]).encode()
+            except (ValueError, KeyError, TypeError) as error:
+                shard.skip(name, f"{type(error).__name__}: {error}")
+
+
+def _parquet_rows(path: Path, text_key: str) -> Iterator[Document]:
+    try:
+        from pyarrow import parquet
+    except ImportError as error:
+        raise EnvironmentFault(f"{path} needs pyarrow to be read", "pip install pyarrow") from error
+    row = 0
+    for batch in parquet.ParquetFile(path).iter_batches(columns=[text_key]):
+        for value in batch.column(0).to_pylist():
+            yield f"{path}:{row}", (value or "").encode()
+            row += 1
+
+
+def _units(inputs: Sequence[Path]) -> list[list[Path]]:
+    """Files in the order of their paths, in groups of about UNIT_BYTES."""
+    units: list[list[Path]] = []
+    room = 0
+    for path in _files(inputs):
+        size = path.stat().st_size
+        if not units or size > room:
+            units.append([])
+            room = UNIT_BYTES
+        units[-1].append(path)
+        room -= size
+    if not units:
+        raise UserError(f"no files in {', '.join(map(str, inputs))}", "name folders or files that hold text")
+    return units
+
+
+def _files(inputs: Iterable[Path]) -> Iterator[Path]:
+    for root in inputs:
+        if not root.exists():
+            raise UserError(f"{root} does not exist", "name folders or files that hold text")
+        for path in [root] if root.is_file() else sorted(root.rglob("*")):
+            below = path.relative_to(root).parts
+            if path.is_file() and not any(part.startswith(".") or part in NOT_SOURCES for part in below):
+                yield path
+
+
+def _same_job(out: Path, units: list[list[Path]], settings: Settings) -> None:
+    files = [[str(path), path.stat().st_size] for unit in units for path in unit]
+    digest = hashlib.sha256(json.dumps([files, asdict(settings)]).encode()).hexdigest()
+    record = out / "job.json"
+    if record.is_file() and json.loads(record.read_text())["digest"] != digest:
+        raise UserError(f"{out} holds shards of other files or settings", "name another folder, or remove that one")
+    _write(record, json.dumps({"digest": digest, **asdict(settings)}, indent=1))
+
+
+def _tokenizer_path(units: list[list[Path]], out: Path, settings: Settings) -> Path | None:
+    """None for bytes."""
+    if settings.tokenizer == "bytes":
+        return None
+    path = out / "tokenizer.json"
+    if path.is_file():
+        return path
+    if settings.tokenizer == "bpe":
+        aside = out / ".tokenizer.json"
+        BytePairs.train(_beginning(units, settings.text_key), settings.vocab_size, aside)
+        aside.rename(path)
+    else:
+        given = Path(settings.tokenizer)
+        if not given.is_file():
+            raise UserError(f"--tokenizer {given} does not exist", "use bytes, bpe or the path of a tokenizer.json")
+        _write(path, given.read_text())
+    return path
+
+
+def _beginning(units: list[list[Path]], text_key: str) -> Iterator[bytes]:
+    left = TRAINING_BYTES
+    for path in (path for unit in units for path in unit):
+        for _, text in _documents(path, text_key, Shard()):
+            if left <= 0:
+                return
+            left -= len(text)
+            yield text
+
+
+def _load(tokenizer_path: Path | None) -> Tokenizer:
+    return BytePairs(tokenizer_path) if tokenizer_path else Bytes()
+
+
+def _split_of(name: str, held_out: float) -> str:
+    place = int.from_bytes(hashlib.sha256(name.encode()).digest()[:7], "big") / 2**56
+    return "test" if place < held_out else "val" if place < 2 * held_out else "train"
+
+
+def _add(totals: Shard, shard: Shard) -> None:
+    for split in SPLITS:
+        totals.tokens[split] = totals.tokens.get(split, 0) + shard.tokens[split]
+        totals.bytes[split] = totals.bytes.get(split, 0) + shard.bytes[split]
+    totals.documents += shard.documents
+    totals.bad += shard.bad
+    totals.bad_names += shard.bad_names[: NAMED - len(totals.bad_names)]
+
+
+def _write(path: Path, text: str) -> None:
+    aside = path.with_name(f".{path.name}")
+    aside.write_text(text)
+    aside.rename(path)
