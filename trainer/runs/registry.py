@@ -57,7 +57,6 @@ def find(reference: str | None, runs_dir: Path) -> RunDirectory:
     if fitting:
         names = ", ".join(run.path.name for run in fitting[-5:])
         raise UserError(f"{reference} fits {len(fitting)} runs", f"say more letters: {names}")
-    names = {run.id: "" for run in runs} | {run.path.name: "" for run in runs} | {run.name: "" for run in runs}
-    raise UserError(
-        f"there is no run {reference} in {runs_dir}", did_you_mean(reference, names) + "trainer ls lists them"
-    )
+    known = {name for run in runs for name in (run.id, run.path.name, run.name)}
+    hint = did_you_mean(reference, known)
+    raise UserError(f"there is no run {reference} in {runs_dir}", f"{hint}trainer ls lists them")
