@@ -1,0 +1,35 @@
+"""`trainer init`: what it writes passes check and trains."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+Command = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+def test_the_project_trains_as_it_is(trainer_cli: Command, workdir: Path) -> None:
+    assert trainer_cli("init", "my-net").returncode == 0
+    project = workdir / "my-net"
+    left = [path for path in project.rglob("*") if path.is_file() and "{{" in path.read_text()]
+    assert left == []
+    overrides = ("experiment=mine", "resources.gpus=0", "tracking=none", "trainer.max_epochs=4")
+    assert trainer_cli("check", *overrides, cwd=project).returncode == 0
+    done = trainer_cli("fit", *overrides, cwd=project, timeout=150)
+    assert done.returncode == 0, done.stdout + done.stderr
+    best = next(line for line in done.stdout.splitlines() if line.strip().startswith("best"))
+    assert float(best.split("val/acc ")[1].split()[0]) > 0.9
+    assert (project / ".gitignore").read_text().count("runs/") == 1
+
+
+@pytest.mark.parametrize("name", ["torch", "json", "trainer", "a b", "1st", "../x/..", "taken"])
+def test_names_that_would_not_work_are_refused(name: str, trainer_cli: Command, workdir: Path) -> None:
+    (workdir / "taken").mkdir()
+    (workdir / "taken/file").write_text("mine")
+    done = trainer_cli("init", name)
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 2
+    assert [path.name for path in workdir.iterdir()] == ["taken"]

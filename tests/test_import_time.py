@@ -1,0 +1,57 @@
+"""The control plane imports no torch, lightning, deepspeed or wandb: that is what keeps its commands fast."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+HEAVY = ("torch", "lightning", "pytorch_lightning", "deepspeed", "wandb", "torchmetrics", "sklearn", "numpy")
+_PROBE = """
+import json, sys, time
+from trainer.cli import main
+code = main(sys.argv[1:])
+loaded = [name for name in {heavy!r} if name in sys.modules]
+print("\\n" + json.dumps({{"code": code, "heavy": loaded, "cpu_s": time.process_time()}}))
+"""
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--help"],
+        ["ls"],
+        ["fit", "--cfg", "job"],
+        ["fit", "--dry-run"],
+        ["check", "experiment=quickstart", "callbacks=early_stopping"],
+        ["init", "a-new-project"],
+    ],
+    ids=" ".join,
+)
+def test_commands_before_a_launch_import_nothing_heavy(arguments: list[str], workdir: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", _PROBE.format(heavy=HEAVY), *arguments], capture_output=True, text=True, timeout=60
+    )
+    seen = json.loads(done.stdout.splitlines()[-1])
+    assert seen["code"] == 0, done.stderr
+    assert seen["heavy"] == []
+    # Half a second is the budget on an idle machine; five times that only fails for a real mistake.
+    assert seen["cpu_s"] < 2.5
+
+
+def test_every_control_plane_module_can_be_imported_without_them() -> None:
+    code = (
+        "import pkgutil, sys, importlib\n"
+        "for package in ('cli', 'config', 'runs', 'cluster'):\n"
+        "    root = importlib.import_module(f'trainer.{package}')\n"
+        "    for module in pkgutil.iter_modules(root.__path__, root.__name__ + '.'):\n"
+        "        importlib.import_module(module.name)\n"
+        "        print(module.name, [n for n in ('torch', 'lightning', 'deepspeed', 'wandb') if n in sys.modules])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    lines = done.stdout.splitlines()
+    assert len(lines) > 20
+    assert [line for line in lines if not line.endswith("[]")][:1] == []
