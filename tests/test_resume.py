@@ -110,7 +110,7 @@ def reference(references: dict[str, Path], variant: str, cli: TrainerCli, factor
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize("seed", [1])
 def test_a_killed_rank_is_restarted_and_nothing_differs(
     variant: str,
     seed: int,
@@ -127,7 +127,7 @@ def test_a_killed_rank_is_restarted_and_nothing_differs(
     assert_equal_runs(run, expected)
 
 
-@pytest.mark.parametrize("step", [3, 9, 27, 39])
+@pytest.mark.parametrize("step", [3, 27, 39])
 def test_a_job_killed_as_a_whole_is_resumed_and_nothing_differs(
     step: int,
     trainer_cli: TrainerCli,
