@@ -184,6 +184,10 @@ def test_a_config_directory_that_does_not_exist(workdir: Path) -> None:
     assert "--config-dir nowhere" in text
 
 
+def test_a_search_path_that_does_not_exist(workdir: Path) -> None:
+    assert "/nowhere/at/all" in refused("hydra.searchpath=[file:///nowhere/at/all]")
+
+
 def test_an_unknown_config_name_lists_those_there_are(workdir: Path) -> None:
     with pytest.raises(UserError, match="--config-name nope") as caught:
         compose([], config_dirs=[], config_name="nope")

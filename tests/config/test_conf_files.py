@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,9 @@ def names(path: Path) -> str:
 @pytest.mark.parametrize("path", FILES, ids=names)
 def test_composes_and_passes_check(path: Path, workdir: Path) -> None:
     group, option = path.parent.relative_to(conf_dir()), path.stem
-    job = compose([f"{group}={option}"], config_dirs=[])
+    # What has no default is a path of the user's.
+    paths = re.findall(r"^(\w+): \?\?\?", path.read_text(), re.MULTILINE)
+    job = compose([f"{group}={option}", *(f"{group}.{key}=somewhere" for key in paths)], config_dirs=[])
     if str(group) != "cluster" or option == "local":  # others ask a scheduler that is not here
         check({**job.config, "resources": {**job.config["resources"], "gpus": 0}})
 

@@ -7,6 +7,8 @@ in the signature of the section's `_target_`.
 
 from __future__ import annotations
 
+import re
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -154,7 +156,15 @@ def _load(loader: Any, config_name: str, groups: list[str]) -> Any:
     from hydra.types import RunMode
     from omegaconf import OmegaConf
 
-    tree = loader.load_configuration(config_name, groups, RunMode.RUN)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        tree = loader.load_configuration(config_name, groups, RunMode.RUN)
+    for warning in caught:
+        absent = re.search(r"provider=(.*), path=(.*) is not available", str(warning.message))
+        if absent:
+            fix = "make it, or give one that exists"
+            raise UserError(f"{absent[1]}: there is no directory {absent[2]}", fix)
+        warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
     OmegaConf.set_struct(tree, False)
     return tree
 
