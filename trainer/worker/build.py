@@ -209,6 +209,9 @@ def build_trainer(
         num_sanity_val_steps=0,
         default_root_dir=default_root_dir,
     )
+    # Lightning's SIGTERM handler broadcasts on the training's group from inside the handler, between any two of its
+    # collectives, and then ends this rank alone; `worker/stop.py` and `callbacks/boundary.py` do it together.
+    trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
     if options.lean_loop:
         from trainer.worker.loop import use_lean_loop
 
