@@ -5,12 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
 
+from trainer.config.build import read_plain
 from trainer.worker.process import Rank
 
 Batch = tuple[Tensor, Tensor]
@@ -34,47 +36,37 @@ class Case:
     rounds: int
 
 
+CONF = Path(__file__).resolve().parent.parent / "conf" / "model"
+
+
+def model_of(option: str, **filled: Any) -> dict[str, Any]:
+    """A model of `conf/model`, with what its data would have filled in."""
+    return {**read_plain(CONF / f"{option}.yaml"), **filled}
+
+
+CLASSIFICATION = "trainer.tasks.classification.Classification"
+LANGUAGE_MODELLING = "trainer.tasks.language_modelling.LanguageModelling"
+
 CASES = {
     "mlp": Case(
-        model={
-            "_target_": "trainer.models.mlp.MLP",
-            "input_shape": [784],
-            "num_classes": 10,
-            "hidden": [128],
-            "dropout": 0.0,
-        },
-        task="trainer.tasks.classification.Classification",
+        model=model_of("mlp", input_shape=[784], num_classes=10, hidden=[128], dropout=0.0, norm=None),
+        task=CLASSIFICATION,
         batch_size=32,
         target=1.25,
         steps=400,
         rounds=9,
     ),
     "resnet": Case(
-        model={
-            "_target_": "trainer.models.resnet.ResNet",
-            "input_shape": [1, 28, 28],
-            "num_classes": 10,
-            "layers": [1, 1, 1],
-            "block": "basic",
-            "width": 16,
-            "stem": "small",
-        },
-        task="trainer.tasks.classification.Classification",
+        model=model_of("resnet_small", input_shape=[1, 28, 28], num_classes=10),
+        task=CLASSIFICATION,
         batch_size=64,
         target=1.02,
         steps=60,
         rounds=7,
     ),
     "transformer": Case(
-        model={
-            "_target_": "trainer.models.transformer.Transformer",
-            "vocab_size": 256,
-            "sequence_length": 64,
-            "dim": 256,
-            "layers": 4,
-            "heads": 4,
-        },
-        task="trainer.tasks.language_modelling.LanguageModelling",
+        model=model_of("transformer", vocab_size=256, sequence_length=64),
+        task=LANGUAGE_MODELLING,
         batch_size=8,
         target=1.02,
         steps=30,
