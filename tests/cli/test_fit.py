@@ -108,9 +108,7 @@ class Line(LightningModule):
 
     def training_step(self, batch, batch_idx):
         inputs, targets = batch
-        loss = (self.layer(inputs) - targets).square().mean()
-        self.log("train/loss", loss)
-        return loss
+        return (self.layer(inputs) - targets).square().mean()
 
     def configure_optimizers(self):
         return torch.optim.SGD(self.parameters(), lr=0.1)
@@ -142,6 +140,5 @@ def test_classes_of_a_users_own_train_without_a_fork(trainer_cli: Command, workd
     assert done.returncode == 0, done.stdout + done.stderr
     (run,) = (workdir / "runs").iterdir()
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    lines = [line for line in lines if "train/loss" in line]
     assert [line["step"] for line in lines] == [1, 2, 3, 4]
     assert lines[-1]["train/loss"] < lines[0]["train/loss"]
