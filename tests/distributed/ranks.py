@@ -23,6 +23,7 @@ def run_ranks(
     listed.write_text(json.dumps(scenarios))
     codes, outputs = start(ranks, [sys.executable, str(JOB), str(listed), str(folder)], {}, timeout_s)
     assert codes == [0] * ranks, "\n".join(f"--- rank {rank}\n{text[-4000:]}" for rank, text in enumerate(outputs))
+    print(outputs[0][-3000:])
     return json.loads((folder / f"results-{name}.json").read_text())
 
 

@@ -35,7 +35,7 @@ class Fsdp(Single):
 
     name: str = "fsdp"
     reshard_after_forward: bool = True
-    """Free a block's gathered parameters after its forward; false: keep them for backward (more memory, less traffic)."""
+    """Free a block's gathered parameters after its forward; false: keep them for backward."""
     reduce_dtype: str = "float32"
     """Gradients are summed in this; bfloat16 halves the traffic and loses bits that the sum needs."""
     prefetch: int = 1

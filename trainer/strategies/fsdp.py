@@ -180,7 +180,7 @@ def _named_state(optimizer: Any, module: nn.Module) -> dict[str, Any]:
 
 
 def _shares_parameters(block: nn.Module, module: nn.Module) -> bool:
-    """Whether a parameter of the block is also used outside (tied): FSDP2 wants all its users in one group, the root."""
+    """Whether the block is tied to something outside: FSDP2 wants all users of a parameter in one group, the root."""
     inside = Counter(id(parameter) for _, parameter in block.named_parameters(remove_duplicate=False))
     everywhere = Counter(id(parameter) for _, parameter in module.named_parameters(remove_duplicate=False))
     return any(everywhere[parameter] > count for parameter, count in inside.items())

@@ -47,8 +47,23 @@ def parallelize(module: nn.Module, mesh: DeviceMesh) -> None:
                 f"strategy.tensor_parallel_size={size} does not divide the {divided} features of {name}.",
                 "Choose a divisor.",
             )
+        shared = _other_user(network, name)
+        if shared is not None:
+            raise UserError(
+                f"strategy=tp: {name} is declared {style}-wise, but {shared} uses its weight, too.",
+                "Leave tied layers out of tensor_parallel().",
+            )
         plan[name] = STYLES[style]()
     parallelize_module(network, mesh, plan)
+
+
+def _other_user(network: nn.Module, name: str) -> str | None:
+    """A module outside `name` that has one of its parameters; splitting would untie them."""
+    own = {id(parameter) for parameter in network.get_submodule(name).parameters()}
+    for other, parameter in network.named_parameters(remove_duplicate=False):
+        if id(parameter) in own and not other.startswith(f"{name}."):
+            return other
+    return None
 
 
 def _matches(name: str, pattern: str) -> bool:

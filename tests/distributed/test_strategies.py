@@ -1,0 +1,182 @@
+"""Every strategy on real gloo ranks beside one process: the same losses, and checkpoints that move between all."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+from ranks import run_ranks
+
+CURVE, END = 50, 55
+"""Steps of the loss curves, and where the resumed runs end."""
+SHARDED = ("fsdp", "hsdp", "tp", "deepspeed_zero1", "deepspeed_zero2", "deepspeed_zero3")
+STRATEGIES = ("ddp", *SHARDED)
+OPTIONS: dict[tuple[int, str], dict[str, Any]] = {
+    (2, "hsdp"): {"shard_size": 1},
+    (4, "hsdp"): {"shard_size": 2},
+    (4, "tp"): {"tensor_parallel_size": 2},
+}
+VARIANTS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "clip_accumulate": {"clip": 0.05, "accumulate": 2},
+    "batch_norm": {"net": {"batch_norm": True}, "steps": 10},
+}
+Results = dict[str, dict[str, Any]]
+
+
+def pairs() -> list[tuple[str, str]]:
+    """Each strategy three times as source and as target: itself, and two others. All 49 with TRAINER_ALL_PAIRS=1."""
+    count = len(STRATEGIES)
+    shifts = range(count) if os.environ.get("TRAINER_ALL_PAIRS") else (0, 1, 3)
+    return [(STRATEGIES[index], STRATEGIES[(index + shift) % count]) for shift in shifts for index in range(count)]
+
+
+def scenario(ranks: int, strategy: str, variant: str = "plain", **more: Any) -> dict[str, Any]:
+    options = OPTIONS.get((ranks, strategy), {})
+    name = f"{strategy}-{ranks}-{variant}"
+    return {"name": name, "strategy": strategy, "options": options, "steps": CURVE, **VARIANTS[variant], **more}
+
+
+def resumed(ranks: int, strategy: str, source: Path, label: str) -> dict[str, Any]:
+    found = scenario(ranks, strategy, load=str(source / f"step-{CURVE:08d}"), from_step=CURVE)
+    return {**found, "name": f"{label}-to-{strategy}-{ranks}", "steps": END}
+
+
+def close(found: list[float], expected: list[float]) -> float:
+    """The largest relative difference."""
+    assert len(found) == len(expected)
+    return max(abs(one - other) / abs(other) for one, other in zip(found, expected, strict=True))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("strategies")
+
+
+@pytest.fixture(scope="module")
+def one_rank(folder: Path) -> Results:
+    singles = [scenario(1, "single", variant) for variant in VARIANTS if variant != "batch_norm"]
+    whole = {**scenario(1, "single"), "name": "whole", "steps": END}
+    sharded = [scenario(1, strategy) for strategy in ("fsdp", "deepspeed_zero1", "deepspeed_zero3")]
+    return run_ranks(1, [*singles, whole, *sharded], folder, "one")
+
+
+@pytest.fixture(scope="module")
+def two_ranks(folder: Path) -> Results:
+    curves = [scenario(2, strategy, variant) for variant in VARIANTS for strategy in STRATEGIES]
+    return run_ranks(2, curves, folder, "two")
+
+
+@pytest.fixture(scope="module")
+def four_ranks(folder: Path) -> Results:
+    return run_ranks(4, [scenario(4, strategy) for strategy in STRATEGIES], folder, "four")
+
+
+@pytest.mark.parametrize("variant", [name for name in VARIANTS if name != "batch_norm"])
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_two_ranks_give_the_losses_of_one(one_rank: Results, two_ranks: Results, strategy: str, variant: str) -> None:
+    found = two_ranks[f"{strategy}-2-{variant}"]
+    assert found["failure"] is None
+    assert close(found["losses"], one_rank[f"single-1-{variant}"]["losses"]) < 1e-5
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_four_ranks_give_the_losses_of_one(one_rank: Results, four_ranks: Results, strategy: str) -> None:
+    assert close(four_ranks[f"{strategy}-4-plain"]["losses"], one_rank["single-1-plain"]["losses"]) < 1e-5
+
+
+@pytest.mark.parametrize("strategy", ["fsdp", "deepspeed_zero1", "deepspeed_zero3"])
+def test_one_rank_of_a_sharded_strategy_is_one_process(one_rank: Results, strategy: str) -> None:
+    assert close(one_rank[f"{strategy}-1-plain"]["losses"], one_rank["single-1-plain"]["losses"]) < 1e-6
+
+
+@pytest.mark.parametrize("strategy", ["fsdp", "deepspeed_zero1", "deepspeed_zero2", "deepspeed_zero3"])
+def test_sharding_over_two_ranks_changes_no_bit(two_ranks: Results, strategy: str) -> None:
+    """Two summands have one order; with tensor parallel the sums inside a layer have another."""
+    for key in ("losses", "weights", "state", "rates"):
+        assert two_ranks[f"{strategy}-2-plain"][key] == two_ranks["ddp-2-plain"][key], key
+
+
+@pytest.mark.parametrize("strategy", SHARDED)
+def test_batch_norm_keeps_the_statistics_of_rank_0(two_ranks: Results, strategy: str) -> None:
+    if strategy == "tp":
+        pytest.skip("its two ranks read the same samples: another batch to normalise over")
+    assert close(two_ranks[f"{strategy}-2-batch_norm"]["losses"], two_ranks["ddp-2-batch_norm"]["losses"]) < 1e-5
+
+
+@pytest.fixture(scope="module")
+def moved(folder: Path, one_rank: Results, two_ranks: Results, four_ranks: Results) -> Results:
+    """Checkpoints of 2 ranks on 2 (`pairs`), and some from and to 1 and 4."""
+    to_two = [resumed(2, target, folder / f"{source}-2-plain", f"{source}-2") for source, target in pairs()]
+    to_two += [
+        resumed(2, target, folder / f"{source}-plain", source)
+        for source, target in (
+            ("single-1", "fsdp"),
+            ("single-1", "deepspeed_zero3"),
+            ("fsdp-1", "deepspeed_zero2"),
+            ("fsdp-4", "ddp"),
+            ("tp-4", "deepspeed_zero3"),
+            ("hsdp-4", "tp"),
+            ("deepspeed_zero3-4", "fsdp"),
+            ("deepspeed_zero1-4", "deepspeed_zero1"),
+        )
+    ]
+    to_four = [
+        resumed(4, target, folder / f"{source}-2-plain", f"{source}-2")
+        for source, target in (
+            ("ddp", "fsdp"),
+            ("fsdp", "deepspeed_zero3"),
+            ("deepspeed_zero3", "tp"),
+            ("deepspeed_zero3", "deepspeed_zero3"),
+            ("deepspeed_zero2", "hsdp"),
+            ("tp", "ddp"),
+        )
+    ]
+    to_one = [
+        resumed(1, target, folder / f"{source}-plain", source)
+        for source, target in (
+            ("ddp-2", "single"),
+            ("fsdp-4", "single"),
+            ("tp-4", "single"),
+            ("deepspeed_zero3-4", "single"),
+            ("deepspeed_zero2-2", "fsdp"),
+            ("fsdp-2", "deepspeed_zero3"),
+        )
+    ]
+    return {
+        **run_ranks(2, to_two, folder, "to-two"),
+        **run_ranks(4, to_four, folder, "to-four"),
+        **run_ranks(1, to_one, folder, "to-one"),
+    }
+
+
+def test_any_checkpoint_continues_in_any_strategy(moved: Results, one_rank: Results) -> None:
+    """Also the optimizer's state and the schedule: a missing moment or a wrong rate moves the loss by far more."""
+    expected = one_rank["whole"]["losses"][CURVE:]
+    rates = one_rank["whole"]["rates"]
+    table = {name: close(found["losses"], expected) for name, found in moved.items()}
+    print(json.dumps(table, indent=1))
+    assert len(table) == len(pairs()) + 8 + 6 + 6
+    assert {name: error for name, error in table.items() if not error < 1e-5} == {}
+    for name, found in moved.items():
+        assert found["failure"] is None, name
+        assert found["global_step"] == END, name
+        assert found["rates"] == rates, name
+
+
+def test_a_resumed_run_ends_in_the_same_bits(moved: Results, two_ranks: Results) -> None:
+    """Within the strategies that agree in every bit, moving between them changes none either."""
+    exact = ("ddp", "fsdp", "deepspeed_zero1", "deepspeed_zero2", "deepspeed_zero3")
+    ends = {
+        (found["weights"], found["state"])
+        for source, target in pairs()
+        if source in exact and target in exact
+        for found in [moved[f"{source}-2-to-{target}-2"]]
+    }
+    assert len(ends) == 1
