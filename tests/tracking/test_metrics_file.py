@@ -26,6 +26,21 @@ def test_one_line_a_step_whatever_the_number_of_calls(tmp_path: Path) -> None:
     assert second["train/loss"] == "nan"  # JSON has no NaN
 
 
+def test_what_comes_after_a_checkpoint_joins_the_line(tmp_path: Path) -> None:
+    step = 10
+    path = tmp_path / "metrics.jsonl"
+    logger = MetricsFile(path, lambda: step)
+    logger.log_metrics({"train/loss": 1.5})
+    logger.save()
+    logger.log_metrics({"train/loss": 2.5, "epoch_end": 1.0})
+    logger.save()
+    step = 20
+    logger.log_metrics({"train/loss": 0.5})
+    logger.finalize("success")
+    assert [(line["step"], line["train/loss"]) for line in read(path)] == [(10, 2.5), (20, 0.5)]
+    assert read(path)[0]["epoch_end"] == 1.0
+
+
 def test_rewind_drops_later_steps_and_a_cut_line(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 10}\n{"step": 20}\n{"step": 30}\n{"step": 4')

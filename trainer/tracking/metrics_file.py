@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-from trainer.runs.files import append_line, write_atomic
+from trainer.runs.files import write_atomic
 
 
 class MetricsFile(Logger):
@@ -20,7 +21,8 @@ class MetricsFile(Logger):
 
     Lightning counts the steps of training and validation metrics differently (the 50th step's training metrics are
     logged at 49, the validation after it at 50); here both carry `completed_steps()`, the steps done when they were
-    measured. The line of a step is held back until the step moves on, because its parts come in several calls.
+    measured. The line of a step is held back until the step moves on, because its parts come in several calls; what
+    comes after a checkpoint made it durable is merged into the line on disk.
     """
 
     def __init__(self, path: Path, completed_steps: Callable[[], int]) -> None:
@@ -28,6 +30,8 @@ class MetricsFile(Logger):
         self._path = path
         self._completed_steps = completed_steps
         self._line: dict[str, Any] = {}
+        self._written: tuple[int, bytes] | None = None
+        """Where the line of the current step stands on disk, and what it says there."""
 
     @property
     def name(self) -> str:
@@ -42,6 +46,7 @@ class MetricsFile(Logger):
         completed = self._completed_steps()
         if self._line and self._line["step"] != completed:
             self.save()
+            self._line, self._written = {}, None
         if not self._line:
             self._line = {"step": completed, "epoch": None, "time": round(time.time(), 3)}
         for name, value in metrics.items():
@@ -55,10 +60,19 @@ class MetricsFile(Logger):
 
     @rank_zero_only
     def save(self) -> None:
-        """Write the line that is held back."""
-        if self._line:
-            append_line(self._path, json.dumps(self._line))
-            self._line = {}
+        """Write the line that is held back, or what it has gained since it was written."""
+        line = json.dumps(self._line).encode() + b"\n"
+        if not self._line or (self._written and self._written[1] == line):
+            return
+        descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT, 0o600)
+        try:
+            start = self._written[0] if self._written else os.fstat(descriptor).st_size
+            os.pwrite(descriptor, line, start)
+            os.ftruncate(descriptor, start + len(line))
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        self._written = (start, line)
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
