@@ -11,7 +11,9 @@ Tensors have flat, plain names: `model/<name>` and `optimizer/<number>/<name>/<k
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,7 +22,12 @@ import torch
 import torch.distributed as dist
 from torch.distributed import checkpoint as dcp
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner, DefaultSavePlanner
-from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, MetadataIndex, TensorProperties
+from torch.distributed.checkpoint.metadata import (
+    ChunkStorageMetadata,
+    MetadataIndex,
+    TensorProperties,
+    TensorStorageMetadata,
+)
 from torch.distributed.checkpoint.planner import TensorWriteData, WriteItem, WriteItemType
 from torch.distributed.tensor import DTensor
 
@@ -153,7 +160,10 @@ class ShardedWrite:
     def _write_shards(self, staging: Staging, parts: dict[str, HostShard]) -> None:
         writer = dcp.FileSystemWriter(staging.path / SHARDS, single_file_per_rank=True, sync_files=True)
         planner = _Planner(flatten_state_dict=False, flatten_sharded_tensors=False)
-        dcp.save(parts, storage_writer=writer, planner=planner, process_group=self.group, no_dist=self.group is None)
+        with _alone(self.group is None):
+            dcp.save(
+                parts, storage_writer=writer, planner=planner, process_group=self.group, no_dist=self.group is None
+            )
 
     def _own_files(self, staging: Staging, write_rest: Callable[[Staging], None]) -> dict[str, dict[str, Any]]:
         """Each rank hashes what it wrote."""
@@ -181,12 +191,23 @@ def shapes(path: Path) -> dict[str, tuple[torch.Size, torch.dtype]]:
     return {
         name: (entry.size, entry.properties.dtype)
         for name, entry in metadata.state_dict_metadata.items()
-        if hasattr(entry, "size")
+        if isinstance(entry, TensorStorageMetadata)
     }
 
 
 def read_into(path: Path, tensors: dict[str, torch.Tensor]) -> None:
     """Fill tensors and DTensors in place, each rank what it holds; no communication."""
-    if tensors:
-        planner = DefaultLoadPlanner(flatten_state_dict=False, flatten_sharded_tensors=False)
+    if not tensors:
+        return
+    planner = DefaultLoadPlanner(flatten_state_dict=False, flatten_sharded_tensors=False)
+    with _alone(True):
         dcp.load(dict(tensors), storage_reader=dcp.FileSystemReader(path / SHARDS), planner=planner, no_dist=True)
+
+
+@contextmanager
+def _alone(yes: bool) -> Iterator[None]:
+    """Without torch's warning that a save or a load by one process is one, which is what is wanted here."""
+    with warnings.catch_warnings():
+        if yes:
+            warnings.filterwarnings("ignore", message="torch.distributed is (disabled|unavailable|not)")
+        yield

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from trainer.config.strategy import Auto, Ddp, DeepspeedZero1, DeepspeedZero2, DeepspeedZero3, Fsdp, Hsdp, Single, Tp
@@ -46,10 +47,8 @@ def build(options: Any, world_size: int, device: torch.device, timeout_s: float)
 
 def chosen_by_auto(options: Auto, world_size: int, device_type: str) -> Single:
     """The documented rule until there is a planner: one rank: single; GPUs: fsdp; CPU: ddp."""
-    common = {"activation_checkpointing": options.activation_checkpointing, "compile": options.compile}
-    if world_size == 1:
-        return Single(**common)
-    return Fsdp(**common) if device_type == "cuda" else Ddp(**common)
+    chosen = Single() if world_size == 1 else Fsdp() if device_type == "cuda" else Ddp()
+    return replace(chosen, activation_checkpointing=options.activation_checkpointing, compile=options.compile)
 
 
 def mesh_sizes(options: Fsdp, world_size: int) -> tuple[int, int, int]:

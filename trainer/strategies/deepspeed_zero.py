@@ -122,7 +122,7 @@ class RunDeepSpeedStrategy(ShardedCheckpoints, DeepSpeedStrategy):
         module = self.lightning_module
         assert module is not None
         fitting = module.trainer.state.fn == TrainerFn.FITTING
-        zero = self.optimizers[0] if fitting else None
+        zero: Any = self.optimizers[0] if fitting else None
         with torch.no_grad():
             for name, parameter in module.named_parameters():
                 self._restore_parameter(stored, plain_name(name), parameter, zero)
@@ -184,7 +184,7 @@ def _state_of(zero: Any, parameter: nn.Parameter) -> dict[str, Any]:
     return zero.optimizer.state.get(_master(zero, parameter), {})
 
 
-def _part(zero: Any, parameter: nn.Parameter) -> Iterator[tuple[slice, slice]]:
+def _part(zero: Any, parameter: Any) -> Iterator[tuple[slice, slice]]:
     """Which elements of the parameter (flat) this rank has, and where they are in the flat tensor; none or one."""
     if hasattr(parameter, "ds_id"):
         _, begin, _ = zero.grad_position[zero.get_param_id(parameter)]
@@ -192,8 +192,8 @@ def _part(zero: Any, parameter: nn.Parameter) -> Iterator[tuple[slice, slice]]:
         first = size * zero._get_param_partition_rank(parameter)
         count = max(0, min(size, parameter.ds_numel - first))
         yield slice(first, first + count), slice(begin, begin + count)
-    elif parameter._hp_mapping is not None:  # type: ignore[attr-defined]
-        mapping = parameter._hp_mapping  # type: ignore[attr-defined]
+    elif parameter._hp_mapping is not None:
+        mapping = parameter._hp_mapping
         here, there = mapping.lp_fragment_address, mapping.get_hp_fragment_address()
         yield slice(here.start, here.start + here.numel), slice(there.start, there.start + there.numel)
 
@@ -203,7 +203,7 @@ def _set_part(zero: Any, parameter: nn.Parameter, whole: torch.Tensor, flat: tor
         flat.data[of_flat].copy_(whole.flatten()[of_parameter])
 
 
-def _set_weights(parameter: nn.Parameter, whole: torch.Tensor) -> None:
+def _set_weights(parameter: Any, whole: torch.Tensor) -> None:
     """What forward uses: the parameter itself, or at stage 3 this rank's slice of it."""
     if not hasattr(parameter, "ds_id"):
         parameter.data.copy_(whole)

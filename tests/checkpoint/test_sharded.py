@@ -1,0 +1,108 @@
+"""Sharded saves of two real ranks: whatever dies, when and where, the newest checkpoint loads and no rank hangs."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from trainer.checkpoint.commit import CommitInfo
+from trainer.checkpoint.faults import POINTS
+from trainer.checkpoint.io import CheckpointWriter
+from trainer.checkpoint.store import CheckpointStore
+from trainer.checkpoint.stored import Stored
+from trainer.errors import UserError
+
+RANKS = Path(__file__).with_name("sharded_ranks.py")
+NOT_IN_THIS_SAVE = ("prune.renamed", "prune.removed")
+OF_EVERY_RANK = ("file.written", "file.synced")
+
+
+def run_cases(folder: Path, cases: list[tuple[str | None, int]]) -> list[dict[str, Any]]:
+    ran = subprocess.run(
+        [sys.executable, str(RANKS), str(folder), json.dumps(cases)],
+        env={key: value for key, value in os.environ.items() if key != "TRAINER_FAULT"},
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert ran.returncode == 0, ran.stderr
+    return [json.loads(line) for line in ran.stdout.splitlines()]
+
+
+def test_a_kill_on_any_rank_at_any_moment_leaves_a_good_newest_checkpoint(tmp_path: Path) -> None:
+    first = [(point, 0) for point in POINTS if point not in NOT_IN_THIS_SAVE]
+    found = run_cases(tmp_path, [(None, 0), *first, *((point, 1) for point in OF_EVERY_RANK)])
+    whole = found.pop(0)
+    assert (whole["codes"], whole["step"], whole["good"]) == ([0, 0], 20, True)
+    assert len(found) == len(first) + len(OF_EVERY_RANK)
+    for case in found:
+        assert case["codes"][case["victim"]] == -signal.SIGKILL, case
+        assert case["codes"][1 - case["victim"]] in (0, 1), f"the other rank hung: {case}"
+        assert case["good"], case
+        assert case["skipped"] == [], case
+        committed = case["victim"] == 0 and POINTS.index(case["point"]) >= POINTS.index("folder.renamed")
+        assert case["step"] == (20 if committed else 10), case
+        assert case["b"] == [float(case["step"])] * 3
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> CheckpointStore:
+    store = CheckpointStore(tmp_path / "checkpoints")
+    writer = CheckpointWriter(store, asynchronous=False)
+    for step in (1, 2):
+        tensors = {"model/a": torch.arange(6.0).view(2, 3) * step}
+        state = {"epoch": 0, "optimizers": {"groups": [], "values": {}}}
+        writer.save_sharded(tensors, state, store.path(step), CommitInfo(step=step, layout="sharded"), None)
+    writer.raise_if_failed()
+    return store
+
+
+def test_a_shard_that_is_missing_swapped_or_damaged_is_found(saved: CheckpointStore) -> None:
+    shards = saved.path(2) / "shards"
+    names = sorted(path.name for path in shards.iterdir())
+    assert names[0] == ".metadata"
+    assert len(names) == 2
+    for name in names:
+        original = (shards / name).read_bytes()
+        (shards / name).unlink()
+        assert "No such file" in saved.newest_good()[1][0]
+        shutil.copy(saved.path(1) / "shards" / name, shards / name)
+        swapped = (shards / name).read_bytes() != original
+        assert bool(saved.newest_good()[1]) == swapped
+        (shards / name).write_bytes(bytes([original[0] ^ 1]) + original[1:])
+        assert "checksum differs" in saved.newest_good()[1][0]
+        (shards / name).write_bytes(original)
+    assert saved.newest_good()[1] == []
+
+
+def test_reading_fills_what_is_given_and_refuses_another_model(saved: CheckpointStore) -> None:
+    stored = Stored(saved.path(2))
+    given = torch.zeros(2, 3)
+    stored.read({"model/a": given})
+    assert given.tolist() == [[0, 2, 4], [6, 8, 10]]
+    with pytest.raises(UserError, match=r"model/b is not in it"):
+        stored.read({"model/b": given})
+    with pytest.raises(UserError, match=r"model/a is \(2, 3\) there and \(4,\) here"):
+        stored.read({"model/a": torch.zeros(4)})
+
+
+def test_a_rank_without_rows_writes_nothing(saved: CheckpointStore) -> None:
+    assert set(Stored(saved.path(1)).shapes) == {"model/a"}
+
+
+def test_a_failed_sharded_save_is_loud_and_leaves_nothing(saved: CheckpointStore) -> None:
+    writer = CheckpointWriter(saved, asynchronous=True)
+    writer.save_sharded({}, {"bad": object()}, saved.path(3), CommitInfo(step=3), None)
+    writer.wait()
+    with pytest.raises(UserError, match="bad is a"):
+        writer.raise_if_failed()
+    assert sorted(path.name for path in saved.directory.iterdir()) == ["step-00000001", "step-00000002"]
