@@ -5,13 +5,16 @@ from __future__ import annotations
 import hashlib
 import logging
 import sysconfig
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from trainer.errors import UserError
 
 _log = logging.getLogger(__name__)
+
+Item = TypeVar("Item")
 
 SPLITS = ("train", "val", "test")
 NOT_SOURCES = {"site-packages", "dist-packages", "__pycache__", "node_modules"}
@@ -57,21 +60,25 @@ def read_folder(root: Path, patterns: Sequence[str]) -> list[TextFile]:
 
 
 def split_files(files: Sequence[TextFile], held_out: float) -> dict[str, list[TextFile]]:
-    """Whole files to train, val and test; `held_out` is the fraction of each of the last two.
+    """Whole files to train, val and test; see `split_by_name`. Fewer than three are cut, 90 / 5 / 5 %."""
+    return _cut(files) if len(files) < len(SPLITS) else split_by_name(files, lambda file: file.name, held_out)
 
-    By the hash of the name, so that a new file does not move the others. One that has none gets the file that is
-    nearest to it. Fewer than three files are cut, 90 / 5 / 5 %.
+
+def split_by_name(items: Sequence[Item], name: Callable[[Item], str], held_out: float) -> dict[str, list[Item]]:
+    """At least three items to train, val and test; `held_out` is the fraction of each of the last two.
+
+    By the hash of the name, so that a new item does not move the others. A part that gets none takes the item
+    that is nearest to it.
     """
-    if len(files) < len(SPLITS):
-        return _cut(files)
-    ranked = sorted(files, key=lambda file: _place(file.name))
-    tests = max(1, sum(_place(file.name) < held_out for file in ranked))
-    vals = max(1, sum(held_out <= _place(file.name) < 2 * held_out for file in ranked))
+    ranked = sorted(items, key=lambda item: _place(name(item)))
+    places = [_place(name(item)) for item in ranked]
+    tests = max(1, sum(place < held_out for place in places))
+    vals = max(1, sum(held_out <= place < 2 * held_out for place in places))
     vals = min(vals, len(ranked) - tests - 1)
+    if vals < 1:
+        raise UserError(f"data.held_out={held_out} leaves nothing to train on", "use a smaller data.held_out")
     parts = {"test": ranked[:tests], "val": ranked[tests : tests + vals], "train": ranked[tests + vals :]}
-    if not parts["val"] or not parts["train"]:
-        raise UserError(f"data.held_out={held_out} leaves no training files", "use a smaller data.held_out")
-    return {split: sorted(parts[split], key=lambda file: file.name) for split in SPLITS}
+    return {split: sorted(parts[split], key=name) for split in SPLITS}
 
 
 def content_key(files: Sequence[TextFile], *settings: object) -> str:

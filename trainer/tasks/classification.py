@@ -7,6 +7,9 @@ from torch.nn import functional
 
 from trainer.tasks.base import Task, stack_sums
 
+IGNORED = -100
+"""The label of a sample that could not be read: not learnt from, not counted. torch's own default."""
+
 
 class Classification(Task):
     """Cross entropy of the model's (n, classes) logits; `val/loss` and `val/acc` over every sample once."""
@@ -20,7 +23,9 @@ class Classification(Task):
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         inputs, targets = batch
-        return functional.cross_entropy(self.model(inputs), targets, label_smoothing=self.label_smoothing)
+        return functional.cross_entropy(
+            self.model(inputs), targets, ignore_index=IGNORED, label_smoothing=self.label_smoothing
+        )
 
     def predict_step(self, batch: tuple[Tensor, ...], batch_idx: int) -> Tensor:
         return self.model(batch[0]).argmax(-1)
@@ -28,8 +33,8 @@ class Classification(Task):
     def _evaluate(self, batch: tuple[Tensor, ...]) -> Tensor:
         inputs, targets = batch
         logits = self.model(inputs)
-        loss = functional.cross_entropy(logits.float(), targets, reduction="sum")
-        return stack_sums(loss, (logits.argmax(-1) == targets).sum(), len(targets))
+        loss = functional.cross_entropy(logits.float(), targets, ignore_index=IGNORED, reduction="sum")
+        return stack_sums(loss, (logits.argmax(-1) == targets).sum(), (targets != IGNORED).sum())
 
     def _metrics(self, sums: Tensor) -> dict[str, Tensor]:
         loss, correct, count = sums
