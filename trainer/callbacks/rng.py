@@ -16,9 +16,11 @@ class RngState(Callback):
     `group` is the CPU (gloo) group; None for one rank.
     """
 
-    def __init__(self, seed: int, rank: int, group: torch.distributed.ProcessGroup | None) -> None:
+    def __init__(self, seed: int, rank: int, data_rank: int, group: torch.distributed.ProcessGroup | None) -> None:
+        """`data_rank`: ranks that share layers and samples (tensor parallel) have the same, and so the same dropout."""
         self._seed = seed
         self._rank = rank
+        self._data_rank = data_rank
         self._group = group
         self._saved: list[dict[str, Any]] | None = None
 
@@ -37,9 +39,9 @@ class RngState(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """The last moment before the first batch: building and restoring drew numbers, too."""
         if self._saved is None:
-            rng.seed_all(rng.seed_of_rank(self._seed, self._rank))
+            rng.seed_all(rng.seed_of_rank(self._seed, self._data_rank))
         elif len(self._saved) == trainer.world_size:
             rng.restore(self._saved[self._rank])
         else:
-            rng.seed_all(rng.seed_of_rank(self._seed + trainer.global_step, self._rank))
+            rng.seed_all(rng.seed_of_rank(self._seed + trainer.global_step, self._data_rank))
         self._saved = None

@@ -11,6 +11,7 @@ from typing import Any
 from trainer.config.batch import BatchPlan
 from trainer.config.near import did_you_mean, listed
 from trainer.config.problems import raise_all
+from trainer.config.strategy import ranks_per_sample
 from trainer.config.targets import problems_of_targets
 from trainer.config.typed import as_written
 from trainer.errors import TrainerError, UserError
@@ -145,6 +146,7 @@ def _launch(config: dict[str, Any], splits: bool) -> Iterator[TrainerError]:
     if not splits or config["data"].get("batch_size") is None:
         return
     try:
-        BatchPlan.of(config["data"]["batch_size"], config["data"].get("micro_batch"), shape.world_size)
+        readers = max(1, shape.world_size // ranks_per_sample(config["strategy"], shape.processes_per_node))
+        BatchPlan.of(config["data"]["batch_size"], config["data"].get("micro_batch"), readers)
     except UserError as error:
         yield error

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass
@@ -123,3 +125,10 @@ STRATEGIES: dict[str, type] = {
     "auto": Auto,
 }
 """Name to options class."""
+
+
+def ranks_per_sample(strategy: Mapping[str, Any], ranks_of_node: int) -> int:
+    """Ranks that read the same samples: more than one only with tensor parallel."""
+    if strategy["name"] != "tp":
+        return 1
+    return strategy.get("tensor_parallel_size") or ranks_of_node

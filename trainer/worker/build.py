@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MethodType
 from typing import Any
 
@@ -58,9 +58,16 @@ def precision_of(config: Config, device: torch.device) -> str:
     return "bf16-mixed" if has_bf16 else "32-true"
 
 
+def place_in_data(config: Config, rank: Rank) -> Rank:
+    """This rank among those that read different samples; tensor parallel ranks of one group read the same."""
+    number, count = strategies.data_parallel(config.strategy, rank.rank, rank.world_size)
+    return replace(rank, rank=number, world_size=count)
+
+
 def build_data(config: Config, rank: Rank) -> Data:
     """Instantiate the data module; its files are prepared by one process a node before the others look at them."""
     target = locate(config.data["_target_"], "data._target_")
+    place = place_in_data(config, rank)
     node = {
         key: value
         for key, value in config.data.items()
@@ -74,7 +81,7 @@ def build_data(config: Config, rank: Rank) -> Data:
     # Before Lightning does: the lengths of the loaders and the facts are needed to build what Lightning is given.
     module.setup("fit")
     facts: dict[str, Any] = module.facts() if hasattr(module, "facts") else {}
-    plan = _plan(config, module, rank)
+    plan = _plan(config, module, place)
     built: list[Any] = []
     original = module.train_dataloader
 
@@ -82,13 +89,13 @@ def build_data(config: Config, rank: Rank) -> Data:
         if not built:
             loader = original()
             plain = type(loader) is DataLoader
-            built.append(resumable(loader, plan, rank.rank, config.seed) if plain else loader)
+            built.append(resumable(loader, plan, place.rank, config.seed) if plain else loader)
         return built[0]
 
     module.train_dataloader = train_dataloader
     for name in ("val_dataloader", "test_dataloader", "predict_dataloader"):
         if is_overridden(name, module, LightningDataModule):
-            setattr(module, name, _sharded(getattr(module, name), rank))
+            setattr(module, name, _sharded(getattr(module, name), place))
     return Data(module, plan, facts, train_dataloader)
 
 

@@ -169,7 +169,7 @@ def _train(config: Config, attempt: Attempt, group: Group | None) -> None:
         group,
     )
     callbacks: list[Callback] = [
-        RngState(config.seed, rank.rank, group),
+        RngState(config.seed, rank.rank, build.place_in_data(config, rank).rank, group),
         best,
         *[instantiate(node, where=f"callbacks.{name}") for name, node in config.callbacks.items() if node],
         StepClock(metrics, boundary, heartbeat),
