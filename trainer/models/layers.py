@@ -43,9 +43,10 @@ class Attention(nn.Module):
 
     def forward(self, features: Tensor, angles: tuple[Tensor, Tensor] | None = None) -> Tensor:
         number, length, _ = features.shape
-        query = self.query(features).view(number, length, self.heads, self.size).transpose(1, 2)
-        key = self.key(features).view(number, length, self.kv_heads, self.size).transpose(1, 2)
-        value = self.value(features).view(number, length, self.kv_heads, self.size).transpose(1, 2)
+        # -1: tensor parallel leaves each rank some of the heads
+        query = self.query(features).view(number, length, -1, self.size).transpose(1, 2)
+        key = self.key(features).view(number, length, -1, self.size).transpose(1, 2)
+        value = self.value(features).view(number, length, -1, self.size).transpose(1, 2)
         if angles is not None:
             query, key = Rotary.turn(query, angles), Rotary.turn(key, angles)
         mixed = functional.scaled_dot_product_attention(

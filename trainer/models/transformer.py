@@ -72,6 +72,12 @@ class Transformer(nn.Module):
         """What a sharding strategy wraps one by one, and what activation checkpointing recomputes."""
         return list(self.body)
 
+    def tensor_parallel(self) -> dict[str, str]:
+        """Layers that a tensor parallel strategy splits: whole heads of attention, columns of the feed-forward."""
+        names = {"attention": ("query", "key", "value"), "ffn": ("gate", "up")}
+        columns = {f"body.*.{part}.{name}": "column" for part, layers in names.items() for name in layers}
+        return {**columns, "body.*.attention.out": "row", "body.*.ffn.down": "row"}
+
     def init_weights(self) -> None:
         """GPT-2's; completes a model made on the meta device."""
         init_transformer(self, self.layers)
