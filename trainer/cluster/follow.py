@@ -39,7 +39,7 @@ def follow(run: RunDirectory, *, detached_ok: bool = False, stream: TextIO | Non
         while not follower.is_over():
             follower.show()
             if follower.interrupts and detached_ok:
-                follower.say(f"no longer following; the run goes on. To stop it: trainer stop {run.id}")
+                follower.say(f"no longer following; the run goes on. To stop it: {_command()} stop {run.id}")
                 return INTERRUPTED
             follower.act_on_interrupts()
             time.sleep(POLL_S)
@@ -138,7 +138,7 @@ class Follower:
             self.say(f"  best    {best['metric']} {best['value']:.4g} at step {best['step']}")
         self.say(f"  run     {_shortest(self.run.path)}")
         verb = "show" if outcome == "finished" else "resume"
-        self.say(f"  next    trainer {verb} {self.run.id}")
+        self.say(f"  next    {_command()} {verb} {self.run.id}")
         if outcome == "finished":
             return DONE
         if outcome == "stopped" or self._acted:
@@ -231,6 +231,12 @@ class Follower:
             return dict(json.loads((self.run.live_dir / "rank-0.json").read_text()))
         except (OSError, ValueError):
             return {}
+
+
+def _command() -> str:
+    """How `trainer` is to be typed: an environment that is not activated needs its path."""
+    own = Path(sys.prefix) / "bin" / "trainer"
+    return "trainer" if shutil.which("trainer") or not own.exists() else _shortest(own)
 
 
 def _shortest(path: Path) -> str:
