@@ -9,6 +9,7 @@ them, in turn, keeps it for writing. That costs one all-reduce of the state a sa
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
@@ -242,6 +243,8 @@ def build(options: Options, device: torch.device, timeout_s: float) -> RunDeepSp
     """Raises UserError for options that are not known."""
     if device.type != "cuda":
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # read when deepspeed is first asked for its accelerator
+    # DeepSpeed 0.19.8 calls torch 2.13's older names, and the advice comes twice a step
+    warnings.filterwarnings("ignore", r"`torch.distributed.(all_gather_into|reduce_scatter)_tensor` is", FutureWarning)
     offload_parameters = getattr(options, "offload_parameters", "none")
     for option, value in (("offload_optimizer", options.offload_optimizer), ("offload_parameters", offload_parameters)):
         if value not in OFFLOAD:
