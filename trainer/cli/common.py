@@ -7,6 +7,8 @@ import shutil
 import time
 from collections.abc import Sequence
 
+from trainer.runs.directory import RunDirectory
+
 
 def parser_of(verb: str, description: str, example: str, run: bool = True) -> argparse.ArgumentParser:
     """A parser with `[RUN]`, `--runs-dir` and `--json`."""
@@ -18,6 +20,12 @@ def parser_of(verb: str, description: str, example: str, run: bool = True) -> ar
     parser.add_argument("--runs-dir", metavar="DIR", help="where the runs are: TRAINER_RUNS_DIR, else ./runs")
     parser.add_argument("--json", action="store_true", help="for programs")
     return parser
+
+
+def launched(run: RunDirectory) -> str:
+    """`launched`, or as which job."""
+    job_id = run.launch().get("slurm_job_id")
+    return f"submitted as job {job_id}" if job_id else "launched"
 
 
 def table(rows: Sequence[Sequence[str]], header: Sequence[str]) -> str:

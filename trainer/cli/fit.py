@@ -8,7 +8,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from trainer.cli.common import launched
 from trainer.cli.job import Job, check_all, compose_all, describe, parser
+from trainer.cluster import launchers
 from trainer.config.compose import printed
 from trainer.errors import DONE, INTERRUPTED, UserError
 
@@ -39,9 +41,11 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     made.add_argument("--cfg", "-c", choices=["job", "hydra", "all"], help="print the configuration and do nothing")
     made.add_argument("--package", "-p", metavar="KEY", help="with --cfg: only this part of it")
     made.add_argument("--resolve", action="store_true", help="with --cfg: with interpolations replaced")
-    made.add_argument("--dry-run", action="store_true", help="check, print the plan, write nothing")
+    made.add_argument("--dry-run", action="store_true", help="check, print the plan and the job script, write nothing")
     watching = made.add_mutually_exclusive_group()
-    watching.add_argument("--follow", action="store_true", help="show the progress until the end (so it is here)")
+    watching.add_argument(
+        "--follow", action="store_true", help="show the progress until the end (on this machine: always)"
+    )
     watching.add_argument("--detach", action="store_true", help="return once it is launched")
     arguments = made.parse_intermixed_args(argv)
     if not arguments.cfg and (arguments.package or arguments.resolve):
@@ -54,6 +58,9 @@ def _parse(argv: list[str]) -> argparse.Namespace:
 
 def _plan(job: Job) -> str:
     lines = [f"{word:<11}{text}" for word, text in describe(job)]
+    script = launchers.preview(job.config, job.shape)
+    if script is not None:
+        return "\n".join([*lines, "", script])
     command = f"{Path(sys.executable).name} -m trainer.cluster.node {job.config['runs_dir']}/{job.config['name']}-ID"
     return "\n".join([*lines, f"{'command':<11}{command}", ""])
 
@@ -61,7 +68,6 @@ def _plan(job: Job) -> str:
 def _launch(job: Job, arguments: argparse.Namespace) -> tuple[int, Any]:
     """Make the run, start it and, unless detached, follow it; the exit code and the RunDirectory."""
     from trainer.cluster.follow import follow
-    from trainer.cluster.local import LocalLauncher
     from trainer.runs.directory import RunDirectory
 
     run = RunDirectory.create(
@@ -72,11 +78,12 @@ def _launch(job: Job, arguments: argparse.Namespace) -> tuple[int, Any]:
     )
     facts = dict(describe(job))
     print(f"run {run.path.name}: {facts['shape']}; {facts['batch']}; until {facts['until']}", flush=True)
-    LocalLauncher(detached=arguments.detach).launch(run)
-    if arguments.detach:
-        print(f"launched; to watch it: trainer logs -f {run.id}; to stop it: trainer stop {run.id}")
+    cluster = job.config["cluster"]["name"]
+    launchers.launcher(cluster, detached=arguments.detach).launch(run)
+    if arguments.detach or (cluster != "local" and not arguments.follow):
+        print(f"{launched(run)}; to watch it: trainer logs -f {run.id}; to stop it: trainer stop {run.id}")
         return DONE, run
-    return follow(run), run
+    return follow(run, detached_ok=cluster != "local"), run
 
 
 def _sweep(jobs: list[Job], arguments: argparse.Namespace) -> int:

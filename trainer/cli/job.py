@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
+from trainer.cluster import launchers
 from trainer.config.batch import BatchPlan
 from trainer.config.check import check
 from trainer.config.compose import Composed, compose, points
@@ -88,8 +89,11 @@ def check_all(composed: list[Composed]) -> list[Job]:
     jobs = []
     for one in composed:
         try:
+            launchers.prepare(one.config)
             check(one.config)
-            jobs.append(Job(one, resolve(one.config)))
+            shape = resolve(one.config)
+            launchers.check(one.config, shape)
+            jobs.append(Job(one, shape))
         except TrainerError as error:
             raise _of_point(error, one.overrides, len(composed)) from None
     for job in jobs:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import argparse
 import json
+from dataclasses import fields
 from typing import Any
 
-from trainer.cli.common import parser_of
+from trainer.cli.common import launched, parser_of
+from trainer.cluster import launchers
 from trainer.cluster.jobs import states_of
 from trainer.config.build import freeze, read_plain
+from trainer.config.cluster import Slurm
 from trainer.config.near import did_you_mean
 from trainer.errors import UserError
 from trainer.runs.directory import RunDirectory
@@ -20,6 +24,7 @@ CHANGEABLE = {
     "resources": ("nodes", "gpus", "gpus_per_node", "cpu_processes"),
     "checkpoint": ("every_n_steps", "every_minutes", "keep_last", "keep_best", "keep_every_n_steps", "on_failure"),
     "resilience": ("max_restarts", "agree_every_s", "stop_deadline_s", "collective_timeout_s"),
+    "cluster": tuple(option.name for option in fields(Slurm) if option.name != "name"),
 }
 """Section to keys that a resumed run may be given anew: they do not change what it computes at a step."""
 
@@ -29,7 +34,11 @@ def main(argv: list[str]) -> int:
         "resume", "Go on with a run from its newest good checkpoint.", "trainer resume k3v9 trainer.max_steps=2000"
     )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="limits, resources and checkpoint intervals")
-    parser.add_argument("--detach", action="store_true", help="return once it is launched")
+    watching = parser.add_mutually_exclusive_group()
+    watching.add_argument(
+        "--follow", action="store_true", help="show the progress until the end (here: always)"
+    )
+    watching.add_argument("--detach", action="store_true", help="return once it is launched")
     options = parser.parse_intermixed_args(argv)
     if options.run and "=" in options.run:
         options.overrides.insert(0, options.run)
@@ -44,7 +53,7 @@ def main(argv: list[str]) -> int:
             f"{run.path.name} has finished",
             f"to train on, raise its limit: trainer resume {run.id} trainer.max_steps=...",
         )
-    return _launch(run, changed, options.overrides, options.detach, options.json)
+    return _launch(run, changed, options)
 
 
 def changed_config(run: RunDirectory, overrides: list[str]) -> dict[str, Any]:
@@ -75,22 +84,23 @@ def _parsed(value: str) -> Any:
     return yaml.safe_load(value)
 
 
-def _launch(run: RunDirectory, config: dict[str, Any], overrides: list[str], detach: bool, as_json: bool) -> int:
+def _launch(run: RunDirectory, config: dict[str, Any], options: argparse.Namespace) -> int:
     from trainer.cluster.follow import follow
-    from trainer.cluster.local import LocalLauncher
     from trainer.cluster.shape import resolve
 
+    cluster, overrides = config["cluster"]["name"], options.overrides
     if overrides:
         shape = resolve(config)
+        launchers.check(config, shape)
         write_atomic(run.config_path, freeze(config))
         launch = read_json(run.launch_path, {})
         write_atomic(run.launch_path, json.dumps({**launch, "shape": shape.to_dict()}, indent=1))
     run.event("resumed", overrides=overrides)
-    LocalLauncher(detached=detach).launch(run)
-    if as_json:
+    launchers.launcher(cluster, detached=options.detach, keep_script=not overrides).launch(run)
+    if options.json:
         print(json.dumps({"id": run.id, "path": str(run.path), "attempt": run.launch().get("attempt")}))
-    if detach:
-        if not as_json:
-            print(f"launched; to watch it: trainer logs -f {run.id}; to stop it: trainer stop {run.id}")
+    if options.detach or (cluster != "local" and not options.follow):
+        if not options.json:
+            print(f"{launched(run)}; to watch it: trainer logs -f {run.id}; to stop it: trainer stop {run.id}")
         return 0
-    return follow(run)
+    return follow(run, detached_ok=cluster != "local")

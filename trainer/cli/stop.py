@@ -8,6 +8,7 @@ import time
 from trainer.cli.common import parser_of
 from trainer.cluster import processes
 from trainer.cluster.jobs import states_of
+from trainer.cluster.launchers import cancel, signal_stop
 from trainer.cluster.node import request_stop
 from trainer.errors import JOB_FAILED, UserError
 from trainer.runs.directory import RunDirectory
@@ -29,6 +30,8 @@ def main(argv: list[str]) -> int:
     request_stop(run, "trainer stop")
     if options.now:
         _kill(run)
+    else:
+        signal_stop(run)
     state = _wait(run, options.wait)
     if options.json:
         print(json.dumps({"id": run.id, "state": state.name, "reason": state.reason}))
@@ -41,6 +44,9 @@ def main(argv: list[str]) -> int:
 
 def _kill(run: RunDirectory) -> None:
     launch = run.launch()
+    if launch.get("slurm_job_id"):
+        cancel(run)
+        return
     if not is_alive(run, launch) or launch.get("pid") is None:
         raise UserError("--now can only kill what runs on this machine", f"without --now: trainer stop {run.id}")
     processes.kill_tree(launch["pid"])

@@ -1,0 +1,66 @@
+"""The launcher of each cluster, by `cluster.name`, and what else differs between them before a launch."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from trainer.cluster.shape import LaunchShape
+from trainer.runs.directory import RunDirectory
+
+
+class Launcher(Protocol):
+    """Starts a run, or has it started."""
+
+    def launch(self, run: RunDirectory) -> None: ...
+
+
+def launcher(cluster: str, *, detached: bool, keep_script: bool = False) -> Launcher:
+    """`detached`: the run goes on without the command that launched it, as on SLURM it always does. `keep_script`:
+    submit the job script of the last launch as it is by now."""
+    if cluster == "slurm":
+        from trainer.cluster.slurm.submit import SlurmLauncher
+
+        return SlurmLauncher(keep_script)
+    from trainer.cluster.local import LocalLauncher
+
+    return LocalLauncher(detached)
+
+
+def prepare(config: dict[str, Any]) -> None:
+    """Fill in what of `resources` only the cluster knows."""
+    if config["cluster"]["name"] == "slurm":
+        from trainer.cluster.slurm import shape
+
+        shape.choose_nodes(config)
+
+
+def check(config: dict[str, Any], shape: LaunchShape) -> None:
+    """Raise UserError for what this cluster would refuse or never run."""
+    if config["cluster"]["name"] == "slurm":
+        from trainer.cluster.slurm import shape as slurm_shape
+
+        slurm_shape.check(config, shape)
+
+
+def preview(config: dict[str, Any], shape: LaunchShape) -> str | None:
+    """The job script that would be submitted; null where there is none."""
+    if config["cluster"]["name"] != "slurm":
+        return None
+    from trainer.cluster.slurm.submit import preview as preview_script
+
+    return preview_script(config, shape)
+
+
+def signal_stop(run: RunDirectory) -> None:
+    """Tell a run that its `control/stop` is there, where it would not look soon; one that only waits is cancelled."""
+    if run.launch().get("slurm_job_id"):
+        from trainer.cluster.slurm.stop import stop
+
+        stop(run)
+
+
+def cancel(run: RunDirectory) -> None:
+    """Take a run's job from SLURM at once."""
+    from trainer.cluster.slurm.stop import cancel as cancel_job
+
+    cancel_job(run)
