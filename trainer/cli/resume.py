@@ -35,9 +35,7 @@ def main(argv: list[str]) -> int:
     )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="limits, resources and checkpoint intervals")
     watching = parser.add_mutually_exclusive_group()
-    watching.add_argument(
-        "--follow", action="store_true", help="show the progress until the end (here: always)"
-    )
+    watching.add_argument("--follow", action="store_true", help="show the progress until the end (here: always)")
     watching.add_argument("--detach", action="store_true", help="return once it is launched")
     options = parser.parse_intermixed_args(argv)
     if options.run and "=" in options.run:

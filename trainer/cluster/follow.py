@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import socket
@@ -236,7 +237,7 @@ class Follower:
 def _command() -> str:
     """How `trainer` is to be typed: an environment that is not activated needs its path."""
     own = Path(sys.prefix) / "bin" / "trainer"
-    return "trainer" if shutil.which("trainer") or not own.exists() else _shortest(own)
+    return "trainer" if shutil.which("trainer") or not own.exists() else shlex.quote(_shortest(own))
 
 
 def _shortest(path: Path) -> str:

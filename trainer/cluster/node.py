@@ -55,7 +55,8 @@ class Node:
         self.requested: set[int] = set()
         """Signals received."""
         self._told: set[tuple[int, int]] = set()
-        self._attempt_times: dict[int, float] = {}
+        self._attempts = [self.base]
+        """Those of this launch, torchrun's restarts among them."""
         self._log_offset = 0
         self._closing: dict[int, float] = {}
         self._stop_seen_at: float | None = None
@@ -83,11 +84,12 @@ class Node:
     @property
     def attempt(self) -> int:
         """The newest attempt of this launch."""
-        return max(self._attempt_times, default=self.base)
+        return self._attempts[-1]
 
     def _round(self, first: int, restarts: int) -> int:
         """One torchrun, which makes attempts from number `first` on; returns its exit code."""
-        self._attempt_times[first] = time.time()
+        if first != self.attempt:
+            self._attempts.append(first)
         arguments = torchrun.command(
             self.run.path,
             f"{self.run.id}-{first}",
@@ -102,9 +104,10 @@ class Node:
         while child.poll() is None:
             time.sleep(POLL_S)
             self._forward(child.pid)
-            self._note_restart()
+            self._note_restarts()
             self._end_survivors()
             self._enforce_end(child)
+        self._note_restarts()
         return int(child.returncode)
 
     def _forward(self, torchrun_pid: int) -> None:
@@ -115,17 +118,15 @@ class Node:
                     self._told.add((pid, signum))
                     processes.send(pid, signum)
 
-    def _note_restart(self) -> None:
+    def _note_restarts(self) -> None:
         """When torchrun has begun another attempt, write down why the last one died."""
-        following = self.attempt + 1
-        if not self._attempt_dir(following).is_dir():
-            return
-        died = self.attempt
-        self._attempt_times[following] = time.time()
-        if self.place.node_rank == 0 and not self._outcome_path(died).exists():
-            found = cause.find(self._attempt_dir(died), self.node_log)
-            self._record(died, "failed", JOB_FAILED, found)
-            print(f"attempt {died} died: {found.reason}; torchrun restarts the workers", flush=True)
+        while self._attempt_dir(self.attempt + 1).is_dir():
+            died = self.attempt
+            self._attempts.append(died + 1)
+            if self.place.node_rank == 0 and not self._outcome_path(died).exists():
+                found = cause.find(self._attempt_dir(died), self.node_log)
+                self._record(died, "failed", JOB_FAILED, found)
+                print(f"attempt {died} died: {found.reason}; torchrun restarts the workers", flush=True)
 
     def _end_survivors(self) -> None:
         """Kill the ranks that torchrun is closing and that do not leave: the restart waits for them."""
@@ -165,10 +166,9 @@ class Node:
         return float(self.config["tracking"].get("finish_timeout_s", 0))
 
     def _failures_since_checkpoint(self) -> int:
-        """Attempts of this launch that ended after the newest checkpoint was committed."""
-        committed = max((event["time"] for event in self.run.events() if event["event"] == "checkpoint"), default=0.0)
-        ends = [*sorted(self._attempt_times.values())[1:], time.time()]
-        return sum(1 for end in ends if end > committed)
+        """Attempts of this launch from the one that committed the newest checkpoint on: that one has died since."""
+        writers = [int(event["attempt"]) for event in self.run.events() if event["event"] == "checkpoint"]
+        return self.attempt - max([self.base, *writers[-1:]]) + 1
 
     def _give_up(self, found: cause.Cause) -> int:
         code = found.exit_code
@@ -187,7 +187,7 @@ class Node:
     def _outcome(self) -> dict[str, Any] | None:
         """How this launch ended, as a worker wrote it: a final outcome of the newest attempt, or of the one before,
         when torchrun restarted workers that had ended well."""
-        for attempt in sorted(self._attempt_times, reverse=True):
+        for attempt in reversed(self._attempts):
             try:
                 record = json.loads(self._outcome_path(attempt).read_text())
             except (OSError, ValueError):

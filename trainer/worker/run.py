@@ -138,7 +138,7 @@ def _train(config: Config, attempt: Attempt, group: Group | None) -> None:
         store,
         asynchronous=config.checkpoint.asynchronous,
         attempt=rank.attempt,
-        on_committed=lambda saved: _after_commit(saved, store, config, mode, directory),
+        on_committed=lambda saved: _after_commit(saved, store, config, mode, attempt),
     )
     best = BestMetric(monitor, mode, heartbeat)
 
@@ -279,10 +279,9 @@ def _failed(writer: CheckpointWriter, directory: RunDirectory, config: Config) -
     return config.checkpoint.on_failure == "stop"
 
 
-def _after_commit(
-    saved: Checkpoint, store: CheckpointStore, config: Config, mode: str, directory: RunDirectory
-) -> None:
-    directory.event("checkpoint", step=saved.step, bytes=saved.bytes)
+def _after_commit(saved: Checkpoint, store: CheckpointStore, config: Config, mode: str, attempt: Attempt) -> None:
+    # The supervisor counts restarts from the attempt that got this far (trainer/cluster/node.py).
+    attempt.directory.event("checkpoint", attempt=attempt.rank.attempt, step=saved.step, bytes=saved.bytes)
     options = config.checkpoint
     store.prune(options.keep_last, options.keep_best, mode, options.keep_every_n_steps)
 
