@@ -43,8 +43,10 @@ def test_what_comes_after_a_checkpoint_joins_the_line(tmp_path: Path) -> None:
 
 def test_rewind_drops_later_steps_and_a_cut_line(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
-    path.write_text('{"step": 10}\n{"step": 20}\n{"step": 30}\n{"step": 4')
-    assert rewind(path, 20) == 2
+    path.write_text('{"step": 10, "time": 90}\n{"step": 20, "time": 97.5}\n{"step": 30, "time": 101}\n{"step": 4')
+    rewound = rewind(path, 20)
+    assert rewound.dropped == 2
+    assert [line["step"] for line in rewound.recent] == [20]
     assert [line["step"] for line in read(path)] == [10, 20]
-    assert rewind(path, 20) == 0
-    assert rewind(tmp_path / "missing.jsonl", 0) == 0
+    assert rewind(path, 20).dropped == 0
+    assert rewind(tmp_path / "missing.jsonl", 0).recent == []

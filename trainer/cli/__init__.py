@@ -22,6 +22,7 @@ VERBS = {
         "stop": "save a checkpoint and end",
         "resume": "go on from the newest good checkpoint",
         "evaluate": "the metrics of a checkpoint on held-out data",
+        "sync": "upload to Weights & Biases what was logged offline",
         "rm": "delete runs",
     },
 }

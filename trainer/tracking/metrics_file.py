@@ -7,6 +7,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,9 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from trainer.runs.files import write_atomic
+
+RECENT_S = 5.0
+"""Longer than W&B's client keeps a row to itself (weights_and_biases.py sets 1 s)."""
 
 
 class MetricsFile(Logger):
@@ -79,19 +83,33 @@ class MetricsFile(Logger):
         self.save()
 
 
-def rewind(path: Path, step: int) -> int:
-    """Drop the lines of steps after `step`, and a last line cut short by a crash; returns how many were dropped."""
+@dataclass(frozen=True)
+class Rewound:
+    """What `rewind` did."""
+
+    dropped: int
+    """Lines taken out."""
+    recent: list[dict[str, Any]]
+    """Lines kept that were written within `RECENT_S` before the last one: a process that was killed then may not have
+    got them to another tracker."""
+
+
+def rewind(path: Path, step: int) -> Rewound:
+    """Drop the lines of steps after `step`, and a last line cut short by a crash."""
     if not path.exists():
-        return 0
+        return Rewound(0, [])
     lines = path.read_text().splitlines()
-    kept = [line for line in lines if _step_of(line) is not None and _step_of(line) <= step]  # type: ignore[operator]
+    read = [(line, parsed) for line in lines if (parsed := _parsed(line)) is not None]
+    last = max((parsed["time"] for _, parsed in read), default=0.0)
+    kept = [(line, parsed) for line, parsed in read if parsed["step"] <= step]
     if len(kept) != len(lines):
-        write_atomic(path, "".join(f"{line}\n" for line in kept))
-    return len(lines) - len(kept)
+        write_atomic(path, "".join(f"{line}\n" for line, _ in kept))
+    return Rewound(len(lines) - len(kept), [parsed for _, parsed in kept if last - parsed["time"] <= RECENT_S])
 
 
-def _step_of(line: str) -> int | None:
+def _parsed(line: str) -> dict[str, Any] | None:
     try:
-        return int(json.loads(line)["step"])
+        parsed = json.loads(line)
+        return {**parsed, "step": int(parsed["step"]), "time": float(parsed["time"])}
     except (ValueError, KeyError, TypeError):
         return None

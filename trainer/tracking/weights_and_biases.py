@@ -2,7 +2,8 @@
 
 Facts about the client (0.31) that this file stands on:
 - `WandbLogger(offline=True)` sets a process-global mode: the mode is given to `wandb.init` instead.
-- The default flush interval of 15 s loses everything on SIGKILL; `x_transaction_log_flush_interval=1` does not.
+- The default flush interval of 15 s loses everything on SIGKILL; with `x_transaction_log_flush_interval=1` it is the
+  last second. Those rows are sent again by the next attempt; two rows of one step lie on one point of the curve.
 - `finish()` waits for ever for a dead server unless `finish_timeout` is set.
 - Every SLURM_* variable is stored and uploaded, SLURM_JWT (a credential) too: it is removed first.
 - Artifacts are staged in the home directory unless WANDB_DATA_DIR says otherwise.
@@ -13,7 +14,7 @@ from __future__ import annotations
 import netrc
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 from urllib.parse import urlparse
 
@@ -39,9 +40,16 @@ class WandbCurves(WandbLogger):
 
 
 def start(
-    run: RunDirectory, options: TrackingOptions, config: dict[str, Any], completed_steps: Callable[[], int]
+    run: RunDirectory,
+    options: TrackingOptions,
+    config: dict[str, Any],
+    completed_steps: Callable[[], int],
+    unsure: Sequence[Mapping[str, Any]] = (),
 ) -> WandbCurves:
-    """Start, or go on with, the W&B run whose id is the run's own. Call it on the first rank only."""
+    """Start, or go on with, the W&B run whose id is the run's own. Call it on the first rank only.
+
+    `unsure` are lines of metrics.jsonl that an attempt that was killed may not have got to W&B; they are logged again.
+    """
     import wandb
 
     os.environ.pop("SLURM_JWT", None)
@@ -69,6 +77,9 @@ def start(
     # WandbLogger does this itself only for a run that it makes.
     experiment.define_metric("trainer/global_step")
     experiment.define_metric("*", step_metric="trainer/global_step", step_sync=True)
+    for line in unsure:
+        values = {name: value for name, value in line.items() if name not in ("step", "time")}
+        experiment.log({**values, "trainer/global_step": line["step"]})
     return WandbCurves(experiment, completed_steps)
 
 

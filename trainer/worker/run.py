@@ -126,8 +126,7 @@ def _train(config: Config, attempt: Attempt, group: Group | None) -> None:
     silence_known_warnings()
     store = CheckpointStore(directory.checkpoints_dir)
     resumed = _newest_checkpoint(store, directory, rank, group)
-    if rank.is_first:
-        _begin(attempt, resumed)
+    unsure = _begin(attempt, resumed) if rank.is_first else []
 
     rng.seed_all(config.seed)
     data = build.build_data(config, rank)
@@ -175,7 +174,7 @@ def _train(config: Config, attempt: Attempt, group: Group | None) -> None:
         StepClock(metrics, boundary, heartbeat),
         boundary,
     ]
-    loggers = _loggers(config, directory, rank, heartbeat)
+    loggers = _loggers(config, directory, rank, heartbeat, unsure)
     trainer = build.build_trainer(
         config, rank, data.plan, callbacks, loggers, RunCheckpointIO(writer), str(directory.path)
     )
@@ -212,12 +211,15 @@ def _newest_checkpoint(
     return chosen[0]
 
 
-def _begin(attempt: Attempt, resumed: Checkpoint | None) -> None:
-    """What the first rank writes down before training, and takes back of what the last attempt logged too far."""
+def _begin(attempt: Attempt, resumed: Checkpoint | None) -> list[dict[str, Any]]:
+    """What the first rank writes down before training, and takes back of what the last attempt logged too far.
+
+    Returns the lines of metrics.jsonl that the last attempt, if it was killed, may not have got to another tracker.
+    """
     step = resumed.step if resumed else 0
-    dropped = rewind(attempt.directory.metrics_path, step)
-    if dropped:
-        print(f"metrics.jsonl: {dropped} lines after step {step} dropped; they are logged again", flush=True)
+    rewound = rewind(attempt.directory.metrics_path, step)
+    if rewound.dropped:
+        print(f"metrics.jsonl: {rewound.dropped} lines after step {step} dropped; they are logged again", flush=True)
     attempt.heartbeat.update(step=step, phase="build")
     attempt.directory.event(
         "started",
@@ -231,6 +233,11 @@ def _begin(attempt: Attempt, resumed: Checkpoint | None) -> None:
         f"attempt {attempt.rank.attempt}: " + (f"resumed from step {step}" if resumed else "from the start"),
         flush=True,
     )
+    ended_well = any(
+        record["attempt"] == attempt.rank.attempt - 1 and record["outcome"] in ("finished", "stopped", "requeue")
+        for record in attempt.directory.attempts()
+    )
+    return [] if ended_well else rewound.recent
 
 
 def _monitor(config: Config, module: LightningModule) -> tuple[str, str]:
@@ -241,7 +248,9 @@ def _monitor(config: Config, module: LightningModule) -> tuple[str, str]:
     return monitor, config.checkpoint.mode or mode
 
 
-def _loggers(config: Config, directory: RunDirectory, rank: Rank, heartbeat: Heartbeat) -> list[Any]:
+def _loggers(
+    config: Config, directory: RunDirectory, rank: Rank, heartbeat: Heartbeat, unsure: list[dict[str, Any]]
+) -> list[Any]:
     """metrics.jsonl always, W&B where asked for; only the first rank writes."""
     if not rank.is_first:
         return []
@@ -249,7 +258,9 @@ def _loggers(config: Config, directory: RunDirectory, rank: Rank, heartbeat: Hea
     if config.tracking.name == "wandb":
         from trainer.tracking import weights_and_biases
 
-        loggers.append(weights_and_biases.start(directory, config.tracking, directory.config(), lambda: heartbeat.step))
+        loggers.append(
+            weights_and_biases.start(directory, config.tracking, directory.config(), lambda: heartbeat.step, unsure)
+        )
     return loggers
 
 

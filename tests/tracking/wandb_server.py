@@ -1,0 +1,199 @@
+"""A stand-in for the W&B server on loopback, with what the client 0.31 asks for to log online, resume and sync.
+
+It proves what the client sends, not what the real server makes of it. An operation that it does not know is refused
+and kept in `unknown`: a newer client that asks for more makes the tests fail, with its name.
+"""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import json
+import re
+import threading
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+from urllib.parse import quote, unquote, urlsplit
+
+KEY = "local" + "0" * 40
+"""Passes the client's check of the format."""
+ENTITY = "somebody"
+
+
+@dataclass
+class ServedRun:
+    """A run as the server has it."""
+
+    project: str
+    id: str
+    name: str = ""
+    config: dict[str, Any] = field(default_factory=dict)
+    tags: list[str] = field(default_factory=list)
+    exit_code: int | None = None
+    streams: dict[str, dict[int, str]] = field(default_factory=dict)
+    """Name of a stream (`wandb-history.jsonl`) to its lines by their number."""
+    files: dict[str, bytes] = field(default_factory=dict)
+
+    @property
+    def history(self) -> list[dict[str, Any]]:
+        return self.rows("wandb-history.jsonl")
+
+    def rows(self, stream: str) -> list[dict[str, Any]]:
+        lines = self.streams.get(stream, {})
+        return [json.loads(lines[number]) for number in sorted(lines)]
+
+
+class WandbServer:
+    """Use as a context manager; `environment()` sends a client here."""
+
+    def __init__(self) -> None:
+        self.runs: dict[str, ServedRun] = {}
+        self.unknown: list[str] = []
+        self._lock = threading.Lock()
+        outer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def log_message(self, format: str, *args: Any) -> None:
+                pass
+
+            def answer(self) -> None:
+                body = self.rfile.read(int(self.headers.get("content-length") or 0))
+                if self.headers.get("content-encoding") == "gzip":
+                    body = gzip.decompress(body)
+                with outer._lock:
+                    code, reply = outer._route(urlsplit(self.path).path, self.headers.get("authorization"), body)
+                content = json.dumps(reply).encode()
+                self.send_response(code)
+                self.send_header("content-type", "application/json")
+                self.send_header("content-length", str(len(content)))
+                self.end_headers()
+                self.wfile.write(content)
+
+            do_GET = do_POST = do_PUT = answer
+
+        class Server(ThreadingHTTPServer):
+            daemon_threads = True
+
+            def handle_error(self, request: Any, client_address: Any) -> None:
+                pass  # the client drops idle connections
+
+        self._server = Server(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self._server.server_port}"
+
+    def __enter__(self) -> WandbServer:
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+    def environment(self) -> dict[str, str]:
+        return {"WANDB_BASE_URL": self.url, "WANDB_API_KEY": KEY, "WANDB_ERROR_REPORTING": "false"}
+
+    def _route(self, path: str, authorization: str | None, body: bytes) -> tuple[int, Any]:
+        if path == "/graphql":
+            return self._graphql(authorization, json.loads(body))
+        stream = re.fullmatch(rf"/files/{ENTITY}/([^/]+)/([^/]+)/file_stream", path)
+        if stream:
+            self._stream(self.runs[unquote(stream[2])], json.loads(body))
+            return 200, {"exitcode": None, "limits": {}}
+        stored = re.fullmatch(r"/storage/([^/]+)/(.+)", path)
+        if stored:
+            self.runs[unquote(stored[1])].files[unquote(stored[2])] = body
+            return 200, {}
+        if path.startswith("/sdk/otel/"):  # the client's own telemetry
+            return 200, {}
+        self.unknown.append(path)
+        return 404, {"error": "no such route"}
+
+    def _graphql(self, authorization: str | None, request: dict[str, Any]) -> tuple[int, Any]:
+        if base64.b64decode((authorization or "Basic ").removeprefix("Basic ")).decode() != f"api:{KEY}":
+            return 401, {"errors": [{"message": "user is not logged in"}]}
+        named = re.search(r"\b(?:query|mutation)\s+(\w+)", request["query"])
+        name = request.get("operationName") or (named[1] if named else "")
+        operation = getattr(self, f"_do_{name}", None)
+        if operation is None:
+            self.unknown.append(name)
+            return 400, {"errors": [{"message": f"unknown operation {name}"}]}
+        return 200, {"data": operation(request.get("variables") or {})}
+
+    def _stream(self, run: ServedRun, sent: dict[str, Any]) -> None:
+        for name, part in (sent.get("files") or {}).items():
+            lines = run.streams.setdefault(name, {})
+            lines.update({part["offset"] + number: line for number, line in enumerate(part["content"])})
+        if sent.get("complete"):
+            run.exit_code = sent.get("exitcode")
+
+    def _project(self, run: ServedRun) -> dict[str, Any]:
+        return {"id": f"project-{run.project}", "name": run.project, "entity": {"id": "entity", "name": ENTITY}}
+
+    def _bucket(self, run: ServedRun) -> dict[str, Any]:
+        return {
+            "id": f"bucket-{run.id}",
+            "name": run.id,
+            "displayName": run.name,
+            "description": None,
+            "config": json.dumps(run.config),
+            "sweepName": None,
+            "project": self._project(run),
+            "historyLineCount": len(run.history),
+        }
+
+    def _do_Viewer(self, variables: dict[str, Any]) -> Any:
+        teams = {"edges": [{"node": {"name": ENTITY}}]}
+        viewer = {"id": "viewer", "entity": ENTITY, "username": ENTITY, "email": "", "flags": "{}", "teams": teams}
+        return {"viewer": viewer}
+
+    def _do_ServerFeaturesQuery(self, variables: dict[str, Any]) -> Any:
+        return {"serverInfo": {"features": []}}
+
+    def _do_OrganizationCoreWeaveOrganizationID(self, variables: dict[str, Any]) -> Any:
+        return {"entity": {"organization": {"coreWeaveOrganizationId": None}}}
+
+    def _do_RunStoppedStatus(self, variables: dict[str, Any]) -> Any:
+        return {"project": {"run": {"stopped": False}}}
+
+    def _do_UpsertBucket(self, variables: dict[str, Any]) -> Any:
+        run_id = variables["name"] if variables.get("name") else variables["id"].removeprefix("bucket-")
+        is_new = run_id not in self.runs
+        run = self.runs.setdefault(run_id, ServedRun(variables.get("project") or "", run_id))
+        run.name = variables.get("displayName") or run.name
+        run.tags = variables.get("tags") or run.tags
+        if variables.get("config"):
+            run.config = {key: entry["value"] for key, entry in json.loads(variables["config"]).items()}
+        return {"upsertBucket": {"bucket": self._bucket(run), "inserted": is_new}}
+
+    def _do_RunResumeStatus(self, variables: dict[str, Any]) -> Any:
+        run = self.runs.get(variables["name"])
+        model = self._project(run or ServedRun(variables["project"], variables["name"]))
+        if run is None:
+            return {"model": {**model, "bucket": None}}
+
+        def tail(rows: list[dict[str, Any]]) -> str:
+            return json.dumps([json.dumps(row) for row in rows[-1:]])
+
+        summary, events = run.rows("wandb-summary.json"), run.rows("wandb-events.jsonl")
+        status = {
+            **self._bucket(run),
+            "summaryMetrics": json.dumps(summary[-1] if summary else {}),
+            "logLineCount": len(run.streams.get("output.log", {})),
+            "eventsLineCount": len(events),
+            "historyTail": tail(run.history),
+            "eventsTail": tail(events),
+            "config": json.dumps({key: {"value": value} for key, value in run.config.items()}),
+            "tags": run.tags,
+            "notes": None,
+            "wandbConfig": json.dumps({"t": 1}),
+        }
+        return {"model": {**model, "bucket": status}}
+
+    def _do_CreateRunFiles(self, variables: dict[str, Any]) -> Any:
+        run_id = variables["run"]
+        files = [
+            {"name": name, "uploadUrl": f"{self.url}/storage/{run_id}/{quote(name)}"} for name in variables["files"]
+        ]
+        return {"createRunFiles": {"runID": run_id, "uploadHeaders": [], "files": files}}
