@@ -20,7 +20,7 @@ from trainer.runs.directory import RunDirectory
 from trainer.runs.files import write_atomic
 from trainer.worker import build, rng
 from trainer.worker.process import Rank, die_with_parent
-from trainer.worker.run import init_process_group, silence_known_warnings
+from trainer.worker.torch_setup import init_process_group, silence_known_warnings
 
 
 def main() -> int:

@@ -2,15 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import logging
-import os
-import socket
-import time
 import traceback
-import warnings
-from dataclasses import dataclass
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -29,14 +21,13 @@ from trainer.config.build import instantiate, load
 from trainer.config.schema import Config
 from trainer.errors import DONE, JOB_FAILED, NEVER_RESTART, REQUEUE, TrainerError, UserError
 from trainer.runs.directory import RunDirectory
-from trainer.runs.files import write_atomic
-from trainer.tracking.metrics_file import MetricsFile, rewind
+from trainer.tracking.metrics_file import MetricsFile
 from trainer.worker import build, rng
+from trainer.worker.attempt import Attempt
 from trainer.worker.heartbeat import Heartbeat
 from trainer.worker.process import Rank
 from trainer.worker.stop import Request, StopTraining
-
-Group = torch.distributed.ProcessGroup
+from trainer.worker.torch_setup import Group, init_process_group, silence_known_warnings
 
 _NO_GOOD_CHECKPOINT = (
     "every checkpoint of this run is damaged; starting again from step 0 would hide that",
@@ -78,55 +69,12 @@ def run(run_path: Path) -> int:
     return DONE
 
 
-@dataclass
-class Attempt:
-    """This rank in this attempt of this run, and how it ended."""
-
-    directory: RunDirectory
-    rank: Rank
-    heartbeat: Heartbeat
-
-    def end(self, outcome: str, exit_code: int, reason: str = "", every_rank: bool = False) -> None:
-        """Record the outcome, which the node process turns into the job's exit code."""
-        if self.rank.is_first or every_rank:
-            record = {
-                "outcome": outcome,
-                "exit_code": exit_code,
-                "reason": reason,
-                "step": self.heartbeat.step,
-                "rank": self.rank.rank,
-                "host": socket.gethostname(),
-                "time": time.time(),
-            }
-            path = self.directory.attempts_dir / f"attempt-{self.rank.attempt:02d}.json"
-            path.parent.mkdir(exist_ok=True)
-            write_atomic(path, json.dumps(record))
-            event = "preempted" if outcome == "requeue" else outcome
-            self.directory.event(event, attempt=self.rank.attempt, step=self.heartbeat.step, reason=reason)
-            print(f"{outcome} at step {self.heartbeat.step}" + (f": {reason}" if reason else ""), flush=True)
-        self.heartbeat.stop(outcome)
-
-
-def init_process_group(config: Config, rank: Rank) -> Group | None:
-    """Join the other ranks before anything slow, and make the CPU group that agreements use; None for one rank."""
-    if rank.world_size == 1:
-        return None
-    timeout = timedelta(seconds=config.resilience.collective_timeout_s)
-    device = build.device_of(config, rank)
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
-        torch.distributed.init_process_group("cpu:gloo,cuda:nccl", timeout=timeout, device_id=device)
-    else:
-        torch.distributed.init_process_group("gloo", timeout=timeout)
-    return torch.distributed.new_group(backend="gloo", timeout=timeout)
-
-
 def _train(config: Config, attempt: Attempt, group: Group | None) -> None:
     directory, rank, heartbeat = attempt.directory, attempt.rank, attempt.heartbeat
     silence_known_warnings()
     store = CheckpointStore(directory.checkpoints_dir)
     resumed = _newest_checkpoint(store, directory, rank, group)
-    unsure = _begin(attempt, resumed) if rank.is_first else []
+    unsure = attempt.begin(resumed) if rank.is_first else []
 
     rng.seed_all(config.seed)
     data = build.build_data(config, rank)
@@ -209,35 +157,6 @@ def _newest_checkpoint(
     if isinstance(chosen[0], UserError):
         raise chosen[0]
     return chosen[0]
-
-
-def _begin(attempt: Attempt, resumed: Checkpoint | None) -> list[dict[str, Any]]:
-    """What the first rank writes down before training, and takes back of what the last attempt logged too far.
-
-    Returns the lines of metrics.jsonl that the last attempt, if it was killed, may not have got to another tracker.
-    """
-    step = resumed.step if resumed else 0
-    rewound = rewind(attempt.directory.metrics_path, step)
-    if rewound.dropped:
-        print(f"metrics.jsonl: {rewound.dropped} lines after step {step} dropped; they are logged again", flush=True)
-    attempt.heartbeat.update(step=step, phase="build")
-    attempt.directory.event(
-        "started",
-        attempt=attempt.rank.attempt,
-        step=step,
-        world_size=attempt.rank.world_size,
-        host=socket.gethostname(),
-        slurm_job_id=os.environ.get("SLURM_JOB_ID"),
-    )
-    print(
-        f"attempt {attempt.rank.attempt}: " + (f"resumed from step {step}" if resumed else "from the start"),
-        flush=True,
-    )
-    ended_well = any(
-        record["attempt"] == attempt.rank.attempt - 1 and record["outcome"] in ("finished", "stopped", "requeue")
-        for record in attempt.directory.attempts()
-    )
-    return [] if ended_well else rewound.recent
 
 
 def _monitor(config: Config, module: LightningModule) -> tuple[str, str]:
@@ -331,19 +250,3 @@ def seconds_of(text: str | None) -> float | None:
     for part, unit in zip(reversed(str(text).split(":")), (1, 60, 3600, 86400), strict=False):
         seconds += float(part) * unit
     return seconds
-
-
-def silence_known_warnings() -> None:
-    """Advice of Lightning that does not hold here, each with the reason. Nothing broader: new ones must be seen."""
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # its "GPU available", tips and adverts
-    reasons = {
-        "The `srun` command is available on your system but is not used": "torchrun starts the ranks, under srun too",
-        ".*isinstance\\(treespec, LeafSpec\\)": "Lightning 2.6 with torch 2.13; gone with Lightning's next release",
-        "It is recommended to use `self.log\\(.*sync_dist=True": "the tasks reduce over the ranks themselves",
-        "The .*dataloader.* does not have many workers": "whether workers pay depends on the data: docs/data.md",
-        "The number of training batches .* is smaller than the logging": "our logging counts steps over epochs",
-        "Be aware that when using `ckpt_path`, callbacks": "an evaluation needs none of them",
-        "You defined a `validation_step` but have no `val_dataloader`": "a data module may have no validation",
-    }
-    for message in reasons:
-        warnings.filterwarnings("ignore", message=message)
