@@ -1,8 +1,7 @@
-"""What all the variants of `benchmarks/parity` share: models, batches, and the clock that is read at each fetch."""
+"""What all the variants of `benchmarks/parity` share: models and batches."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,16 +9,13 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningDataModule
+from parity_turns import Blocks, Pace
 from torch import Tensor
 
 from trainer.config.build import read_plain
 from trainer.worker.process import Rank
 
 Batch = tuple[Tensor, Tensor]
-
-WARM_UP = 5
-"""Steps before the clock counts: allocations, the optimizer's state, DDP's buckets."""
-LOG_EVERY = 10
 
 
 @dataclass(frozen=True)
@@ -32,8 +28,11 @@ class Case:
     """Samples a rank and step."""
     target: float
     """The most that ours may cost, in CPU time of the bare loop."""
-    steps: int
+    blocks: dict[int, Blocks]
+    """By the number of ranks."""
     rounds: int
+    log_every: int
+    """Steps; a block measures a multiple of it, so that each contains as many logged steps."""
 
 
 CONF = Path(__file__).resolve().parent.parent / "conf" / "model"
@@ -53,24 +52,27 @@ CASES = {
         task=CLASSIFICATION,
         batch_size=32,
         target=1.25,
-        steps=400,
-        rounds=11,
+        blocks={1: Blocks(60, settle=5, measured=40), 2: Blocks(30, settle=5, measured=40)},
+        rounds=4,
+        log_every=10,
     ),
     "resnet": Case(
         model=model_of("resnet_small", input_shape=[1, 28, 28], num_classes=10),
         task=CLASSIFICATION,
         batch_size=16,
         target=1.02,
-        steps=60,
-        rounds=11,
+        blocks={1: Blocks(20, settle=1, measured=10), 2: Blocks(16, settle=1, measured=10)},
+        rounds=4,
+        log_every=10,
     ),
     "transformer": Case(
         model=model_of("transformer", vocab_size=256, sequence_length=64),
         task=LANGUAGE_MODELLING,
         batch_size=4,
         target=1.02,
-        steps=20,
-        rounds=11,
+        blocks={1: Blocks(8, settle=1, measured=5), 2: Blocks(7, settle=1, measured=5)},
+        rounds=4,
+        log_every=5,
     ),
 }
 
@@ -90,42 +92,32 @@ def batches_of(name: str, rank: int, count: int = 16) -> list[Batch]:
     return found
 
 
-class Clock:
-    """CPU and wall time at each fetch of a batch: no hook of any framework is needed to measure it."""
-
-    stamps: list[tuple[float, float]] = []  # noqa: RUF012  one process measures one variant at a time
-
-    @classmethod
-    def measured_us(cls) -> tuple[float, float]:
-        """CPU and wall microseconds a step after the warm-up; CPU of all threads of this process."""
-        first, last = cls.stamps[WARM_UP], cls.stamps[-1]
-        steps = len(cls.stamps) - 1 - WARM_UP
-        return (last[0] - first[0]) / steps * 1e6, (last[1] - first[1]) / steps * 1e6
-
-
 class Stream:
-    """An epoch of `steps` batches held in memory, so that reading data is no part of what is compared."""
+    """An epoch of batches held in memory, so that reading data is no part of what is compared."""
 
-    def __init__(self, batches: list[Batch], steps: int) -> None:
+    def __init__(self, batches: list[Batch], pace: Pace, steps: int) -> None:
         self.batches = batches
+        self.pace = pace
         self.steps = steps
 
     def __len__(self) -> int:
         return self.steps
 
     def __iter__(self) -> Iterator[Batch]:
-        Clock.stamps.clear()
-        for step in range(self.steps):
-            Clock.stamps.append((time.process_time(), time.perf_counter()))
-            yield self.batches[step % len(self.batches)]
+        for number in range(self.steps):
+            self.pace.at_fetch(number)
+            yield self.batches[number % len(self.batches)]
 
 
 class Batches(LightningDataModule):
     """The stream as the data module of a run."""
 
+    pace: Pace
+    """Set by the variant: a configuration can only name plain values."""
+
     def __init__(self, case: str, steps: int) -> None:
         super().__init__()
-        self.stream = Stream(batches_of(case, Rank.from_environment().rank), steps)
+        self.stream = Stream(batches_of(case, Rank.from_environment().rank), self.pace, steps)
 
     def train_dataloader(self) -> Stream:
         return self.stream
