@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from parity_data import CASES
-from parity_turns import Blocks, Ranks, Train, in_turn, started
+from parity_turns import Blocks, Train, in_turn, started
 from parity_variants import VARIANTS, train
 
 from trainer.worker import run

@@ -3,6 +3,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
+
 from trainer.tracking.metrics_file import MetricsFile, rewind
 
 
@@ -50,3 +52,22 @@ def test_rewind_drops_later_steps_and_a_cut_line(tmp_path: Path) -> None:
     assert [line["step"] for line in read(path)] == [10, 20]
     assert rewind(path, 20).dropped == 0
     assert rewind(tmp_path / "missing.jsonl", 0).recent == []
+
+
+def test_only_a_save_waits_for_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A line a step must not cost a step 2 ms; a checkpoint must find the lines before it on the disk."""
+    synced: list[str] = []
+    path = tmp_path / "metrics.jsonl"
+    monkeypatch.setattr("os.fsync", lambda descriptor: synced.append(path.read_text()))
+    steps = [10]
+    logger = MetricsFile(path, lambda: steps[-1])
+    for step in (10, 20, 30):
+        steps.append(step)
+        logger.log_metrics({"train/loss": 1.5})
+    assert [line["step"] for line in read(path)] == [10, 20]
+    assert not synced
+    logger.save()
+    assert len(synced) == 1
+    assert [json.loads(line)["step"] for line in synced[0].splitlines()] == [10, 20, 30]
+    logger.save()
+    assert len(synced) == 1

@@ -55,7 +55,10 @@ class TrainMetrics:
     def on_output(self, module: LightningModule, outputs: Any) -> None:
         loss = outputs.get("loss") if isinstance(outputs, dict) else outputs
         # Lightning hands it out divided by the number of micro-batches (closure of _AutomaticOptimization).
-        found = {"loss": loss * module.trainer.accumulate_grad_batches} if loss is not None else {}
+        accumulate = module.trainer.accumulate_grad_batches
+        found = {}
+        if loss is not None:
+            found["loss"] = loss if accumulate == 1 else loss * accumulate
         found.update(getattr(module, "step_metrics", None) or {})
         for name, value in found.items():
             value = value.detach().float()

@@ -58,7 +58,7 @@ class LeanTrainingEpochLoop(_TrainingEpochLoop):
         self.reason = why_not_lean(self.trainer, data_fetcher)
         self.plan = None
         if self.reason is None:
-            self.plan = make_plan(self.trainer, validates=super()._should_check_val_epoch())
+            self.plan = make_plan(self.trainer, data_fetcher, validates=super()._should_check_val_epoch())
             data_fetcher._start_profiler = data_fetcher._stop_profiler = _nothing
         if not self._said and self.trainer.is_global_zero:
             if self.reason is None:
@@ -79,20 +79,55 @@ class LeanTrainingEpochLoop(_TrainingEpochLoop):
     def _should_check_val_epoch(self) -> bool:
         return super()._should_check_val_epoch() if self.plan is None else self.plan.validates
 
+    def _should_accumulate(self) -> bool:
+        return self.trainer.accumulate_grad_batches != 1 and super()._should_accumulate()
+
+    @property
+    def done(self) -> bool:
+        """The same answer by fewer questions; in doubt it is Lightning's."""
+        trainer = self.trainer
+        if self.plan is None or self._restarting or trainer.should_stop:
+            return super().done
+        if self._num_ready_batches_reached():
+            return True
+        steps = self.automatic_optimization.optim_progress.optimizer.step.total.completed
+        return self.max_steps != -1 and steps >= self.max_steps
+
+    def on_advance_end(self, data_fetcher: _DataFetcher) -> None:
+        """Lightning's where there is something to do: validation, a plateau, the end."""
+        plan, trainer = self.plan, self.trainer
+        if (
+            plan is None
+            or plan.has_plateaus
+            or self._skip_next_val
+            or trainer.should_stop
+            or trainer._signal_connector.received_sigterm
+            or (plan.validates and self._should_check_val_fx(data_fetcher))
+        ):
+            super().on_advance_end(data_fetcher)
+        elif not self._should_accumulate():
+            self._batches_that_stepped += 1
+
     def advance(self, data_fetcher: _DataFetcher) -> None:
-        """One micro-batch. The first after a resume is Lightning's, which knows all the places to resume at."""
+        """One micro-batch. The first after a resume is Lightning's, which knows all the places to resume at.
+
+        Counters are raised by hand: ten calls of `increment_...` a step are 4 us.
+        """
         plan = self.plan
-        if plan is None or self.restarting:
+        if plan is None or self._restarting:
             super().advance(data_fetcher)
             return
         if self.val_loop._restarting:
             self.val_loop.restarting = False
-        batch, _, _ = next(data_fetcher)
+        batch = plan.next_batch()
         progress = self.batch_progress
-        batch_idx = progress.current.ready
+        total: Any = progress.total
+        current: Any = progress.current
+        batch_idx = current.ready
         progress.is_last_batch = data_fetcher.done
         batch = plan.to_device(batch)
-        progress.increment_ready()
+        total.ready += 1
+        current.ready += 1
         self._begin_batch(batch)
 
         outputs: dict[str, Any] | None = None
@@ -100,19 +135,23 @@ class LeanTrainingEpochLoop(_TrainingEpochLoop):
         if batch is None:
             self._warning_cache.warn("train_dataloader yielded None. If this was on purpose, ignore this warning...")
         else:
-            refused = self._start_hooks(plan, batch, batch_idx) == -1
+            refused = plan.has_start_hooks and self._start_hooks(plan, batch, batch_idx) == -1
             if refused:
                 progress.increment_by(0, is_last_batch=True)
             else:
-                progress.increment_started()
+                total.started += 1
+                current.started += 1
                 outputs = self._train(plan, batch, batch_idx)
-        progress.increment_processed()
-        self._step_schedulers(plan, batch_idx)
+        total.processed += 1
+        current.processed += 1
+        if plan.has_schedulers:
+            self._step_schedulers(plan, batch_idx)
         if refused:
             raise StopIteration
         self._call(plan, "on_train_batch_end", outputs, batch, batch_idx)
         self._end_batch()
-        progress.increment_completed()
+        total.completed += 1
+        current.completed += 1
         if self._results:
             self.trainer._logger_connector.update_train_step_metrics()
 
@@ -134,7 +173,7 @@ class LeanTrainingEpochLoop(_TrainingEpochLoop):
     def _call(self, plan: Plan, name: str, *arguments: Any) -> None:
         hooks = plan.hooks[name]
         if hooks:
-            module = self.trainer.lightning_module.__dict__
+            module = plan.module.__dict__
             outer, module[FX] = module[FX], name
             for hook in hooks:
                 hook(*arguments)
@@ -145,11 +184,11 @@ class LeanTrainingEpochLoop(_TrainingEpochLoop):
         self._call(plan, "on_train_batch_start", batch, batch_idx)
         answer = None
         if plan.module_batch_start is not None:
-            module = self.trainer.lightning_module.__dict__
+            module = plan.module.__dict__
             outer, module[FX] = module[FX], "on_train_batch_start"
             answer = plan.module_batch_start(batch, batch_idx)
             module[FX] = outer
-        self.trainer.strategy.on_train_batch_start(batch, batch_idx)
+        plan.strategy.on_train_batch_start(batch, batch_idx)
         return answer
 
     def _train(self, plan: Plan, batch: Any, batch_idx: int) -> dict[str, Any] | None:
@@ -158,7 +197,7 @@ class LeanTrainingEpochLoop(_TrainingEpochLoop):
         As in Lightning the optimizer is given a closure, so that those which evaluate it more than once (LBFGS, SAM)
         work, and those with hooks before the step see them in the same order.
         """
-        strategy = self.trainer.strategy
+        strategy = plan.strategy
         accumulates = self._should_accumulate()
         if accumulates and not plan.strategy_accumulates:
             with _block_parallel_sync_behavior(strategy, block=True):
@@ -187,14 +226,16 @@ class LeanTrainingEpochLoop(_TrainingEpochLoop):
     def _closure_of_step(self, plan: Plan, batch: Any, batch_idx: int) -> Tensor | None:
         """What `Precision._wrap_closure` and `_after_closure` make of the closure."""
         loss = self._closure(plan, batch, batch_idx)
+        if not (plan.clips or plan.hooks["on_before_optimizer_step"]):
+            return loss
         trainer = self.trainer
-        optimizer = trainer.strategy._optimizers[0]
-        module = trainer.lightning_module.__dict__
+        optimizer = plan.strategy._optimizers[0]
+        module = plan.module.__dict__
         outer, module[FX] = module[FX], "optimizer_step"
         self._call(plan, "on_before_optimizer_step", optimizer)
         if plan.clips:
             trainer.precision_plugin._clip_gradients(
-                trainer.lightning_module,
+                plan.module,
                 optimizer,
                 trainer.gradient_clip_val,
                 gradient_clip_algorithm=trainer.gradient_clip_algorithm,
@@ -202,17 +243,18 @@ class LeanTrainingEpochLoop(_TrainingEpochLoop):
         module[FX] = outer
         return loss
 
-    @torch.enable_grad()
     def _closure(self, plan: Plan, batch: Any, batch_idx: int) -> Tensor | None:
         """Forward, zero the gradients if they are not being accumulated, backward; the detached loss."""
-        trainer = self.trainer
-        strategy, module = trainer.strategy, trainer.lightning_module.__dict__
+        if not torch.is_grad_enabled():  # an optimizer that does not see to it before it calls its closure
+            with torch.enable_grad():
+                return self._closure(plan, batch, batch_idx)
+        module = plan.module.__dict__
         outer, module[FX] = module[FX], "training_step"
-        output = strategy.training_step(batch, batch_idx) if plan.takes_batch_idx else strategy.training_step(batch)
-        strategy.post_training_step()
+        output = plan.training_step(batch, batch_idx) if plan.takes_batch_idx else plan.training_step(batch)
         module[FX] = outer
-        loss, extra = self._loss_of(output)
-        if batch_idx % trainer.accumulate_grad_batches == 0:
+        accumulate = self.trainer.accumulate_grad_batches
+        loss, extra = (output, None) if accumulate == 1 and type(output) is Tensor else self._loss_of(output)
+        if batch_idx % accumulate == 0:
             self._zero_grad(plan, batch_idx)
         if loss is None:
             self._outputs = {}
@@ -220,15 +262,13 @@ class LeanTrainingEpochLoop(_TrainingEpochLoop):
         shown = loss.detach()
         if plan.copies_loss:
             shown = shown.clone()
-        self._outputs = {"loss": shown, **extra}
+        self._outputs = {"loss": shown, **extra} if extra else {"loss": shown}
         self._backward(plan, loss)
         return shown
 
     def _loss_of(self, output: Any) -> tuple[Tensor | None, dict[str, Any]]:
         """The loss of this micro-batch as a part of the step's, and what else `training_step` returned."""
         trainer = self.trainer
-        if type(output) is Tensor and trainer.accumulate_grad_batches == 1:
-            return output, {}
         if output is None:
             if trainer.world_size > 1:
                 raise RuntimeError(
@@ -241,31 +281,34 @@ class LeanTrainingEpochLoop(_TrainingEpochLoop):
 
     def _zero_grad(self, plan: Plan, batch_idx: int) -> None:
         trainer = self.trainer
-        optimizer = trainer.strategy._optimizers[0]
+        optimizer = plan.strategy._optimizers[0]
         progress = self.automatic_optimization.optim_progress.optimizer.zero_grad
-        progress.increment_ready()
+        total: Any = progress.total
+        current: Any = progress.current
+        total.ready += 1
+        current.ready += 1
         self._call(plan, "on_before_zero_grad", optimizer)
-        progress.increment_started()
+        total.started += 1
+        current.started += 1
         if plan.plain_zero_grad:
             optimizer.zero_grad()
         else:
             call._call_lightning_module_hook(
                 trainer, "optimizer_zero_grad", trainer.current_epoch, batch_idx, optimizer
             )
-        progress.increment_completed()
+        total.completed += 1
+        current.completed += 1
 
     def _backward(self, plan: Plan, loss: Tensor) -> None:
         """`Strategy.backward`, which lets the precision plugin call two hooks around the module's `backward`."""
-        trainer = self.trainer
-        module = trainer.lightning_module
-        names = module.__dict__
+        names = plan.module.__dict__
         outer, names[FX] = names[FX], "backward"
         if plan.plain_backward:
             self._call(plan, "on_before_backward", loss)
-            module.backward(loss)
+            plan.module.backward(loss)
             self._call(plan, "on_after_backward")
         else:
-            trainer.strategy.backward(loss, trainer.strategy._optimizers[0])
+            plan.strategy.backward(loss, plan.strategy._optimizers[0])
         names[FX] = outer
 
     def _step_schedulers(self, plan: Plan, batch_idx: int) -> None:

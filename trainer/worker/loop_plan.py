@@ -19,12 +19,15 @@ import torch
 from lightning.fabric.plugins import Precision as FabricPrecision
 from lightning.fabric.utilities import move_data_to_device
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.loops.fetchers import _DataFetcher, _DataLoaderIterDataFetcher
+from lightning.pytorch.loops.fetchers import _DataFetcher, _DataLoaderIterDataFetcher, _PrefetchDataFetcher
 from lightning.pytorch.loops.optimization import _AutomaticOptimization
 from lightning.pytorch.plugins.precision import MixedPrecision, Precision
 from lightning.pytorch.profilers import PassThroughProfiler
 from lightning.pytorch.strategies import DDPStrategy, Strategy
+from lightning.pytorch.strategies.ddp import _DDPForwardRedirection
+from lightning.pytorch.strategies.strategy import _ForwardRedirection
 from lightning.pytorch.trainer import call
+from lightning.pytorch.utilities.combined_loader import CombinedLoader, _MaxSizeCycle
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 
 HOOKS = (
@@ -44,11 +47,18 @@ TRANSFER_HOOKS = ("on_before_batch_transfer", "transfer_batch_to_device", "on_af
 class Plan:
     """One epoch's answers."""
 
+    module: LightningModule
+    strategy: Strategy
+    next_batch: Callable[[], Any]
     hooks: dict[str, list[Callable[..., Any]]]
     """For each of HOOKS what overrides it, in Lightning's order: callbacks, the module, the strategy."""
     module_batch_start: Callable[..., Any] | None
     """The module's own `on_train_batch_start`, whose -1 ends the epoch."""
+    has_start_hooks: bool
+    """Whether anything happens before a batch is trained."""
     to_device: Callable[[Any], Any]
+    training_step: Callable[..., Any]
+    """Through the wrapper (DDP), in the context of the precision."""
     takes_batch_idx: bool
     strategy_accumulates: bool
     """The strategy decides itself when to step (DeepSpeed), and is called for every micro-batch."""
@@ -58,6 +68,8 @@ class Plan:
     clips: bool
     copies_loss: bool
     """Something may change the loss in place before `on_train_batch_end` sees it."""
+    has_schedulers: bool
+    has_plateaus: bool
     step_schedulers: list[Any]
     plain_scheduler_step: bool
     validates: bool
@@ -83,14 +95,23 @@ def why_not_lean(trainer: Trainer, data_fetcher: _DataFetcher) -> str | None:
     return None
 
 
-def make_plan(trainer: Trainer, validates: bool) -> Plan:
+def make_plan(trainer: Trainer, data_fetcher: _DataFetcher, validates: bool) -> Plan:
     """Look everything up. The Trainer must be fitting, with the strategy set up."""
     module, strategy, precision = trainer.lightning_module, trainer.strategy, trainer.precision_plugin
     plain_step = _plain_optimizer_step(strategy, precision)
+    hooks = {name: _overrides(name, trainer) for name in HOOKS}
+    module_batch_start = _override("on_train_batch_start", module, LightningModule)
     return Plan(
-        hooks={name: _overrides(name, trainer) for name in HOOKS},
-        module_batch_start=_override("on_train_batch_start", module, LightningModule),
+        module=module,
+        strategy=strategy,
+        next_batch=_fetch(data_fetcher),
+        hooks=hooks,
+        module_batch_start=module_batch_start,
+        has_start_hooks=bool(hooks["on_train_batch_start"])
+        or module_batch_start is not None
+        or not _inherits(strategy, "on_train_batch_start", Strategy),
         to_device=_transfer(trainer),
+        training_step=_training_step(strategy, precision, module),
         takes_batch_idx=is_param_in_hook_signature(module.training_step, "batch_idx", min_args=2),
         strategy_accumulates=strategy.handles_gradient_accumulation,
         plain_backward=_plain_backward(strategy, precision),
@@ -99,9 +120,11 @@ def make_plan(trainer: Trainer, validates: bool) -> Plan:
         clips=bool(trainer.gradient_clip_val)
         or bool(_override("configure_gradient_clipping", module, LightningModule))
         or bool(_override("clip_gradients", module, LightningModule)),
-        copies_loss=bool(_overrides("on_before_backward", trainer))
+        copies_loss=bool(hooks["on_before_backward"])
         or bool(_override("backward", module, LightningModule))
         or not _plain_backward(strategy, precision),
+        has_schedulers=bool(trainer.lr_scheduler_configs),
+        has_plateaus=any(config.reduce_on_plateau for config in trainer.lr_scheduler_configs),
         step_schedulers=[
             config
             for config in trainer.lr_scheduler_configs
@@ -162,6 +185,80 @@ def _plain_optimizer_step(strategy: Strategy, precision: Precision) -> bool:
         and not averages
         and _plain_precision(precision, "optimizer_step", "_wrap_closure", "_after_closure", "_clip_gradients")
     )
+
+
+def _fetch(fetcher: _DataFetcher) -> Callable[[], Any]:
+    """The next batch; of a single loader with a length without the seven calls that Lightning makes around it."""
+    combined = fetcher.combined_loader
+    iterator = combined._iterator
+    one_loader = (
+        type(fetcher) is _PrefetchDataFetcher
+        and fetcher.length is not None
+        and not fetcher.batches
+        and fetcher.iterator is combined
+        and type(combined) is CombinedLoader
+        and type(iterator) is _MaxSizeCycle
+        and combined._spec.is_leaf()
+    )
+    if not one_loader:
+        return lambda: next(fetcher)[0]
+
+    def fetch() -> Any:
+        if fetcher.done:
+            raise StopIteration
+        try:
+            batches, _, _ = iterator.__next__()  # type: ignore[union-attr]
+        except StopIteration:
+            fetcher.done = True
+            raise
+        fetcher.fetched += 1
+        fetcher.done = fetcher.fetched >= fetcher.length  # type: ignore[operator]
+        return batches[0]
+
+    return fetch
+
+
+def _training_step(strategy: Strategy, precision: Precision, module: LightningModule) -> Callable[..., Any]:
+    """`Strategy.training_step`: the module's own, called through the forward of what wraps it."""
+    plain = (
+        _inherits(strategy, "training_step", Strategy)
+        and _inherits(strategy, "post_training_step", Strategy)
+        and _inherits(precision, "train_step_context", Precision)
+        and type(strategy._forward_redirection) in (_ForwardRedirection, _DDPForwardRedirection)
+    )
+    if not plain:
+
+        def left_to_the_strategy(*arguments: Any) -> Any:
+            output = strategy.training_step(*arguments)
+            strategy.post_training_step()
+            return output
+
+        return left_to_the_strategy
+    wrapper = strategy.model
+    step = module.training_step if wrapper is module else _redirected(wrapper, module)
+    if _inherits(precision, "forward_context", FabricPrecision):
+        return step
+
+    def in_context(*arguments: Any) -> Any:
+        with precision.forward_context():
+            return step(*arguments)
+
+    return in_context
+
+
+def _redirected(wrapper: Any, module: LightningModule) -> Callable[..., Any]:
+    """`_ForwardRedirection`: the wrapper calls `module.forward`, which for this once is the training step."""
+    names, forward, training_step = module.__dict__, module.forward, module.training_step
+
+    def inner(*arguments: Any) -> Any:
+        names["forward"] = forward  # the step may well call it
+        return training_step(*arguments)
+
+    def outer(*arguments: Any) -> Any:
+        names["forward"] = inner
+        return wrapper(*arguments)
+
+    return outer
 
 
 def _transfer(trainer: Trainer) -> Callable[[Any], Any]:
