@@ -289,3 +289,30 @@ def test_falls_back_where_it_cannot_train(caplog: pytest.LogCaptureFixture) -> N
 
 def test_falls_back_under_a_profiler() -> None:
     both(Net, expect_lean=False, profiler=SimpleProfiler(filename=None), max_epochs=1)
+
+
+class LooksAtGradients(Net):
+    """Notes whether the gradients of the step before are still there, and leaves some of its own."""
+
+    def __init__(self, goes_backward: bool) -> None:
+        super().__init__()
+        self.goes_backward = goes_backward
+        self.had_gradients: list[bool] = []
+
+    def training_step(self, batch: list[Tensor], batch_idx: int) -> Any:
+        self.had_gradients.append(any(parameter.grad is not None for parameter in self.parameters()))
+        if self.goes_backward:
+            self.net(batch[0]).square().mean().backward()
+        return super().training_step(batch, batch_idx)
+
+
+@pytest.mark.parametrize("goes_backward", [False, True])
+@pytest.mark.parametrize("accumulate", [1, 3])
+def test_gradients_do_not_live_through_the_next_forward(accumulate: int, goes_backward: bool) -> None:
+    """Trains to the same weights, also where the step itself went backward; needs no memory for both at once."""
+    module = LooksAtGradients(goes_backward)
+    ordinary = train(False, LooksAtGradients(goes_backward), trace=False, accumulate_grad_batches=accumulate)
+    lean = train(True, module, trace=False, accumulate_grad_batches=accumulate)
+    assert_same(ordinary, lean)
+    starts = [index % MICRO_BATCHES % accumulate == 0 for index in range(2 * MICRO_BATCHES)]
+    assert module.had_gradients == [not starts_a_step for starts_a_step in starts]

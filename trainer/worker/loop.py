@@ -10,31 +10,24 @@ What differs, on purpose:
 - `outputs` of `on_train_batch_end` is `{"loss": ...}` as in Lightning (divided by the micro-batches of the step, and
   whatever else `training_step` returned beside it). Its loss is detached but not copied: it shares memory with what
   `training_step` returned, unless something may change that in place during backward.
+- The gradients of the step before are freed before the forward pass, not after it, so that the two do not take memory
+  at the same time: a `training_step` that reads them finds None. Not where `on_before_zero_grad` or
+  `optimizer_zero_grad` is overridden. What a backward inside of `training_step` leaves behind is zeroed as ever.
 - The hooks are looked up at the start of an epoch: a callback that is added in the middle of one waits for the next.
 """
 
 from __future__ import annotations
 
 import logging
-from functools import partial
 from typing import Any
 
-import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.loops.fetchers import _DataFetcher
-from lightning.pytorch.loops.optimization.automatic import ClosureResult
-from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
-from lightning.pytorch.loops.utilities import _block_parallel_sync_behavior
-from lightning.pytorch.trainer import call
-from torch import Tensor
 
 from trainer.worker.loop_plan import Plan, make_plan, why_not_lean
+from trainer.worker.loop_step import FX, LeanOptimization
 
 log = logging.getLogger(__name__)
-
-FX = "_current_fx_name"
-"""The attribute that tells `self.log` in which hook it was called. Written to `__dict__`, because assigning an
-attribute of an nn.Module costs 2 us, 44 times a step."""
 
 
 def use_lean_loop(trainer: Trainer) -> None:
@@ -43,7 +36,7 @@ def use_lean_loop(trainer: Trainer) -> None:
     trainer.fit_loop.epoch_loop = LeanTrainingEpochLoop(trainer, min_steps=before.min_steps, max_steps=before.max_steps)
 
 
-class LeanTrainingEpochLoop(_TrainingEpochLoop):
+class LeanTrainingEpochLoop(LeanOptimization):
     """An epoch of training; validation, resuming and the ends of epochs are Lightning's own code."""
 
     plan: Plan | None = None
@@ -51,7 +44,6 @@ class LeanTrainingEpochLoop(_TrainingEpochLoop):
     reason: str | None = None
     """Why it is Lightning's own way."""
     _said = False
-    _outputs: dict[str, Any] | None = None
 
     def on_run_start(self, data_fetcher: _DataFetcher) -> None:
         super().on_run_start(data_fetcher)
@@ -170,15 +162,6 @@ class LeanTrainingEpochLoop(_TrainingEpochLoop):
         else:
             self._results.batch = None
 
-    def _call(self, plan: Plan, name: str, *arguments: Any) -> None:
-        hooks = plan.hooks[name]
-        if hooks:
-            module = plan.module.__dict__
-            outer, module[FX] = module[FX], name
-            for hook in hooks:
-                hook(*arguments)
-            module[FX] = outer
-
     def _start_hooks(self, plan: Plan, batch: Any, batch_idx: int) -> Any:
         """The module's answer; -1 ends the epoch."""
         self._call(plan, "on_train_batch_start", batch, batch_idx)
@@ -190,126 +173,6 @@ class LeanTrainingEpochLoop(_TrainingEpochLoop):
             module[FX] = outer
         plan.strategy.on_train_batch_start(batch, batch_idx)
         return answer
-
-    def _train(self, plan: Plan, batch: Any, batch_idx: int) -> dict[str, Any] | None:
-        """`_AutomaticOptimization.run`: forward, backward and, unless gradients accumulate, the optimizer's step.
-
-        As in Lightning the optimizer is given a closure, so that those which evaluate it more than once (LBFGS, SAM)
-        work, and those with hooks before the step see them in the same order.
-        """
-        strategy = plan.strategy
-        accumulates = self._should_accumulate()
-        if accumulates and not plan.strategy_accumulates:
-            with _block_parallel_sync_behavior(strategy, block=True):
-                self._closure(plan, batch, batch_idx)
-        else:
-            progress = self.automatic_optimization.optim_progress.optimizer.step
-            if not accumulates:
-                progress.increment_ready()
-            if plan.plain_optimizer_step:
-                closure: Any = partial(self._closure_of_step, plan, batch, batch_idx)
-                strategy._optimizers[0].step(closure)
-            else:
-                call._call_lightning_module_hook(
-                    self.trainer,
-                    "optimizer_step",
-                    self.trainer.current_epoch,
-                    batch_idx,
-                    strategy._lightning_optimizers[0],
-                    partial(self._closure, plan, batch, batch_idx),
-                )
-            if not accumulates:
-                progress.increment_completed()
-        outputs, self._outputs = self._outputs, None
-        return outputs
-
-    def _closure_of_step(self, plan: Plan, batch: Any, batch_idx: int) -> Tensor | None:
-        """What `Precision._wrap_closure` and `_after_closure` make of the closure."""
-        loss = self._closure(plan, batch, batch_idx)
-        if not (plan.clips or plan.hooks["on_before_optimizer_step"]):
-            return loss
-        trainer = self.trainer
-        optimizer = plan.strategy._optimizers[0]
-        module = plan.module.__dict__
-        outer, module[FX] = module[FX], "optimizer_step"
-        self._call(plan, "on_before_optimizer_step", optimizer)
-        if plan.clips:
-            trainer.precision_plugin._clip_gradients(
-                plan.module,
-                optimizer,
-                trainer.gradient_clip_val,
-                gradient_clip_algorithm=trainer.gradient_clip_algorithm,
-            )
-        module[FX] = outer
-        return loss
-
-    def _closure(self, plan: Plan, batch: Any, batch_idx: int) -> Tensor | None:
-        """Forward, zero the gradients if they are not being accumulated, backward; the detached loss."""
-        if not torch.is_grad_enabled():  # an optimizer that does not see to it before it calls its closure
-            with torch.enable_grad():
-                return self._closure(plan, batch, batch_idx)
-        module = plan.module.__dict__
-        outer, module[FX] = module[FX], "training_step"
-        output = plan.training_step(batch, batch_idx) if plan.takes_batch_idx else plan.training_step(batch)
-        module[FX] = outer
-        accumulate = self.trainer.accumulate_grad_batches
-        loss, extra = (output, None) if accumulate == 1 and type(output) is Tensor else self._loss_of(output)
-        if batch_idx % accumulate == 0:
-            self._zero_grad(plan, batch_idx)
-        if loss is None:
-            self._outputs = {}
-            return None
-        shown = loss.detach()
-        if plan.copies_loss:
-            shown = shown.clone()
-        self._outputs = {"loss": shown, **extra} if extra else {"loss": shown}
-        self._backward(plan, loss)
-        return shown
-
-    def _loss_of(self, output: Any) -> tuple[Tensor | None, dict[str, Any]]:
-        """The loss of this micro-batch as a part of the step's, and what else `training_step` returned."""
-        trainer = self.trainer
-        if output is None:
-            if trainer.world_size > 1:
-                raise RuntimeError(
-                    "training_step returned None, which skips the step; on several ranks the others would wait for"
-                    " this one for ever. Return a loss that is 0 instead, such as `0 * model(batch).sum()`."
-                )
-            self._warning_cache.warn("`training_step` returned `None`. If this was on purpose, ignore this warning...")
-        result = ClosureResult.from_training_step_output(output, trainer.accumulate_grad_batches)
-        return result.closure_loss, result.extra
-
-    def _zero_grad(self, plan: Plan, batch_idx: int) -> None:
-        trainer = self.trainer
-        optimizer = plan.strategy._optimizers[0]
-        progress = self.automatic_optimization.optim_progress.optimizer.zero_grad
-        total: Any = progress.total
-        current: Any = progress.current
-        total.ready += 1
-        current.ready += 1
-        self._call(plan, "on_before_zero_grad", optimizer)
-        total.started += 1
-        current.started += 1
-        if plan.plain_zero_grad:
-            optimizer.zero_grad()
-        else:
-            call._call_lightning_module_hook(
-                trainer, "optimizer_zero_grad", trainer.current_epoch, batch_idx, optimizer
-            )
-        total.completed += 1
-        current.completed += 1
-
-    def _backward(self, plan: Plan, loss: Tensor) -> None:
-        """`Strategy.backward`, which lets the precision plugin call two hooks around the module's `backward`."""
-        names = plan.module.__dict__
-        outer, names[FX] = names[FX], "backward"
-        if plan.plain_backward:
-            self._call(plan, "on_before_backward", loss)
-            plan.module.backward(loss)
-            self._call(plan, "on_after_backward")
-        else:
-            plan.strategy.backward(loss, plan.strategy._optimizers[0])
-        names[FX] = outer
 
     def _step_schedulers(self, plan: Plan, batch_idx: int) -> None:
         """Learning rate schedulers by step, then those by epoch at its end; ReduceLROnPlateau follows validation."""

@@ -29,6 +29,7 @@ from lightning.pytorch.strategies.strategy import _ForwardRedirection
 from lightning.pytorch.trainer import call
 from lightning.pytorch.utilities.combined_loader import CombinedLoader, _MaxSizeCycle
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
+from torch.optim import Optimizer
 
 HOOKS = (
     "on_train_batch_start",
@@ -65,6 +66,8 @@ class Plan:
     plain_backward: bool
     plain_optimizer_step: bool
     plain_zero_grad: bool
+    frees_gradients_early: bool
+    """Nobody looks at them when they are zeroed, so they need not live through the forward pass."""
     clips: bool
     copies_loss: bool
     """Something may change the loss in place before `on_train_batch_end` sees it."""
@@ -99,6 +102,7 @@ def make_plan(trainer: Trainer, data_fetcher: _DataFetcher, validates: bool) -> 
     """Look everything up. The Trainer must be fitting, with the strategy set up."""
     module, strategy, precision = trainer.lightning_module, trainer.strategy, trainer.precision_plugin
     plain_step = _plain_optimizer_step(strategy, precision)
+    plain_zero_grad = not _override("optimizer_zero_grad", module, LightningModule)
     hooks = {name: _overrides(name, trainer) for name in HOOKS}
     module_batch_start = _override("on_train_batch_start", module, LightningModule)
     return Plan(
@@ -116,7 +120,10 @@ def make_plan(trainer: Trainer, data_fetcher: _DataFetcher, validates: bool) -> 
         strategy_accumulates=strategy.handles_gradient_accumulation,
         plain_backward=_plain_backward(strategy, precision),
         plain_optimizer_step=plain_step and not _override("optimizer_step", module, LightningModule),
-        plain_zero_grad=not _override("optimizer_zero_grad", module, LightningModule),
+        plain_zero_grad=plain_zero_grad,
+        frees_gradients_early=plain_zero_grad
+        and not hooks["on_before_zero_grad"]
+        and type(strategy._optimizers[0]).zero_grad is Optimizer.zero_grad,
         clips=bool(trainer.gradient_clip_val)
         or bool(_override("configure_gradient_clipping", module, LightningModule))
         or bool(_override("clip_gradients", module, LightningModule)),
