@@ -5,14 +5,36 @@ from __future__ import annotations
 import os
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import clean_environment
+from conftest import TrainerCli, clean_environment
 
 TESTBED = Path(__file__).parents[2] / "slurm" / "testbed" / "testbed"
+NODES = 3
+"""One more than the jobs need: what is lost can be replaced."""
+PARTITIONS = """
+AccountingStorageEnforce=associations,limits,qos
+PartitionName=short Nodes=node[0-1] MaxTime=00:10:00 MaxNodes=1 PriorityTier=10
+PartitionName=closed Nodes=ALL State=DOWN
+PartitionName=private Nodes=ALL AllowAccounts=others
+"""
+SETTINGS = {
+    "TESTBED_NODES": str(NODES),
+    "TESTBED_KILL_WAIT_S": "20",
+    "TESTBED_NODE_TIMEOUT_S": "5",
+    "TESTBED_SLURM_CONF": PARTITIONS,
+}
+ACCOUNTING = (
+    "add account physics description=x organization=x",
+    "add account others description=x organization=x",
+    "add qos single set MaxTRESPerUser=node=1",
+    "add user root account=physics defaultaccount=physics",
+    "modify user root set qos=normal,single",
+)
+"""What sacctmgr is told: the tests' user may charge one account, and one QOS lets it have a single node."""
 
 
 class Testbed:
@@ -25,7 +47,7 @@ class Testbed:
         self.conf = self("env").stdout.strip().removeprefix("export SLURM_CONF=")
 
     def __call__(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        """`testbed VERB ...`; raises CalledProcessError with its output when it fails."""
+        """`testbed VERB ...`; raises AssertionError with its output when it fails."""
         return self._run([str(TESTBED), *arguments], {**clean_environment(), **self._settings})
 
     def slurm(self, *command: str) -> str:
@@ -34,15 +56,22 @@ class Testbed:
 
     def empty(self) -> None:
         """Cancel every job, wait until they are gone, bring every node back."""
-        self.slurm("scancel", "--user=root", "--state=PENDING")
         self.slurm("scancel", "--user=root")
-        wait_until(lambda: not self.slurm("squeue", "--noheader"), timeout_s=30)
+        wait_until(lambda: not self.slurm("squeue", "--noheader"), timeout_s=40)
+        self.mend()
+
+    def mend(self) -> None:
+        """Bring every node back."""
+        for number in range(NODES):
+            self("heal", f"node{number}") if self._is_up(f"node{number}") else self("boot", f"node{number}")
         for line in self.slurm("sinfo", "-hN", "-p", "main", "-o", "%N %T").splitlines():
             node, state = line.split()
-            if state.startswith("down"):
-                self("boot", node)
-            elif state != "idle":
+            if state.startswith(("down", "drain")):
                 self.slurm("scontrol", "update", f"nodename={node}", "state=resume")
+        wait_until(lambda: not any(mark in self("status").stdout.split("JOBID")[0] for mark in ("down", "*")))
+
+    def _is_up(self, node: str) -> bool:
+        return (Path(self.conf).parents[1] / "run" / f"{node}.init").exists()
 
     @staticmethod
     def _run(command: list[str], environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
@@ -53,24 +82,36 @@ class Testbed:
         return done
 
 
-def wait_until(condition: Callable[[], Any], timeout_s: float = 60) -> Any:
-    """What `condition` returns, once it is true."""
+def wait_until(condition: Callable[[], Any], timeout_s: float = 60, why: Callable[[], str] = str) -> Any:
+    """What `condition` returns, once it is true; `why` gives what is to be read when it never is."""
     deadline = time.monotonic() + timeout_s
     while not (found := condition()):
-        assert time.monotonic() < deadline, f"waited in vain for {timeout_s} s"
+        assert time.monotonic() < deadline, f"waited in vain for {timeout_s} s\n{why()}"
         time.sleep(0.1)
     return found
 
 
 @pytest.fixture(scope="session")
 def running_testbed(worker_number: int) -> Iterator[Testbed]:
-    settings = {"TESTBED_INSTANCE": str(50 + worker_number), "TESTBED_KILL_WAIT_S": "20"}
+    settings = {"TESTBED_INSTANCE": str(50 + worker_number), **SETTINGS}
     environment = {**clean_environment(), **settings}
-    subprocess.run([TESTBED, "up"], env=environment, stdin=subprocess.DEVNULL, timeout=120, check=True)
+    # Takes the cluster down when this process ends, in whatever way: its end of the pipe is closed then.
+    guard = subprocess.Popen(
+        ["bash", "-c", 'cat >/dev/null; exec "$1" down', "guard", TESTBED],
+        env=environment,
+        stdin=subprocess.PIPE,
+        start_new_session=True,
+    )
     try:
-        yield Testbed(settings)
+        subprocess.run([TESTBED, "up"], env=environment, stdin=subprocess.DEVNULL, timeout=120, check=True)
+        testbed = Testbed(settings)
+        for line in ACCOUNTING:
+            testbed.slurm("sacctmgr", "-i", *line.split())
+        yield testbed
     finally:
-        subprocess.run([TESTBED, "down"], env=environment, stdin=subprocess.DEVNULL, timeout=60, check=True)
+        assert guard.stdin is not None
+        guard.stdin.close()
+        guard.wait(60)
 
 
 @pytest.fixture(scope="session")
@@ -81,7 +122,17 @@ def worker_number() -> int:
 
 @pytest.fixture
 def testbed(running_testbed: Testbed, monkeypatch: pytest.MonkeyPatch) -> Iterator[Testbed]:
-    """An empty cluster of two nodes, to which this process's SLURM commands talk."""
+    """An empty cluster of three nodes, to which this process's SLURM commands talk."""
     monkeypatch.setenv("SLURM_CONF", running_testbed.conf)
     yield running_testbed
     running_testbed.empty()
+
+
+@pytest.fixture
+def cli(trainer_cli: TrainerCli, testbed: Testbed) -> TrainerCli:
+    """The command line in an environment that knows the cluster."""
+
+    def run(*arguments: str, env: Mapping[str, str] | None = None, **options: Any) -> subprocess.CompletedProcess[str]:
+        return trainer_cli(*arguments, env={"SLURM_CONF": testbed.conf, **(env or {})}, **options)
+
+    return run

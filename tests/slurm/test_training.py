@@ -1,0 +1,27 @@
+"""`trainer fit cluster=slurm` trains what the same ranks train on one machine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from conftest import TrainerCli
+
+from slurm.jobs import curve, on_slurm, submit, wait_for_event, weights
+
+pytestmark = pytest.mark.slurm
+STEPS = 12
+
+
+@pytest.mark.parametrize(
+    "strategy", ["ddp", "fsdp", "deepspeed_zero2", pytest.param("deepspeed_zero1", marks=pytest.mark.slow)]
+)
+def test_two_nodes_of_two_ranks_end_with_the_weights_of_four_local_ranks(
+    strategy: str, cli: TrainerCli, workdir: Path
+) -> None:
+    job = [f"strategy={strategy}", f"trainer.max_steps={STEPS}", f"checkpoint.every_n_steps={STEPS}"]
+    submitted = submit(cli, workdir, *job, *on_slurm(ranks=4))
+    local = submit(cli, workdir, *job, "resources.cpu_processes=4")
+    wait_for_event(submitted, "finished", timeout_s=120)
+    assert weights(submitted, STEPS, workdir / "a") == weights(local, STEPS, workdir / "b") != {}
+    assert curve(submitted) == curve(local)
