@@ -6,31 +6,38 @@ import json
 import sys
 from typing import Any
 
+from trainer.cli import deep
 from trainer.cli.job import Job, check_all, compose_all, describe, parser
 from trainer.config.problems import Problems
 from trainer.errors import DONE, TrainerError
 
 _DESCRIPTION = """Check a job without launching it: keys, types, arguments of every _target_, launch shape, batch split.
-With -m every job of the sweep is checked."""
+With -m every job of the sweep is checked. --deep also makes the model (without memory for its weights) and, where
+the command line names data or an experiment, prepares the data: it counts parameters and operations."""
 
 
 def main(argv: list[str]) -> int:
     """Returns 0 and prints the plan, or raises what is wrong; with --json both are printed as JSON."""
     made = parser("check", _DESCRIPTION)
     made.add_argument("--json", action="store_true", help="print one JSON object: ok, problems, jobs")
+    made.add_argument("--deep", action="store_true", help="count the model's parameters and FLOPs; takes seconds")
     arguments = made.parse_intermixed_args(argv)
     try:
         jobs = check_all(compose_all(arguments))
+        counted = deep.counted(jobs) if arguments.deep else [None] * len(jobs)
     except TrainerError as error:
         if not arguments.json:
             raise
         _print({"ok": False, "problems": _listed(error), "jobs": []})
         return error.code
     if arguments.json:
-        _print({"ok": True, "problems": [], "jobs": [_facts(job) for job in jobs]})
+        _print(
+            {"ok": True, "problems": [], "jobs": [_facts(job, found) for job, found in zip(jobs, counted, strict=True)]}
+        )
         return DONE
-    for job in jobs:
-        print("\n".join(f"{word:<11}{text}" for word, text in describe(job)), end="\n\n")
+    for job, found in zip(jobs, counted, strict=True):
+        lines = [*describe(job), *(deep.described(found) if found else [])]
+        print("\n".join(f"{word:<11}{text}" for word, text in lines), end="\n\n")
     print("nothing wrong found" if len(jobs) == 1 else f"nothing wrong found in {len(jobs)} jobs")
     return DONE
 
@@ -40,7 +47,7 @@ def _listed(error: TrainerError) -> list[dict[str, str]]:
     return [{"message": one.message, "fix": one.fix} for one in found]
 
 
-def _facts(job: Job) -> dict[str, Any]:
+def _facts(job: Job, counted: dict[str, Any] | None) -> dict[str, Any]:
     plan = job.batch()
     return {
         "overrides": job.composed.overrides,
@@ -50,6 +57,7 @@ def _facts(job: Job) -> dict[str, Any]:
         if plan is None
         else {"global": plan.global_batch, "micro": plan.micro_batch, "accumulate": plan.accumulate},
         "strategy": job.config["strategy"]["name"],
+        **(counted or {}),
     }
 
 

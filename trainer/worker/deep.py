@@ -1,0 +1,136 @@
+"""What `trainer check --deep` asks of the data plane: `python -m trainer.worker.deep < CONFIGS.json`.
+
+Reads a JSON list of {"config": ..., "with_data": bool} and prints one JSON list of `Facts` in the same order.
+Models are made on the meta device, so that one of any size costs no memory and no time to fill.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils._pytree import tree_map_only
+from torch.utils.flop_counter import FlopCounterMode
+
+from trainer.config.build import accepts, instantiate, locate
+from trainer.config.typed import to_config
+from trainer.errors import TrainerError
+from trainer.worker import build
+from trainer.worker.process import Rank
+from trainer.worker.torch_setup import silence_known_warnings
+
+PUBLISHED = {"input_shape": [3, 224, 224], "num_classes": 1000, "vocab_size": 256, "sequence_length": 256}
+"""Stands for the data where the command line names none: a picture of ImageNet, a window of bytes."""
+BACKWARD = 2
+"""Of a forward pass: each product has two gradients (Kaplan et al. 2020, section 2.1)."""
+
+
+@dataclass
+class Facts:
+    """Of one job. A floating point operation is an addition or a multiplication; only those of matrix products,
+    convolutions and attention are counted, attention as if no position were masked."""
+
+    parameters: int | None = None
+    trainable: int | None = None
+    forward_flops: int | None = None
+    """Of one sample."""
+    training_flops: int | None = None
+    """Forward and backward pass of one sample, nothing recomputed."""
+    tokens: int | None = None
+    """Of a sample; null: it is not a sequence of tokens."""
+    at: dict[str, Any] | None = None
+    """What was filled in from the data, or from `PUBLISHED`."""
+    not_counted: str | None = None
+    """Why the operations are not known."""
+    error: dict[str, str] | None = None
+    """message and fix: the job cannot be built."""
+
+
+def main() -> int:
+    silence_known_warnings()
+    jobs = json.load(sys.stdin)
+    # What a data module prints must not stand among the JSON.
+    answer = os.dup(1)
+    os.dup2(2, 1)
+    found = [asdict(_facts(job["config"], job["with_data"])) for job in jobs]
+    with open(answer, "w") as stream:
+        json.dump(found, stream)
+    return 0
+
+
+def _facts(plain: dict[str, Any], with_data: bool) -> Facts:
+    try:
+        facts, inputs = _from_data(plain) if with_data else (PUBLISHED, None)
+        return count(plain["model"], facts, inputs)
+    except TrainerError as error:
+        return Facts(error={"message": error.message, "fix": error.fix})
+    except Exception as error:  # the user's own code: whatever it raises is what is wrong with the job
+        text = f"{type(error).__name__}: {error}".splitlines()[0]
+        fix = "the run would end the same way; `trainer fit` has the traceback in logs/"
+        return Facts(error={"message": f"the job cannot be built: {text}", "fix": fix})
+
+
+def count(node: dict[str, Any], facts: dict[str, Any], inputs: torch.Tensor | None = None) -> Facts:
+    """Count the model of the configuration's `model` node.
+
+    `facts`: for arguments that are null in `node`, as in `trainer.worker.build`. `inputs`: a batch of one sample;
+    null: made from the shape or the length that the model was given.
+    """
+    used = {key: facts[key] for key, value in node.items() if value is None and key in facts}
+    with torch.device("meta"):
+        model = instantiate({**node, **used}, where="model")
+    found = Facts(at=used)
+    sizes = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]
+    found.parameters, found.trainable = sum(n for n, _ in sizes), sum(n for n, learns in sizes if learns)
+    if inputs is None:
+        inputs = _sample({**node, **used}, facts)
+    if inputs is None:
+        found.not_counted = "what the model reads is not known without the data: name data=... too"
+        return found
+    if not inputs.is_floating_point():
+        found.tokens = inputs.shape[-1]
+    try:
+        found.forward_flops = _forward_flops(model, inputs.to("meta"))
+    except Exception as error:  # not every network runs without values: loops until converged, .item()
+        found.not_counted = f"the model does not run on the meta device: {type(error).__name__}"
+        return found
+    found.training_flops = (1 + BACKWARD) * found.forward_flops
+    return found
+
+
+def _forward_flops(model: nn.Module, inputs: torch.Tensor) -> int:
+    model.eval()  # batch normalisation has no deviation of one sample
+    counter = FlopCounterMode(display=False)
+    with torch.no_grad(), counter:
+        model(inputs)
+    return int(counter.get_total_flops())
+
+
+def _sample(arguments: dict[str, Any], facts: dict[str, Any]) -> torch.Tensor | None:
+    """One sample on the meta device; None where the arguments do not tell what it is."""
+    length = arguments.get("sequence_length") or facts.get("sequence_length")
+    if length and accepts(locate(arguments["_target_"], "model._target_"), "vocab_size"):
+        return torch.empty(1, length, dtype=torch.int64, device="meta")
+    if arguments.get("input_shape"):
+        return torch.empty(1, *arguments["input_shape"], device="meta")
+    return None
+
+
+def _from_data(plain: dict[str, Any]) -> tuple[dict[str, Any], torch.Tensor | None]:
+    """The facts of the job's own data, which is prepared for that, and its first sample."""
+    alone = {**plain["data"], "micro_batch": None, "num_workers": 0}
+    config = to_config({**plain, "data": alone, "strategy": {"name": "single"}})
+    data = build.build_data(config, Rank(rank=0, local_rank=0, world_size=1, local_world_size=1, attempt=0))
+    batch = next(iter(data.training_loader()))
+    inputs = batch[0] if isinstance(batch, (list, tuple)) else batch
+    first = tree_map_only(torch.Tensor, lambda tensor: tensor[:1], inputs)
+    return data.facts, first if isinstance(first, torch.Tensor) else None
+
+
+if __name__ == "__main__":
+    sys.exit(main())
