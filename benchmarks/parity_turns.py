@@ -86,9 +86,10 @@ class Ranks:
         folder.mkdir(parents=True)
         for rank in range(world_size):
             mine, theirs = Pipe()
-            environment = {**_torchrun(rank, world_size, port)}
             process = ForkProcess(
-                target=_child, args=(train, environment, Pace(blocks, theirs), theirs, folder), daemon=True
+                target=_child,
+                args=(train, _torchrun(rank, world_size, port), Pace(blocks, theirs), theirs, folder),
+                daemon=True,
             )
             process.start()
             theirs.close()
@@ -98,7 +99,7 @@ class Ranks:
     def reached(self) -> Cost:
         """Wait until every rank is at the end of its turn; the mean cost of it."""
         costs = [self._receive(end) for end in self._ends]
-        return tuple(sum(values) / len(values) for values in zip(*costs, strict=True))  # type: ignore[return-value]
+        return tuple(round(sum(values) / len(values), 1) for values in zip(*costs, strict=True))  # type: ignore[return-value]
 
     def go(self) -> None:
         for end in self._ends:

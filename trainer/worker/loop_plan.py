@@ -255,11 +255,11 @@ def _training_step(strategy: Strategy, precision: Precision, module: LightningMo
 
 def _redirected(wrapper: Any, module: LightningModule) -> Callable[..., Any]:
     """`_ForwardRedirection`: the wrapper calls `module.forward`, which for this once is the training step."""
-    names, forward, training_step = module.__dict__, module.forward, module.training_step
+    names, forward = module.__dict__, module.forward
 
     def inner(*arguments: Any) -> Any:
         names["forward"] = forward  # the step may well call it
-        return training_step(*arguments)
+        return module.training_step(*arguments)
 
     def outer(*arguments: Any) -> Any:
         names["forward"] = inner
