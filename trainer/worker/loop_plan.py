@@ -56,7 +56,6 @@ class Plan:
     module_batch_start: Callable[..., Any] | None
     """The module's own `on_train_batch_start`, whose -1 ends the epoch."""
     has_start_hooks: bool
-    """Whether anything happens before a batch is trained."""
     to_device: Callable[[Any], Any]
     training_step: Callable[..., Any]
     """Through the wrapper (DDP), in the context of the precision."""
@@ -241,8 +240,7 @@ def _training_step(strategy: Strategy, precision: Precision, module: LightningMo
             return output
 
         return left_to_the_strategy
-    wrapper = strategy.model
-    step = module.training_step if wrapper is module else _redirected(wrapper, module)
+    step = module.training_step if strategy.model is module else _redirected(strategy.model, module)
     if _inherits(precision, "forward_context", FabricPrecision):
         return step
 
