@@ -18,6 +18,8 @@ from multiprocessing.context import ForkProcess
 from pathlib import Path
 from typing import Any
 
+from trainer.worker.process import die_with_parent
+
 WAIT_S = 120.0
 """How long either side waits for the other before it gives up; a turn takes a few seconds."""
 
@@ -152,6 +154,7 @@ def in_turn(running: dict[str, Ranks], blocks: Blocks) -> dict[str, list[Cost]]:
 
 
 def _child(train: Train, environment: dict[str, str], pace: Pace, conductor: Connection, folder: Path) -> None:
+    die_with_parent()
     os.environ.update(environment)
     log = os.open(folder / f"rank-{environment['RANK']}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     os.dup2(log, 1)
