@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import re
 import signal
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 _TAIL_BYTES = 256 * 1024
 _RANK_PREFIX = re.compile(r"^\[rank\d+\]: ?")
@@ -17,8 +19,14 @@ _DRAGGED_ALONG = re.compile(
     re.IGNORECASE,
 )
 """What a rank says whose peer is gone. Such a rank is blamed only when no other has anything better to say."""
-_TORCHRUN_FAILURE = re.compile(r"failed \(exitcode: (-?\d+)\) local_rank: (\d+)")
+_TORCHRUN_FAILURE = re.compile(
+    r"(?:^E(\d{4} [\d:.]+) .*)?failed \(exitcode: (-?\d+)\) local_rank: (\d+)(?: \(pid: (\d+)\))?"
+)
 """torch/distributed/elastic/multiprocessing/api.py"""
+_NODE_HOST = re.compile(r"^attempt \d+: .* on (\S+)$")
+"""What trainer/cluster/node.py writes first."""
+_KILLED_TORCHRUN = re.compile(r"^torchrun on (\S+) was killed by ")
+"""What it writes of a torchrun that did not end by itself."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +41,8 @@ class Cause:
     """Where the rest is."""
     exit_code: int | None
     """Of the rank that torchrun saw fail first; negative: the signal."""
+    rank: int | None = None
+    host: str | None = None
 
 
 def tail(path: Path, max_bytes: int = _TAIL_BYTES) -> list[str]:
@@ -45,6 +55,11 @@ def tail(path: Path, max_bytes: int = _TAIL_BYTES) -> list[str]:
     except OSError:
         return []
     return [_RANK_PREFIX.sub("", line) for line in text.splitlines()]
+
+
+def is_traceback(cause: Cause) -> bool:
+    """Whether the reason is an exception's."""
+    return bool(cause.lines) and cause.lines[0].startswith(_TRACEBACK)
 
 
 def last_traceback(lines: list[str]) -> list[str]:
@@ -61,9 +76,30 @@ def last_traceback(lines: list[str]) -> list[str]:
     return lines[starts[-1] :]
 
 
+@dataclass(frozen=True)
+class _Failure:
+    """The rank that torchrun saw fail first."""
+
+    time: str
+    rank: int
+    host: str | None
+    exit_code: int
+
+
 def find(attempt_dir: Path, node_log: Path | None = None) -> Cause:
-    """The cause of death of the attempt whose logs are in `attempt_dir`; `node_log` has what torchrun said."""
-    failed_rank, exit_code = _first_failure(tail(node_log) if node_log else [])
+    """The cause of death of the attempt whose logs are in `attempt_dir`; `node_log` has what torchrun said, and so
+    have those of the other nodes beside it."""
+    found = _find(attempt_dir, node_log)
+    if found.rank is None and found.log is not None and found.log.name.startswith("rank-"):
+        found = replace(found, rank=_rank_of(found.log))
+    if found.rank is not None and found.host is None:
+        found = replace(found, host=_heartbeat(attempt_dir, found.rank).get("host"))
+    return found
+
+
+def _find(attempt_dir: Path, node_log: Path | None) -> Cause:
+    failure = _first_failure(attempt_dir, node_log)
+    exit_code = failure.exit_code if failure else None
     candidates: list[tuple[int, float, Cause]] = []
     for log in sorted(attempt_dir.glob("rank-*.log"), key=_rank_of):
         traceback = last_traceback(tail(log))
@@ -74,9 +110,13 @@ def find(attempt_dir: Path, node_log: Path | None = None) -> Cause:
     candidates.sort(key=lambda candidate: candidate[:2])
     if candidates and candidates[0][0] == 0:
         return candidates[0][2]
-    if exit_code is not None and exit_code != 1:
-        log = attempt_dir / f"rank-{failed_rank}.log"
-        return Cause(_describe(failed_rank, exit_code), tail(log)[-5:], log if log.exists() else None, exit_code)
+    killed = _killed_torchrun(node_log)
+    if killed:
+        return killed
+    if failure is not None and exit_code not in (None, 1):
+        log = attempt_dir / f"rank-{failure.rank}.log"
+        reason = _describe(failure.rank, failure.exit_code)
+        return Cause(reason, tail(log)[-5:], log if log.exists() else None, exit_code, failure.rank, failure.host)
     if candidates:
         return candidates[0][2]
     return _without_rank_logs(attempt_dir, node_log, exit_code)
@@ -97,21 +137,57 @@ def _rank_of(log: Path) -> int:
     return int("".join(re.findall(r"\d+", log.stem)) or 0)
 
 
-def _first_failure(lines: list[str]) -> tuple[int, int | None]:
-    """Local rank and exit code in torchrun's last report."""
-    for line in reversed(lines):
-        match = _TORCHRUN_FAILURE.search(line)
-        if match:
-            return int(match[2]), int(match[1])
-    return 0, None
+def _first_failure(attempt_dir: Path, node_log: Path | None) -> _Failure | None:
+    """Of each node's torchrun the last report; of those the earliest, which took the others along."""
+    failures = []
+    for log in sorted(node_log.parent.glob("node-*.log")) if node_log else []:
+        lines = tail(log)
+        matches = [match for match in map(_TORCHRUN_FAILURE.search, lines) if match]
+        if not matches:
+            continue
+        when, code, local_rank, pid = matches[-1].groups()
+        host = next((match[1] for match in map(_NODE_HOST.search, lines) if match), None)
+        rank = _rank_with(attempt_dir, host, int(pid or 0))
+        failures.append(_Failure(when or "", int(local_rank) if rank is None else rank, host, int(code)))
+    return min(failures, key=lambda failure: failure.time, default=None)
+
+
+def _killed_torchrun(node_log: Path | None) -> Cause | None:
+    for log in sorted(node_log.parent.glob("node-*.log")) if node_log else []:
+        for line in tail(log):
+            match = _KILLED_TORCHRUN.match(line)
+            if match:
+                return Cause(line, [], log, None, None, match[1])
+    return None
+
+
+def _rank_with(attempt_dir: Path, host: str | None, pid: int) -> int | None:
+    """The rank that is this process, from the heartbeats; null where it had not written one."""
+    live = attempt_dir.parent.parent / "live"
+    for rank in sorted(_rank_of(path) for path in live.glob("rank-*.json")):
+        beat = _heartbeat(attempt_dir, rank)
+        if beat.get("pid") == pid and host in (None, beat.get("host")):
+            return rank
+    return None
+
+
+def _heartbeat(attempt_dir: Path, rank: int) -> dict[str, Any]:
+    try:
+        return dict(json.loads((attempt_dir.parent.parent / "live" / f"rank-{rank}.json").read_text()))
+    except (OSError, ValueError):
+        return {}
 
 
 def _describe(rank: int, exit_code: int) -> str:
     if exit_code >= 0:
         return f"rank {rank} exited with code {exit_code}"
-    try:
-        name = signal.Signals(-exit_code).name
-    except ValueError:
-        name = f"signal {-exit_code}"
+    name = signal_name(-exit_code)
     hint = " (often the kernel, out of memory)" if name == "SIGKILL" else ""
     return f"rank {rank} was killed by {name}{hint}"
+
+
+def signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"

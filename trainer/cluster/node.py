@@ -65,7 +65,8 @@ class Node:
     def supervise(self) -> int:
         """Run torchrun until the job ends, and return the job's exit code."""
         most = int(self.config["resilience"]["max_restarts"])
-        restarts, first = most, self.base
+        # Several nodes must number their attempts alike: what started them all starts them all again.
+        restarts, first = most if self.place.nodes == 1 else 0, self.base
         while True:
             code = self._round(first, restarts)
             outcome = self._outcome()
@@ -74,6 +75,8 @@ class Node:
             if outcome is not None:
                 return int(outcome.get("exit_code", CODES.get(outcome["outcome"], JOB_FAILED)))
             found = cause.find(self._attempt_dir(self.attempt), self.node_log)
+            if self.place.nodes > 1:
+                return self._give_up(found)  # one place decides for all nodes: slurm/attempt.py
             restarts = most - self._failures_since_checkpoint()
             if restarts < 0 or most == 0 or self._stop_seen_at is not None:
                 return self._give_up(found)
@@ -99,7 +102,10 @@ class Node:
             os.environ.get("TRAINER_WORKER_MODULE", WORKER),
         )
         variables = torchrun.environment(os.environ, self.run.code_dir, self.shape, self.place, first)
-        print(f"attempt {first}: {self.shape}, {variables['OMP_NUM_THREADS']} threads each", flush=True)
+        print(
+            f"attempt {first}: {self.shape}, {variables['OMP_NUM_THREADS']} threads each, on {socket.gethostname()}",
+            flush=True,
+        )
         child = torchrun.start(arguments, variables)
         while child.poll() is None:
             time.sleep(POLL_S)
@@ -108,6 +114,9 @@ class Node:
             self._end_survivors()
             self._enforce_end(child)
         self._note_restarts()
+        if child.returncode < 0 and self._outcome() is None:
+            name = cause.signal_name(-child.returncode)
+            print(f"torchrun on {socket.gethostname()} was killed by {name}", flush=True)
         return int(child.returncode)
 
     def _forward(self, torchrun_pid: int) -> None:
@@ -217,11 +226,12 @@ class Node:
             "restarted": not is_final,
             "time": time.time(),
         }
-        if self.place.node_rank == 0:
-            path = self._outcome_path(attempt)
+        path = self._outcome_path(attempt)
+        # Any of several nodes: the others read it, and end.
+        if self.place.node_rank == 0 or not path.exists():
             path.parent.mkdir(exist_ok=True)
             write_atomic(path, json.dumps(record))
-            if is_final:
+            if is_final and self.place.nodes == 1:  # else attempt.py, which knows whether it is the end
                 self.run.event(outcome, attempt=attempt, step=step, reason=found.reason)
         return record
 

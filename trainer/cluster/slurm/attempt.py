@@ -12,21 +12,34 @@ import shlex
 import signal
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from trainer.checkpoint.store import CheckpointStore
+from trainer.cluster import cause
 from trainer.cluster.node import CODES, last_step
-from trainer.cluster.slurm import query
+from trainer.cluster.slurm import ending, facts, query
 from trainer.cluster.slurm.commands import SlurmRefused
 from trainer.cluster.slurm.commands import run as call
 from trainer.cluster.slurm.submit import script_path, submit
-from trainer.errors import DONE, JOB_FAILED, NEVER_RESTART, REQUEUE, TrainerError
+from trainer.errors import (
+    DONE,
+    ENVIRONMENT_MUST_CHANGE,
+    JOB_FAILED,
+    NEVER_RESTART,
+    REQUEUE,
+    USER_MUST_CHANGE,
+    EnvironmentFault,
+    TrainerError,
+)
 from trainer.runs.directory import RunDirectory
 from trainer.runs.files import write_atomic
 
-_REQUEUE_WAIT_S = 4.0
-"""How long the script lives on, at the most, to let the requeued job start at once."""
+_CONTROLLER_PATIENCE_S = 900.0
+"""How long the job waits for a controller that is away, while nothing else is lost."""
+_HOPELESS = (NEVER_RESTART, USER_MUST_CHANGE, ENVIRONMENT_MUST_CHANGE)
+Answer = TypeVar("Answer")
 
 
 def begin(run: RunDirectory) -> list[str]:
@@ -34,23 +47,26 @@ def begin(run: RunDirectory) -> list[str]:
     job_id = os.environ["SLURM_JOB_ID"]
     if run.stop_request.exists():
         return _end_here(run, "stopped", DONE, "stopped before it started")
-    launch = run.launch()
-    if str(launch.get("slurm_job_id")) != job_id:
-        # Resubmitted by hand: another job with other attempts.
-        run.event("queued", slurm_job_id=job_id)
-    step = newest_step(run)
-    most = int(run.config()["cluster"]["attempts_without_progress"])
-    if _without_progress(run, step) >= most:
-        last = [record["reason"] for record in run.attempts() if record.get("reason")]
-        why = f": {last[-1]}" if last else ""
-        return _end_here(run, "failed", NEVER_RESTART, f"{most} attempts in a row left no newer checkpoint{why}")
-    attempt = run.next_attempt()
+    launch, step = run.launch(), newest_step(run)
     nodes = call("scontrol", "show", "hostnames", os.environ["SLURM_JOB_NODELIST"]).split()
-    wanted = int(launch["shape"]["nodes"])
+    is_restart = "TRAINER_ATTEMPT" in os.environ
+    if not is_restart:
+        if str(launch.get("slurm_job_id")) != job_id:
+            # Resubmitted by hand: another job with other attempts.
+            run.event("queued", slurm_job_id=job_id)
+        _explain_silence(run)
+        most = int(run.config()["cluster"]["attempts_without_progress"])
+        if _without_progress(run, step) >= most:
+            last = [record["reason"] for record in run.attempts() if record.get("reason")]
+            why = f"; the last ended so: {last[-1]}" if last else ""
+            return _end_here(run, "failed", NEVER_RESTART, f"{most} attempts in a row left no newer checkpoint{why}")
+    attempt, wanted = run.next_attempt(), int(launch["shape"]["nodes"])
     launch.update(slurm_job_id=job_id, attempt=attempt, host=None, boot_id=None, pid=None, pid_started=None)
     write_atomic(run.launch_path, json.dumps(launch, indent=1))
     (run.logs_dir / f"attempt-{attempt:02d}").mkdir(parents=True, exist_ok=True)
-    run.event("allocated", attempt=attempt, slurm_job_id=job_id, nodes=nodes, checkpoint=step)
+    name = "restarted" if is_restart else "allocated"
+    run.event(name, attempt=attempt, slurm_job_id=job_id, nodes=nodes, checkpoint=step)
+    print(ending.beginning(attempt, nodes), file=sys.stderr, flush=True)
     # Two jobs may share a node, and the last attempt's port may not be free yet.
     port = 20000 + (int(job_id) * 8 + attempt % 8) % 10000
     variables = {
@@ -74,8 +90,19 @@ def newest_step(run: RunDirectory) -> int | None:
     return max((checkpoint.step for checkpoint in CheckpointStore(run.checkpoints_dir).committed()), default=None)
 
 
+def _explain_silence(run: RunDirectory) -> None:
+    """Write down the end of the last attempt where nobody was left to do so: the script's own node was lost."""
+    begun = [event for event in run.events() if event["event"] in ("allocated", "restarted")]
+    if not begun or any(record["attempt"] >= begun[-1]["attempt"] for record in run.attempts()):
+        return
+    attempt, nodes = begun[-1]["attempt"], begun[-1]["nodes"]
+    lost = _note_lost(run, nodes)
+    reason = _lost(lost) or ending.by_slurm(run, begun[-1]["slurm_job_id"], attempt)
+    _record(run, attempt, "requeue", REQUEUE, reason or f"{nodes[0]}, where the job script ran, was lost")
+
+
 def _without_progress(run: RunDirectory, step: int | None) -> int:
-    """How many attempts in a row, up to now, began with the checkpoint that still is the newest."""
+    """How many allocations in a row, up to now, began with the checkpoint that still is the newest."""
     count = 0
     for event in reversed(run.events()):
         if event["event"] in ("queued", "resumed"):  # a person wants it tried again
@@ -89,68 +116,157 @@ def _without_progress(run: RunDirectory, step: int | None) -> int:
 
 def end(run: RunDirectory, code: int) -> int:
     """What to do after srun ended with `code`; the code with which the script goes on (75: once more) or exits."""
-    attempt = int(os.environ["TRAINER_ATTEMPT"])
+    attempt, job_id = int(os.environ["TRAINER_ATTEMPT"]), os.environ["SLURM_JOB_ID"]
     record = next((one for one in reversed(run.attempts()) if one["attempt"] >= attempt), None)
-    if record is None or record.get("restarted"):
-        return _after_silence(run, attempt, code)
-    outcome = record["outcome"]
-    print(f"attempt {record['attempt']} {outcome} at step {record.get('step')}: {record.get('reason')}", flush=True)
-    if outcome == "requeue" and not run.stop_request.exists():
+    if record is not None and record.get("restarted"):
+        attempt, record = record["attempt"] + 1, None  # torchrun had begun another, and was killed
+    elif record is not None:
+        attempt = record["attempt"]
+    outcome = record["outcome"] if record else None
+    if run.stop_request.exists() and outcome in (None, "requeue", "hung"):
+        _record(run, attempt, "stopped", DONE, "asked to stop")
+        return DONE
+    if record and (outcome in ("finished", "stopped") or record.get("exit_code") in _HOPELESS):
+        _say(attempt, record["outcome"], record.get("step"), record.get("reason"))
+        return int(record.get("exit_code", CODES.get(record["outcome"], JOB_FAILED)))
+    job = _patiently(lambda: query.job(job_id))
+    is_running = job.get("JobState") == "RUNNING"
+    said = ending.by_slurm(run, job_id, attempt)
+    if outcome == "requeue":
+        said = said or ("its time limit was near" if is_running else "asked to make room")
+        _record(run, attempt, "requeue", REQUEUE, f"saved: {said}", step=record["step"] if record else None)
+    elif is_running:
+        return _after_failure(run, attempt, code, record)
+    else:
+        lost = _note_lost(run, call("scontrol", "show", "hostnames", os.environ["SLURM_JOB_NODELIST"]).split())
+        reason = _lost(lost) or said or f"the job is {job.get('JobState', 'gone')}"
+        _record(run, attempt, "requeue", REQUEUE, f"not saved: {reason}")
+    if is_running or said == ending.TIME_LIMIT:
         return requeue(run)
-    return int(record.get("exit_code", CODES.get(outcome, JOB_FAILED)))
+    if int(job.get("Restarts", "0")) > int(os.environ.get("SLURM_RESTART_COUNT") or 0):
+        run.event("requeued", slurm_job_id=job_id)
+        _exclude(run, job_id)
+    return JOB_FAILED
 
 
-def _after_silence(run: RunDirectory, attempt: int, code: int) -> int:
-    """Nobody wrote down why it ended: a node, or what supervises the ranks on one, was killed."""
-    state = query.job(os.environ["SLURM_JOB_ID"]).get("JobState", "")
-    newest = max([attempt, *(one["attempt"] for one in run.attempts())])
-    if run.stop_request.exists():
-        _record(run, newest, "stopped", DONE, "it ended without saving when it was asked to stop")
-        return JOB_FAILED
-    reason = f"its processes were killed (srun ended with {code}, the job is {state or 'unknown'})"
-    _record(run, newest, "requeue", REQUEUE, reason)
-    print(f"attempt {newest} ended: {reason}", flush=True)
-    return REQUEUE if state == "RUNNING" else JOB_FAILED
+def _after_failure(run: RunDirectory, attempt: int, code: int, record: dict[str, Any] | None) -> int:
+    """Ranks died, or what supervises them, and SLURM goes on with the job: again on the same nodes, if they are well
+    and it has not failed too often since the newest checkpoint."""
+    lost = _note_lost(run, call("scontrol", "show", "hostnames", os.environ["SLURM_JOB_NODELIST"]).split())
+    if lost:
+        _record(run, attempt, "requeue", REQUEUE, f"not saved: {_lost(lost)}")
+        return requeue(run)
+    is_single = int(run.launch()["shape"]["nodes"]) == 1
+    if record and is_single:  # torchrun has tried often enough
+        _say(attempt, record["outcome"], record.get("step"), record.get("reason"))
+        return int(record.get("exit_code", JOB_FAILED))
+    folder = run.logs_dir / f"attempt-{attempt:02d}"
+    found = cause.find(folder, folder / "node-0.log")
+    if record is None and found.exit_code is None and not cause.is_traceback(found):
+        found = cause.Cause(f"its processes were killed: srun ended with {code}", found.lines, found.log, None)
+    failures = _failures_since_checkpoint(run, attempt)
+    goes_on = failures <= int(run.config()["resilience"]["max_restarts"])
+    outcome, exit_code = (record["outcome"], record["exit_code"]) if record else ("failed", JOB_FAILED)
+    _record(run, attempt, outcome, exit_code, found.reason, found=found, restarted=goes_on)
+    return REQUEUE if goes_on else int(exit_code) or JOB_FAILED
+
+
+def _failures_since_checkpoint(run: RunDirectory, attempt: int) -> int:
+    """Attempts of this allocation from the one that committed the newest checkpoint on: that one has died since."""
+    events = run.events()
+    first = [int(one["attempt"]) for one in events if one["event"] == "allocated"]
+    writers = [int(one["attempt"]) for one in events if one["event"] == "checkpoint" and "attempt" in one]
+    return attempt - max([*first[-1:], *writers[-1:]], default=attempt) + 1
 
 
 def requeue(run: RunDirectory) -> int:
-    """Have SLURM run this job again as soon as it can. Where it may not, submit another job of the same run."""
+    """Have SLURM run this job again. Where it may not, submit another job of the same run."""
     job_id = os.environ["SLURM_JOB_ID"]
-    # SLURM ends this script at once; it must stay to bring the start forward.
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     try:
-        if query.job(job_id).get("JobState") != "RUNNING":  # preempted, cancelled: SLURM does what is to be done
-            return REQUEUE_BY_SLURM
-        call("scontrol", "requeue", job_id)
+        _patiently(lambda: call("scontrol", "requeue", job_id))
     except SlurmRefused as refused:
-        print(f"SLURM does not requeue this job ({refused}); submitting another", flush=True)
+        print(f"SLURM does not requeue this job ({refused}); submitting another", file=sys.stderr, flush=True)
         other = submit(script_path(run), Path(run.launch()["cwd"]), f"--dependency=afterany:{job_id}")
         write_atomic(run.launch_path, json.dumps({**run.launch(), "slurm_job_id": other}, indent=1))
         run.event("requeued", slurm_job_id=other)
         return DONE
     run.event("requeued", slurm_job_id=job_id)
-    # A requeued job waits 120 s by default (cred_expire of slurm.conf); its owner may bring that forward.
-    deadline = time.monotonic() + _REQUEUE_WAIT_S
-    while time.monotonic() < deadline:
+    _exclude(run, job_id)
+    return DONE
+
+
+def _note_lost(run: RunDirectory, nodes: list[str]) -> dict[str, str]:
+    """Those of `nodes` that are lost, after writing them into the events."""
+    lost = _patiently(lambda: ending.lost_nodes(nodes))
+    for node, state in lost.items():
+        run.event("node_lost", node=node, reason=state)
+    return lost
+
+
+def _lost(lost: dict[str, str]) -> str:
+    return "; ".join(f"{node} was lost ({state})" for node, state in lost.items())
+
+
+def _exclude(run: RunDirectory, job_id: str) -> None:
+    """Keep the requeued job off the nodes that this run has lost, where the partition has enough others."""
+    lost = {str(one["node"]) for one in run.events() if one["event"] == "node_lost"}
+    if not lost:
+        return
+    config, launch = run.config(), run.launch()
+    wanted = int(launch["shape"]["nodes"]) + int(config["resources"]["spare_nodes"])
+    given = config["cluster"]["exclude"]
+    try:
+        others = facts.usable_nodes(query.job(job_id).get("Partition", "")) - lost
+        if len(others) >= wanted:
+            names = ",".join([*([given] if given else []), *sorted(lost)])
+            call("scontrol", "update", f"JobId={job_id}", f"ExcNodeList={names}")
+    except (SlurmRefused, EnvironmentFault) as error:
+        print(f"the lost nodes are not excluded: {error}", file=sys.stderr, flush=True)
+
+
+def _patiently(ask: Callable[[], Answer]) -> Answer:
+    """What `ask` returns, once the controller answers."""
+    deadline = time.monotonic() + _CONTROLLER_PATIENCE_S
+    while True:
         try:
-            call("scontrol", "update", f"JobId={job_id}", "StartTime=now")
-            break
-        except SlurmRefused:
-            time.sleep(0.3)
-    return REQUEUE_BY_SLURM
+            return ask()
+        except EnvironmentFault as error:
+            if time.monotonic() > deadline:
+                raise
+            print(f"waiting for SLURM's controller: {error.message}", file=sys.stderr, flush=True)
+            time.sleep(5)
 
 
-REQUEUE_BY_SLURM = DONE
-"""The script's exit code no longer matters: the job is pending again, or gone."""
-
-
-def _record(run: RunDirectory, attempt: int, outcome: str, code: int, reason: str) -> None:
-    step = last_step(run)
+def _record(
+    run: RunDirectory,
+    attempt: int,
+    outcome: str,
+    code: int,
+    reason: str,
+    *,
+    step: int | None = None,
+    found: cause.Cause | None = None,
+    restarted: bool = False,
+) -> None:
+    step = last_step(run) if step is None else step
     record: dict[str, Any] = {"outcome": outcome, "exit_code": code, "reason": reason, "step": step}
+    log = str(found.log.relative_to(run.path)) if found and found.log else None
+    record.update(log=log, lines=found.lines if found else [], restarted=restarted, time=time.time())
+    if found:
+        record.update(rank=found.rank, host=found.host)
     run.attempts_dir.mkdir(exist_ok=True)
     path = run.attempts_dir / f"attempt-{attempt:02d}.json"
-    write_atomic(path, json.dumps({**record, "log": None, "lines": [], "restarted": False, "time": time.time()}))
-    run.event("preempted" if outcome == "requeue" else outcome, attempt=attempt, step=step, reason=reason)
+    had_saved = path.exists() and json.loads(path.read_text())["outcome"] == "requeue"
+    write_atomic(path, json.dumps(record))
+    if not restarted and not had_saved:  # the rank has written the event when it saved
+        run.event("preempted" if outcome == "requeue" else outcome, attempt=attempt, step=step, reason=reason)
+    _say(attempt, "died" if restarted else outcome, step, reason)
+
+
+def _say(attempt: int, outcome: str, step: int | None, reason: str | None) -> None:
+    print(
+        f"attempt {attempt} {outcome} at step {step}" + (f": {reason}" if reason else ""), file=sys.stderr, flush=True
+    )
 
 
 def main(arguments: list[str]) -> int:
@@ -158,6 +274,7 @@ def main(arguments: list[str]) -> int:
     if verb == "begin":
         print("\n".join(begin(run)))
         return DONE
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # SLURM sends it more than once
     return end(run, int(arguments[2]))
 
 

@@ -75,6 +75,14 @@ def partitions() -> dict[str, Partition]:
     return found
 
 
+def usable_nodes(partition: str) -> set[str]:
+    """The nodes of a partition that run jobs. Raises SlurmRefused where there is no such partition."""
+    listed = run(
+        "sinfo", "--noheader", "--Node", f"--partition={partition}", "--states=idle,alloc,mix,comp", "--format=%N"
+    )
+    return set(listed.split())
+
+
 def _names(listed: str | None) -> tuple[str, ...] | None:
     return None if listed in (None, "ALL", "N/A", "(null)") else tuple(str(listed).split(","))
 

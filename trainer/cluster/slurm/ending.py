@@ -1,0 +1,58 @@
+"""How SLURM ended an attempt, and which nodes it has lost since."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+from trainer.cluster.cause import tail
+from trainer.cluster.slurm.commands import SlurmRefused
+from trainer.cluster.slurm.commands import run as call
+from trainer.runs.directory import RunDirectory
+
+_CANCELLED = re.compile(
+    r"slurmstepd\S*: error: \*\*\* (?:STEP|JOB) \S+ ON \S+ CANCELLED AT \S+(?: DUE TO (.+?))? \*\*\*"
+)
+"""slurmstepd, into the job's log: src/slurmd/slurmstepd/req.c and mgr.c"""
+_BEGINS = "attempt {attempt} begins on "
+TIME_LIMIT = "its time limit was reached"
+_REASONS = {
+    "PREEMPTION": "preempted by another job",
+    "JOB REQUEUE": "requeued by scontrol",
+    "NODE FAILURE, SEE SLURMCTLD LOG FOR DETAILS": "a node failed",
+    "TIME LIMIT": TIME_LIMIT,
+}
+_GONE = re.compile(r"DOWN|FAIL|DRAIN|NOT_RESPONDING|POWERED_DOWN|REBOOT")
+
+
+def beginning(attempt: int, nodes: Iterable[str]) -> str:
+    """The line with which an attempt begins in the job's log; what SLURM says after it is about that attempt."""
+    return _BEGINS.format(attempt=attempt) + " ".join(nodes)
+
+
+def by_slurm(run: RunDirectory, job_id: str, attempt: int) -> str | None:
+    """Why SLURM ended this attempt, in words; null where it did not."""
+    lines = tail(run.logs_dir / f"slurm-{job_id}.log")
+    starts = [index for index, line in enumerate(lines) if line.startswith(_BEGINS.format(attempt=attempt))]
+    if not starts:
+        return None
+    for line in lines[starts[-1] :]:
+        match = _CANCELLED.search(line)
+        if match:
+            return _REASONS.get(match[1], match[1].lower()) if match[1] else "cancelled by scancel"
+    return None
+
+
+def lost_nodes(names: Iterable[str]) -> dict[str, str]:
+    """Those of these nodes that do not work any more, with what SLURM says of them."""
+    try:
+        shown = call("scontrol", "--oneliner", "show", "node", ",".join(names))
+    except SlurmRefused:
+        return {}
+    lost = {}
+    for line in shown.splitlines():
+        name, state = re.search(r"NodeName=(\S+)", line), re.search(r" State=(\S+)", line)
+        if name and state and ("*" in state[1] or _GONE.search(state[1])):
+            reason = re.search(r" Reason=(.+?)(?: \[|$)", line)
+            lost[name[1]] = f"{state[1].lower()}" + (f", {reason[1]}" if reason else "")
+    return lost
