@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -14,50 +16,81 @@ MAX_FILE_BYTES = 5_000_000_000
 """What Hugging Face splits at, too."""
 
 
+def _only(parts: list[torch.Tensor]) -> torch.Tensor:
+    (tensor,) = parts
+    return tensor
+
+
+@dataclass(frozen=True)
+class Output:
+    """One tensor of an exported file and the stored ones that it is made of."""
+
+    name: str
+    sources: tuple[str, ...]
+    """Names in the model's state dict."""
+    make: Callable[[list[torch.Tensor]], torch.Tensor] = _only
+    """From the sources, in their order; it must not make more elements than they have together."""
+
+
 def export_safetensors(
-    checkpoint: Path, target: Path, metadata: dict[str, str] | None = None, max_file_bytes: int = MAX_FILE_BYTES
+    checkpoint: Path | Stored,
+    target: Path,
+    metadata: dict[str, str] | None = None,
+    max_file_bytes: int = MAX_FILE_BYTES,
+    outputs: list[Output] | None = None,
 ) -> list[Path]:
     """Write `model.safetensors`, or `model-00001-of-00003.safetensors` ... with an index, into the folder `target`.
 
-    Names are those of the LightningModule's state dict; tied parameters are there once under each of their names.
-    Of a sharded checkpoint no more than one file is in memory.
+    Without `outputs` names are those of the LightningModule's state dict, and tied parameters are there once under
+    each of their names. No more than one file is in memory: other parts of the checkpoint are not read, or mapped.
     Returns the files. Raises UserError if there is no complete checkpoint.
     """
-    stored = Stored(checkpoint)
-    parts = _split(stored, max_file_bytes)
+    stored = checkpoint if isinstance(checkpoint, Stored) else Stored(checkpoint, mapped=True)
+    parts = _split(stored, model_outputs(stored) if outputs is None else outputs, max_file_bytes)
     target.mkdir(parents=True, exist_ok=True)
-    written, index = [], {}
-    for number, names in enumerate(parts, start=1):
+    written, index, total = [], {}, 0
+    for number, part in enumerate(parts, start=1):
         file = "model.safetensors" if len(parts) == 1 else f"model-{number:05d}-of-{len(parts):05d}.safetensors"
-        tensors = {name: torch.empty(stored.shapes[name][0], dtype=stored.shapes[name][1]) for name in names}
-        stored.read(tensors)
-        plain = {name.removeprefix(MODEL): tensor for name, tensor in tensors.items()}
-        save_file(plain, target / file, {"format": "pt", **(metadata or {})})
-        index.update(dict.fromkeys(plain, file))
+        tensors = {output.name: _made(stored, output) for output in part}
+        total += sum(tensor.nbytes for tensor in tensors.values())
+        save_file(tensors, target / file, {"format": "pt", **(metadata or {})})
+        index.update(dict.fromkeys(tensors, file))
         written.append(target / file)
+        del tensors
     if len(parts) > 1:
-        total = sum(_nbytes(stored, name) for names in parts for name in names)
         content = {"metadata": {"total_size": total}, "weight_map": index}
         written.append(target / "model.safetensors.index.json")
         written[-1].write_text(json.dumps(content, indent=1))
     return written
 
 
-def _split(stored: Stored, max_file_bytes: int) -> list[list[str]]:
-    """Names of the model's tensors, in files of at most this size (a larger tensor has one of its own)."""
-    parts: list[list[str]] = [[]]
+def model_outputs(stored: Stored) -> list[Output]:
+    """Every tensor of the model under its own name."""
+    names = [name.removeprefix(MODEL) for name in sorted(stored.shapes) if name.startswith(MODEL)]
+    return [Output(name, (name,)) for name in names]
+
+
+def _made(stored: Stored, output: Output) -> torch.Tensor:
+    shapes = [stored.shapes[MODEL + name] for name in output.sources]
+    sources = [torch.empty(shape, dtype=dtype) for shape, dtype in shapes]
+    stored.read({MODEL + name: tensor for name, tensor in zip(output.sources, sources, strict=True)})
+    return output.make(sources).contiguous()
+
+
+def _split(stored: Stored, outputs: list[Output], max_file_bytes: int) -> list[list[Output]]:
+    """The outputs in files of at most this size (a larger tensor has one of its own)."""
+    parts: list[list[Output]] = [[]]
     size = 0
-    for name in sorted(stored.shapes):
-        if not name.startswith(MODEL):
-            continue
-        if parts[-1] and size + _nbytes(stored, name) > max_file_bytes:
+    for output in outputs:
+        needed = sum(_nbytes(stored, name) for name in output.sources)
+        if parts[-1] and size + needed > max_file_bytes:
             parts.append([])
             size = 0
-        parts[-1].append(name)
-        size += _nbytes(stored, name)
+        parts[-1].append(output)
+        size += needed
     return parts
 
 
 def _nbytes(stored: Stored, name: str) -> int:
-    shape, dtype = stored.shapes[name]
+    shape, dtype = stored.shapes[MODEL + name]
     return shape.numel() * dtype.itemsize

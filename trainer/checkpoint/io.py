@@ -221,12 +221,14 @@ def write_state(staging: Staging, state: dict[str, Any]) -> None:
         torch.save(state, cast(IO[bytes], file))
 
 
-def load_state(path: Path, map_location: Any = "cpu", weights_only: bool = True) -> dict[str, Any]:
-    """Read the state of a checkpoint folder, or a file."""
+def load_state(
+    path: Path, map_location: Any = "cpu", weights_only: bool = True, mapped: bool = False
+) -> dict[str, Any]:
+    """Read the state of a checkpoint folder, or a file; `mapped`: its tensors when they are used."""
     if path.is_file():
-        return torch.load(path, map_location=map_location, weights_only=weights_only)
+        return torch.load(path, map_location=map_location, weights_only=weights_only, mmap=mapped)
     wait_visible(path)
-    return torch.load(path / STATE_FILE, map_location=map_location, weights_only=weights_only)
+    return torch.load(path / STATE_FILE, map_location=map_location, weights_only=weights_only, mmap=mapped)
 
 
 def wait_visible(path: Path, timeout_s: float = VISIBLE_WITHIN_S) -> None:

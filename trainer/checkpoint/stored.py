@@ -66,10 +66,13 @@ def unflatten(tensors: dict[str, torch.Tensor], rest: Optimizers) -> list[dict[s
 class Stored:
     """A checkpoint opened for reading. `state` is everything but the model's and the optimizers' tensors."""
 
-    def __init__(self, path: Path) -> None:
-        """Raises UserError if there is no complete checkpoint at `path`."""
+    def __init__(self, path: Path, mapped: bool = False) -> None:
+        """Raises UserError if there is no complete checkpoint at `path`.
+
+        `mapped`: the tensors of a checkpoint that is one file stay on disk until they are read.
+        """
         self.path = path
-        self.state = _open(path)
+        self.state = _open(path, mapped)
         self._tensors: dict[str, torch.Tensor] | None = None
         """The tensors themselves, of a checkpoint that is one file."""
         if OPTIMIZERS in self.state:
@@ -135,11 +138,11 @@ class Stored:
             )
 
 
-def _open(path: Path) -> dict[str, Any]:
+def _open(path: Path, mapped: bool) -> dict[str, Any]:
     if path.is_dir():
         wait_visible(path)
         commit.read_commit(path)
-    return load_state(path)
+    return load_state(path, mapped=mapped)
 
 
 def _of_file(state: dict[str, Any]) -> tuple[dict[str, torch.Tensor], Optimizers]:

@@ -22,6 +22,7 @@ VERBS = {
         "stop": "save a checkpoint and end",
         "resume": "go on from the newest good checkpoint",
         "evaluate": "the metrics of a checkpoint on held-out data",
+        "export": "the weights of a checkpoint as safetensors, ONNX or in Hugging Face's layout",
         "sync": "upload to Weights & Biases what was logged offline",
         "rm": "delete runs",
     },

@@ -1,0 +1,53 @@
+"""Which checkpoint a command means, and the processes in which it works on it."""
+
+from __future__ import annotations
+
+import os
+
+from trainer.checkpoint.store import Checkpoint, CheckpointStore
+from trainer.cluster import torchrun
+from trainer.cluster.shape import LaunchShape, resolve
+from trainer.cluster.torchrun import Place
+from trainer.errors import UserError
+from trainer.runs.directory import RunDirectory
+from trainer.runs.files import read_json
+
+
+def choose(run: RunDirectory, which: str) -> Checkpoint:
+    """A committed checkpoint by step, the newest (`last`), or the one with the best monitored metric (`best`)."""
+    committed = CheckpointStore(run.checkpoints_dir).committed()
+    if not committed:
+        raise UserError(f"{run.path.name} has no checkpoint", "trainer resume it, or choose another run")
+    if which == "last":
+        return committed[-1]
+    if which == "best":
+        best = (read_json(run.live_dir / "rank-0.json", {}).get("best") or {}).get("mode", "min")
+        measured = [checkpoint for checkpoint in committed if checkpoint.monitor_value is not None]
+        sign = 1 if best == "max" else -1
+        return max(measured, key=lambda found: sign * (found.monitor_value or 0.0)) if measured else committed[-1]
+    for checkpoint in committed:
+        if str(checkpoint.step) == which:
+            return checkpoint
+    steps = ", ".join(str(checkpoint.step) for checkpoint in committed)
+    raise UserError(
+        f"--checkpoint={which}: {run.path.name} has no such checkpoint", f"use best, last, or one of {steps}"
+    )
+
+
+def run_on_ranks(run: RunDirectory, worker: str, arguments: list[str], ranks: int | None = None) -> int:
+    """torchrun of `python -m WORKER RUN_DIR *arguments` on this machine, in the foreground; its exit code.
+
+    The run's own shape, or with `ranks` that many processes on its kind of device.
+    """
+    launch = run.launch()
+    shape = LaunchShape.from_dict(launch["shape"]) if launch.get("shape") else resolve(run.config())
+    if ranks is not None:
+        shape = LaunchShape(1, ranks, shape.device)
+    command = torchrun.command(run.path, f"{run.id}-{worker}", shape, Place(), 0, worker)
+    variables = torchrun.environment(os.environ, run.code_dir, shape, Place(), 0)
+    child = torchrun.start([*command, *arguments], variables)
+    try:
+        return child.wait()
+    finally:
+        child.kill()  # Ctrl-C: it ignores SIGINT, and its workers die with it
+        child.wait()

@@ -1,0 +1,141 @@
+"""Writes a checkpoint in another format: `python -m trainer.worker.export RUN_DIR CHECKPOINT FORMAT FOLDER`.
+
+One process without a GPU. RUN_DIR may be `-`: the checkpoint lies in no run. FOLDER is there, and empty; beside the
+files it gets `export.json`: {"format", "files": {name: bytes}, "metadata", "largest_difference" (ONNX only)}.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+
+from trainer import __version__
+from trainer.checkpoint.export import export_safetensors
+from trainer.checkpoint.store import Checkpoint
+from trainer.checkpoint.stored import MODEL, Stored
+from trainer.config.build import load
+from trainer.errors import TrainerError, UserError
+from trainer.runs.directory import RunDirectory
+from trainer.tasks.base import Task
+from trainer.worker import build, rng
+from trainer.worker.process import Rank
+from trainer.worker.torch_setup import silence_known_warnings
+
+RECORD = "export.json"
+SAMPLES = 2
+"""In the batch that the outputs are compared on; one would be taken for a fixed size."""
+
+
+def main() -> int:
+    run = None if sys.argv[1] == "-" else RunDirectory(Path(sys.argv[1]))
+    checkpoint, kind, target = Checkpoint.read(Path(sys.argv[2])), sys.argv[3], Path(sys.argv[4])
+    silence_known_warnings()
+    try:
+        record = export(run, checkpoint, kind, target)
+    except TrainerError as error:
+        print(f"trainer: {error}", file=sys.stderr)
+        return error.code
+    (target / RECORD).write_text(json.dumps(record, indent=1))
+    return 0
+
+
+def export(run: RunDirectory | None, checkpoint: Checkpoint, kind: str, target: Path) -> dict[str, Any]:
+    """Write the files; returns what goes into `export.json`."""
+    metadata = metadata_of(run, checkpoint)
+    more: dict[str, Any] = {}
+    if kind == "safetensors":
+        files = export_safetensors(checkpoint.path, target, metadata)
+    elif kind == "hf":
+        files = _hugging_face(_required(run, kind), checkpoint, target, metadata)
+    else:
+        from trainer.checkpoint.to_onnx import export_onnx
+
+        module, inputs = _module_and_inputs(_required(run, kind), checkpoint)
+        files, more["largest_difference"] = export_onnx(module, inputs, target, metadata)
+    sizes = {path.name: path.stat().st_size for path in files}
+    return {"format": kind, "files": sizes, "metadata": metadata, **more}
+
+
+def metadata_of(run: RunDirectory | None, checkpoint: Checkpoint) -> dict[str, str]:
+    """Where the weights come from, as text: safetensors and ONNX keep nothing else."""
+    found = {
+        "trainer_version": __version__,
+        "torch_version": torch.__version__,
+        "step": str(checkpoint.step),
+        "epoch": str(checkpoint.epoch),
+        "strategy": checkpoint.strategy,
+        "metrics": json.dumps(checkpoint.metrics),
+    }
+    if checkpoint.monitor_value is not None:
+        found["monitor"] = f"{checkpoint.monitor}={checkpoint.monitor_value}"
+    if run is not None:
+        manifest = run.manifest()
+        packages = {name: version for name, version in manifest.get("packages", {}).items() if version}
+        found["run"] = run.path.name
+        found["run_id"] = run.id
+        found["config_sha256"] = hashlib.sha256(run.config_path.read_bytes()).hexdigest()
+        found["packages"] = json.dumps(packages)
+        if manifest.get("code", {}).get("commit"):
+            found["commit"] = manifest["code"]["commit"]
+    return found
+
+
+def _required(run: RunDirectory | None, kind: str) -> RunDirectory:
+    if run is None:
+        raise UserError(
+            f"--format={kind} needs the run of the checkpoint: its configuration says what the model is.",
+            "Name a checkpoint inside a run directory, or use --format=safetensors.",
+        )
+    return run
+
+
+def _hugging_face(run: RunDirectory, checkpoint: Checkpoint, target: Path, metadata: dict[str, str]) -> list[Path]:
+    from trainer.checkpoint.huggingface import layout
+
+    config, stored = load(run.config_path), Stored(checkpoint.path, mapped=True)
+    content, outputs = layout(config.model, stored, config.data.get("sequence_length"))
+    path = target / "config.json"
+    path.write_text(json.dumps(content, indent=2))
+    return [path, *export_safetensors(stored, target, metadata, outputs=outputs)]
+
+
+def _module_and_inputs(run: RunDirectory, checkpoint: Checkpoint) -> tuple[Any, tuple[torch.Tensor, ...]]:
+    """The network with the checkpoint's weights, and a batch of `SAMPLES` from the run's own data."""
+    config = load(run.config_path)
+    config.resources.gpus = 0
+    rng.seed_all(config.seed)
+    data = build.build_data(config, Rank(0, 0, 1, 1, 0))
+    module = build.build_module(config, data, lambda: None)
+    stored = Stored(checkpoint.path, mapped=True)
+    stored.read({MODEL + name: value for name, value in module.state_dict().items()})
+    return (module.model if isinstance(module, Task) else module), _inputs(module, data)
+
+
+def _inputs(module: LightningModule, data: build.Data) -> tuple[torch.Tensor, ...]:
+    """The module's own `example_input_array`, else the first tensor of a training batch."""
+    example = module.example_input_array
+    if example is None:
+        batch = next(iter(data.training_loader()))
+        example = batch[0] if isinstance(batch, (list, tuple)) else batch
+    inputs = tuple(example) if isinstance(example, (list, tuple)) else (example,)
+    if not all(isinstance(one, torch.Tensor) for one in inputs):
+        raise UserError(
+            "--format=onnx: what the network takes cannot be told from a training batch.",
+            "Set self.example_input_array in the LightningModule: a tensor, or a tuple of them.",
+        )
+    return tuple(_samples(one) for one in inputs)
+
+
+def _samples(tensor: torch.Tensor) -> torch.Tensor:
+    repeated = torch.cat([tensor] * SAMPLES) if len(tensor) < SAMPLES else tensor
+    return repeated[:SAMPLES].detach().cpu()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
