@@ -136,3 +136,17 @@ def cli(trainer_cli: TrainerCli, testbed: Testbed) -> TrainerCli:
         return trainer_cli(*arguments, env={"SLURM_CONF": testbed.conf, **(env or {})}, **options)
 
     return run
+
+
+REPORT: list[str] = []
+
+
+@pytest.fixture(scope="session")
+def report() -> list[str]:
+    """Lines that are printed after the tests."""
+    return REPORT
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    for line in REPORT:
+        terminalreporter.write_line(line)

@@ -18,6 +18,7 @@ VERBS = {
     "Runs": {
         "ls": "all runs here, with their true state",
         "show": "one run: steps, metrics, checkpoints, attempts",
+        "why": "why it waits in the queue, or how and where it ended",
         "logs": "the log of a rank; -f follows it",
         "stop": "save a checkpoint and end",
         "resume": "go on from the newest good checkpoint",

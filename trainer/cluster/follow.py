@@ -18,12 +18,16 @@ from types import FrameType
 from typing import Any, TextIO
 
 from trainer.cluster import bar, cause, local, processes
+from trainer.cluster.jobs import is_over, states_of
 from trainer.cluster.node import request_stop
 from trainer.errors import DONE, ENVIRONMENT_MUST_CHANGE, INTERRUPTED, JOB_FAILED, USER_MUST_CHANGE
 from trainer.runs.directory import RunDirectory
 from trainer.runs.files import write_atomic
+from trainer.runs.state import state_of
 
 POLL_S = 0.2
+_SLURM_POLL_S = 3.0
+"""How often SLURM is asked whether the job lives: a call each time."""
 _NOTABLE = re.compile(r"\b(warning|error|skipped)\b|Warning:|Error:", re.IGNORECASE)
 """Lines of the log that a terminal shows above the bar."""
 _SHOWN_LINES = 12
@@ -78,15 +82,26 @@ class Follower:
         self._offset = 0
         self._since = time.time()
         self._first_attempt = int(run.launch().get("attempt") or 0)
+        self._asked, self._is_in_slurm = time.monotonic(), True
 
     def is_over(self) -> bool:
         """Whether the process of the run is gone; where that is another machine's, whether the run has an end."""
         launch = self.run.launch()
+        if launch.get("slurm_job_id"):
+            return not self._lives_in_slurm()
         if launch.get("pid") is None:
             return self._end() is not None
         if launch.get("host") == socket.gethostname() and launch.get("boot_id") == processes.boot_id():
             return not processes.is_alive(launch["pid"], launch.get("pid_started"))
         return self._end() is not None
+
+    def _lives_in_slurm(self) -> bool:
+        """Whether the job waits, runs, or will be run again; while SLURM does not answer, as before."""
+        if time.monotonic() - self._asked >= _SLURM_POLL_S:
+            self._asked, states = time.monotonic(), states_of([self.run])
+            if states is not None or is_over(self.run):
+                self._is_in_slurm = state_of(self.run, states).is_active
+        return self._is_in_slurm
 
     def show(self) -> None:
         """Print what is new."""
@@ -185,7 +200,11 @@ class Follower:
                 self.say(line)
 
     def _show_restart(self, died: int, following: int) -> None:
-        reason = self._record(died).get("reason")
+        record = self._record(died)
+        reason = record.get("reason")
+        if record.get("outcome") == "requeue":
+            self.say(f"attempt {died} ended: {reason}; going on as attempt {following}")
+            return
         if reason is None:  # the node process may not have written it yet
             reason = cause.find(self._log_dir(died)).reason
         self.say(f"attempt {died} died: {reason}; restarting as attempt {following}")

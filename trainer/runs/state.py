@@ -84,6 +84,11 @@ def _slurm_state(run: RunDirectory, launch: dict[str, Any], job: str | None) -> 
         return State("requeued" if run.attempts() else "queued", job.lower())
     if job in ("RUNNING", "CONFIGURING", "RESIZING", "SUSPENDED", "STOPPED", "SIGNALING", "STAGE_OUT"):
         return _living_state(run, launch)
-    if job == "COMPLETING" and not any(not record.get("restarted") for record in run.attempts()):
-        return State("stopping", "SLURM is ending it")
+    if job == "COMPLETING":
+        ended = _ended_state(run, launch)
+        last = (run.attempts() or [{}])[-1]
+        # Saved for a requeue: SLURM shows the job as pending only once this attempt's processes are gone.
+        if ended.name == "dead" or last.get("outcome") == "requeue":
+            return State("stopping", "SLURM is ending this attempt")
+        return ended
     return _ended_state(run, launch)

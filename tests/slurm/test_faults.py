@@ -1,0 +1,143 @@
+"""Whatever ends an attempt, the run goes on and ends with the weights and the curve of one that nothing happened to.
+
+One run meets every fault, each once it has got over the last, and tells at the end what each of them cost.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from conftest import TrainerCli
+
+from slurm.conftest import Testbed, wait_until
+from slurm.jobs import curve, kill, newest_checkpoint, on_slurm, paced, story, submit, wait_for_event, weights
+from trainer.runs.directory import RunDirectory
+
+pytestmark = [pytest.mark.slurm, pytest.mark.timeout(900)]
+EVERY = 5
+"""Steps between two checkpoints."""
+BETWEEN = 10
+"""Steps from one fault to the next, at the least."""
+
+
+@dataclass
+class Scene:
+    """The run on the cluster that things are done to."""
+
+    testbed: Testbed
+    run: RunDirectory
+
+    @property
+    def job(self) -> str:
+        return str(self.run.launch()["slurm_job_id"])
+
+    @property
+    def nodes(self) -> list[str]:
+        """Of the allocation, first the one with the first rank."""
+        return list([one for one in self.run.events() if one["event"] in ("allocated", "restarted")][-1]["nodes"])
+
+
+def kill_a_rank(scene: Scene) -> None:
+    kill(scene.testbed, scene.nodes[1], "-u -m trainer[.]worker")
+
+
+def kill_torchrun(scene: Scene) -> None:
+    kill(scene.testbed, scene.nodes[1], "torch.distributed[.]run")
+
+
+def kill_slurmd(scene: Scene) -> None:
+    """Nobody notices; the daemon that comes back finds the job running."""
+    kill(scene.testbed, scene.nodes[1], "slurmd -b|slurmd -N")
+    scene.testbed("exec", scene.nodes[1], "slurmd", "-N", scene.nodes[1])
+
+
+def requeue(scene: Scene) -> None:
+    scene.testbed.slurm("scontrol", "requeue", scene.job)
+
+
+def preempt(scene: Scene) -> None:
+    command = ["sbatch", "--partition=urgent", "--nodes=3", "--exclusive", "--output=/dev/null", "--wrap=sleep 1"]
+    scene.testbed.slurm(*command)
+
+
+def stop_the_controller(scene: Scene) -> None:
+    scene.testbed("controller", "stop")
+    scene.testbed("controller", "start")
+
+
+def lose_a_node(scene: Scene) -> None:
+    scene.testbed("fail", scene.nodes[1])
+
+
+def lose_the_first_node(scene: Scene) -> None:
+    """The one where the job script runs: nobody is left to say so."""
+    scene.testbed("fail", scene.nodes[0])
+
+
+def cut_the_network(scene: Scene) -> None:
+    scene.testbed("cut", scene.nodes[1])
+
+
+FAULTS: dict[str, tuple[Callable[[Scene], None], str | None]] = {
+    "kill -9 of a rank": (kill_a_rank, "rank 1 was killed by SIGKILL"),
+    "kill -9 of torchrun": (kill_torchrun, "torchrun on node1 was killed by SIGKILL"),
+    "kill -9 of slurmd": (kill_slurmd, None),
+    "controller restarts": (stop_the_controller, None),
+    "scontrol requeue": (requeue, "requeued by scontrol"),
+    "preemption": (preempt, "preempted by another job"),
+    "a node is lost": (lose_a_node, "was lost (down"),
+    "the first node is lost": (lose_the_first_node, "was lost (down"),
+    "the network is cut": (cut_the_network, "was lost (down"),
+}
+"""Name to what is done, and to what the run says of it; null: it goes on as if nothing had been."""
+
+
+def test_a_run_that_meets_every_fault_ends_as_if_it_had_met_none(
+    testbed: Testbed, cli: TrainerCli, workdir: Path, report: list[str]
+) -> None:
+    steps = EVERY + BETWEEN * (len(FAULTS) + 1)
+    job = [f"trainer.max_steps={steps}", f"checkpoint.every_n_steps={EVERY}", "trainer.log_every_n_steps=1"]
+    run = submit(cli, workdir, *job, *on_slurm(ranks=2), *paced(0.2), "resources.spare_nodes=0")
+    scene = Scene(testbed, run)
+    rows = []
+    for index, (name, (break_it, reason)) in enumerate(FAULTS.items()):
+        wait_until(lambda target=EVERY + BETWEEN * index: newest_checkpoint(run) >= target, 150, lambda: story(run))
+        rows.append(meet(scene, name, break_it, reason))
+        testbed.mend()
+    wait_for_event(run, "finished", 150)
+    print_table(report, rows)
+
+    untouched = submit(cli, workdir, *job, "resources.cpu_processes=2")
+    assert weights(run, steps, workdir / "a") == weights(untouched, steps, workdir / "b")
+    assert curve(run) == curve(untouched)
+
+
+def meet(scene: Scene, name: str, break_it: Callable[[Scene], None], reason: str | None) -> tuple[str, int, float]:
+    """Break something and wait until the run has got over it: the steps made twice, the seconds without a step."""
+    run, began = scene.run, time.monotonic()
+    begun_before = started(run)
+    break_it(scene)
+    if reason is None:
+        step = newest_checkpoint(run)
+        wait_until(lambda: newest_checkpoint(run) > step, 30, lambda: story(run))
+        assert started(run) == begun_before
+        return name, 0, 0.0
+    wait_until(lambda: started(run) > begun_before, 150, lambda: story(run))
+    down_s = time.monotonic() - began
+    event = [one for one in run.events() if one["event"] == "started"][-1]
+    last = [one for one in run.attempts() if one["attempt"] < event["attempt"]][-1]
+    assert reason in last["reason"], story(run)
+    return name, last["step"] - event["step"], down_s
+
+
+def started(run: RunDirectory) -> int:
+    return sum(one["event"] == "started" for one in run.events())
+
+
+def print_table(report: list[str], rows: list[tuple[str, int, float]]) -> None:
+    report += ["", f"{'fault':<24}{'steps made twice':>18}{'seconds without a step':>24}"]
+    report += [f"{name:<24}{lost:>18}{down_s:>24.1f}" for name, lost, down_s in rows]
