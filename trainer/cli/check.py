@@ -10,6 +10,7 @@ from trainer.cli import deep
 from trainer.cli.job import Job, check_all, compose_all, describe, parser
 from trainer.config.problems import Problems
 from trainer.errors import DONE, TrainerError
+from trainer.planner.write import expand
 
 _DESCRIPTION = """Check a job without launching it: keys, types, arguments of every _target_, launch shape, batch split.
 With -m every job of the sweep is checked. --deep also makes the model (without memory for its weights) and, where
@@ -23,6 +24,8 @@ def main(argv: list[str]) -> int:
     made.add_argument("--deep", action="store_true", help="count the model's parameters and FLOPs; takes seconds")
     arguments = made.parse_intermixed_args(argv)
     try:
+        say = sys.stderr if arguments.json else sys.stdout
+        arguments.overrides = expand(arguments.overrides, arguments.config_dir, keep=False, say=say)
         jobs = check_all(compose_all(arguments))
         counted = deep.counted(jobs) if arguments.deep else [None] * len(jobs)
     except TrainerError as error:

@@ -13,6 +13,7 @@ from trainer.cli.job import Job, check_all, compose_all, describe, parser
 from trainer.cluster import launchers
 from trainer.config.compose import printed
 from trainer.errors import DONE, INTERRUPTED, UserError
+from trainer.planner.write import expand
 
 _DESCRIPTION = """Train: compose the job, check it, launch it and follow it until it ends.
 Ctrl-C saves a checkpoint and stops; `trainer resume` goes on."""
@@ -21,6 +22,10 @@ Ctrl-C saves a checkpoint and stops; `trainer resume` goes on."""
 def main(argv: list[str]) -> int:
     """Returns 0 when all jobs finished, else the first other code."""
     arguments = _parse(argv)
+    look_only = bool(arguments.cfg or arguments.dry_run)
+    arguments.overrides = expand(
+        arguments.overrides, arguments.config_dir, keep=not look_only, say=sys.stderr if arguments.cfg else sys.stdout
+    )
     composed = compose_all(arguments)
     if arguments.cfg:
         for one in composed:

@@ -56,9 +56,10 @@ class LabelledFiles(Dataset[tuple[torch.Tensor, int]]):
 
 
 class ClassFolders(ArrayDataModule):
-    """Base of modules over `root/CLASS/FILE`, or over `root/{train,val,test}/CLASS/FILE` where it has those.
+    """Base of modules over `root/CLASS/FILE`, or over `root/{train,val,test}/CLASS/FILE` where it has `train` and
+    one of the others.
 
-    Without them, `held_out` of each class go to each of val and test, by the hash of the names.
+    For each of val and test that has no folder, `held_out` of each class are taken, by the hash of the names.
     """
 
     default_task = "trainer.tasks.classification.Classification"
@@ -101,7 +102,9 @@ class ClassFolders(ArrayDataModule):
         )
 
     def _parts(self) -> dict[str, list[tuple[Path, int]]]:
-        given = all((self.root / split).is_dir() for split in SPLITS)
+        given = [split for split in SPLITS if (self.root / split).is_dir()]
+        if "train" not in given or len(given) < 2:
+            given = []
         first = self.root / "train" if given else self.root
         self.classes = sorted(folder.name for folder in _folders(first) if self._files(folder))
         if len(self.classes) < 2:
@@ -115,17 +118,22 @@ class ClassFolders(ArrayDataModule):
                 parts[split] += [(path, label) for path in paths]
         return parts
 
-    def _split(self, name: str, given: bool) -> dict[str, list[Path]]:
-        """The files of a class."""
-        if given:
-            return {split: self._files(self.root / split / name) for split in SPLITS}
-        paths = self._files(self.root / name)
+    def _split(self, name: str, given: list[str]) -> dict[str, list[Path]]:
+        """The files of a class. `given`: the splits that are folders."""
+        parts = {split: self._files(self.root / split / name) for split in given}
+        missing = [split for split in SPLITS if split not in given]
+        if not missing:
+            return parts
+        paths = parts.get("train", []) if given else self._files(self.root / name)
         if len(paths) < len(SPLITS):
             raise UserError(
                 f"class {name} of data.root={self.root} has {len(paths)} files: too few to hold some out",
                 f"add some, or make the folders {', '.join(SPLITS)} yourself",
             )
-        return split_by_name(paths, lambda path: path.relative_to(self.root).as_posix(), self.held_out)
+        divided = split_by_name(paths, lambda path: path.relative_to(self.root).as_posix(), self.held_out)
+        taken = {path for split in missing if split != "train" for path in divided[split]}
+        rest = [path for path in paths if path not in taken]
+        return {**parts, "train": rest, **{split: divided[split] for split in missing if split != "train"}}
 
     def _files(self, folder: Path) -> list[Path]:
         return sorted(path for path in folder.rglob("*") if path.suffix.lower() in self.suffixes)

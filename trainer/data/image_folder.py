@@ -15,9 +15,13 @@ MEAN = torch.tensor([0.485, 0.456, 0.406])[:, None, None]
 DEVIATION = torch.tensor([0.229, 0.224, 0.225])[:, None, None]
 """Of ImageNet's pixels in 0..1: what published weights expect, and near enough for other photographs."""
 
+GREY_MEAN, GREY_DEVIATION = 0.45, 0.25
+"""The same for one channel, about."""
+
 
 class ImageFolder(ClassFolders):
-    """Batches of (n, 3, size, size) float32 and (n,) int64 from `root/CLASS/*.jpg` and the like."""
+    """Batches of (n, 3, size, size) float32 (with `grey` 1 channel) and (n,) int64 from `root/CLASS/*.jpg` and the
+    like."""
 
     suffixes = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".ppm")
 
@@ -30,17 +34,21 @@ class ImageFolder(ClassFolders):
         augment: bool = True,
         held_out: float = 0.1,
         max_bad: int = 100,
+        grey: bool = False,
+        mirror: bool = True,
     ) -> None:
-        """`size`: pixels of a side. `augment`: random crops and mirroring. `max_bad`: unreadable files a process."""
+        """`size`: pixels of a side. `augment`: random crops and, with `mirror`, mirroring, which suits photographs
+        and not characters. `max_bad`: unreadable files a process.
+        """
         super().__init__(root, batch_size, num_workers, held_out, max_bad)
-        self.size, self.augment = size, augment
+        self.size, self.augment, self.grey, self.mirror = size, augment, grey, mirror
 
     def shape(self) -> list[int]:
-        return [3, self.size, self.size]
+        return [1 if self.grey else 3, self.size, self.size]
 
     def reader(self, training: bool) -> tuple[Read, bool]:
         random = training and self.augment
-        return partial(read_image, size=self.size, random=random), random
+        return partial(read_image, size=self.size, random=random, grey=self.grey, mirror=self.mirror), random
 
     def setup(self, stage: str | None = None) -> None:
         try:
@@ -50,24 +58,32 @@ class ImageFolder(ClassFolders):
         super().setup(stage)
 
 
-def read_image(path: Path, size: int, random: bool) -> torch.Tensor:
-    """The picture with its shorter side scaled to `size` and its middle cut out: (3, size, size), normalised.
+def read_image(path: Path, size: int, random: bool, grey: bool = False, mirror: bool = True) -> torch.Tensor:
+    """The picture with its shorter side scaled to `size` and its middle cut out: (3 or 1, size, size), normalised.
 
-    `random`: scaled an eighth larger, cut out anywhere, half of them mirrored. Raises OSError or ValueError.
+    `random`: scaled an eighth larger, cut out anywhere and, with `mirror`, half of them mirrored. A picture that is
+    no larger than `size` is not scaled for that (at 8x8 it would blur) but moved by up to an eighth, its edges
+    repeated. Raises OSError or ValueError.
     """
     from PIL import Image
 
+    mode = "L" if grey else "RGB"
     with Image.open(path) as file:
         # JPEG decodes at the smallest of 1/1, 1/2, 1/4, 1/8 that is large enough: four times as fast.
-        file.draft("RGB", (2 * size, 2 * size))
-        picture = file.convert("RGB")
-    shorter = size * 9 // 8 if random else size
+        file.draft(mode, (2 * size, 2 * size))
+        picture = file.convert(mode)
+    small = min(picture.size) <= size
+    shorter = size * 9 // 8 if random and not small else size
     scale = shorter / min(picture.size)
     width, height = (max(size, round(side * scale)) for side in picture.size)
-    picture = picture.resize((width, height), Image.Resampling.BILINEAR)
-    left, top = (width - size) // 2, (height - size) // 2
-    if random:
-        left, top = (int(torch.randint(room + 1, ())) for room in (width - size, height - size))
-    pixels = numpy.asarray(picture)[top : top + size, left : left + size].transpose(2, 0, 1).astype(numpy.float32)
-    image = (torch.from_numpy(pixels) / 255 - MEAN) / DEVIATION
-    return image.flip(2) if random and torch.rand(()) < 0.5 else image
+    if (width, height) != picture.size:
+        picture = picture.resize((width, height), Image.Resampling.BILINEAR)
+    array = numpy.asarray(picture).reshape(height, width, -1)
+    if random and small:
+        array = numpy.pad(array, ((size // 8,) * 2, (size // 8,) * 2, (0, 0)), mode="edge")
+    room = array.shape[0] - size, array.shape[1] - size
+    top, left = (int(torch.randint(free + 1, ())) for free in room) if random else (free // 2 for free in room)
+    cut = array[top : top + size, left : left + size]
+    pixels = torch.from_numpy(cut.transpose(2, 0, 1).astype(numpy.float32)) / 255
+    image = (pixels - GREY_MEAN) / GREY_DEVIATION if grey else (pixels - MEAN) / DEVIATION
+    return image.flip(2) if random and mirror and torch.rand(()) < 0.5 else image
