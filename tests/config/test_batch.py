@@ -39,3 +39,15 @@ def test_below_one_unit_only_the_larger_size_is_named() -> None:
 def test_sizes_below_one_are_refused(size: int, micro: int | None) -> None:
     with pytest.raises(UserError, match="at least one sample"):
         BatchPlan.of(size, micro, 2)
+
+
+@pytest.mark.parametrize(
+    ("sharing", "micro_batch", "expected"),
+    [
+        (1, 2, "4 ranks x 2 x 4 accumulated"),
+        (2, None, "2 groups of 2 ranks x 16"),
+        (4, None, "1 group of 4 ranks x 32"),
+    ],
+)
+def test_the_split_names_ranks_that_share_samples(sharing: int, micro_batch: int | None, expected: str) -> None:
+    assert BatchPlan.of(32, micro_batch, 4 // sharing).split(4) == expected

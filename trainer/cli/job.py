@@ -9,6 +9,7 @@ from typing import Any, NoReturn
 
 from trainer.cluster import launchers
 from trainer.config.batch import BatchPlan
+from trainer.config.strategy import ranks_per_sample
 from trainer.config.check import check
 from trainer.config.compose import Composed, compose, points
 from trainer.config.near import did_you_mean
@@ -65,7 +66,8 @@ class Job:
         data = self.config["data"]
         if data.get("batch_size") is None:
             return None
-        return BatchPlan.of(data["batch_size"], data.get("micro_batch"), self.shape.world_size)
+        sharing = ranks_per_sample(self.config["strategy"], self.shape.processes_per_node)
+        return BatchPlan.of(data["batch_size"], data.get("micro_batch"), self.shape.world_size // sharing)
 
 
 def compose_all(arguments: argparse.Namespace) -> list[Composed]:
@@ -108,9 +110,7 @@ def describe(job: Job) -> list[tuple[str, str]]:
     if plan is None:
         batch = "as the data module's own loader has it, on each rank"
     else:
-        parts = f"{plan.world_size} ranks x {plan.micro_batch}"
-        parts += f" x {plan.accumulate} accumulated" if plan.accumulate > 1 else ""
-        batch = f"{plan.global_batch} samples a step = {parts}"
+        batch = f"{plan.global_batch} samples a step = {plan.split(job.shape.world_size)}"
     limits = [f"{options[key]} {word}" for key, word in _LIMITS.items() if options[key] is not None]
     saves = [f"every {checkpoint[key]:g} {word}" for key, word in _SAVES.items() if checkpoint[key] is not None]
     return [

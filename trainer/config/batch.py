@@ -18,7 +18,7 @@ class BatchPlan:
     accumulate: int
     """Passes on a rank before each optimizer step."""
     world_size: int
-    """Ranks."""
+    """Ranks that read different samples: all of the job, but for tensor parallel."""
 
     @classmethod
     def of(cls, batch_size: int, micro_batch: int | None, world_size: int) -> BatchPlan:
@@ -42,6 +42,14 @@ class BatchPlan:
             raise _does_not_divide(batch_size, micro_batch, world_size)
         micro = micro_batch or batch_size // world_size
         return cls(batch_size, micro, batch_size // (world_size * micro), world_size)
+
+    def split(self, ranks: int) -> str:
+        """`4 ranks x 8 x 2 accumulated`, where `ranks` are in the job: with tensor parallel more than `world_size`."""
+        plural = "" if self.world_size == 1 else "s"
+        sharing = ranks // self.world_size
+        who = f"rank{plural}" if sharing == 1 else f"group{plural} of {sharing} ranks"
+        accumulated = f" x {self.accumulate} accumulated" if self.accumulate > 1 else ""
+        return f"{self.world_size} {who} x {self.micro_batch}{accumulated}"
 
 
 def _does_not_divide(batch_size: int, micro_batch: int | None, world_size: int) -> UserError:

@@ -236,7 +236,7 @@ def _say_what(module: LightningModule, trainer: Trainer, plan: Any, total_steps:
     parameters = sum(parameter.numel() for parameter in module.parameters())
     print(
         f"{parameters:,} parameters, {config.strategy.name} on {trainer.world_size} ranks, {trainer.precision}, "
-        f"global batch {plan.global_batch} = {plan.world_size} ranks x {plan.micro_batch} x {plan.accumulate}, "
+        f"global batch {plan.global_batch} = {plan.split(trainer.world_size)}, "
         f"{total_steps if total_steps is not None else 'unlimited'} steps",
         flush=True,
     )
