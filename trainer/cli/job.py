@@ -9,10 +9,10 @@ from typing import Any, NoReturn
 
 from trainer.cluster import launchers
 from trainer.config.batch import BatchPlan
-from trainer.config.strategy import ranks_per_sample
 from trainer.config.check import check
 from trainer.config.compose import Composed, compose, points
 from trainer.config.near import did_you_mean
+from trainer.config.strategy import ranks_per_sample
 from trainer.errors import TrainerError, UserError
 
 
