@@ -106,5 +106,5 @@ def curve(run: RunDirectory) -> list[dict[str, Any]]:
 
 def kill(testbed: Testbed, node: str, pattern: str) -> None:
     """SIGKILL to the first process of `node` whose command line matches `pattern`."""
-    first = testbed("exec", node, "pgrep", "-f", pattern).stdout.split()[0]
+    first = testbed("exec", node, "pgrep", "-f", "--", pattern).stdout.split()[0]
     testbed("exec", node, "kill", "-KILL", first)

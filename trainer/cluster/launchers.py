@@ -38,8 +38,10 @@ def check(config: dict[str, Any], shape: LaunchShape) -> None:
     """Raise UserError for what this cluster would refuse or never run."""
     if config["cluster"]["name"] == "slurm":
         from trainer.cluster.slurm import shape as slurm_shape
+        from trainer.cluster.slurm import submit
 
         slurm_shape.check(config, shape)
+        submit.try_out(config, shape)
 
 
 def preview(config: dict[str, Any], shape: LaunchShape) -> str | None:

@@ -28,7 +28,12 @@ def is_here() -> bool:
     return shutil.which("sbatch") is not None
 
 
-def run(*command: str, environment: Mapping[str, str] | None = None, timeout_s: float = TIMEOUT_S) -> str:
+def run(
+    *command: str,
+    environment: Mapping[str, str] | None = None,
+    standard_input: str = "",
+    timeout_s: float = TIMEOUT_S,
+) -> str:
     """What the command prints. Raises SlurmRefused with its complaint, EnvironmentFault where SLURM is not here or
     does not answer."""
     # The names of the fields and of the states are the same in every language; the times would not be.
@@ -37,7 +42,7 @@ def run(*command: str, environment: Mapping[str, str] | None = None, timeout_s: 
         done = subprocess.run(
             command,
             env=variables,
-            stdin=subprocess.DEVNULL,
+            input=standard_input,
             capture_output=True,
             text=True,
             errors="replace",

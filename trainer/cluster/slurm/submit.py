@@ -10,7 +10,7 @@ from typing import Any
 
 from trainer.cluster.shape import LaunchShape, resolve
 from trainer.cluster.slurm import render, shape
-from trainer.cluster.slurm.commands import SlurmRefused
+from trainer.cluster.slurm.commands import SlurmRefused, is_here
 from trainer.cluster.slurm.commands import run as call
 from trainer.errors import EnvironmentFault, TrainerError, UserError
 from trainer.runs.directory import RunDirectory
@@ -28,6 +28,23 @@ def preview(config: dict[str, Any], launch_shape: LaunchShape) -> str:
     """The job script of a run that is not made yet."""
     path = Path(config["runs_dir"]).expanduser().absolute() / f"{config['name']}-ID"
     return render.script(config, launch_shape, path, Path.cwd(), shape.cpus_per_process(config, launch_shape))
+
+
+def try_out(config: dict[str, Any], launch_shape: LaunchShape) -> None:
+    """Let SLURM, where it is here, judge the job without submitting it. Raises UserError with what it says against it."""
+    if not is_here():
+        return
+    text = preview(config, launch_shape)
+    command = ("sbatch", "--test-only", f"--chdir={Path.cwd()}")
+    try:
+        call(*command, environment=_environment(os.environ, _options(text)), standard_input=text)
+    except SlurmRefused as refused:
+        raise _refusal(refused) from None
+
+
+def _refusal(refused: SlurmRefused) -> UserError:
+    told = str(refused).replace("allocation failure: ", "").replace("Batch job submission failed: ", "")
+    return UserError(f"SLURM refuses the job: {told}", "change the option that it names (cluster.*, resources.*)")
 
 
 class SlurmLauncher:
@@ -68,19 +85,22 @@ class SlurmLauncher:
 
 def submit(script: Path, cwd: Path, *options: str) -> str:
     """sbatch the script; the id of the job. `options` go before the script."""
-    directives = [line for line in script.read_text().splitlines() if line.startswith("#SBATCH --")]
-    names = {line.removeprefix("#SBATCH --").partition("=")[0] for line in directives}
+    names = _options(script.read_text())
     command = ("sbatch", "--parsable", f"--chdir={cwd}", *options, str(script))
     try:
         printed = call(*command, environment=_environment(os.environ, names))
     except SlurmRefused as refused:
-        raise UserError(
-            f"SLURM refused the job: {refused}", "change the option that it names (cluster.*, resources.*)"
-        ) from None
+        raise _refusal(refused) from None
     job_id = printed.strip().partition(";")[0]
     if not job_id.isdigit():
         raise EnvironmentFault(f"sbatch printed no job id but {printed.strip()!r}", "look at squeue --me")
     return job_id
+
+
+def _options(script: str) -> set[str]:
+    """Names of the options that a script gives to sbatch, without dashes."""
+    directives = [line for line in script.splitlines() if line.startswith("#SBATCH --")]
+    return {line.removeprefix("#SBATCH --").partition("=")[0] for line in directives}
 
 
 def _environment(inherited: Mapping[str, str], options: set[str]) -> dict[str, str]:
