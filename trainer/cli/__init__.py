@@ -23,6 +23,7 @@ VERBS = {
         "stop": "save a checkpoint and end",
         "resume": "go on from the newest good checkpoint",
         "evaluate": "the metrics of a checkpoint on held-out data",
+        "predict": "what a checkpoint makes of each sample, in its order",
         "export": "the weights of a checkpoint as safetensors, ONNX or in Hugging Face's layout",
         "sync": "upload to Weights & Biases what was logged offline",
         "rm": "delete runs",

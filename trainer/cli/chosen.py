@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 
+from trainer.checkpoint import commit
 from trainer.checkpoint.store import Checkpoint, CheckpointStore
 from trainer.cluster import torchrun
 from trainer.cluster.shape import LaunchShape, resolve
@@ -14,7 +15,18 @@ from trainer.runs.files import read_json
 
 
 def choose(run: RunDirectory, which: str) -> Checkpoint:
-    """A committed checkpoint by step, the newest (`last`), or the one with the best monitored metric (`best`)."""
+    """A committed checkpoint by step, the newest (`last`), or the one with the best monitored metric (`best`).
+
+    Raises UserError where there is none, or where its checksums are wrong.
+    """
+    chosen = _chosen(run, which)
+    problems = commit.verify(chosen.path)
+    if problems:
+        raise UserError(f"{chosen.path} is damaged: {'; '.join(problems)}", "use another: --checkpoint=STEP")
+    return chosen
+
+
+def _chosen(run: RunDirectory, which: str) -> Checkpoint:
     committed = CheckpointStore(run.checkpoints_dir).committed()
     if not committed:
         raise UserError(f"{run.path.name} has no checkpoint", "trainer resume it, or choose another run")

@@ -36,9 +36,6 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args(argv)
     run, checkpoint = _source(options.run, options.checkpoint, options.runs_dir)
-    problems = commit.verify(checkpoint.path)
-    if problems:
-        raise UserError(f"{checkpoint.path} is damaged: {'; '.join(problems)}", "export another: --checkpoint=STEP")
     target = _target(options.out, run, checkpoint, options.format)
     code = _write(run, checkpoint, options.format, target)
     if code != 0:
@@ -65,6 +62,9 @@ def _source(reference: str | None, which: str, runs_dir: str | None) -> tuple[Ru
             raise UserError(
                 f"{path} is not a complete checkpoint: {error}", "trainer show lists those of a run"
             ) from None
+        problems = commit.verify(path)
+        if problems:
+            raise UserError(f"{path} is damaged: {'; '.join(problems)}", "export another")
         run = RunDirectory(path.parent.parent)
         return (run if run.exists() else None), checkpoint
     run = find(reference, runs_dir_from(runs_dir))

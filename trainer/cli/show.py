@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import time
+from pathlib import Path
 from typing import Any
 
+from trainer.checkpoint import commit
 from trainer.cli.common import age, duration, number, parser_of, size
 from trainer.cluster.jobs import states_of
+from trainer.errors import JOB_FAILED
 from trainer.runs.directory import RunDirectory
 from trainer.runs.registry import find, runs_dir_from
 from trainer.runs.summary import summary
@@ -15,11 +18,17 @@ from trainer.runs.summary import summary
 
 def main(argv: list[str]) -> int:
     parser = parser_of("show", "Everything known of one run.", "trainer show k3v9 --json")
+    parser.add_argument("--verify", action="store_true", help="read every checkpoint again and compare its checksums")
     options = parser.parse_args(argv)
     run = find(options.run, runs_dir_from(options.runs_dir))
     found = summary(run, states_of([run]))
+    if options.verify:
+        for one in found["checkpoints"]:
+            one["problems"] = commit.verify(Path(one["path"]))
+            one["verified"] = not one["problems"]
     print(json.dumps(found, indent=1) if options.json else "\n".join(_sheet(run, found)))
-    return 0
+    damaged = any(one["verified"] is False for one in found["checkpoints"])
+    return JOB_FAILED if damaged else 0
 
 
 def _sheet(run: RunDirectory, found: dict[str, Any]) -> list[str]:
@@ -38,7 +47,7 @@ def _sheet(run: RunDirectory, found: dict[str, Any]) -> list[str]:
         best = found["best"]
         lines.append(f"  best         {best['metric']} {number(best['value'])} at step {best['step']}")
     lines += _block("metrics", [f"{name}  {number(value)}" for name, value in sorted(found["metrics"].items())])
-    lines += _block("checkpoints", [_checkpoint(one) for one in found["checkpoints"]])
+    lines += _block("checkpoints", _checkpoints(found["checkpoints"]))
     lines += _block("attempts", [_attempt(one) for one in run.attempts()])
     lines.append(f"  next         {_next(found)}")
     return lines
@@ -48,10 +57,23 @@ def _block(title: str, rows: list[str]) -> list[str]:
     return [f"  {title if index == 0 else '':<13}{row}" for index, row in enumerate(rows)]
 
 
-def _checkpoint(one: dict[str, Any]) -> str:
-    state = size(one["bytes"]) if one["committed"] else "not complete"
-    measured = ", ".join(f"{name} {number(value)}" for name, value in (one["metrics"] or {}).items())
-    return f"step {one['step']}  {state}" + (f"  {measured}" if measured else "")
+def _checkpoints(found: list[dict[str, Any]]) -> list[str]:
+    """Step, size, metrics and state of each, in columns."""
+    rows = [[f"step {one['step']}", size(one["bytes"]), _measured(one), _state(one)] for one in found]
+    widths = [max((len(row[column]) for row in rows), default=0) for column in range(4)]
+    return [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True) if width).rstrip() for row in rows
+    ]
+
+
+def _measured(one: dict[str, Any]) -> str:
+    return ", ".join(f"{name} {number(value)}" for name, value in (one["metrics"] or {}).items())
+
+
+def _state(one: dict[str, Any]) -> str:
+    if one["verified"] is not None:
+        return "checksums right" if one["verified"] else f"DAMAGED: {'; '.join(one['problems'])}"
+    return "complete" if one["committed"] else "not complete"
 
 
 def _attempt(record: dict[str, Any]) -> str:

@@ -75,7 +75,10 @@ def last_metrics(path: Path) -> tuple[dict[str, float], dict[str, Any]]:
 
 
 def checkpoints(run: RunDirectory) -> list[dict[str, Any]]:
-    """Every checkpoint folder, also one without a COMMIT, by step."""
+    """Every checkpoint folder, also one without a COMMIT, by step.
+
+    `verified` is null: sizes were compared, checksums were not; `trainer show --verify` does that.
+    """
     found = []
     committed = {checkpoint.path: checkpoint for checkpoint in CheckpointStore(run.checkpoints_dir).committed()}
     for path in sorted(run.checkpoints_dir.glob("step-*")):
@@ -87,6 +90,8 @@ def checkpoints(run: RunDirectory) -> list[dict[str, Any]]:
                 "bytes": checkpoint.bytes if checkpoint else None,
                 "committed": commit.is_committed(path),
                 "metrics": checkpoint.metrics if checkpoint else None,
+                "verified": None,
+                "problems": [],
             }
         )
     return found

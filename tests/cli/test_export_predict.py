@@ -1,0 +1,85 @@
+"""What comes out of a run: predictions in order whatever the number of ranks, weights for other programs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy
+import pytest
+import torch
+from conftest import TrainerCli
+from safetensors import safe_open
+
+from trainer.checkpoint.store import CheckpointStore
+from trainer.checkpoint.stored import MODEL, Stored
+from trainer.runs.directory import RunDirectory
+
+
+@pytest.fixture
+def run(trainer_cli: TrainerCli) -> RunDirectory:
+    limits = ["trainer.max_steps=30", "trainer.max_epochs=null", "checkpoint.every_n_steps=15"]
+    done = trainer_cli("fit", "experiment=quickstart", "tracking=none", "strategy=fsdp", *limits)
+    assert done.returncode == 0, done.stdout + done.stderr
+    shown = json.loads(trainer_cli("show", "--json").stdout)
+    return RunDirectory(Path(shown["path"]))
+
+
+def test_a_trained_run_predicts_and_is_exported(trainer_cli: TrainerCli, workdir: Path, run: RunDirectory) -> None:
+    two_ranks = predictions(trainer_cli)
+    evaluated = json.loads(trainer_cli("evaluate", "--checkpoint", "last", "--json").stdout)
+    one_rank = predictions(trainer_cli, "--ranks", "1")
+    numpy.testing.assert_array_equal(two_ranks, one_rank)
+    assert (two_ranks == labels()).mean() == pytest.approx(evaluated["metrics"]["test/acc"])
+    refused = trainer_cli("predict", "data.fodler=elsewhere")
+    assert (refused.returncode, "fodler" in refused.stderr) == (2, True)
+
+    checkpoint = CheckpointStore(run.checkpoints_dir).path(30)
+    exported = trainer_cli("export", str(checkpoint), "--out", "weights", "--json")
+    assert exported.returncode == 0, exported.stderr
+    stored = Stored(checkpoint).whole(MODEL)
+    with safe_open(workdir / "weights" / "model.safetensors", "pt") as file:
+        assert {MODEL + name for name in file.keys()} == set(stored)  # noqa: SIM118  it is no dict
+        for name, tensor in stored.items():
+            assert torch.equal(file.get_tensor(name.removeprefix(MODEL)), tensor)
+        assert (file.metadata()["run_id"], file.metadata()["step"]) == (run.id, "30")
+    assert trainer_cli("export", "--out", "weights").returncode == 2
+    as_onnx = trainer_cli("export", "--format", "onnx", "--checkpoint", "15", "--json")
+    assert as_onnx.returncode == 0, as_onnx.stderr
+    assert json.loads(as_onnx.stdout)["largest_difference"] < 1e-4
+
+    shards = next(checkpoint.glob("shards/__0*"))
+    content = shards.read_bytes()
+    assert {one["verified"] for one in shown(trainer_cli, 0)} == {True}
+    shards.write_bytes(bytes([content[0] ^ 1]) + content[1:])
+    assert [one["verified"] for one in shown(trainer_cli, 1)] == [True, False]
+    sheet = trainer_cli("show", "--verify").stdout
+    assert "checksums right" in sheet
+    assert "DAMAGED: shards/__0_0.distcp: checksum differs" in sheet
+    damaged = trainer_cli("export", "--checkpoint", "30")
+    assert (damaged.returncode, "checksum differs" in damaged.stderr) == (2, True)
+
+
+def shown(cli: TrainerCli, code: int) -> list[dict[str, Any]]:
+    done = cli("show", "--verify", "--json")
+    assert done.returncode == code, done.stderr
+    return json.loads(done.stdout)["checkpoints"]
+
+
+def predictions(cli: TrainerCli, *options: str) -> numpy.ndarray[Any, Any]:
+    done = cli("predict", "--checkpoint", "last", "--json", *options)
+    assert done.returncode == 0, done.stdout + done.stderr
+    record = json.loads(done.stdout)
+    assert record["outputs"]["predictions"]["rows"] == len(labels())
+    return numpy.load(Path(record["path"]) / record["outputs"]["predictions"]["file"])
+
+
+def labels() -> numpy.ndarray[Any, Any]:
+    """Of the test samples, in the order of the data set."""
+    from trainer.data.digits import Digits
+
+    data = Digits()
+    data.setup()
+    assert data.test is not None
+    return numpy.array([int(data.test[index][1]) for index in range(len(data.test))])  # type: ignore[arg-type]
