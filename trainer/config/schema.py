@@ -53,6 +53,8 @@ class TrainerOptions:
     """Clip the global L2 norm of the gradients to this; null: no clipping."""
     deterministic: bool = False
     """Only algorithms that give the same bits each time (torch.use_deterministic_algorithms)."""
+    sync_batchnorm: bool = False
+    """Batch normalisation over the batches of all ranks, for micro-batches too small for statistics of their own."""
     lean_loop: bool = True
     """The short training loop of `worker/loop.py`; false: Lightning's own."""
 
@@ -111,6 +113,12 @@ class ResilienceOptions:
     """From the signal to a forced exit."""
     collective_timeout_s: float = 600.0
     """A collective that takes longer ends the process."""
+    hang_factor: float | None = 50.0
+    """No step for this many times the median step is a hang: stacks are kept, the workers restart; null: off."""
+    hang_min_s: float = 300.0
+    """No shorter standstill is a hang."""
+    hang_slow_s: float = 1800.0
+    """What start, building, an attempt's first step, a validation or a save may take."""
 
 
 @dataclass

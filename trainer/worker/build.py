@@ -22,6 +22,7 @@ from trainer.config.batch import BatchPlan
 from trainer.config.build import accepts, instantiate, locate
 from trainer.config.schema import Config
 from trainer.data.loader import evaluation, resumable
+from trainer.models.sync_batch_norm import synchronised
 from trainer.worker.process import Rank
 
 READ_BY_TRAINER = ("batch_size", "micro_batch", "num_workers")
@@ -138,6 +139,8 @@ def build_module(config: Config, data: Data, total_steps: Callable[[], int | Non
         if task.get("_target_") is None:
             task["_target_"] = data.module.default_task  # type: ignore[attr-defined]
         module = instantiate(task, where="task", model=model)
+    if config.trainer.sync_batchnorm:
+        synchronised(module, torch.device("cuda" if config.resources.gpus else "cpu"))
     if not is_overridden("configure_optimizers", module, LightningModule):
         module.configure_optimizers = MethodType(_configure_optimizers(config, total_steps), module)  # type: ignore[method-assign]
     return module

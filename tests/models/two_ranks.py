@@ -1,0 +1,90 @@
+"""One rank that trains every model for a few steps and writes the losses and weights: `python two_ranks.py FOLDER`.
+
+All models in the same processes: starting Python and torch costs more than training them. Imported, it does the
+same on one rank with the joint batch.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import distributed, nn
+from torch.nn import functional
+from torch.nn.parallel import DistributedDataParallel
+
+from trainer.models.mlp import MLP
+from trainer.models.resnet import ResNet
+from trainer.models.rnn import RecurrentClassifier, RecurrentDecoder
+from trainer.models.sync_batch_norm import synchronised
+from trainer.models.transformer import Transformer
+from trainer.models.vgg import VGG
+from trainer.models.vit import ViT
+
+BATCH, STEPS = 12, 4
+VOCABULARY = 32
+PICTURE = [1, 8, 8]
+MODELS: dict[str, Callable[[], nn.Module]] = {
+    "mlp": lambda: MLP([1, 8, 8], 4, hidden=[16], dropout=0.0, norm="layer"),
+    "mlp-batch-norm": lambda: MLP([1, 8, 8], 4, hidden=[16], dropout=0.0, norm="batch"),
+    "resnet-basic": lambda: ResNet([1, 8, 8], 4, depth=None, layers=[1, 1], width=4, stem="small"),
+    "resnet-bottleneck": lambda: ResNet([1, 8, 8], 4, depth=None, layers=[1, 1], block="bottleneck", width=4),
+    "vgg": lambda: VGG([1, 8, 8], 4, depth=None, convolutions=[1, 1], width=4, pooled=2, hidden=[8], dropout=0.0),
+    "vit": lambda: ViT([1, 8, 8], 4, patch=4, dim=16, layers=1, heads=2),
+    "lstm": lambda: RecurrentClassifier([1, 8, 8], 4, hidden=8, bidirectional=True),
+    "gru": lambda: RecurrentClassifier([8, 8], 4, cell="gru", hidden=8),
+    "lstm-decoder": lambda: RecurrentDecoder(VOCABULARY, dim=8, hidden=16),
+    "llama": lambda: Transformer(VOCABULARY, 8, dim=16, layers=2, heads=4, kv_heads=2, tied=False),
+    "gpt2": lambda: Transformer(
+        VOCABULARY, 8, dim=16, layers=2, heads=2, norm="layer", activation="gelu", positions="learned", bias=True
+    ),
+}
+Trained = tuple[list[float], dict[str, torch.Tensor]]
+
+
+def batch(name: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """The joint batch of both ranks."""
+    generator = torch.Generator().manual_seed(3)
+    if name in ("lstm-decoder", "llama", "gpt2"):
+        tokens = torch.randint(0, VOCABULARY, (BATCH, 9), generator=generator)
+        return tokens[:, :-1], tokens[:, 1:]
+    targets = torch.arange(BATCH) % 4
+    return torch.randn(BATCH, *PICTURE, generator=generator) + targets.view(-1, 1, 1, 1), targets
+
+
+def train(name: str, rank: int, ranks: int, synchronise: bool = True) -> Trained:
+    """Losses over the joint batch, and the state afterwards."""
+    torch.manual_seed(0)
+    model = MODELS[name]()
+    if synchronise:
+        synchronised(model, torch.device("cpu"))
+    inputs, targets = (part.chunk(ranks)[rank] for part in batch(name))
+    network = DistributedDataParallel(model) if ranks > 1 else model
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    losses = []
+    for _ in range(STEPS):
+        loss = functional.cross_entropy(network(inputs).flatten(0, -2), targets.flatten())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        joint = loss.detach().clone()
+        if ranks > 1:
+            distributed.all_reduce(joint)
+        losses.append(joint.item() / ranks)
+    return losses, model.state_dict()
+
+
+def main() -> None:
+    rank, ranks = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    distributed.init_process_group("gloo")
+    found = {name: train(name, rank, ranks) for name in MODELS}
+    found["separate statistics"] = train("resnet-basic", rank, ranks, synchronise=False)
+    torch.save(found, Path(sys.argv[1]) / f"rank-{rank}.pt")
+    distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()
