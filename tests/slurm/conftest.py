@@ -12,9 +12,11 @@ from typing import Any
 import pytest
 from conftest import TrainerCli, clean_environment
 
+from trainer.runs.directory import RunDirectory
+
 TESTBED = Path(__file__).parents[2] / "slurm" / "testbed" / "testbed"
-NODES = 3
-"""One more than the jobs need: what is lost can be replaced."""
+NODES = 4
+"""Two more than the jobs need: what is lost can be replaced, and left out afterwards."""
 PARTITIONS = """
 AccountingStorageEnforce=associations,limits,qos
 PartitionName=short Nodes=node[0-1] MaxTime=00:10:00 MaxNodes=1 PriorityTier=10
@@ -44,6 +46,8 @@ class Testbed:
 
     def __init__(self, settings: dict[str, str]) -> None:
         self._settings = settings
+        self.kept: set[str] = set()
+        """Jobs that outlive the tests beside which they run."""
         self.conf = self("env").stdout.strip().removeprefix("export SLURM_CONF=")
 
     def __call__(self, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -56,9 +60,13 @@ class Testbed:
 
     def empty(self) -> None:
         """Cancel every job, wait until they are gone, bring every node back."""
-        self.slurm("scancel", "--user=root")
-        wait_until(lambda: not self.slurm("squeue", "--noheader"), timeout_s=40)
+        if self.jobs():
+            self.slurm("scancel", *self.jobs())
+        wait_until(lambda: not self.jobs(), timeout_s=40)
         self.mend()
+
+    def jobs(self) -> set[str]:
+        return set(self.slurm("squeue", "--noheader", "--format=%i").split()) - self.kept
 
     def mend(self) -> None:
         """Bring every node back."""
@@ -115,6 +123,18 @@ def running_testbed(worker_number: int) -> Iterator[Testbed]:
 
 
 @pytest.fixture(scope="session")
+def limited(running_testbed: Testbed, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunDirectory]:
+    """A run that takes minutes, most of them spent waiting for its time limit: other tests run meanwhile."""
+    from slurm.jobs import submit_limited
+
+    run = submit_limited(running_testbed, tmp_path_factory.mktemp("limited"))
+    yield run
+    running_testbed.slurm("scancel", *running_testbed.kept)
+    running_testbed.kept.clear()
+    wait_until(lambda: not running_testbed.jobs())
+
+
+@pytest.fixture(scope="session")
 def worker_number() -> int:
     """Which of pytest-xdist's processes this is; 0 without it."""
     return int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
@@ -122,7 +142,7 @@ def worker_number() -> int:
 
 @pytest.fixture
 def testbed(running_testbed: Testbed, monkeypatch: pytest.MonkeyPatch) -> Iterator[Testbed]:
-    """An empty cluster of three nodes, to which this process's SLURM commands talk."""
+    """An empty cluster of four nodes, to which this process's SLURM commands talk."""
     monkeypatch.setenv("SLURM_CONF", running_testbed.conf)
     yield running_testbed
     running_testbed.empty()

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
-from conftest import TrainerCli
+from conftest import TrainerCli, clean_environment
 
 from slurm.conftest import Testbed, wait_until
 from trainer.checkpoint.export import export_safetensors
@@ -14,16 +16,17 @@ from trainer.checkpoint.store import CheckpointStore
 from trainer.runs.directory import RunDirectory
 
 PACE = '''
+import os
 import time
 
 from lightning.pytorch import Callback
 
 
 class Pace(Callback):
-    """Each step takes `step_s` longer: there is time to break something."""
+    """Each step takes `step_s` longer in the first attempts: there is time to break something."""
 
-    def __init__(self, step_s):
-        self.step_s = step_s
+    def __init__(self, step_s, attempts):
+        self.step_s = step_s if int(os.environ["TRAINER_ATTEMPT"]) < attempts else 0
 
     def on_train_batch_end(self, trainer, *arguments):
         time.sleep(self.step_s)
@@ -38,15 +41,19 @@ JOB = [
     "resilience.agree_every_s=0.2",
     "resilience.stop_deadline_s=15",
 ]
+LIMITED_STEPS = 80
+LIMITED_JOB = [f"trainer.max_steps={LIMITED_STEPS}", "checkpoint.every_n_steps=1000", "trainer.log_every_n_steps=1"]
+"""Saves only when it is asked to."""
 
 
 def on_slurm(ranks: int, nodes: int = 2) -> list[str]:
     return ["cluster=slurm", f"resources.nodes={nodes}", f"resources.cpu_processes={ranks}", "resources.gpus=0"]
 
 
-def paced(step_s: float) -> list[str]:
+def paced(step_s: float, attempts: int = 1000) -> list[str]:
     """Overrides; `pace.py` must be in the working directory."""
-    return ["+callbacks.pace._target_=pace.Pace", f"+callbacks.pace.step_s={step_s}"]
+    target = ["+callbacks.pace._target_=pace.Pace", f"+callbacks.pace.step_s={step_s}"]
+    return [*target, f"+callbacks.pace.attempts={attempts}"]
 
 
 def submit(cli: TrainerCli, cwd: Path, *overrides: str) -> RunDirectory:
@@ -108,3 +115,33 @@ def kill(testbed: Testbed, node: str, pattern: str) -> None:
     """SIGKILL to the first process of `node` whose command line matches `pattern`."""
     first = testbed("exec", node, "pgrep", "-f", "--", pattern).stdout.split()[0]
     testbed("exec", node, "kill", "-KILL", first)
+
+
+def submit_limited(testbed: Testbed, folder: Path) -> RunDirectory:
+    """A run whose first two attempts cannot get to the end within their time limit, on the last two nodes."""
+    options = [
+        "tracking.name=wandb",
+        "tracking.mode=offline",
+        "cluster.time='00:01:30'",
+        "cluster.save_before_end_s=30",
+    ]
+    options += ["cluster.exclude='node0,node1'", *on_slurm(ranks=2), *paced(1.0, attempts=2)]
+
+    def cli(*arguments: str, cwd: Path, timeout: float) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "trainer", *arguments],
+            env={**clean_environment(), "SLURM_CONF": testbed.conf},
+            cwd=cwd,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=False,
+        )
+
+    run = submit(cli, folder, *LIMITED_JOB, *options)
+    job_id = str(run.launch()["slurm_job_id"])
+    testbed.kept.add(job_id)
+    # What the command line refuses as too short for anyone's training: SLURM asks to save 0 to 30 s after the start.
+    testbed.slurm("scontrol", "update", f"JobId={job_id}", "TimeLimit=1")
+    return run

@@ -60,7 +60,7 @@ def requeue(scene: Scene) -> None:
 
 
 def preempt(scene: Scene) -> None:
-    command = ["sbatch", "--partition=urgent", "--nodes=3", "--exclusive", "--output=/dev/null", "--wrap=sleep 1"]
+    command = ["sbatch", "--partition=urgent", "--nodes=4", "--exclusive", "--output=/dev/null", "--wrap=sleep 1"]
     scene.testbed.slurm(*command)
 
 
@@ -109,6 +109,10 @@ def test_a_run_that_meets_every_fault_ends_as_if_it_had_met_none(
         rows.append(meet(scene, name, break_it, reason))
         testbed.mend()
     wait_for_event(run, "finished", 150)
+    lost = [one["node"] for one in run.events() if one["event"] == "node_lost"]
+    after = [set(one["nodes"]) for one in run.events() if one["event"] == "allocated"][-2:]
+    assert lost[0] == "node1"
+    assert "node1" not in after[0] | after[1]
     print_table(report, rows)
 
     untouched = submit(cli, workdir, *job, "resources.cpu_processes=2")

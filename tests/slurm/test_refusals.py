@@ -16,7 +16,7 @@ from trainer.config.cluster import Slurm
 from trainer.errors import DONE, ENVIRONMENT_MUST_CHANGE, USER_MUST_CHANGE
 from trainer.runs.registry import all_runs
 
-pytestmark = pytest.mark.slurm
+pytestmark = [pytest.mark.slurm, pytest.mark.usefixtures("limited")]
 JOB = ["cluster=slurm", "experiment=quickstart", "tracking=none", "resources.nodes=2", "resources.gpus=8"]
 REFUSED = {
     "cluster.partition=mian": "did you mean cluster.partition=main? it has closed, main, private, short, urgent",
@@ -29,8 +29,8 @@ REFUSED = {
         "cluster.time=00:20:00 is more than the partition short allows\n  use cluster.time=0-00:10:00 or less"
     ),
     "cluster.partition=short": "the partition short has 1 that fit\n  use resources.nodes=1 or fewer",
-    "resources.nodes=4 resources.gpus=16": "resources.nodes=4: the partition main has 3 that fit",
-    "resources.nodes=2 resources.gpus=8 resources.spare_nodes=2": "resources.nodes=2 and resources.spare_nodes=2",
+    "resources.nodes=8 resources.gpus=32": "resources.nodes=8: the partition main has 4 that fit",
+    "resources.nodes=2 resources.gpus=8 resources.spare_nodes=3": "resources.nodes=2 and resources.spare_nodes=3",
     "resources.gpus=16": "resources.gpus_per_node=8: a node of the partition main has 4 at most",
     "cluster.gpu_type=h100": "the partition main has no such GPU\n  did you mean cluster.gpu_type=a100?",
     "resources.gpus=7": "cannot be shared out evenly over resources.nodes=2\n  use resources.gpus=6 or 8",

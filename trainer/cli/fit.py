@@ -104,9 +104,14 @@ def _sweep(jobs: list[Job], arguments: argparse.Namespace) -> int:
     print(f"\n{len(rows)} of {len(jobs)} jobs")
     width = max(len(overrides) for overrides, _, _ in rows)
     for overrides, outcome, run in rows:
-        state = "finished" if outcome == DONE else f"exit code {outcome}"
-        print(f"  {overrides:<{width}}  {state:<14}{_best(run):<28}{run.path.name}")
+        state = f"exit code {outcome}" if outcome else _state(run)
+        print(f"  {overrides:<{width}}  {state:<22}{_best(run):<28}{run.path.name}")
     return code
+
+
+def _state(run: Any) -> str:
+    """`finished`, or as which job it was submitted."""
+    return "finished" if any(one["outcome"] == "finished" for one in run.attempts()) else launched(run)
 
 
 def _best(run: Any) -> str:
