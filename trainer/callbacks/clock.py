@@ -58,6 +58,9 @@ class StepClock(Callback):
         self._heartbeat.update(phase="validate")
         self._metrics.pause()
 
+    def on_validation_batch_end(self, *arguments: Any) -> None:
+        self._heartbeat.progress += 1
+
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._metrics.resume()
         self._heartbeat.update(phase="train")

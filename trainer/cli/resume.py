@@ -23,7 +23,15 @@ CHANGEABLE = {
     "trainer": ("max_steps", "max_epochs", "max_time"),
     "resources": ("nodes", "gpus", "gpus_per_node", "cpu_processes"),
     "checkpoint": ("every_n_steps", "every_minutes", "keep_last", "keep_best", "keep_every_n_steps", "on_failure"),
-    "resilience": ("max_restarts", "agree_every_s", "stop_deadline_s", "collective_timeout_s"),
+    "resilience": (
+        "max_restarts",
+        "agree_every_s",
+        "stop_deadline_s",
+        "collective_timeout_s",
+        "hang_factor",
+        "hang_after_s",
+        "hang_slow_s",
+    ),
     "cluster": tuple(option.name for option in fields(Slurm) if option.name != "name"),
 }
 """Section to keys that a resumed run may be given anew: they do not change what it computes at a step."""

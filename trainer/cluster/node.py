@@ -23,6 +23,7 @@ from trainer.cluster import cause, processes, torchrun
 from trainer.cluster.shape import LaunchShape, resolve
 from trainer.cluster.torchrun import Place
 from trainer.errors import DONE, HUNG, JOB_FAILED, NEVER_RESTART, REQUEUE, TrainerError
+from trainer.resilience.hang import HangWatcher
 from trainer.runs.directory import RunDirectory
 from trainer.runs.files import write_atomic
 
@@ -59,6 +60,7 @@ class Node:
         """Those of this launch, torchrun's restarts among them."""
         self._log_offset = 0
         self._closing: dict[int, float] = {}
+        self._hangs = HangWatcher(run, records=place.node_rank == 0)
         self._stop_seen_at: float | None = None
         self._outcome_seen_at: float | None = None
 
@@ -74,13 +76,13 @@ class Node:
                 outcome = self._fail("failed", JOB_FAILED, cause.Cause("the workers left no outcome", [], None, 0))
             if outcome is not None:
                 return int(outcome.get("exit_code", CODES.get(outcome["outcome"], JOB_FAILED)))
-            found = cause.find(self._attempt_dir(self.attempt), self.node_log)
+            found = self._cause(self.attempt)
             if self.place.nodes > 1:
                 return self._give_up(found)  # one place decides for all nodes: slurm/attempt.py
             restarts = most - self._failures_since_checkpoint()
             if restarts < 0 or most == 0 or self._stop_seen_at is not None:
                 return self._give_up(found)
-            self._record(self.attempt, "failed", JOB_FAILED, found)
+            self._record_death(self.attempt, found)
             first = self.attempt + 1
             print(f"a checkpoint was written since the last failures: {restarts + 1} more tries", flush=True)
 
@@ -113,6 +115,8 @@ class Node:
             self._note_restarts()
             self._end_survivors()
             self._enforce_end(child)
+            if self._outcome_seen_at is None and self._stop_seen_at is None:
+                self._hangs.look(self.attempt, child.pid)
         self._note_restarts()
         if child.returncode < 0 and self._outcome() is None:
             name = cause.signal_name(-child.returncode)
@@ -133,8 +137,8 @@ class Node:
             died = self.attempt
             self._attempts.append(died + 1)
             if self.place.node_rank == 0 and not self._outcome_path(died).exists():
-                found = cause.find(self._attempt_dir(died), self.node_log)
-                self._record(died, "failed", JOB_FAILED, found)
+                found = self._cause(died)
+                self._record_death(died, found)
                 print(f"attempt {died} died: {found.reason}; torchrun restarts the workers", flush=True)
 
     def _end_survivors(self) -> None:
@@ -178,6 +182,15 @@ class Node:
         """Attempts of this launch from the one that committed the newest checkpoint on: that one has died since."""
         writers = [int(event["attempt"]) for event in self.run.events() if event["event"] == "checkpoint"]
         return self.attempt - max([self.base, *writers[-1:]]) + 1
+
+    def _cause(self, attempt: int) -> cause.Cause:
+        """Why this attempt of the launch died: it hung, or what its logs say."""
+        return self._hangs.found.get(attempt) or cause.find(self._attempt_dir(attempt), self.node_log)
+
+    def _record_death(self, attempt: int, found: cause.Cause) -> None:
+        """Of an attempt that another one follows."""
+        is_hang = attempt in self._hangs.found
+        self._record(attempt, "hung" if is_hang else "failed", HUNG if is_hang else JOB_FAILED, found)
 
     def _give_up(self, found: cause.Cause) -> int:
         code = found.exit_code

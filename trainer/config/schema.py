@@ -113,12 +113,13 @@ class ResilienceOptions:
     """From the signal to a forced exit."""
     collective_timeout_s: float = 600.0
     """A collective that takes longer ends the process."""
-    hang_factor: float | None = 50.0
-    """No step for this many times the median step is a hang: stacks are kept, the workers restart; null: off."""
-    hang_min_s: float = 300.0
-    """No shorter standstill is a hang."""
+    hang_factor: float = 20.0
+    """The ranks hang when no step has ended for this many median steps, and `hang_after_s`: stacks are written to
+    `logs/attempt-NN/rank-R.stacks`, the rank that is behind is named, and the workers restart. 0: never."""
+    hang_after_s: float = 180.0
+    """Shortest silence that is a hang."""
     hang_slow_s: float = 1800.0
-    """What start, building, an attempt's first step, a validation or a save may take."""
+    """The same during start-up, the first step, validation, saving and the end."""
 
 
 @dataclass

@@ -17,6 +17,7 @@ def main() -> int:
     run_path = Path(sys.argv[1])
     process.die_with_parent()
     process.redirect_output(run_path)
+    process.dump_stacks_when_asked(run_path)
     from trainer.worker.run import run
 
     return run(run_path)

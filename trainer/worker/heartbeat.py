@@ -24,6 +24,8 @@ class Heartbeat:
     def __init__(self, path: Path, rank: Rank, every_s: float = 1.0) -> None:
         self.path = path
         self.step = 0
+        self.progress = 0
+        """Raised by what moves without a step, such as a batch of a validation."""
         self._fields: dict[str, Any] = {
             "pid": os.getpid(),
             "host": socket.gethostname(),
@@ -57,7 +59,8 @@ class Heartbeat:
         if (self.step, fields["phase"]) != self._seen:
             self._seen, self._moved = (self.step, fields["phase"]), now
         try:
-            write_atomic(self.path, json.dumps({"time": now, "moved": self._moved, "step": self.step, **fields}))
+            beat = {"time": now, "moved": self._moved, "step": self.step, "progress": self.progress, **fields}
+            write_atomic(self.path, json.dumps(beat))
         except OSError:
             pass
 

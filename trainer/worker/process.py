@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import faulthandler
 import os
 import signal
 import sys
@@ -52,6 +53,18 @@ def die_with_parent() -> None:
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         os.kill(os.getpid(), signal.SIGKILL)
+
+
+def dump_stacks_when_asked(run_path: Path) -> None:
+    """On SIGUSR2 each thread's stack goes to `rank-R.stacks` beside the log, on a crash (SIGSEGV, ...) into the log.
+
+    Done in C by faulthandler, so a rank that holds the interpreter's lock for ever answers, too.
+    """
+    rank = Rank.from_environment()
+    folder = run_path / "logs" / f"attempt-{rank.attempt:02d}"
+    descriptor = os.open(folder / f"rank-{rank.rank}.stacks", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    faulthandler.register(signal.SIGUSR2, file=descriptor, all_threads=True)
+    faulthandler.enable(file=2)
 
 
 def redirect_output(run_path: Path) -> None:

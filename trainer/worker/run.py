@@ -138,7 +138,7 @@ def _train(config: Config, attempt: Attempt, group: Group | None) -> None:
         )
         exit_code = 0
     finally:
-        _finish(writer, loggers, exit_code, config)
+        _finish(writer, loggers, exit_code, config, heartbeat)
 
 
 def _newest_checkpoint(
@@ -216,8 +216,9 @@ def _after_commit(saved: Checkpoint, store: CheckpointStore, config: Config, mod
     store.prune(options.keep_last, options.keep_best, mode, options.keep_every_n_steps)
 
 
-def _finish(writer: CheckpointWriter, loggers: list[Any], exit_code: int, config: Config) -> None:
+def _finish(writer: CheckpointWriter, loggers: list[Any], exit_code: int, config: Config, heartbeat: Heartbeat) -> None:
     """Drain the background write, then end the loggers. A late failure of a save is as loud as an early one."""
+    heartbeat.update(phase="finish")
     try:
         writer.wait()
         if config.checkpoint.on_failure == "stop":

@@ -1,0 +1,86 @@
+"""What the node process does about a job that stands still: stacks, a name, and an end, so that torchrun restarts it."""
+
+from __future__ import annotations
+
+import signal
+import time
+from pathlib import Path
+
+from trainer.cluster import processes
+from trainer.cluster.cause import Cause
+from trainer.errors import HUNG
+from trainer.resilience.watchdog import STACKS_SUFFIX, Allowances, Hang, HangWatch, blame, read_places
+from trainer.runs.directory import RunDirectory
+
+_LOOK_EVERY_S = 0.5
+_STACKS_WITHIN_S = 3.0
+"""A process that runs at all writes its stacks in milliseconds."""
+
+
+class HangWatcher:
+    """Watches the newest attempt of a launch; `found` has the cause of each attempt that hung."""
+
+    def __init__(self, run: RunDirectory, records: bool) -> None:
+        """`records`: of several nodes one writes the event; each ends its own workers."""
+        self.found: dict[int, Cause] = {}
+        self._run = run
+        self._records = records
+        self._allowances = Allowances.of(run.config()["resilience"])
+        self._attempt = -1
+        self._watch = HangWatch(self._allowances, time.monotonic())
+        self._looked = 0.0
+
+    def look(self, attempt: int, torchrun_pid: int) -> None:
+        """End this node's workers if the job hangs."""
+        now = time.monotonic()
+        if attempt != self._attempt:
+            self._attempt, self._watch = attempt, HangWatch(self._allowances, now)
+        if self._allowances.factor == 0 or attempt in self.found or now - self._looked < _LOOK_EVERY_S:
+            return
+        self._looked = now
+        hang = self._watch.look(read_places(self._run.live_dir, attempt), now)
+        if hang is not None:
+            self._end(hang, attempt, torchrun_pid)
+
+    def _end(self, hang: Hang, attempt: int, torchrun_pid: int) -> None:
+        folder = self._run.logs_dir / f"attempt-{attempt:02d}"
+        workers = processes.children(torchrun_pid)
+        _dump_stacks([pid for pid in workers if processes.handles(pid, signal.SIGUSR2)], folder)
+        blamed = blame(hang, folder)
+        place = blamed.place
+        who = f"rank {place.rank} on {place.host}" if place else "the job"
+        stands = f" (step {place.step}, {place.phase})" if place else ""
+        reason = (
+            f"{who}{stands} did not move for {hang.still_s:.0f} s, {hang.allowed_s:.0f} s are allowed: {blamed.where}"
+        )
+        log = folder / f"rank-{place.rank}{STACKS_SUFFIX}" if place else None
+        self.found[attempt] = Cause(reason, [], log, HUNG, place.rank if place else None, place.host if place else None)
+        if self._records:
+            self._run.event(
+                "hang",
+                attempt=attempt,
+                rank=place.rank if place else None,
+                host=place.host if place else None,
+                step=place.step if place else None,
+                phase=place.phase if place else None,
+                where=blamed.where,
+                still_s=round(hang.still_s, 1),
+                reason=reason,
+            )
+        print(f"hang: {reason}; its workers are killed", flush=True)
+        for pid in workers:
+            processes.send(pid, signal.SIGKILL)
+
+
+def _dump_stacks(pids: list[int], folder: Path) -> None:
+    """Ask for the stacks and wait until all files have them, or no longer grow."""
+    before = {path: path.stat().st_size for path in folder.glob(f"rank-*{STACKS_SUFFIX}")}
+    for pid in pids:
+        processes.send(pid, signal.SIGUSR2)
+    deadline = time.monotonic() + _STACKS_WITHIN_S
+    while time.monotonic() < deadline:
+        time.sleep(0.1)
+        written = [path for path, size in before.items() if path.stat().st_size > size]
+        if len(written) >= len(pids):
+            time.sleep(0.1)  # a dump is several writes
+            return

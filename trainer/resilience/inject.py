@@ -1,0 +1,90 @@
+"""Faults on request inside of a real training: for `trainer bench faults`, `trainer verify-resume` and the tests."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from trainer.cluster import processes
+from trainer.worker.process import Rank
+
+
+class InjectFault(Callback):
+    """One fault on the ranks in `ranks`, once, in attempt `attempt` after optimizer step `step`.
+
+    `delay_s`: what kills does so this much later, from a thread, which is at any place inside of a step.
+    """
+
+    def __init__(self, kind: str, step: int, ranks: list[int], delay_s: float = 0.0, attempt: int = 0) -> None:
+        if kind not in _ACTIONS:
+            raise ValueError(f"there is no fault {kind!r}; choose one of {', '.join(_ACTIONS)}")
+        self._kind, self._step, self._ranks, self._delay_s = kind, step, ranks, delay_s
+        self._rank = Rank.from_environment()
+        self._armed = self._rank.attempt == attempt and self._rank.rank in ranks
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        if not self._armed or trainer.global_step < self._step:
+            return
+        self._armed = False
+        action = _ACTIONS[self._kind]
+        if self._delay_s:
+            threading.Timer(self._delay_s, action).start()
+        else:
+            action()
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
+        """Non-finite gradients need gradients."""
+
+
+def _send(signum: int, pid: Callable[[], int]) -> Callable[[], None]:
+    return lambda: os.kill(pid(), signum)
+
+
+def _node() -> int:
+    """torchrun's parent."""
+    return int(processes._stat(os.getppid())[1])
+
+
+def _raise() -> None:
+    raise RuntimeError("a fault on request")
+
+
+def _spin() -> None:
+    """Nothing ends this but a signal; the rank's threads go on."""
+    while True:
+        time.sleep(3600)
+
+
+def _kill_all() -> None:
+    for pid in (_node(), os.getppid(), os.getpid()):
+        os.kill(pid, signal.SIGKILL)
+
+
+def _kill_loader_worker() -> None:
+    import multiprocessing
+
+    for child in multiprocessing.active_children():
+        os.kill(int(child.pid or 0), signal.SIGKILL)
+
+
+_ACTIONS: dict[str, Callable[[], None]] = {
+    "kill": _send(signal.SIGKILL, os.getpid),
+    "segfault": _send(signal.SIGSEGV, os.getpid),
+    "kill_torchrun": _send(signal.SIGKILL, os.getppid),
+    "kill_node": _send(signal.SIGKILL, _node),
+    "kill_all": _kill_all,
+    "kill_loader_worker": _kill_loader_worker,
+    "terminate": _send(signal.SIGTERM, os.getpid),
+    "terminate_node": _send(signal.SIGTERM, _node),
+    "stop": _send(signal.SIGSTOP, os.getpid),
+    "hang": _spin,
+    "raise": _raise,
+    "exit": lambda: os._exit(0),
+}
+"""Name to what happens."""
