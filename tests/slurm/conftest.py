@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import TrainerCli, clean_environment
+from conftest import MARK, TrainerCli, clean_environment
 
 from trainer.runs.directory import RunDirectory
 
@@ -45,18 +45,19 @@ class Testbed:
     __test__ = False
 
     def __init__(self, settings: dict[str, str]) -> None:
-        self._settings = settings
+        # Without the mark of a test: what is started here belongs to the cluster.
+        self._environment = {name: value for name, value in clean_environment().items() if name != MARK} | settings
         self.kept: set[str] = set()
         """Jobs that outlive the tests beside which they run."""
         self.conf = self("env").stdout.strip().removeprefix("export SLURM_CONF=")
 
     def __call__(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """`testbed VERB ...`; raises AssertionError with its output when it fails."""
-        return self._run([str(TESTBED), *arguments], {**clean_environment(), **self._settings})
+        return self._run([str(TESTBED), *arguments], self._environment)
 
     def slurm(self, *command: str) -> str:
         """What a command of SLURM prints."""
-        return self._run(list(command), {**clean_environment(), "SLURM_CONF": self.conf}).stdout
+        return self._run(list(command), {**self._environment, "SLURM_CONF": self.conf}).stdout
 
     def empty(self) -> None:
         """Cancel every job, wait until they are gone, bring every node back."""

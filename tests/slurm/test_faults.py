@@ -5,6 +5,7 @@ One run meets every fault, each once it has got over the last, and tells at the 
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,6 +16,8 @@ from conftest import TrainerCli
 
 from slurm.conftest import Testbed, wait_until
 from slurm.jobs import curve, kill, newest_checkpoint, on_slurm, paced, story, submit, wait_for_event, weights
+from trainer.cli import main
+from trainer.errors import DONE
 from trainer.runs.directory import RunDirectory
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(900)]
@@ -30,6 +33,8 @@ class Scene:
 
     testbed: Testbed
     run: RunDirectory
+    left_out: str | None = None
+    """The node that was lost while another was left to tell SLURM to leave it out."""
 
     @property
     def job(self) -> str:
@@ -70,7 +75,8 @@ def stop_the_controller(scene: Scene) -> None:
 
 
 def lose_a_node(scene: Scene) -> None:
-    scene.testbed("fail", scene.nodes[1])
+    scene.left_out = scene.nodes[1]
+    scene.testbed("fail", scene.left_out)
 
 
 def lose_the_first_node(scene: Scene) -> None:
@@ -83,21 +89,21 @@ def cut_the_network(scene: Scene) -> None:
 
 
 FAULTS: dict[str, tuple[Callable[[Scene], None], str | None]] = {
+    "the network is cut": (cut_the_network, "{node} was lost (down"),
+    "the first node is lost": (lose_the_first_node, "{first} was lost (down"),
+    "a node is lost": (lose_a_node, "{node} was lost (down"),
     "kill -9 of a rank": (kill_a_rank, "rank 1 was killed by SIGKILL"),
-    "kill -9 of torchrun": (kill_torchrun, "torchrun on node1 was killed by SIGKILL"),
+    "kill -9 of torchrun": (kill_torchrun, "torchrun on {node} was killed by SIGKILL"),
     "kill -9 of slurmd": (kill_slurmd, None),
     "controller restarts": (stop_the_controller, None),
     "scontrol requeue": (requeue, "requeued by scontrol"),
     "preemption": (preempt, "preempted by another job"),
-    "a node is lost": (lose_a_node, "was lost (down"),
-    "the first node is lost": (lose_the_first_node, "was lost (down"),
-    "the network is cut": (cut_the_network, "was lost (down"),
 }
 """Name to what is done, and to what the run says of it; null: it goes on as if nothing had been."""
 
 
 def test_a_run_that_meets_every_fault_ends_as_if_it_had_met_none(
-    testbed: Testbed, cli: TrainerCli, workdir: Path, report: list[str]
+    testbed: Testbed, cli: TrainerCli, workdir: Path, report: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     steps = EVERY + BETWEEN * (len(FAULTS) + 1)
     job = [f"trainer.max_steps={steps}", f"checkpoint.every_n_steps={EVERY}", "trainer.log_every_n_steps=1"]
@@ -109,10 +115,13 @@ def test_a_run_that_meets_every_fault_ends_as_if_it_had_met_none(
         rows.append(meet(scene, name, break_it, reason))
         testbed.mend()
     wait_for_event(run, "finished", 150)
-    lost = [one["node"] for one in run.events() if one["event"] == "node_lost"]
-    after = [set(one["nodes"]) for one in run.events() if one["event"] == "allocated"][-2:]
-    assert lost[0] == "node1"
-    assert "node1" not in after[0] | after[1]
+    allocated = [one["nodes"] for one in run.events() if one["event"] == "allocated"]
+    assert scene.left_out in allocated[2]
+    assert all(scene.left_out not in nodes for nodes in allocated[3:])
+    assert main(["why", str(run.path), "--json"]) == DONE
+    (killed,) = [one for one in json.loads(capsys.readouterr().out)["attempts"] if "rank 1" in one["reason"]]
+    assert killed["host"] in allocated[3]
+    assert killed["log"].endswith("/rank-1.log")
     print_table(report, rows)
 
     untouched = submit(cli, workdir, *job, "resources.cpu_processes=2")
@@ -124,6 +133,7 @@ def meet(scene: Scene, name: str, break_it: Callable[[Scene], None], reason: str
     """Break something and wait until the run has got over it: the steps made twice, the seconds without a step."""
     run, began = scene.run, time.monotonic()
     begun_before = started(run)
+    first, node = scene.nodes
     break_it(scene)
     if reason is None:
         step = newest_checkpoint(run)
@@ -134,7 +144,7 @@ def meet(scene: Scene, name: str, break_it: Callable[[Scene], None], reason: str
     down_s = time.monotonic() - began
     event = [one for one in run.events() if one["event"] == "started"][-1]
     last = [one for one in run.attempts() if one["attempt"] < event["attempt"]][-1]
-    assert reason in last["reason"], story(run)
+    assert reason.format(first=first, node=node) in last["reason"], story(run)
     return name, last["step"] - event["step"], down_s
 
 

@@ -104,14 +104,14 @@ def test_a_run_is_followed_through_a_requeue_and_ends_for_good_when_it_is_stoppe
 ) -> None:
     run = submit(cli, workdir, "trainer.max_steps=5000", "checkpoint.every_n_steps=2", *on_slurm(2), *paced(0.5))
     job = run.launch()["slurm_job_id"]
-    log = (workdir / "followed").open("w+")
-    follower = subprocess.Popen(
-        [sys.executable, "-m", "trainer", "logs", "-f", run.id],
-        env={**clean_environment(), "SLURM_CONF": testbed.conf},
-        cwd=workdir,
-        stdout=log,
-        stderr=subprocess.STDOUT,
-    )
+    with (workdir / "followed").open("w") as log:
+        follower = subprocess.Popen(
+            [sys.executable, "-m", "trainer", "logs", "-f", run.id],
+            env={**clean_environment(), "SLURM_CONF": testbed.conf},
+            cwd=workdir,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+        )
     try:
         wait_for_step(run, 2)
         testbed.slurm("scontrol", "requeue", job)
@@ -125,8 +125,7 @@ def test_a_run_is_followed_through_a_requeue_and_ends_for_good_when_it_is_stoppe
     finally:
         follower.kill()
         follower.wait()
-    log.seek(0)
-    followed = log.read()
+    followed = (workdir / "followed").read_text()
     assert followed.count("attempt 0: from the start") == 1
     assert "==> attempt-01 <==\nattempt 1: resumed from step " in followed
     assert "stopped at step " in followed
@@ -145,7 +144,7 @@ def test_a_job_that_waits_is_stopped_by_taking_it_from_the_queue(
 
 def test_an_import_error_is_never_requeued(cli: TrainerCli, workdir: Path, testbed: Testbed) -> None:
     (workdir / "broken.py").write_text("import not_there_at_all\n\n\nclass Broken: ...\n")
-    run = submit(cli, workdir, "+callbacks.broken._target_=broken.Broken", *on_slurm(1, nodes=1))
+    run = submit(cli, workdir, "trainer.max_steps=9", "+callbacks.broken._target_=broken.Broken", *on_slurm(1, nodes=1))
     job = str(run.launch()["slurm_job_id"])
     wait_for_event(run, "failed")
     wait_until(lambda: testbed.slurm("squeue", "-t", "all", "-hj", job, "-o", "%T").strip() == "FAILED")
@@ -156,7 +155,7 @@ def test_an_import_error_is_never_requeued(cli: TrainerCli, workdir: Path, testb
 
 def test_a_run_that_gets_nowhere_stops_with_the_reason(cli: TrainerCli, workdir: Path, testbed: Testbed) -> None:
     (workdir / "broken.py").write_text(BROKEN)
-    run = submit(cli, workdir, "+callbacks.broken._target_=broken.Broken", *on_slurm(1, nodes=1))
+    run = submit(cli, workdir, "trainer.max_steps=9", "+callbacks.broken._target_=broken.Broken", *on_slurm(1, nodes=1))
     job = str(run.launch()["slurm_job_id"])
     failed = wait_for_event(run, "failed", 200)
     assert failed["reason"] == (

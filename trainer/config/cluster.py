@@ -59,6 +59,9 @@ class Slurm:
     """More options of sbatch, without the dashes: [exclusive,licenses=matlab:1]."""
     save_before_end_s: int = 180
     """Ask the ranks to save this long before the time limit; SLURM may be 30 s early."""
+    preflight: bool = True
+    """Before each allocation's first attempt look whether all nodes are fit: under a minute. A node that is not is left
+    out where there is a spare one (`resources.spare_nodes`), else the job fails and names it."""
     attempts_without_progress: int = 2
     """Stop, rather than requeue, after this many attempts in a row that left no newer checkpoint."""
 

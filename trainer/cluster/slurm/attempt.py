@@ -12,15 +12,15 @@ import shlex
 import signal
 import sys
 import time
-from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from trainer.checkpoint.store import CheckpointStore
 from trainer.cluster import cause
 from trainer.cluster.node import CODES, last_step
-from trainer.cluster.slurm import ending, facts, query
-from trainer.cluster.slurm.commands import SlurmRefused
+from trainer.cluster.slurm import ending, lost_nodes, preflight, query
+from trainer.cluster.slurm.commands import SlurmRefused, patiently
 from trainer.cluster.slurm.commands import run as call
 from trainer.cluster.slurm.submit import script_path, submit
 from trainer.errors import (
@@ -30,16 +30,12 @@ from trainer.errors import (
     NEVER_RESTART,
     REQUEUE,
     USER_MUST_CHANGE,
-    EnvironmentFault,
     TrainerError,
 )
 from trainer.runs.directory import RunDirectory
 from trainer.runs.files import write_atomic
 
-_CONTROLLER_PATIENCE_S = 900.0
-"""How long the job waits for a controller that is away, while nothing else is lost."""
 _HOPELESS = (NEVER_RESTART, USER_MUST_CHANGE, ENVIRONMENT_MUST_CHANGE)
-Answer = TypeVar("Answer")
 
 
 def begin(run: RunDirectory) -> list[str]:
@@ -48,7 +44,7 @@ def begin(run: RunDirectory) -> list[str]:
     if run.stop_request.exists():
         return _end_here(run, "stopped", DONE, "stopped before it started")
     launch, step = run.launch(), newest_step(run)
-    nodes = call("scontrol", "show", "hostnames", os.environ["SLURM_JOB_NODELIST"]).split()
+    nodes = query.hostnames(os.environ["SLURM_JOB_NODELIST"])
     is_restart = "TRAINER_ATTEMPT" in os.environ
     if not is_restart:
         if str(launch.get("slurm_job_id")) != job_id:
@@ -60,22 +56,44 @@ def begin(run: RunDirectory) -> list[str]:
             last = [record["reason"] for record in run.attempts() if record.get("reason")]
             why = f"; the last ended so: {last[-1]}" if last else ""
             return _end_here(run, "failed", NEVER_RESTART, f"{most} attempts in a row left no newer checkpoint{why}")
-    attempt, wanted = run.next_attempt(), int(launch["shape"]["nodes"])
+    wanted = int(launch["shape"]["nodes"])
+    bad = _bad_nodes(run, nodes, is_restart)
+    fit = [node for node in nodes if node not in bad]
+    if len(fit) < wanted:
+        if patiently(lambda: query.job(job_id)).get("JobState") != "RUNNING":
+            return [f"exit {JOB_FAILED}"]  # SLURM ended it during the preflight
+        told = "; ".join(f"{node}: {problem}" for node, problem in bad.items())
+        return _end_here(run, "failed", NEVER_RESTART, f"preflight: {told}")
+    chosen = fit[:wanted]
+    attempt = run.next_attempt()
     launch.update(slurm_job_id=job_id, attempt=attempt, host=None, boot_id=None, pid=None, pid_started=None)
     write_atomic(run.launch_path, json.dumps(launch, indent=1))
     (run.logs_dir / f"attempt-{attempt:02d}").mkdir(parents=True, exist_ok=True)
     name = "restarted" if is_restart else "allocated"
-    run.event(name, attempt=attempt, slurm_job_id=job_id, nodes=nodes, checkpoint=step)
-    print(ending.beginning(attempt, nodes), file=sys.stderr, flush=True)
+    run.event(name, attempt=attempt, slurm_job_id=job_id, nodes=chosen, checkpoint=step)
+    print(ending.beginning(attempt, chosen), file=sys.stderr, flush=True)
     # Two jobs may share a node, and the last attempt's port may not be free yet.
     port = 20000 + (int(job_id) * 8 + attempt % 8) % 10000
     variables = {
         "TRAINER_ATTEMPT": str(attempt),
         "TRAINER_NODES": str(wanted),
-        "TRAINER_LEFT_OUT": ",".join(nodes[wanted:]),
-        "TRAINER_RENDEZVOUS": f"{nodes[0]}:{port}",
+        "TRAINER_LEFT_OUT": ",".join(node for node in nodes if node not in chosen),
+        "TRAINER_RENDEZVOUS": f"{chosen[0]}:{port}",
     }
     return [f"export {name}={shlex.quote(value)}" for name, value in variables.items()]
+
+
+def _bad_nodes(run: RunDirectory, nodes: list[str], is_restart: bool) -> dict[str, str]:
+    """Node to what the preflight of this allocation found wrong with it."""
+    if not run.config()["cluster"].get("preflight") or not preflight.folder(run).is_dir():
+        return {}
+    bad, bytes_per_s = preflight.judge(run, nodes)
+    if not is_restart:
+        run.event("preflight", bad=bad, bytes_per_s=bytes_per_s)
+        speed = f", all-reduce at {bytes_per_s / 1e9:.2f} GB/s" if bytes_per_s else ""
+        told = "; ".join(f"{node} is left out: {problem}" for node, problem in bad.items())
+        print(f"preflight: {told or f'{len(nodes)} nodes are fit'}{speed}", file=sys.stderr, flush=True)
+    return bad
 
 
 def _end_here(run: RunDirectory, outcome: str, code: int, reason: str) -> list[str]:
@@ -93,11 +111,16 @@ def newest_step(run: RunDirectory) -> int | None:
 def _explain_silence(run: RunDirectory) -> None:
     """Write down the end of the last attempt where nobody was left to do so: the script's own node was lost."""
     begun = [event for event in run.events() if event["event"] in ("allocated", "restarted")]
-    if not begun or any(record["attempt"] >= begun[-1]["attempt"] for record in run.attempts()):
+    if not begun:
         return
     attempt, nodes = begun[-1]["attempt"], begun[-1]["nodes"]
-    lost = _note_lost(run, nodes)
-    reason = _lost(lost) or ending.by_slurm(run, begun[-1]["slurm_job_id"], attempt)
+    ends = [record for record in run.attempts() if record["attempt"] >= attempt]
+    noted = {event["event"] for event in run.events() if event.get("attempt", -1) >= attempt}
+    # A node may have written how its own ranks died, but not what came of it.
+    if ends and (ends[-1]["outcome"] not in ("failed", "hung") or noted & {"failed", "hung"}):
+        return
+    lost = lost_nodes.note_lost(run, nodes)
+    reason = lost_nodes.sentence(lost) or ending.by_slurm(run, begun[-1]["slurm_job_id"], attempt)
     _record(run, attempt, "requeue", REQUEUE, reason or f"{nodes[0]}, where the job script ran, was lost")
 
 
@@ -118,10 +141,10 @@ def end(run: RunDirectory, code: int) -> int:
     """What to do after srun ended with `code`; the code with which the script goes on (75: once more) or exits."""
     attempt, job_id = int(os.environ["TRAINER_ATTEMPT"]), os.environ["SLURM_JOB_ID"]
     record = next((one for one in reversed(run.attempts()) if one["attempt"] >= attempt), None)
-    if record is not None and record.get("restarted"):
-        attempt, record = record["attempt"] + 1, None  # torchrun had begun another, and was killed
-    elif record is not None:
+    if record is not None:
         attempt = record["attempt"]
+        if record.get("restarted") and (run.logs_dir / f"attempt-{attempt + 1:02d}").is_dir():
+            attempt, record = attempt + 1, None  # torchrun had begun another, and was killed
     outcome = record["outcome"] if record else None
     if run.stop_request.exists() and outcome in (None, "requeue", "hung"):
         _record(run, attempt, "stopped", DONE, "asked to stop")
@@ -129,7 +152,7 @@ def end(run: RunDirectory, code: int) -> int:
     if record and (outcome in ("finished", "stopped") or record.get("exit_code") in _HOPELESS):
         _say(attempt, record["outcome"], record.get("step"), record.get("reason"))
         return int(record.get("exit_code", CODES.get(record["outcome"], JOB_FAILED)))
-    job = _patiently(lambda: query.job(job_id))
+    job = patiently(lambda: query.job(job_id))
     is_running = job.get("JobState") == "RUNNING"
     said = ending.by_slurm(run, job_id, attempt)
     if outcome == "requeue":
@@ -138,23 +161,23 @@ def end(run: RunDirectory, code: int) -> int:
     elif is_running:
         return _after_failure(run, attempt, code, record)
     else:
-        lost = _note_lost(run, call("scontrol", "show", "hostnames", os.environ["SLURM_JOB_NODELIST"]).split())
-        reason = _lost(lost) or said or f"the job is {job.get('JobState', 'gone')}"
+        lost = lost_nodes.note_lost(run, query.hostnames(os.environ["SLURM_JOB_NODELIST"]))
+        reason = lost_nodes.sentence(lost) or said or f"the job is {job.get('JobState', 'gone')}"
         _record(run, attempt, "requeue", REQUEUE, f"not saved: {reason}")
     if is_running or said == ending.TIME_LIMIT:
         return requeue(run)
     if int(job.get("Restarts", "0")) > int(os.environ.get("SLURM_RESTART_COUNT") or 0):
         run.event("requeued", slurm_job_id=job_id)
-        _exclude(run, job_id)
+        lost_nodes.exclude(run, job_id)
     return JOB_FAILED
 
 
 def _after_failure(run: RunDirectory, attempt: int, code: int, record: dict[str, Any] | None) -> int:
     """Ranks died, or what supervises them, and SLURM goes on with the job: again on the same nodes, if they are well
     and it has not failed too often since the newest checkpoint."""
-    lost = _note_lost(run, call("scontrol", "show", "hostnames", os.environ["SLURM_JOB_NODELIST"]).split())
+    lost = lost_nodes.note_lost(run, query.hostnames(os.environ["SLURM_JOB_NODELIST"]))
     if lost:
-        _record(run, attempt, "requeue", REQUEUE, f"not saved: {_lost(lost)}")
+        _record(run, attempt, "requeue", REQUEUE, f"not saved: {lost_nodes.sentence(lost)}")
         return requeue(run)
     is_single = int(run.launch()["shape"]["nodes"]) == 1
     if record and is_single:  # torchrun has tried often enough
@@ -162,6 +185,8 @@ def _after_failure(run: RunDirectory, attempt: int, code: int, record: dict[str,
         return int(record.get("exit_code", JOB_FAILED))
     folder = run.logs_dir / f"attempt-{attempt:02d}"
     found = cause.find(folder, folder / "node-0.log")
+    if record and record.get("restarted"):  # the node process has said why: nothing moved any more
+        found = replace(found, reason=record["reason"])
     if record is None and found.exit_code is None and not cause.is_traceback(found):
         found = cause.Cause(f"its processes were killed: srun ended with {code}", found.lines, found.log, None)
     failures = _failures_since_checkpoint(run, attempt)
@@ -183,7 +208,7 @@ def requeue(run: RunDirectory) -> int:
     """Have SLURM run this job again. Where it may not, submit another job of the same run."""
     job_id = os.environ["SLURM_JOB_ID"]
     try:
-        _patiently(lambda: call("scontrol", "requeue", job_id))
+        patiently(lambda: call("scontrol", "requeue", job_id))
     except SlurmRefused as refused:
         print(f"SLURM does not requeue this job ({refused}); submitting another", file=sys.stderr, flush=True)
         other = submit(script_path(run), Path(run.launch()["cwd"]), f"--dependency=afterany:{job_id}")
@@ -191,50 +216,8 @@ def requeue(run: RunDirectory) -> int:
         run.event("requeued", slurm_job_id=other)
         return DONE
     run.event("requeued", slurm_job_id=job_id)
-    _exclude(run, job_id)
+    lost_nodes.exclude(run, job_id)
     return DONE
-
-
-def _note_lost(run: RunDirectory, nodes: list[str]) -> dict[str, str]:
-    """Those of `nodes` that are lost, after writing them into the events."""
-    lost = _patiently(lambda: ending.lost_nodes(nodes))
-    for node, state in lost.items():
-        run.event("node_lost", node=node, reason=state)
-    return lost
-
-
-def _lost(lost: dict[str, str]) -> str:
-    return "; ".join(f"{node} was lost ({state})" for node, state in lost.items())
-
-
-def _exclude(run: RunDirectory, job_id: str) -> None:
-    """Keep the requeued job off the nodes that this run has lost, where the partition has enough others."""
-    lost = {str(one["node"]) for one in run.events() if one["event"] == "node_lost"}
-    if not lost:
-        return
-    config, launch = run.config(), run.launch()
-    wanted = int(launch["shape"]["nodes"]) + int(config["resources"]["spare_nodes"])
-    given = config["cluster"]["exclude"]
-    try:
-        others = facts.usable_nodes(query.job(job_id).get("Partition", "")) - lost
-        if len(others) >= wanted:
-            names = ",".join([*([given] if given else []), *sorted(lost)])
-            call("scontrol", "update", f"JobId={job_id}", f"ExcNodeList={names}")
-    except (SlurmRefused, EnvironmentFault) as error:
-        print(f"the lost nodes are not excluded: {error}", file=sys.stderr, flush=True)
-
-
-def _patiently(ask: Callable[[], Answer]) -> Answer:
-    """What `ask` returns, once the controller answers."""
-    deadline = time.monotonic() + _CONTROLLER_PATIENCE_S
-    while True:
-        try:
-            return ask()
-        except EnvironmentFault as error:
-            if time.monotonic() > deadline:
-                raise
-            print(f"waiting for SLURM's controller: {error.message}", file=sys.stderr, flush=True)
-            time.sleep(5)
 
 
 def _record(

@@ -6,17 +6,24 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Mapping
+import sys
+import time
+from collections.abc import Callable, Mapping
+from typing import TypeVar
 
 from trainer.errors import EnvironmentFault
 
 TIMEOUT_S = 30.0
 """While the controller is away a command blocks for about 9 s before it gives up."""
+_PATIENCE_S = 900.0
 _UNREACHABLE = re.compile(
     r"Unable to contact slurm controller|Connection refused|Socket timed out|Connection timed out"
     r"|Could not establish a configuration source|Protocol authentication error|controller not responding",
     re.IGNORECASE,
 )
+
+
+Answer = TypeVar("Answer")
 
 
 class SlurmRefused(Exception):
@@ -61,6 +68,19 @@ def run(
     if _UNREACHABLE.search(done.stderr):
         raise _unreachable(complaint)
     raise SlurmRefused(complaint)
+
+
+def patiently(ask: Callable[[], Answer]) -> Answer:
+    """What `ask` returns, once the controller answers: a job that runs loses nothing by waiting for it."""
+    deadline = time.monotonic() + _PATIENCE_S
+    while True:
+        try:
+            return ask()
+        except EnvironmentFault as error:
+            if time.monotonic() > deadline:
+                raise
+            print(f"waiting for SLURM's controller: {error.message}", file=sys.stderr, flush=True)
+            time.sleep(5)
 
 
 def _unreachable(what: str) -> EnvironmentFault:

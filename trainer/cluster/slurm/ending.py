@@ -1,4 +1,4 @@
-"""How SLURM ended an attempt, and which nodes it has lost since."""
+"""How SLURM ended an attempt, from its own words in the job's log."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ import re
 from collections.abc import Iterable
 
 from trainer.cluster.cause import tail
-from trainer.cluster.slurm.commands import SlurmRefused
-from trainer.cluster.slurm.commands import run as call
 from trainer.runs.directory import RunDirectory
 
 _CANCELLED = re.compile(
@@ -22,7 +20,6 @@ _REASONS = {
     "NODE FAILURE, SEE SLURMCTLD LOG FOR DETAILS": "a node failed",
     "TIME LIMIT": TIME_LIMIT,
 }
-_GONE = re.compile(r"DOWN|FAIL|DRAIN|NOT_RESPONDING|POWERED_DOWN|REBOOT")
 
 
 def beginning(attempt: int, nodes: Iterable[str]) -> str:
@@ -41,18 +38,3 @@ def by_slurm(run: RunDirectory, job_id: str, attempt: int) -> str | None:
         if match:
             return _REASONS.get(match[1], match[1].lower()) if match[1] else "cancelled by scancel"
     return None
-
-
-def lost_nodes(names: Iterable[str]) -> dict[str, str]:
-    """Those of these nodes that do not work any more, with what SLURM says of them."""
-    try:
-        shown = call("scontrol", "--oneliner", "show", "node", ",".join(names))
-    except SlurmRefused:
-        return {}
-    lost = {}
-    for line in shown.splitlines():
-        name, state = re.search(r"NodeName=(\S+)", line), re.search(r" State=(\S+)", line)
-        if name and state and ("*" in state[1] or _GONE.search(state[1])):
-            reason = re.search(r" Reason=(.+?)(?: \[|$)", line)
-            lost[name[1]] = f"{state[1].lower()}" + (f", {reason[1]}" if reason else "")
-    return lost

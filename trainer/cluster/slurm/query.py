@@ -31,3 +31,8 @@ def job(job_id: str) -> dict[str, str]:
     except SlurmRefused:
         return {}
     return dict(re.findall(r"(\S+?)=(\S*)", printed.splitlines()[0])) if printed.strip() else {}
+
+
+def hostnames(nodelist: str) -> list[str]:
+    """`node[0-1]` as names; the controller is not asked."""
+    return run("scontrol", "show", "hostnames", nodelist).split()

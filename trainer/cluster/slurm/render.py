@@ -43,6 +43,7 @@ def script(config: dict[str, Any], shape: LaunchShape, run_path: Path, cwd: Path
         "RUN_DIR": shlex.quote(str(run_path)),
         "PYTHON": shlex.quote(sys.executable),
         "SETUP": "\n".join(_setup(cluster)),
+        "PREFLIGHT": "\n".join(_preflight(cluster, [run_path.parent, cwd])),
         "SRUN": " ".join(_srun(cluster, [run_path.parent, cwd])),
         "NODE_PYTHON": " ".join(_node_python(cluster, [run_path.parent, cwd])),
     }
@@ -63,9 +64,29 @@ def _setup(cluster: dict[str, Any]) -> list[str]:
     return ["", "# cluster.modules and cluster.setup", *lines] if lines else []
 
 
+def _preflight(cluster: dict[str, Any], folders: list[Path]) -> list[str]:
+    if not cluster["preflight"]:
+        return []
+    options = ["--ntasks-per-node=1", "--mpi=none", *_pyxis(cluster, folders)]
+    node = """bash -c 'trap "" USR1; exec "$@"' node"""
+    python = " ".join(_node_python(cluster, folders))
+    return [
+        "# Step 0 (cluster.preflight): every node looks at itself, all ranks reduce together; begin reads the results.",
+        f"timeout 60 srun {' '.join(options)} {node} \\",
+        f'    {python} -m trainer.cluster.slurm.preflight "$run_dir" $(scontrol show hostnames)',
+    ]
+
+
+def _pyxis(cluster: dict[str, Any], folders: list[Path]) -> list[str]:
+    if not cluster["container"] or cluster["container_runtime"] != "pyxis":
+        return []
+    mounts = ",".join(_mounts(cluster, folders))
+    return [f"--container-image={shlex.quote(cluster['container'])}", f"--container-mounts={shlex.quote(mounts)}"]
+
+
 def _srun(cluster: dict[str, Any], folders: list[Path]) -> list[str]:
     # srun does not take --cpus-per-task over from sbatch (since 22.05).
-    options = [
+    return [
         '--nodes="$TRAINER_NODES"',
         '--ntasks="$TRAINER_NODES"',
         "--ntasks-per-node=1",
@@ -74,12 +95,8 @@ def _srun(cluster: dict[str, Any], folders: list[Path]) -> list[str]:
         "--kill-on-bad-exit=1",
         "--wait=120",
         "--mpi=none",
+        *_pyxis(cluster, folders),
     ]
-    if cluster["container"] and cluster["container_runtime"] == "pyxis":
-        mounts = ",".join(_mounts(cluster, folders))
-        options += [f"--container-image={shlex.quote(cluster['container'])}"]
-        options += [f"--container-mounts={shlex.quote(mounts)}"]
-    return options
 
 
 def _node_python(cluster: dict[str, Any], folders: list[Path]) -> list[str]:

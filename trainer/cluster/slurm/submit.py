@@ -31,7 +31,7 @@ def preview(config: dict[str, Any], launch_shape: LaunchShape) -> str:
 
 
 def try_out(config: dict[str, Any], launch_shape: LaunchShape) -> None:
-    """Let SLURM, where it is here, judge the job without submitting it. Raises UserError with what it says against it."""
+    """Let SLURM, where it is here, judge the job without submitting it. Raises UserError with what it objects to."""
     if not is_here():
         return
     text = preview(config, launch_shape)

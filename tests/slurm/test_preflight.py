@@ -1,0 +1,66 @@
+"""Step 0 of a job: a node that is not fit is named, and left out where there is a spare one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from conftest import TrainerCli
+
+from slurm.conftest import Testbed, wait_until
+from slurm.jobs import on_slurm, submit, wait_for_event
+
+pytestmark = [pytest.mark.slurm, pytest.mark.timeout(300)]
+DATA = '''
+from trainer.data.digits import Digits
+
+
+class Stored(Digits):
+    """Digits that claim to be in a folder."""
+
+    def __init__(self, folder, batch_size, micro_batch=None, num_workers=0):
+        super().__init__(batch_size, micro_batch, num_workers)
+'''
+
+
+def job(folder: Path) -> list[str]:
+    options = ["data._target_=stored.Stored", f"+data.folder={folder}", "trainer.max_steps=4"]
+    return [*options, *on_slurm(ranks=2), "cluster.preflight=true"]
+
+
+@pytest.fixture
+def hidden(testbed: Testbed, workdir: Path) -> Path:
+    """A folder of data that node0 does not see."""
+    folder = workdir / "data"
+    folder.mkdir()
+    (folder / "there").mkdir()
+    (workdir / "stored.py").write_text(DATA)
+    testbed("exec", "node0", "mount", "-t", "tmpfs", "none", str(folder))
+    return folder / "there"
+
+
+def test_a_bad_node_is_named_and_fails_the_job_or_is_left_out(
+    hidden: Path, cli: TrainerCli, workdir: Path, testbed: Testbed
+) -> None:
+    complaint = f"it does not see {hidden}"
+    run = submit(cli, workdir, *job(hidden), "cluster.exclude='node2,node3'")
+    with_spare = submit(
+        cli, workdir, *job(hidden), "resources.spare_nodes=1", "cluster.exclude=node3", "cluster.extra=[exclusive]"
+    )
+    failed = wait_for_event(run, "failed", 90)
+    assert failed["reason"] == f"preflight: node0: {complaint}"
+    state = ["squeue", "-t", "all", "-hj", str(run.launch()["slurm_job_id"]), "-o", "%T"]
+    wait_until(lambda: testbed.slurm(*state).strip() == "FAILED")
+
+    allocated = wait_for_event(with_spare, "allocated", 120)
+    assert allocated["nodes"] == ["node1", "node2"]
+    (found,) = [event for event in with_spare.events() if event["event"] == "preflight"]
+    assert found["bad"] == {"node0": complaint}
+    wait_for_event(with_spare, "finished", 120)
+
+
+def test_fit_nodes_tell_how_fast_they_reduce(cli: TrainerCli, workdir: Path) -> None:
+    run = submit(cli, workdir, "trainer.max_steps=4", *on_slurm(ranks=2), "cluster.preflight=true")
+    found = wait_for_event(run, "preflight", 90)
+    assert found["bad"] == {}
+    assert found["bytes_per_s"] > 1e6

@@ -1,0 +1,61 @@
+"""The nodes that a run has lost: named in its events, and left out afterwards where there are others."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterable
+
+from trainer.cluster.slurm import facts, query
+from trainer.cluster.slurm.commands import SlurmRefused, patiently
+from trainer.cluster.slurm.commands import run as call
+from trainer.errors import EnvironmentFault
+from trainer.runs.directory import RunDirectory
+
+_GONE = re.compile(r"DOWN|FAIL|NOT_RESPONDING|POWERED_DOWN|REBOOT")
+
+
+def note_lost(run: RunDirectory, nodes: list[str]) -> dict[str, str]:
+    """Those of `nodes` that are lost, after writing them into the events."""
+    lost = patiently(lambda: find(nodes))
+    for node, state in lost.items():
+        run.event("node_lost", node=node, reason=state)
+    return lost
+
+
+def sentence(lost: dict[str, str]) -> str:
+    """Empty where none is."""
+    return "; ".join(f"{node} was lost ({state})" for node, state in lost.items())
+
+
+def exclude(run: RunDirectory, job_id: str) -> None:
+    """Keep the requeued job off the nodes that this run has lost, where the partition has more others than it needs:
+    nobody would take the exclusion back from a job that then waits for ever."""
+    lost = {str(one["node"]) for one in run.events() if one["event"] == "node_lost"}
+    if not lost:
+        return
+    config, launch = run.config(), run.launch()
+    wanted = int(launch["shape"]["nodes"]) + int(config["resources"]["spare_nodes"])
+    given = config["cluster"]["exclude"]
+    try:
+        others = facts.usable_nodes(query.job(job_id).get("Partition", "")) - lost
+        if len(others) > wanted:
+            names = ",".join([*([given] if given else []), *sorted(lost)])
+            call("scontrol", "update", f"JobId={job_id}", f"ExcNodeList={names}")
+    except (SlurmRefused, EnvironmentFault) as error:
+        print(f"the lost nodes are not excluded: {error}", file=sys.stderr, flush=True)
+
+
+def find(names: Iterable[str]) -> dict[str, str]:
+    """Those of these nodes that do not work any more, with what SLURM says of them."""
+    try:
+        shown = call("scontrol", "--oneliner", "show", "node", ",".join(names))
+    except SlurmRefused:
+        return {}
+    lost = {}
+    for line in shown.splitlines():
+        name, state = re.search(r"NodeName=(\S+)", line), re.search(r" State=(\S+)", line)
+        if name and state and ("*" in state[1] or _GONE.search(state[1])):
+            reason = re.search(r" Reason=(.+?)(?: \[|$)", line)
+            lost[name[1]] = f"{state[1].lower()}" + (f", {reason[1]}" if reason else "")
+    return lost

@@ -1,0 +1,39 @@
+"""One rank of the preflight: joins the others, reduces some megabytes, prints `joined BYTES_PER_S`."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from datetime import timedelta
+
+import torch
+import torch.distributed
+
+_BYTES = {"cpu": 4_000_000, "cuda": 256_000_000}
+_REPEATS = 3
+
+
+def main(device: str) -> None:
+    """The speed is that of the algorithm: bytes of the tensor per second of an all-reduce."""
+    backend = "nccl" if device == "cuda" else "gloo"
+    torch.distributed.init_process_group(backend, timeout=timedelta(seconds=30))
+    print("joined", end=" ", flush=True)
+    place = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if device == "cuda" else torch.device("cpu")
+    if device == "cuda":
+        torch.cuda.set_device(place)
+    values = torch.ones(_BYTES[device] // 4, device=place)
+    torch.distributed.all_reduce(values)
+    best_s = float("inf")
+    for _ in range(_REPEATS):
+        began = time.perf_counter()
+        torch.distributed.all_reduce(values)
+        if device == "cuda":
+            torch.cuda.synchronize()
+        best_s = min(best_s, time.perf_counter() - began)
+    print(f"{_BYTES[device] / best_s:.0f}", flush=True)
+    torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
