@@ -155,7 +155,14 @@ def test_an_import_error_is_never_requeued(cli: TrainerCli, workdir: Path, testb
 
 def test_a_run_that_gets_nowhere_stops_with_the_reason(cli: TrainerCli, workdir: Path, testbed: Testbed) -> None:
     (workdir / "broken.py").write_text(BROKEN)
-    run = submit(cli, workdir, "trainer.max_steps=9", "+callbacks.broken._target_=broken.Broken", *on_slurm(1, nodes=1))
+    run = submit(
+        cli,
+        workdir,
+        "resilience.max_restarts=0",
+        "trainer.max_steps=9",
+        "+callbacks.broken._target_=broken.Broken",
+        *on_slurm(1, nodes=1),
+    )
     job = str(run.launch()["slurm_job_id"])
     failed = wait_for_event(run, "failed", 200)
     assert failed["reason"] == (

@@ -109,19 +109,28 @@ def newest_step(run: RunDirectory) -> int | None:
 
 
 def _explain_silence(run: RunDirectory) -> None:
-    """Write down the end of the last attempt where nobody was left to do so: the script's own node was lost."""
-    begun = [event for event in run.events() if event["event"] in ("allocated", "restarted")]
+    """Write down how the last attempt ended where `end` could not: the script's own node was lost, or SLURM killed the
+    script before srun had returned."""
+    events = run.events()
+    begun = [event for event in events if event["event"] in ("allocated", "restarted")]
     if not begun:
         return
     attempt, nodes = begun[-1]["attempt"], begun[-1]["nodes"]
     ends = [record for record in run.attempts() if record["attempt"] >= attempt]
-    noted = {event["event"] for event in run.events() if event.get("attempt", -1) >= attempt}
-    # A node may have written how its own ranks died, but not what came of it.
-    if ends and (ends[-1]["outcome"] not in ("failed", "hung") or noted & {"failed", "hung"}):
+    outcome = ends[-1]["outcome"] if ends else None
+    is_told = outcome in ("finished", "stopped") or any(
+        event["event"] in ("failed", "hung", "requeued") and event["time"] > begun[-1]["time"] for event in events
+    )
+    if is_told:
         return
-    lost = lost_nodes.note_lost(run, nodes)
-    reason = lost_nodes.sentence(lost) or ending.by_slurm(run, begun[-1]["slurm_job_id"], attempt)
-    _record(run, attempt, "requeue", REQUEUE, reason or f"{nodes[0]}, where the job script ran, was lost")
+    said = ending.by_slurm(run, begun[-1]["slurm_job_id"], attempt)
+    if outcome == "requeue":  # the ranks had saved
+        attempt, step = ends[-1]["attempt"], ends[-1]["step"]
+        _record(run, attempt, "requeue", REQUEUE, f"saved: {said or 'asked to make room'}", step=step)
+        return
+    lost = lost_nodes.sentence(lost_nodes.note_lost(run, nodes))
+    reason = lost or said or f"{nodes[0]}, where the job script ran, was lost"
+    _record(run, attempt, "requeue", REQUEUE, f"not saved: {reason}")
 
 
 def _without_progress(run: RunDirectory, step: int | None) -> int:

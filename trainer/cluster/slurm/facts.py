@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import time
 from dataclasses import dataclass, field
 
 from trainer.cluster.slurm.commands import SlurmRefused, run
@@ -51,8 +53,21 @@ class Partition:
         return sorted({gpu_type for kind in self.kinds for gpu_type in kind.gpus if gpu_type})
 
 
+_REMEMBERED_FOR_S = 30.0
+_remembered: dict[str, tuple[float, dict[str, Partition]]] = {}
+
+
 def partitions() -> dict[str, Partition]:
-    """Name to partition: two calls. Raises EnvironmentFault when SLURM does not answer."""
+    """Name to partition: two calls, for all the jobs of a sweep. Raises EnvironmentFault when SLURM does not answer."""
+    cluster = os.environ.get("SLURM_CONF", "")
+    asked, found = _remembered.get(cluster, (0.0, {}))
+    if not found or time.monotonic() - asked > _REMEMBERED_FOR_S:
+        found = _partitions()
+        _remembered[cluster] = (time.monotonic(), found)
+    return found
+
+
+def _partitions() -> dict[str, Partition]:
     described = run("scontrol", "--oneliner", "show", "partition")
     kinds = _kinds(run("sinfo", "--noheader", "--Node", "--all", "--format=%R|%N|%c|%m|%G"))
     found = {}
