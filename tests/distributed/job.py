@@ -63,7 +63,8 @@ class Net(nn.Module):
         features = torch.tanh(self.first(inputs))
         for block in self.body:
             features = block(features)
-        features = self.norm(self.frozen(features)) * self.scale
+        # cast: DeepSpeed's bf16 is without autocast, and leaves buffers in fp32
+        features = self.norm(self.frozen(features)) * self.scale.to(features.dtype)
         return self.head(torch.tanh(self.last(features)))
 
 
@@ -185,7 +186,7 @@ def run(scenario: dict[str, Any], store: CheckpointStore) -> dict[str, Any]:
 def _digest(tensors: dict[str, torch.Tensor]) -> str:
     digest = hashlib.sha256()
     for name in sorted(tensors):
-        digest.update(name.encode() + tensors[name].contiguous().numpy().tobytes())
+        digest.update(name.encode() + tensors[name].contiguous().view(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
 

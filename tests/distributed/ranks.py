@@ -15,7 +15,7 @@ JOB = Path(__file__).with_name("job.py")
 
 
 def run_ranks(
-    ranks: int, scenarios: list[dict[str, Any]], folder: Path, name: str, timeout_s: float = 180.0
+    ranks: int, scenarios: list[dict[str, Any]], folder: Path, name: str, timeout_s: float = 280.0
 ) -> dict[str, dict[str, Any]]:
     """The results by scenario name. Raises AssertionError with the ranks' output if one fails or time is up."""
     folder.mkdir(parents=True, exist_ok=True)

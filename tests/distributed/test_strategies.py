@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
+import golden
 from ranks import run_ranks
 
 CURVE, END = 50, 55
@@ -26,7 +27,24 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "plain": {},
     "clip_accumulate": {"clip": 0.05, "accumulate": 2},
     "batch_norm": {"net": {"batch_norm": True}, "steps": 10},
+    "bf16-mixed": {"precision": "bf16-mixed", "steps": 10},
+    "bf16-true": {"precision": "bf16-true", "steps": 10},
 }
+EXACT = ("plain", "clip_accumulate")
+"""Variants in fp32 whose losses equal those of one process to 1e-5."""
+WITHIN = {"32-true": 1e-5, "bf16-mixed": 0.03, "bf16-true": 0.03}
+"""bfloat16 has 8 bits: a product that is rounded elsewhere moves a loss by about a hundredth."""
+OF_ONE = ("fsdp", "deepspeed_zero1", "deepspeed_zero2", "deepspeed_zero3")
+CPU = {"offload_optimizer": "cpu"}
+OFFLOAD = (
+    ("deepspeed_zero1", 1, CPU),
+    ("deepspeed_zero2", 1, CPU),
+    ("deepspeed_zero3", 1, CPU),
+    ("deepspeed_zero3", 2, {**CPU, "offload_parameters": "cpu"}),
+    ("fsdp", 1, {"cpu_offload": True}),
+)
+OFFLOADED = 10
+"""Steps of the runs with offload: DeepSpeed's other code path, on CPU ranks as on GPUs."""
 Results = dict[str, dict[str, Any]]
 
 
@@ -63,22 +81,29 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def one_rank(folder: Path) -> Results:
     singles = [scenario(1, "single", variant) for variant in VARIANTS if variant != "batch_norm"]
     whole = {**scenario(1, "single"), "name": "whole", "steps": END}
-    sharded = [scenario(1, strategy) for strategy in ("fsdp", "deepspeed_zero1", "deepspeed_zero3")]
+    sharded = [
+        scenario(1, strategy, variant) for strategy in OF_ONE for variant in ("plain", "bf16-mixed", "bf16-true")
+    ]
     return run_ranks(1, [*singles, whole, *sharded], folder, "one")
 
 
 @pytest.fixture(scope="module")
 def two_ranks(folder: Path) -> Results:
     curves = [scenario(2, strategy, variant) for variant in VARIANTS for strategy in STRATEGIES]
-    return run_ranks(2, curves, folder, "two")
+    offloaded = [
+        {**scenario(2, strategy), "name": f"{strategy}-2-offload-{number}", "options": options, "steps": OFFLOADED}
+        for strategy, number, options in OFFLOAD
+    ]
+    return run_ranks(2, [*curves, *offloaded], folder, "two")
 
 
 @pytest.fixture(scope="module")
 def four_ranks(folder: Path) -> Results:
-    return run_ranks(4, [scenario(4, strategy) for strategy in STRATEGIES], folder, "four")
+    variants = ("plain", "bf16-mixed", "bf16-true")
+    return run_ranks(4, [scenario(4, one, variant) for one in STRATEGIES for variant in variants], folder, "four")
 
 
-@pytest.mark.parametrize("variant", [name for name in VARIANTS if name != "batch_norm"])
+@pytest.mark.parametrize("variant", EXACT)
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_two_ranks_give_the_losses_of_one(one_rank: Results, two_ranks: Results, strategy: str, variant: str) -> None:
     found = two_ranks[f"{strategy}-2-{variant}"]
@@ -91,7 +116,44 @@ def test_four_ranks_give_the_losses_of_one(one_rank: Results, four_ranks: Result
     assert close(four_ranks[f"{strategy}-4-plain"]["losses"], one_rank["single-1-plain"]["losses"]) < 1e-5
 
 
-@pytest.mark.parametrize("strategy", ["fsdp", "deepspeed_zero1", "deepspeed_zero3"])
+def test_the_matrix(one_rank: Results, two_ranks: Results, four_ranks: Results, matrix: list[Any]) -> None:
+    """Every strategy on every number of ranks in every precision, beside one process in that precision."""
+    for ranks, results in ((1, one_rank), (2, two_ranks), (4, four_ranks)):
+        for strategy in STRATEGIES if ranks > 1 else OF_ONE:
+            for precision, variant in (("32-true", "plain"), ("bf16-mixed", "bf16-mixed"), ("bf16-true", "bf16-true")):
+                expected = one_rank[f"single-1-{variant}"]["losses"]
+                found = results[f"{strategy}-{ranks}-{variant}"]
+                assert found["failure"] is None
+                matrix.append((strategy, ranks, precision, close(found["losses"], expected)))
+    assert len(matrix) == 3 * (len(OF_ONE) + 2 * len(STRATEGIES))
+    assert [row for row in matrix if not row[3] < WITHIN[row[2]]] == []
+
+
+def test_golden_losses(one_rank: Results, two_ranks: Results) -> None:
+    """Bit for bit those that were recorded on this machine type; on another, to 1e-5 those of another."""
+    results = {**one_rank, **two_ranks}
+    wanted = ["single-1-plain", *(f"{strategy}-2-{variant}" for strategy in STRATEGIES for variant in EXACT)]
+    curves = {name: results[name]["losses"] for name in wanted}
+    if os.environ.get(golden.RECORD):
+        golden.record(curves)
+    expected, is_this_machine = golden.recorded()
+    assert set(expected) == set(curves)
+    if not is_this_machine:
+        print(f"no golden losses of {golden.machine()}: {golden.HOW}")
+        assert {name for name in wanted if not close(curves[name], expected[name]) < 1e-5} == set()
+        return
+    changed = [name for name in wanted if curves[name] != expected[name]]
+    assert changed == [], f"other losses than recorded on this machine type; if that is meant: {golden.HOW}"
+
+
+def test_offloading_changes_no_bit(two_ranks: Results) -> None:
+    expected = two_ranks["ddp-2-plain"]["losses"][:OFFLOADED]
+    runs = [two_ranks[f"{strategy}-2-offload-{number}"] for strategy, number, _ in OFFLOAD]
+    assert [run["losses"] == expected for run in runs] == [True] * len(OFFLOAD)
+    assert len({(run["weights"], run["state"]) for run in runs}) == 1
+
+
+@pytest.mark.parametrize("strategy", OF_ONE)
 def test_one_rank_of_a_sharded_strategy_is_one_process(one_rank: Results, strategy: str) -> None:
     assert close(one_rank[f"{strategy}-1-plain"]["losses"], one_rank["single-1-plain"]["losses"]) < 1e-6
 

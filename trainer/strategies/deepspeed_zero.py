@@ -249,7 +249,7 @@ def build(options: Options, device: torch.device, timeout_s: float) -> RunDeepSp
     for option, value in (("offload_optimizer", options.offload_optimizer), ("offload_parameters", offload_parameters)):
         if value not in OFFLOAD:
             raise UserError(f"strategy.{option}={value} is not known.", f"Use one of {', '.join(OFFLOAD)}.")
-    return RunDeepSpeedStrategy(
+    strategy = RunDeepSpeedStrategy(
         options,
         stage=options.stage,
         process_group_backend="nccl" if device.type == "cuda" else "gloo",
@@ -264,3 +264,7 @@ def build(options: Options, device: torch.device, timeout_s: float) -> RunDeepSp
         nvme_path=options.nvme_path,
         logging_batch_size_per_gpu=1,  # otherwise it looks for `batch_sampler.batch_size`; for DeepSpeed's log only
     )
+    assert isinstance(strategy.config, dict)
+    # The configured optimizer on the CPU, too: DeepSpeed would take none but its own DeepSpeedCPUAdam there
+    strategy.config["zero_force_ds_cpu_optimizer"] = False
+    return strategy
