@@ -66,11 +66,17 @@ class _HashingFile:
         self.file = file
         self.digest = hashlib.sha256()
         self.bytes = 0
+        self.refusal: OSError | None = None
+        """Of the file system, for torch.save says something else about it."""
 
     def write(self, data: Any) -> int:
-        fault_point("file.write")
         self.digest.update(data)
-        written = self.file.write(data)
+        try:
+            fault_point("file.write")
+            written = self.file.write(data)
+        except OSError as error:
+            self.refusal = self.refusal or error
+            raise
         self.bytes += written
         return written
 
@@ -101,7 +107,12 @@ class Staging:
         with open(path, "xb") as raw:
             fault_point("file.created")
             hashing = _HashingFile(raw)
-            yield hashing
+            try:
+                yield hashing
+            except Exception as error:
+                if hashing.refusal is None or hashing.refusal is error:
+                    raise
+                raise hashing.refusal from error
             raw.flush()
             fault_point("file.written")
             os.fsync(raw.fileno())

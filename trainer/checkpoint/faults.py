@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 
 VARIABLE = "TRAINER_FAULT"
-"""`name:count` kills this process (SIGKILL) when the point `name` is reached for the `count`-th time."""
+"""`name:count` kills this process (SIGKILL) when the point `name` is reached for the `count`-th time.
+`name:count:ENOSPC` raises that OSError there instead, each time from the `count`-th on."""
 
 POINTS = (
     "save.begin",
@@ -34,9 +36,11 @@ def fault_point(name: str) -> None:
     if wanted is None:
         return
     assert name in POINTS, name
-    point, _, count = wanted.partition(":")
+    point, count, error = [*wanted.split(":"), "", ""][:3]
     if point != name:
         return
     _reached[name] = _reached.get(name, 0) + 1
-    if _reached[name] == int(count or 1):
+    if error and _reached[name] >= int(count or 1):
+        raise OSError(getattr(errno, error), os.strerror(getattr(errno, error)))
+    if not error and _reached[name] == int(count or 1):
         os.kill(os.getpid(), signal.SIGKILL)

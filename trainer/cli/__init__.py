@@ -13,6 +13,7 @@ VERBS = {
         "fit": "compose, check, launch and follow a training job",
         "check": "everything that can be found wrong before a job is launched",
         "init": "write a small project of your own",
+        "bench": "real jobs with real faults, compared bit for bit with one that was left alone",
     },
     "Data": {"data": "tokenize text into shards"},
     "Runs": {

@@ -24,6 +24,7 @@ from trainer.cluster.shape import LaunchShape, resolve
 from trainer.cluster.torchrun import Place
 from trainer.errors import DONE, HUNG, JOB_FAILED, NEVER_RESTART, REQUEUE, TrainerError
 from trainer.resilience.hang import HangWatcher
+from trainer.resilience.lock import RunLock
 from trainer.runs.directory import RunDirectory
 from trainer.runs.files import write_atomic
 
@@ -116,7 +117,9 @@ class Node:
             self._end_survivors()
             self._enforce_end(child)
             if self._outcome_seen_at is None and self._stop_seen_at is None:
-                self._hangs.look(self.attempt, child.pid)
+                hung = self._hangs.look(self.attempt, child.pid)
+                if hung is not None and self.place.node_rank == 0:
+                    self._record_death(self.attempt, hung)
         self._note_restarts()
         if child.returncode < 0 and self._outcome() is None:
             name = cause.signal_name(-child.returncode)
@@ -328,6 +331,9 @@ def main(arguments: list[str] | None = None) -> int:
     launch = run.launch()
     shape = LaunchShape.from_dict(launch["shape"]) if launch.get("shape") else resolve(run.config())
     place = _place(options, shape)
+    lock = RunLock(run)
+    if place.node_rank == 0:
+        lock.take(run.next_attempt())
     node = Node(run, LaunchShape(place.nodes, shape.processes_per_node, shape.device), place)
     follower = os.environ.pop(FOLLOWER_VARIABLE, None)
     _handle_signals(node, int(follower) if follower else None)

@@ -1,4 +1,4 @@
-"""What the node process does about a job that stands still: stacks, a name, and an end, so that torchrun restarts it."""
+"""What the node process does about a job that stands still: stacks, a name, an end; torchrun then restarts it."""
 
 from __future__ import annotations
 
@@ -30,19 +30,18 @@ class HangWatcher:
         self._watch = HangWatch(self._allowances, time.monotonic())
         self._looked = 0.0
 
-    def look(self, attempt: int, torchrun_pid: int) -> None:
-        """End this node's workers if the job hangs."""
+    def look(self, attempt: int, torchrun_pid: int) -> Cause | None:
+        """End this node's workers if the job hangs, and say why."""
         now = time.monotonic()
         if attempt != self._attempt:
             self._attempt, self._watch = attempt, HangWatch(self._allowances, now)
         if self._allowances.factor == 0 or attempt in self.found or now - self._looked < _LOOK_EVERY_S:
-            return
+            return None
         self._looked = now
         hang = self._watch.look(read_places(self._run.live_dir, attempt), now)
-        if hang is not None:
-            self._end(hang, attempt, torchrun_pid)
+        return None if hang is None else self._end(hang, attempt, torchrun_pid)
 
-    def _end(self, hang: Hang, attempt: int, torchrun_pid: int) -> None:
+    def _end(self, hang: Hang, attempt: int, torchrun_pid: int) -> Cause:
         folder = self._run.logs_dir / f"attempt-{attempt:02d}"
         workers = processes.children(torchrun_pid)
         _dump_stacks([pid for pid in workers if processes.handles(pid, signal.SIGUSR2)], folder)
@@ -70,6 +69,7 @@ class HangWatcher:
         print(f"hang: {reason}; its workers are killed", flush=True)
         for pid in workers:
             processes.send(pid, signal.SIGKILL)
+        return self.found[attempt]
 
 
 def _dump_stacks(pids: list[int], folder: Path) -> None:

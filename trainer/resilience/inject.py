@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from trainer.cluster import processes
@@ -29,7 +30,7 @@ class InjectFault(Callback):
         self._armed = self._rank.attempt == attempt and self._rank.rank in ranks
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        if not self._armed or trainer.global_step < self._step:
+        if not self._armed or trainer.global_step < self._step or self._kind == "nan":
             return
         self._armed = False
         action = _ACTIONS[self._kind]
@@ -38,8 +39,12 @@ class InjectFault(Callback):
         else:
             action()
 
-    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
-        """Non-finite gradients need gradients."""
+    def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: torch.Tensor) -> None:
+        """A loss that is no number, and with it every gradient."""
+        if self._kind == "nan" and self._armed and trainer.global_step >= self._step:
+            self._armed = False
+            loss.data.fill_(float("nan"))
+            loss.register_hook(lambda gradient: gradient * float("nan"))
 
 
 def _send(signum: int, pid: Callable[[], int]) -> Callable[[], None]:
@@ -84,6 +89,7 @@ _ACTIONS: dict[str, Callable[[], None]] = {
     "terminate_node": _send(signal.SIGTERM, _node),
     "stop": _send(signal.SIGSTOP, os.getpid),
     "hang": _spin,
+    "nan": lambda: None,
     "raise": _raise,
     "exit": lambda: os._exit(0),
 }

@@ -20,6 +20,7 @@ from trainer.checkpoint.store import Checkpoint, CheckpointStore
 from trainer.config.build import instantiate, load
 from trainer.config.schema import Config
 from trainer.errors import DONE, JOB_FAILED, NEVER_RESTART, REQUEUE, TrainerError, UserError
+from trainer.resilience.lock import refuse_if_superseded
 from trainer.runs.directory import RunDirectory
 from trainer.tracking.metrics_file import MetricsFile
 from trainer.worker import build, rng
@@ -78,7 +79,9 @@ def _train(config: Config, attempt: Attempt, group: Group | None) -> None:
 
     rng.seed_all(config.seed)
     data = build.build_data(config, rank)
-    module = build.build_module(config, data, lambda: build.total_steps_of(config, data))
+    module = build.build_module(
+        config, data, lambda: build.total_steps_of(config, data), defer=build.defers(config, rank)
+    )
     monitor, mode = _monitor(config, module)
 
     writer = CheckpointWriter(
@@ -90,6 +93,7 @@ def _train(config: Config, attempt: Attempt, group: Group | None) -> None:
     best = BestMetric(monitor, mode, heartbeat)
 
     def save(trainer: Trainer) -> None:
+        refuse_if_superseded(directory, rank.attempt)
         heartbeat.update(phase="save")
         metrics.pause()
         _save(trainer, config, best, writer)
