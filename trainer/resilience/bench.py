@@ -98,12 +98,12 @@ class FaultBench:
         self._unharmed: dict[str, tuple[Path, float]] = {}
 
     def run(self, count: int, report: Callable[[Result], None]) -> list[Result]:
-        """Kinds in turn over strategies in turn, each with moments of its own drawn from (seed, number)."""
+        """All kinds in turn, the next time with the next strategy, each with moments of its own drawn from (seed, number)."""
         results = []
         try:
             for number in range(count):
-                strategy = self.strategies[number % len(self.strategies)]
-                kind = self.kinds[number // len(self.strategies) % len(self.kinds)]
+                kind = self.kinds[number % len(self.kinds)]
+                strategy = self.strategies[(number + number // len(self.kinds)) % len(self.strategies)]
                 results.append(self.run_one(number, strategy, kind))
                 report(results[-1])
         finally:
