@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import TrainerCli
+
+from tests.conftest import TrainerCli
 
 KILLER = '''
 import os

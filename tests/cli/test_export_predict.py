@@ -9,9 +9,9 @@ from typing import Any
 import numpy
 import pytest
 import torch
-from conftest import TrainerCli
 from safetensors import safe_open
 
+from tests.conftest import TrainerCli
 from trainer.checkpoint.store import CheckpointStore
 from trainer.checkpoint.stored import MODEL, Stored
 from trainer.runs.directory import RunDirectory

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import TrainerCli, clean_environment
+
+from tests.conftest import TrainerCli, clean_environment
 
 LONG = ["experiment=quickstart", "tracking=none", "trainer.max_steps=1000000", "trainer.max_epochs=null"]
 

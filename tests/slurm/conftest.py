@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import MARK, TrainerCli, clean_environment
 
+from tests.conftest import MARK, TrainerCli, clean_environment
 from trainer.runs.directory import RunDirectory
 
 TESTBED = Path(__file__).parents[2] / "slurm" / "testbed" / "testbed"

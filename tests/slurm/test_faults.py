@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from conftest import TrainerCli
 
 from slurm.conftest import Testbed, wait_until
 from slurm.jobs import curve, kill, newest_checkpoint, on_slurm, paced, story, submit, wait_for_event, weights
+from tests.conftest import TrainerCli
 from trainer.cli import main
 from trainer.errors import DONE
 from trainer.runs.directory import RunDirectory

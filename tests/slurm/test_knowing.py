@@ -10,10 +10,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import TrainerCli, clean_environment
 
 from slurm.conftest import Testbed, wait_until
 from slurm.jobs import on_slurm, paced, story, submit, wait_for_event, wait_for_step
+from tests.conftest import TrainerCli, clean_environment
 from trainer.cli import main
 from trainer.errors import DONE
 from trainer.runs.directory import RunDirectory

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from conftest import TrainerCli
 
 from slurm.conftest import Testbed, wait_until
 from slurm.jobs import on_slurm, submit, wait_for_event
+from tests.conftest import TrainerCli
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(300)]
 DATA = '''

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from conftest import TrainerCli
 
 from slurm.jobs import curve, on_slurm, submit, wait_for_event, weights
+from tests.conftest import TrainerCli
 
 pytestmark = pytest.mark.slurm
 STEPS = 12

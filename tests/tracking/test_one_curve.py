@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import TrainerCli
 
+from tests.conftest import TrainerCli
 from tests.test_resume import KILLER, kill_at
 from tests.tracking.wandb_server import WandbServer
 
