@@ -29,6 +29,7 @@ from trainer.checkpoint.io import CheckpointWriter, RunCheckpointIO
 from trainer.checkpoint.store import CheckpointStore
 from trainer.checkpoint.stored import MODEL, Stored
 from trainer.config.strategy import STRATEGIES
+from trainer.strategies.deferred import construct
 
 GLOBAL_BATCH = 16
 EPOCH = 1000
@@ -141,7 +142,10 @@ def run(scenario: dict[str, Any], store: CheckpointStore) -> dict[str, Any]:
     accumulate = scenario.get("accumulate", 1)
     first, last = scenario.get("from_step", 0), scenario["steps"]
     torch.manual_seed(7)
-    module = Task(Net(**scenario.get("net", {})))
+    defers = strategies.defers(options, world_size, "cpu")
+    net = construct(lambda: Net(**scenario.get("net", {}))) if defers else Net(**scenario.get("net", {}))
+    module = Task(net)
+    on_meta = sum(parameter.is_meta for parameter in module.parameters())
     writer = CheckpointWriter(store, asynchronous=scenario.get("asynchronous", True))
     trainer = Trainer(
         accelerator="gpu" if scenario.get("cuda") else "cpu",
@@ -174,7 +178,8 @@ def run(scenario: dict[str, Any], store: CheckpointStore) -> dict[str, Any]:
     failure = writer.take_failure()
     if dist.is_initialized():
         dist.barrier()
-    found = {"losses": losses.tolist(), "global_step": trainer.global_step, "failure": failure and str(failure)}
+    found: dict[str, Any] = {"on_meta": on_meta}
+    found |= {"losses": losses.tolist(), "global_step": trainer.global_step, "failure": failure and str(failure)}
     if failure is None:
         stored = Stored(store.path(last))
         found["weights"] = _digest(stored.whole(MODEL))

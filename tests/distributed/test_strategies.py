@@ -32,8 +32,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 EXACT = ("plain", "clip_accumulate")
 """Variants in fp32 whose losses equal those of one process to 1e-5."""
-WITHIN = {"32-true": 1e-5, "bf16-mixed": 0.03, "bf16-true": 0.03}
-"""bfloat16 has 8 bits: a product that is rounded elsewhere moves a loss by about a hundredth."""
+WITHIN = {"32-true": 1e-5, "bf16-mixed": 5e-3, "bf16-true": 5e-3}
+"""bfloat16 has 8 bits: a product that is rounded elsewhere moves a loss by about a thousandth."""
 OF_ONE = ("fsdp", "deepspeed_zero1", "deepspeed_zero2", "deepspeed_zero3")
 CPU = {"offload_optimizer": "cpu"}
 OFFLOAD = (
@@ -144,6 +144,13 @@ def test_golden_losses(one_rank: Results, two_ranks: Results) -> None:
         return
     changed = [name for name in wanted if curves[name] != expected[name]]
     assert changed == [], f"other losses than recorded on this machine type; if that is meant: {golden.HOW}"
+
+
+def test_sharded_parameters_were_never_whole(two_ranks: Results) -> None:
+    """fsdp built them on the meta device; that it trains as ddp does, bit for bit, is the test before this."""
+    on_meta = {strategy: two_ranks[f"{strategy}-2-plain"]["on_meta"] for strategy in STRATEGIES}
+    assert on_meta["fsdp"] == on_meta["hsdp"] > 20
+    assert (on_meta["ddp"], on_meta["deepspeed_zero3"]) == (0, 0)
 
 
 def test_offloading_changes_no_bit(two_ranks: Results) -> None:

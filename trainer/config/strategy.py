@@ -43,7 +43,9 @@ class Fsdp(Single):
     prefetch: int = 1
     """Blocks gathered ahead of the one that computes."""
     cpu_offload: bool = False
-    """Shards, gradients and optimizer step in host memory."""
+    """Shards, gradients and optimizer step in host memory; changes nothing on CPU ranks."""
+    defer_parameters: bool = True
+    """Build the model on the meta device, make its parameters one by one when they are sharded; with tp: whole."""
     blocks: str | None = None
     """Class name of the modules that are sharded one by one; null: the model's `blocks()`, or repeated ones."""
 
@@ -75,7 +77,7 @@ class _Deepspeed(Single):
     overlap_comm: bool = True
     """Reduce gradients while backward goes on."""
     offload_optimizer: str = "none"
-    """none, cpu, nvme: where optimizer state lives. cpu takes an optimizer that DeepSpeed has on the CPU."""
+    """none, cpu, nvme: where optimizer state lives and the optimizer, torch's own or another, works."""
     nvme_path: str = "/local_nvme"
     """A folder on the node's own NVMe, for nvme."""
 

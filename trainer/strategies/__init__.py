@@ -51,6 +51,13 @@ def chosen_by_auto(options: Auto, world_size: int, device_type: str) -> Single:
     return replace(chosen, activation_checkpointing=options.activation_checkpointing, compile=options.compile)
 
 
+def defers(options: Any, world_size: int, device_type: str) -> bool:
+    """Whether the model may be built without memory for its parameters (`strategies/deferred.py`)."""
+    if type(options) is Auto:
+        options = chosen_by_auto(options, world_size, device_type)
+    return isinstance(options, Fsdp) and options.defer_parameters
+
+
 def mesh_sizes(options: Fsdp, world_size: int) -> tuple[int, int, int]:
     """Copies, shards in a copy, ranks that share a layer; their product is `world_size`.
 

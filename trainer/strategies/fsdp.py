@@ -30,13 +30,14 @@ from torch.distributed.fsdp import (
     fully_shard,
     register_fsdp_forward_method,
 )
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from trainer.checkpoint.named import by_name, named_groups, set_options
 from trainer.checkpoint.stored import Optimizers, Stored, flatten
 from trainer.config.strategy import Fsdp
 from trainer.errors import UserError
 from trainer.strategies.blocks import prepare
+from trainer.strategies.deferred import Recipe, make_whole, recipes, replace_parameters
 from trainer.strategies.saving import ShardedCheckpoints, model_tensors, unwrapped
 from trainer.strategies.tensor_parallel import parallelize
 
@@ -78,25 +79,71 @@ class RunFSDPStrategy(ShardedCheckpoints, ModelParallelStrategy):
         module = self.lightning_module
         assert module is not None
         self.accelerator.setup(trainer)
+        if self.sizes[2] > 1:
+            make_whole(module)  # DTensor's tensor parallel replaces parameters one layer at a time
+        later = recipes(module)
         self._agree_on_parameters(module)
         self.model = self.precision_plugin.convert_module(module)
         parallelize(module, self.device_mesh["tensor"])
         self._shard(module)
+        self._fill(module, later, trainer.ckpt_path is None)
         self.model_to_device()
         self.precision_plugin.clip_grad_by_norm = MethodType(_clip_grad_by_norm, self.precision_plugin)  # type: ignore[method-assign]
         self.barrier()
         if trainer.state.fn == TrainerFn.FITTING:
             self.setup_optimizers(trainer)
         self.setup_precision_plugin()
-        if trainer.state.fn == TrainerFn.FITTING:
+        if trainer.state.fn == TrainerFn.FITTING and not self._offloads:
             _optimizers_to_device(self.optimizers, self.root_device)
+
+    @property
+    def _offloads(self) -> bool:
+        """Whether shards are kept away from the device. On CPU ranks they are in host memory anyway."""
+        return self.options.cpu_offload and self.root_device.type != "cpu"
+
+    def model_to_device(self) -> None:
+        """Not when shards stay in host memory: `fully_shard` has put everything where it belongs."""
+        if not self._offloads:
+            super().model_to_device()
 
     def _agree_on_parameters(self, module: LightningModule) -> None:
         """Rank 0's initial values everywhere, as in DDP; each rank then cuts its shard out of them."""
         group = self._group()
         if group is not None:
             for tensor in (*module.parameters(), *module.buffers()):
-                dist.broadcast(tensor.data, src=0, group=group)
+                if not tensor.is_meta:
+                    dist.broadcast(tensor.data, src=0, group=group)
+
+    def _fill(self, module: LightningModule, later: dict[str, Recipe], with_values: bool) -> None:
+        """Memory for the shards of parameters that were built on the meta device, and rank 0's values in them.
+
+        One parameter is whole at a time. Without `with_values` a checkpoint brings them.
+        """
+        device = torch.device("cpu") if self._offloads else self.root_device
+        found = dict(module.named_parameters(remove_duplicate=False))
+        filled: dict[int, nn.Parameter] = {}
+        for name, recipe in later.items():
+            parameter = found[name]
+            assert isinstance(parameter, DTensor)
+            if id(parameter) in filled:
+                continue
+            shard = torch.empty_like(parameter, device=device)
+            assert isinstance(shard, DTensor)
+            if with_values:
+                self._cut(recipe.make(), shard)
+            filled[id(parameter)] = nn.Parameter(shard, parameter.requires_grad)
+        replace_parameters(module, filled)
+        module._apply(lambda tensor: tensor)  # FSDP2 takes note of the new memory there
+
+    def _cut(self, whole: torch.Tensor, shard: DTensor) -> None:
+        group = self._group()
+        if group is not None:
+            dist.broadcast(whole, src=0, group=group)
+        with torch.no_grad():
+            whole = whole.to(device=shard.device_mesh.device_type, dtype=shard.dtype)
+            # None: every rank has the whole and cuts its own part; nothing is sent
+            part = distribute_tensor(whole, shard.device_mesh, shard.placements, src_data_rank=None)
+            shard.to_local().copy_(part.to_local())
 
     def _shard(self, module: LightningModule) -> None:
         options = self.options
@@ -108,7 +155,7 @@ class RunFSDPStrategy(ShardedCheckpoints, ModelParallelStrategy):
             "mp_policy": MixedPrecisionPolicy(
                 param_dtype=compute, reduce_dtype=REDUCE_DTYPES[options.reduce_dtype], cast_forward_inputs=False
             ),
-            "offload_policy": CPUOffloadPolicy() if options.cpu_offload else OffloadPolicy(),
+            "offload_policy": CPUOffloadPolicy() if self._offloads else OffloadPolicy(),
         }
         blocks = [
             fully_shard(block, **arguments)
@@ -231,4 +278,5 @@ def build(options: Fsdp, sizes: tuple[int, int, int], device: torch.device, time
         raise UserError(
             f"strategy.reduce_dtype={options.reduce_dtype} is not known.", f"Use one of {', '.join(REDUCE_DTYPES)}."
         )
-    return RunFSDPStrategy(options, sizes, "nccl" if device.type == "cuda" else "gloo", timeout_s)
+    # gloo, too: with cpu_offload gradients and their norm are in host memory
+    return RunFSDPStrategy(options, sizes, "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout_s)

@@ -23,6 +23,7 @@ from trainer.config.build import accepts, instantiate, locate
 from trainer.config.schema import Config
 from trainer.data.loader import evaluation, resumable
 from trainer.models.sync_batch_norm import synchronised
+from trainer.strategies.deferred import construct
 from trainer.worker.process import Rank
 
 READ_BY_TRAINER = ("batch_size", "micro_batch", "num_workers")
@@ -49,6 +50,11 @@ class Data:
 def device_of(config: Config, rank: Rank) -> torch.device:
     """This rank's device: the configuration says how many GPUs the job has, none means CPU."""
     return torch.device("cuda", rank.local_rank) if config.resources.gpus else torch.device("cpu")
+
+
+def defers(config: Config, rank: Rank) -> bool:
+    """Whether the strategy takes a module whose parameters are on the meta device."""
+    return strategies.defers(config.strategy, rank.world_size, device_of(config, rank).type)
 
 
 def precision_of(config: Config, device: torch.device) -> str:
@@ -123,15 +129,18 @@ def _sharded(original: Callable[[], Any], rank: Rank) -> Callable[[], Any]:
     return loader
 
 
-def build_module(config: Config, data: Data, total_steps: Callable[[], int | None]) -> LightningModule:
+def build_module(
+    config: Config, data: Data, total_steps: Callable[[], int | None], defer: bool = False
+) -> LightningModule:
     """The network inside its task, or the user's own LightningModule as it is.
 
+    `defer`: its parameters may be on the meta device, for the strategy to fill.
     An argument of the model that is null in the config and that the data knows (`facts`) is filled from the data.
     """
     node = {
         key: data.facts[key] if value is None and key in data.facts else value for key, value in config.model.items()
     }
-    model = instantiate(node, where="model")
+    model = construct(lambda: instantiate(node, where="model")) if defer else instantiate(node, where="model")
     if isinstance(model, LightningModule):
         module = model
     else:

@@ -45,7 +45,7 @@ def evaluate(run: RunDirectory, step: int, split: str) -> dict[str, float]:
     init_process_group(config, rank)
     rng.seed_all(config.seed)
     data = build.build_data(config, rank)
-    module = build.build_module(config, data, lambda: None)
+    module = build.build_module(config, data, lambda: None, defer=build.defers(config, rank))
     store = CheckpointStore(run.checkpoints_dir)
     checkpoint_io = RunCheckpointIO(CheckpointWriter(store))
     trainer: Trainer = build.build_trainer(config, rank, data.plan, [], [], checkpoint_io, str(run.path))

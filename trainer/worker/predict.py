@@ -116,7 +116,7 @@ def predict(run: RunDirectory, step: int, split: str, data_node: dict[str, Any],
     group = init_process_group(config, rank)
     rng.seed_all(config.seed)
     data = build.build_data(config, rank)
-    module = build.build_module(config, data, lambda: None)
+    module = build.build_module(config, data, lambda: None, defer=build.defers(config, rank))
     if not is_overridden("predict_step", module, LightningModule) and not is_overridden(
         "forward", module, LightningModule
     ):
