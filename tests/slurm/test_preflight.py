@@ -18,8 +18,8 @@ from trainer.data.digits import Digits
 class Stored(Digits):
     """Digits that claim to be in a folder."""
 
-    def __init__(self, folder, batch_size, micro_batch=None, num_workers=0):
-        super().__init__(batch_size, micro_batch, num_workers)
+    def __init__(self, folder, batch_size):
+        super().__init__(batch_size)
 '''
 
 
