@@ -15,20 +15,20 @@ JOB = Path(__file__).with_name("job.py")
 
 
 def run_ranks(
-    ranks: int, scenarios: list[dict[str, Any]], folder: Path, name: str, timeout_s: float = 280.0
+    ranks: int, scenarios: list[dict[str, Any]], folder: Path, name: str, timeout_s: float = 280.0, device: str = "cpu"
 ) -> dict[str, dict[str, Any]]:
     """The results by scenario name. Raises AssertionError with the ranks' output if one fails or time is up."""
     folder.mkdir(parents=True, exist_ok=True)
     listed = folder / f"{name}.json"
     listed.write_text(json.dumps(scenarios))
-    codes, outputs = start(ranks, [sys.executable, str(JOB), str(listed), str(folder)], {}, timeout_s)
+    codes, outputs = start(ranks, [sys.executable, str(JOB), str(listed), str(folder)], {}, timeout_s, device)
     assert codes == [0] * ranks, "\n".join(f"--- rank {rank}\n{text[-4000:]}" for rank, text in enumerate(outputs))
     print(outputs[0][-3000:])
     return json.loads((folder / f"results-{name}.json").read_text())
 
 
 def start(
-    ranks: int, command: list[str], environments: dict[int, dict[str, str]], timeout_s: float
+    ranks: int, command: list[str], environments: dict[int, dict[str, str]], timeout_s: float, device: str = "cpu"
 ) -> tuple[list[int], list[str]]:
     """Exit codes and output of `command` on each rank. `environments`: more variables of single ranks."""
     with socket.socket() as found:
@@ -42,7 +42,7 @@ def start(
         "MASTER_PORT": str(port),
         "OMP_NUM_THREADS": "1",
         "TORCHELASTIC_RUN_ID": "test",
-        "DS_ACCELERATOR": "cpu",
+        "DS_ACCELERATOR": device,
     }
     processes = [
         subprocess.Popen(
