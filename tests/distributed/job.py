@@ -170,7 +170,7 @@ def run(scenario: dict[str, Any], store: CheckpointStore) -> dict[str, Any]:
     load = scenario.get("load")
     trainer.fit(module, loader, ckpt_path=load, weights_only=True if load else None)
     losses = torch.stack(module.losses).view(-1, accumulate).mean(1)
-    if dist.is_initialized():
+    if world_size > 1:
         dist.all_reduce(losses)
         losses /= world_size
     trainer.save_checkpoint(store.path(last), storage_options={"step": last, "world_size": world_size})

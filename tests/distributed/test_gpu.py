@@ -1,4 +1,4 @@
-"""Every strategy on one GPU beside one process without sharding: the same losses, with offload, and moved checkpoints."""
+"""Every strategy on one GPU beside one process without sharding: the same losses, offload, moved checkpoints."""
 
 from __future__ import annotations
 
