@@ -115,6 +115,7 @@ def test_a_run_that_meets_every_fault_ends_as_if_it_had_met_none(
         rows.append(meet(scene, name, break_it, reason))
         testbed.mend()
     wait_for_event(run, "finished", 150)
+    print_table(report, rows)
     allocated = [one["nodes"] for one in run.events() if one["event"] == "allocated"]
     assert scene.left_out in allocated[2]
     assert all(scene.left_out not in nodes for nodes in allocated[3:])
@@ -122,7 +123,6 @@ def test_a_run_that_meets_every_fault_ends_as_if_it_had_met_none(
     (killed,) = [one for one in json.loads(capsys.readouterr().out)["attempts"] if "rank 1" in one["reason"]]
     assert killed["host"] in allocated[3]
     assert killed["log"].endswith("/rank-1.log")
-    print_table(report, rows)
 
     untouched = submit(cli, workdir, *job, "resources.cpu_processes=2")
     assert weights(run, steps, workdir / "a") == weights(untouched, steps, workdir / "b")

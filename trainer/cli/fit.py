@@ -86,6 +86,8 @@ def _launch(job: Job, arguments: argparse.Namespace) -> tuple[int, Any]:
     cluster = job.config["cluster"]["name"]
     launchers.launcher(cluster, detached=arguments.detach).launch(run)
     if arguments.detach or (cluster != "local" and not arguments.follow):
+        if "cost" in facts:
+            print(f"it may use {facts['cost']}")
         print(f"{launched(run)}; to watch it: trainer logs -f {run.id}; to stop it: trainer stop {run.id}")
         return DONE, run
     return follow(run, detached_ok=cluster != "local"), run

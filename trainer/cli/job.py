@@ -122,6 +122,7 @@ def describe(job: Job) -> list[tuple[str, str]]:
         ("until", " or ".join(limits)),
         ("checkpoint", f"{' and '.join([*saves, 'at the end'])}; keeps {checkpoint['keep_last']} newest"),
         ("tracking", config["tracking"]["name"]),
+        *([("cost", cost)] if (cost := launchers.cost(config, job.shape)) else []),
     ]
 
 

@@ -53,6 +53,15 @@ def preview(config: dict[str, Any], shape: LaunchShape) -> str | None:
     return preview_script(config, shape)
 
 
+def cost(config: dict[str, Any], shape: LaunchShape) -> str | None:
+    """What an allocation may use at the most; null where nothing is asked of anybody, or no limit is known."""
+    if config["cluster"]["name"] != "slurm":
+        return None
+    from trainer.cluster.slurm.shape import cost as cost_of
+
+    return cost_of(config, shape)
+
+
 def signal_stop(run: RunDirectory) -> None:
     """Tell a run that its `control/stop` is there, where it would not look soon; one that only waits is cancelled."""
     if run.launch().get("slurm_job_id"):

@@ -29,18 +29,19 @@ def sentence(lost: dict[str, str]) -> str:
 
 
 def exclude(run: RunDirectory, job_id: str) -> None:
-    """Keep the requeued job off the nodes that this run has lost, where the partition has more others than it needs:
-    nobody would take the exclusion back from a job that then waits for ever."""
-    lost = {str(one["node"]) for one in run.events() if one["event"] == "node_lost"}
+    """Keep the requeued job off the nodes that this run has lost, the newest first, as long as the partition has more
+    others than it needs: nobody would take the exclusion back from a job that then waits for ever."""
+    lost = list(dict.fromkeys(str(one["node"]) for one in reversed(run.events()) if one["event"] == "node_lost"))
     if not lost:
         return
     config, launch = run.config(), run.launch()
     wanted = int(launch["shape"]["nodes"]) + int(config["resources"]["spare_nodes"])
     given = config["cluster"]["exclude"]
     try:
-        others = facts.usable_nodes(query.job(job_id).get("Partition", "")) - lost
-        if len(others) > wanted:
-            names = ",".join([*([given] if given else []), *sorted(lost)])
+        others = facts.usable_nodes(query.job(job_id).get("Partition", ""))
+        excluded = [node for node in lost if len(others := others - {node}) > wanted]
+        if excluded:
+            names = ",".join([*([given] if given else []), *excluded])
             call("scontrol", "update", f"JobId={job_id}", f"ExcNodeList={names}")
     except (SlurmRefused, EnvironmentFault) as error:
         print(f"the lost nodes are not excluded: {error}", file=sys.stderr, flush=True)

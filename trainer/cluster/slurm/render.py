@@ -14,6 +14,8 @@ from trainer.errors import UserError
 from trainer.paths import slurm_dir
 
 _PLAIN = re.compile(r"[A-Za-z0-9_./:,=@%+-]*")
+_CPUS = '${SLURM_CPUS_PER_TASK:+"--cpus-per-task=$SLURM_CPUS_PER_TASK"}'
+"""srun does not take it over from sbatch (since 22.05)."""
 _NOT_IN_A_PATH = re.compile(r'[\x00-\x1f\x7f\x80-\x9f\u2028\u2029"\\%]')
 """SLURM replaces %x in the path of a log and has no way to quote the others."""
 
@@ -67,7 +69,7 @@ def _setup(cluster: dict[str, Any]) -> list[str]:
 def _preflight(cluster: dict[str, Any], folders: list[Path]) -> list[str]:
     if not cluster["preflight"]:
         return []
-    options = ["--ntasks-per-node=1", "--mpi=none", *_pyxis(cluster, folders)]
+    options = [_CPUS, "--ntasks-per-node=1", "--mpi=none", *_pyxis(cluster, folders)]
     node = """bash -c 'trap "" USR1; exec "$@"' node"""
     python = " ".join(_node_python(cluster, folders))
     return [
@@ -85,12 +87,11 @@ def _pyxis(cluster: dict[str, Any], folders: list[Path]) -> list[str]:
 
 
 def _srun(cluster: dict[str, Any], folders: list[Path]) -> list[str]:
-    # srun does not take --cpus-per-task over from sbatch (since 22.05).
     return [
         '--nodes="$TRAINER_NODES"',
         '--ntasks="$TRAINER_NODES"',
         "--ntasks-per-node=1",
-        '${SLURM_CPUS_PER_TASK:+"--cpus-per-task=$SLURM_CPUS_PER_TASK"}',
+        _CPUS,
         '${TRAINER_LEFT_OUT:+"--exclude=$TRAINER_LEFT_OUT"}',
         "--kill-on-bad-exit=1",
         "--wait=120",

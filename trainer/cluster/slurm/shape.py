@@ -70,6 +70,22 @@ def cpus_per_process(config: dict[str, Any], shape: LaunchShape) -> int | None:
     return max(1, min(shares)) if shares else None
 
 
+def cost(config: dict[str, Any], shape: LaunchShape) -> str | None:
+    """`up to 64 GPU hours in each allocation of 0-04:00:00`; null where neither the config nor the partition has a
+    limit."""
+    limit_s = seconds(config["cluster"]["time"]) if config["cluster"]["time"] else None
+    if limit_s is None and is_here():
+        defaults = [
+            one.default_time_s or one.max_time_s for one in _wanted(config["cluster"], facts.partitions()) if one
+        ]
+        limit_s = max((one for one in defaults if one is not None), default=None)
+    if limit_s is None:
+        return None
+    units = (shape.nodes + config["resources"]["spare_nodes"]) * shape.processes_per_node
+    what = "GPU" if shape.device == "cuda" else "process"
+    return f"up to {units * limit_s / 3600:.4g} {what} hours in each allocation of {as_time(limit_s)}"
+
+
 def _wanted(cluster: dict[str, Any], known: dict[str, Partition]) -> list[Partition | None]:
     """The partitions that the job may go to; null for a name that there is not."""
     if cluster["partition"] is None:
