@@ -36,9 +36,12 @@ class Boundary(Callback):
         max_steps: int | None,
         max_time_s: float | None,
         group: torch.distributed.ProcessGroup | None,
+        save_locally: SaveFunction | None = None,
     ) -> None:
+        """`save_locally`: at the steps of `checkpoint.local_every_n_steps` that have no other save."""
         self.next_step = 0
         self._save = save
+        self._save_locally = save_locally
         self._checkpoint = checkpoint
         self._resilience = resilience
         self._stop_request = stop_request
@@ -78,23 +81,33 @@ class Boundary(Callback):
         if request is Request.TIME_IS_UP:
             trainer.should_stop = True
             save = True
-        if save or request >= Request.REQUEUE:
+        locally = self._local_every and step % self._local_every == 0
+        if save or locally or request >= Request.REQUEUE:
+            only_locally = not save and request < Request.REQUEUE
             if validation_follows(trainer):
-                self._after_validation = (save, request)
+                self._after_validation = (only_locally, request)
             else:
-                self._act(trainer, step, request)
+                self._act(trainer, step, request, only_locally)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._after_validation is not None:
-            (_, request), self._after_validation = self._after_validation, None
-            self._act(trainer, trainer.global_step, request)
+            (only_locally, request), self._after_validation = self._after_validation, None
+            self._act(trainer, trainer.global_step, request, only_locally)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """The end by epochs or by early stopping is not known at its step."""
         if self._saved_step != trainer.global_step:
             self._act(trainer, trainer.global_step, Request.NOTHING)
 
-    def _act(self, trainer: Trainer, step: int, request: Request) -> None:
+    @property
+    def _local_every(self) -> int:
+        """Optimizer steps between two local saves; 0: none."""
+        return 0 if self._save_locally is None else self._checkpoint.local_every_n_steps or 0
+
+    def _act(self, trainer: Trainer, step: int, request: Request, only_locally: bool = False) -> None:
+        if only_locally and self._save_locally is not None and self._saved_step != step:
+            self._save_locally(trainer)
+            return
         if request is Request.SAVE_FAILED:
             raise stop.StopTraining(request)
         deadline = stop.force_exit_after(self._resilience.stop_deadline_s) if request >= Request.REQUEUE else None
@@ -136,6 +149,8 @@ class Boundary(Callback):
         due = [self._next_agreement]
         if self._checkpoint.every_n_steps:
             due.append(step + self._checkpoint.every_n_steps - step % self._checkpoint.every_n_steps)
+        if self._local_every:
+            due.append(step + self._local_every - step % self._local_every)
         if self._max_steps is not None and self._max_steps > step:
             due.append(self._max_steps)
         self.next_step = min(due)

@@ -71,9 +71,10 @@ def _measured(one: dict[str, Any]) -> str:
 
 
 def _state(one: dict[str, Any]) -> str:
+    where = f", on this node only: {one['path']}" if one["local"] else ""
     if one["verified"] is not None:
-        return "checksums right" if one["verified"] else f"DAMAGED: {'; '.join(one['problems'])}"
-    return "complete" if one["committed"] else "not complete"
+        return ("checksums right" if one["verified"] else f"DAMAGED: {'; '.join(one['problems'])}") + where
+    return ("complete" if one["committed"] else "not complete") + where
 
 
 def _attempt(record: dict[str, Any]) -> str:

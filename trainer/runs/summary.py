@@ -10,6 +10,7 @@ from typing import Any
 
 from trainer.checkpoint import commit
 from trainer.checkpoint.store import CheckpointStore
+from trainer.checkpoint.tiers import local_folder
 from trainer.runs.directory import RunDirectory
 from trainer.runs.files import read_json
 from trainer.runs.state import state_of
@@ -80,13 +81,17 @@ def checkpoints(run: RunDirectory) -> list[dict[str, Any]]:
     `verified` is null: sizes were compared, checksums were not; `trainer show --verify` does that.
     """
     found = []
-    committed = {checkpoint.path: checkpoint for checkpoint in CheckpointStore(run.checkpoints_dir).committed()}
-    for path in sorted(run.checkpoints_dir.glob("step-*")):
+    local = local_folder(run.config()["checkpoint"].get("local_dir"), run.path.name)
+    folders = [run.checkpoints_dir] + ([local] if local else [])
+    committed = {one.path: one for folder in folders for one in CheckpointStore(folder).committed()}
+    paths = [path for folder in folders for path in folder.glob("step-*")]
+    for path in sorted(paths, key=lambda path: path.name):
         checkpoint = committed.get(path)
         found.append(
             {
                 "step": int(path.name.partition("-")[2]),
                 "path": str(path),
+                "local": path.parent == local,
                 "bytes": checkpoint.bytes if checkpoint else None,
                 "committed": commit.is_committed(path),
                 "metrics": checkpoint.metrics if checkpoint else None,
