@@ -247,7 +247,7 @@ class Node:
         if self.place.node_rank == 0 or not path.exists():
             path.parent.mkdir(exist_ok=True)
             write_atomic(path, json.dumps(record))
-            if is_final and self.place.nodes == 1:  # else attempt.py, which knows whether it is the end
+            if is_final and self.place.rendezvous is None:  # else attempt.py, which knows whether it is the end
                 self.run.event(outcome, attempt=attempt, step=step, reason=found.reason)
         return record
 

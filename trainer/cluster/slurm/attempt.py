@@ -190,6 +190,7 @@ def _after_failure(run: RunDirectory, attempt: int, code: int, record: dict[str,
         return requeue(run)
     is_single = int(run.launch()["shape"]["nodes"]) == 1
     if record and is_single:  # torchrun has tried often enough
+        run.event(record["outcome"], attempt=attempt, step=record.get("step"), reason=record.get("reason"))
         _say(attempt, record["outcome"], record.get("step"), record.get("reason"))
         return int(record.get("exit_code", JOB_FAILED))
     folder = run.logs_dir / f"attempt-{attempt:02d}"
