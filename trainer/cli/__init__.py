@@ -13,6 +13,7 @@ VERBS = {
         "fit": "compose, check, launch and follow a training job",
         "check": "everything that can be found wrong before a job is launched",
         "init": "write a small project of your own",
+        "verify-resume": "kill your own job at random moments and compare its end with the unharmed one",
         "bench": "real jobs with real faults, compared bit for bit with one that was left alone",
     },
     "Data": {"data": "tokenize text into shards"},
@@ -68,7 +69,7 @@ def _run(arguments: list[str]) -> int:
     verb = arguments[0]
     if verb not in _names():
         return _unknown(verb)
-    return import_module(f"trainer.cli.{verb}").main(arguments[1:])
+    return import_module(f"trainer.cli.{verb.replace('-', '_')}").main(arguments[1:])
 
 
 def _names() -> dict[str, str]:
@@ -78,7 +79,7 @@ def _names() -> dict[str, str]:
 def _help() -> str:
     lines = [_USAGE]
     for group, verbs in VERBS.items():
-        lines += [f"{group}:", *(f"  {name:<9}{text}" for name, text in verbs.items()), ""]
+        lines += [f"{group}:", *(f"  {name:<15}{text}" for name, text in verbs.items()), ""]
     return "\n".join([*lines, "trainer VERB --help says more about a verb."])
 
 

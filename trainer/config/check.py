@@ -62,6 +62,8 @@ _RANGES: dict[str, _From | _OneOf] = {
     "checkpoint.keep_last": _From(1),
     "checkpoint.keep_best": _From(0),
     "checkpoint.keep_every_n_steps": _From(1),
+    "checkpoint.local_every_n_steps": _From(1),
+    "checkpoint.local_keep_last": _From(1),
     "checkpoint.mode": _OneOf(("min", "max")),
     "checkpoint.on_failure": _OneOf(("stop", "warn")),
     "tracking.name": _OneOf(("wandb", "none")),
@@ -72,6 +74,7 @@ _RANGES: dict[str, _From | _OneOf] = {
     "resilience.agree_every_s": _POSITIVE,
     "resilience.stop_deadline_s": _POSITIVE,
     "resilience.collective_timeout_s": _POSITIVE,
+    "resilience.on_nonfinite": _OneOf(("stop", "skip", "rollback", "off")),
     "resilience.hang_factor": _From(0),
     "resilience.hang_after_s": _POSITIVE,
     "resilience.hang_slow_s": _POSITIVE,
@@ -146,6 +149,7 @@ def _launch(config: dict[str, Any], splits: bool) -> Iterator[TrainerError]:
     except TrainerError as error:
         yield error
         return
+    yield from _local_checkpoints(config["checkpoint"], shape.nodes)
     if not splits or config["data"].get("batch_size") is None:
         return
     try:
@@ -153,3 +157,18 @@ def _launch(config: dict[str, Any], splits: bool) -> Iterator[TrainerError]:
         BatchPlan.of(config["data"]["batch_size"], config["data"].get("micro_batch"), readers)
     except UserError as error:
         yield error
+
+
+def _local_checkpoints(options: dict[str, Any], nodes: int) -> Iterator[UserError]:
+    folder, every = options.get("local_dir"), options.get("local_every_n_steps")
+    if (folder is None) != (every is None):
+        missing, fix = ("local_dir", "/tmp/checkpoints") if folder is None else ("local_every_n_steps", "100")
+        yield UserError(
+            "checkpoint.local_dir and checkpoint.local_every_n_steps go together",
+            f"set checkpoint.{missing}={fix}, too",
+        )
+    if folder is not None and nodes > 1:
+        yield UserError(
+            f"checkpoint.local_dir={folder}: the ranks of {nodes} nodes cannot read one node's disk",
+            "use checkpoint.local_dir=null and a shorter checkpoint.every_n_steps, or one node",
+        )

@@ -79,6 +79,12 @@ class CheckpointOptions:
     """min or max; null: the task's own, or min."""
     on_failure: str = "stop"
     """When a save fails: stop (exit 1) or warn (log an error, go on)."""
+    local_dir: str | None = None
+    """A folder on this node's own disk for checkpoints in between; one node only; null: none."""
+    local_every_n_steps: int | None = None
+    """Optimizer steps between two checkpoints there."""
+    local_keep_last: int = 1
+    """The newest ones to keep there."""
     asynchronous: bool = True
     """Copy to host memory at the step, write in the background."""
 
@@ -113,6 +119,9 @@ class ResilienceOptions:
     """From the signal to a forced exit."""
     collective_timeout_s: float = 600.0
     """A collective that takes longer ends the process."""
+    on_nonfinite: str = "stop"
+    """A loss or gradient that is NaN or infinite: stop; skip (that update is left out; on a GPU this waits for the
+    device on each step); rollback (the newest checkpoint again, and if the step goes bad again it is skipped); off."""
     hang_factor: float = 20.0
     """The ranks hang when no step has ended for this many median steps, and `hang_after_s`: stacks are written to
     `logs/attempt-NN/rank-R.stacks`, the rank that is behind is named, and the workers restart. 0: never."""

@@ -98,7 +98,7 @@ class FaultBench:
         self._unharmed: dict[str, tuple[Path, float]] = {}
 
     def run(self, count: int, report: Callable[[Result], None]) -> list[Result]:
-        """All kinds in turn, the next time with the next strategy, each with moments of its own drawn from (seed, number)."""
+        """All kinds in turn, the next time with the next strategy, each with moments drawn from (seed, number)."""
         results = []
         try:
             for number in range(count):
@@ -107,8 +107,11 @@ class FaultBench:
                 results.append(self.run_one(number, strategy, kind))
                 report(results[-1])
         finally:
-            self._comparer.close()
+            self.close()
         return results
+
+    def close(self) -> None:
+        self._comparer.close()
 
     def run_one(self, number: int, strategy: str, kind: str) -> Result:
         choose = random.Random(f"{self.seed} {number} {kind}")
@@ -153,16 +156,17 @@ class FaultBench:
     def _harm(self, case: Case, home: Path, strategy: str, choose: random.Random) -> str | None:
         """Run the case to its end; what went wrong on the way."""
         fit = ["fit", *JOB, f"strategy={strategy}", *case.overrides]
+        said = ""
         try:
             if case.second_attempt:
                 problem = _fit_beside_another(fit, home)
                 if problem:
                     return problem
             else:
-                command(fit, home, case.variables)
+                said = command(fit, home, case.variables).stderr
             run = _only_run(home)
             if run is None:
-                return "no run was made"
+                return f"no run was made: {said[-300:]}"
             if case.resumes is False or (case.resumes is None and is_finished(run)):
                 return None if is_finished(run) else f"it did not finish by itself: {_last_words(run)}"
             if case.resumes and is_finished(run):
@@ -176,7 +180,7 @@ class FaultBench:
 
 
 def command(
-    arguments: list[str], cwd: Path, variables: dict[str, str] | None = None
+    arguments: list[str], cwd: Path, variables: dict[str, str] | None = None, timeout_s: float = COMMAND_TIMEOUT_S
 ) -> subprocess.CompletedProcess[str]:
     """`trainer ...`, bounded in time; raises TimeoutExpired after it has killed all that it started."""
     process = subprocess.Popen(
@@ -190,7 +194,7 @@ def command(
         start_new_session=True,
     )
     try:
-        out, err = process.communicate(timeout=COMMAND_TIMEOUT_S)
+        out, err = process.communicate(timeout=timeout_s)
     except BaseException:
         _kill_node_of(cwd)
         processes.kill_tree(process.pid)

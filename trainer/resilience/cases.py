@@ -91,6 +91,21 @@ def _hangs(kind: str) -> Callable[[random.Random], Case]:
     return make
 
 
+def _nan(policy: str) -> Callable[[random.Random], Case]:
+    """Once, as from a bit that flipped: rolled back, the step comes out right; stopped, a new attempt goes on."""
+    done = {"stop": "stopped", "rollback": "rolled back"}[policy]
+
+    def says_so(run: RunDirectory) -> str | None:
+        found = [event["action"] for event in run.events() if event["event"] == "not_finite"]
+        return None if found == [done] else f"wanted {done!r} once, found {found}"
+
+    def make(choose: random.Random) -> Case:
+        overrides = (*_injected("bad_loss", choose), f"resilience.on_nonfinite={policy}")
+        return Case(f"NaN, {policy}", overrides, resumes=policy == "stop", check=says_so)
+
+    return make
+
+
 def _save_point(choose: random.Random) -> Case:
     point = choose.choice([point for point in faults.POINTS if not point.startswith("prune")])
     count = choose.randrange(1, 4)
@@ -176,6 +191,8 @@ KINDS: dict[str, Callable[[random.Random], Case]] = {
     "kill_all": _ends_job("kill_all", resumes=True),
     "hang": _hangs("hang"),
     "stop": _hangs("stop"),
+    "nan_stop": _nan("stop"),
+    "nan_rollback": _nan("rollback"),
     "save_point": _save_point,
     "enospc": _refused_write("ENOSPC"),
     "erofs": _refused_write("EROFS"),

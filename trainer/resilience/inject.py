@@ -17,7 +17,7 @@ from trainer.worker.process import Rank
 
 
 class InjectFault(Callback):
-    """One fault on the ranks in `ranks`, once, in attempt `attempt` after optimizer step `step`.
+    """One fault on the ranks in `ranks` (none: on all), once, in attempt `attempt` after optimizer step `step`.
 
     `delay_s`: what kills does so this much later, from a thread, which is at any place inside of a step.
     """
@@ -27,10 +27,10 @@ class InjectFault(Callback):
             raise ValueError(f"there is no fault {kind!r}; choose one of {', '.join(_ACTIONS)}")
         self._kind, self._step, self._ranks, self._delay_s = kind, step, ranks, delay_s
         self._rank = Rank.from_environment()
-        self._armed = self._rank.attempt == attempt and self._rank.rank in ranks
+        self._armed = self._rank.attempt == attempt and (self._rank.rank in ranks or not ranks)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        if not self._armed or trainer.global_step < self._step or self._kind == "nan":
+        if not self._armed or trainer.global_step < self._step or self._kind == "bad_loss":
             return
         self._armed = False
         action = _ACTIONS[self._kind]
@@ -41,7 +41,7 @@ class InjectFault(Callback):
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: torch.Tensor) -> None:
         """A loss that is no number, and with it every gradient."""
-        if self._kind == "nan" and self._armed and trainer.global_step >= self._step:
+        if self._kind == "bad_loss" and self._armed and trainer.global_step >= self._step:
             self._armed = False
             loss.data.fill_(float("nan"))
             loss.register_hook(lambda gradient: gradient * float("nan"))
@@ -89,7 +89,7 @@ _ACTIONS: dict[str, Callable[[], None]] = {
     "terminate_node": _send(signal.SIGTERM, _node),
     "stop": _send(signal.SIGSTOP, os.getpid),
     "hang": _spin,
-    "nan": lambda: None,
+    "bad_loss": lambda: None,
     "raise": _raise,
     "exit": lambda: os._exit(0),
 }

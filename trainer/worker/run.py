@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import traceback
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,10 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from trainer.callbacks.best import BestMetric
 from trainer.callbacks.boundary import Boundary
 from trainer.callbacks.clock import StepClock
+from trainer.callbacks.guard import FiniteGuard
 from trainer.callbacks.metrics import TrainMetrics
 from trainer.callbacks.rng import RngState
+from trainer.checkpoint import tiers
 from trainer.checkpoint.io import CheckpointWriter, RunCheckpointIO, SaveFailed
 from trainer.checkpoint.store import Checkpoint, CheckpointStore
 from trainer.config.build import instantiate, load
@@ -74,7 +77,9 @@ def _train(config: Config, attempt: Attempt, group: Group | None) -> None:
     directory, rank, heartbeat = attempt.directory, attempt.rank, attempt.heartbeat
     silence_known_warnings()
     store = CheckpointStore(directory.checkpoints_dir)
-    resumed = _newest_checkpoint(store, directory, rank, group)
+    folder = tiers.local_folder(config.checkpoint.local_dir, directory.path.name)
+    local = CheckpointStore(folder) if folder else None
+    resumed = _newest_checkpoint(store, local, directory, rank, group)
     unsure = attempt.begin(resumed) if rank.is_first else []
 
     rng.seed_all(config.seed)
@@ -88,15 +93,17 @@ def _train(config: Config, attempt: Attempt, group: Group | None) -> None:
         store,
         asynchronous=config.checkpoint.asynchronous,
         attempt=rank.attempt,
-        on_committed=lambda saved: _after_commit(saved, store, config, mode, attempt),
+        on_committed=lambda saved: _after_commit(saved, store, local, config, mode, attempt),
     )
     best = BestMetric(monitor, mode, heartbeat)
 
-    def save(trainer: Trainer) -> None:
+    def save(trainer: Trainer, into: CheckpointStore = store) -> None:
         refuse_if_superseded(directory, rank.attempt)
+        if guard is not None:
+            guard.flush(trainer)
         heartbeat.update(phase="save")
         metrics.pause()
-        _save(trainer, config, best, writer)
+        _save(trainer, config, best, into)
         metrics.resume()
         heartbeat.update(phase="train")
 
@@ -118,11 +125,15 @@ def _train(config: Config, attempt: Attempt, group: Group | None) -> None:
         config.trainer.max_steps,
         seconds_of(config.trainer.max_time),
         group,
+        save_locally=functools.partial(save, into=local) if local else None,
     )
+    policy = config.resilience.on_nonfinite
+    guard = None if policy == "off" else FiniteGuard(policy, directory, rank.attempt, group)
     callbacks: list[Callback] = [
         RngState(config.seed, rank.rank, build.place_in_data(config, rank).rank, group),
         best,
         *[instantiate(node, where=f"callbacks.{name}") for name, node in config.callbacks.items() if node],
+        *([guard] if guard else []),
         StepClock(metrics, boundary, heartbeat),
         boundary,
     ]
@@ -143,15 +154,21 @@ def _train(config: Config, attempt: Attempt, group: Group | None) -> None:
         exit_code = 0
     finally:
         _finish(writer, loggers, exit_code, config, heartbeat)
+    if rank.is_first:
+        tiers.remove_local(local)
 
 
 def _newest_checkpoint(
-    store: CheckpointStore, directory: RunDirectory, rank: Rank, group: Group | None
+    store: CheckpointStore,
+    local: CheckpointStore | None,
+    directory: RunDirectory,
+    rank: Rank,
+    group: Group | None,
 ) -> Checkpoint | None:
     """The first rank verifies and chooses; the others take its choice, so that all load the same step."""
     chosen: list[Any] = [None]
     if rank.is_first:
-        found, skipped = store.newest_good(set_aside=True)
+        found, skipped = tiers.newest_good(store, local, directory.events())
         for message in skipped:
             print(f"checkpoint skipped: {message}", flush=True)
             directory.event("checkpoint_skipped", reason=message)
@@ -187,13 +204,13 @@ def _loggers(
     return loggers
 
 
-def _save(trainer: Trainer, config: Config, best: BestMetric, writer: CheckpointWriter) -> None:
+def _save(trainer: Trainer, config: Config, best: BestMetric, into: CheckpointStore) -> None:
     """One checkpoint of the state after `trainer.global_step` steps, on every rank."""
     for logger in trainer.loggers:
         logger.save()
     step = trainer.global_step
     trainer.save_checkpoint(
-        writer.store.path(step),
+        into.path(step),
         storage_options={
             "step": step,
             "epoch": trainer.current_epoch,
@@ -213,10 +230,20 @@ def _failed(writer: CheckpointWriter, directory: RunDirectory, config: Config) -
     return config.checkpoint.on_failure == "stop"
 
 
-def _after_commit(saved: Checkpoint, store: CheckpointStore, config: Config, mode: str, attempt: Attempt) -> None:
+def _after_commit(
+    saved: Checkpoint,
+    store: CheckpointStore,
+    local: CheckpointStore | None,
+    config: Config,
+    mode: str,
+    attempt: Attempt,
+) -> None:
     # The supervisor counts restarts from the attempt that got this far (trainer/cluster/node.py).
     attempt.directory.event("checkpoint", attempt=attempt.rank.attempt, step=saved.step, bytes=saved.bytes)
     options = config.checkpoint
+    if local is not None and saved.path.parent == local.directory:
+        local.prune(options.local_keep_last)
+        return
     store.prune(options.keep_last, options.keep_best, mode, options.keep_every_n_steps)
 
 

@@ -1,0 +1,215 @@
+"""Stops, skips or rolls back at a loss or gradient that is not finite, before the update can survive.
+
+One number a step says whether all is well: the sum of the gradients' norms (of the losses, where the gradients are
+not to be had: DeepSpeed; or are scaled: 16-mixed). Data parallel ranks have equal gradients and need not ask each
+other; where they are sharded the number is summed over the ranks, on the device.
+
+On the CPU the number is read before the optimizer's step. On a GPU that would be a wait for the device on each
+step: there it is read when it has arrived, and always before a checkpoint is written, so that what a bad update has
+made of the weights is never saved; only `skip`, and a step that went bad before, wait for it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch.distributed.tensor import DTensor
+
+from trainer.errors import TrainerError
+from trainer.runs.directory import RunDirectory
+
+POLICIES = ("stop", "skip", "rollback", "off")
+
+
+class NotFinite(TrainerError):
+    """Ends the job: the next attempt would come to the same step."""
+
+
+class RollBack(RuntimeError):
+    """Ends this attempt only: the next one goes on from the newest checkpoint."""
+
+
+@dataclass
+class _Pending:
+    """A step whose number is on its way from the device."""
+
+    step: int
+    value: torch.Tensor
+    arrived: Any
+    epoch: int
+    batch_idx: int
+
+
+class FiniteGuard(Callback):
+    """`group` is the CPU (gloo) group; None for one rank."""
+
+    def __init__(
+        self, policy: str, directory: RunDirectory, attempt: int, group: torch.distributed.ProcessGroup | None
+    ) -> None:
+        self._policy, self._directory, self._attempt, self._group = policy, directory, attempt, group
+        self._losses: list[torch.Tensor] = []
+        self._pending: deque[_Pending] = deque()
+        self._known: set[int] = set()
+        """Steps that went bad in an attempt before this one, and were rolled back."""
+        self._sums = False
+        self._by_loss = False
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._by_loss = _has_no_gradients(trainer)
+        sharded = any(isinstance(parameter, DTensor) for parameter in pl_module.parameters())
+        self._sums = trainer.world_size > 1 and (sharded or self._by_loss)
+        known: list[Any] = [None]
+        if trainer.is_global_zero:
+            events = [event for event in self._directory.events() if event["event"] == "not_finite"]
+            known = [[event["step"] for event in events if event.get("attempt", 0) < self._attempt]]
+        if self._group is not None:
+            torch.distributed.broadcast_object_list(known, src=0, group=self._group)
+        self._known = set(known[0])
+
+    def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: torch.Tensor) -> None:
+        self._losses.append(loss.detach())
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
+        value = self._value(optimizer)
+        step = trainer.global_step + 1
+        batch_idx = trainer.fit_loop.epoch_loop.batch_progress.current.ready - 1
+        pending = _Pending(step, value, None, trainer.current_epoch, batch_idx)
+        if value.device.type == "cpu" or self._policy == "skip" or step in self._known:
+            self._judge(pending, trainer, pl_module, optimizer)
+        else:
+            pending.value = value.to("cpu", non_blocking=True)
+            pending.arrived = torch.cuda.Event()
+            pending.arrived.record()
+            self._pending.append(pending)
+            self._read(trainer, pl_module, wait=False)
+        self._losses.clear()
+
+    def flush(self, trainer: Trainer) -> None:
+        """Before a save: what has not been read yet is read now."""
+        self._read(trainer, trainer.lightning_module, wait=True)
+
+    def _value(self, optimizer: Any) -> torch.Tensor:
+        """Not finite when anything of this step is not."""
+        gradients = [] if self._by_loss else _gradients(optimizer)
+        if gradients:
+            value = torch.stack(torch._foreach_norm(gradients)).sum()
+        elif self._losses:
+            value = torch.stack(self._losses).sum()
+        else:
+            value = torch.zeros(())
+        if self._sums:
+            value = value.float()
+            torch.distributed.all_reduce(value)
+        return value
+
+    def _read(self, trainer: Trainer, module: LightningModule, wait: bool) -> None:
+        """The ranks must come to the same decision at the same step: only what has arrived on all of them, so at a
+        save, or once it is a step old, which it is on each."""
+        while self._pending and (wait or len(self._pending) > 1):
+            first = self._pending.popleft()
+            first.arrived.synchronize()
+            self._judge(first, trainer, module, None)
+
+    def _judge(self, pending: _Pending, trainer: Trainer, module: LightningModule, optimizer: Any) -> None:
+        if math.isfinite(float(pending.value)):
+            return
+        reason = self._describe(pending, trainer, module)
+        again = pending.step in self._known
+        skips = self._policy == "skip" or (self._policy == "rollback" and again)
+        done = "skipped" if skips else "rolled back" if self._policy == "rollback" else "stopped"
+        if trainer.is_global_zero:
+            self._directory.event(
+                "not_finite", attempt=self._attempt, step=pending.step, reason=reason, action=done, again=again
+            )
+            print(f"{reason}; {done}", flush=True)
+        if skips:
+            for group in optimizer.param_groups:
+                for parameter in group["params"]:
+                    parameter.grad = None
+        elif self._policy == "rollback":
+            raise RollBack(f"{reason}; going back to the newest checkpoint")
+        else:
+            raise NotFinite(
+                reason,
+                "lower the learning rate, set trainer.gradient_clip_norm, look at these samples, or choose"
+                " resilience.on_nonfinite=skip or rollback",
+            )
+
+    def _describe(self, pending: _Pending, trainer: Trainer, module: LightningModule) -> str:
+        """Which rank's loss, which parameter, which samples; the ranks tell each other."""
+        losses = [float(loss) for loss in self._losses]
+        mine = {
+            "loss": next((loss for loss in losses if not math.isfinite(loss)), None),
+            "parameter": None if self._by_loss else _first_bad(module),
+            "ids": _sample_ids(trainer, pending),
+        }
+        everyone: list[Any] = [mine]
+        if self._group is not None:
+            everyone = [None] * trainer.world_size
+            torch.distributed.all_gather_object(everyone, mine, group=self._group)
+        bad = [(rank, one) for rank, one in enumerate(everyone) if one["loss"] is not None]
+        if bad:
+            said = "; ".join(
+                f"the loss of rank {rank} is {one['loss']}, its samples are {_listed(one['ids'])}" for rank, one in bad
+            )
+        else:
+            ids = [identity for one in everyone for identity in one["ids"] or []]
+            said = f"the losses were finite; the samples of the step are {_listed(ids)}"
+        name = next((one["parameter"] for one in everyone if one["parameter"]), None)
+        where = f"the gradient of {name} is not finite, and " if name else ""
+        return f"step {pending.step}: {where}{said}"
+
+
+def _has_no_gradients(trainer: Trainer) -> bool:
+    """DeepSpeed keeps them in buffers of its own; a gradient scaler makes infinities, and skips them, by itself."""
+    from lightning.pytorch.strategies import DeepSpeedStrategy
+
+    return (
+        isinstance(trainer.strategy, DeepSpeedStrategy) or getattr(trainer.precision_plugin, "scaler", None) is not None
+    )
+
+
+def _gradients(optimizer: Any) -> list[torch.Tensor]:
+    """What this rank holds of them."""
+    found = []
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            gradient = parameter.grad
+            if gradient is not None:
+                gradient = gradient.to_local() if isinstance(gradient, DTensor) else gradient
+                if gradient.numel() and not gradient.is_sparse:
+                    found.append(gradient)
+    return found
+
+
+def _first_bad(module: LightningModule) -> str | None:
+    for name, parameter in module.named_parameters():
+        gradient = parameter.grad
+        if gradient is not None:
+            gradient = gradient.to_local() if isinstance(gradient, DTensor) else gradient
+            if not bool(torch.isfinite(gradient).all()):
+                return name
+    return None
+
+
+def _sample_ids(trainer: Trainer, pending: _Pending) -> list[int] | None:
+    """This rank's, where the order of the samples is ours (`trainer/data/order.py`)."""
+    sampler = getattr(trainer.train_dataloader, "batch_sampler", None)
+    rows = getattr(sampler, "_rows_of", None)
+    if rows is None:
+        return None
+    first = pending.batch_idx - pending.batch_idx % trainer.accumulate_grad_batches
+    return [int(identity) for row in rows(pending.epoch)[first : pending.batch_idx + 1] for identity in row]
+
+
+def _listed(ids: list[int] | None) -> str:
+    if not ids:
+        return "not known (the loader is not ours)"
+    shown = ", ".join(map(str, ids[:32]))
+    return f"{shown} and {len(ids) - 32} more" if len(ids) > 32 else shown
