@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader
 from trainer.config.batch import BatchPlan
 from trainer.data.arrays import ArrayDataModule
 from trainer.data.audio_folder import AudioFolder
+from trainer.data.digit_strips import DigitStrips
 from trainer.data.digits import Digits
 from trainer.data.fashion_mnist import FashionMNIST
 from trainer.data.image_folder import ImageFolder
@@ -29,6 +30,10 @@ BATCH, STEPS, SEED = 8, 3, 11
 
 def digits(root: Path, workers: int) -> ArrayDataModule:
     return Digits()
+
+
+def digit_strips(root: Path, workers: int) -> ArrayDataModule:
+    return DigitStrips(train_samples=40)
 
 
 def fashion_mnist(root: Path, workers: int) -> ArrayDataModule:
@@ -79,6 +84,7 @@ def audio_folder(root: Path, workers: int) -> ArrayDataModule:
 Kind = Callable[[Path, int], ArrayDataModule]
 KINDS: list[tuple[Kind, int]] = [
     (digits, 0),
+    (digit_strips, 0),
     (fashion_mnist, 0),
     (text, 0),
     (token_shards, 0),

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from trainer.data.arrays import Arrays, stratified_split
+from trainer.data.digit_strips import END, PAD, START, DigitStrips
 from trainer.data.digits import Digits
 from trainer.data.fashion_mnist import FashionMNIST
 from trainer.data.idx import read_idx
@@ -39,6 +40,34 @@ def test_digits_are_split_into_disjoint_parts_with_every_class() -> None:
     assert (inputs.dtype, targets.dtype) == (torch.float32, torch.int64)
     assert inputs.min() >= 0
     assert inputs.max() == 1
+
+
+def test_strips_of_digits_say_what_they_show() -> None:
+    read, draw = (DigitStrips(direction=direction) for direction in ("read", "draw"))
+    scans = Digits()
+    for data in (read, draw, scans):
+        data.setup()
+    ids = torch.arange(200)
+    pictures, tokens, targets = read.val.gather(ids, 0)  # type: ignore[union-attr]
+    digits, same_pictures = draw.val.gather(ids, 0)  # type: ignore[union-attr]
+    assert pictures.shape == (200, *read.facts()["input_shape"])
+    assert torch.equal(pictures, same_pictures)
+    assert torch.equal(tokens[:, 1:], digits)
+    assert (tokens[:, 0] == START).all()
+    lengths = (digits != PAD).sum(1)
+    assert set(lengths.tolist()) == {3, 4, 5, 6}
+    (known,) = arrays(scans.val)
+    for row in range(200):
+        length = int(lengths[row])
+        assert targets[row].tolist() == [*digits[row, :length].tolist(), END, *[-100] * (6 - length)]
+        for place, cell in enumerate(pictures[row, 0].split(8, dim=1)):
+            if place >= length:
+                assert cell.eq(0).all()
+                continue
+            same = (known.inputs[:, 0] == cell).all(2).all(1)
+            assert known.targets[same].unique().tolist() == [int(digits[row, place])]
+    again = read.train.gather(ids, 1)[0]  # type: ignore[union-attr]
+    assert not torch.equal(read.train.gather(ids, 0)[0], again)  # type: ignore[union-attr]
 
 
 def test_a_stratified_split_is_a_partition() -> None:
@@ -214,6 +243,15 @@ def test_ngrams_against_counts_by_hand() -> None:
     assert bits_per_byte(train, numpy.frombuffer(b"a", numpy.uint8), 1) == pytest.approx(-numpy.log2((3 + 2 / 256) / 6))
     unseen = bits_per_byte(train, numpy.frombuffer(b"zz", numpy.uint8), 2)
     assert unseen == pytest.approx(-numpy.log2((2 / 256) / 6))
+
+
+def test_baselines_of_the_held_out_files(texts: Path) -> None:
+    data = text(texts)
+    found = data.baselines("test")
+    train, test = (windows(part).files[0].astype(numpy.uint8) for part in (data.train, data.test))
+    assert found == {"bpb_unigram": bits_per_byte(train, test, 1), "bpb_3gram": bits_per_byte(train, test, 3)}
+    assert found["bpb_3gram"] < 2 < found["bpb_unigram"]
+    assert text(texts, tokenizer="bpe", vocab_size=300).baselines("test") == {}
 
 
 def test_ngrams_sum_to_one() -> None:

@@ -17,6 +17,7 @@ from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 
 from trainer.models.mlp import MLP
+from trainer.models.picture_sequence import ImageToSequence, SequenceToImage
 from trainer.models.resnet import ResNet
 from trainer.models.rnn import RecurrentClassifier, RecurrentDecoder
 from trainer.models.sync_batch_norm import synchronised
@@ -38,6 +39,8 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
     "gru": lambda: RecurrentClassifier([8, 8], 4, cell="gru", hidden=8),
     "lstm-decoder": lambda: RecurrentDecoder(VOCABULARY, dim=8, hidden=16),
     "llama": lambda: Transformer(VOCABULARY, 8, dim=16, layers=2, heads=4, kv_heads=2, tied=False),
+    "image-to-sequence": lambda: ImageToSequence(PICTURE, VOCABULARY, 8, patch=4, dim=16, layers=1, heads=2),
+    "sequence-to-image": lambda: SequenceToImage(PICTURE, VOCABULARY, 8, patch=4, dim=16, layers=1, heads=2),
     "gpt2": lambda: Transformer(
         VOCABULARY, 8, dim=16, layers=2, heads=2, norm="layer", activation="gelu", positions="learned", bias=True
     ),
@@ -45,14 +48,23 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
 Trained = tuple[list[float], dict[str, torch.Tensor]]
 
 
-def batch(name: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """The joint batch of both ranks."""
+def batch(name: str) -> list[torch.Tensor]:
+    """The joint batch of both ranks: inputs, and the target last."""
     generator = torch.Generator().manual_seed(3)
-    if name in ("lstm-decoder", "llama", "gpt2"):
-        tokens = torch.randint(0, VOCABULARY, (BATCH, 9), generator=generator)
-        return tokens[:, :-1], tokens[:, 1:]
+    tokens = torch.randint(0, VOCABULARY, (BATCH, 9), generator=generator)
     targets = torch.arange(BATCH) % 4
-    return torch.randn(BATCH, *PICTURE, generator=generator) + targets.view(-1, 1, 1, 1), targets
+    pictures = torch.randn(BATCH, *PICTURE, generator=generator) + targets.view(-1, 1, 1, 1)
+    if name in ("lstm-decoder", "llama", "gpt2"):
+        return [tokens[:, :-1], tokens[:, 1:]]
+    if name == "image-to-sequence":
+        return [pictures, tokens[:, :-1], tokens[:, 1:]]
+    return [tokens[:, :-1], pictures] if name == "sequence-to-image" else [pictures, targets]
+
+
+def loss_of(outputs: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    if target.is_floating_point():
+        return functional.mse_loss(outputs, target)
+    return functional.cross_entropy(outputs.flatten(0, -2), target.flatten())
 
 
 def train(name: str, rank: int, ranks: int, synchronise: bool = True) -> Trained:
@@ -61,12 +73,12 @@ def train(name: str, rank: int, ranks: int, synchronise: bool = True) -> Trained
     model = MODELS[name]()
     if synchronise:
         synchronised(model, torch.device("cpu"))
-    inputs, targets = (part.chunk(ranks)[rank] for part in batch(name))
+    *inputs, target = (part.chunk(ranks)[rank] for part in batch(name))
     network = DistributedDataParallel(model) if ranks > 1 else model
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     losses = []
     for _ in range(STEPS):
-        loss = functional.cross_entropy(network(inputs).flatten(0, -2), targets.flatten())
+        loss = loss_of(network(*inputs), target)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -205,3 +205,15 @@ def test_a_folder_of_scans_is_learnt(trainer_cli: Command, workdir: Path, scans:
     assert "grey pictures in 10 class folders, 1,438 to train on, 8 pixels a side" in done.stdout
     assert "wrote conf/experiment/scans.yaml" in done.stdout
     assert accuracy(trainer_cli) >= 0.955
+
+
+def test_the_standard_library_alone_gives_what_was_written_by_hand(workdir: Path) -> None:
+    """The same data, model and number of steps as `experiment=text_transformer`; the rest may differ in details."""
+    found = Texts(Path("/usr/lib/python3"), 1500, 12_000_000, (".py",))
+    alone = composed("alone", as_yaml(choose(found, CPU), "alone"), workdir / "conf").config
+    by_hand = compose(["experiment=text_transformer"], config_dirs=[], cwd=workdir).config
+    assert alone["model"] == by_hand["model"]
+    assert {**alone["data"], "root": None, "patterns": None} == by_hand["data"]
+    for key in ("max_steps", "max_epochs", "gradient_clip_norm"):
+        assert alone["trainer"][key] == by_hand["trainer"][key]
+    assert alone["optimizer"] == by_hand["optimizer"]

@@ -49,6 +49,7 @@ class ArrayDataModule(LightningDataModule):
         """`batch_size`: of the loaders as they are outside of the trainer, which brings its own order."""
         super().__init__()
         self.batch_size = batch_size
+        self.evaluation_batch = EVALUATION_BATCH
         self.train: Dataset[Any] | None = None
         self.val: Dataset[Any] | None = None
         self.test: Dataset[Any] | None = None
@@ -57,10 +58,10 @@ class ArrayDataModule(LightningDataModule):
         return self._loader(self.train, self.batch_size, shuffle=True)
 
     def val_dataloader(self) -> DataLoader[Any]:
-        return self._loader(self.val, EVALUATION_BATCH)
+        return self._loader(self.val, self.evaluation_batch)
 
     def test_dataloader(self) -> DataLoader[Any]:
-        return self._loader(self.test, EVALUATION_BATCH)
+        return self._loader(self.test, self.evaluation_batch)
 
     def _loader(self, dataset: Dataset[Any] | None, batch_size: int, shuffle: bool = False) -> DataLoader[Any]:
         assert dataset is not None, "setup() comes first"

@@ -7,11 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy
+
 from trainer.data.arrays import ArrayDataModule
 from trainer.data.cache import cache_root, prepared
 from trainer.data.files import SPLITS, content_key, read_folder, split_files, standard_library
 from trainer.data.tokenizers import BytePairs, Bytes, Tokenizer, token_type, write_tokens
-from trainer.data.tokens import TokenWindows
+from trainer.data.tokens import TokenWindows, evaluation_windows
 from trainer.errors import UserError
 
 FORMAT = 1
@@ -47,6 +49,7 @@ class Text(ArrayDataModule):
         if tokenizer not in ("bytes", "bpe"):
             raise UserError(f"data.tokenizer={tokenizer} is not known", "use bytes or bpe")
         self.sequence_length = sequence_length
+        self.evaluation_batch = evaluation_windows(sequence_length)
         self.root = Path(root).expanduser() if root else standard_library()
         self.patterns = list(patterns) if patterns else (["*"] if root else ["*.py"])
         self.tokenizer_name, self.vocab_size, self.held_out = tokenizer, vocab_size, held_out
@@ -75,6 +78,18 @@ class Text(ArrayDataModule):
             "sequence_length": self.sequence_length,
             "bytes_per_token": val["bytes"] / val["tokens"],
         }
+
+    def baselines(self, split: str) -> dict[str, float]:
+        """Bits a byte on `split` of models that count; empty where the tokens are not bytes."""
+        from trainer.data.ngram import bits_per_byte
+
+        if self.tokenizer_name != "bytes" or self.folder is None:
+            return {}
+        kind = token_type(self.meta["vocab_size"])
+        train, held_out = (
+            numpy.fromfile(self.folder / f"{part}.bin", kind).astype(numpy.uint8) for part in ("train", split)
+        )
+        return {f"bpb_{name}": bits_per_byte(train, held_out, order) for order, name in ((1, "unigram"), (3, "3gram"))}
 
     def tokenizer(self) -> Tokenizer:
         """The one that the tokens were made with, after `setup`."""

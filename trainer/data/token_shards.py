@@ -9,7 +9,7 @@ from typing import Any
 from trainer.data.arrays import ArrayDataModule
 from trainer.data.files import SPLITS
 from trainer.data.tokenizers import token_type
-from trainer.data.tokens import TokenWindows
+from trainer.data.tokens import TokenWindows, evaluation_windows
 from trainer.errors import UserError
 
 
@@ -22,6 +22,7 @@ class TokenShards(ArrayDataModule):
         """`root`: the folder that `trainer data tokenize` wrote."""
         super().__init__(batch_size)
         self.root, self.sequence_length = Path(root).expanduser(), sequence_length
+        self.evaluation_batch = evaluation_windows(sequence_length)
         self.meta: dict[str, Any] = {}
 
     def setup(self, stage: str | None = None) -> None:

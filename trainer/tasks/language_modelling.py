@@ -37,6 +37,13 @@ class LanguageModelling(Task):
         if self.bytes_per_token is None and facts is not None:
             self.bytes_per_token = facts().get("bytes_per_token")
 
+    def on_test_epoch_end(self) -> None:
+        """Beside the model's own metrics, what n-gram models reach on the same text, where the data can tell."""
+        super().on_test_epoch_end()
+        baselines = getattr(getattr(self.trainer, "datamodule", None), "baselines", None)
+        if baselines is not None:
+            self.log_dict({f"test/{name}": value for name, value in baselines("test").items()})
+
     def predict_step(self, batch: tuple[Tensor, ...], batch_idx: int) -> Tensor:
         return self.model(batch[0]).argmax(-1)
 

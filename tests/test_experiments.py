@@ -1,0 +1,73 @@
+"""Each shipped experiment reaches what docs/models.md says, and a folder alone comes within two points of it.
+
+Slow: about twenty minutes in all on two quiet cores.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy
+import pytest
+from PIL import Image
+
+from trainer.data.fashion_mnist import FashionMNIST
+
+Command = Callable[..., "subprocess.CompletedProcess[str]"]
+LIMIT_S = 3000
+TOLERANCE = 0.02
+FASHION_MNIST = 0.905
+"""Of the test pictures; 0.914 was measured."""
+
+
+def trained(trainer_cli: Command, *overrides: str) -> dict[str, float]:
+    """The metrics of the test split after `trainer fit`."""
+    done = trainer_cli("fit", *overrides, "tracking=none", "resources.gpus=0", timeout=LIMIT_S)
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = trainer_cli("evaluate", "--json", timeout=LIMIT_S)
+    assert found.returncode == 0, found.stdout + found.stderr
+    metrics: dict[str, float] = json.loads(found.stdout)["metrics"]
+    return metrics
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(2 * LIMIT_S)
+@pytest.mark.parametrize(
+    ("experiment", "metric", "least"),
+    [
+        ("quickstart", "test/acc", 0.965),
+        ("digit_strips_read", "test/exact", 0.88),
+        ("digit_strips_draw", "test/explained", 0.70),
+    ],
+)
+def test_reaches_its_target(trainer_cli: Command, experiment: str, metric: str, least: float) -> None:
+    assert trained(trainer_cli, f"experiment={experiment}")[metric] >= least
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(2 * LIMIT_S)
+def test_fashion_mnist(trainer_cli: Command, fashion_mnist_dir: Path) -> None:
+    assert trained(trainer_cli, "experiment=fashion_mnist_resnet")["test/acc"] >= FASHION_MNIST
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(2 * LIMIT_S)
+def test_text_is_better_than_counting(trainer_cli: Command) -> None:
+    found = trained(trainer_cli, "experiment=text_transformer")
+    assert found["test/bpb"] < 0.95 * found["test/bpb_3gram"] < found["test/bpb_unigram"]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(2 * LIMIT_S)
+def test_a_folder_of_fashion_mnist_alone(trainer_cli: Command, fashion_mnist_dir: Path, tmp_path: Path) -> None:
+    data = FashionMNIST()
+    data.setup()
+    for split, part in (("train", data.train), ("val", data.val), ("test", data.test)):
+        for number, (picture, label) in enumerate(zip(part.inputs, part.targets, strict=True)):  # type: ignore[union-attr]
+            folder = tmp_path / "garments" / split / str(int(label))
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(numpy.asarray(picture[0])).save(folder / f"{number}.png")
+    assert trained(trainer_cli, "data=./garments")["test/acc"] >= FASHION_MNIST - TOLERANCE
