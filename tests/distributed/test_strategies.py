@@ -12,6 +12,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 import golden
+import matrix
 from ranks import run_ranks
 
 CURVE, END = 50, 55
@@ -116,20 +117,22 @@ def test_four_ranks_give_the_losses_of_one(one_rank: Results, four_ranks: Result
     assert close(four_ranks[f"{strategy}-4-plain"]["losses"], one_rank["single-1-plain"]["losses"]) < 1e-5
 
 
-def test_the_matrix(one_rank: Results, two_ranks: Results, four_ranks: Results, matrix: list[Any]) -> None:
+def test_the_matrix(one_rank: Results, two_ranks: Results, four_ranks: Results, tables: dict[str, list[str]]) -> None:
     """Every strategy on every number of ranks in every precision, beside one process in that precision."""
+    rows: list[matrix.Row] = []
     for ranks, results in ((1, one_rank), (2, two_ranks), (4, four_ranks)):
         for strategy in STRATEGIES if ranks > 1 else OF_ONE:
             for precision, variant in (("32-true", "plain"), ("bf16-mixed", "bf16-mixed"), ("bf16-true", "bf16-true")):
                 expected = one_rank[f"single-1-{variant}"]["losses"]
                 found = results[f"{strategy}-{ranks}-{variant}"]
                 assert found["failure"] is None
-                matrix.append((strategy, ranks, precision, close(found["losses"], expected)))
-    assert len(matrix) == 3 * (len(OF_ONE) + 2 * len(STRATEGIES))
-    assert [row for row in matrix if not row[3] < WITHIN[row[2]]] == []
+                rows.append((strategy, ranks, precision, close(found["losses"], expected)))
+    tables[matrix.TITLE] = matrix.lines(rows)
+    assert len(rows) == 3 * (len(OF_ONE) + 2 * len(STRATEGIES))
+    assert [row for row in rows if not row[3] < WITHIN[row[2]]] == []
 
 
-def test_golden_losses(one_rank: Results, two_ranks: Results) -> None:
+def test_golden_losses(one_rank: Results, two_ranks: Results, tables: dict[str, list[str]]) -> None:
     """Bit for bit those that were recorded on this machine type; on another, to 1e-5 those of another."""
     results = {**one_rank, **two_ranks}
     wanted = ["single-1-plain", *(f"{strategy}-2-{variant}" for strategy in STRATEGIES for variant in EXACT)]
@@ -139,7 +142,7 @@ def test_golden_losses(one_rank: Results, two_ranks: Results) -> None:
     expected, is_this_machine = golden.recorded()
     assert set(expected) == set(curves)
     if not is_this_machine:
-        print(f"no golden losses of {golden.machine()}: {golden.HOW}")
+        tables["golden losses"] = [f"none of {golden.machine()}; compared to 1e-5 with another's", golden.HOW]
         assert {name for name in wanted if not close(curves[name], expected[name]) < 1e-5} == set()
         return
     changed = [name for name in wanted if curves[name] != expected[name]]
