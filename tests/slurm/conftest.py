@@ -20,6 +20,7 @@ NODES = 4
 PARTITIONS = """
 AccountingStorageEnforce=associations,limits,qos
 PartitionName=short Nodes=node[0-1] MaxTime=00:10:00 MaxNodes=1 PriorityTier=10
+PartitionName=gpu Nodes=ALL MaxTime=1-00:00:00
 PartitionName=closed Nodes=ALL State=DOWN
 PartitionName=private Nodes=ALL AllowAccounts=others
 """

@@ -19,7 +19,7 @@ from trainer.runs.registry import all_runs
 pytestmark = [pytest.mark.slurm, pytest.mark.usefixtures("limited")]
 JOB = ["cluster=slurm", "experiment=quickstart", "tracking=none", "resources.nodes=2", "resources.gpus=8"]
 REFUSED = {
-    "cluster.partition=mian": "did you mean cluster.partition=main? it has closed, main, private, short, urgent",
+    "cluster.partition=mian": "did you mean cluster.partition=main? it has closed, gpu, main, private, short, urgent",
     "cluster.partition=closed": "the partition closed takes no jobs now",
     "cluster.account=chemistry": "cluster.account=chemistry: you may not use it\n  yours: physics, root",
     "cluster.qos=high": "cluster.qos=high: you may not use it\n  yours: normal, single",
