@@ -28,6 +28,7 @@ class StepClock(Callback):
         self._heartbeat = heartbeat
         self._accumulate = 1
         self._batches = 0
+        self._is_first_step = True
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.step = trainer.global_step
@@ -35,10 +36,11 @@ class StepClock(Callback):
         batches = trainer.num_training_batches
         self._batches = 0 if batches == float("inf") else int(batches)
         self._metrics.start(self.step)
-        self._heartbeat.update(step=self.step, epoch=trainer.current_epoch, phase="train")
+        self._heartbeat.update(step=self.step, epoch=trainer.current_epoch, phase="first_step")
+        self._is_first_step = True
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._heartbeat.update(epoch=trainer.current_epoch, phase="train")
+        self._heartbeat.update(epoch=trainer.current_epoch)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -49,6 +51,9 @@ class StepClock(Callback):
         if (batch_idx + 1) % self._accumulate and batch_idx + 1 != self._batches:
             return
         self.step = self._heartbeat.step = step
+        if self._is_first_step:
+            self._is_first_step = False
+            self._heartbeat.update(phase="train")
         if step >= self._metrics.next_step:
             self._metrics.on_step(trainer, pl_module, step)
         if step >= self._boundary.next_step:

@@ -46,11 +46,25 @@ def _sheet(run: RunDirectory, found: dict[str, Any]) -> list[str]:
     if found["best"]:
         best = found["best"]
         lines.append(f"  best         {best['metric']} {number(best['value'])} at step {best['step']}")
+    if found["ledger"]:
+        lines += _block("time", _time(found["ledger"]))
     lines += _block("metrics", [f"{name}  {number(value)}" for name, value in sorted(found["metrics"].items())])
     lines += _block("checkpoints", _checkpoints(found["checkpoints"]))
     lines += _block("attempts", [_attempt(one) for one in run.attempts()])
     lines.append(f"  next         {_next(found)}")
     return lines
+
+
+def _time(ledger: dict[str, Any]) -> list[str]:
+    """Effective training time and goodput, then the classes that took any."""
+    spent = [(name, seconds) for name, seconds in ledger["seconds"].items() if seconds >= 0.05]
+    classes = ", ".join(f"{name.replace('_', ' ')} {_seconds(seconds)}" for name, seconds in spent)
+    effective, goodput = ledger["effective"] or 0.0, ledger["goodput"] or 0.0
+    return [f"{_seconds(ledger['wall_s'])}: {effective:.0%} effective training, {goodput:.0%} goodput", classes]
+
+
+def _seconds(seconds: float) -> str:
+    return f"{seconds:.1f}s" if seconds < 60 else duration(seconds)
 
 
 def _block(title: str, rows: list[str]) -> list[str]:

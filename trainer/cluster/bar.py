@@ -36,7 +36,7 @@ def render(heartbeat: dict[str, Any], width: int) -> str:
     phase = heartbeat.get("phase")
     loss, rate, left_s = metrics.get("train/loss"), heartbeat.get("rate"), heartbeat.get("eta_s")
     if phase not in (None, "train"):
-        head.append(str(phase))
+        head.append(str(phase).replace("_", " "))
     # In the order in which they may stay when the terminal is narrow.
     optional: list[tuple[int, str]] = []
     if loss is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from trainer.checkpoint.store import CheckpointStore
 from trainer.checkpoint.tiers import local_folder
 from trainer.runs.directory import RunDirectory
 from trainer.runs.files import read_json
+from trainer.runs.ledger import ledger
 from trainer.runs.state import state_of
 
 _TAIL_BYTES = 64 * 1024
@@ -50,7 +52,7 @@ def summary(run: RunDirectory, slurm_states: Mapping[str, str] | None = None) ->
         "created": run.created_at(),
         "started": started[0] if started else None,
         "ended": None if state.is_active else _ended(events, live),
-        "ledger": None,
+        "ledger": ledger(run, time.time() if state.is_active else None),
         "energy_kwh": None,
         "cost": None,
     }

@@ -14,7 +14,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from trainer.runs.files import write_atomic
+from trainer.cluster import processes
+from trainer.runs.files import read_json, write_atomic
 from trainer.worker.process import Rank
 
 
@@ -34,6 +35,12 @@ class Heartbeat:
             "phase": "start",
             "metrics": {},
         }
+        age_s = _age_of_this_process_s()
+        self._began = time.time() - age_s
+        self._spent: dict[str, float] = {"import": age_s}
+        """Seconds by phase, of those that are over: `runs/ledger.py` adds them up."""
+        self._phase_since = time.monotonic()
+        self._first_step: int | None = None
         self._seen: tuple[int, str] = (0, "")
         self._moved = time.time()
         self._every_s = every_s
@@ -42,6 +49,7 @@ class Heartbeat:
         self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
 
     def start(self) -> None:
+        self._keep_the_last_attempts()
         self.write()
         self._thread.start()
 
@@ -49,12 +57,24 @@ class Heartbeat:
         """Change fields, `step` among them; they are on disk within a second."""
         self.step = fields.pop("step", self.step)
         with self._lock:
+            if "phase" in fields and fields["phase"] != self._fields["phase"]:
+                now = time.monotonic()
+                phase = self._fields["phase"]
+                self._spent[phase] = self._spent.get(phase, 0.0) + now - self._phase_since
+                self._phase_since = now
+                if phase == "build":
+                    self._first_step = self.step
             self._fields.update(fields)
 
     def write(self) -> None:
         """Write now. A file system that refuses is no reason to end a training."""
         with self._lock:
             fields = dict(self._fields)
+            spent = dict(self._spent)
+            phase = fields["phase"]
+            spent[phase] = round(spent.get(phase, 0.0) + time.monotonic() - self._phase_since, 3)
+        fields |= {"began": self._began, "spent": spent}
+        fields["first_step"] = self.step if self._first_step is None else self._first_step
         now = time.time()
         if (self.step, fields["phase"]) != self._seen:
             self._seen, self._moved = (self.step, fields["phase"]), now
@@ -62,6 +82,15 @@ class Heartbeat:
             beat = {"time": now, "moved": self._moved, "step": self.step, "progress": self.progress, **fields}
             write_atomic(self.path, json.dumps(beat))
         except OSError:
+            pass
+
+    def _keep_the_last_attempts(self) -> None:
+        """The first rank's heartbeat of the attempt before this one goes beside it."""
+        try:
+            before = read_json(self.path, {})
+            if before.get("attempt", self._fields["attempt"]) != self._fields["attempt"]:
+                os.rename(self.path, self.path.parent / f"attempt-{before['attempt']:02d}-{self.path.name}")
+        except (OSError, ValueError):  # unreadable: it is written anew
             pass
 
     def _beat(self) -> None:
@@ -75,3 +104,11 @@ class Heartbeat:
         if self._thread.is_alive():
             self._thread.join(timeout=5)
         self.write()
+
+
+def _age_of_this_process_s() -> float:
+    """Seconds since this process was started (Linux; elsewhere 0)."""
+    ticks = processes.started_ticks(os.getpid())
+    if ticks is None:
+        return 0.0
+    return max(0.0, time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK"))

@@ -1,0 +1,80 @@
+"""Every second of a run is in one class."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import TrainerCli
+from trainer.runs.directory import RunDirectory
+from trainer.runs.ledger import ledger
+
+KILLER = """
+import os
+import signal
+
+from lightning.pytorch import Callback
+
+
+class KillOnce(Callback):
+    def on_train_batch_end(self, trainer, *arguments):
+        if os.environ["TORCHELASTIC_RESTART_COUNT"] == "0" and trainer.global_step >= 15:
+            os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def write_beat(run: RunDirectory, name: str, attempt: int, began: float, end: float, **fields: Any) -> None:
+    beat = {"attempt": attempt, "began": began, "time": end, **fields}
+    (run.live_dir / name).write_text(json.dumps(beat))
+
+
+def test_two_attempts_with_a_hang_add_up(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path / "job-abcdefgh")
+    run.live_dir.mkdir(parents=True)
+    events = [
+        {"time": 100.0, "event": "created"},
+        {"time": 160.0, "event": "hang", "attempt": 0, "still_s": 12.0},
+    ]
+    run.events_path.write_text("".join(json.dumps(event) + "\n" for event in events))
+    spent = {"import": 5.0, "build": 3.0, "train": 40.0, "save": 2.0}
+    write_beat(run, "attempt-00-rank-0.json", 0, 110.0, 160.0, spent=spent, first_step=0, step=20)
+    spent = {"import": 5.0, "build": 3.0, "train": 20.0, "finished": 2.0}
+    write_beat(run, "rank-0.json", 1, 164.0, 194.0, spent=spent, first_step=10, step=50)
+    found = ledger(run)
+    assert found is not None
+    assert found["seconds"] == {
+        "queue": 0,
+        "start": 10.0,
+        "import": 10.0,
+        "build": 6.0,
+        "first_step": 0,
+        "train": 28.0 + 15.0,
+        "redone": 5.0,  # 10 of the 40 steps of the second attempt
+        "validate": 0,
+        "save": 2.0,
+        "finish": 2.0,
+        "hang": 12.0,
+        "down": 4.0,
+    }
+    assert sum(found["seconds"].values()) == found["wall_s"] == 94.0
+    assert found["effective"] == pytest.approx(43 / 94, abs=1e-4)
+
+
+def test_a_run_without_a_heartbeat_has_none(tmp_path: Path) -> None:
+    assert ledger(RunDirectory(tmp_path / "job-abcdefgh")) is None
+
+
+def test_the_classes_of_a_real_run_add_up_to_its_time(trainer_cli: TrainerCli, workdir: Path) -> None:
+    (workdir / "killer.py").write_text(KILLER)
+    limits = ["trainer.max_steps=30", "checkpoint.every_n_steps=10", "trainer.max_epochs=null"]
+    killer = ["+callbacks.killer._target_=killer.KillOnce", "tracking=none", "resources.cpu_processes=1"]
+    done = trainer_cli("fit", "experiment=quickstart", *limits, *killer)
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = json.loads(trainer_cli("show", "--json").stdout)["ledger"]
+    assert sum(found["seconds"].values()) == pytest.approx(found["wall_s"], rel=0.01)
+    assert all(found["seconds"][name] > 0 for name in ("start", "import", "build", "first_step", "train", "down"))
+    assert 0 < found["effective"] < found["goodput"] + 1e-9 < 1
+    assert "effective training" in trainer_cli("show").stdout

@@ -1,0 +1,107 @@
+"""Where the time of a run went: every second of every attempt in one class, from the first rank's heartbeats.
+
+A heartbeat carries the seconds of its process by phase; what an attempt left behind is kept in
+`live/attempt-NN-rank-0.json` when the next one begins. What lies between two attempts is `down`. The time that
+steps wait for data or for other ranks is in the steps.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from trainer.runs.directory import RunDirectory
+from trainer.runs.files import read_json
+
+CLASSES = (
+    "queue",
+    "start",
+    "import",
+    "build",
+    "first_step",
+    "train",
+    "redone",
+    "validate",
+    "save",
+    "finish",
+    "hang",
+    "down",
+)
+"""`start` is from the command to the first process, and joining the others; `first_step` includes compilation;
+`redone` are steps that an earlier attempt had done already; `train` are the useful ones."""
+
+
+def ledger(run: RunDirectory, now: float | None = None) -> dict[str, Any] | None:
+    """Seconds by class (`seconds`), their sum (`wall_s`), the share of useful steps (`effective`) and useful steps at
+    the pace of this run over the wall time without the queue (`goodput`). `now`: the end where the run goes on.
+
+    None before the first heartbeat.
+    """
+    beats = _beats(run)
+    if not beats:
+        return None
+    events = run.events()
+    seconds = dict.fromkeys(CLASSES, 0.0)
+    edge = next((event["time"] for event in events if event["event"] == "created"), beats[0]["began"])
+    first = edge
+    queued = any(event["event"] in ("queued", "submitted") for event in events)
+    furthest = beats[0].get("first_step", 0)
+    for number, beat in enumerate(beats):
+        gap = max(0.0, beat["began"] - edge)
+        seconds["down" if number else "queue" if queued else "start"] += gap
+        _add(seconds, beat, furthest, _hang_s(events, beat["attempt"]))
+        furthest = max(furthest, beat["step"])
+        edge = max(edge, beat["time"])
+    if now is not None and now > edge:
+        seconds["down"] += now - edge
+        edge = now
+    wall_s = edge - first
+    without_queue_s = wall_s - seconds["queue"]
+    return {
+        "seconds": {name: round(value, 3) for name, value in seconds.items()},
+        "wall_s": round(wall_s, 3),
+        "effective": _share(seconds["train"], wall_s),
+        "goodput": _share(seconds["train"], without_queue_s),
+    }
+
+
+def _share(part: float, whole: float) -> float | None:
+    return round(part / whole, 4) if whole > 0 else None
+
+
+def _beats(run: RunDirectory) -> list[dict[str, Any]]:
+    """The last heartbeat of each attempt, by attempt."""
+    found = []
+    for path in [*run.live_dir.glob("attempt-*-rank-0.json"), run.live_dir / "rank-0.json"]:
+        beat = _read(path)
+        if beat.get("spent") is not None:
+            found.append(beat)
+    return sorted(found, key=lambda beat: beat["began"])
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return dict(read_json(path, {}))
+    except (OSError, json.JSONDecodeError):
+        return {}
+
+
+def _add(seconds: dict[str, float], beat: dict[str, Any], furthest: int, hang_s: float) -> None:
+    """The time of one attempt. `furthest`: the step that the attempts before it had reached."""
+    spent = dict(beat["spent"])
+    trained_s = spent.pop("train", 0.0)
+    hung_s = min(hang_s, trained_s)
+    steps = beat["step"] - beat["first_step"]
+    again = max(0, min(beat["step"], furthest) - beat["first_step"])
+    redone_s = (trained_s - hung_s) * again / steps if steps > 0 else 0.0
+    seconds["hang"] += hung_s
+    seconds["redone"] += redone_s
+    seconds["train"] += trained_s - hung_s - redone_s
+    for phase, value in spent.items():
+        # The phases of an end (finished, failed, ...) last until the process is gone.
+        seconds[phase if phase in CLASSES else "finish"] += value
+
+
+def _hang_s(events: list[dict[str, Any]], attempt: int) -> float:
+    return sum(event["still_s"] for event in events if event["event"] == "hang" and event["attempt"] == attempt)
