@@ -6,15 +6,16 @@ Models are made on the meta device, so that one of any size costs no memory and 
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 from torch import nn
-from torch.utils._pytree import tree_map_only
 from torch.utils.flop_counter import FlopCounterMode
 
 from trainer.config.build import accepts, instantiate, locate
@@ -65,7 +66,7 @@ def main() -> int:
 
 def _facts(plain: dict[str, Any], with_data: bool) -> Facts:
     try:
-        facts, inputs = _from_data(plain) if with_data else (PUBLISHED, None)
+        facts, inputs = _from_data(plain) if with_data else (PUBLISHED, [])
         return count(plain["model"], facts, inputs)
     except TrainerError as error:
         return Facts(error={"message": error.message, "fix": error.fix})
@@ -75,11 +76,11 @@ def _facts(plain: dict[str, Any], with_data: bool) -> Facts:
         return Facts(error={"message": f"the job cannot be built: {text}", "fix": fix})
 
 
-def count(node: dict[str, Any], facts: dict[str, Any], inputs: torch.Tensor | None = None) -> Facts:
+def count(node: dict[str, Any], facts: dict[str, Any], inputs: Sequence[torch.Tensor] = ()) -> Facts:
     """Count the model of the configuration's `model` node.
 
-    `facts`: for arguments that are null in `node`, as in `trainer.worker.build`. `inputs`: a batch of one sample;
-    null: made from the shape or the length that the model was given.
+    `facts`: for arguments that are null in `node`, as in `trainer.worker.build`. `inputs`: a batch of one sample,
+    of which the model takes as many as it has arguments; none: made from the shape or the length that it was given.
     """
     used = {key: facts[key] for key, value in node.items() if value is None and key in facts}
     with torch.device("meta"):
@@ -87,15 +88,14 @@ def count(node: dict[str, Any], facts: dict[str, Any], inputs: torch.Tensor | No
     found = Facts(at=used)
     sizes = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]
     found.parameters, found.trainable = sum(n for n, _ in sizes), sum(n for n, learns in sizes if learns)
-    if inputs is None:
-        inputs = _sample({**node, **used}, facts)
-    if inputs is None:
+    inputs = [*(inputs or _sample({**node, **used}, facts))][: _num_inputs(model)]
+    if not inputs:
         found.not_counted = "what the model reads is not known without the data: name data=... too"
         return found
-    if not inputs.is_floating_point():
-        found.tokens = inputs.shape[-1]
+    if not inputs[0].is_floating_point() and inputs[0].dim() == 2:
+        found.tokens = inputs[0].shape[1]
     try:
-        found.forward_flops = _forward_flops(model, inputs.to("meta"))
+        found.forward_flops = _forward_flops(model, [values.to("meta") for values in inputs])
     except Exception as error:  # not every network runs without values: loops until converged, .item()
         found.not_counted = f"the model does not run on the meta device: {type(error).__name__}"
         return found
@@ -103,33 +103,40 @@ def count(node: dict[str, Any], facts: dict[str, Any], inputs: torch.Tensor | No
     return found
 
 
-def _forward_flops(model: nn.Module, inputs: torch.Tensor) -> int:
+def _forward_flops(model: nn.Module, inputs: Sequence[torch.Tensor]) -> int:
     model.eval()  # batch normalisation has no deviation of one sample
     counter = FlopCounterMode(display=False)
     with torch.no_grad(), counter:
-        model(inputs)
+        model(*inputs)
     return int(counter.get_total_flops())
 
 
-def _sample(arguments: dict[str, Any], facts: dict[str, Any]) -> torch.Tensor | None:
-    """One sample on the meta device; None where the arguments do not tell what it is."""
+def _num_inputs(model: nn.Module) -> int:
+    """Arguments of `forward` that have no default."""
+    parameters = inspect.signature(model.forward).parameters.values()
+    return sum(one.default is one.empty and one.kind is not one.VAR_KEYWORD for one in parameters)
+
+
+def _sample(arguments: dict[str, Any], facts: dict[str, Any]) -> list[torch.Tensor]:
+    """One sample on the meta device; empty where the arguments do not tell what it is."""
     length = arguments.get("sequence_length") or facts.get("sequence_length")
     if length and accepts(locate(arguments["_target_"], "model._target_"), "vocab_size"):
-        return torch.empty(1, length, dtype=torch.int64, device="meta")
+        tokens = torch.empty(1, length, dtype=torch.int64, device="meta")
+        shape = arguments.get("input_shape")
+        return [torch.empty(1, *shape, device="meta"), tokens] if shape else [tokens]
     if arguments.get("input_shape"):
-        return torch.empty(1, *arguments["input_shape"], device="meta")
-    return None
+        return [torch.empty(1, *arguments["input_shape"], device="meta")]
+    return []
 
 
-def _from_data(plain: dict[str, Any]) -> tuple[dict[str, Any], torch.Tensor | None]:
-    """The facts of the job's own data, which is prepared for that, and its first sample."""
+def _from_data(plain: dict[str, Any]) -> tuple[dict[str, Any], list[torch.Tensor]]:
+    """The facts of the job's own data, which is prepared for that, and the tensors of its first sample."""
     alone = {**plain["data"], "micro_batch": None, "num_workers": 0}
     config = to_config({**plain, "data": alone, "strategy": {"name": "single"}})
     data = build.build_data(config, Rank(rank=0, local_rank=0, world_size=1, local_world_size=1, attempt=0))
     batch = next(iter(data.training_loader()))
-    inputs = batch[0] if isinstance(batch, (list, tuple)) else batch
-    first = tree_map_only(torch.Tensor, lambda tensor: tensor[:1], inputs)
-    return data.facts, first if isinstance(first, torch.Tensor) else None
+    parts = batch if isinstance(batch, (list, tuple)) else [batch]
+    return data.facts, [part[:1] for part in parts if isinstance(part, torch.Tensor)]
 
 
 if __name__ == "__main__":
