@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 from collections.abc import Callable
 
 import pytest
@@ -97,3 +99,24 @@ def test_a_mistake_of_the_users_is_raised_as_it_is() -> None:
 
 def _wrong() -> nn.Module:
     raise ValueError("mine")
+
+
+GROWTH = """
+import resource, torch
+from trainer.models.transformer import Transformer
+from trainer.strategies.deferred import construct, recipes
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+construct(lambda: torch.nn.Linear(600, 600))  # what the first use of anything costs
+before = peak()
+model = construct(lambda: Transformer(vocab_size=100, sequence_length=8, dim=768, layers=10, heads=4))
+for recipe in recipes(model).values():
+    recipe.make()
+print((peak() - before) / sum(one.nbytes for one in model.parameters()))
+"""
+
+
+def test_no_more_than_a_few_parameters_are_in_memory_at_once() -> None:
+    ran = subprocess.run([sys.executable, "-c", GROWTH], capture_output=True, text=True, timeout=120)
+    assert ran.returncode == 0, ran.stderr
+    assert float(ran.stdout) < 0.25  # of the 283 MB that the parameters have together
