@@ -62,8 +62,8 @@ class Testbed:
 
     def empty(self) -> None:
         """Cancel every job, wait until they are gone, bring every node back."""
-        if self.jobs():
-            self.slurm("scancel", *self.jobs())
+        if jobs := self.jobs():
+            self.slurm("scancel", *jobs)
         wait_until(lambda: not self.jobs(), timeout_s=40)
         self.mend()
 

@@ -45,7 +45,7 @@ REFUSED = {
     "cluster.container_runtime=docker": "use apptainer or pyxis",
     "cluster.reservation=nope": "SLURM refuses the job: Requested reservation is invalid",
     "cluster.constraint=h200": "SLURM refuses the job: Invalid feature specification",
-    "cluster.exclude='node0,node1'": "SLURM refuses the job: Requested node configuration is not available",
+    "cluster.exclude='node0,node1,node2'": "SLURM refuses the job: Requested node configuration is not available",
     "cluster.exclude=node77": "SLURM refuses the job: Invalid node name specified",
     "cluster.mail_type=SOMETIMES": "SLURM refuses the job: Invalid --mail-type specification",
 }

@@ -35,6 +35,8 @@ def by_slurm(run: RunDirectory, job_id: str, attempt: int) -> str | None:
         return None
     for line in lines[starts[-1] :]:
         match = _CANCELLED.search(line)
-        if match:
-            return _REASONS.get(match[1], match[1].lower()) if match[1] else "cancelled by scancel"
+        if match and match[2]:
+            return _REASONS.get(match[2], match[2].lower())
+        if match and match[1] == "JOB":  # of a step: srun ended it, because a node had left
+            return "cancelled by scancel"
     return None
