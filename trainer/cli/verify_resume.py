@@ -36,7 +36,7 @@ def main(argv: list[str]) -> int:
     unharmed = _train(options, folder / "unharmed", [])
     killed = _train(options, folder / "killed", _kills(options))
     attempts = len(list(killed.logs_dir.glob("attempt-*")))
-    print(f"killed {attempts - 1} times, {lost_steps(killed)} steps done again", flush=True)
+    print(f"kills that hit: {attempts - 1}; steps done again: {lost_steps(killed)}", flush=True)
     comparer = Comparer()
     try:
         difference = comparer.difference(killed.path, unharmed.path, int(unharmed.attempts()[-1]["step"]))

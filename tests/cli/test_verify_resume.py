@@ -1,0 +1,36 @@
+"""`trainer verify-resume` on a job that resumes exactly, and on one with a callback that does not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tests.conftest import TrainerCli
+
+JOB = ["experiment=quickstart", "resources.cpu_processes=1", "--steps", "8", "--kills", "1", "--keep", "verified"]
+DRIFT = """
+import os
+
+from lightning.pytorch import Callback
+
+
+class Drift(Callback):
+    def on_train_start(self, trainer, module):
+        if os.environ["TORCHELASTIC_RESTART_COUNT"] != "0":
+            next(module.parameters()).data.add_(1e-6)
+"""
+
+
+def test_an_exact_job_is_found_equal(trainer_cli: TrainerCli, workdir: Path) -> None:
+    done = trainer_cli("verify-resume", "model.dropout=0.1", *JOB, timeout=180)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "kills that hit: 1; steps done again: " in done.stdout
+    assert "equal bit for bit" in done.stdout
+    assert len(list((workdir / "verified" / "killed").glob("*/logs/attempt-*"))) == 2
+
+
+def test_what_differs_is_named(trainer_cli: TrainerCli, workdir: Path) -> None:
+    (workdir / "drift.py").write_text(DRIFT)
+    done = trainer_cli("verify-resume", "+callbacks.drift._target_=drift.Drift", *JOB, timeout=180)
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "first difference: model/" in done.stdout
+    assert "usual cause: " in done.stdout
