@@ -77,8 +77,7 @@ class CheckpointWriter:
             return
 
         def write() -> bool:
-            if target.parent == self.store.directory:
-                self.store.clean_leftovers(self.attempt)
+            CheckpointStore(target.parent).clean_leftovers(self.attempt)
             return commit.write_checkpoint(
                 target, self.attempt, info, nbytes(plain), lambda staging: write_state(staging, plain)
             )
@@ -118,7 +117,7 @@ class CheckpointWriter:
                 raise problem
             return parts
 
-        write = ShardedWrite(self.store, self.attempt, group)
+        write = ShardedWrite(self.attempt, group)
         self._start(
             target, lambda: write.run(target, info, prepared, lambda staging: write_state(staging, plain)), first
         )

@@ -89,7 +89,6 @@ def to_host(tensors: dict[str, torch.Tensor], buffers: HostBuffers | None) -> di
 class ShardedWrite:
     """One save by all ranks of `group` (gloo; nobody else may use it meanwhile). None: this process alone."""
 
-    store: CheckpointStore
     attempt: int
     group: dist.ProcessGroup | None
 
@@ -150,7 +149,7 @@ class ShardedWrite:
         if self._rank != 0:
             return True
         commit.fault_point("save.begin")
-        self.store.clean_leftovers(self.attempt)
+        CheckpointStore(staging.target.parent).clean_leftovers(self.attempt)
         if commit.already_there(staging.target):
             return False
         commit.require_space(staging.target.parent, total_bytes)
