@@ -142,3 +142,11 @@ def test_classes_of_a_users_own_train_without_a_fork(trainer_cli: Command, workd
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [1, 2, 3, 4]
     assert lines[-1]["train/loss"] < lines[0]["train/loss"]
+
+
+def test_two_batches_are_learnt_by_heart(trainer_cli: Command, workdir: Path) -> None:
+    done = trainer_cli("fit", "debug=overfit", "resources.gpus=0", "model.dropout=0")
+    assert done.returncode == 0, done.stdout + done.stderr
+    (metrics,) = workdir.glob("runs/*/metrics.jsonl")
+    losses = [line["train/loss"] for line in map(json.loads, metrics.read_text().splitlines()) if "train/loss" in line]
+    assert losses[-1] < 0.1 < 1 < losses[0]

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, Weig
 from trainer.config.batch import BatchPlan
 from trainer.data.arrays import Arrays
 from trainer.data.augment import CropAndFlip
-from trainer.data.loader import evaluation, resumable
+from trainer.data.loader import evaluation, first_samples, resumable
 
 
 class Noisy(Dataset[dict[str, Any]]):
@@ -163,6 +163,17 @@ def test_the_ids_of_each_batch_can_be_recorded() -> None:
     assert [(epoch, step) for epoch, step, _ in seen] == [(0, step) for step in range(5) for _ in range(2)]
     assert delivered[0] == [4, 5]
     assert delivered[1] == [6, 7]
+
+
+@pytest.mark.parametrize("dataset", [Noisy(), Listed()], ids=["plain", "listed"])
+def test_the_first_samples_over_and_over(dataset: Noisy) -> None:
+    few = first_samples(DataLoader(dataset, batch_size=5, shuffle=True), 16)
+    loader = resumable(few, BatchPlan.of(8, None, 1), 0, seed=3)
+    for _ in range(2):
+        assert ids(loader) == [list(range(8)), list(range(8, 16))]
+    arrays = first_samples(DataLoader(Arrays(torch.arange(40), torch.arange(40)), batch_size=5), 8)
+    (batch,) = resumable(arrays, BatchPlan.of(8, None, 1), 0, seed=3)
+    assert batch[1].tolist() == list(range(8))
 
 
 def test_unshuffled_loaders_stay_unshuffled() -> None:

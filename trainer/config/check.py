@@ -56,6 +56,7 @@ _RANGES: dict[str, _From | _OneOf] = {
     "trainer.log_every_n_steps": _From(1),
     "trainer.val_check_interval": _From(1),
     "trainer.limit_val_batches": _From(0),
+    "trainer.overfit_batches": _From(1),
     "trainer.gradient_clip_norm": _POSITIVE,
     "checkpoint.every_n_steps": _From(1),
     "checkpoint.every_minutes": _POSITIVE,

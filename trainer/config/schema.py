@@ -49,6 +49,8 @@ class TrainerOptions:
     """Optimizer steps between two validations; null: at the end of each epoch."""
     limit_val_batches: int | None = None
     """Validation batches a rank; null: all; 0: no validation."""
+    overfit_batches: int | None = None
+    """Train on the first so many global batches over and over (debug=overfit); null: on all the data."""
     gradient_clip_norm: float | None = None
     """Clip the global L2 norm of the gradients to this; null: no clipping."""
     deterministic: bool = False

@@ -17,6 +17,7 @@ from torch.utils.data import (
     RandomSampler,
     Sampler,
     SequentialSampler,
+    Subset,
 )
 from torch.utils.data.dataloader import default_collate
 
@@ -138,6 +139,14 @@ def evaluation(loader: DataLoader[Any], rank: int, world_size: int, seed: int = 
         return loader
     samples = len(loader.dataset)  # type: ignore[arg-type]
     return _rebuilt(loader, EvaluationBatches(samples, loader.batch_size or 1, rank, world_size), seed)
+
+
+def first_samples(loader: DataLoader[Any], count: int) -> DataLoader[Any]:
+    """`loader` over the first `count` samples of its dataset, always in the same order: a model must be able to
+    learn so few by heart, or something is wrong with it, its loss or its optimizer."""
+    samples = range(min(count, len(loader.dataset)))  # type: ignore[arg-type]
+    subset = Subset(loader.dataset, samples)
+    return DataLoader(subset, loader.batch_size, collate_fn=loader.collate_fn, pin_memory=loader.pin_memory)
 
 
 def _sampler_to_replace(loader: DataLoader[Any]) -> Sampler[int] | None:

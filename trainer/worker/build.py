@@ -21,7 +21,7 @@ from trainer.checkpoint.io import RunCheckpointIO
 from trainer.config.batch import BatchPlan
 from trainer.config.build import accepts, instantiate, locate
 from trainer.config.schema import Config
-from trainer.data.loader import evaluation, resumable
+from trainer.data.loader import evaluation, first_samples, resumable
 from trainer.models.sync_batch_norm import synchronised
 from trainer.strategies.deferred import construct
 from trainer.worker.process import Rank
@@ -96,6 +96,8 @@ def build_data(config: Config, rank: Rank) -> Data:
         if not built:
             loader = original()
             plain = type(loader) is DataLoader
+            if plain and config.trainer.overfit_batches is not None:
+                loader = first_samples(loader, config.trainer.overfit_batches * plan.global_batch)
             built.append(resumable(loader, plan, place.rank, config.seed) if plain else loader)
         return built[0]
 
