@@ -24,6 +24,7 @@ FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
 """Where Debian's package dataset-fashion-mnist puts the IDX files."""
 _NOT_INHERITED = ("WANDB_", "TRAINER_", "SLURM_", "HYDRA_", "PL_", "TORCHELASTIC_")
 _NOT_INHERITED_NAMES = {"RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "OMP_NUM_THREADS"}
+_NOT_INHERITED_NAMES |= {"COLUMNS", "LINES"}  # pytest-xdist's, which is no terminal's
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -83,7 +83,7 @@ def checkpoints(run: RunDirectory) -> list[dict[str, Any]]:
     `verified` is null: sizes were compared, checksums were not; `trainer show --verify` does that.
     """
     found = []
-    local = local_folder(run.config()["checkpoint"].get("local_dir"), run.path.name)
+    local = local_folder(run.config().get("checkpoint", {}).get("local_dir"), run.path.name)
     folders = [run.checkpoints_dir] + ([local] if local else [])
     committed = {one.path: one for folder in folders for one in CheckpointStore(folder).committed()}
     paths = [path for folder in folders for path in folder.glob("step-*")]

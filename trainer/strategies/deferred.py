@@ -21,6 +21,7 @@ from typing import Any, TypeVar
 import numpy
 import torch
 from torch import nn
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 from torch.utils.weak import WeakIdKeyDictionary
@@ -126,9 +127,10 @@ class _Unfilled(nn.Parameter):
 class _Recording(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
-        self._fresh: set[int] = set()
-        """Storages from `torch.empty` that nothing was written to."""
-        self._assigned: set[int] = set()
+        self._fresh: dict[int, StorageWeakRef] = {}
+        """Storages from `torch.empty` that nothing was written to, by address; a weak reference lets the values go
+        but not the address, which would otherwise come back as that of another storage."""
+        self._assigned: dict[int, StorageWeakRef] = {}
         """Storages of parameters that are on the meta device by now: who changes one changes it in vain."""
         self._metas: WeakIdKeyDictionary = WeakIdKeyDictionary()
         self._known: dict[int, tuple[Recipe, list[Any]]] = {}
@@ -170,10 +172,10 @@ class _Recording(TorchDispatchMode):
             return self._metas[parameter]
         empty = torch.empty_strided(parameter.shape, parameter.stride(), dtype=parameter.dtype, device="meta")
         meta = _Unfilled(empty, requires_grad=parameter.requires_grad)
-        storage = parameter.untyped_storage()._cdata
-        start = None if storage in self._fresh else parameter.detach().clone()
+        storage = parameter.untyped_storage()
+        start = None if storage._cdata in self._fresh else parameter.detach().clone()
         recipe = Recipe(meta, start, dtype=parameter.dtype)
-        self._assigned.add(storage)
+        self._assigned[storage._cdata] = StorageWeakRef(storage)
         self._metas[parameter] = meta
         self._known[id(meta)] = (recipe, [])
         setattr(meta, _RECIPE, recipe)
@@ -202,20 +204,15 @@ class _Recording(TorchDispatchMode):
 
     def _real(self, func: Any, args: Any, kwargs: Any, inputs: list[torch.Tensor]) -> Any:
         """An operation on ordinary tensors, after which it is known which storages are still untouched."""
-        before = {one.untyped_storage()._cdata for one in inputs}
         if func._schema.is_mutable:
-            if before & self._assigned:
-                raise CannotDefer(f"{func} on a parameter after it was assigned to its module")
-            self._fresh -= before
+            for one in inputs:
+                if one.untyped_storage()._cdata in self._assigned:
+                    raise CannotDefer(f"{func} on a parameter after it was assigned to its module")
+                self._fresh.pop(one.untyped_storage()._cdata, None)
         found = func(*args, **kwargs)
-        for one in tree_flatten(found)[0]:
-            if isinstance(one, torch.Tensor) and one.device.type != "meta":
-                storage = one.untyped_storage()._cdata
-                if storage not in before:  # new memory, maybe where something else was
-                    self._assigned.discard(storage)
-                    self._fresh.discard(storage)
-                    if func.overloadpacket in (torch.ops.aten.empty, torch.ops.aten.empty_strided):
-                        self._fresh.add(storage)
+        if func.overloadpacket in (torch.ops.aten.empty, torch.ops.aten.empty_strided) and found.device.type != "meta":
+            storage = found.untyped_storage()
+            self._fresh[storage._cdata] = StorageWeakRef(storage)
         return found
 
     def _what(self, tensor: torch.Tensor) -> tuple[Recipe, list[Any]]:
