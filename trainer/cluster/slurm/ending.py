@@ -8,9 +8,7 @@ from collections.abc import Iterable
 from trainer.cluster.cause import tail
 from trainer.runs.directory import RunDirectory
 
-_CANCELLED = re.compile(
-    r"slurmstepd\S*: error: \*\*\* (STEP|JOB) \S+ ON \S+ CANCELLED AT \S+(?: DUE TO (.+?))? \*\*\*"
-)
+_CANCELLED = re.compile(r"slurmstepd\S*: error: \*\*\* (STEP|JOB) \S+ ON \S+ CANCELLED AT \S+(?: DUE TO (.+?))? \*\*\*")
 """slurmstepd, into the job's log: src/slurmd/slurmstepd/req.c and mgr.c"""
 _BEGINS = "attempt {attempt} begins on "
 TIME_LIMIT = "its time limit was reached"
