@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))
-from ranks import run_ranks
+from tests.distributed.ranks import run_ranks
 
 STEPS, END = 20, 25
 CPU = {"offload_optimizer": "cpu"}

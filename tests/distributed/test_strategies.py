@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))
-import golden
-import matrix
-from ranks import run_ranks
+from tests.distributed import golden, matrix
+from tests.distributed.ranks import run_ranks
 
 CURVE, END = 50, 55
 """Steps of the loss curves, and where the resumed runs end."""

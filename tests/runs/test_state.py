@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from tests.runs.test_directory import make
 from trainer.cluster import processes
 from trainer.errors import UserError
 from trainer.runs.directory import RunDirectory
@@ -19,8 +20,6 @@ from trainer.runs.files import write_atomic
 from trainer.runs.registry import all_runs, find
 from trainer.runs.state import state_of
 from trainer.runs.summary import summary
-
-from .test_directory import make
 
 
 @pytest.fixture

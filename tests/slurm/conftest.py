@@ -127,7 +127,7 @@ def running_testbed(worker_number: int) -> Iterator[Testbed]:
 @pytest.fixture(scope="session")
 def limited(running_testbed: Testbed, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunDirectory]:
     """A run that takes minutes, most of them spent waiting for its time limit: other tests run meanwhile."""
-    from slurm.jobs import submit_limited
+    from tests.slurm.jobs import submit_limited
 
     run = submit_limited(running_testbed, tmp_path_factory.mktemp("limited"))
     yield run

@@ -8,8 +8,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from slurm.conftest import Testbed, wait_until
 from tests.conftest import TrainerCli, clean_environment
+from tests.slurm.conftest import Testbed, wait_until
 from trainer.checkpoint.export import export_safetensors
 from trainer.checkpoint.store import CheckpointStore
 from trainer.runs.directory import RunDirectory

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from slurm.conftest import Testbed, wait_until
-from slurm.jobs import curve, kill, newest_checkpoint, on_slurm, paced, story, submit, wait_for_event, weights
 from tests.conftest import TrainerCli
+from tests.slurm.conftest import Testbed, wait_until
+from tests.slurm.jobs import curve, kill, newest_checkpoint, on_slurm, paced, story, submit, wait_for_event, weights
 from trainer.cli import main
 from trainer.errors import DONE
 from trainer.runs.directory import RunDirectory

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from slurm.conftest import Testbed
 from tests.conftest import TrainerCli
+from tests.slurm.conftest import Testbed
 from trainer.runs.directory import RunDirectory
 
 pytestmark = pytest.mark.slurm

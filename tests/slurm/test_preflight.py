@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from slurm.conftest import Testbed, wait_until
-from slurm.jobs import on_slurm, submit, wait_for_event
 from tests.conftest import TrainerCli
+from tests.slurm.conftest import Testbed, wait_until
+from tests.slurm.jobs import on_slurm, submit, wait_for_event
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(300)]
 DATA = '''

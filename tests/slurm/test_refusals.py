@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from slurm.conftest import Testbed
+from tests.slurm.conftest import Testbed
 from trainer.cli import main
 from trainer.cluster.slurm.options import check_values
 from trainer.config.cluster import Slurm

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from slurm.conftest import Testbed, wait_until
+from tests.slurm.conftest import Testbed, wait_until
 
 pytestmark = pytest.mark.slurm
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from slurm.conftest import Testbed, wait_until
-from slurm.jobs import LIMITED_JOB, LIMITED_STEPS, curve, logged_steps, story, submit, wait_for_event, weights
 from tests.conftest import TrainerCli
+from tests.slurm.conftest import Testbed, wait_until
+from tests.slurm.jobs import LIMITED_JOB, LIMITED_STEPS, curve, logged_steps, story, submit, wait_for_event, weights
 from trainer.runs.directory import RunDirectory
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(600)]

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from slurm.jobs import curve, on_slurm, submit, wait_for_event, weights
 from tests.conftest import TrainerCli
+from tests.slurm.jobs import curve, on_slurm, submit, wait_for_event, weights
 
 pytestmark = pytest.mark.slurm
 STEPS = 12

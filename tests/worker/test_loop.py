@@ -12,7 +12,8 @@ from lightning.pytorch.callbacks import EarlyStopping, GradientAccumulationSched
 from lightning.pytorch.profilers import SimpleProfiler
 from torch import Tensor
 from torch.nn import functional
-from two_loops import MICRO_BATCH, SAMPLES, Net, Validated, assert_same, train
+
+from tests.worker.two_loops import MICRO_BATCH, SAMPLES, Net, Validated, assert_same, train
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*isinstance\\(treespec, LeafSpec\\)"),

@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from conftest import TrainerCli
-
+from tests.conftest import TrainerCli
 from trainer.checkpoint.faults import VARIABLE
 
 

@@ -9,10 +9,10 @@ import torch
 import torch.distributed as distributed
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.plugins.environments import TorchElasticEnvironment
-from test_loop import Hooked, Logs
 from torch import Tensor
-from two_loops import Net, Record, assert_same, loader, train
 
+from tests.worker.test_loop import Hooked, Logs
+from tests.worker.two_loops import Net, Record, assert_same, loader, train
 from trainer import strategies
 from trainer.config.strategy import STRATEGIES
 from trainer.worker.loop import use_lean_loop
