@@ -13,7 +13,7 @@ import torch
 
 from trainer.data.arrays import Arrays, stratified_split
 from trainer.data.digit_strips import END, PAD, START, DigitStrips
-from trainer.data.digits import Digits
+from trainer.data.digits import Digits, _read_table
 from trainer.data.fashion_mnist import FashionMNIST
 from trainer.data.idx import read_idx
 from trainer.data.ngram import bits_per_byte
@@ -25,6 +25,14 @@ from trainer.errors import UserError
 def arrays(*datasets: object) -> list[Arrays]:
     assert all(isinstance(dataset, Arrays) for dataset in datasets)
     return datasets  # type: ignore[return-value]
+
+
+def test_digits_are_those_of_scikit_learn() -> None:
+    from sklearn.datasets import load_digits
+
+    expected, found = load_digits(), _read_table()
+    assert numpy.array_equal(found[:, :-1], expected.data)
+    assert numpy.array_equal(found[:, -1], expected.target)
 
 
 def test_digits_are_split_into_disjoint_parts_with_every_class() -> None:

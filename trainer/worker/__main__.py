@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 from trainer.worker import process, stop
+from trainer.worker.imports import quick_imports
 
 
 def main() -> int:
@@ -18,7 +19,8 @@ def main() -> int:
     process.die_with_parent()
     process.redirect_output(run_path)
     process.dump_stacks_when_asked(run_path)
-    from trainer.worker.run import run
+    with quick_imports():
+        from trainer.worker.run import run
 
     return run(run_path)
 

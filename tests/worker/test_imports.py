@@ -1,0 +1,30 @@
+"""What a rank imports before it trains."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+_PROBE = """
+import gc, json, sys
+from trainer.worker.imports import quick_imports
+with quick_imports():
+    import trainer.worker.run
+scipy_signal = "scipy.signal" in sys.modules
+import scipy.signal
+is_whole = scipy.signal.windows.hamming(3).tolist()[1] == 1.0
+print(json.dumps([scipy_signal, is_whole, gc.isenabled(), gc.get_freeze_count() > 100_000]))
+"""
+
+
+def test_scipy_is_left_for_those_who_use_it_and_garbage_is_collected_again() -> None:
+    done = subprocess.run([sys.executable, "-c", _PROBE], capture_output=True, text=True, timeout=120, check=True)
+    assert json.loads(done.stdout) == [False, True, True, True]
+
+
+def test_torchmetrics_still_imports_it() -> None:
+    """When this fails, `_import_torchmetrics` of trainer/worker/imports.py can go."""
+    probe = "import sys, torchmetrics; print('scipy.signal' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, timeout=120, check=True)
+    assert done.stdout == "True\n"
