@@ -196,15 +196,22 @@ def accuracy(trainer_cli: Command) -> float:
     return float(json.loads(done.stdout)["metrics"]["test/acc"])
 
 
-def test_a_folder_of_scans_is_learnt(trainer_cli: Command, workdir: Path, scans: Path) -> None:
-    """`experiment=quickstart` has at least 0.97; this is a third of what is chosen, and leaves room for that."""
-    done = trainer_cli(
-        "fit", f"data={scans}", "trainer.max_epochs=12", "tracking=none", "resources.gpus=0", timeout=250
-    )
+@pytest.mark.parametrize(
+    ("cut_short", "at_least"),
+    [
+        pytest.param(["trainer.max_epochs=4"], 0.5, id="begun"),
+        pytest.param([], 0.965, id="whole", marks=[pytest.mark.slow, pytest.mark.timeout(900)]),
+    ],
+)
+def test_a_folder_of_scans_is_learnt(
+    trainer_cli: Command, workdir: Path, scans: Path, cut_short: list[str], at_least: float
+) -> None:
+    """As a whole within 2 points of `experiment=quickstart`, which was written by hand."""
+    done = trainer_cli("fit", f"data={scans}", "tracking=none", "resources.gpus=0", *cut_short, timeout=600)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "grey pictures in 10 class folders, 1,438 to train on, 8 pixels a side" in done.stdout
     assert "wrote conf/experiment/scans.yaml" in done.stdout
-    assert accuracy(trainer_cli) >= 0.955
+    assert accuracy(trainer_cli) >= at_least
 
 
 def test_the_standard_library_alone_gives_what_was_written_by_hand(workdir: Path) -> None:
