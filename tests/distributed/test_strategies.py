@@ -43,6 +43,15 @@ OFFLOAD = (
 )
 OFFLOADED = 10
 """Steps of the runs with offload: DeepSpeed's other code path, on CPU ranks as on GPUs."""
+TO_FOUR = (
+    ("ddp", "fsdp"),
+    ("fsdp", "deepspeed_zero3"),
+    ("deepspeed_zero3", "tp"),
+    ("deepspeed_zero3", "deepspeed_zero3"),
+    ("deepspeed_zero2", "hsdp"),
+    ("tp", "ddp"),
+)
+"""Strategy of two ranks that wrote a checkpoint, and that of four that goes on from it."""
 Results = dict[str, dict[str, Any]]
 
 
@@ -96,9 +105,12 @@ def two_ranks(folder: Path) -> Results:
 
 
 @pytest.fixture(scope="module")
-def four_ranks(folder: Path) -> Results:
+def four_ranks(folder: Path, two_ranks: Results) -> Results:
+    """Also what goes on from checkpoints of two ranks (`TO_FOUR`): four ranks are started only once."""
     variants = ("plain", "bf16-mixed", "bf16-true")
-    return run_ranks(4, [scenario(4, one, variant) for one in STRATEGIES for variant in variants], folder, "four")
+    curves = [scenario(4, one, variant) for one in STRATEGIES for variant in variants]
+    to_four = [resumed(4, target, folder / f"{source}-2-plain", f"{source}-2") for source, target in TO_FOUR]
+    return run_ranks(4, [*curves, *to_four], folder, "four")
 
 
 @pytest.mark.parametrize("variant", EXACT)
@@ -196,17 +208,6 @@ def moved(folder: Path, one_rank: Results, two_ranks: Results, four_ranks: Resul
             ("deepspeed_zero1-4", "deepspeed_zero1"),
         )
     ]
-    to_four = [
-        resumed(4, target, folder / f"{source}-2-plain", f"{source}-2")
-        for source, target in (
-            ("ddp", "fsdp"),
-            ("fsdp", "deepspeed_zero3"),
-            ("deepspeed_zero3", "tp"),
-            ("deepspeed_zero3", "deepspeed_zero3"),
-            ("deepspeed_zero2", "hsdp"),
-            ("tp", "ddp"),
-        )
-    ]
     to_one = [
         resumed(1, target, folder / f"{source}-plain", source)
         for source, target in (
@@ -220,7 +221,7 @@ def moved(folder: Path, one_rank: Results, two_ranks: Results, four_ranks: Resul
     ]
     return {
         **run_ranks(2, to_two, folder, "to-two"),
-        **run_ranks(4, to_four, folder, "to-four"),
+        **{name: four_ranks[name] for name in (f"{source}-2-to-{target}-4" for source, target in TO_FOUR)},
         **run_ranks(1, to_one, folder, "to-one"),
     }
 
@@ -231,7 +232,7 @@ def test_any_checkpoint_continues_in_any_strategy(moved: Results, one_rank: Resu
     rates = one_rank["whole"]["rates"]
     table = {name: close(found["losses"], expected) for name, found in moved.items()}
     print(json.dumps(table, indent=1))
-    assert len(table) == len(pairs()) + 8 + 6 + 6
+    assert len(table) == len(pairs()) + 8 + len(TO_FOUR) + 6
     assert {name: error for name, error in table.items() if not error < 1e-5} == {}
     for name, found in moved.items():
         assert found["failure"] is None, name

@@ -12,10 +12,7 @@ SEED = 1
 CASES = [
     ("ddp", "hang"),
     ("ddp", "save_point"),
-    ("ddp", "flipped"),
-    ("fsdp", "kill_all"),
     ("fsdp", "nan_rollback"),
-    ("ddp", "enospc"),
     ("ddp", "two_attempts"),
 ]
 
