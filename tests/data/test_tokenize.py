@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from trainer.data import tokenize as module
+from trainer.data.text import Text
 from trainer.data.token_shards import TokenShards
 from trainer.data.tokenize import Settings, Shard, tokenize
 from trainer.data.tokenizers import BytePairs, Bytes
@@ -34,6 +35,35 @@ def texts(tmp_path: Path) -> Path:
 
 def silent(done: int, units: int, totals: Shard) -> None:
     pass
+
+
+def test_a_tokenizer_of_another_model_is_used_as_it_is(texts: Path, tmp_path: Path) -> None:
+    """Also one whose end has another name, that adds tokens of its own, and that cuts what it encodes."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+
+    theirs = Tokenizer(models.WordLevel({"[UNK]": 0, "file": 1, "is": 2, "</s>": 3}, unk_token="[UNK]"))
+    theirs.pre_tokenizer = pre_tokenizers.Whitespace()
+    theirs.post_processor = processors.TemplateProcessing(single="</s> $0 </s>", special_tokens=[("</s>", 3)])
+    theirs.enable_truncation(4)
+    path = tmp_path / "theirs.json"
+    theirs.save(str(path))
+    assert BytePairs(path).encode(b"The file with number 1 is a file") == [0, 1, 0, 0, 0, 2, 0, 1]
+    data = Text(root=str(texts), patterns=["*.txt"], tokenizer=str(path), sequence_length=8, cache=str(tmp_path))
+    data.setup()
+    assert data.facts()["vocab_size"] == 4
+    assert data.train is not None
+    first = torch.cat(data.train[0]).tolist()  # type: ignore[misc]
+    assert set(first) == {0, 1, 2}
+    with pytest.raises(UserError, match="use bytes, bpe or the path"):
+        Text(tokenizer="sentencepiece")
+
+
+def test_a_tokenizer_without_an_end_is_refused(tmp_path: Path) -> None:
+    from tokenizers import Tokenizer, models
+
+    Tokenizer(models.WordLevel({"a": 0}, unk_token="a")).save(str(tmp_path / "a.json"))
+    with pytest.raises(UserError, match="no token for the end of a text"):
+        BytePairs(tmp_path / "a.json")
 
 
 def stream(out: Path, kind: type = numpy.uint16) -> list[int]:

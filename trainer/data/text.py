@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -42,12 +43,16 @@ class Text(ArrayDataModule):
     ) -> None:
         """`root`: a folder or a file; null: the standard library. `patterns`: null: `*.py` there, `*` elsewhere.
 
-        `tokenizer`: bytes, or bpe with `vocab_size` ids trained on the training files. `held_out`: fraction of
-        the files for each of val and test. `cache`: folder; null: `~/.cache/trainer`.
+        `tokenizer`: bytes, bpe with `vocab_size` ids trained on the training files, or the path of a
+        tokenizer.json. `held_out`: fraction of the files for each of val and test. `cache`: folder; null:
+        `~/.cache/trainer`.
         """
         super().__init__(batch_size)
-        if tokenizer not in ("bytes", "bpe"):
-            raise UserError(f"data.tokenizer={tokenizer} is not known", "use bytes or bpe")
+        self.given_tokenizer = None if tokenizer in ("bytes", "bpe") else Path(tokenizer).expanduser()
+        if self.given_tokenizer is not None and not self.given_tokenizer.is_file():
+            raise UserError(
+                f"data.tokenizer={tokenizer} is not known", "use bytes, bpe or the path of a tokenizer.json"
+            )
         self.sequence_length = sequence_length
         self.evaluation_batch = evaluation_windows(sequence_length)
         self.root = Path(root).expanduser() if root else standard_library()
@@ -102,7 +107,8 @@ class Text(ArrayDataModule):
             return self.folder
         files = read_folder(self.root, self.patterns)
         vocab_size = Bytes.vocab_size if self.tokenizer_name == "bytes" else self.vocab_size
-        key = content_key(files, FORMAT, self.tokenizer_name, vocab_size, self.held_out)
+        name = self.given_tokenizer.read_bytes() if self.given_tokenizer else self.tokenizer_name
+        key = content_key(files, FORMAT, name, vocab_size, self.held_out)
 
         def prepare(folder: Path) -> None:
             parts = split_files(files, self.held_out)
@@ -110,6 +116,9 @@ class Text(ArrayDataModule):
             if self.tokenizer_name == "bpe":
                 texts = (file.text for file in parts["train"])
                 tokenizer = BytePairs.train(texts, vocab_size, folder / "tokenizer.json")
+            elif self.given_tokenizer is not None:
+                shutil.copyfile(self.given_tokenizer, folder / "tokenizer.json")
+                tokenizer = BytePairs(self.given_tokenizer)
             splits = {}
             for split, part in parts.items():
                 tokens, length = write_tokens(folder / f"{split}.bin", (file.text for file in part), tokenizer)

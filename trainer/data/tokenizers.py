@@ -8,7 +8,11 @@ from typing import Protocol
 
 import numpy
 
+from trainer.errors import UserError
+
 END_OF_TEXT = "<|endoftext|>"
+ENDS = (END_OF_TEXT, "<|end_of_text|>", "</s>", "[SEP]")
+"""What tokenizers call the token behind a document: GPT-2's and ours, Llama 3's, Llama 2's and T5's, BERT's."""
 
 
 class Tokenizer(Protocol):
@@ -40,14 +44,23 @@ class Bytes:
 
 
 class BytePairs:
-    """Byte-level byte pair encoding, as GPT-2's, trained on one's own text (Sennrich et al. 2016)."""
+    """A tokenizer.json: byte-level pairs, as GPT-2's, trained on one's own text (Sennrich et al. 2016), or any other
+    that Hugging Face's library reads."""
 
     def __init__(self, path: Path) -> None:
+        """Raises UserError where it has none of `ENDS`."""
         from tokenizers import Tokenizer as Trained
 
         self._trained = Trained.from_file(str(path))
-        self.vocab_size: int = self._trained.get_vocab_size()
-        self.end_of_text: int = self._trained.get_vocab()[END_OF_TEXT]
+        # As it was saved it may cut or fill up whatever it encodes.
+        self._trained.no_truncation()
+        self._trained.no_padding()
+        ids = self._trained.get_vocab()
+        self.vocab_size: int = max(ids.values()) + 1
+        ends = [ids[name] for name in ENDS if name in ids]
+        if not ends:
+            raise UserError(f"{path} has no token for the end of a text", f"add one of {', '.join(ENDS)}")
+        self.end_of_text: int = ends[0]
 
     @classmethod
     def train(cls, texts: Iterable[bytes], vocab_size: int, path: Path) -> BytePairs:
@@ -66,7 +79,7 @@ class BytePairs:
         return cls(path)
 
     def encode(self, text: bytes) -> Sequence[int]:
-        return self._trained.encode(text.decode()).ids
+        return self._trained.encode(text.decode(), add_special_tokens=False).ids
 
     def decode(self, ids: Sequence[int]) -> str:
         return self._trained.decode(list(ids))
