@@ -76,7 +76,7 @@ def test_a_new_output_layer_must_be_asked_for(tmp_path: Path) -> None:
 
 def test_weights_of_another_model_are_refused(tmp_path: Path) -> None:
     save_file({"layer.weight": torch.zeros(2)}, tmp_path / "other.safetensors")
-    with pytest.raises(UserError, match="stem.0.weight is not in it.*and .* more"):
+    with pytest.raises(UserError, match=r"stem\.0\.weight is not in it.*and .* more"):
         take_weights(task(), FineTuneOptions(init_from=str(tmp_path)), say=False)
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
+from trainer.cli.initial import settle_start
 from trainer.cluster import launchers
 from trainer.config.batch import BatchPlan
 from trainer.config.check import check
@@ -92,6 +93,7 @@ def check_all(composed: list[Composed]) -> list[Job]:
     for one in composed:
         try:
             launchers.prepare(one.config)
+            settle_start(one.config)
             check(one.config)
             shape = resolve(one.config)
             launchers.check(one.config, shape)

@@ -79,6 +79,7 @@ _RANGES: dict[str, _From | _OneOf] = {
     "resilience.hang_factor": _From(0),
     "resilience.hang_after_s": _POSITIVE,
     "resilience.hang_slow_s": _POSITIVE,
+    "finetune.lora_rank": _From(1),
     "strategy.bucket_cap_mb": _From(1),
     "data.batch_size": _From(1),
     "data.micro_batch": _From(1),

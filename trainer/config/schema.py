@@ -134,6 +134,28 @@ class ResilienceOptions:
 
 
 @dataclass
+class FineTuneOptions:
+    """Start from weights that are there, and train a part of them. A pattern is the name of a parameter or a layer of
+    the network, or such a name with `*` for any text."""
+
+    init_from: str | None = None
+    """A run (its best checkpoint), the folder of a checkpoint, safetensors, or a .ckpt; null: new weights."""
+    new: list[str] = field(default_factory=list)
+    """Patterns of what starts new all the same, such as an output layer for other classes."""
+    freeze: list[str] = field(default_factory=list)
+    """Patterns of what is not trained."""
+    train: list[str] = field(default_factory=list)
+    """Patterns of what is trained although `freeze` or `lora_rank` says otherwise."""
+    lora_rank: int | None = None
+    """Train low-rank additions to linear layers instead of the layers (Hu et al. 2021; needs peft); null: no."""
+    lora_alpha: float = 16.0
+    """The additions are scaled by `lora_alpha / lora_rank`."""
+    lora_dropout: float = 0.0
+    lora_layers: list[str] = field(default_factory=list)
+    """Patterns of the layers that get them; empty: the linear layers in the model's repeated blocks."""
+
+
+@dataclass
 class Config:
     """One training job. The frozen `config.yaml` of a run is exactly this, resolved."""
 
@@ -147,6 +169,7 @@ class Config:
     checkpoint: CheckpointOptions = field(default_factory=CheckpointOptions)
     tracking: TrackingOptions = field(default_factory=TrackingOptions)
     resilience: ResilienceOptions = field(default_factory=ResilienceOptions)
+    finetune: FineTuneOptions = field(default_factory=FineTuneOptions)
     strategy: Any = MISSING
     """One of `trainer/config/strategy.py`, chosen by `strategy.name`."""
     cluster: Any = MISSING

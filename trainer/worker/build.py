@@ -24,6 +24,7 @@ from trainer.config.schema import Config
 from trainer.data.loader import evaluation, first_samples, resumable
 from trainer.models.sync_batch_norm import synchronised
 from trainer.strategies.deferred import construct
+from trainer.worker import fine_tuning
 from trainer.worker.process import Rank
 
 READ_BY_TRAINER = ("batch_size", "micro_batch", "num_workers")
@@ -53,7 +54,9 @@ def device_of(config: Config, rank: Rank) -> torch.device:
 
 
 def defers(config: Config, rank: Rank) -> bool:
-    """Whether the strategy takes a module whose parameters are on the meta device."""
+    """Whether the strategy takes a module whose parameters are on the meta device, and nothing needs their values."""
+    if config.finetune.init_from is not None or config.finetune.lora_rank is not None:
+        return False
     return strategies.defers(config.strategy, rank.world_size, device_of(config, rank).type)
 
 
@@ -152,6 +155,7 @@ def build_module(
         module = instantiate(task, where="task", model=model)
     if config.trainer.sync_batchnorm:
         synchronised(module, torch.device("cuda" if config.resources.gpus else "cpu"))
+    fine_tuning.prepare(module, config.finetune)
     if not is_overridden("configure_optimizers", module, LightningModule):
         module.configure_optimizers = MethodType(_configure_optimizers(config, total_steps), module)  # type: ignore[method-assign]
     return module

@@ -1,0 +1,34 @@
+"""What `finetune.init_from` means: made a path once, so that every attempt starts from the same weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from trainer.checkpoint import commit
+from trainer.cli.chosen import choose
+from trainer.errors import UserError
+from trainer.runs.registry import find
+
+FILES = (".safetensors", ".ckpt", ".pt", ".pth")
+
+
+def settle_start(config: dict[str, Any]) -> None:
+    """Put an absolute path into `finetune.init_from` of a composed configuration. Raises UserError."""
+    reference = config["finetune"]["init_from"]
+    if reference is not None:
+        config["finetune"]["init_from"] = str(_path(reference, Path(config["runs_dir"])).absolute())
+
+
+def _path(reference: str, runs_dir: Path) -> Path:
+    path = Path(reference).expanduser()
+    if path.is_file():
+        if path.suffix not in FILES:
+            raise UserError(f"finetune.init_from={reference}: unknown kind of file", f"use one of {', '.join(FILES)}")
+        return path
+    if (path / commit.COMMIT).is_file() or any(path.glob("*.safetensors")):
+        return path
+    try:
+        return choose(find(reference, runs_dir), "best").path
+    except UserError as error:
+        raise UserError(f"finetune.init_from={reference}: {error.message}", error.fix) from None
