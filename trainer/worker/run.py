@@ -11,10 +11,10 @@ import torch
 import torch.distributed
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from trainer.callbacks import watching
 from trainer.callbacks.best import BestMetric
 from trainer.callbacks.boundary import Boundary
 from trainer.callbacks.clock import StepClock
-from trainer.callbacks.guard import FiniteGuard
 from trainer.callbacks.metrics import TrainMetrics
 from trainer.callbacks.rng import RngState
 from trainer.checkpoint import tiers
@@ -26,7 +26,7 @@ from trainer.errors import DONE, JOB_FAILED, NEVER_RESTART, REQUEUE, TrainerErro
 from trainer.resilience.lock import refuse_if_superseded
 from trainer.runs.directory import RunDirectory
 from trainer.tracking.metrics_file import MetricsFile
-from trainer.worker import build, rng
+from trainer.worker import build, fine_tuning, rng
 from trainer.worker.attempt import Attempt
 from trainer.worker.heartbeat import Heartbeat
 from trainer.worker.process import Rank
@@ -87,6 +87,8 @@ def _train(config: Config, attempt: Attempt, group: Group | None) -> None:
     module = build.build_module(
         config, data, lambda: build.total_steps_of(config, data), defer=build.defers(config, rank)
     )
+    if resumed is None:
+        fine_tuning.take_weights(module, config.finetune, say=rank.is_first)
     monitor, mode = _monitor(config, module)
 
     writer = CheckpointWriter(
@@ -127,12 +129,12 @@ def _train(config: Config, attempt: Attempt, group: Group | None) -> None:
         group,
         save_locally=functools.partial(save, into=local) if local else None,
     )
-    policy = config.resilience.on_nonfinite
-    guard = None if policy == "off" else FiniteGuard(policy, directory, rank.attempt, group)
+    guard = watching.make_guard(config.resilience, directory, rank.attempt, group)
     callbacks: list[Callback] = [
         RngState(config.seed, rank.rank, build.place_in_data(config, rank).rank, group),
         best,
         *[instantiate(node, where=f"callbacks.{name}") for name, node in config.callbacks.items() if node],
+        *watching.of_device(build.device_of(config, rank), heartbeat),
         *([guard] if guard else []),
         StepClock(metrics, boundary, heartbeat),
         boundary,
@@ -141,6 +143,7 @@ def _train(config: Config, attempt: Attempt, group: Group | None) -> None:
     trainer = build.build_trainer(
         config, rank, data.plan, callbacks, loggers, RunCheckpointIO(writer), str(directory.path)
     )
+    watching.count_waits(trainer, heartbeat)
     if rank.is_first:
         _say_what(module, trainer, data.plan, total_steps, config)
     exit_code = 1
@@ -266,8 +269,10 @@ def _finish(writer: CheckpointWriter, loggers: list[Any], exit_code: int, config
 def _say_what(module: LightningModule, trainer: Trainer, plan: Any, total_steps: int | None, config: Config) -> None:
     """One line of what trains on what."""
     parameters = sum(parameter.numel() for parameter in module.parameters())
+    trained = sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
+    some = f" ({trained:,} of them trained)" if trained < parameters else ""
     print(
-        f"{parameters:,} parameters, {config.strategy.name} on {trainer.world_size} ranks, {trainer.precision}, "
+        f"{parameters:,} parameters{some}, {config.strategy.name} on {trainer.world_size} ranks, {trainer.precision}, "
         f"global batch {plan.global_batch} = {plan.split(trainer.world_size)}, "
         f"{total_steps if total_steps is not None else 'unlimited'} steps",
         flush=True,
