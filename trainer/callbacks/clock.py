@@ -6,8 +6,10 @@ whatever the number of listeners.
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from trainer.callbacks.boundary import Boundary
@@ -29,6 +31,7 @@ class StepClock(Callback):
         self._accumulate = 1
         self._batches = 0
         self._is_first_step = True
+        self._batch_ended = self._forward_ended = 0.0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.step = trainer.global_step
@@ -41,10 +44,17 @@ class StepClock(Callback):
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._heartbeat.update(epoch=trainer.current_epoch)
+        self._batch_ended = time.perf_counter()
+
+    def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: torch.Tensor) -> None:
+        self._forward_ended = time.perf_counter()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        now = time.perf_counter()
+        self._heartbeat.batches.append((self._forward_ended - self._batch_ended, now - self._batch_ended))
+        self._batch_ended = now
         step = self.step + 1
         if step >= self._metrics.next_step:
             self._metrics.on_output(pl_module, outputs)
@@ -58,6 +68,7 @@ class StepClock(Callback):
             self._metrics.on_step(trainer, pl_module, step)
         if step >= self._boundary.next_step:
             self._boundary.on_step(trainer, pl_module, step)
+            self._batch_ended = time.perf_counter()
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._heartbeat.update(phase="validate")
@@ -69,3 +80,4 @@ class StepClock(Callback):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._metrics.resume()
         self._heartbeat.update(phase="train")
+        self._batch_ended = time.perf_counter()

@@ -1,8 +1,10 @@
-"""Stops, skips or rolls back at a loss or gradient that is not finite, before the update can survive.
+"""Stops, skips or rolls back at a loss that is a spike, or a loss or gradient that is not finite, before the update
+can survive.
 
 One number a step says whether all is well: the sum of the gradients' norms (of the losses, where the gradients are
 not to be had: DeepSpeed; or are scaled: 16-mixed). Data parallel ranks have equal gradients and need not ask each
-other; where they are sharded the number is summed over the ranks, on the device.
+other; where they are sharded the number is summed over the ranks, on the device. To find spikes the mean loss of the
+step goes along as a second number, which always is summed.
 
 On the CPU the number is read before the optimizer's step. On a GPU that would be a wait for the device on each
 step: there it is read when it has arrived, and always before a checkpoint is written, so that what a bad update has
@@ -21,13 +23,17 @@ import torch.distributed
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch.distributed.tensor import DTensor
 
+from trainer.callbacks.spikes import Spikes
+from trainer.config.schema import ResilienceOptions
 from trainer.errors import TrainerError
 from trainer.runs.directory import RunDirectory
 
-POLICIES = ("stop", "skip", "rollback", "off")
+_EVENTS = ("not_finite", "loss_spike")
+_DONE = {"stop": "stopped", "skip": "skipped", "rollback": "rolled back"}
+"""A policy, and what it has done."""
 
 
-class NotFinite(TrainerError):
+class BadStep(TrainerError):
     """Ends the job: the next attempt would come to the same step."""
 
 
@@ -46,27 +52,44 @@ class _Pending:
     batch_idx: int
 
 
-class FiniteGuard(Callback):
+class Guard(Callback):
     """`group` is the CPU (gloo) group; None for one rank."""
 
     def __init__(
-        self, policy: str, directory: RunDirectory, attempt: int, group: torch.distributed.ProcessGroup | None
+        self,
+        options: ResilienceOptions,
+        directory: RunDirectory,
+        attempt: int,
+        group: torch.distributed.ProcessGroup | None,
     ) -> None:
-        self._policy, self._directory, self._attempt, self._group = policy, directory, attempt, group
+        self._policy, self._on_spike = options.on_nonfinite, options.on_spike
+        self._spikes = None if options.spike_z is None else Spikes(options.spike_z)
+        self._skips = self._policy == "skip" or (self._spikes is not None and self._on_spike == "skip")
+        self._directory, self._attempt, self._group = directory, attempt, group
         self._losses: list[torch.Tensor] = []
         self._pending: deque[_Pending] = deque()
         self._known: set[int] = set()
         """Steps that went bad in an attempt before this one, and were rolled back."""
         self._sums = False
+        self._ranks = 1
         self._by_loss = False
+
+    def state_dict(self) -> dict[str, Any]:
+        """So that a resumed run finds the same spikes."""
+        return {} if self._spikes is None else {"losses": list(self._spikes.losses)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        if self._spikes is not None:
+            self._spikes.losses.extend(state_dict.get("losses", []))
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._by_loss = _has_no_gradients(trainer)
         sharded = any(isinstance(parameter, DTensor) for parameter in pl_module.parameters())
-        self._sums = trainer.world_size > 1 and (sharded or self._by_loss)
+        self._sums = trainer.world_size > 1 and (sharded or self._by_loss or self._spikes is not None)
+        self._ranks = trainer.world_size
         known: list[Any] = [None]
         if trainer.is_global_zero:
-            events = [event for event in self._directory.events() if event["event"] == "not_finite"]
+            events = [event for event in self._directory.events() if event["event"] in _EVENTS]
             known = [[event["step"] for event in events if event.get("attempt", 0) < self._attempt]]
         if self._group is not None:
             torch.distributed.broadcast_object_list(known, src=0, group=self._group)
@@ -80,7 +103,7 @@ class FiniteGuard(Callback):
         step = trainer.global_step + 1
         batch_idx = trainer.fit_loop.epoch_loop.batch_progress.current.ready - 1
         pending = _Pending(step, value, None, trainer.current_epoch, batch_idx)
-        if value.device.type == "cpu" or self._policy == "skip" or step in self._known:
+        if value.device.type == "cpu" or self._skips or step in self._known:
             self._judge(pending, trainer, pl_module, optimizer)
         else:
             pending.value = value.to("cpu", non_blocking=True)
@@ -95,7 +118,8 @@ class FiniteGuard(Callback):
         self._read(trainer, trainer.lightning_module, wait=True)
 
     def _value(self, optimizer: Any) -> torch.Tensor:
-        """Not finite when anything of this step is not."""
+        """[a number that is not finite when anything of this step is not], and where spikes are looked for the sum of
+        the ranks' losses."""
         gradients = [] if self._by_loss else _gradients(optimizer)
         if gradients:
             value = torch.stack(torch._foreach_norm(gradients)).sum()
@@ -103,6 +127,9 @@ class FiniteGuard(Callback):
             value = torch.stack(self._losses).sum()
         else:
             value = torch.zeros(())
+        if self._spikes is not None and self._losses:
+            # Each is its micro-batch's part of the step's mean.
+            value = torch.stack([value.float(), torch.stack(self._losses).sum().float()])
         if self._sums:
             value = value.float()
             torch.distributed.all_reduce(value)
@@ -117,32 +144,59 @@ class FiniteGuard(Callback):
             self._judge(first, trainer, module, None)
 
     def _judge(self, pending: _Pending, trainer: Trainer, module: LightningModule, optimizer: Any) -> None:
-        if math.isfinite(float(pending.value)):
-            return
-        reason = self._describe(pending, trainer, module)
+        number, *losses = pending.value.reshape(-1).tolist()
+        if not math.isfinite(number) and self._policy != "off":
+            self._act("not_finite", self._policy, self._describe(pending, trainer, module), pending, trainer, optimizer)
+        elif self._spikes is not None and losses and math.isfinite(losses[0]):
+            said = self._spikes.found(losses[0] / self._ranks)
+            if said is not None:
+                reason = f"step {pending.step}: {said}; {self._samples(self._everyone(pending, trainer, module))}"
+                self._act("loss_spike", self._on_spike, reason, pending, trainer, optimizer)
+
+    def _act(self, event: str, policy: str, reason: str, pending: _Pending, trainer: Trainer, optimizer: Any) -> None:
+        """Do what the policy says. A step that went bad again after a rollback is skipped."""
         again = pending.step in self._known
-        skips = self._policy == "skip" or (self._policy == "rollback" and again)
-        done = "skipped" if skips else "rolled back" if self._policy == "rollback" else "stopped"
+        skips = policy == "skip" or (policy == "rollback" and again)
+        done = _DONE["skip" if skips else policy]
         if trainer.is_global_zero:
             self._directory.event(
-                "not_finite", attempt=self._attempt, step=pending.step, reason=reason, action=done, again=again
+                event, attempt=self._attempt, step=pending.step, reason=reason, action=done, again=again
             )
             print(f"{reason}; {done}", flush=True)
         if skips:
             for group in optimizer.param_groups:
                 for parameter in group["params"]:
                     parameter.grad = None
-        elif self._policy == "rollback":
+        elif policy == "rollback":
             raise RollBack(f"{reason}; going back to the newest checkpoint")
         else:
-            raise NotFinite(
+            option = "on_nonfinite" if event == "not_finite" else "on_spike"
+            raise BadStep(
                 reason,
                 "lower the learning rate, set trainer.gradient_clip_norm, look at these samples, or choose"
-                " resilience.on_nonfinite=skip or rollback",
+                f" resilience.{option}=skip or rollback",
             )
 
     def _describe(self, pending: _Pending, trainer: Trainer, module: LightningModule) -> str:
-        """Which rank's loss, which parameter, which samples; the ranks tell each other."""
+        """Which rank's loss, which parameter, which samples."""
+        everyone = self._everyone(pending, trainer, module)
+        bad = [(rank, one) for rank, one in enumerate(everyone) if one["loss"] is not None]
+        if bad:
+            said = "; ".join(
+                f"the loss of rank {rank} is {one['loss']}, its samples are {_listed(one['ids'])}" for rank, one in bad
+            )
+        else:
+            said = f"the losses were finite; {self._samples(everyone)}"
+        name = next((one["parameter"] for one in everyone if one["parameter"]), None)
+        where = f"the gradient of {name} is not finite, and " if name else ""
+        return f"step {pending.step}: {where}{said}"
+
+    def _samples(self, everyone: list[Any]) -> str:
+        ids = [identity for one in everyone for identity in one["ids"] or []]
+        return f"the samples of the step are {_listed(ids)}"
+
+    def _everyone(self, pending: _Pending, trainer: Trainer, module: LightningModule) -> list[Any]:
+        """What each rank knows of the step; the ranks tell each other."""
         losses = [float(loss) for loss in self._losses]
         mine = {
             "loss": next((loss for loss in losses if not math.isfinite(loss)), None),
@@ -153,17 +207,7 @@ class FiniteGuard(Callback):
         if self._group is not None:
             everyone = [None] * trainer.world_size
             torch.distributed.all_gather_object(everyone, mine, group=self._group)
-        bad = [(rank, one) for rank, one in enumerate(everyone) if one["loss"] is not None]
-        if bad:
-            said = "; ".join(
-                f"the loss of rank {rank} is {one['loss']}, its samples are {_listed(one['ids'])}" for rank, one in bad
-            )
-        else:
-            ids = [identity for one in everyone for identity in one["ids"] or []]
-            said = f"the losses were finite; the samples of the step are {_listed(ids)}"
-        name = next((one["parameter"] for one in everyone if one["parameter"]), None)
-        where = f"the gradient of {name} is not finite, and " if name else ""
-        return f"step {pending.step}: {where}{said}"
+        return everyone
 
 
 def _has_no_gradients(trainer: Trainer) -> bool:

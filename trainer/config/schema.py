@@ -124,6 +124,11 @@ class ResilienceOptions:
     on_nonfinite: str = "stop"
     """A loss or gradient that is NaN or infinite: stop; skip (that update is left out; on a GPU this waits for the
     device on each step); rollback (the newest checkpoint again, and if the step goes bad again it is skipped); off."""
+    spike_z: float | None = None
+    """A loss so many robust standard deviations above the median of the last 128 steps is a spike; null: none is. 10 is
+    a careful beginning."""
+    on_spike: str = "rollback"
+    """A spike: stop, skip, rollback, as above."""
     hang_factor: float = 20.0
     """The ranks hang when no step has ended for this many median steps, and `hang_after_s`: stacks are written to
     `logs/attempt-NN/rank-R.stacks`, the rank that is behind is named, and the workers restart. 0: never."""
@@ -131,6 +136,11 @@ class ResilienceOptions:
     """Shortest silence that is a hang."""
     hang_slow_s: float = 1800.0
     """The same during start-up, the first step, validation, saving and the end."""
+    straggler_factor: float = 1.5
+    """A rank is named in an event, in `trainer show` and `why`, when what it does alone in a step (reading data, the
+    forward pass) takes so many times as long as the others'. 0: never."""
+    straggler_after_s: float = 30.0
+    """And has done so for this long."""
 
 
 @dataclass

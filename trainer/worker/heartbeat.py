@@ -9,8 +9,11 @@ from __future__ import annotations
 import json
 import os
 import socket
+import statistics
 import threading
 import time
+from collections import deque
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +21,25 @@ from trainer.cluster import processes
 from trainer.runs.files import read_json, write_atomic
 from trainer.worker.process import Rank
 
+BATCHES_OF_MEDIAN = 64
+
 
 class Heartbeat:
-    """Set `step` directly (the hot path), the rest through `update`."""
+    """Set `step` directly and append to `batches` (the hot path); change the rest through `update`."""
 
     def __init__(self, path: Path, rank: Rank, every_s: float = 1.0) -> None:
         self.path = path
         self.step = 0
         self.progress = 0
         """Raised by what moves without a step, such as a batch of a validation."""
+        self.batches: deque[tuple[float, float]] = deque(maxlen=BATCHES_OF_MEDIAN)
+        """Of the last batches the seconds from the end of the one before to the backward pass, in which this rank waits
+        for no other (`own_s`), and those of the whole batch (`batch_s`)."""
+        self.forwards: deque[float] = deque(maxlen=BATCHES_OF_MEDIAN)
+        """Seconds of forward passes on a GPU, by its own clock (`forward_s`)."""
+        self.waited_s: Callable[[], float] = float
+        """Seconds waited for batches so far: the class `data`, taken from the phase in which they fell."""
+        self._waited_before = 0.0
         self._fields: dict[str, Any] = {
             "pid": os.getpid(),
             "host": socket.gethostname(),
@@ -58,10 +71,9 @@ class Heartbeat:
         self.step = fields.pop("step", self.step)
         with self._lock:
             if "phase" in fields and fields["phase"] != self._fields["phase"]:
-                now = time.monotonic()
-                phase = self._fields["phase"]
-                self._spent[phase] = self._spent.get(phase, 0.0) + now - self._phase_since
-                self._phase_since = now
+                now, phase = time.monotonic(), self._fields["phase"]
+                self._spent = self._spent_until(now)
+                self._phase_since, self._waited_before = now, self.waited_s()
                 if phase == "build":
                     self._first_step = self.step
             self._fields.update(fields)
@@ -70,10 +82,9 @@ class Heartbeat:
         """Write now. A file system that refuses is no reason to end a training."""
         with self._lock:
             fields = dict(self._fields)
-            spent = dict(self._spent)
-            phase = fields["phase"]
-            spent[phase] = round(spent.get(phase, 0.0) + time.monotonic() - self._phase_since, 3)
-        fields |= {"began": self._began, "spent": spent}
+            spent = self._spent_until(time.monotonic())
+        fields |= {"began": self._began, "spent": {phase: round(value, 3) for phase, value in spent.items()}}
+        fields |= self._medians()
         fields["first_step"] = self.step if self._first_step is None else self._first_step
         now = time.time()
         if (self.step, fields["phase"]) != self._seen:
@@ -84,8 +95,29 @@ class Heartbeat:
         except OSError:
             pass
 
+    def _spent_until(self, now: float) -> dict[str, float]:
+        """`_spent` and the phase that goes on; waits for data are a class of their own."""
+        spent, phase = dict(self._spent), self._fields["phase"]
+        elapsed_s = now - self._phase_since
+        waited_s = min(self.waited_s() - self._waited_before, elapsed_s)
+        spent[phase] = spent.get(phase, 0.0) + elapsed_s - waited_s
+        if waited_s:
+            spent["data"] = spent.get("data", 0.0) + waited_s
+        return spent
+
+    def _medians(self) -> dict[str, float]:
+        """By which `resilience/stragglers.py` compares the ranks."""
+        found: dict[str, float] = {"batches": len(self.batches)}
+        batches, forwards = list(self.batches), list(self.forwards)
+        if batches:
+            found["own_s"] = round(statistics.median(own_s for own_s, _ in batches), 6)
+            found["batch_s"] = round(statistics.median(batch_s for _, batch_s in batches), 6)
+        if forwards:
+            found["forward_s"] = round(statistics.median(forwards), 6)
+        return found
+
     def _keep_the_last_attempts(self) -> None:
-        """The first rank's heartbeat of the attempt before this one goes beside it."""
+        """This rank's heartbeat of the attempt before this one goes beside it."""
         try:
             before = read_json(self.path, {})
             if before.get("attempt", self._fields["attempt"]) != self._fields["attempt"]:

@@ -19,6 +19,7 @@ What differs, on purpose:
 from __future__ import annotations
 
 import logging
+from time import perf_counter
 from typing import Any
 
 from lightning.pytorch import Trainer
@@ -43,6 +44,8 @@ class LeanTrainingEpochLoop(LeanOptimization):
     """None: Lightning's own way."""
     reason: str | None = None
     """Why it is Lightning's own way."""
+    waited_s = 0.0
+    """In all, for batches."""
     _said = False
 
     def on_run_start(self, data_fetcher: _DataFetcher) -> None:
@@ -111,7 +114,9 @@ class LeanTrainingEpochLoop(LeanOptimization):
             return
         if self.val_loop._restarting:
             self.val_loop.restarting = False
+        began = perf_counter()
         batch = plan.next_batch()
+        self.waited_s += perf_counter() - began
         progress = self.batch_progress
         total: Any = progress.total
         current: Any = progress.current

@@ -1,0 +1,37 @@
+"""What watches a training beside the step clock: each in a callback that costs nothing where it has nothing to do."""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed
+from lightning.pytorch import Callback, Trainer
+
+from trainer.callbacks.device_time import DeviceTime
+from trainer.callbacks.guard import Guard
+from trainer.config.schema import ResilienceOptions
+from trainer.runs.directory import RunDirectory
+from trainer.worker.heartbeat import Heartbeat
+
+
+def make_guard(
+    options: ResilienceOptions, directory: RunDirectory, attempt: int, group: torch.distributed.ProcessGroup | None
+) -> Guard | None:
+    """None where neither bad numbers nor spikes are looked for."""
+    if options.on_nonfinite == "off" and options.spike_z is None:
+        return None
+    return Guard(options, directory, attempt, group)
+
+
+def of_device(device: torch.device, heartbeat: Heartbeat) -> list[Callback]:
+    """Also tells the heartbeat what this rank computes on."""
+    if device.type != "cuda":
+        heartbeat.update(device="cpu")
+        return []
+    heartbeat.update(device=f"{device}, {torch.cuda.get_device_name(device)}")
+    return [DeviceTime(heartbeat)]
+
+
+def count_waits(trainer: Trainer, heartbeat: Heartbeat) -> None:
+    """Give the heartbeat the seconds waited for data; Lightning's own loop does not count them."""
+    loop = trainer.fit_loop.epoch_loop
+    heartbeat.waited_s = lambda: getattr(loop, "waited_s", 0.0)
