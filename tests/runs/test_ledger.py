@@ -39,7 +39,7 @@ def test_two_attempts_with_a_hang_add_up(tmp_path: Path) -> None:
         {"time": 160.0, "event": "hang", "attempt": 0, "still_s": 12.0},
     ]
     run.events_path.write_text("".join(json.dumps(event) + "\n" for event in events))
-    spent = {"import": 5.0, "build": 3.0, "train": 40.0, "save": 2.0}
+    spent = {"import": 5.0, "build": 3.0, "train": 34.0, "data": 6.0, "save": 2.0}
     write_beat(run, "attempt-00-rank-0.json", 0, 110.0, 160.0, spent=spent, first_step=0, step=20)
     spent = {"import": 5.0, "build": 3.0, "train": 20.0, "finished": 2.0}
     write_beat(run, "rank-0.json", 1, 164.0, 194.0, spent=spent, first_step=10, step=50)
@@ -51,7 +51,8 @@ def test_two_attempts_with_a_hang_add_up(tmp_path: Path) -> None:
         "import": 10.0,
         "build": 6.0,
         "first_step": 0,
-        "train": 28.0 + 15.0,
+        "train": 22.0 + 15.0,
+        "data": 6.0,
         "redone": 5.0,  # 10 of the 40 steps of the second attempt
         "validate": 0,
         "save": 2.0,
@@ -60,7 +61,7 @@ def test_two_attempts_with_a_hang_add_up(tmp_path: Path) -> None:
         "down": 4.0,
     }
     assert sum(found["seconds"].values()) == found["wall_s"] == 94.0
-    assert found["effective"] == pytest.approx(43 / 94, abs=1e-4)
+    assert found["effective"] == pytest.approx(37 / 94, abs=1e-4)
 
 
 def test_a_run_without_a_heartbeat_has_none(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from trainer.cli.common import age, duration, number, parser_of, size
 from trainer.cluster.jobs import states_of
 from trainer.errors import JOB_FAILED
 from trainer.runs.directory import RunDirectory
+from trainer.runs.ledger import by_rank
 from trainer.runs.registry import find, runs_dir_from
 from trainer.runs.summary import summary
 
@@ -19,6 +20,7 @@ from trainer.runs.summary import summary
 def main(argv: list[str]) -> int:
     parser = parser_of("show", "Everything known of one run.", "trainer show k3v9 --json")
     parser.add_argument("--verify", action="store_true", help="read every checkpoint again and compare its checksums")
+    parser.add_argument("--ranks", action="store_true", help="also where each rank stands, and its time")
     options = parser.parse_args(argv)
     run = find(options.run, runs_dir_from(options.runs_dir))
     found = summary(run, states_of([run]))
@@ -26,6 +28,8 @@ def main(argv: list[str]) -> int:
         for one in found["checkpoints"]:
             one["problems"] = commit.verify(Path(one["path"]))
             one["verified"] = not one["problems"]
+    if options.ranks:
+        found["ranks"] = by_rank(run)
     print(json.dumps(found, indent=1) if options.json else "\n".join(_sheet(run, found)))
     damaged = any(one["verified"] is False for one in found["checkpoints"])
     return JOB_FAILED if damaged else 0
@@ -48,6 +52,8 @@ def _sheet(run: RunDirectory, found: dict[str, Any]) -> list[str]:
         lines.append(f"  best         {best['metric']} {number(best['value'])} at step {best['step']}")
     if found["ledger"]:
         lines += _block("time", _time(found["ledger"]))
+    lines += _block("stragglers", [event["reason"] for event in found["stragglers"]])
+    lines += _block("ranks", _ranks(found.get("ranks", [])))
     lines += _block("metrics", [f"{name}  {number(value)}" for name, value in sorted(found["metrics"].items())])
     lines += _block("checkpoints", _checkpoints(found["checkpoints"]))
     lines += _block("attempts", [_attempt(one) for one in run.attempts()])
@@ -57,10 +63,25 @@ def _sheet(run: RunDirectory, found: dict[str, Any]) -> list[str]:
 
 def _time(ledger: dict[str, Any]) -> list[str]:
     """Effective training time and goodput, then the classes that took any."""
-    spent = [(name, seconds) for name, seconds in ledger["seconds"].items() if seconds >= 0.05]
-    classes = ", ".join(f"{name.replace('_', ' ')} {_seconds(seconds)}" for name, seconds in spent)
     effective, goodput = ledger["effective"] or 0.0, ledger["goodput"] or 0.0
-    return [f"{_seconds(ledger['wall_s'])}: {effective:.0%} effective training, {goodput:.0%} goodput", classes]
+    told = f"{_seconds(ledger['wall_s'])}: {effective:.0%} effective training, {goodput:.0%} goodput"
+    return [told, _classes(ledger["seconds"])]
+
+
+def _classes(spent: dict[str, float]) -> str:
+    return ", ".join(
+        f"{name.replace('_', ' ')} {_seconds(seconds)}" for name, seconds in spent.items() if seconds >= 0.05
+    )
+
+
+def _ranks(rows: list[dict[str, Any]]) -> list[str]:
+    """Of each two lines: where it stands and how fast it is, and its time."""
+    lines = []
+    for row in rows:
+        own = f", {row['own_s']:.3g} s of {row['batch_s']:.3g} s a batch alone" if row["own_s"] else ""
+        lines.append(f"{row['rank']}  {row['host']}, {row['device']}: {row['phase']} at step {row['step']}{own}")
+        lines.append(f"   {_classes(row['seconds'] or {})}")
+    return lines
 
 
 def _seconds(seconds: float) -> str:

@@ -42,8 +42,9 @@ def _explain(run: RunDirectory, state: State) -> dict[str, Any]:
             return {"why": why_it_waits(run) or [state.reason], "attempts": attempts}
         except EnvironmentFault as error:
             return {"why": [error.message], "attempts": attempts}
+    slow = [str(event["reason"]) for event in run.events() if event["event"] == "straggler"]
     if state.is_active:
-        return {"why": [state.reason] if state.reason else [], "attempts": attempts}
+        return {"why": ([state.reason] if state.reason else []) + slow, "attempts": attempts}
     why = [state.reason] if state.reason else []
     return {"why": why + [text for word, text in _ADVICE.items() if word in state.reason], "attempts": attempts}
 

@@ -1,4 +1,6 @@
-"""What the node process does about a job that stands still: stacks, a name, an end; torchrun then restarts it."""
+"""What the node process does about a job that stands still: stacks, a name, an end; torchrun then restarts it. One that
+is only held up by a slow rank goes on, and the rank is named.
+"""
 
 from __future__ import annotations
 
@@ -10,9 +12,11 @@ from trainer.cluster import processes
 from trainer.cluster.cause import Cause
 from trainer.errors import HUNG
 from trainer.resilience.watchdog import STACKS_SUFFIX, Allowances, Hang, HangWatch, blame, read_places
+from trainer.resilience.stragglers import StragglerWatch, read_paces
 from trainer.runs.directory import RunDirectory
 
 _LOOK_EVERY_S = 0.5
+_COMPARE_EVERY_S = 1.0
 _STACKS_WITHIN_S = 3.0
 """A process that runs at all writes its stacks in milliseconds."""
 
@@ -28,18 +32,36 @@ class HangWatcher:
         self._allowances = Allowances.of(run.config()["resilience"])
         self._attempt = -1
         self._watch = HangWatch(self._allowances, time.monotonic())
-        self._looked = 0.0
+        self._looked = self._compared = 0.0
+        self._stragglers = StragglerWatch(0, 0)
 
     def look(self, attempt: int, torchrun_pid: int) -> Cause | None:
         """End this node's workers if the job hangs, and say why."""
         now = time.monotonic()
         if attempt != self._attempt:
             self._attempt, self._watch = attempt, HangWatch(self._allowances, now)
+            options = self._run.config()["resilience"]
+            self._stragglers = StragglerWatch(
+                float(options.get("straggler_factor", 0)), float(options.get("straggler_after_s", 30))
+            )
+        self._compare(now)
         if self._allowances.factor == 0 or attempt in self.found or now - self._looked < _LOOK_EVERY_S:
             return None
         self._looked = now
         hang = self._watch.look(read_places(self._run.live_dir, attempt), now)
         return None if hang is None else self._end(hang, attempt, torchrun_pid)
+
+    def _compare(self, now: float) -> None:
+        """Name a rank that the others wait for at every step."""
+        if not self._records or not self._stragglers.factor or now - self._compared < _COMPARE_EVERY_S:
+            return
+        self._compared = now
+        shape = self._run.launch()["shape"]
+        world_size = shape["nodes"] * shape["processes_per_node"]
+        found = self._stragglers.look(read_paces(self._run.live_dir, self._attempt, world_size), now)
+        if found is not None:
+            self._run.event("straggler", attempt=self._attempt, **found.fields())
+            print(f"straggler: {found}", flush=True)
 
     def _end(self, hang: Hang, attempt: int, torchrun_pid: int) -> Cause:
         folder = self._run.logs_dir / f"attempt-{attempt:02d}"

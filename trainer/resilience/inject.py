@@ -19,7 +19,8 @@ from trainer.worker.process import Rank
 class InjectFault(Callback):
     """One fault on the ranks in `ranks` (none: on all), once, in attempt `attempt` after optimizer step `step`.
 
-    `delay_s`: what kills does so this much later, from a thread, which is at any place inside of a step.
+    `delay_s`: what kills does so this much later, from a thread, which is at any place inside of a step; `slow` waits so
+    long in that step and in each after it, in every attempt.
     """
 
     def __init__(self, kind: str, step: int, ranks: list[int], delay_s: float = 0.0, attempt: int = 0) -> None:
@@ -27,10 +28,14 @@ class InjectFault(Callback):
             raise ValueError(f"there is no fault {kind!r}; choose one of {', '.join(_ACTIONS)}")
         self._kind, self._step, self._ranks, self._delay_s = kind, step, ranks, delay_s
         self._rank = Rank.from_environment()
-        self._armed = self._rank.attempt == attempt and (self._rank.rank in ranks or not ranks)
+        is_now = kind == "slow" or self._rank.attempt == attempt
+        self._armed = is_now and (self._rank.rank in ranks or not ranks)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        if not self._armed or trainer.global_step < self._step or self._kind == "bad_loss":
+        if not self._armed or trainer.global_step < self._step or self._kind in _OF_LOSS:
+            return
+        if self._kind == "slow":
+            time.sleep(self._delay_s)
             return
         self._armed = False
         action = _ACTIONS[self._kind]
@@ -40,11 +45,12 @@ class InjectFault(Callback):
             action()
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: torch.Tensor) -> None:
-        """A loss that is no number, and with it every gradient."""
-        if self._kind == "bad_loss" and self._armed and trainer.global_step >= self._step:
+        """Another loss, and with it every gradient."""
+        if self._kind in _OF_LOSS and self._armed and trainer.global_step >= self._step:
             self._armed = False
-            loss.data.fill_(float("nan"))
-            loss.register_hook(lambda gradient: gradient * float("nan"))
+            factor = _OF_LOSS[self._kind]
+            loss.data.mul_(factor)
+            loss.register_hook(lambda gradient: gradient * factor)
 
 
 def _send(signum: int, pid: Callable[[], int]) -> Callable[[], None]:
@@ -78,6 +84,14 @@ def _kill_loader_worker() -> None:
         os.kill(int(child.pid or 0), signal.SIGKILL)
 
 
+_OF_LOSS = {"bad_loss": float("nan"), "spike": 1e4}
+"""By what the loss of one micro-batch is multiplied."""
+
+
+def _out_of_memory() -> None:
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB (on request)")
+
+
 _ACTIONS: dict[str, Callable[[], None]] = {
     "kill": _send(signal.SIGKILL, os.getpid),
     "segfault": _send(signal.SIGSEGV, os.getpid),
@@ -89,7 +103,8 @@ _ACTIONS: dict[str, Callable[[], None]] = {
     "terminate_node": _send(signal.SIGTERM, _node),
     "stop": _send(signal.SIGSTOP, os.getpid),
     "hang": _spin,
-    "bad_loss": lambda: None,
+    **dict.fromkeys(("bad_loss", "spike", "slow"), lambda: None),
+    "out_of_memory": _out_of_memory,
     "raise": _raise,
     "exit": lambda: os._exit(0),
 }

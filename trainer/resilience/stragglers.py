@@ -72,15 +72,15 @@ class Straggler:
 
 
 class StragglerWatch:
-    """One attempt's watch. A rank is named once, after it has been the slow one for `after_s`."""
+    """One attempt's watch. A rank is named once, after it has been the slow one for `after_s`. `factor` 0: none is."""
 
     def __init__(self, factor: float, after_s: float) -> None:
-        self._factor, self._after_s = factor, after_s
+        self.factor, self._after_s = factor, after_s
         self._since: tuple[int, float] | None = None
         self._named: set[int] = set()
 
     def look(self, paces: Sequence[Pace], now: float) -> Straggler | None:
-        found = slowest(paces, self._factor)
+        found = slowest(paces, self.factor)
         if found is None or found.pace.rank in self._named:
             self._since = None
             return None

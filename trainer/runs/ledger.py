@@ -1,8 +1,8 @@
-"""Where the time of a run went: every second of every attempt in one class, from the first rank's heartbeats.
+"""Where the time of a run went: every second of every attempt in one class, from a rank's heartbeats.
 
 A heartbeat carries the seconds of its process by phase; what an attempt left behind is kept in
-`live/attempt-NN-rank-0.json` when the next one begins. What lies between two attempts is `down`. The time that
-steps wait for data or for other ranks is in the steps.
+`live/attempt-NN-rank-R.json` when the next one begins. What lies between two attempts is `down`. The time that
+steps wait for other ranks is in the steps.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ CLASSES = (
     "build",
     "first_step",
     "train",
+    "data",
     "redone",
     "validate",
     "save",
@@ -28,17 +29,19 @@ CLASSES = (
     "hang",
     "down",
 )
-"""`start` is from the command to the first process, and joining the others; `first_step` includes compilation;
-`redone` are steps that an earlier attempt had done already; `train` are the useful ones."""
+"""`start` is from the command to the first process, and joining the others; `build` has loading the checkpoint,
+`first_step` compilation; `train` are the useful steps, `redone` those that an earlier attempt had done already; `data`
+is waiting for a batch, in whatever step; `save` is how long the training stood still for checkpoints, which are written
+behind its back; `finish` waits for the last of them and for the trackers."""
 
 
-def ledger(run: RunDirectory, now: float | None = None) -> dict[str, Any] | None:
+def ledger(run: RunDirectory, now: float | None = None, rank: int = 0) -> dict[str, Any] | None:
     """Seconds by class (`seconds`), their sum (`wall_s`), the share of useful steps (`effective`) and useful steps at
     the pace of this run over the wall time without the queue (`goodput`). `now`: the end where the run goes on.
 
-    None before the first heartbeat.
+    None before the first heartbeat of this rank.
     """
-    beats = _beats(run)
+    beats = _beats(run, rank)
     if not beats:
         return None
     events = run.events()
@@ -70,10 +73,23 @@ def _share(part: float, whole: float) -> float | None:
     return round(part / whole, 4) if whole > 0 else None
 
 
-def _beats(run: RunDirectory) -> list[dict[str, Any]]:
+def by_rank(run: RunDirectory) -> list[dict[str, Any]]:
+    """Of each rank of the newest attempt its place and pace, and where its time went; a row a rank."""
+    rows = []
+    for path in sorted(run.live_dir.glob("rank-*.json"), key=lambda path: int(path.stem.partition("-")[2])):
+        beat, rank = _read(path), int(path.stem.partition("-")[2])
+        kept = ("host", "device", "attempt", "step", "phase", "own_s", "forward_s", "batch_s")
+        accounts = ledger(run, rank=rank)
+        rows.append(
+            {"rank": rank, **{key: beat.get(key) for key in kept}, "seconds": accounts["seconds"] if accounts else None}
+        )
+    return rows
+
+
+def _beats(run: RunDirectory, rank: int) -> list[dict[str, Any]]:
     """The last heartbeat of each attempt, by attempt."""
     found = []
-    for path in [*run.live_dir.glob("attempt-*-rank-0.json"), run.live_dir / "rank-0.json"]:
+    for path in [*run.live_dir.glob(f"attempt-*-rank-{rank}.json"), run.live_dir / f"rank-{rank}.json"]:
         beat = _read(path)
         if beat.get("spent") is not None:
             found.append(beat)

@@ -53,6 +53,7 @@ def summary(run: RunDirectory, slurm_states: Mapping[str, str] | None = None) ->
         "started": started[0] if started else None,
         "ended": None if state.is_active else _ended(events, live),
         "ledger": ledger(run, time.time() if state.is_active else None),
+        "stragglers": [event for event in events if event["event"] == "straggler"],
         "energy_kwh": None,
         "cost": None,
     }

@@ -36,7 +36,6 @@ class Attempt:
             print(
                 f"metrics.jsonl: {rewound.dropped} lines after step {step} dropped; they are logged again", flush=True
             )
-        self.heartbeat.update(step=step, phase="build")
         self.directory.event(
             "started",
             attempt=self.rank.attempt,

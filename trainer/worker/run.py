@@ -80,6 +80,7 @@ def _train(config: Config, attempt: Attempt, group: Group | None) -> None:
     folder = tiers.local_folder(config.checkpoint.local_dir, directory.path.name)
     local = CheckpointStore(folder) if folder else None
     resumed = _newest_checkpoint(store, local, directory, rank, group)
+    heartbeat.update(step=resumed.step if resumed else 0, phase="build")
     unsure = attempt.begin(resumed) if rank.is_first else []
 
     rng.seed_all(config.seed)
