@@ -11,8 +11,8 @@ from pathlib import Path
 from trainer.cluster import processes
 from trainer.cluster.cause import Cause
 from trainer.errors import HUNG
-from trainer.resilience.watchdog import STACKS_SUFFIX, Allowances, Hang, HangWatch, blame, read_places
 from trainer.resilience.stragglers import StragglerWatch, read_paces
+from trainer.resilience.watchdog import STACKS_SUFFIX, Allowances, Hang, HangWatch, blame, read_places
 from trainer.runs.directory import RunDirectory
 
 _LOOK_EVERY_S = 0.5
