@@ -89,6 +89,7 @@ def test_a_sweep_runs_one_job_after_the_other_and_sums_up(trainer_cli: Command, 
     assert done.returncode == 0, done.stdout + done.stderr
     runs = sorted((workdir / "runs").iterdir())
     assert len(runs) == 2
+    assert "job 2 of 2: seed=2\n" in done.stdout
     summary = done.stdout.partition("2 of 2 jobs")[2]
     for run in runs:
         assert run.name in summary

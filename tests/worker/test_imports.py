@@ -5,6 +5,10 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
+
+from tests.conftest import TrainerCli
+from trainer.errors import JOB_FAILED
 
 _PROBE = """
 import gc, json, sys
@@ -28,3 +32,13 @@ def test_torchmetrics_still_imports_it() -> None:
     probe = "import sys, torchmetrics; print('scipy.signal' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, timeout=120, check=True)
     assert done.stdout == "True\n"
+
+
+def test_what_cannot_be_imported_is_not_tried_again(trainer_cli: TrainerCli, workdir: Path) -> None:
+    """A file of the user's that is called like a package goes before it."""
+    (workdir / "lightning.py").write_text("")
+    done = trainer_cli("fit", "debug=fast", "resources.gpus=0")
+    assert done.returncode == JOB_FAILED, done.stdout + done.stderr
+    assert "No module named 'lightning.pytorch'; 'lightning' is not a package" in done.stdout
+    (run,) = (workdir / "runs").iterdir()
+    assert [path.name for path in (run / "logs").iterdir()] == ["attempt-00"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -70,8 +71,9 @@ def _plan(job: Job) -> str:
     return "\n".join([*lines, f"{'command':<11}{command}", ""])
 
 
-def _launch(job: Job, arguments: argparse.Namespace) -> tuple[int, Any]:
-    """Make the run, start it and, unless detached, follow it; the exit code and the RunDirectory."""
+def _launch(job: Job, arguments: argparse.Namespace, after: Any = None) -> tuple[int, Any]:
+    """Make the run, start it (on SLURM not before the run `after` has ended) and, unless detached, follow it; the exit
+    code and the RunDirectory."""
     from trainer.cluster.follow import follow
     from trainer.runs.directory import RunDirectory
 
@@ -84,7 +86,7 @@ def _launch(job: Job, arguments: argparse.Namespace) -> tuple[int, Any]:
     facts = dict(describe(job))
     print(f"run {run.path.name}: {facts['shape']}; {facts['batch']}; until {facts['until']}", flush=True)
     cluster = job.config["cluster"]["name"]
-    launchers.launcher(cluster, detached=arguments.detach).launch(run)
+    launchers.launcher(cluster, detached=arguments.detach, after=after).launch(run)
     if arguments.detach or (cluster != "local" and not arguments.follow):
         if "cost" in facts:
             print(f"it may use {facts['cost']}")
@@ -95,12 +97,16 @@ def _launch(job: Job, arguments: argparse.Namespace) -> tuple[int, Any]:
 
 def _sweep(jobs: list[Job], arguments: argparse.Namespace) -> int:
     """One job after the other; Ctrl-C ends the sweep with the job that it stops."""
-    rows, code = [], DONE
+    rows: list[tuple[str, int, Any]] = []
+    code = DONE
+    varied = _varied(jobs)
     for number, job in enumerate(jobs, start=1):
-        print(f"\njob {number} of {len(jobs)}: {' '.join(job.composed.overrides)}", flush=True)
-        outcome, run = _launch(job, arguments)
+        what = " ".join(one for one in job.composed.overrides if one in varied)
+        print(f"\njob {number} of {len(jobs)}: {what}", flush=True)
+        at_once = job.config["cluster"].get("sweep_at_once")
+        outcome, run = _launch(job, arguments, rows[-at_once][2] if at_once and len(rows) >= at_once else None)
         code = code or outcome
-        rows.append((" ".join(job.composed.overrides), outcome, run))
+        rows.append((what, outcome, run))
         if outcome == INTERRUPTED:
             break
     print(f"\n{len(rows)} of {len(jobs)} jobs")
@@ -109,6 +115,12 @@ def _sweep(jobs: list[Job], arguments: argparse.Namespace) -> int:
         state = f"exit code {outcome}" if outcome else _state(run)
         print(f"  {overrides:<{width}}  {state:<22}{_best(run):<28}{run.path.name}")
     return code
+
+
+def _varied(jobs: list[Job]) -> set[str]:
+    """The overrides that not all jobs of a sweep have."""
+    counts = Counter(override for job in jobs for override in job.composed.overrides)
+    return {override for override, count in counts.items() if count < len(jobs) or len(jobs) == 1}
 
 
 def _state(run: Any) -> str:

@@ -14,13 +14,13 @@ class Launcher(Protocol):
     def launch(self, run: RunDirectory) -> None: ...
 
 
-def launcher(cluster: str, *, detached: bool, keep_script: bool = False) -> Launcher:
+def launcher(cluster: str, *, detached: bool, keep_script: bool = False, after: RunDirectory | None = None) -> Launcher:
     """`detached`: the run goes on without the command that launched it, as on SLURM it always does. `keep_script`:
-    submit the job script of the last launch as it is by now."""
+    submit the job script of the last launch as it is by now. `after`: not before that run has ended (SLURM)."""
     if cluster == "slurm":
         from trainer.cluster.slurm.submit import SlurmLauncher
 
-        return SlurmLauncher(keep_script)
+        return SlurmLauncher(keep_script, str(after.launch()["slurm_job_id"]) if after else None)
     from trainer.cluster.local import LocalLauncher
 
     return LocalLauncher(detached)

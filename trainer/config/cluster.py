@@ -39,6 +39,8 @@ class Slurm:
     reservation: str | None = None
     dependency: str | None = None
     """Start after other jobs: afterok:1234."""
+    sweep_at_once: int | None = None
+    """Of the jobs of a sweep (-m) so many may run at the same time, as with the % of a job array; null: all."""
     nice: int | None = None
     mail_user: str | None = None
     mail_type: str | None = None

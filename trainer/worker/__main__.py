@@ -7,9 +7,14 @@ happens then, also a failed import, must end in this rank's log.
 from __future__ import annotations
 
 import sys
+import traceback
 from pathlib import Path
 
+from trainer.errors import DONE, NEVER_RESTART
+from trainer.runs.directory import RunDirectory
 from trainer.worker import process, stop
+from trainer.worker.attempt import Attempt
+from trainer.worker.heartbeat import Heartbeat
 from trainer.worker.imports import quick_imports
 
 
@@ -19,8 +24,17 @@ def main() -> int:
     process.die_with_parent()
     process.redirect_output(run_path)
     process.dump_stacks_when_asked(run_path)
-    with quick_imports():
-        from trainer.worker.run import run
+    try:
+        with quick_imports():
+            from trainer.worker.run import run
+    except ImportError as error:
+        # No restart makes torch or Lightning importable.
+        traceback.print_exc()
+        rank, directory = process.Rank.from_environment(), RunDirectory(run_path)
+        heartbeat = Heartbeat(directory.live_dir / f"rank-{rank.rank}.json", rank)
+        reason = f"{type(error).__name__}: {error}"
+        Attempt(directory, rank, heartbeat).end("failed", NEVER_RESTART, reason, every_rank=True)
+        return DONE
 
     return run(run_path)
 

@@ -12,7 +12,6 @@ from typing import Any
 from trainer.checkpoint.store import Checkpoint
 from trainer.runs.directory import RunDirectory
 from trainer.runs.files import write_atomic
-from trainer.tracking.metrics_file import rewind
 from trainer.worker.heartbeat import Heartbeat
 from trainer.worker.process import Rank
 
@@ -30,6 +29,8 @@ class Attempt:
 
         Returns the lines of metrics.jsonl that the last attempt, if it was killed, may not have got to another tracker.
         """
+        from trainer.tracking.metrics_file import rewind  # needs Lightning, without which an attempt must end well
+
         step = resumed.step if resumed else 0
         rewound = rewind(self.directory.metrics_path, step)
         if rewound.dropped:

@@ -45,7 +45,7 @@ _LISTED_FORMS = {
         "an option of sbatch without the dashes, and its value: switches=1",
     ),
 }
-_SMALLEST = {"cpus_per_process": 1, "save_before_end_s": 30, "attempts_without_progress": 1}
+_SMALLEST = {"cpus_per_process": 1, "save_before_end_s": 30, "attempts_without_progress": 1, "sweep_at_once": 1}
 OURS = {
     **{"job-name": "name", "output": "runs_dir", "error": "runs_dir", "nodes": "resources.nodes"},
     **{"gpus": "resources.gpus", "gpus-per-node": "resources.gpus_per_node", "gres": "resources.gpus"},

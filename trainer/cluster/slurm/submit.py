@@ -48,10 +48,12 @@ def _refusal(refused: SlurmRefused) -> UserError:
 
 
 class SlurmLauncher:
-    """Submits runs. `keep_script`: submit the script that is there, as a person may have changed it."""
+    """Submits runs. `keep_script`: submit the script that is there, as a person may have changed it. `after`: id of a
+    job that must have ended first, besides `cluster.dependency`."""
 
-    def __init__(self, keep_script: bool = False) -> None:
+    def __init__(self, keep_script: bool = False, after: str | None = None) -> None:
         self.keep_script = keep_script
+        self.after = after
 
     def launch(self, run: RunDirectory) -> None:
         """Submit `run` and write the id of its job into `launch.json`.
@@ -72,7 +74,7 @@ class SlurmLauncher:
         run.stop_request.unlink(missing_ok=True)
         write_atomic(run.launch_path, json.dumps({**launch, "slurm_job_id": None}, indent=1))
         try:
-            job_id = submit(script_path(run), Path(launch["cwd"]))
+            job_id = submit(script_path(run), Path(launch["cwd"]), *self._dependency(config))
         except TrainerError as error:
             write_atomic(run.launch_path, json.dumps(before, indent=1))
             if was_asked_to_stop is not None:
@@ -81,6 +83,12 @@ class SlurmLauncher:
             raise
         write_atomic(run.launch_path, json.dumps({**launch, "slurm_job_id": job_id}, indent=1))
         run.event("queued", slurm_job_id=job_id)
+
+    def _dependency(self, config: dict[str, Any]) -> list[str]:
+        """On the command line, where it overrides the script's: the script may be submitted again, alone."""
+        if self.after is None:
+            return []
+        return ["--dependency=" + ",".join(filter(None, [config["cluster"]["dependency"], f"afterany:{self.after}"]))]
 
 
 def submit(script: Path, cwd: Path, *options: str) -> str:
