@@ -18,9 +18,11 @@ from trainer.data.arrays import ArrayDataModule
 from trainer.data.audio_folder import AudioFolder
 from trainer.data.digit_strips import DigitStrips
 from trainer.data.digits import Digits
+from trainer.data.faces import Faces
 from trainer.data.fashion_mnist import FashionMNIST
 from trainer.data.image_folder import ImageFolder
 from trainer.data.loader import OrderedLoader, resumable
+from trainer.data.mixture import Mixture
 from trainer.data.text import Text
 from trainer.data.token_shards import TokenShards
 
@@ -81,6 +83,18 @@ def audio_folder(root: Path, workers: int) -> ArrayDataModule:
     return AudioFolder(str(root), seconds=0.2, mels=8, num_workers=workers)
 
 
+def mixture(root: Path, workers: int) -> ArrayDataModule:
+    """The one that is augmented is small and is read through more than once in an epoch."""
+    (root / "garments").mkdir(exist_ok=True)
+    garments = fashion_mnist(root / "garments", 0)
+    more = FashionMNIST(root=str(root / "garments"), train_samples=20, augment=True, seed=1)
+    return Mixture({"few": more, "all": garments}, {"few": 1, "all": 1}, seed=SEED)
+
+
+def faces(root: Path, workers: int) -> ArrayDataModule:
+    return Faces()
+
+
 Kind = Callable[[Path, int], ArrayDataModule]
 KINDS: list[tuple[Kind, int]] = [
     (digits, 0),
@@ -88,6 +102,8 @@ KINDS: list[tuple[Kind, int]] = [
     (fashion_mnist, 0),
     (text, 0),
     (token_shards, 0),
+    (mixture, 0),
+    (faces, 0),
     (image_folder, 0),
     (image_folder, 1),
     (audio_folder, 0),

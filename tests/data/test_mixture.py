@@ -1,0 +1,117 @@
+"""Mixtures: the shares are exact, and a source is read through before any of it is read again."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+
+from trainer.data.arrays import ArrayDataModule, Arrays
+from trainer.data.digits import Digits
+from trainer.data.image_folder import ImageFolder
+from trainer.data.mixture import Mixed, Mixture, OneAfterAnother, shares
+from trainer.data.text import Text
+from trainer.errors import UserError
+
+
+def numbers(begin: int, count: int) -> Arrays:
+    """Samples whose input says which they are."""
+    values = torch.arange(begin, begin + count)
+    return Arrays(values.float().unsqueeze(1), values)
+
+
+def epoch(data: Mixed, number: int) -> list[int]:
+    _, targets = data.gather(torch.randperm(len(data)), number)
+    return targets.tolist()
+
+
+@pytest.mark.parametrize(
+    ("weights", "samples", "expected"),
+    [([1, 1], 10, [5, 5]), ([1, 1, 1], 10, [4, 3, 3]), ([0.7, 0.3], 9, [6, 3]), ([1, 999], 10, [0, 10])],
+)
+def test_shares(weights: list[float], samples: int, expected: list[int]) -> None:
+    assert shares(weights, samples) == expected
+
+
+def test_each_epoch_has_the_shares_and_each_pass_every_sample_once() -> None:
+    """The small source is read four times in three epochs, the large one not yet once."""
+    data = Mixed([numbers(0, 6), numbers(100, 50)], [8, 12], seed=3)
+    read = [epoch(data, number) for number in range(3)]
+    assert [Counter(one >= 100 for one in part) for part in read] == [Counter({False: 8, True: 12})] * 3
+    counts = Counter(one for part in read for one in part)
+    assert [counts[number] for number in range(6)] == [4] * 6
+    assert sum(counts[number] > 1 for number in range(100, 150)) == 0
+    assert sum(number >= 100 for number in counts) == 36
+
+
+def test_a_batch_is_in_the_order_of_its_ids_and_a_function_of_seed_and_epoch() -> None:
+    def make(seed: int = 3) -> Mixed:
+        return Mixed([numbers(0, 6), numbers(100, 50)], [8, 12], seed)
+
+    ids = torch.tensor([19, 0, 7, 12, 3])
+    inputs, targets = make().gather(ids, 5)
+    assert torch.equal(inputs[:, 0].long(), targets)
+    used = make()
+    used.gather(torch.arange(20), 4)
+    assert torch.equal(used.gather(ids, 5)[1], targets)
+    assert torch.equal(torch.cat([make().gather(ids[i : i + 1], 5)[1] for i in range(5)]), targets)
+    assert not torch.equal(make().gather(ids, 6)[1], targets)
+    assert not torch.equal(make(4).gather(ids, 5)[1], targets)
+
+
+def test_held_out_samples_are_read_once_each() -> None:
+    data = OneAfterAnother([numbers(0, 3), numbers(100, 2)])
+    assert data.gather(torch.arange(5), 0)[1].tolist() == [0, 1, 2, 100, 101]
+    assert data.gather(torch.tensor([2, 3]), 0)[1].tolist() == [2, 100]
+
+
+def text(folder: Path, word: str, **options: int) -> Text:
+    folder.mkdir(exist_ok=True)
+    for number in range(8):
+        (folder / f"{number}.txt").write_text(f"{word} {number} " * 60)
+    return Text(root=str(folder), cache=str(folder.parent / "cache"), **{"sequence_length": 16, **options})
+
+
+def test_texts_by_weight(tmp_path: Path) -> None:
+    data = Mixture({"a": text(tmp_path / "a", "aa"), "b": text(tmp_path / "b", "bb")}, {"a": 3, "b": 1}, samples=40)
+    data.prepare_data()
+    data.setup("fit")
+    assert isinstance(data.train, Mixed)
+    inputs, _ = data.train.gather(torch.arange(40), 0)
+    assert [int((inputs == ord(letter)).any(1).sum()) for letter in "ab"] == [30, 10]
+    facts = data.facts()
+    assert (facts["vocab_size"], facts["sequence_length"], facts["bytes_per_token"]) == (256, 16, 1.0)
+    assert data.default_task == Text.default_task
+
+
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [({"a": 1}, "one weight for each of a, b"), ({"a": 1, "b": 0}, r"data\.weights\.b=0: must be more than 0")],
+)
+def test_weights_that_cannot_be_meant(weights: dict[str, float], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        Mixture({"a": Digits(), "b": Digits()}, weights)
+
+
+def test_sources_must_fit_each_other(tmp_path: Path) -> None:
+    sources: dict[str, ArrayDataModule] = {
+        "short": text(tmp_path / "a", "aa"),
+        "long": text(tmp_path / "b", "bb", sequence_length=24),
+    }
+    data = Mixture(sources)
+    data.setup("fit")
+    with pytest.raises(UserError, match="sequence_length is 16 in short and 24 in long"):
+        data.facts()
+
+
+def test_files_that_are_read_one_by_one_are_refused(tmp_path: Path) -> None:
+    from PIL import Image
+
+    for number in range(8):
+        folder = tmp_path / f"class{number % 2}"
+        folder.mkdir(exist_ok=True)
+        Image.new("L", (8, 8)).save(folder / f"{number}.png")
+    with pytest.raises(UserError, match=r"data\.sources\.pictures: ImageFolder reads its samples one by one"):
+        Mixture({"pictures": ImageFolder(str(tmp_path), size=8)}).setup("fit")
