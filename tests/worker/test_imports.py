@@ -41,4 +41,4 @@ def test_what_cannot_be_imported_is_not_tried_again(trainer_cli: TrainerCli, wor
     assert done.returncode == JOB_FAILED, done.stdout + done.stderr
     assert "No module named 'lightning.pytorch'; 'lightning' is not a package" in done.stdout
     (run,) = (workdir / "runs").iterdir()
-    assert [path.name for path in (run / "logs").iterdir()] == ["attempt-00"]
+    assert [path.name for path in (run / "logs").glob("attempt-*")] == ["attempt-00"]
