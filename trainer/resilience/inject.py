@@ -19,8 +19,8 @@ from trainer.worker.process import Rank
 class InjectFault(Callback):
     """One fault on the ranks in `ranks` (none: on all), once, in attempt `attempt` after optimizer step `step`.
 
-    `delay_s`: what kills does so this much later, from a thread, which is at any place inside of a step; `slow` waits so
-    long in that step and in each after it, in every attempt.
+    `delay_s`: what kills does so this much later, from a thread, which is at any place inside of a step; `slow` waits
+    so long in that step and in each after it, in every attempt.
     """
 
     def __init__(self, kind: str, step: int, ranks: list[int], delay_s: float = 0.0, attempt: int = 0) -> None:
