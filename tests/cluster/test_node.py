@@ -44,9 +44,9 @@ def environment(scenario: str) -> dict[str, str]:
 
 
 def start_node(run: RunDirectory, scenario: str, **limits_s: float) -> subprocess.Popen[bytes]:
-    """`limits_s` are constants of the module that would make a test wait."""
-    changes = "".join(f"node.{name} = {value}; " for name, value in limits_s.items())
-    program = f"import sys; from trainer.cluster import node; {changes}sys.exit(node.main(sys.argv[1:]))"
+    """`limits_s` are constants of the supervisor that would make a test wait."""
+    changes = "".join(f"supervisor.{name} = {value}; " for name, value in limits_s.items())
+    program = f"import sys; from trainer.cluster import node, supervisor; {changes}sys.exit(node.main(sys.argv[1:]))"
     arguments = [sys.executable, "-c", program, str(run.path)]
     return subprocess.Popen(arguments, env=environment(scenario), start_new_session=True)
 

@@ -24,7 +24,7 @@ _TORCHRUN_FAILURE = re.compile(
 )
 """torch/distributed/elastic/multiprocessing/api.py"""
 _NODE_HOST = re.compile(r"^attempt \d+: .* on (\S+)$")
-"""What trainer/cluster/node.py writes first."""
+"""What trainer/cluster/supervisor.py writes first."""
 _KILLED_TORCHRUN = re.compile(r"^torchrun on (\S+) was killed by ")
 """What it writes of a torchrun that did not end by itself."""
 

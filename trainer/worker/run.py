@@ -23,6 +23,7 @@ from trainer.checkpoint.store import Checkpoint, CheckpointStore
 from trainer.config.build import instantiate, load
 from trainer.config.schema import Config
 from trainer.errors import DONE, JOB_FAILED, NEVER_RESTART, REQUEUE, TrainerError, UserError
+from trainer.resilience import memory
 from trainer.resilience.lock import refuse_if_superseded
 from trainer.runs.directory import RunDirectory
 from trainer.tracking.metrics_file import MetricsFile
@@ -64,6 +65,11 @@ def run(run_path: Path) -> int:
         # The next attempt would fail in the same way: say so, and keep torchrun from trying.
         traceback.print_exc()
         attempt.end("failed", NEVER_RESTART, f"{type(error).__name__}: {error}", every_rank=True)
+    except memory.ERRORS:
+        traceback.print_exc()
+        code = memory.end(attempt, config.resilience.on_oom)
+        if code is not None:
+            return code
     except BaseException:
         traceback.print_exc()
         heartbeat.stop("failed")
@@ -84,7 +90,10 @@ def _train(config: Config, attempt: Attempt, group: Group | None) -> None:
     unsure = attempt.begin(resumed) if rank.is_first else []
 
     rng.seed_all(config.seed)
+    readers = build.place_in_data(config, rank).world_size
+    config.data = memory.halved(config.data, directory, readers, rank.is_first, group)
     data = build.build_data(config, rank)
+    attempt.plan = data.plan
     module = build.build_module(
         config, data, lambda: build.total_steps_of(config, data), defer=build.defers(config, rank)
     )
@@ -135,7 +144,7 @@ def _train(config: Config, attempt: Attempt, group: Group | None) -> None:
         RngState(config.seed, rank.rank, build.place_in_data(config, rank).rank, group),
         best,
         *[instantiate(node, where=f"callbacks.{name}") for name, node in config.callbacks.items() if node],
-        *watching.of_device(build.device_of(config, rank), heartbeat),
+        *watching.callbacks(attempt, data.plan, build.device_of(config, rank)),
         *([guard] if guard else []),
         StepClock(metrics, boundary, heartbeat),
         boundary,
@@ -242,7 +251,7 @@ def _after_commit(
     mode: str,
     attempt: Attempt,
 ) -> None:
-    # The supervisor counts restarts from the attempt that got this far (trainer/cluster/node.py).
+    # The supervisor counts restarts from the attempt that got this far (trainer/cluster/supervisor.py).
     attempt.directory.event("checkpoint", attempt=attempt.rank.attempt, step=saved.step, bytes=saved.bytes)
     options = config.checkpoint
     if local is not None and saved.path.parent == local.directory:

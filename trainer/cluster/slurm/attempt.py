@@ -18,11 +18,11 @@ from typing import Any
 
 from trainer.checkpoint.store import CheckpointStore
 from trainer.cluster import cause
-from trainer.cluster.node import CODES, last_step
 from trainer.cluster.slurm import ending, lost_nodes, preflight, query
 from trainer.cluster.slurm.commands import SlurmRefused, patiently
 from trainer.cluster.slurm.commands import run as call
 from trainer.cluster.slurm.submit import script_path, submit
+from trainer.cluster.supervisor import CODES, last_step
 from trainer.errors import (
     DONE,
     ENVIRONMENT_MUST_CHANGE,
