@@ -135,7 +135,11 @@ def _refused_write(error: str) -> Callable[[random.Random], Case]:
 def _damaged(name: str, between: Between) -> Callable[[random.Random], Case]:
     def make(choose: random.Random) -> Case:
         step = choose.randrange(2 * CHECKPOINT_EVERY + 1, STEPS)
-        overrides = (*_injected("kill", choose, ranks=[0, 1], step=step), "resilience.max_restarts=0")
+        overrides = (
+            *_injected("kill", choose, ranks=[0, 1], step=step),
+            "resilience.max_restarts=0",
+            "checkpoint.asynchronous=false",  # or the one before the newest might not be there yet
+        )
         return Case(name, overrides, resumes=True, between=between, check=_skipped_one)
 
     return make
