@@ -6,10 +6,14 @@ import torch
 import torch.distributed
 from lightning.pytorch import Callback, Trainer
 
+from trainer.callbacks.accumulation import Accumulation
 from trainer.callbacks.device_time import DeviceTime
 from trainer.callbacks.guard import Guard
+from trainer.config.batch import BatchPlan
 from trainer.config.schema import ResilienceOptions
+from trainer.resilience.memory import MemoryReport
 from trainer.runs.directory import RunDirectory
+from trainer.worker.attempt import Attempt
 from trainer.worker.heartbeat import Heartbeat
 
 
@@ -22,13 +26,14 @@ def make_guard(
     return Guard(options, directory, attempt, group)
 
 
-def of_device(device: torch.device, heartbeat: Heartbeat) -> list[Callback]:
+def callbacks(attempt: Attempt, plan: BatchPlan, device: torch.device) -> list[Callback]:
     """Also tells the heartbeat what this rank computes on."""
-    if device.type != "cuda":
-        heartbeat.update(device="cpu")
-        return []
-    heartbeat.update(device=f"{device}, {torch.cuda.get_device_name(device)}")
-    return [DeviceTime(heartbeat)]
+    found: list[Callback] = [Accumulation(plan.accumulate), MemoryReport(attempt)]
+    if device.type == "cuda":
+        attempt.heartbeat.update(device=f"{device}, {torch.cuda.get_device_name(device)}")
+        return [*found, DeviceTime(attempt.heartbeat)]
+    attempt.heartbeat.update(device=device.type)
+    return found
 
 
 def count_waits(trainer: Trainer, heartbeat: Heartbeat) -> None:

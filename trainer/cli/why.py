@@ -16,7 +16,8 @@ from trainer.runs.registry import find, runs_dir_from
 from trainer.runs.state import State, state_of
 
 _ADVICE = {
-    "out of memory": "the host or the GPU ran out of memory: a smaller data.micro_batch, or strategy=fsdp, needs less",
+    "out of memory": "the host or the GPU ran out of memory: a smaller data.micro_batch, which"
+    " resilience.on_oom=halve finds by itself, or strategy=fsdp, needs less",
     "No space left": "the disk is full: make room, or keep fewer checkpoints (checkpoint.keep_last)",
     "left no newer checkpoint": "the attempts end before their first checkpoint: a smaller checkpoint.every_n_steps",
     "was lost": "nothing of yours: a requeued job goes on without the node",

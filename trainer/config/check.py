@@ -78,6 +78,7 @@ _RANGES: dict[str, _From | _OneOf] = {
     "resilience.on_nonfinite": _OneOf(("stop", "skip", "rollback", "off")),
     "resilience.spike_z": _POSITIVE,
     "resilience.on_spike": _OneOf(("stop", "skip", "rollback")),
+    "resilience.on_oom": _OneOf(("stop", "halve")),
     "resilience.hang_factor": _From(0),
     "resilience.hang_after_s": _POSITIVE,
     "resilience.hang_slow_s": _POSITIVE,

@@ -129,6 +129,8 @@ class ResilienceOptions:
     a careful beginning."""
     on_spike: str = "rollback"
     """A spike: stop, skip, rollback, as above."""
+    on_oom: str = "stop"
+    """Out of memory: stop; halve (the workers restart with half the micro-batch and the same global batch)."""
     hang_factor: float = 20.0
     """The ranks hang when no step has ended for this many median steps, and `hang_after_s`: stacks are written to
     `logs/attempt-NN/rank-R.stacks`, the rank that is behind is named, and the workers restart. 0: never."""

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from trainer.checkpoint.store import Checkpoint
+from trainer.config.batch import BatchPlan
 from trainer.runs.directory import RunDirectory
 from trainer.runs.files import write_atomic
 from trainer.worker.heartbeat import Heartbeat
@@ -23,6 +24,10 @@ class Attempt:
     directory: RunDirectory
     rank: Rank
     heartbeat: Heartbeat
+    plan: BatchPlan | None = None
+    """Once the data is there."""
+    memory: str = ""
+    """What held it when it ran out."""
 
     def begin(self, resumed: Checkpoint | None) -> list[dict[str, Any]]:
         """What the first rank writes down before training, and takes back of what the last attempt logged too far.
