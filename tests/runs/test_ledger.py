@@ -64,6 +64,29 @@ def test_two_attempts_with_a_hang_add_up(tmp_path: Path) -> None:
     assert found["effective"] == pytest.approx(37 / 94, abs=1e-4)
 
 
+def test_the_queue_ends_when_slurm_starts_the_job(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path / "job-abcdefgh")
+    run.live_dir.mkdir(parents=True)
+    events = [
+        {"time": 100.0, "event": "created"},
+        {"time": 155.0, "event": "allocated", "attempt": 0, "since": 140},
+        {"time": 285.0, "event": "allocated", "attempt": 1, "since": 280},
+    ]
+    run.events_path.write_text("".join(json.dumps(event) + "\n" for event in events))
+    write_beat(run, "attempt-00-rank-0.json", 0, 160.0, 200.0, spent={"train": 40.0}, first_step=0, step=20)
+    write_beat(run, "attempt-01-rank-0.json", 1, 290.0, 300.0, spent={"train": 10.0}, first_step=20, step=25)
+    write_beat(run, "rank-0.json", 2, 304.0, 310.0, spent={"train": 6.0}, first_step=25, step=30)
+    found = ledger(run)
+    assert found is not None
+    assert {name: value for name, value in found["seconds"].items() if value} == {
+        "queue": 40.0 + 80.0,
+        "start": 20.0,
+        "down": 10.0 + 4.0,
+        "train": 56.0,
+    }
+    assert found["goodput"] == pytest.approx(56 / 90, abs=1e-4)
+
+
 def test_a_run_without_a_heartbeat_has_none(tmp_path: Path) -> None:
     assert ledger(RunDirectory(tmp_path / "job-abcdefgh")) is None
 

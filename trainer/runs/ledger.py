@@ -29,7 +29,8 @@ CLASSES = (
     "hang",
     "down",
 )
-"""`start` is from the command to the first process, and joining the others; `build` has loading the checkpoint,
+"""`queue` ends when SLURM starts the job, at first and after each requeue; `start` is from then, or from the command,
+to the first process (on SLURM with the preflight), and joining the others; `build` has loading the checkpoint,
 `first_step` compilation; `train` are the useful steps, `redone` those that an earlier attempt had done already; `data`
 is waiting for a batch, in whatever step; `save` is how long the training stood still for checkpoints, which are written
 behind its back; `finish` waits for the last of them and for the trackers."""
@@ -48,11 +49,15 @@ def ledger(run: RunDirectory, now: float | None = None, rank: int = 0) -> dict[s
     seconds = dict.fromkeys(CLASSES, 0.0)
     edge = next((event["time"] for event in events if event["event"] == "created"), beats[0]["began"])
     first = edge
-    queued = any(event["event"] in ("queued", "submitted") for event in events)
+    allocated = {
+        event["attempt"]: event.get("since", event["time"]) for event in events if event["event"] == "allocated"
+    }
     furthest = beats[0].get("first_step", 0)
     for number, beat in enumerate(beats):
-        gap = max(0.0, beat["began"] - edge)
-        seconds["down" if number else "queue" if queued else "start"] += gap
+        until = max(edge, beat["began"])
+        start = min(until, max(edge, allocated.get(beat["attempt"], edge)))
+        seconds["queue"] += start - edge
+        seconds["down" if number else "start"] += until - start
         _add(seconds, beat, furthest, _hang_s(events, beat["attempt"]))
         furthest = max(furthest, beat["step"])
         edge = max(edge, beat["time"])

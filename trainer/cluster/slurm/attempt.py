@@ -70,7 +70,8 @@ def begin(run: RunDirectory) -> list[str]:
     write_atomic(run.launch_path, json.dumps(launch, indent=1))
     (run.logs_dir / f"attempt-{attempt:02d}").mkdir(parents=True, exist_ok=True)
     name = "restarted" if is_restart else "allocated"
-    run.event(name, attempt=attempt, slurm_job_id=job_id, nodes=chosen, checkpoint=step)
+    since = {"since": int(os.environ["TRAINER_JOB_BEGAN"])} if not is_restart else {}
+    run.event(name, attempt=attempt, slurm_job_id=job_id, nodes=chosen, checkpoint=step, **since)
     print(ending.beginning(attempt, chosen), file=sys.stderr, flush=True)
     # Two jobs may share a node, and the last attempt's port may not be free yet.
     port = 20000 + (int(job_id) * 8 + attempt % 8) % 10000
