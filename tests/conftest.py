@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -20,6 +21,8 @@ from trainer.cluster.hardware import count_gpus
 MARK = "TRAINER_TEST_MARK"
 """In the environment of every process that a test starts, and of all that those start."""
 SLURM_PROGRAMS = ("slurmctld", "slurmd", "sbatch", "munged")
+ROOT = Path(__file__).parents[1]
+CPU_TABLE, CPU_ROWS = "CPU seconds by file, the most expensive", 25
 FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
 """Where Debian's package dataset-fashion-mnist puts the IDX files."""
 _NOT_INHERITED = ("WANDB_", "TRAINER_", "SLURM_", "HYDRA_", "PL_", "TORCHELASTIC_")
@@ -44,6 +47,19 @@ def tables(pytestconfig: pytest.Config) -> dict[str, list[str]]:
     return pytestconfig.stash[TABLES]
 
 
+@pytest.fixture(scope="module", autouse=True)
+def cpu_seconds(request: pytest.FixtureRequest, tables: dict[str, list[str]]) -> Iterator[None]:
+    """What each file's tests cost, with the processes that they start and wait for: the suite has two cores."""
+    began = _cpu_s()
+    yield
+    tables.setdefault(CPU_TABLE, []).append(f"{_cpu_s() - began:7.1f}  {request.path.relative_to(ROOT)}")
+
+
+def _cpu_s() -> float:
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(one.ru_utime + one.ru_stime for one in used)
+
+
 def pytest_sessionfinish(session: pytest.Session) -> None:
     if hasattr(session.config, "workeroutput"):  # a process of pytest-xdist
         session.config.workeroutput["tables"] = session.config.stash[TABLES]
@@ -58,7 +74,7 @@ def pytest_testnodedown(node: Any) -> None:
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     for title, lines in config.stash[TABLES].items():
         terminalreporter.section(title)
-        for line in lines:
+        for line in sorted(lines, reverse=True)[:CPU_ROWS] if title == CPU_TABLE else lines:
             terminalreporter.write_line(line)
 
 
