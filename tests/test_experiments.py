@@ -14,6 +14,7 @@ import numpy
 import pytest
 from PIL import Image
 
+from trainer.data.emoji import PLACES
 from trainer.data.fashion_mnist import FashionMNIST
 
 Command = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -21,6 +22,9 @@ LIMIT_S = 3000
 TOLERANCE = 0.02
 FASHION_MNIST = 0.905
 """Of the test pictures; 0.914 was measured."""
+NOTO, PROMPTS = PLACES[0], Path("/usr/share/asterisk/sounds/en_US_f_Allison")
+LETTERS_3GRAM = 2.43
+"""Nats a letter of the held-out names: a model of three letters, with half a count for each that was not seen."""
 
 
 def trained(trainer_cli: Command, *overrides: str) -> dict[str, float]:
@@ -41,10 +45,26 @@ def trained(trainer_cli: Command, *overrides: str) -> dict[str, float]:
         ("quickstart", "test/acc", 0.965),
         ("digit_strips_read", "test/exact", 0.88),
         ("digit_strips_draw", "test/explained", 0.70),
+        ("faces", "test/acc", 0.925),
     ],
 )
 def test_reaches_its_target(trainer_cli: Command, experiment: str, metric: str, least: float) -> None:
     assert trained(trainer_cli, f"experiment={experiment}")[metric] >= least
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(2 * LIMIT_S)
+@pytest.mark.skipif(not Path(NOTO).is_file(), reason="apt-get install fonts-noto-color-emoji")
+def test_emoji_are_drawn_and_spelt_better_than_by_counting(trainer_cli: Command) -> None:
+    assert trained(trainer_cli, "experiment=emoji_draw")["test/explained"] >= 0.15
+    assert trained(trainer_cli, "experiment=emoji_read")["test/loss"] < LETTERS_3GRAM - 0.05
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(2 * LIMIT_S)
+@pytest.mark.skipif(not PROMPTS.is_dir(), reason="apt-get install asterisk-core-sounds-{en,es,fr,it,ru}-wav")
+def test_telephone_voices(trainer_cli: Command) -> None:
+    assert trained(trainer_cli, "experiment=spoken_prompts")["test/acc"] >= 0.93
 
 
 @pytest.mark.slow
