@@ -17,6 +17,7 @@ from trainer.checkpoint.stored import MODEL, Stored
 from trainer.config.near import did_you_mean, listed
 from trainer.config.schema import FineTuneOptions
 from trainer.errors import UserError
+from trainer.strategies.blocks import blocks_of
 from trainer.tasks.base import Task
 
 BASE, ADDED = ".base_layer.", ".lora_"
@@ -101,8 +102,7 @@ def _add_lora(network: nn.Module, options: FineTuneOptions) -> None:
 def _lora_layers(network: nn.Module, patterns: Sequence[str]) -> list[str]:
     linear = [name for name, layer in network.named_modules() if _is_linear(layer)]
     if not patterns:
-        blocks: list[nn.Module] = network.blocks() if hasattr(network, "blocks") else []  # type: ignore[operator]
-        inside = {id(layer) for block in blocks for layer in block.modules()}
+        inside = {id(layer) for block in blocks_of(network) for layer in block.modules()}
         chosen = [name for name, layer in network.named_modules() if name in set(linear) and id(layer) in inside]
         if not chosen:
             fix = f"name them: finetune.lora_layers=[...]; it has {listed(linear)}"

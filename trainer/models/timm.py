@@ -1,0 +1,34 @@
+"""Any picture model of the library timm, with new weights. Nothing is downloaded."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import nn
+
+from trainer.config.near import did_you_mean
+from trainer.errors import UserError
+
+
+def create(
+    architecture: str, input_shape: Sequence[int], num_classes: int, options: Mapping[str, Any] | None = None
+) -> nn.Module:
+    """timm's own module, (n, channels, height, width) to (n, num_classes), so that names of its weights are timm's.
+
+    `architecture`: as `timm.list_models()` has it. `options`: more arguments of `timm.create_model`, such as
+    `img_size`, which transformers need for pictures of another size than their own.
+    """
+    try:
+        import timm
+    except ImportError as error:
+        fix = "pip install timm, with a torchvision that fits the installed torch"
+        raise UserError(f"model=timm cannot import the package timm: {error}", fix) from None
+    if not timm.is_model(architecture):
+        hint = did_you_mean(architecture, timm.list_models(), prefix="model.architecture=")
+        fix = f"{hint}timm.list_models('*resnet*') lists those with resnet in their name"
+        raise UserError(f"model.architecture={architecture}: timm has no such model", fix)
+    model: nn.Module = timm.create_model(
+        architecture, pretrained=False, in_chans=input_shape[0], num_classes=num_classes, **(options or {})
+    )
+    return model
