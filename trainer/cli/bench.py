@@ -28,21 +28,24 @@ def main(argv: list[str]) -> int:
             raise UserError(f"there is no fault {kind}", f"{did_you_mean(kind, KINDS)}choose of: {listed(KINDS)}")
     folder = Path(options.keep or tempfile.mkdtemp(prefix="trainer-faults-")).absolute()
     out = Path(options.out) if options.out else None
-    print(f"{options.n} faults, seed {options.seed}, {listed(strategies)}; runs in {folder}", flush=True)
-    done: list[Result] = []
+    done = earlier(out, options.seed) if out else []
+    known = {result.number for result in done}
+    more = f", {len(done)} of them done" if done else ""
+    print(f"{options.n} faults{more}, seed {options.seed}, {listed(strategies)}; runs in {folder}", flush=True)
 
     def report(result: Result) -> None:
         done.append(result)
         said = result.problem or "as required"
         print(
-            f"{len(done):>4}  {result.strategy:<16}{result.case:<28}{result.lost_steps:>3} steps lost"
+            f"{result.number:>4}  {result.strategy:<16}{result.case:<28}{result.lost_steps:>3} steps lost"
             f"{result.down_s:>7.1f} s  {said}",
             flush=True,
         )
         if out:
             write(out, options.seed, done)
 
-    FaultBench(folder, options.seed, strategies, kinds).run(options.n, report)
+    numbers = [number for number in range(options.n) if number not in known]
+    FaultBench(folder, options.seed, strategies, kinds).run(numbers, report)
     print("\n" + summary_table(done))
     survived = sum(result.problem is None for result in done)
     print(f"\n{survived} of {len(done)} ended as required")
@@ -59,7 +62,11 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--strategies", default="ddp", help="in turn, such as ddp,fsdp,deepspeed_zero2")
     parser.add_argument("--kinds", help=f"only these: {listed(KINDS)}")
     parser.add_argument("--keep", metavar="DIR", help="where the runs are made; those that failed stay")
-    parser.add_argument("--out", metavar="FILE", help="results as FILE.json and FILE.md, after each case")
+    parser.add_argument(
+        "--out",
+        metavar="FILE",
+        help="results as FILE.json and FILE.md, after each case; those that are there and as required are not run again",
+    )
     return parser.parse_args(argv)
 
 
@@ -84,12 +91,24 @@ def summary_table(results: list[Result]) -> str:
     return table(rows, ["fault", "jobs", "as required", "steps lost", "most", "seconds down", "most"])
 
 
+def earlier(out: Path, seed: int) -> list[Result]:
+    """What a run with this `--out` has done already, without what did not end as required."""
+    try:
+        content = json.loads(out.with_suffix(".json").read_text())
+    except FileNotFoundError:
+        return []
+    if content["seed"] != seed:
+        raise UserError(f"{out} has results of --seed {content['seed']}", "use that seed, or another --out")
+    return [Result(**result) for result in content["results"] if result["problem"] is None]
+
+
 def write(out: Path, seed: int, results: list[Result]) -> None:
     out.parent.mkdir(parents=True, exist_ok=True)
     content = {"seed": seed, "results": [asdict(result) for result in results]}
     out.with_suffix(".json").write_text(json.dumps(content, indent=1) + "\n")
     survived = sum(result.problem is None for result in results)
     lines = [f"# Faults, seed {seed}: {survived} of {len(results)} ended as required", ""]
+    lines += [f"Commits: {', '.join(dict.fromkeys(result.commit for result in results))}.", ""]
     lines += ["```", summary_table(results), "```"]
     failed = [result for result in results if result.problem is not None]
     lines += ["", "Not as required:", ""] if failed else []

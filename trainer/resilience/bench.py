@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -59,6 +59,8 @@ class Result:
     """From the first command to the finished run."""
     down_s: float
     """`seconds` less those of the unharmed run."""
+    commit: str = "unknown"
+    """Of this trainer."""
 
 
 class Comparer:
@@ -97,19 +99,17 @@ class FaultBench:
         self.folder, self.seed, self.strategies, self.kinds = folder, seed, strategies, kinds or list(KINDS)
         self._comparer = Comparer()
         self._unharmed: dict[str, tuple[Path, float]] = {}
+        self._commit = _commit_of_this()
 
-    def run(self, count: int, report: Callable[[Result], None]) -> list[Result]:
+    def run(self, numbers: Iterable[int], report: Callable[[Result], None]) -> None:
         """All kinds in turn, the next time with the next strategy, each with moments drawn from (seed, number)."""
-        results = []
         try:
-            for number in range(count):
+            for number in numbers:
                 kind = self.kinds[number % len(self.kinds)]
                 strategy = self.strategies[(number + number // len(self.kinds)) % len(self.strategies)]
-                results.append(self.run_one(number, strategy, kind))
-                report(results[-1])
+                report(self.run_one(number, strategy, kind))
         finally:
             self.close()
-        return results
 
     def close(self) -> None:
         self._comparer.close()
@@ -119,6 +119,7 @@ class FaultBench:
         case = draw(kind, choose)
         reference, reference_s = self._reference(strategy)
         home = self.folder / f"{number:03d}-{kind}-{strategy}"
+        shutil.rmtree(home, ignore_errors=True)
         home.mkdir(parents=True)
         began = time.monotonic()
         problem = self._harm(case, home, strategy, choose)
@@ -140,11 +141,13 @@ class FaultBench:
             lost,
             round(seconds, 1),
             round(max(0.0, seconds - reference_s), 1),
+            self._commit,
         )
 
     def _reference(self, strategy: str) -> tuple[Path, float]:
         if strategy not in self._unharmed:
             home = self.folder / f"unharmed-{strategy}"
+            shutil.rmtree(home, ignore_errors=True)
             home.mkdir(parents=True)
             began = time.monotonic()
             done = command(["fit", *JOB, f"strategy={strategy}"], home)
@@ -248,6 +251,12 @@ def _fit_beside_another(fit: list[str], home: Path) -> str | None:
     if second.returncode == 0 or "already" not in second.stderr:
         return f"the second attempt ended with {second.returncode} and said {second.stderr[-200:]!r}"
     return None
+
+
+def _commit_of_this() -> str:
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    return done.stdout.strip() or "unknown"
 
 
 def _only_run(home: Path) -> RunDirectory | None:
