@@ -65,7 +65,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--out",
         metavar="FILE",
-        help="results as FILE.json and FILE.md, after each case; those that are there and as required are not run again",
+        help="results as FILE.json and FILE.md, after each case; what is there and as required is not run again",
     )
     return parser.parse_args(argv)
 
