@@ -22,5 +22,7 @@ class Accumulation(Callback):
             return
         progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
         for counts in (progress["current"], progress["total"]):
-            for name, count in counts.items():
-                counts[name] = count * self._accumulate // before
+            # The batch in which the checkpoint was saved is not completed yet: one less than the others, as before.
+            more = counts["ready"] * self._accumulate // before - counts["ready"]
+            for name in counts:
+                counts[name] += more
