@@ -60,7 +60,8 @@ def ledger(run: RunDirectory, now: float | None = None, rank: int = 0) -> dict[s
         seconds["down" if number else "start"] += until - start
         _add(seconds, beat, furthest, _hang_s(events, beat["attempt"]))
         furthest = max(furthest, beat["step"])
-        edge = max(edge, beat["time"])
+        # Not until `time`: a clock that was set during the attempt has changed that, but not the seconds spent.
+        edge = max(edge, beat["began"] + sum(beat["spent"].values()))
     if now is not None and now > edge:
         seconds["down"] += now - edge
         edge = now

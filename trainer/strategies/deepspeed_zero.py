@@ -64,10 +64,10 @@ class RunDeepSpeedStrategy(ShardedCheckpoints, DeepSpeedStrategy):
             self._names = [group["params"] for group in named_groups(optimizer, model)]
         return super()._setup_model_and_optimizer(model, optimizer, lr_scheduler)
 
-    def backward(self, closure_loss: torch.Tensor, optimizer: Any, *arguments: Any, **keywords: Any) -> None:
+    def backward(self, closure_loss: torch.Tensor, optimizer: Any, *arguments: Any, **keywords: Any) -> torch.Tensor:
         """Lightning has divided the loss by the micro-batches of the step already; DeepSpeed would do it again, and the
         gradients be so many times too small (AdamW hides it, clipping and SGD do not; seen in 2.6.6 with 0.19.8)."""
-        super().backward(closure_loss, optimizer, *arguments, scale_wrt_gas=False, **keywords)
+        return super().backward(closure_loss, optimizer, *arguments, scale_wrt_gas=False, **keywords)
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
         """Empty at stage 3, where no rank has a parameter; `save_checkpoint` puts them together one by one."""
