@@ -40,7 +40,8 @@ def test_two_attempts_with_a_hang_add_up(tmp_path: Path) -> None:
     ]
     run.events_path.write_text("".join(json.dumps(event) + "\n" for event in events))
     spent = {"import": 5.0, "build": 3.0, "train": 34.0, "data": 6.0, "save": 2.0}
-    write_beat(run, "attempt-00-rank-0.json", 0, 110.0, 160.0, spent=spent, first_step=0, step=20)
+    # Its clock was set an hour forwards on the way; the attempt has taken the 50 s of its phases.
+    write_beat(run, "attempt-00-rank-0.json", 0, 110.0, 3760.0, spent=spent, first_step=0, step=20)
     spent = {"import": 5.0, "build": 3.0, "train": 20.0, "finished": 2.0}
     write_beat(run, "rank-0.json", 1, 164.0, 194.0, spent=spent, first_step=10, step=50)
     found = ledger(run)
