@@ -5,10 +5,12 @@ from __future__ import annotations
 import errno
 import os
 import signal
+import time
 
 VARIABLE = "TRAINER_FAULT"
 """`name:count` kills this process (SIGKILL) when the point `name` is reached for the `count`-th time.
-`name:count:ENOSPC` raises that OSError there instead, each time from the `count`-th on."""
+`name:count:ENOSPC` raises that OSError there instead, each time from the `count`-th on; `name:count:SLOW0.5` waits so
+many seconds there."""
 
 POINTS = (
     "save.begin",
@@ -40,6 +42,9 @@ def fault_point(name: str) -> None:
     if point != name:
         return
     _reached[name] = _reached.get(name, 0) + 1
+    if error.startswith("SLOW"):
+        time.sleep(float(error.removeprefix("SLOW")))
+        return
     if error and _reached[name] >= int(count or 1):
         raise OSError(getattr(errno, error), os.strerror(getattr(errno, error)))
     if not error and _reached[name] == int(count or 1):

@@ -10,10 +10,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
 from trainer.cluster import processes
+from trainer.resilience.bad_server import bad_server
 from trainer.resilience.cases import CHECKPOINT_EVERY, KINDS, STEPS, Case, draw
 from trainer.runs.directory import RunDirectory
 
@@ -167,7 +169,8 @@ class FaultBench:
                 if problem:
                     return problem
             else:
-                said = command(fit, home, case.variables).stderr
+                with bad_server(case.server) if case.server else nullcontext() as address:
+                    said = command(fit, home, case.variables | ({"WANDB_BASE_URL": address} if address else {})).stderr
             run = _only_run(home)
             if run is None:
                 return f"no run was made: {said[-300:]}"

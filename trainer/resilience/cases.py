@@ -12,6 +12,7 @@ from typing import Any
 from trainer.checkpoint import faults
 from trainer.checkpoint.store import CheckpointStore
 from trainer.runs.directory import RunDirectory
+from trainer.runs.ledger import ledger
 
 STEPS = 20
 CHECKPOINT_EVERY = 4
@@ -35,6 +36,8 @@ class Case:
     because the job may be at its end before the fault has its effect, or mends itself."""
     between: Between | None = None
     check: Check | None = None
+    server: str | None = None
+    """A W&B server of `bad_server.py` for the job."""
     second_attempt: bool = False
     """Start another node process on the run while it trains: it must refuse."""
 
@@ -179,6 +182,65 @@ def _lost_file(run: RunDirectory, choose: random.Random) -> None:
     _newest_file(run, choose).unlink()
 
 
+def _slow_rank(choose: random.Random) -> Case:
+    """It goes on, and the rank is named."""
+    rank = choose.randrange(RANKS)
+
+    def names_the_rank(run: RunDirectory) -> str | None:
+        named = [event["rank"] for event in run.events() if event["event"] == "straggler"]
+        return None if named == [rank] else f"rank {rank} was slow, and named was {named}"
+
+    overrides = (*_injected("slow", choose, ranks=[rank], step=0, delay_s=0.5), "resilience.straggler_after_s=0")
+    return Case("slow rank", overrides, check=names_the_rank)
+
+
+def _clock(choose: random.Random) -> Case:
+    """An hour forwards or back is no hang, and every second is still in one class of the ledger."""
+
+    def adds_up(run: RunDirectory) -> str | None:
+        if any(event["event"] == "hang" for event in run.events()):
+            return "a hang was seen"
+        found = ledger(run)
+        sum_s = sum(found["seconds"].values()) if found else 0.0
+        return None if found and abs(sum_s - found["wall_s"]) < 1 else f"the ledger does not add up: {found}"
+
+    hours = choose.choice((-1, 1))
+    return Case("clock jumps", tuple(_injected("clock", choose, ranks=[0, 1], delay_s=3600 * hours)), check=adds_up)
+
+
+def _out_of_memory(choose: random.Random) -> Case:
+    def says_so(run: RunDirectory) -> str | None:
+        reason = str(run.attempts()[0].get("reason"))
+        return None if "ran out of memory" in reason else f"it ended for another reason: {reason}"
+
+    return Case("out of memory", tuple(_injected("out_of_memory", choose)), resumes=True, check=says_so)
+
+
+def _slow_disk(choose: random.Random) -> Case:
+    variables = {faults.VARIABLE: f"file.write:1:SLOW{choose.choice((0.01, 0.03))}"}
+    return Case("slow disk", variables=variables)
+
+
+def _vanished_checkpoints(choose: random.Random) -> Case:
+    """Saved into a new folder; where nothing was saved any more, `resume` begins anew."""
+    return Case("checkpoints vanish", tuple(_injected("remove_checkpoints", choose, ranks=[0])), resumes=None)
+
+
+def _tracking(server: str) -> Callable[[random.Random], Case]:
+    """The run goes on as if there were no W&B, and does not wait for it for long."""
+
+    def make(choose: random.Random) -> Case:
+        overrides = (
+            "tracking=wandb",
+            "tracking.mode=online",
+            "tracking.init_timeout_s=5",
+            "tracking.finish_timeout_s=5",
+        )
+        return Case(f"W&B {server}", overrides, {"WANDB_API_KEY": "0" * 40}, server=server)
+
+    return make
+
+
 def _two_attempts(choose: random.Random) -> Case:
     return Case("two attempts at once", second_attempt=True)
 
@@ -207,5 +269,12 @@ KINDS: dict[str, Callable[[random.Random], Case]] = {
     "terminate": _ends_job("terminate"),
     "terminate_node": _ends_job("terminate_node"),
     "two_attempts": _two_attempts,
+    "slow_rank": _slow_rank,
+    "clock": _clock,
+    "out_of_memory": _out_of_memory,
+    "slow_disk": _slow_disk,
+    "vanish": _vanished_checkpoints,
+    "wandb_refuses": _tracking("refuses"),
+    "wandb_silent": _tracking("silent"),
 }
 """Name to how a case of it is drawn."""

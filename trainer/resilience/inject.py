@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,7 +22,7 @@ class InjectFault(Callback):
     """One fault on the ranks in `ranks` (none: on all), once, in attempt `attempt` after optimizer step `step`.
 
     `delay_s`: what kills does so this much later, from a thread, which is at any place inside of a step; `slow` waits
-    so long in that step and in each after it, in every attempt.
+    so long in that step and in each after it, in every attempt; `clock` sets this process's clock forward by it.
     """
 
     def __init__(self, kind: str, step: int, ranks: list[int], delay_s: float = 0.0, attempt: int = 0) -> None:
@@ -38,6 +40,12 @@ class InjectFault(Callback):
             time.sleep(self._delay_s)
             return
         self._armed = False
+        if self._kind == "clock":
+            _set_clock(self._delay_s)
+            return
+        if self._kind == "remove_checkpoints":
+            shutil.rmtree(Path(trainer.default_root_dir) / "checkpoints")
+            return
         action = _ACTIONS[self._kind]
         if self._delay_s:
             threading.Timer(self._delay_s, action).start()
@@ -92,6 +100,12 @@ def _out_of_memory() -> None:
     raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB (on request)")
 
 
+def _set_clock(forward_s: float) -> None:
+    """As Python code sees it; the monotonic clock goes on."""
+    real = time.time
+    time.time = lambda: real() + forward_s
+
+
 _ACTIONS: dict[str, Callable[[], None]] = {
     "kill": _send(signal.SIGKILL, os.getpid),
     "segfault": _send(signal.SIGSEGV, os.getpid),
@@ -103,7 +117,7 @@ _ACTIONS: dict[str, Callable[[], None]] = {
     "terminate_node": _send(signal.SIGTERM, _node),
     "stop": _send(signal.SIGSTOP, os.getpid),
     "hang": _spin,
-    **dict.fromkeys(("bad_loss", "spike", "slow"), lambda: None),
+    **dict.fromkeys(("bad_loss", "spike", "slow", "clock", "remove_checkpoints"), lambda: None),
     "out_of_memory": _out_of_memory,
     "raise": _raise,
     "exit": lambda: os._exit(0),
