@@ -145,7 +145,8 @@ def meet(scene: Scene, name: str, break_it: Callable[[Scene], None], reason: str
     event = [one for one in run.events() if one["event"] == "started"][-1]
     last = [one for one in run.attempts() if one["attempt"] < event["attempt"]][-1]
     assert reason.format(first=first, node=node) in last["reason"], story(run)
-    return name, last["step"] - event["step"], down_s
+    # A node that is lost may have saved after its last heartbeat, from which the step of its end is known.
+    return name, max(0, last["step"] - event["step"]), down_s
 
 
 def started(run: RunDirectory) -> int:
