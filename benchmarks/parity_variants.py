@@ -72,8 +72,8 @@ def ours(name: str, steps: int, rank: Rank, pace: Pace, folder: Path) -> Trained
     kept: list[nn.Module] = []
     build_module = run.build.build_module
 
-    def keeping(*arguments: Any) -> LightningModule:
-        module = build_module(*arguments)
+    def keeping(*arguments: Any, **options: Any) -> LightningModule:
+        module = build_module(*arguments, **options)
         kept.append(module.model)  # type: ignore[arg-type]
         return module
 
