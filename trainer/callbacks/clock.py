@@ -23,6 +23,9 @@ class StepClock(Callback):
     It goes behind the user's callbacks, which have then seen the step that the boundary may save.
     """
 
+    only_looks = True
+    """The loop need not copy the loss for it (`worker/loop_plan.py`)."""
+
     def __init__(self, metrics: TrainMetrics, boundary: Boundary, heartbeat: Heartbeat) -> None:
         self.step = 0
         self._metrics = metrics

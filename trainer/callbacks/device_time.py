@@ -19,6 +19,9 @@ EVERY_N_BATCHES = 8
 class DeviceTime(Callback):
     """Appends to `Heartbeat.forwards`; for a rank on CUDA."""
 
+    only_looks = True
+    """The loop need not copy the loss for it (`worker/loop_plan.py`)."""
+
     def __init__(self, heartbeat: Heartbeat) -> None:
         self._heartbeat = heartbeat
         self._begin, self._end = [torch.cuda.Event(enable_timing=True) for _ in range(2)]

@@ -55,6 +55,9 @@ class _Pending:
 class Guard(Callback):
     """`group` is the CPU (gloo) group; None for one rank."""
 
+    only_looks = True
+    """The loop need not copy the loss for it (`worker/loop_plan.py`)."""
+
     def __init__(
         self,
         options: ResilienceOptions,
@@ -73,6 +76,7 @@ class Guard(Callback):
         self._sums = False
         self._ranks = 1
         self._by_loss = False
+        self._quick: QuickLook | None = None
 
     def state_dict(self) -> dict[str, Any]:
         """So that a resumed run finds the same spikes."""
@@ -87,6 +91,8 @@ class Guard(Callback):
         sharded = any(isinstance(parameter, DTensor) for parameter in pl_module.parameters())
         self._sums = trainer.world_size > 1 and (sharded or self._by_loss or self._spikes is not None)
         self._ranks = trainer.world_size
+        on_cpu = pl_module.device.type == "cpu"
+        self._quick = QuickLook() if on_cpu and not (self._sums or self._by_loss or self._spikes) else None
         known: list[Any] = [None]
         if trainer.is_global_zero:
             events = [event for event in self._directory.events() if event["event"] in _EVENTS]
@@ -99,6 +105,9 @@ class Guard(Callback):
         self._losses.append(loss.detach())
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
+        if self._quick is not None and self._quick.is_finite(optimizer):
+            self._losses.clear()
+            return
         value = self._value(optimizer)
         step = trainer.global_step + 1
         batch_idx = trainer.fit_loop.epoch_loop.batch_progress.current.ready - 1
@@ -235,6 +244,34 @@ def _gradients(optimizer: Any) -> list[torch.Tensor]:
 
 def _sum_of_norms(gradients: list[torch.Tensor]) -> torch.Tensor:
     return torch.stack(torch._foreach_norm(gradients)).sum()
+
+
+class QuickLook:
+    """Says that all gradients are finite, where they are on the CPU and this rank need not ask the others.
+
+    A sum is four times as quick as the check of the gradient scalers, which writes what it reads, but has a cost a
+    tensor that pays from some thousand elements on.
+    """
+
+    LARGE = 4096
+
+    def __init__(self) -> None:
+        self._found, self._one = torch.zeros(()), torch.ones(())
+
+    def is_finite(self, optimizer: Any) -> bool:
+        """False also where a sum overflows: the caller then looks closely."""
+        small = []
+        for gradient in _gradients(optimizer):
+            if gradient.numel() < self.LARGE:
+                small.append(gradient)
+            elif not math.isfinite(gradient.sum().item()):
+                return False
+        if small:
+            torch._amp_foreach_non_finite_check_and_unscale_(small, self._found, self._one)
+            if self._found.item():
+                self._found.zero_()
+                return False
+        return True
 
 
 def _bad_on_cpu(gradients: list[torch.Tensor]) -> torch.Tensor:

@@ -126,7 +126,7 @@ def make_plan(trainer: Trainer, data_fetcher: _DataFetcher, validates: bool) -> 
         clips=bool(trainer.gradient_clip_val)
         or bool(_override("configure_gradient_clipping", module, LightningModule))
         or bool(_override("clip_gradients", module, LightningModule)),
-        copies_loss=bool(hooks["on_before_backward"])
+        copies_loss=any(map(_may_write, hooks["on_before_backward"]))
         or bool(_override("backward", module, LightningModule))
         or not _plain_backward(strategy, precision),
         has_schedulers=bool(trainer.lr_scheduler_configs),
@@ -159,6 +159,12 @@ def _overrides(name: str, trainer: Trainer) -> list[Callable[..., Any]]:
     if override is not None and name != "on_train_batch_start":
         found.append(override)
     return found
+
+
+def _may_write(hook: Callable[..., Any]) -> bool:
+    """Whether this hook may change what it is given in place: unless its callback says `only_looks`."""
+    function = hook.func if isinstance(hook, partial) else hook
+    return not getattr(getattr(function, "__self__", None), "only_looks", False)
 
 
 def _inherits(owner: object, name: str, *bases: type) -> bool:

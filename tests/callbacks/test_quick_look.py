@@ -1,0 +1,51 @@
+"""The quick check of the guard agrees with `torch.isfinite`, and changes nothing."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from trainer.callbacks.guard import QuickLook
+
+SHAPES = [(3,), (QuickLook.LARGE,), (64, 65), (0,), (2, 3, 5)]
+
+
+def gradients_in(optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    generator = torch.Generator().manual_seed(0)
+    for parameter in parameters:
+        parameter.grad = torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype)
+    return [parameter.grad for parameter in parameters]
+
+
+@pytest.fixture(params=[torch.float32, torch.bfloat16], ids=str)
+def optimizer(request: pytest.FixtureRequest) -> torch.optim.Optimizer:
+    parameters = [torch.nn.Parameter(torch.zeros(shape, dtype=request.param)) for shape in SHAPES]
+    return torch.optim.SGD([{"params": parameters[:2]}, {"params": parameters[2:]}], lr=1.0)
+
+
+def test_finite_gradients_stay_as_they_are(optimizer: torch.optim.Optimizer) -> None:
+    gradients = gradients_in(optimizer)
+    before = [gradient.clone() for gradient in gradients]
+    assert QuickLook().is_finite(optimizer)
+    assert all(torch.equal(one, other) for one, other in zip(gradients, before, strict=True))
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("number", [number for number, shape in enumerate(SHAPES) if shape != (0,)])
+def test_one_bad_element_is_seen_and_not_remembered(optimizer: torch.optim.Optimizer, number: int, bad: float) -> None:
+    look = QuickLook()
+    gradients_in(optimizer)[number].view(-1)[-1] = bad
+    assert not look.is_finite(optimizer)
+    gradients_in(optimizer)
+    assert look.is_finite(optimizer)
+
+
+def test_infinities_of_both_signs_do_not_cancel(optimizer: torch.optim.Optimizer) -> None:
+    gradient = gradients_in(optimizer)[1]
+    gradient[0], gradient[1] = float("inf"), float("-inf")
+    assert not QuickLook().is_finite(optimizer)
+
+
+def test_no_gradients_are_finite(optimizer: torch.optim.Optimizer) -> None:
+    assert QuickLook().is_finite(optimizer)
