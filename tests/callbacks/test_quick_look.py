@@ -49,3 +49,19 @@ def test_infinities_of_both_signs_do_not_cancel(optimizer: torch.optim.Optimizer
 
 def test_no_gradients_are_finite(optimizer: torch.optim.Optimizer) -> None:
     assert QuickLook().is_finite(optimizer)
+
+
+def test_parameters_that_come_later_and_sparse_gradients_are_looked_at() -> None:
+    first = torch.nn.Parameter(torch.zeros(2))
+    optimizer = torch.optim.SGD([first], lr=1.0)
+    look = QuickLook()
+    gradients_in(optimizer)
+    assert look.is_finite(optimizer)
+    embedding = torch.nn.Embedding(10, 4, sparse=True)
+    optimizer.add_param_group({"params": [embedding.weight]})
+    embedding(torch.tensor([1, 2])).sum().backward()
+    assert embedding.weight.grad is not None
+    assert embedding.weight.grad.is_sparse
+    assert look.is_finite(optimizer)
+    embedding.weight.grad = embedding.weight.grad * float("nan")
+    assert not look.is_finite(optimizer)
