@@ -50,18 +50,18 @@ class Pace:
     """The side of the variant: `at_fetch` of each batch measures and waits for its turn."""
 
     def __init__(self, blocks: Blocks, conductor: Connection) -> None:
-        self._blocks = blocks
+        self.blocks = blocks
         self._conductor = conductor
         self._begun = (0.0, 0.0, 0.0)
 
     def at_fetch(self, number: int) -> None:
         """`number` counts the batches of the training from 0."""
-        place = number % self._blocks.length
-        if place == self._blocks.settle:
+        place = number % self.blocks.length
+        if place == self.blocks.settle:
             self._begun = _now()
         elif place == 0:
             cost = [
-                (now - begun) / self._blocks.measured * scale
+                (now - begun) / self.blocks.measured * scale
                 for now, begun, scale in zip(_now(), self._begun, (1e6, 1e6, 1), strict=True)
             ]
             self._conductor.send(cost)

@@ -14,7 +14,7 @@ from trainer.checkpoint.store import CheckpointStore
 from trainer.checkpoint.stored import Stored
 from trainer.config.batch import BatchPlan
 from trainer.resilience.compare import samples
-from trainer.resilience.memory import smaller_micro_batch
+from trainer.resilience.micro_batch import smaller
 
 JOB = [
     "experiment=quickstart",
@@ -36,10 +36,10 @@ FAULT = [
 
 
 @pytest.mark.parametrize(
-    ("batch", "micro", "smaller"), [(64, None, 16), (24, None, 6), (24, 3, 1), (20, 5, 2), (64, 1, None)]
+    ("batch", "micro", "half"), [(64, None, 16), (24, None, 6), (24, 3, 1), (20, 5, 2), (64, 1, None)]
 )
-def test_half_or_what_divides_the_share_of_a_rank(batch: int, micro: int | None, smaller: int | None) -> None:
-    assert smaller_micro_batch(BatchPlan.of(batch, micro, 2)) == smaller
+def test_half_or_what_divides_the_share_of_a_rank(batch: int, micro: int | None, half: int | None) -> None:
+    assert smaller(BatchPlan.of(batch, micro, 2)) == half
 
 
 def run_of(workdir: Path, name: str) -> Path:

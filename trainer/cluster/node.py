@@ -12,6 +12,7 @@ import os
 import signal
 import socket
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 
@@ -26,6 +27,8 @@ from trainer.runs.files import write_atomic
 
 FOLLOWER_VARIABLE = "TRAINER_FOLLOWER"
 """Process id of the command that started this node and with which it ends; unset: it stands alone."""
+NODES_VARIABLE = "TRAINER_NODES"
+"""How many nodes this attempt has: fewer than the run asked for where `resources.min_nodes` allows it."""
 
 
 def record_launch(run: RunDirectory, shape: LaunchShape, pid: int, attempt: int) -> None:
@@ -57,7 +60,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def _place(options: argparse.Namespace, shape: LaunchShape) -> Place:
-    nodes = options.nodes or shape.nodes
+    nodes = options.nodes or int(os.environ.get(NODES_VARIABLE) or shape.nodes)
     rank = options.node_rank
     if rank is None:
         rank = int(os.environ.get("SLURM_NODEID", "0"))
@@ -110,7 +113,9 @@ def main(arguments: list[str] | None = None) -> int:
     if launch.get("cwd") and os.path.isdir(launch["cwd"]):
         os.chdir(launch["cwd"])
     if place.node_rank == 0:
-        record_launch(run, node.shape, os.getpid(), node.base)
+        # Of an attempt on fewer nodes the run keeps the shape that it asked for, and has again when they are back.
+        asked = replace(shape, nodes=options.nodes) if options.nodes else shape
+        record_launch(run, asked, os.getpid(), node.base)
     terminal = _redirect_output(node.node_log)
     code = node.supervise()
     print(f"node {place.node_rank} ends with code {code}", flush=True)

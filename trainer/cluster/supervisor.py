@@ -51,7 +51,7 @@ class Supervisor:
         """Those of this launch, torchrun's restarts among them."""
         self._log_offset = 0
         self._closing: dict[int, float] = {}
-        self._hangs = HangWatcher(run, records=place.node_rank == 0)
+        self._hangs = HangWatcher(run, shape.world_size, records=place.node_rank == 0)
         self._stop_seen_at: float | None = None
         self._outcome_seen_at: float | None = None
 

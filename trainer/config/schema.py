@@ -26,7 +26,7 @@ class Resources:
     cpu_processes: int | None = None
     """Ranks in all when training on CPU (gloo); null: 2."""
     min_nodes: int | None = None
-    """Go on with fewer nodes, down to this many, after a node is lost; null: all are needed."""
+    """On SLURM: start and go on with fewer nodes, down to this many, where some are missing; null: all are needed."""
     spare_nodes: int = 0
     """Nodes asked for beyond those needed, so that a bad one can be left out."""
 

@@ -24,10 +24,11 @@ _STACKS_WITHIN_S = 3.0
 class HangWatcher:
     """Watches the newest attempt of a launch; `found` has the cause of each attempt that hung."""
 
-    def __init__(self, run: RunDirectory, records: bool) -> None:
+    def __init__(self, run: RunDirectory, ranks: int, records: bool) -> None:
         """`records`: of several nodes one writes the event; each ends its own workers."""
         self.found: dict[int, Cause] = {}
         self._run = run
+        self._ranks = ranks
         self._records = records
         self._allowances = Allowances.of(run.config()["resilience"])
         self._attempt = -1
@@ -56,9 +57,7 @@ class HangWatcher:
         if not self._records or not self._stragglers.factor or now - self._compared < _COMPARE_EVERY_S:
             return
         self._compared = now
-        shape = self._run.launch()["shape"]
-        world_size = shape["nodes"] * shape["processes_per_node"]
-        found = self._stragglers.look(read_paces(self._run.live_dir, self._attempt, world_size), now)
+        found = self._stragglers.look(read_paces(self._run.live_dir, self._attempt, self._ranks), now)
         if found is not None:
             self._run.event("straggler", attempt=self._attempt, **found.fields())
             print(f"straggler: {found}", flush=True)

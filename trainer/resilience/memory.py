@@ -1,7 +1,4 @@
-"""What memory holds when it has run out, in a sentence and, on a GPU, a snapshot; and a smaller micro-batch after it.
-
-The next attempt takes half the micro-batch and twice as many of them a step: the global batches and their samples stay.
-"""
+"""What memory holds when it has run out, in a sentence and, on a GPU, a snapshot; what becomes of the job then."""
 
 from __future__ import annotations
 
@@ -13,18 +10,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.distributed
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch.distributed.tensor import DTensor
 
-from trainer.config.batch import BatchPlan
 from trainer.errors import JOB_FAILED, NEVER_RESTART
-from trainer.runs.directory import RunDirectory
+from trainer.resilience.micro_batch import OUT_OF_MEMORY, smaller
 from trainer.worker.attempt import Attempt
 
 ERRORS = (torch.OutOfMemoryError, MemoryError)
 """Of a GPU, and of the host."""
-EVENT = "out_of_memory"
 _STAYS_S = 10.0
 """If this rank left at once, the others would fail for want of it, and torchrun would start them all again before the
 node process (`FAILED_GRACE_S`) ends them."""
@@ -92,58 +86,25 @@ def end(attempt: Attempt, policy: str) -> int | None:
     size = f" with a micro-batch of {plan.micro_batch}" if plan else ""
     owners = attempt.memory or f"the process has had {_size(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)}"
     reason = f"rank {rank.rank} on {socket.gethostname()} ran out of memory{size}: {owners}"
-    smaller = smaller_micro_batch(plan) if plan and policy == "halve" else None
+    half = smaller(plan) if plan and policy == "halve" else None
     attempt.directory.event(
-        EVENT,
+        OUT_OF_MEMORY,
         attempt=rank.attempt,
         rank=rank.rank,
         host=socket.gethostname(),
         step=attempt.heartbeat.step,
         reason=reason,
         batch_size=plan.global_batch if plan else None,
-        micro_batch=smaller,
+        micro_batch=half,
     )
-    if smaller is None:
+    if half is None:
         attempt.end("failed", NEVER_RESTART, reason, every_rank=True)
         if rank.world_size > 1:
             time.sleep(_STAYS_S)
         return None
-    print(f"{reason}; the next attempt takes a micro-batch of {smaller}, in as many more passes a step", flush=True)
+    print(f"{reason}; the next attempt takes a micro-batch of {half}, in as many more passes a step", flush=True)
     attempt.heartbeat.stop("failed")
     return JOB_FAILED
-
-
-def smaller_micro_batch(plan: BatchPlan) -> int | None:
-    """The largest one of at most half the size that divides a rank's share of the global batch; None below 1."""
-    return _largest_part(plan.global_batch // plan.world_size, plan.micro_batch // 2)
-
-
-def halved(
-    data: dict[str, Any],
-    directory: RunDirectory,
-    readers: int,
-    is_first: bool,
-    group: torch.distributed.ProcessGroup | None,
-) -> dict[str, Any]:
-    """The `data` section with the micro-batch that an attempt before this one has left; the first rank reads it.
-
-    `readers`: ranks that read different samples.
-    """
-    chosen: list[Any] = [None]
-    if is_first:
-        events = [event for event in directory.events() if event["event"] == EVENT and event.get("micro_batch")]
-        chosen = [events[-1] if events else None]
-    if group is not None:
-        torch.distributed.broadcast_object_list(chosen, src=0, group=group)
-    if chosen[0] is None:
-        return data
-    batch_size = data.get("batch_size") or chosen[0]["batch_size"]
-    most = min(chosen[0]["micro_batch"], data.get("micro_batch") or batch_size)
-    return {**data, "batch_size": batch_size, "micro_batch": _largest_part(batch_size // readers, most)}
-
-
-def _largest_part(share: int, most: int) -> int | None:
-    return next((size for size in range(most, 0, -1) if share % size == 0), None)
 
 
 def _bytes(values: Iterable[Any]) -> int:

@@ -23,7 +23,7 @@ from trainer.checkpoint.store import Checkpoint, CheckpointStore
 from trainer.config.build import instantiate, load
 from trainer.config.schema import Config
 from trainer.errors import DONE, JOB_FAILED, NEVER_RESTART, REQUEUE, TrainerError, UserError
-from trainer.resilience import memory
+from trainer.resilience import memory, micro_batch
 from trainer.resilience.lock import refuse_if_superseded
 from trainer.runs.directory import RunDirectory
 from trainer.tracking.metrics_file import MetricsFile
@@ -91,7 +91,7 @@ def _train(config: Config, attempt: Attempt, group: Group | None) -> None:
 
     rng.seed_all(config.seed)
     readers = build.place_in_data(config, rank).world_size
-    config.data = memory.halved(config.data, directory, readers, rank.is_first, group)
+    config.data = micro_batch.limited(config.data, directory, rank, readers, group)
     data = build.build_data(config, rank)
     attempt.plan = data.plan
     module = build.build_module(

@@ -18,6 +18,9 @@ from typing import Any
 
 from trainer.checkpoint.store import CheckpointStore
 from trainer.cluster import cause
+from trainer.cluster.elastic import most_nodes
+from trainer.cluster.node import NODES_VARIABLE
+from trainer.cluster.shape import LaunchShape
 from trainer.cluster.slurm import ending, lost_nodes, preflight, query
 from trainer.cluster.slurm.commands import SlurmRefused, patiently
 from trainer.cluster.slurm.commands import run as call
@@ -56,15 +59,16 @@ def begin(run: RunDirectory) -> list[str]:
             last = [record["reason"] for record in run.attempts() if record.get("reason")]
             why = f"; the last ended so: {last[-1]}" if last else ""
             return _end_here(run, "failed", NEVER_RESTART, f"{most} attempts in a row left no newer checkpoint{why}")
-    wanted = int(launch["shape"]["nodes"])
+    wanted = LaunchShape.from_dict(launch["shape"])
     bad = _bad_nodes(run, nodes, is_restart)
     fit = [node for node in nodes if node not in bad]
-    if len(fit) < wanted:
+    count = most_nodes(run.config(), wanted, len(fit))
+    if count is None:
         if patiently(lambda: query.job(job_id)).get("JobState") != "RUNNING":
             return [f"exit {JOB_FAILED}"]  # SLURM ended it during the preflight
         told = "; ".join(f"{node}: {problem}" for node, problem in bad.items())
         return _end_here(run, "failed", NEVER_RESTART, f"preflight: {told}")
-    chosen = fit[:wanted]
+    chosen = fit[:count]
     attempt = run.next_attempt()
     launch.update(slurm_job_id=job_id, attempt=attempt, host=None, boot_id=None, pid=None, pid_started=None)
     write_atomic(run.launch_path, json.dumps(launch, indent=1))
@@ -72,12 +76,13 @@ def begin(run: RunDirectory) -> list[str]:
     name = "restarted" if is_restart else "allocated"
     since = {"since": int(os.environ["TRAINER_JOB_BEGAN"])} if not is_restart else {}
     run.event(name, attempt=attempt, slurm_job_id=job_id, nodes=chosen, checkpoint=step, **since)
-    print(ending.beginning(attempt, chosen), file=sys.stderr, flush=True)
+    fewer = f" ({count} of {wanted.nodes} nodes)" if count < wanted.nodes else ""
+    print(ending.beginning(attempt, chosen) + fewer, file=sys.stderr, flush=True)
     # Two jobs may share a node, and the last attempt's port may not be free yet.
     port = 20000 + (int(job_id) * 8 + attempt % 8) % 10000
     variables = {
         "TRAINER_ATTEMPT": str(attempt),
-        "TRAINER_NODES": str(wanted),
+        NODES_VARIABLE: str(count),
         "TRAINER_LEFT_OUT": ",".join(node for node in nodes if node not in chosen),
         "TRAINER_RENDEZVOUS": f"{chosen[0]}:{port}",
     }
@@ -189,7 +194,7 @@ def _after_failure(run: RunDirectory, attempt: int, code: int, record: dict[str,
     if lost:
         _record(run, attempt, "requeue", REQUEUE, f"not saved: {lost_nodes.sentence(lost)}")
         return requeue(run)
-    is_single = int(run.launch()["shape"]["nodes"]) == 1
+    is_single = int(os.environ[NODES_VARIABLE]) == 1
     if record and is_single:  # torchrun has tried often enough
         run.event(record["outcome"], attempt=attempt, step=record.get("step"), reason=record.get("reason"))
         _say(attempt, record["outcome"], record.get("step"), record.get("reason"))

@@ -137,7 +137,8 @@ def sbatch_options(config: dict[str, Any], shape: LaunchShape, cpus_per_process:
     cluster = config["cluster"]
     processes = shape.processes_per_node
     nodes = shape.nodes + config["resources"]["spare_nodes"]
-    found = [("nodes", str(nodes)), ("ntasks-per-node", "1")]
+    least = config["resources"]["min_nodes"] or nodes
+    found = [("nodes", str(nodes) if least == nodes else f"{least}-{nodes}"), ("ntasks-per-node", "1")]
     if shape.device == "cuda":
         kind = f"{cluster['gpu_type']}:" if cluster["gpu_type"] else ""
         found.append(("gpus-per-node", f"{kind}{processes}"))

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import getpass
+import math
 from collections.abc import Iterator
 from typing import Any
 
+from trainer.cluster.elastic import most_nodes
 from trainer.cluster.shape import LaunchShape
 from trainer.cluster.slurm import facts
 from trainer.cluster.slurm.commands import is_here
@@ -20,7 +22,7 @@ def check(config: dict[str, Any], shape: LaunchShape) -> None:
     """Raise UserError with every problem of `cluster.*` and `resources.*` that can be known; without SLURM on this
     machine only those of the values."""
     cluster, resources = config["cluster"], config["resources"]
-    problems = list(check_values(cluster))
+    problems = [*check_values(cluster), *_of_elastic(config, shape)]
     if all(resources[key] is None for key in ("gpus", "gpus_per_node", "cpu_processes")):
         fix = "say how many: resources.gpus=8, or resources.gpus=0 to train on CPU"
         problems.append(UserError("resources.gpus is not set, and a cluster has more than one machine's", fix))
@@ -32,6 +34,26 @@ def check(config: dict[str, Any], shape: LaunchShape) -> None:
     if not problems:
         problems += _of_cluster(config, shape, facts.partitions())
     raise_all(problems)
+
+
+def _of_elastic(config: dict[str, Any], shape: LaunchShape) -> Iterator[UserError]:
+    """`resources.min_nodes` that would never be used."""
+    least = config["resources"]["min_nodes"]
+    if least is None or least == shape.nodes:
+        return
+    if config["data"].get("batch_size") is None:
+        yield UserError(
+            f"resources.min_nodes={least}: the data has no batch_size, so that fewer nodes would train another job",
+            "set data.batch_size to the samples of an optimizer step, or leave resources.min_nodes out",
+        )
+    elif most_nodes(config, shape, shape.nodes - 1) is None:
+        batch_size = config["data"]["batch_size"]
+        both = math.lcm(shape.world_size, shape.world_size - shape.processes_per_node)
+        yield UserError(
+            f"resources.min_nodes={least}: the ranks of no number of nodes from {least} to {shape.nodes - 1} share "
+            f"data.batch_size={batch_size} evenly",
+            f"use data.batch_size={-(-batch_size // both) * both}, or leave resources.min_nodes out",
+        )
 
 
 def choose_nodes(config: dict[str, Any]) -> None:

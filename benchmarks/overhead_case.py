@@ -1,0 +1,103 @@
+"""One case of `benchmarks/overhead.py`: started by it, writes `found.json` in a folder."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Trainer
+from overhead import ON
+from parity_data import CASES, Batches
+from parity_turns import Blocks, Pace, Train, in_turn, started
+from parity_variants import config_of
+
+from trainer.runs.directory import RunDirectory
+from trainer.worker import run
+from trainer.worker.heartbeat import Heartbeat
+from trainer.worker.process import Rank
+
+CASE = "resnet"
+BATCH = {1: 22, 2: 11}
+"""Samples a rank, which take about 20 ms of CPU time on the machine that this was written on."""
+WATCHERS = ("Guard", "StepClock", "Boundary", "DeviceTime", "MemoryReport")
+LEAST_HOOKS = 4
+"""The guard's two and the clock's two: else something else than the watching is measured."""
+
+
+class Switch:
+    """Between the pace and the batches: from block to block the training is watched or not."""
+
+    def __init__(self, pace: Pace, heartbeat: Heartbeat) -> None:
+        self._pace, self._heartbeat = pace, heartbeat
+        self._write = heartbeat.write
+        self._hooks: dict[bool, dict[str, list[Any]]] = {}
+        self.trainer: Trainer
+
+    def at_fetch(self, number: int) -> None:
+        self._pace.at_fetch(number)
+        block, place = divmod(number, self._pace.blocks.length)
+        if place == 0:
+            self._turn(block > 0 and (block - 1) % 4 in ON)
+
+    def _turn(self, on: bool) -> None:
+        plan = self.trainer.fit_loop.epoch_loop.plan
+        if not self._hooks:
+            without = {name: [hook for hook in hooks if not _watches(hook)] for name, hooks in plan.hooks.items()}
+            self._hooks = {True: plan.hooks, False: without}
+            found, kept = (sum(map(len, hooks.values())) for hooks in self._hooks.values())
+            assert found - kept >= LEAST_HOOKS, f"of {found} hooks only {found - kept} watch"
+        plan.hooks = self._hooks[on]
+        self._heartbeat.write = self._write if on else _nothing  # type: ignore[method-assign]
+
+
+def _watches(hook: Any) -> bool:
+    return type(hook.func.__self__).__name__ in WATCHERS if isinstance(hook, partial) else False
+
+
+def _nothing() -> None:
+    pass
+
+
+def watched(steps: int, pace: Pace, folder: Path) -> None:
+    """Train one rank as `trainer fit` does, and turn the switch."""
+    torch.set_num_threads(1)
+    rank = Rank.from_environment()
+    directory = RunDirectory(folder)
+    for path in (directory.live_dir, directory.attempts_dir, directory.checkpoints_dir, directory.stop_request.parent):
+        path.mkdir(parents=True, exist_ok=True)
+    heartbeat = Heartbeat(directory.live_dir / f"rank-{rank.rank}.json", rank)
+    switch = Batches.pace = Switch(pace, heartbeat)  # type: ignore[assignment]
+    build_trainer = run.build.build_trainer
+
+    def keeping(*arguments: Any, **options: Any) -> Trainer:
+        switch.trainer = build_trainer(*arguments, **options)
+        return switch.trainer
+
+    run.build.build_trainer = keeping
+    config = config_of(CASE, steps, rank, folder)
+    config.trainer.log_every_n_steps = 10**9
+    heartbeat.start()
+    run._train(config, run.Attempt(directory, rank, heartbeat), run.init_process_group(config, rank))
+    heartbeat.stop("finished")
+
+
+def measure(ranks: int, rounds: int, count: int, folder: Path) -> None:
+    """In the process that has imported all: [[CPU us a step of a block, ...] a round] into `folder`."""
+    run.silence_known_warnings()
+    CASES[CASE] = replace(CASES[CASE], batch_size=BATCH[ranks])
+    blocks = Blocks(count, settle=1, measured=5)
+    costs = []
+    for number in range(rounds):
+        variants: dict[str, Train] = {"switched": partial(watched, blocks.steps)}
+        with started(variants, ranks, blocks, folder / str(number)) as running:
+            costs.append([cost[0] for cost in in_turn(running, blocks)["switched"]])
+    (folder / "found.json").write_text(json.dumps(costs))
+
+
+if __name__ == "__main__":
+    measure(int(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), Path(sys.argv[4]))

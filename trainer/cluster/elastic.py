@@ -1,0 +1,27 @@
+"""With how many nodes a run goes on where some of those it asked for are missing (`resources.min_nodes`)."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from trainer.cluster.shape import LaunchShape
+from trainer.config.strategy import ranks_per_sample
+
+
+def most_nodes(config: dict[str, Any], wanted: LaunchShape, available: int) -> int | None:
+    """At most `available` and those of `wanted`, at least `resources.min_nodes` (null: all), and such a number that the
+    ranks share the global batch and the strategy's groups evenly. None: there is no such number."""
+    least = config["resources"].get("min_nodes") or wanted.nodes
+    for nodes in range(min(available, wanted.nodes), least - 1, -1):
+        if nodes == wanted.nodes or _shares_evenly(config, replace(wanted, nodes=nodes)):
+            return nodes
+    return None
+
+
+def _shares_evenly(config: dict[str, Any], shape: LaunchShape) -> bool:
+    strategy, batch_size = config["strategy"], config["data"].get("batch_size")
+    together = ranks_per_sample(strategy, shape.processes_per_node)
+    if batch_size is None or shape.world_size % together or shape.world_size % (strategy.get("shard_size") or 1):
+        return False
+    return int(batch_size) % (shape.world_size // together) == 0
