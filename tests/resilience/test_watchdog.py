@@ -81,6 +81,12 @@ def test_the_rank_of_the_lowest_step_is_behind(tmp_path: Path) -> None:
     assert found.where == f'File "{WAITING}", line 9 in here'
 
 
+def test_the_rank_that_alone_has_not_come_to_a_collective_is_behind(tmp_path: Path) -> None:
+    dump(tmp_path, WAITING, WAITING)
+    assert blame(hang(*both(12)), tmp_path, [1]).place == place(1, 12)
+    assert blame(hang(*both(12)), tmp_path, [0, 1]).place is None
+
+
 def test_of_equal_steps_the_one_that_does_not_wait_for_others(tmp_path: Path) -> None:
     dump(tmp_path, "/home/me/model.py", WAITING)
     found = blame(hang(*both(12)), tmp_path)

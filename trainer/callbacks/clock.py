@@ -7,6 +7,7 @@ whatever the number of listeners.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -26,8 +27,12 @@ class StepClock(Callback):
     only_looks = True
     """The loop need not copy the loss for it (`worker/loop_plan.py`)."""
 
-    def __init__(self, metrics: TrainMetrics, boundary: Boundary, heartbeat: Heartbeat) -> None:
+    def __init__(
+        self, metrics: TrainMetrics, boundary: Boundary, heartbeat: Heartbeat, on_first_step: Callable[[], None]
+    ) -> None:
+        """`on_first_step`: called once, after the first step of the attempt, which may have compiled for minutes."""
         self.step = 0
+        self._on_first_step = on_first_step
         self._metrics = metrics
         self._boundary = boundary
         self._heartbeat = heartbeat
@@ -67,6 +72,7 @@ class StepClock(Callback):
         if self._is_first_step:
             self._is_first_step = False
             self._heartbeat.update(phase="train")
+            self._on_first_step()
         if step >= self._metrics.next_step:
             self._metrics.on_step(trainer, pl_module, step)
         if step >= self._boundary.next_step:

@@ -120,7 +120,8 @@ class ResilienceOptions:
     stop_deadline_s: float = 120.0
     """From the signal to a forced exit."""
     collective_timeout_s: float = 600.0
-    """A collective that takes longer ends the process."""
+    """A collective that takes longer ends the process; until the first step is done `hang_slow_s` and a minute, where
+    that is longer."""
     on_nonfinite: str = "stop"
     """A loss or gradient that is NaN or infinite: stop; skip (that update is left out; on a GPU this waits for the
     device on each step); rollback (the newest checkpoint again, and if the step goes bad again it is skipped); off."""

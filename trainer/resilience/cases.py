@@ -85,8 +85,12 @@ def _hangs(kind: str) -> Callable[[random.Random], Case]:
         rank = choose.randrange(RANKS)
 
         def names_the_rank(run: RunDirectory) -> str | None:
-            named = [event["rank"] for event in run.events() if event["event"] == "hang"]
-            return None if named == [rank] else f"rank {rank} hung, and named was {named}"
+            hangs = [event for event in run.events() if event["event"] == "hang"]
+            if [event["rank"] for event in hangs] != [rank]:
+                return f"rank {rank} hung, and named was {[event['rank'] for event in hangs]}"
+            answers = kind == "hang"  # else it is stopped, and writes no trace of its collectives
+            told = hangs[0]["collective"] is not None
+            return None if told == answers else f"the collective that it has not come to: {hangs[0]['collective']}"
 
         step = choose.randrange(2, STEPS)
         return Case(kind, tuple(_injected(kind, choose, ranks=[rank], step=step)), check=names_the_rank)

@@ -6,11 +6,13 @@ from __future__ import annotations
 
 import signal
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 from trainer.cluster import processes
 from trainer.cluster.cause import Cause
 from trainer.errors import HUNG
+from trainer.resilience.collectives import missing, request_of, trace_of
 from trainer.resilience.stragglers import StragglerWatch, read_paces
 from trainer.resilience.watchdog import STACKS_SUFFIX, Allowances, Hang, HangWatch, blame, read_places
 from trainer.runs.directory import RunDirectory
@@ -19,6 +21,8 @@ _LOOK_EVERY_S = 0.5
 _COMPARE_EVERY_S = 1.0
 _STACKS_WITHIN_S = 3.0
 """A process that runs at all writes its stacks in milliseconds."""
+_TRACES_WITHIN_S = 3.0
+"""The heartbeat's thread looks once a second whether its trace of collectives is wanted."""
 
 
 class HangWatcher:
@@ -65,14 +69,18 @@ class HangWatcher:
     def _end(self, hang: Hang, attempt: int, torchrun_pid: int) -> Cause:
         folder = self._run.logs_dir / f"attempt-{attempt:02d}"
         workers = processes.children(torchrun_pid)
+        request_of(self._run, attempt).touch()
         _dump_stacks([pid for pid in workers if processes.handles(pid, signal.SIGUSR2)], folder)
-        blamed = blame(hang, folder)
+        traces = {place.rank: trace_of(self._run, attempt, place.rank) for place in hang.places}
+        _wait_for(traces.values())
+        late = missing(traces)
+        blamed = blame(hang, folder, late.ranks if late else [])
         place = blamed.place
         who = f"rank {place.rank} on {place.host}" if place else "the job"
         stands = f" (step {place.step}, {place.phase})" if place else ""
         reason = (
             f"{who}{stands} did not move for {hang.still_s:.0f} s, {hang.allowed_s:.0f} s are allowed: {blamed.where}"
-        )
+        ) + (f"; {late}" if late else "")
         log = folder / f"rank-{place.rank}{STACKS_SUFFIX}" if place else None
         self.found[attempt] = Cause(reason, [], log, HUNG, place.rank if place else None, place.host if place else None)
         if self._records:
@@ -84,6 +92,7 @@ class HangWatcher:
                 step=place.step if place else None,
                 phase=place.phase if place else None,
                 where=blamed.where,
+                collective=late.what if late else None,
                 still_s=round(hang.still_s, 1),
                 reason=reason,
             )
@@ -91,6 +100,13 @@ class HangWatcher:
         for pid in workers:
             processes.send(pid, signal.SIGKILL)
         return self.found[attempt]
+
+
+def _wait_for(traces: Iterable[Path]) -> None:
+    """Until they are all there, or those that are missing had their time: a rank may be stopped."""
+    deadline = time.monotonic() + _TRACES_WITHIN_S
+    while time.monotonic() < deadline and not all(path.exists() for path in traces):
+        time.sleep(0.1)
 
 
 def _dump_stacks(pids: list[int], folder: Path) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import statistics
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -135,14 +135,18 @@ class Blame:
     where: str
 
 
-def blame(hang: Hang, attempt_dir: Path) -> Blame:
-    """Of the ranks that stand still the one behind: by its silence, by its step, by a stack that is not a wait."""
+def blame(hang: Hang, attempt_dir: Path, missing: Sequence[int] = ()) -> Blame:
+    """Of the ranks that stand still the one behind: by its silence, by a collective that only it has not come to
+    (`missing`), by its step, by a stack that is not a wait."""
     if not hang.places:
         return Blame(None, "no rank has written a heartbeat")
     stacks = {place.rank: main_stack(attempt_dir / f"rank-{place.rank}{STACKS_SUFFIX}") for place in hang.places}
     silent = [place for place in hang.places if not stacks[place.rank]]
     if silent and len(silent) < len(hang.places):  # its heartbeat is old, too: the step in it says nothing
         return Blame(silent[0], "it does not answer: stopped, or stuck in the kernel")
+    if len(missing) == 1:
+        (culprit,) = [place for place in hang.places if place.rank == missing[0]]
+        return Blame(culprit, _where(stacks[culprit.rank]))
     behind = min(place.step for place in hang.places)
     late = [place for place in hang.places if place.step == behind]
     if len(late) < len(hang.places):

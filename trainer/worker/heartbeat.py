@@ -12,6 +12,7 @@ import socket
 import statistics
 import threading
 import time
+import traceback
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
@@ -37,6 +38,8 @@ class Heartbeat:
         for no other (`own_s`), and those of the whole batch (`batch_s`)."""
         self.forwards: deque[float] = deque(maxlen=BATCHES_OF_MEDIAN)
         """Seconds of forward passes on a GPU, by its own clock (`forward_s`)."""
+        self.on_beat: Callable[[], None] = _nothing
+        """Called by the heartbeat's thread; what it raises is printed once, and ends nothing."""
         self.waited_s: Callable[[], float] = float
         """Seconds waited for batches so far: the class `data`, taken from the phase in which they fell."""
         self._waited_before = 0.0
@@ -128,6 +131,11 @@ class Heartbeat:
     def _beat(self) -> None:
         while not self._ended.wait(self._every_s):
             self.write()
+            try:
+                self.on_beat()
+            except Exception:
+                traceback.print_exc()
+                self.on_beat = _nothing
 
     def stop(self, phase: str) -> None:
         """Write a last time with `phase` and end the thread."""
@@ -136,6 +144,10 @@ class Heartbeat:
         if self._thread.is_alive():
             self._thread.join(timeout=5)
         self.write()
+
+
+def _nothing() -> None:
+    """Until there is something to do on a beat."""
 
 
 def _age_of_this_process_s() -> float:

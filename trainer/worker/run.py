@@ -27,7 +27,7 @@ from trainer.resilience import memory, micro_batch
 from trainer.resilience.lock import refuse_if_superseded
 from trainer.runs.directory import RunDirectory
 from trainer.tracking.metrics_file import MetricsFile
-from trainer.worker import build, fine_tuning, rng
+from trainer.worker import build, collectives, fine_tuning, rng
 from trainer.worker.attempt import Attempt
 from trainer.worker.heartbeat import Heartbeat
 from trainer.worker.process import Rank
@@ -50,6 +50,8 @@ def run(run_path: Path) -> int:
     try:
         config = load(directory.config_path)
         group = init_process_group(config, rank)
+        if group is not None:
+            heartbeat.on_beat = collectives.FlightRecorder(directory, rank).look
         _train(config, attempt, group)
         attempt.end("finished", DONE)
     except StopTraining as leaving:
@@ -139,6 +141,7 @@ def _train(config: Config, attempt: Attempt, group: Group | None) -> None:
         group,
         save_locally=functools.partial(save, into=local) if local else None,
     )
+    tighten = functools.partial(collectives.set_timeout, config.resilience.collective_timeout_s)
     guard = watching.make_guard(config.resilience, directory, rank.attempt, group)
     callbacks: list[Callback] = [
         RngState(config.seed, rank.rank, build.place_in_data(config, rank).rank, group),
@@ -146,7 +149,7 @@ def _train(config: Config, attempt: Attempt, group: Group | None) -> None:
         *[instantiate(node, where=f"callbacks.{name}") for name, node in config.callbacks.items() if node],
         *watching.callbacks(attempt, data.plan, build.device_of(config, rank)),
         *([guard] if guard else []),
-        StepClock(metrics, boundary, heartbeat),
+        StepClock(metrics, boundary, heartbeat, tighten),
         boundary,
     ]
     loggers = _loggers(config, directory, rank, heartbeat, unsure)

@@ -1,0 +1,53 @@
+"""What this rank has asked the others for: torch's flight recorder, written when the node process asks, and timeouts.
+
+torch keeps the last 2,000 collectives of NCCL and of gloo by itself (`TORCH_FR_BUFFER_SIZE`,
+`TORCH_NCCL_TRACE_BUFFER_SIZE` before torch 2.9).
+"""
+
+from __future__ import annotations
+
+import json
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch.distributed
+from torch.distributed import distributed_c10d
+
+from trainer.resilience.collectives import request_of, trace_of
+from trainer.runs.directory import RunDirectory
+from trainer.runs.files import write_atomic
+from trainer.worker.process import Rank
+
+_DUMPS = ("_dump_fr_trace_json", "_dump_nccl_trace_json")
+"""Of torch._C._distributed_c10d: gloo's, and that of a build with NCCL."""
+
+
+class FlightRecorder:
+    """Writes `logs/attempt-NN/rank-R.collectives.json` once it is asked; `look` is called by the heartbeat's thread,
+    which goes on while the main thread waits in a collective."""
+
+    def __init__(self, directory: RunDirectory, rank: Rank) -> None:
+        self._request = request_of(directory, rank.attempt)
+        self._trace = trace_of(directory, rank.attempt, rank.rank)
+
+    def look(self) -> None:
+        if self._request.exists() and not self._trace.exists():
+            write_trace(self._trace)
+
+
+def write_trace(path: Path) -> None:
+    """`{"entries": [...]}` as torch gives them, of all libraries, oldest first."""
+    entries: list[dict[str, Any]] = []
+    for name in _DUMPS:
+        dump = getattr(torch._C._distributed_c10d, name, None)
+        if dump is not None:
+            entries += json.loads(dump(includeCollectives=True, onlyActive=False)).get("entries", [])
+    entries.sort(key=lambda entry: entry.get("time_created_ns", 0))
+    write_atomic(path, json.dumps({"entries": entries}))
+
+
+def set_timeout(timeout_s: float) -> None:
+    """Of every collective that this rank begins from now on, in every group that it is in."""
+    for group in list(distributed_c10d._world.pg_map):
+        distributed_c10d._set_pg_timeout(timedelta(seconds=timeout_s), group)
