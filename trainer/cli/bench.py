@@ -45,7 +45,7 @@ def main(argv: list[str]) -> int:
             write(out, options.seed, done)
 
     numbers = [number for number in range(options.n) if number not in known]
-    FaultBench(folder, options.seed, strategies, kinds).run(numbers, report)
+    FaultBench(folder, options.seed, strategies, kinds).run(numbers, report, options.at_once)
     print("\n" + summary_table(done))
     survived = sum(result.problem is None for result in done)
     print(f"\n{survived} of {len(done)} ended as required")
@@ -59,6 +59,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("what", choices=["faults"])
     parser.add_argument("--n", type=int, default=len(KINDS), help="how many faults; default: each kind once")
     parser.add_argument("--seed", type=int, default=0, help="draws ranks, steps and moments")
+    parser.add_argument("--at-once", type=int, default=1, metavar="N", help="jobs side by side")
     parser.add_argument("--strategies", default="ddp", help="in turn, such as ddp,fsdp,deepspeed_zero2")
     parser.add_argument("--kinds", help=f"only these: {listed(KINDS)}")
     parser.add_argument("--keep", metavar="DIR", help="where the runs are made; those that failed stay")

@@ -10,9 +10,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
 
 from trainer.cluster import processes
 from trainer.resilience.bad_server import bad_server
@@ -101,16 +103,31 @@ class FaultBench:
         self.folder, self.seed, self.strategies, self.kinds = folder, seed, strategies, kinds or list(KINDS)
         self._comparer = Comparer()
         self._unharmed: dict[str, tuple[Path, float]] = {}
+        self._one_at_a_time = Lock()
+        """For the comparer, and for who reads the results."""
         self._commit = _commit_of_this()
 
-    def run(self, numbers: Iterable[int], report: Callable[[Result], None]) -> None:
-        """All kinds in turn, the next time with the next strategy, each with moments drawn from (seed, number)."""
+    def run(self, numbers: Iterable[int], report: Callable[[Result], None], at_once: int = 1) -> None:
+        """All kinds in turn, the next time with the next strategy, each with moments drawn from (seed, number).
+
+        `at_once`: jobs side by side, in threads that mostly wait; `report` is called by one of them at a time.
+        """
+
+        def run_and_report(number: int) -> None:
+            kind = self.kinds[number % len(self.kinds)]
+            strategy = self.strategies[(number + number // len(self.kinds)) % len(self.strategies)]
+            result = self.run_one(number, strategy, kind)
+            with self._one_at_a_time:
+                report(result)
+
+        pool = ThreadPoolExecutor(at_once)
         try:
-            for number in numbers:
-                kind = self.kinds[number % len(self.kinds)]
-                strategy = self.strategies[(number + number // len(self.kinds)) % len(self.strategies)]
-                report(self.run_one(number, strategy, kind))
+            for made in [pool.submit(self._reference, strategy) for strategy in self.strategies]:
+                made.result()
+            for done in [pool.submit(run_and_report, number) for number in numbers]:
+                done.result()
         finally:
+            pool.shutdown(cancel_futures=True)
             self.close()
 
     def close(self) -> None:
@@ -128,7 +145,9 @@ class FaultBench:
         seconds = time.monotonic() - began
         run = _only_run(home)
         if run is not None and problem is None:
-            problem = self._comparer.difference(run.path, reference) or (case.check(run) if case.check else None)
+            with self._one_at_a_time:
+                problem = self._comparer.difference(run.path, reference)
+            problem = problem or (case.check(run) if case.check else None)
         attempts = len(list(run.logs_dir.glob("attempt-*"))) if run else 0
         lost = lost_steps(run) if run else 0
         if problem is None:
