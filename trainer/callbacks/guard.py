@@ -251,10 +251,10 @@ class QuickLook:
 
     After a backward pass nothing of this is in the caches, and each question to a tensor is 1 us: which parameters
     are large is asked once. A sum reads only and is four times as quick as the check of the gradient scalers, which
-    writes too, but has a cost a tensor that pays from some thousand elements on.
+    writes too, but has a cost a tensor that pays from some ten thousand elements on.
     """
 
-    LARGE = 4096
+    LARGE = 32768
 
     def __init__(self) -> None:
         self._found, self._one = torch.zeros(()), torch.ones(())

@@ -79,7 +79,8 @@ def changed_config(run: RunDirectory, overrides: list[str]) -> dict[str, Any]:
         if section == "resources" and name in ("gpus", "cpu_processes", "nodes"):
             config["resources"]["gpus_per_node"] = None
     to_config(config)
-    check(config)
+    launched_from = Path(run.launch().get("cwd") or ".")
+    check(config, launched_from if launched_from.is_dir() else None)
     return config
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from trainer.config.batch import BatchPlan
 from trainer.config.near import did_you_mean, listed
+from trainer.config.own import problems_of_own
 from trainer.config.problems import raise_all
 from trainer.config.strategy import ranks_per_sample
 from trainer.config.targets import problems_of_targets
@@ -85,6 +86,7 @@ _RANGES: dict[str, _From | _OneOf] = {
     "resilience.straggler_factor": _From(0),
     "resilience.straggler_after_s": _From(0),
     "finetune.lora_rank": _From(1),
+    "finetune.lora_alpha": _POSITIVE,
     "strategy.bucket_cap_mb": _From(1),
     "data.batch_size": _From(1),
     "data.micro_batch": _From(1),
@@ -100,7 +102,8 @@ def check(config: dict[str, Any], cwd: Path | None = None) -> None:
     at how the batch divides. Raises EnvironmentFault when only the machine is at fault. Imports no target.
     """
     values = [*_ranges(config), *_limits(config), *_names(config)]
-    targets = problems_of_targets(config, cwd or Path.cwd())
+    cwd = cwd or Path.cwd()
+    targets = [*problems_of_targets(config, cwd), *problems_of_own(config, cwd)]
     # Splitting an impossible batch would be a second message about the same mistake.
     splits = not any(problem.message.startswith("data.") for problem in values)
     raise_all([*values, *targets, *_launch(config, splits)])

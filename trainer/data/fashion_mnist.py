@@ -31,15 +31,18 @@ class FashionMNIST(ArrayDataModule):
         batch_size: int = 128,
         root: str | None = None,
         augment: bool = False,
+        crop_padding: int = 2,
         train_samples: int | None = None,
         seed: int = 0,
     ) -> None:
-        """`root`: folder of the four IDX files, gzipped or not; null: `PLACES`. `augment`: random crops, flips.
+        """`root`: folder of the four IDX files, gzipped or not; null: `PLACES`. `augment`: flips, and random crops of
+        pictures that `crop_padding` pixels were added to on each side; 0: flips only.
 
         `train_samples`: use the first so many training pictures only; null: all. `seed`: of the augmentation.
         """
         super().__init__(batch_size)
         self.root, self.augment, self.train_samples, self.seed = root, augment, train_samples, seed
+        self.crop_padding = crop_padding
 
     def setup(self, stage: str | None = None) -> None:
         if self.train is not None:
@@ -48,7 +51,7 @@ class FashionMNIST(ArrayDataModule):
         images, labels = (_read(folder, f"train-{part}") for part in ("images-idx3-ubyte", "labels-idx1-ubyte"))
         train, val = stratified_split(labels, [1 - VALIDATION_FRACTION], SPLIT_SEED)
         normalize = Normalize(MEAN, DEVIATION)
-        crop = CropAndFlip(self.seed, padding=2)
+        crop = CropAndFlip(self.seed, padding=self.crop_padding)
 
         def augmented(batch: torch.Tensor, indices: torch.Tensor, epoch: int) -> torch.Tensor:
             return normalize(crop(batch, indices, epoch), indices, epoch)

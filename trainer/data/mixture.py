@@ -10,6 +10,8 @@ import torch
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import Dataset
 
+from trainer.config.own import problems_of_weights
+from trainer.config.problems import raise_all
 from trainer.data.arrays import ArrayDataModule
 from trainer.data.loader import Gathers
 from trainer.data.randomness import mix
@@ -112,7 +114,9 @@ class Mixture(ArrayDataModule):
         """
         super().__init__(batch_size)
         self.sources, self.samples, self.seed = dict(sources), samples, seed
-        self.weights = None if weights is None else _checked(weights, self.sources)
+        if weights is not None:
+            raise_all(list(problems_of_weights(weights, self.sources)))
+        self.weights = weights
         self.default_task = next(iter(self.sources.values())).default_task  # type: ignore[attr-defined]
 
     def prepare_data(self) -> None:
@@ -156,16 +160,6 @@ def shares(weights: Sequence[float], samples: int) -> list[int]:
     for index in numpy.argsort(counts - exact, kind="stable")[: samples - counts.sum()]:
         counts[index] += 1
     return [int(count) for count in counts]
-
-
-def _checked(weights: Mapping[str, float], sources: Mapping[str, Any]) -> dict[str, float]:
-    if set(weights) != set(sources):
-        fix = f"give one weight for each of {', '.join(sources)}"
-        raise UserError(f"data.weights is about {', '.join(weights)}", fix)
-    for name, weight in weights.items():
-        if not weight > 0:
-            raise UserError(f"data.weights.{name}={weight}: must be more than 0", "leave out that source, or raise it")
-    return dict(weights)
 
 
 def _gathering(name: str, source: Any, split: str) -> Gathers:
