@@ -1,0 +1,94 @@
+"""Mistakes in the arguments of mixtures, Hugging Face models and `finetune` are found at the prompt."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from trainer.config.check import check
+from trainer.config.compose import compose
+from trainer.config.own import problems_of_own
+from trainer.errors import UserError
+
+MIXTURE = [
+    "data=mixture",
+    "data.sources={a: {_target_: trainer.data.text.Text}, b: {_target_: trainer.data.text.Text}}",
+]
+HF = "model=hf"
+
+
+def checked(*overrides: str) -> None:
+    check(compose(["resources.gpus=0", *overrides], config_dirs=[]).config)
+
+
+@pytest.fixture
+def folders(workdir: Path) -> Path:
+    for name in ("empty", "shape", "whole"):
+        (workdir / name).mkdir()
+    for name in ("shape/config.json", "whole/config.json", "whole/model.safetensors"):
+        (workdir / name).touch()
+    return workdir
+
+
+@pytest.mark.usefixtures("folders")
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ([*MIXTURE, "data.weights={a: 1}"], "data.weights says nothing of b"),
+        ([*MIXTURE, "data.weights={a: 1, b: 2, bb: 3}"], r"data\.weights\.bb: there is no source.*\n.*did you mean"),
+        ([*MIXTURE, "data.weights={a: 1, b: 0}"], r"data\.weights\.b=0: must be more than 0"),
+        ([*MIXTURE, "data.weights={a: -1, b: 1}"], r"data\.weights\.a=-1: must be more than 0"),
+        ([*MIXTURE, "data.weights={a: much, b: 1}"], r"data\.weights\.a=much: expected a number"),
+        ([*MIXTURE, "data.samples=0"], r"data\.samples=0: must be at least 1"),
+        (["data=mixture", "data.sources={a: {root: x}}"], r"data\.sources\.a: a source needs a _target_"),
+        (["data=mixture", "data.sources={}"], r"data\.sources is empty"),
+        ([HF, "model.folder=nowhere"], r"model\.folder=nowhere: there is no such folder"),
+        ([HF, "model.folder=empty"], r"model\.folder=empty holds no config\.json"),
+        ([HF, "model.folder=shape"], r"model\.folder=shape holds no \*\.safetensors"),
+        (["finetune.lora_layers=[query]"], r"finetune\.lora_layers without finetune\.lora_rank"),
+        (["finetune.lora_dropout=0.1"], r"finetune\.lora_dropout without finetune\.lora_rank"),
+        (["finetune.lora_rank=8", "finetune.lora_dropout=1.0"], r"finetune\.lora_dropout=1\.0: must be .* less than 1"),
+        (["finetune.lora_rank=8", "finetune.lora_alpha=0"], r"finetune\.lora_alpha=0.*: must be more than 0"),
+        (['finetune.freeze=["*"]'], r"leaves nothing to train"),
+        (["finetune.new=[head]"], r"finetune\.new without finetune\.init_from"),
+        (["finetune.freeze=[head]", "finetune.train=[head]"], r"head is in finetune\.freeze and in finetune\.train"),
+        (
+            ["finetune.init_from=x", "finetune.new=[head]", 'finetune.freeze=["*"]', "finetune.train=[body.3]"],
+            r"finetune\.new=\[head\] would start at random.*\n.*finetune\.train=\[head\]",
+        ),
+        (["finetune.init_from=x", "finetune.new=[head]", "finetune.lora_rank=4"], r"and never be trained"),
+    ],
+)
+def test_each_mistake_is_one_problem(overrides: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        checked(*overrides)
+    assert "problems in the configuration" not in caught.value.message
+
+
+@pytest.mark.usefixtures("folders")
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        [*MIXTURE, "data.weights={a: 1, b: 0.5}", "data.samples=10"],
+        [HF, "model.folder=whole"],
+        [HF, "model.folder=shape", "model.pretrained=false"],
+        ["finetune.init_from=x", "finetune.new=[head]", 'finetune.freeze=["*"]', "finetune.train=[head]"],
+        ["finetune.init_from=x", "finetune.new=[head.1]", "finetune.lora_rank=4", "finetune.train=[head]"],
+        ["finetune.init_from=x", "finetune.new=[head]", "finetune.lora_rank=4", 'finetune.train=["he*"]'],
+        ["finetune.lora_rank=4", "finetune.lora_layers=[query]", "finetune.lora_dropout=0.1"],
+    ],
+)
+def test_what_may_be_meant_passes(overrides: list[str]) -> None:
+    checked(*overrides)
+
+
+def test_a_folder_that_only_the_nodes_of_a_cluster_see_is_left_to_them(workdir: Path) -> None:
+    config = compose(["resources.gpus=0", HF, "model.folder=/scratch/model"], config_dirs=[]).config
+    with pytest.raises(UserError, match="there is no such folder"):
+        check(config)
+    (workdir / "here").mkdir()
+    there = {**config, "cluster": {"name": "slurm"}}
+    assert list(problems_of_own(there, workdir)) == []
+    seen = {**there, "model": {**config["model"], "folder": "here"}}
+    assert ["holds no config.json" in problem.message for problem in problems_of_own(seen, workdir)] == [True]

@@ -1,0 +1,115 @@
+"""What is wrong with the arguments of the project's own models and data, and with `finetune`, as far as names and
+files tell. A user's own classes are judged by their signatures alone (`targets.py`)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+from trainer.config.near import did_you_mean
+from trainer.config.typed import as_written
+from trainer.errors import UserError
+
+MIXTURE = "trainer.data.mixture.Mixture"
+HUGGING_FACE = "trainer.models.hf.HuggingFace"
+
+
+def problems_of_own(config: dict[str, Any], cwd: Path) -> Iterator[UserError]:
+    """In the sections `data`, `model` and `finetune` of a composed configuration; `cwd` is where paths begin."""
+    yield from _data(config["data"])
+    yield from _model(config["model"], cwd, here=config["cluster"]["name"] == "local")
+    yield from _fine_tuning(config["finetune"])
+
+
+def problems_of_weights(weights: Mapping[str, Any], sources: Iterable[str]) -> Iterator[UserError]:
+    """Of a mixture: one weight for each source, and each more than 0."""
+    names = list(sources)
+    each = f"give one weight for each of {', '.join(names)}"
+    for name in weights:
+        if name not in names:
+            hint = did_you_mean(name, names, prefix="data.weights.")
+            yield UserError(f"data.weights.{name}: there is no source of this name", hint + each)
+    missing = [name for name in names if name not in weights]
+    if missing:
+        yield UserError(f"data.weights says nothing of {', '.join(missing)}", each)
+    for name, weight in weights.items():
+        if isinstance(weight, bool) or not isinstance(weight, (int, float)):
+            problem, fix = "expected a number", f"write data.weights.{name}=1"
+        elif not 0 < weight < float("inf"):
+            problem, fix = "must be more than 0", "leave out that source, or raise it"
+        else:
+            continue
+        yield UserError(f"data.weights.{name}={as_written(weight)}: {problem}", fix)
+
+
+def _data(node: dict[str, Any]) -> Iterator[UserError]:
+    sources = node.get("sources")
+    if node.get("_target_") != MIXTURE or not isinstance(sources, dict):
+        return
+    if not sources:
+        fix = "name some: data.sources={code: {_target_: trainer.data.text.Text, root: src/}}"
+        yield UserError("data.sources is empty", fix)
+    for name, source in sources.items():
+        if not isinstance(source, dict) or not source.get("_target_"):
+            fix = f"write data.sources.{name}._target_=trainer.data.text.Text, and its arguments"
+            yield UserError(f"data.sources.{name}: a source needs a _target_", fix)
+    if isinstance(node.get("weights"), dict):
+        yield from problems_of_weights(node["weights"], sources)
+    samples = node.get("samples")
+    if isinstance(samples, int) and samples < 1:
+        yield UserError(f"data.samples={samples}: must be at least 1", "use data.samples=null for all of them")
+
+
+def _model(node: dict[str, Any], cwd: Path, here: bool) -> Iterator[UserError]:
+    """`here`: the job runs on this machine, so that what is not there will not be there."""
+    folder = node.get("folder")
+    if node.get("_target_") != HUGGING_FACE or not isinstance(folder, str):
+        return
+    path = cwd / Path(folder).expanduser()
+    fix = "name a local folder that save_pretrained() wrote; nothing is downloaded"
+    if not path.is_dir():
+        if here:
+            yield UserError(f"model.folder={folder}: there is no such folder", fix)
+    elif not (path / "config.json").is_file():
+        yield UserError(f"model.folder={folder} holds no config.json", fix)
+    elif node.get("pretrained", True) and not any(path.glob("*.safetensors")):
+        fix = "use a folder with weights as safetensors, or model.pretrained=false for new ones"
+        yield UserError(f"model.folder={folder} holds no *.safetensors", fix)
+
+
+def _fine_tuning(options: dict[str, Any]) -> Iterator[UserError]:
+    rank, new, freeze, train = (options[key] for key in ("lora_rank", "new", "freeze", "train"))
+    if rank is None:
+        for key, unset in (("lora_layers", []), ("lora_dropout", 0.0), ("lora_alpha", 16.0)):
+            if options[key] != unset:
+                fix = "set finetune.lora_rank=8, too, or leave it out"
+                yield UserError(f"finetune.{key} without finetune.lora_rank does nothing", fix)
+        if not train and "*" in freeze:
+            fix = "name what is trained: finetune.train=[head]"
+            yield UserError('finetune.freeze=["*"] leaves nothing to train', fix)
+    if not 0 <= options["lora_dropout"] < 1:
+        problem = f"finetune.lora_dropout={options['lora_dropout']}: must be at least 0 and less than 1"
+        yield UserError(problem, "use finetune.lora_dropout=0.1")
+    if new and options["init_from"] is None:
+        fix = "set finetune.init_from=RUN, or leave finetune.new out"
+        yield UserError("finetune.new without finetune.init_from: everything starts new", fix)
+    for pattern in freeze:
+        if pattern in train:
+            yield UserError(f"{pattern} is in finetune.freeze and in finetune.train", "leave it out of one of them")
+    for pattern in new:
+        frozen = rank is not None or any(_covers(one, pattern) for one in freeze)
+        if frozen and not any(_may_meet(one, pattern) for one in train):
+            fix = f"train it, too: finetune.train=[{pattern}]"
+            yield UserError(f"finetune.new=[{pattern}] would start at random and never be trained", fix)
+
+
+def _covers(pattern: str, other: str) -> bool:
+    """Whether all that `other` names is named by `pattern`, too."""
+    return fnmatchcase(other, pattern) or other.startswith(f"{pattern}.")
+
+
+def _may_meet(pattern: str, other: str) -> bool:
+    """Whether one parameter may have both names; with a `*` in one of them only the model could tell."""
+    return "*" in pattern + other or _covers(pattern, other) or _covers(other, pattern)
