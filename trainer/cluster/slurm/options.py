@@ -138,7 +138,8 @@ def sbatch_options(config: dict[str, Any], shape: LaunchShape, cpus_per_process:
     processes = shape.processes_per_node
     nodes = shape.nodes + config["resources"]["spare_nodes"]
     least = config["resources"]["min_nodes"] or nodes
-    found = [("nodes", str(nodes) if least == nodes else f"{least}-{nodes}"), ("ntasks-per-node", "1")]
+    # With tasks a node sbatch makes tasks of the least number of nodes, and SLURM (22.05) gives it no more than that.
+    found = [("nodes", str(nodes)), ("ntasks-per-node", "1")] if least == nodes else [("nodes", f"{least}-{nodes}")]
     if shape.device == "cuda":
         kind = f"{cluster['gpu_type']}:" if cluster["gpu_type"] else ""
         found.append(("gpus-per-node", f"{kind}{processes}"))
