@@ -22,7 +22,7 @@ MARK = "TRAINER_TEST_MARK"
 """In the environment of every process that a test starts, and of all that those start."""
 SLURM_PROGRAMS = ("slurmctld", "slurmd", "sbatch", "munged")
 ROOT = Path(__file__).parents[1]
-CPU_TABLE, CPU_ROWS = "CPU seconds by file, the most expensive", 25
+CPU_TABLE, CPU_ROWS = "CPU seconds, and seconds in all, by file: the most expensive", 25
 FIRST = ("slurm/", "distributed/", "faults/", "test_docs", "test_resume", "cli/", "launch/", "tracking/", "resilience/")
 FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
 """Where Debian's package dataset-fashion-mnist puts the IDX files."""
@@ -51,9 +51,10 @@ def tables(pytestconfig: pytest.Config) -> dict[str, list[str]]:
 @pytest.fixture(scope="module", autouse=True)
 def cpu_seconds(request: pytest.FixtureRequest, tables: dict[str, list[str]]) -> Iterator[None]:
     """What each file's tests cost, with the processes that they start and wait for: the suite has two cores."""
-    began = _cpu_s()
+    began, began_at = _cpu_s(), time.monotonic()
     yield
-    tables.setdefault(CPU_TABLE, []).append(f"{_cpu_s() - began:7.1f}  {request.path.relative_to(ROOT)}")
+    took, took_in_all = _cpu_s() - began, time.monotonic() - began_at
+    tables.setdefault(CPU_TABLE, []).append(f"{took:7.1f} {took_in_all:7.1f}  {request.path.relative_to(ROOT)}")
 
 
 def _cpu_s() -> float:
