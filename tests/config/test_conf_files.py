@@ -22,6 +22,8 @@ def names(path: Path) -> str:
 def test_composes_and_passes_check(path: Path, workdir: Path) -> None:
     group, option = path.parent.relative_to(conf_dir()), path.stem
     # What has no default is a path of the user's.
+    (workdir / "somewhere").mkdir()
+    (workdir / "somewhere" / "0.parquet").touch()  # data=hf_dataset looks
     paths = re.findall(r"^(\w+): \?\?\?", path.read_text(), re.MULTILINE)
     job = compose([f"{group}={option}", *(f"{group}.{key}=somewhere" for key in paths)], config_dirs=[])
     if str(group) != "cluster" or option == "local":  # others ask a scheduler that is not here

@@ -8,7 +8,7 @@ import pytest
 
 from trainer.config.check import check
 from trainer.config.compose import compose
-from trainer.config.own import problems_of_own
+from trainer.config.own import HF_DATASET, problems_of_own
 from trainer.errors import UserError
 
 MIXTURE = [
@@ -16,6 +16,7 @@ MIXTURE = [
     "data.sources={a: {_target_: trainer.data.text.Text}, b: {_target_: trainer.data.text.Text}}",
 ]
 HF = "model=hf"
+TABLE = "data=hf_dataset"
 
 
 def checked(*overrides: str) -> None:
@@ -24,9 +25,9 @@ def checked(*overrides: str) -> None:
 
 @pytest.fixture
 def folders(workdir: Path) -> Path:
-    for name in ("empty", "shape", "whole"):
+    for name in ("empty", "shape", "whole", "rows"):
         (workdir / name).mkdir()
-    for name in ("shape/config.json", "whole/config.json", "whole/model.safetensors"):
+    for name in ("shape/config.json", "whole/config.json", "whole/model.safetensors", "rows/0.parquet"):
         (workdir / name).touch()
     return workdir
 
@@ -46,6 +47,16 @@ def folders(workdir: Path) -> Path:
         ([HF, "model.folder=nowhere"], r"model\.folder=nowhere: there is no such folder"),
         ([HF, "model.folder=empty"], r"model\.folder=empty holds no config\.json"),
         ([HF, "model.folder=shape"], r"model\.folder=shape holds no \*\.safetensors"),
+        ([TABLE, "data.root=nowhere"], r"data\.root=nowhere: there is no such folder"),
+        ([TABLE, "data.root=empty"], r"data\.root=empty has no Parquet or Arrow file"),
+        (
+            [TABLE, "data.root=rows", "data.text_column=a", "data.ids_column=b"],
+            r"data\.text_column and data\.ids_column",
+        ),
+        (
+            ["data=mixture", f"data.sources={{a: {{_target_: {HF_DATASET}, root: nowhere}}}}"],
+            r"data\.sources\.a\.root=nowhere: there is no such folder",
+        ),
         (["finetune.lora_layers=[query]"], r"finetune\.lora_layers without finetune\.lora_rank"),
         (["finetune.lora_dropout=0.1"], r"finetune\.lora_dropout without finetune\.lora_rank"),
         (["finetune.lora_rank=8", "finetune.lora_dropout=1.0"], r"finetune\.lora_dropout=1\.0: must be .* less than 1"),
@@ -71,6 +82,7 @@ def test_each_mistake_is_one_problem(overrides: list[str], message: str) -> None
     "overrides",
     [
         [*MIXTURE, "data.weights={a: 1, b: 0.5}", "data.samples=10"],
+        [TABLE, "data.root=rows"],
         [HF, "model.folder=whole"],
         [HF, "model.folder=shape", "model.pretrained=false"],
         ["finetune.init_from=x", "finetune.new=[head]", 'finetune.freeze=["*"]', "finetune.train=[head]"],

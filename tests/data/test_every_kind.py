@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
+from tests.data.saved_tables import pictures, save_parquet, save_splits, save_to_disk
 from trainer.config.batch import BatchPlan
 from trainer.data.arrays import ArrayDataModule
 from trainer.data.audio_folder import AudioFolder
@@ -20,6 +21,7 @@ from trainer.data.digit_strips import DigitStrips
 from trainer.data.digits import Digits
 from trainer.data.faces import Faces
 from trainer.data.fashion_mnist import FashionMNIST
+from trainer.data.hf_dataset import hf_dataset
 from trainer.data.image_folder import ImageFolder
 from trainer.data.loader import OrderedLoader, resumable
 from trainer.data.mixture import Mixture
@@ -95,6 +97,34 @@ def faces(root: Path, workers: int) -> ArrayDataModule:
     return Faces()
 
 
+def text_table(root: Path, workers: int) -> ArrayDataModule:
+    save_to_disk(root / "saved", {"text": [f"{number} times {number} is {number**2}." for number in range(90)]})
+    return hf_dataset(str(root / "saved"), sequence_length=16, cache=str(root / "cache"))
+
+
+def token_table(root: Path, workers: int) -> ArrayDataModule:
+    splits = {"train": 60, "validation": 10, "test": 10}
+    save_splits(
+        root / "saved",
+        {name: {"input_ids": [list(range(i, i + 9)) for i in range(rows)]} for name, rows in splits.items()},
+    )
+    return hf_dataset(str(root / "saved"), sequence_length=8, cache=str(root / "cache"))
+
+
+def picture_table(root: Path, workers: int) -> ArrayDataModule:
+    numbers = range(44)
+    save_to_disk(root / "saved", {"image": pictures(numbers), "label": [number % 2 for number in numbers]})
+    return hf_dataset(str(root / "saved"), size=8, num_workers=workers)
+
+
+def parquet_pictures(root: Path, workers: int) -> ArrayDataModule:
+    for part in range(2):
+        numbers = range(part * 25, part * 25 + 25)
+        columns = {"image": pictures(numbers), "label": [number % 2 for number in numbers]}
+        save_parquet(root / "saved" / f"{part}.parquet", columns)
+    return hf_dataset(str(root / "saved"), size=8, num_workers=workers, cache=str(root / "cache"))
+
+
 Kind = Callable[[Path, int], ArrayDataModule]
 KINDS: list[tuple[Kind, int]] = [
     (digits, 0),
@@ -108,6 +138,11 @@ KINDS: list[tuple[Kind, int]] = [
     (image_folder, 1),
     (audio_folder, 0),
     (audio_folder, 1),
+    (text_table, 0),
+    (token_table, 0),
+    (picture_table, 0),
+    (picture_table, 1),
+    (parquet_pictures, 1),
 ]
 
 

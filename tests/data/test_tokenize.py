@@ -11,6 +11,7 @@ import numpy
 import pytest
 import torch
 
+from tests.data.saved_tables import save_parquet, save_to_disk
 from trainer.data import tokenize as module
 from trainer.data.text import Text
 from trainer.data.token_shards import TokenShards
@@ -80,6 +81,22 @@ def test_every_document_once_and_bad_ones_named(texts: Path, tmp_path: Path) -> 
     expected = {path.read_text() for path in texts.glob("??.txt")} | {f"Line {n} of the lines." for n in range(30)}
     assert sorted(documents) == sorted([*expected, ""])
     assert min(totals.tokens.values()) > 0
+
+
+def test_tables_are_read_row_by_row(tmp_path: Path) -> None:
+    """Parquet, and what `datasets` saves, whose JSON files are no text."""
+    rows = {"body": ["One.", None, "Two."], "text": [1, 2, 3]}
+    save_parquet(tmp_path / "parquet" / "0.parquet", rows)
+    save_to_disk(tmp_path / "saved", rows, shards=1)
+    for folder in ("parquet", "saved"):
+        shard, documents = Shard(), []
+        for path in module._files([tmp_path / folder]):
+            documents += [(Path(name).name, text) for name, text in module._documents(path, "body", shard)]
+        assert [text for _, text in documents] == [b"One.", b"Two."]
+        assert [name.rpartition(":")[2] for name, _ in documents] == ["0", "2"]
+        assert (shard.bad, shard.bad_names[0].endswith(":1: empty")) == (1, True)
+    with pytest.raises(UserError, match="has no column content"):
+        list(module._documents(tmp_path / "parquet" / "0.parquet", "content", Shard()))
 
 
 def test_the_result_does_not_depend_on_the_workers_and_resumes(

@@ -81,6 +81,7 @@ def test_sees_what_a_folder_holds(tmp_path: Path) -> None:
     ("name", "message"),
     [
         ("a.bin", r"holds 1 \.bin: no pictures, WAV files, text or token shards"),
+        ("dataset_info.json", r"Hugging Face dataset.*\n.*data=hf_dataset data\.root="),
         ("a.jsonl", r"trainer data tokenize .*, then trainer fit data=\./shards"),
         ("a.png", "1 pictures, but not in a folder for each class"),
     ],

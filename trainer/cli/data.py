@@ -12,7 +12,7 @@ from trainer.errors import DONE, UserError
 def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="trainer data", description="prepare data for training")
     verbs = parser.add_subparsers(dest="what", required=True, metavar="tokenize")
-    _add_tokenize(verbs.add_parser("tokenize", help="text, JSON lines or Parquet to token shards"))
+    _add_tokenize(verbs.add_parser("tokenize", help="text, JSON lines, Parquet or Arrow to token shards"))
     return _tokenize(parser.parse_args(argv))
 
 
@@ -20,7 +20,7 @@ def _add_tokenize(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("inputs", nargs="+", type=Path, help="folders or files; the last one is the folder to write")
     parser.add_argument("--tokenizer", default="bytes", help="bytes, bpe or the path of a tokenizer.json")
     parser.add_argument("--vocab-size", type=int, default=32_000, help="of bpe")
-    parser.add_argument("--text-key", default="text", help="key of a JSON line, or Parquet column, with the text")
+    parser.add_argument("--text-key", default="text", help="key of a JSON line, or column of a table, with the text")
     parser.add_argument("--held-out", type=float, default=0.005, help="fraction of documents for each of val, test")
     parser.add_argument("--workers", type=int, default=2, help="processes")
     parser.epilog = "example: trainer data tokenize texts/ shards/, then trainer fit data=token_shards data.root=shards"

@@ -5,21 +5,28 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from fnmatch import fnmatchcase
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from trainer.config.near import did_you_mean
 from trainer.config.typed import as_written
-from trainer.errors import UserError
+from trainer.errors import EnvironmentFault, TrainerError, UserError
 
+HF_DATASET = "trainer.data.hf_dataset.hf_dataset"
 MIXTURE = "trainer.data.mixture.Mixture"
 HUGGING_FACE = "trainer.models.hf.HuggingFace"
 
 
-def problems_of_own(config: dict[str, Any], cwd: Path) -> Iterator[UserError]:
+def problems_of_own(config: dict[str, Any], cwd: Path) -> Iterator[TrainerError]:
     """In the sections `data`, `model` and `finetune` of a composed configuration; `cwd` is where paths begin."""
+    here = config["cluster"]["name"] == "local"
     yield from _data(config["data"])
-    yield from _model(config["model"], cwd, here=config["cluster"]["name"] == "local")
+    sources = {f"data.sources.{name}": node for name, node in _sources(config["data"]).items()}
+    for where, node in {"data": config["data"], **sources}.items():
+        if isinstance(node, dict):
+            yield from _tables(where, node, cwd, here)
+    yield from _model(config["model"], cwd, here)
     yield from _fine_tuning(config["finetune"])
 
 
@@ -44,9 +51,14 @@ def problems_of_weights(weights: Mapping[str, Any], sources: Iterable[str]) -> I
         yield UserError(f"data.weights.{name}={as_written(weight)}: {problem}", fix)
 
 
-def _data(node: dict[str, Any]) -> Iterator[UserError]:
+def _sources(node: dict[str, Any]) -> dict[str, Any]:
     sources = node.get("sources")
-    if node.get("_target_") != MIXTURE or not isinstance(sources, dict):
+    return sources if isinstance(sources, dict) else {}
+
+
+def _data(node: dict[str, Any]) -> Iterator[UserError]:
+    sources = _sources(node)
+    if node.get("_target_") != MIXTURE or not isinstance(node.get("sources"), dict):
         return
     if not sources:
         fix = "name some: data.sources={code: {_target_: trainer.data.text.Text, root: src/}}"
@@ -62,8 +74,26 @@ def _data(node: dict[str, Any]) -> Iterator[UserError]:
         yield UserError(f"data.samples={samples}: must be at least 1", "use data.samples=null for all of them")
 
 
-def _model(node: dict[str, Any], cwd: Path, here: bool) -> Iterator[UserError]:
+def _tables(where: str, node: dict[str, Any], cwd: Path, here: bool) -> Iterator[TrainerError]:
     """`here`: the job runs on this machine, so that what is not there will not be there."""
+    from trainer.data.tables import find_tables, require_one_kind
+
+    root = node.get("root")
+    if node.get("_target_") != HF_DATASET or not isinstance(root, str):
+        return
+    path = cwd / Path(root).expanduser()
+    try:
+        require_one_kind({key: node.get(key) for key in ("text_column", "ids_column", "image_column")})
+        if here or path.is_dir():
+            find_tables(path)
+    except UserError as error:
+        yield UserError(error.message.replace(f"data.root={path}", f"{where}.root={root}"), error.fix)
+    if find_spec("pyarrow") is None:
+        yield EnvironmentFault("data=hf_dataset needs pyarrow", "pip install 'trainer[datasets]'")
+
+
+def _model(node: dict[str, Any], cwd: Path, here: bool) -> Iterator[UserError]:
+    """`here` as above."""
     folder = node.get("folder")
     if node.get("_target_") != HUGGING_FACE or not isinstance(folder, str):
         return

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,20 +17,20 @@ from trainer.tasks.classification import IGNORED
 
 _log = logging.getLogger(__name__)
 
-Read = Callable[[Path], torch.Tensor]
-"""Path to the sample; raises OSError or ValueError where the file is bad."""
+Read = Callable[[Any], torch.Tensor]
+"""Path (or what else names the sample) to the sample; raises OSError or ValueError where it is bad."""
 
 
 class LabelledFiles(Dataset[tuple[torch.Tensor, int]]):
-    """Files and their classes. One that cannot be read is named in the log and becomes zeros with the label
-    `IGNORED`, so that the order of all others stays; more than `max_bad` of them in a process is an error."""
+    """Files, or rows of them, and their classes. One that cannot be read is named in the log and becomes zeros with
+    the label `IGNORED`, so that the order of all others stays; more than `max_bad` in a process is an error."""
 
     def __init__(
-        self, files: Sequence[tuple[Path, int]], read: Read, shape: Sequence[int], max_bad: int, random: bool
+        self, files: Sequence[tuple[Any, int]], read: Read, shape: Sequence[int], max_bad: int, random: bool
     ) -> None:
         """`random`: whether `read` draws random numbers."""
         self.files, self.read, self.shape, self.max_bad, self.random = files, read, tuple(shape), max_bad, random
-        self.bad: set[Path] = set()
+        self.bad: set[Any] = set()
 
     def __len__(self) -> int:
         return len(self.files)
@@ -43,15 +43,15 @@ class LabelledFiles(Dataset[tuple[torch.Tensor, int]]):
             self._skip(path, error)
             return torch.zeros(self.shape), IGNORED
 
-    def _skip(self, path: Path, error: Exception) -> None:
+    def _skip(self, path: Any, error: Exception) -> None:
         if path in self.bad:
             return
         self.bad.add(path)
         _log.warning("left out %s (%d so far): %s", path, len(self.bad), error)
         if len(self.bad) > self.max_bad:
             raise UserError(
-                f"more than data.max_bad={self.max_bad} files cannot be read, the last one {path}",
-                "mend or remove the files that the log names, or raise data.max_bad",
+                f"more than data.max_bad={self.max_bad} samples cannot be read, the last one {path}",
+                "mend or remove those that the log names, or raise data.max_bad",
             )
 
 
@@ -101,7 +101,8 @@ class ClassFolders(ArrayDataModule):
             pin_memory=torch.cuda.is_available(),
         )
 
-    def _parts(self) -> dict[str, list[tuple[Path, int]]]:
+    def _parts(self) -> Mapping[str, Sequence[tuple[Any, int]]]:
+        """The samples of each split and their classes; sets `classes`."""
         given = [split for split in SPLITS if (self.root / split).is_dir()]
         if "train" not in given or len(given) < 2:
             given = []

@@ -46,7 +46,7 @@ def read_folder(root: Path, patterns: Sequence[str]) -> list[TextFile]:
         name = path.relative_to(root if root.is_dir() else root.parent).as_posix()
         text = path.read_bytes()
         digest = hashlib.sha256(text).digest()
-        reason = "a copy" if digest in seen else _not_text(text)
+        reason = "a copy" if digest in seen else not_text(text)
         if reason:
             skipped.append(f"{name} ({reason})")
         else:
@@ -102,7 +102,7 @@ def _paths(root: Path, patterns: Sequence[str]) -> Iterator[Path]:
             yield path
 
 
-def _not_text(text: bytes) -> str:
+def not_text(text: bytes) -> str:
     if not text:
         return "empty"
     if b"\0" in text:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy
 import torch
@@ -54,11 +55,11 @@ class ImageFolder(ClassFolders):
         try:
             import PIL.Image  # noqa: F401
         except ImportError as error:
-            raise EnvironmentFault("data=image_folder needs Pillow", "pip install 'trainer[images]'") from error
+            raise EnvironmentFault("pictures need Pillow", "pip install 'trainer[images]'") from error
         super().setup(stage)
 
 
-def read_image(path: Path, size: int, random: bool, grey: bool = False, mirror: bool = True) -> torch.Tensor:
+def read_image(path: Path | BinaryIO, size: int, random: bool, grey: bool = False, mirror: bool = True) -> torch.Tensor:
     """The picture with its shorter side scaled to `size` and its middle cut out: (3 or 1, size, size), normalised.
 
     `random`: scaled an eighth larger, cut out anywhere and, with `mirror`, half of them mirrored. A picture that is

@@ -1,4 +1,4 @@
-"""Text, JSON lines and Parquet to token shards: what `trainer data tokenize` does. Imports no torch.
+"""Text, JSON lines, Parquet and Arrow to token shards: what `trainer data tokenize` does. Imports no torch.
 
 A shard is made from a unit of input files by one worker process, written aside and renamed; one that is there is
 not made again, so a killed job goes on where it was. `meta.json` comes last.
@@ -16,8 +16,9 @@ from multiprocessing import get_context
 from pathlib import Path
 
 from trainer.data.files import NOT_SOURCES, SPLITS
+from trainer.data.tables import BESIDE_TABLES, SUFFIXES, column_of
 from trainer.data.tokenizers import BytePairs, Bytes, Tokenizer, write_tokens
-from trainer.errors import EnvironmentFault, UserError
+from trainer.errors import UserError
 
 UNIT_BYTES = 64 * 2**20
 """About this much input makes a shard."""
@@ -55,7 +56,7 @@ class Settings:
     vocab_size: int = 32_000
     """Of bpe."""
     text_key: str = "text"
-    """The key of a JSON line, or column of a Parquet file, that holds the text."""
+    """The key of a JSON line, or column of a table, that holds the text."""
     held_out: float = 0.005
     """Fraction of the documents for each of val and test."""
 
@@ -107,8 +108,8 @@ def _documents(path: Path, text_key: str, shard: Shard) -> Iterator[Document]:
     """What is empty, not UTF-8 or without a text is counted and named in `shard`."""
     if path.suffix == ".jsonl":
         found = _json_lines(path, text_key, shard)
-    elif path.suffix == ".parquet":
-        found = _parquet_rows(path, text_key)
+    elif path.suffix in SUFFIXES:
+        found = _rows(path, text_key)
     else:
         found = iter([(str(path), path.read_bytes())])
     for name, text in found:
@@ -133,16 +134,10 @@ def _json_lines(path: Path, text_key: str, shard: Shard) -> Iterator[Document]:
                 shard.skip(name, f"{type(error).__name__}: {error}")
 
 
-def _parquet_rows(path: Path, text_key: str) -> Iterator[Document]:
-    try:
-        from pyarrow import parquet
-    except ImportError as error:
-        raise EnvironmentFault(f"{path} needs pyarrow to be read", "pip install pyarrow") from error
-    row = 0
-    for batch in parquet.ParquetFile(path).iter_batches(columns=[text_key]):
-        for value in batch.column(0).to_pylist():
-            yield f"{path}:{row}", (value or "").encode()
-            row += 1
+def _rows(path: Path, text_key: str) -> Iterator[Document]:
+    for _, first, chunk in column_of([path], text_key):
+        for row, value in enumerate(chunk.to_pylist(), first):
+            yield f"{path}:{row}", value if isinstance(value, bytes) else str("" if value is None else value).encode()
 
 
 def _units(inputs: Sequence[Path]) -> list[list[Path]]:
@@ -167,7 +162,8 @@ def _files(inputs: Iterable[Path]) -> Iterator[Path]:
             raise UserError(f"{root} does not exist", "name folders or files that hold text")
         for path in [root] if root.is_file() else sorted(root.rglob("*")):
             below = path.relative_to(root).parts
-            if path.is_file() and not any(part.startswith(".") or part in NOT_SOURCES for part in below):
+            hidden = any(part.startswith(".") or part in NOT_SOURCES for part in below)
+            if path.is_file() and not hidden and path.name not in BESIDE_TABLES:
                 yield path
 
 

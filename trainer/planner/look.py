@@ -102,13 +102,17 @@ def look(root: Path) -> Found:
         return _tokens(root)
     if any(root.glob("train-images-idx3-ubyte*")):
         return IdxFiles(root)
+    if (root / "dataset_dict.json").is_file() or (root / "dataset_info.json").is_file():
+        fix = f"trainer fit data=hf_dataset data.root={root} model=transformer, or model=resnet_small for pictures"
+        raise UserError(f"data={root} holds a Hugging Face dataset: the model must be said", fix)
     paths = [path for path in root.rglob("*") if not _hidden(path, root) and path.is_file()]
     kinds = Counter(_kind(path) for path in paths)
     most = max(("pictures", "recordings", "texts", "to tokenize"), key=lambda kind: kinds[kind])
     if not kinds[most]:
         raise _nothing(root, paths)
     if most == "to tokenize":
-        fix = f"trainer data tokenize {root} shards, then trainer fit data=./shards"
+        tables = f"; Parquet also with data=hf_dataset data.root={root}"
+        fix = f"trainer data tokenize {root} shards, then trainer fit data=./shards{tables}"
         raise UserError(f"data={root} holds JSON lines or Parquet, which are trained on as token shards", fix)
     chosen = sorted(path for path in paths if _kind(path) == most)
     if most == "texts":

@@ -1,0 +1,81 @@
+"""Hugging Face datasets on disk: text, token ids or pictures with labels, by the names of their columns."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from trainer.config.near import did_you_mean, listed
+from trainer.data.arrays import ArrayDataModule
+from trainer.data.picture_table import PictureTable
+from trainer.data.tables import find_tables, require_one_kind
+from trainer.data.text_table import TextTable, TokenTable
+from trainer.errors import UserError
+
+IDS = ("input_ids",)
+IMAGES = ("image", "img", "picture")
+LABELS = ("label", "labels", "class", "category")
+TEXTS = ("text", "content")
+"""What such columns are usually called; the first kind that is there is taken, in this order."""
+
+
+def hf_dataset(
+    root: str,
+    text_column: str | None = None,
+    ids_column: str | None = None,
+    image_column: str | None = None,
+    label_column: str | None = None,
+    batch_size: int = 32,
+    num_workers: int = 2,
+    sequence_length: int = 256,
+    tokenizer: str = "bytes",
+    vocab_size: int = 4096,
+    size: int = 64,
+    augment: bool = True,
+    grey: bool = False,
+    mirror: bool = True,
+    held_out: float = 0.05,
+    max_bad: int = 100,
+    cache: str | None = None,
+) -> ArrayDataModule:
+    """The data module for what is in the folder `root`: what `save_to_disk` wrote, or Parquet or Arrow files.
+
+    One of `text_column`, `ids_column` and `image_column` (with `label_column`) says what is read; null: the first of
+    `IDS`, `IMAGES` with `LABELS`, `TEXTS` that is there. Text takes `sequence_length`, `tokenizer` and `vocab_size`
+    as `trainer.data.text` does, pictures `size` to `mirror` and `max_bad` as `trainer.data.image_folder` does.
+    `held_out`: fraction of the rows for each of val and test that no file gives. `cache`: folder; null:
+    `~/.cache/trainer`. Raises UserError.
+    """
+    tables = find_tables(Path(root).expanduser())
+    there = tables.columns()
+    require_one_kind({"text_column": text_column, "ids_column": ids_column, "image_column": image_column})
+    named = text_column or ids_column or image_column
+    ids = _column("ids_column", ids_column, IDS if not named else (), there)
+    if ids:
+        path = None if tokenizer in ("bytes", "bpe") else tokenizer
+        return TokenTable(tables, ids, batch_size, sequence_length, path, held_out, cache)
+    image = _column("image_column", image_column, IMAGES if not named else (), there)
+    if image:
+        label = _column("label_column", label_column, LABELS, there)
+        if label is None:
+            raise UserError(f"data.root={root} has pictures ({image}) and no labels", _fix("label_column", there))
+        return PictureTable(
+            tables, image, label, batch_size, num_workers, size, augment, grey, mirror, held_out, max_bad, cache
+        )
+    text = _column("text_column", text_column, TEXTS, there)
+    if text:
+        return TextTable(tables, text, batch_size, sequence_length, tokenizer, vocab_size, held_out, cache)
+    raise UserError(f"data.root={root}: no column has a usual name", _fix("text_column", there))
+
+
+def _column(key: str, given: str | None, usual: Sequence[str], there: Sequence[str]) -> str | None:
+    if given is None:
+        return next((name for name in usual if name in there), None)
+    if given not in there:
+        hint = did_you_mean(given, there, prefix=f"data.{key}=")
+        raise UserError(f"data.{key}={given}: there is no such column", f"{hint}there are {listed(there)}")
+    return given
+
+
+def _fix(key: str, there: Sequence[str]) -> str:
+    return f"name it: data.{key}=NAME; there are {listed(there)}"

@@ -1,0 +1,119 @@
+"""Bases of the data modules whose tokens are made once, in a folder of the cache, and read as windows."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy
+
+from trainer.data.arrays import ArrayDataModule
+from trainer.data.cache import cache_root
+from trainer.data.files import SPLITS
+from trainer.data.tokenizers import BytePairs, Bytes, Tokenizer, token_type, write_tokens
+from trainer.data.tokens import TokenWindows, evaluation_windows
+from trainer.errors import UserError
+
+META = "meta.json"
+
+
+class PreparedTokens(ArrayDataModule):
+    """Batches of two (n, sequence_length) int64 tensors: tokens, and the tokens that follow them.
+
+    The prepared folder holds `{train,val,test}.bin` and `meta.json`: {"vocab_size", "splits": {split: {"tokens"}}}.
+    """
+
+    default_task = "trainer.tasks.language_modelling.LanguageModelling"
+
+    def __init__(self, batch_size: int, sequence_length: int, cache: str | None) -> None:
+        """`cache`: folder; null: `~/.cache/trainer`."""
+        super().__init__(batch_size)
+        self.sequence_length = sequence_length
+        self.evaluation_batch = evaluation_windows(sequence_length)
+        self.cache = Path(cache).expanduser() if cache else cache_root()
+        self.folder: Path | None = None
+        self.meta: dict[str, Any] = {}
+
+    def prepared_folder(self) -> Path:
+        """The folder, made unless it is there."""
+        raise NotImplementedError
+
+    def prepare_data(self) -> None:
+        """On one rank of each machine; the others wait for it."""
+        self.folder = self.folder or self.prepared_folder()
+
+    def setup(self, stage: str | None = None) -> None:
+        if self.train is not None:
+            return
+        self.folder = self.folder or self.prepared_folder()
+        self.meta = json.loads((self.folder / META).read_text())
+        kind = token_type(self.meta["vocab_size"])
+        self.train, self.val, self.test = (
+            TokenWindows([self.folder / f"{split}.bin"], self.sequence_length, kind) for split in SPLITS
+        )
+
+    def facts(self) -> dict[str, Any]:
+        return {"vocab_size": self.meta["vocab_size"], "sequence_length": self.sequence_length}
+
+
+class PreparedText(PreparedTokens):
+    """Text through a tokenizer; with byte pairs `tokenizer.json` lies in the prepared folder."""
+
+    def __init__(
+        self, batch_size: int, sequence_length: int, cache: str | None, tokenizer: str, vocab_size: int
+    ) -> None:
+        """`tokenizer`: bytes, bpe with `vocab_size` ids trained on the training texts, or the path of a
+        tokenizer.json."""
+        super().__init__(batch_size, sequence_length, cache)
+        self.given_tokenizer = None if tokenizer in ("bytes", "bpe") else Path(tokenizer).expanduser()
+        if self.given_tokenizer is not None and not self.given_tokenizer.is_file():
+            raise UserError(
+                f"data.tokenizer={tokenizer} is not known", "use bytes, bpe or the path of a tokenizer.json"
+            )
+        self.tokenizer_name = tokenizer
+        self.vocab_size = Bytes.vocab_size if tokenizer == "bytes" else vocab_size
+
+    def tokenizer_key(self) -> tuple[str | bytes, int]:
+        """What the prepared folder's name depends on, beside the texts."""
+        return self.given_tokenizer.read_bytes() if self.given_tokenizer else self.tokenizer_name, self.vocab_size
+
+    def write(
+        self, folder: Path, texts: Callable[[str], Iterable[bytes]], more: Callable[[str], Mapping[str, Any]]
+    ) -> None:
+        """Fill the prepared folder with the texts of each split. `more`: what else `meta.json` says of a split, asked
+        for after its texts were read."""
+        tokenizer: Tokenizer = Bytes()
+        if self.tokenizer_name == "bpe":
+            tokenizer = BytePairs.train(texts("train"), self.vocab_size, folder / "tokenizer.json")
+        elif self.given_tokenizer is not None:
+            shutil.copyfile(self.given_tokenizer, folder / "tokenizer.json")
+            tokenizer = BytePairs(self.given_tokenizer)
+        splits = {}
+        for split in SPLITS:
+            tokens, length = write_tokens(folder / f"{split}.bin", texts(split), tokenizer)
+            splits[split] = {"tokens": tokens, "bytes": length, **more(split)}
+        (folder / META).write_text(json.dumps({"vocab_size": tokenizer.vocab_size, "splits": splits}, indent=1))
+
+    def facts(self) -> dict[str, Any]:
+        val = self.meta["splits"]["val"]
+        return {**super().facts(), "bytes_per_token": val["bytes"] / val["tokens"]}
+
+    def baselines(self, split: str) -> dict[str, float]:
+        """Bits a byte on `split` of models that count; empty where the tokens are not bytes."""
+        from trainer.data.ngram import bits_per_byte
+
+        if self.tokenizer_name != "bytes" or self.folder is None:
+            return {}
+        kind = token_type(self.meta["vocab_size"])
+        train, held_out = (
+            numpy.fromfile(self.folder / f"{part}.bin", kind).astype(numpy.uint8) for part in ("train", split)
+        )
+        return {f"bpb_{name}": bits_per_byte(train, held_out, order) for order, name in ((1, "unigram"), (3, "3gram"))}
+
+    def tokenizer(self) -> Tokenizer:
+        """The one that the tokens were made with, after `setup`."""
+        assert self.folder is not None, "setup() comes first"
+        return Bytes() if self.tokenizer_name == "bytes" else BytePairs(self.folder / "tokenizer.json")

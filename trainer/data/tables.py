@@ -1,0 +1,197 @@
+"""Tables on disk: what Hugging Face's `datasets` saves, and folders of Parquet or Arrow files.
+
+Finding them imports nothing; reading them needs pyarrow. Imports no torch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from trainer.data.files import SPLITS
+from trainer.errors import EnvironmentFault, UserError
+
+SPLIT_NAMES = {"train": "train", "val": "val", "valid": "val", "validation": "val", "dev": "val", "test": "test"}
+SUFFIXES = (".parquet", ".arrow")
+BESIDE_TABLES = {"state.json", "dataset_info.json", "dataset_dict.json"}
+"""What save_to_disk() writes beside them."""
+ROWS = 1024
+"""Of Parquet that are in memory at a time."""
+FILE_FORMAT = b"ARROW1"
+"""How an Arrow file begins; `datasets` writes the other format, the stream."""
+
+
+@dataclass(frozen=True)
+class Tables:
+    """The files of each split that is given, in the order of their rows; `train` is always there."""
+
+    root: Path
+    files: dict[str, list[Path]]
+
+    def columns(self) -> list[str]:
+        """Names of the columns."""
+        return list(_schema(self.files["train"][0]).names)
+
+    def class_names(self, label: str) -> list[str] | None:
+        """Of a ClassLabel column; None where neither dataset_info.json nor the schema says."""
+        first = self.files["train"][0]
+        info = first.parent / "dataset_info.json"
+        if info.is_file():
+            features = _json(info).get("features")
+        else:
+            said = json.loads((_schema(first).metadata or {}).get(b"huggingface", b"{}"))
+            features = said.get("info", {}).get("features")
+        feature = (features or {}).get(label)
+        return feature.get("names") if isinstance(feature, dict) else None
+
+    def key(self, *settings: object) -> str:
+        """A name for what is made of these files with these settings. Names, sizes and times tell the files apart:
+        reading all of them to learn that they were read before would not be worth it."""
+        stats = [(split, path, path.stat()) for split in SPLITS for path in self.files.get(split, ())]
+        files = [
+            (split, path.relative_to(self.root).as_posix(), stat.st_size, stat.st_mtime_ns)
+            for split, path, stat in stats
+        ]
+        return hashlib.sha256(repr((files, settings)).encode()).hexdigest()[:20]
+
+
+def find_tables(root: Path) -> Tables:
+    """Looks at names and at the JSON files beside the tables. Raises UserError."""
+    if not root.is_dir():
+        raise UserError(f"data.root={root}: there is no such folder", "name what save_to_disk() wrote, or its like")
+    splits = root / "dataset_dict.json"
+    if splits.is_file():
+        saved = [(SPLIT_NAMES.get(name), root / name) for name in _json(splits).get("splits", [])]
+        files = {split: _saved(folder) for split, folder in saved if split is not None}
+    elif (root / "state.json").is_file():
+        files = {"train": _saved(root)}
+    else:
+        files = _plain(root)
+    if not files.get("train"):
+        there = f"{' and '.join(sorted(files))} alone" if files else "no Parquet or Arrow file"
+        fix = "name a folder that save_to_disk() wrote, or one with *.parquet or *.arrow, some of them to train on"
+        raise UserError(f"data.root={root} has {there}", fix)
+    return Tables(root, files)
+
+
+def require_one_kind(columns: Mapping[str, str | None]) -> None:
+    """`columns`: option to the column that it names; raises UserError where more than one does."""
+    named = [f"data.{option}" for option, column in columns.items() if column is not None]
+    if len(named) > 1:
+        raise UserError(f"{' and '.join(named)}: a job reads text, token ids or pictures", "keep one of them")
+
+
+def pyarrow() -> ModuleType:
+    """The package. Raises EnvironmentFault where it is not installed."""
+    try:
+        import pyarrow
+        import pyarrow.compute
+        import pyarrow.ipc
+        import pyarrow.parquet
+    except ImportError as error:
+        raise EnvironmentFault("tables need pyarrow to be read", "pip install 'trainer[datasets]'") from error
+    return pyarrow
+
+
+def num_rows(path: Path) -> int:
+    """Without reading them."""
+    if path.suffix == ".parquet":
+        return int(_opened(path).metadata.num_rows)
+    return sum(batch.num_rows for batch in record_batches(path))
+
+
+def record_batches(path: Path, column: str | None = None) -> Iterator[Any]:
+    """pyarrow's RecordBatches, one after another; those of an Arrow file are views of its memory map.
+
+    `column`: the only one that is read, of Parquet. Raises UserError for a damaged file.
+    """
+    try:
+        reader = _opened(path)
+        if path.suffix == ".parquet":
+            yield from reader.iter_batches(ROWS, columns=None if column is None else [column])
+        elif hasattr(reader, "get_batch"):
+            yield from (reader.get_batch(number) for number in range(reader.num_record_batches))
+        else:
+            yield from reader
+    except (OSError, ValueError) as error:  # pyarrow's own are subclasses
+        raise _damaged(path, error) from None
+
+
+def column_of(paths: Iterable[Path], name: str) -> Iterator[tuple[Path, int, Any]]:
+    """(file, number of its first row, pyarrow's array of at most `ROWS`) of the chunks of a column."""
+    for path in paths:
+        row = 0
+        there = _schema(path).names
+        for batch in record_batches(path, name):
+            if name not in there:
+                raise UserError(
+                    f"{path} has no column {name}", f"name another, or keep it elsewhere; it has {', '.join(there)}"
+                )
+            column = batch.column(name)
+            yield from ((path, row + begin, column.slice(begin, ROWS)) for begin in range(0, len(column), ROWS))
+            row += len(column)
+
+
+def _saved(folder: Path) -> list[Path]:
+    """What save_to_disk() wrote."""
+    state = folder / "state.json"
+    if not state.is_file():
+        raise UserError(f"{folder} holds no state.json, which save_to_disk() writes", "save the dataset again")
+    paths = [folder / entry["filename"] for entry in _json(state)["_data_files"]]
+    for path in paths:
+        if not path.is_file():
+            raise UserError(f"{path} is missing, and {state} names it", "save the dataset again")
+    return paths
+
+
+def _plain(root: Path) -> dict[str, list[Path]]:
+    """Files of the splits that folders or file names say; all of them to train on where none is said."""
+    found: dict[str, list[Path]] = {}
+    for path in sorted(root.rglob("*")):
+        parts = path.relative_to(root).parts
+        hidden = any(part.startswith((".", "cache-")) for part in parts)  # cache-: what map() and shuffle() leave
+        if path.suffix in SUFFIXES and not hidden and path.is_file():
+            words = [*parts[:-1], *re.split(r"[-_.]", path.stem.lower())]
+            split = next((SPLIT_NAMES[word] for word in words if word in SPLIT_NAMES), "")
+            found.setdefault(split, []).append(path)
+    unnamed = found.pop("", [])
+    if unnamed and found:
+        names = ", ".join(path.name for path in unnamed[:3])
+        fix = f"give them names such as train-0.parquet, or folders named {', '.join(SPLITS)}"
+        raise UserError(f"data.root={root}: no name says in which split {names} is, unlike those of the rest", fix)
+    return found or ({"train": unnamed} if unnamed else {})
+
+
+def _schema(path: Path) -> Any:
+    try:
+        reader = _opened(path)
+        return reader.schema_arrow if path.suffix == ".parquet" else reader.schema
+    except (OSError, ValueError) as error:
+        raise _damaged(path, error) from None
+
+
+def _opened(path: Path) -> Any:
+    arrow = pyarrow()
+    if path.suffix == ".parquet":
+        return arrow.parquet.ParquetFile(path)
+    mapped = arrow.memory_map(str(path))
+    begins = mapped.read(len(FILE_FORMAT))
+    mapped.seek(0)
+    return arrow.ipc.open_file(mapped) if begins == FILE_FORMAT else arrow.ipc.open_stream(mapped)
+
+
+def _damaged(path: Path, error: Exception) -> UserError:
+    return UserError(f"{path} cannot be read: {str(error).splitlines()[0]}", "make it again, or take it away")
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(path.read_text()))
+    except ValueError as error:
+        raise UserError(f"{path} is no JSON: {error}", "save the dataset again") from None

@@ -1,0 +1,164 @@
+"""A column of text, or of token ids, in tables on disk: as next-token windows."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy
+
+from trainer.data.cache import prepared
+from trainer.data.files import SPLITS, not_text
+from trainer.data.prepared_tokens import META, PreparedText, PreparedTokens
+from trainer.data.row_splits import rows_of_splits
+from trainer.data.tables import Tables, column_of, num_rows, pyarrow
+from trainer.data.tokenizers import BytePairs, token_type
+from trainer.errors import UserError
+
+_log = logging.getLogger(__name__)
+
+FORMAT = 1
+"""Of the prepared folder; part of its name."""
+NAMED = 100
+"""Bad rows that are kept by name; all are counted."""
+
+
+class Rows:
+    """The rows of a split, one by one, and which of them were bad."""
+
+    def __init__(self, tables: Tables, column: str, source: str, numbers: numpy.ndarray) -> None:
+        """`numbers`: sorted, of the rows in the files of the split `source`."""
+        self.files, self.column, self.numbers = tables.files[source], column, numbers
+        self.bad = 0
+        self.bad_names: list[str] = []
+
+    def chunks(self) -> Iterator[tuple[Any, list[str]]]:
+        """pyarrow's array of the next rows, and their names: `file:row`."""
+        self.bad, self.bad_names = 0, []
+        done = 0
+        for path, first, chunk in column_of(self.files, self.column):
+            begin, end = numpy.searchsorted(self.numbers, [done, done + len(chunk)])
+            mine = self.numbers[begin:end] - done
+            done += len(chunk)
+            if len(mine):
+                yield chunk.take(pyarrow().array(mine)), [f"{path}:{first + row}" for row in mine.tolist()]
+
+    def skip(self, name: str, reason: str) -> None:
+        self.bad += 1
+        if len(self.bad_names) < NAMED:
+            self.bad_names.append(f"{name} ({reason})")
+
+    def texts(self) -> Iterator[bytes]:
+        """UTF-8. What is null, empty, binary or not UTF-8 is left out and counted."""
+        for chunk, names in self.chunks():
+            for name, value in zip(names, chunk.to_pylist(), strict=True):
+                if value is not None and not isinstance(value, (str, bytes)):
+                    fix = "name another: data.text_column=NAME"
+                    raise UserError(f"{name}: column {self.column} holds {chunk.type}, not text", fix)
+                text = value.encode() if isinstance(value, str) else value or b""
+                reason = "null" if value is None else not_text(text.strip())
+                if reason:
+                    self.skip(name, reason)
+                else:
+                    yield text
+
+    def ids(self) -> Iterator[numpy.ndarray]:
+        """Token ids of many rows at a time, as (n,) int64. What is null or empty is left out and counted."""
+        for chunk, names in self.chunks():
+            if not hasattr(chunk.type, "value_type"):
+                fix = "name another: data.ids_column=NAME"
+                raise UserError(f"{names[0]}: column {self.column} holds {chunk.type}, not lists of token ids", fix)
+            lengths = pyarrow().compute.list_value_length(chunk)
+            for name, length in zip(names, lengths.to_pylist(), strict=True):
+                if not length:
+                    self.skip(name, "null" if length is None else "empty")
+            values = chunk.flatten()
+            ids = values.to_numpy(zero_copy_only=False)
+            if values.null_count or ids.dtype.kind not in "iu" or (len(ids) and ids.min() < 0):
+                fix = "name another column: data.ids_column=NAME, or make these again"
+                raise UserError(f"{names[0]} or the rows after it hold what are no token ids", fix)
+            yield ids.astype(numpy.int64)
+
+    def report(self, split: str) -> dict[str, Any]:
+        """For `meta.json`, after the rows were read; what was bad goes into the log, too."""
+        if self.bad:
+            _log.warning(
+                "%s: %d of %d rows left out: %s", split, self.bad, len(self.numbers), ", ".join(self.bad_names[:20])
+            )
+        return {"rows": len(self.numbers), "bad": self.bad, "bad_names": self.bad_names}
+
+
+class TextTable(PreparedText):
+    """Each row of a column is a document."""
+
+    def __init__(
+        self,
+        tables: Tables,
+        column: str,
+        batch_size: int,
+        sequence_length: int,
+        tokenizer: str,
+        vocab_size: int,
+        held_out: float,
+        cache: str | None,
+    ) -> None:
+        super().__init__(batch_size, sequence_length, cache, tokenizer, vocab_size)
+        self.tables, self.column, self.held_out = tables, column, held_out
+
+    def prepared_folder(self) -> Path:
+        def prepare(folder: Path) -> None:
+            rows = _rows(self.tables, self.column, self.held_out)
+            self.write(folder, lambda split: rows[split].texts(), lambda split: rows[split].report(split))
+
+        key = self.tables.key(FORMAT, "text", self.column, self.held_out, *self.tokenizer_key())
+        return prepared(self.cache / f"table-{key}", prepare)
+
+
+class TokenTable(PreparedTokens):
+    """Each row of a column is a list of token ids; they are put behind each other as they are."""
+
+    def __init__(
+        self,
+        tables: Tables,
+        column: str,
+        batch_size: int,
+        sequence_length: int,
+        tokenizer: str | None,
+        held_out: float,
+        cache: str | None,
+    ) -> None:
+        """`tokenizer`: the tokenizer.json that the ids are of; null: as many ids as the largest one needs."""
+        super().__init__(batch_size, sequence_length, cache)
+        self.tables, self.column, self.held_out, self.tokenizer_path = tables, column, held_out, tokenizer
+
+    def prepared_folder(self) -> Path:
+        path = self.tokenizer_path
+        known = BytePairs(Path(path).expanduser()).vocab_size if path else None
+        key = self.tables.key(FORMAT, "ids", self.column, self.held_out, known)
+        return prepared(self.cache / f"table-{key}", lambda folder: self._write(folder, known))
+
+    def _write(self, folder: Path, vocab_size: int | None) -> None:
+        rows = _rows(self.tables, self.column, self.held_out)
+        needed = 1 + max(int(ids.max(initial=0)) for one in rows.values() for ids in one.ids())
+        if vocab_size is not None and needed > vocab_size:
+            fix = "name the tokenizer that made them, or use data.tokenizer=bytes for as many ids as there are"
+            raise UserError(f"data.tokenizer has {vocab_size} ids, and {self.column} holds {needed - 1}", fix)
+        kind = token_type(vocab_size or needed)
+        splits = {}
+        for split, one in rows.items():
+            tokens = 0
+            with (folder / f"{split}.bin").open("wb") as file:
+                for ids in one.ids():
+                    file.write(ids.astype(kind).tobytes())
+                    tokens += len(ids)
+            splits[split] = {"tokens": tokens, **one.report(split)}
+        (folder / META).write_text(json.dumps({"vocab_size": vocab_size or needed, "splits": splits}, indent=1))
+
+
+def _rows(tables: Tables, column: str, held_out: float) -> dict[str, Rows]:
+    counts = {split: sum(num_rows(path) for path in paths) for split, paths in tables.files.items()}
+    parts = rows_of_splits(counts, held_out)
+    return {split: Rows(tables, column, *parts[split]) for split in SPLITS}
