@@ -13,6 +13,13 @@ from safetensors.torch import save_file
 from torch import nn
 from transformers import BertConfig, BertForSequenceClassification, GPT2Config, GPT2LMHeadModel
 
+from trainer.checkpoint.commit import CommitInfo
+from trainer.checkpoint.export import export_safetensors
+from trainer.checkpoint.hf_folder import transposed_layers, without_values, write_folder
+from trainer.checkpoint.io import CheckpointWriter
+from trainer.checkpoint.lora import Merged
+from trainer.checkpoint.store import CheckpointStore
+from trainer.checkpoint.stored import Stored
 from trainer.config.schema import FineTuneOptions
 from trainer.errors import UserError
 from trainer.models.hf import HuggingFace
@@ -146,6 +153,35 @@ def lora(module: LanguageModelling, options: FineTuneOptions, tokens: torch.Tens
     }
 
 
+def exported(module: LanguageModelling, folder: Path, network: HuggingFace | None = None) -> Merged:
+    """What `trainer export` reads of a checkpoint of the module; `network`: it without additions."""
+    store = CheckpointStore(folder)
+    state = {"state_dict": module.state_dict(), "optimizer_states": []}
+    CheckpointWriter(store, asynchronous=False).save(state, store.path(1), CommitInfo(step=1))
+    turned = [f"model.{name}" for name in transposed_layers(network)] if network is not None else []
+    return Merged(Stored(store.path(1), mapped=True), FineTuneOptions.lora_alpha, turned)
+
+
+def merged(ours: LanguageModelling, theirs: LanguageModelling, folder: Path, tokens: torch.Tensor) -> dict[str, Any]:
+    """Networks with trained additions, and what is read of them without peft."""
+    plain = decoder()
+    (file,) = export_safetensors(exported(ours, folder / "ours"), folder / "ours" / "out")
+    take_weights(plain, FineTuneOptions(init_from=str(file)), say=False)
+    network = without_values({"folder": str(folder / "gpt2"), "pretrained": True})
+    weights = exported(theirs, folder / "theirs", network)
+    (folder / "gpt2" / "tokenizer.json").write_text("{}")
+    files = write_folder(network, weights, folder / "gpt2", folder / "theirs" / "out")
+    read, said = GPT2LMHeadModel.from_pretrained(folder / "theirs" / "out", output_loading_info=True)
+    return {
+        "ours": difference(plain, ours, tokens),
+        "theirs": (read.eval()(tokens).logits - theirs.eval()(tokens)).abs().max().item(),
+        "wrong": {key: sorted(value) for key, value in said.items() if value},
+        "layers": len(weights.layers),
+        "square": [name for name in weights.transposed if name.endswith("attn.c_proj")],
+        "files": [path.name for path in files],
+    }
+
+
 def difference(one: nn.Module, other: nn.Module, tokens: torch.Tensor) -> float:
     return (one.eval()(tokens) - other.eval()(tokens)).abs().max().item()
 
@@ -160,7 +196,9 @@ def main(folder: Path) -> None:
     save_file({name: value.clone() for name, value in base.state_dict().items()}, folder / "base.safetensors")
     found["lora ours"] = lora(adapted, options, tokens)
     theirs = HuggingFace(folder=str(folder / "gpt2"), config={"resid_pdrop": 0, "embd_pdrop": 0, "attn_pdrop": 0})
-    found["lora theirs"] = lora(LanguageModelling(theirs), FineTuneOptions(lora_rank=2), tokens)
+    theirs_adapted = LanguageModelling(theirs)
+    found["lora theirs"] = lora(theirs_adapted, FineTuneOptions(lora_rank=2), tokens)
+    found["merged"] = merged(adapted, theirs_adapted, folder, tokens)
 
     save_file({name: value.clone() for name, value in adapted.state_dict().items()}, folder / "lora.safetensors")
     for name, expected in (("base", base), ("lora", adapted)):

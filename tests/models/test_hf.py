@@ -91,5 +91,15 @@ def test_lora_goes_on_from_weights_without_and_with_it(found: dict[str, Any]) ->
     assert found["lora from lora"] == 0.0
 
 
+def test_exported_weights_hold_the_additions(found: dict[str, Any]) -> None:
+    """GPT-2's linear layers hold the transpose, and one of them is square: its shape does not tell."""
+    merged = found["merged"]
+    assert merged["ours"] < 1e-6
+    assert merged["theirs"] < 1e-5
+    assert merged["wrong"] == {}
+    assert (merged["layers"], len(merged["square"])) == (8, 2)
+    assert {"config.json", "model.safetensors", "tokenizer.json"} <= set(merged["files"])
+
+
 def test_lora_says_what_layers_there_are(found: dict[str, Any]) -> None:
     assert "finetune.lora_layers: no linear layer of the model fits querry" in found["mistakes"]["lora"]

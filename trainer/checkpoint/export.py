@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from trainer.checkpoint.stored import MODEL, Stored
+from trainer.checkpoint.stored import MODEL, Stored, Weights
 
 MAX_FILE_BYTES = 5_000_000_000
 """What Hugging Face splits at, too."""
@@ -33,7 +33,7 @@ class Output:
 
 
 def export_safetensors(
-    checkpoint: Path | Stored,
+    checkpoint: Path | Weights,
     target: Path,
     metadata: dict[str, str] | None = None,
     max_file_bytes: int = MAX_FILE_BYTES,
@@ -45,7 +45,7 @@ def export_safetensors(
     each of their names. No more than one file is in memory: other parts of the checkpoint are not read, or mapped.
     Returns the files. Raises UserError if there is no complete checkpoint.
     """
-    stored = checkpoint if isinstance(checkpoint, Stored) else Stored(checkpoint, mapped=True)
+    stored: Weights = Stored(checkpoint, mapped=True) if isinstance(checkpoint, Path) else checkpoint
     parts = _split(stored, model_outputs(stored) if outputs is None else outputs, max_file_bytes)
     target.mkdir(parents=True, exist_ok=True)
     written, index, total = [], {}, 0
@@ -64,20 +64,20 @@ def export_safetensors(
     return written
 
 
-def model_outputs(stored: Stored) -> list[Output]:
+def model_outputs(stored: Weights) -> list[Output]:
     """Every tensor of the model under its own name."""
     names = [name.removeprefix(MODEL) for name in sorted(stored.shapes) if name.startswith(MODEL)]
     return [Output(name, (name,)) for name in names]
 
 
-def _made(stored: Stored, output: Output) -> torch.Tensor:
+def _made(stored: Weights, output: Output) -> torch.Tensor:
     shapes = [stored.shapes[MODEL + name] for name in output.sources]
     sources = [torch.empty(shape, dtype=dtype) for shape, dtype in shapes]
     stored.read({MODEL + name: tensor for name, tensor in zip(output.sources, sources, strict=True)})
     return output.make(sources).contiguous()
 
 
-def _split(stored: Stored, outputs: list[Output], max_file_bytes: int) -> list[list[Output]]:
+def _split(stored: Weights, outputs: list[Output], max_file_bytes: int) -> list[list[Output]]:
     """The outputs in files of at most this size (a larger tensor has one of its own)."""
     parts: list[list[Output]] = [[]]
     size = 0
@@ -91,6 +91,6 @@ def _split(stored: Stored, outputs: list[Output], max_file_bytes: int) -> list[l
     return parts
 
 
-def _nbytes(stored: Stored, name: str) -> int:
+def _nbytes(stored: Weights, name: str) -> int:
     shape, dtype = stored.shapes[MODEL + name]
     return shape.numel() * dtype.itemsize

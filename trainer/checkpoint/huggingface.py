@@ -16,14 +16,14 @@ from typing import Any
 import torch
 
 from trainer.checkpoint.export import Output
-from trainer.checkpoint.stored import MODEL, Stored
+from trainer.checkpoint.stored import MODEL, Weights
 from trainer.errors import UserError
 
 TARGET = "trainer.models.transformer.Transformer"
 SHAPES = {("rms", "swiglu", "rotary"): "llama", ("layer", "gelu", "learned"): "gpt2"}
 
 
-def layout(model: dict[str, Any], stored: Stored, max_length: int | None) -> tuple[dict[str, Any], list[Output]]:
+def layout(model: dict[str, Any], stored: Weights, max_length: int | None) -> tuple[dict[str, Any], list[Output]]:
     """`config.json`, and what goes into the weights.
 
     `model` is the section of the run's configuration, `max_length` the longest input where that does not say it.
@@ -67,7 +67,7 @@ def _options(model: dict[str, Any]) -> dict[str, Any]:
     return {name: model.get(name, parameter.default) for name, parameter in parameters.items()}
 
 
-def _prefix(stored: Stored) -> str:
+def _prefix(stored: Weights) -> str:
     """Where the network is inside the task."""
     name = next(name for name in stored.shapes if name.endswith("embedding.weight") and name.startswith(MODEL))
     return name.removeprefix(MODEL).removesuffix("embedding.weight")

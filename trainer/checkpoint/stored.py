@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch.distributed.tensor import DTensor, distribute_tensor
@@ -24,6 +24,16 @@ PARAMETER_NAMES = "parameter_names"
 """In a file checkpoint, beside Lightning's `optimizer_states`: names of each group of each optimizer, in order."""
 OPTIMIZERS = "optimizers"
 """In the `state.pt` of a sharded checkpoint: what `Optimizers` holds."""
+
+
+class Weights(Protocol):
+    """Named tensors on disk."""
+
+    shapes: dict[str, tuple[torch.Size, torch.dtype]]
+
+    def read(self, into: dict[str, torch.Tensor]) -> None:
+        """Fill the tensors in place."""
+        ...
 
 
 @dataclass

@@ -32,12 +32,15 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--format", choices=["safetensors", "onnx", "hf"], default="safetensors")
     parser.add_argument("--checkpoint", default="best", metavar="best|last|STEP")
     parser.add_argument("--out", type=Path, metavar="DIR", help="a new folder; RUN/exports/step-N-FORMAT")
+    parser.add_argument("--keep-lora", action="store_true", help="write low-rank additions apart, not merged")
     parser.add_argument("--runs-dir", default=None)
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args(argv)
+    if options.keep_lora and options.format != "safetensors":
+        raise UserError(f"--keep-lora with --format={options.format}", "use --format=safetensors")
     run, checkpoint = _source(options.run, options.checkpoint, options.runs_dir)
     target = _target(options.out, run, checkpoint, options.format)
-    code = _write(run, checkpoint, options.format, target)
+    code = _write(run, checkpoint, [options.format, "keep" if options.keep_lora else "merge"], target)
     if code != 0:
         return code if code > 0 else JOB_FAILED
     record = read_json(target / _RECORD)
@@ -47,6 +50,8 @@ def main(argv: list[str]) -> int:
     print(f"step {checkpoint.step} -> {target}")
     for name, num_bytes in record["files"].items():
         print(f"  {name:<32}{size(num_bytes)}")
+    if "lora_merged" in record:
+        print(f"  the low-rank additions of {record['lora_merged']} layers are merged into their weights")
     if "largest_difference" in record:
         print(f"  its outputs differ from torch's by at most {record['largest_difference']:.2g}")
     return 0
@@ -82,8 +87,10 @@ def _target(given: Path | None, run: RunDirectory | None, checkpoint: Checkpoint
     return run.path / "exports" / f"step-{checkpoint.step:08d}-{kind}"
 
 
-def _write(run: RunDirectory | None, checkpoint: Checkpoint, kind: str, target: Path) -> int:
-    """Written beside the target and renamed: it is whole, or as it was before. The exit code of the process."""
+def _write(run: RunDirectory | None, checkpoint: Checkpoint, how: list[str], target: Path) -> int:
+    """Written beside the target and renamed: it is whole, or as it was before. The exit code of the process.
+
+    `how`: the format, and what becomes of low-rank additions, as the worker's arguments."""
     staging = target.parent / f".{target.name}.{os.getpid()}"
     staging.mkdir(parents=True)
     shape = LaunchShape(1, 1, "cpu")
@@ -91,7 +98,7 @@ def _write(run: RunDirectory | None, checkpoint: Checkpoint, kind: str, target: 
     command = [sys.executable, "-m", "trainer.worker.export", str(run.path) if run else "-"]
     try:
         done = subprocess.run(
-            [*command, str(checkpoint.path), kind, str(staging)],
+            [*command, str(checkpoint.path), *how, str(staging)],
             env=torchrun.environment(os.environ, code_dir, shape, Place(), 0),
             stdin=subprocess.DEVNULL,
             check=False,

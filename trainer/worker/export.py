@@ -1,7 +1,8 @@
-"""Writes a checkpoint in another format: `python -m trainer.worker.export RUN_DIR CHECKPOINT FORMAT FOLDER`.
+"""Writes a checkpoint in another format: `python -m trainer.worker.export RUN_DIR CHECKPOINT FORMAT LORA FOLDER`.
 
-One process without a GPU. RUN_DIR may be `-`: the checkpoint lies in no run. FOLDER is there, and empty; beside the
-files it gets `export.json`: {"format", "files": {name: bytes}, "metadata", "largest_difference" (ONNX only)}.
+One process without a GPU. RUN_DIR may be `-`: the checkpoint lies in no run. LORA is `merge` or `keep`. FOLDER is
+there, and empty; beside the files it gets `export.json`: {"format", "files": {name: bytes}, "metadata",
+"largest_difference" (ONNX only), "lora_merged" (number of layers, where there are additions)}.
 """
 
 from __future__ import annotations
@@ -16,10 +17,14 @@ import torch
 from lightning.pytorch import LightningModule
 
 from trainer import __version__
+from trainer.checkpoint import hf_folder
 from trainer.checkpoint.export import export_safetensors
+from trainer.checkpoint.huggingface import layout
+from trainer.checkpoint.lora import Merged, layers
 from trainer.checkpoint.store import Checkpoint
-from trainer.checkpoint.stored import MODEL, Stored
-from trainer.config.build import load
+from trainer.checkpoint.stored import MODEL, Stored, Weights
+from trainer.config.build import DIRECTIVES, load
+from trainer.config.schema import Config
 from trainer.errors import TrainerError, UserError
 from trainer.runs.directory import RunDirectory
 from trainer.tasks.base import Task
@@ -34,10 +39,10 @@ SAMPLES = 2
 
 def main() -> int:
     run = None if sys.argv[1] == "-" else RunDirectory(Path(sys.argv[1]))
-    checkpoint, kind, target = Checkpoint.read(Path(sys.argv[2])), sys.argv[3], Path(sys.argv[4])
+    checkpoint, kind, lora, target = Checkpoint.read(Path(sys.argv[2])), sys.argv[3], sys.argv[4], Path(sys.argv[5])
     silence_known_warnings()
     try:
-        record = export(run, checkpoint, kind, target)
+        record = export(run, checkpoint, kind, target, keep_lora=lora == "keep")
     except TrainerError as error:
         print(f"trainer: {error}", file=sys.stderr)
         return error.code
@@ -45,19 +50,26 @@ def main() -> int:
     return 0
 
 
-def export(run: RunDirectory | None, checkpoint: Checkpoint, kind: str, target: Path) -> dict[str, Any]:
+def export(
+    run: RunDirectory | None, checkpoint: Checkpoint, kind: str, target: Path, keep_lora: bool = False
+) -> dict[str, Any]:
     """Write the files; returns what goes into `export.json`."""
     metadata = metadata_of(run, checkpoint)
     more: dict[str, Any] = {}
-    if kind == "safetensors":
-        files = export_safetensors(checkpoint.path, target, metadata)
-    elif kind == "hf":
-        files = _hugging_face(_required(run, kind), checkpoint, target, metadata)
-    else:
+    if kind == "onnx":
         from trainer.checkpoint.to_onnx import export_onnx
 
         module, inputs = _module_and_inputs(_required(run, kind), checkpoint)
         files, more["largest_difference"] = export_onnx(module, inputs, target, metadata)
+    else:
+        weights = _weights(run, checkpoint, keep_lora)
+        if isinstance(weights, Merged):
+            more["lora_merged"] = len(weights.layers)
+            metadata["lora_merged"] = str(len(weights.layers))
+        if kind == "hf":
+            files = _hugging_face(_required(run, kind), weights, target, metadata)
+        else:
+            files = export_safetensors(weights, target, metadata)
     sizes = {path.name: path.stat().st_size for path in files}
     return {"format": kind, "files": sizes, "metadata": metadata, **more}
 
@@ -95,14 +107,57 @@ def _required(run: RunDirectory | None, kind: str) -> RunDirectory:
     return run
 
 
-def _hugging_face(run: RunDirectory, checkpoint: Checkpoint, target: Path, metadata: dict[str, str]) -> list[Path]:
-    from trainer.checkpoint.huggingface import layout
+def _weights(run: RunDirectory | None, checkpoint: Checkpoint, keep_lora: bool) -> Weights:
+    """The checkpoint's, low-rank additions merged into them unless they are kept."""
+    stored = Stored(checkpoint.path, mapped=True)
+    if keep_lora or not layers(stored):
+        return stored
+    if run is None:
+        raise UserError(
+            "The checkpoint has low-rank additions, and only its run says how they are scaled.",
+            "Name a checkpoint inside a run directory, or use --keep-lora.",
+        )
+    config = load(run.config_path)
+    turned: list[str] = []
+    if config.model.get("_target_") == hf_folder.TARGET:
+        network = hf_folder.without_values(_arguments(run, config))
+        prefix = next(name for name in layers(stored)).partition("network.")[0]
+        turned = [prefix + name for name in hf_folder.transposed_layers(network)]
+    return Merged(stored, config.finetune.lora_alpha, turned)
 
-    config, stored = load(run.config_path), Stored(checkpoint.path, mapped=True)
-    content, outputs = layout(config.model, stored, config.data.get("sequence_length"))
+
+def _hugging_face(run: RunDirectory, weights: Weights, target: Path, metadata: dict[str, str]) -> list[Path]:
+    config = load(run.config_path)
+    if config.model.get("_target_") == hf_folder.TARGET:
+        arguments = _arguments(run, config)
+        folder = arguments["folder"]
+        network = hf_folder.without_values(arguments)
+        return hf_folder.write_folder(network, weights, Path(folder) if folder else None, target)
+    content, outputs = layout(config.model, weights, config.data.get("sequence_length"))
+    used = {source for output in outputs for source in output.sources}
+    for layer in weights.layers if isinstance(weights, Merged) else ():
+        if f"{layer}.weight" not in used:
+            raise UserError(
+                f"{layer} shares its weight with another layer, and has additions that the other has not.",
+                "Use --format=safetensors.",
+            )
     path = target / "config.json"
     path.write_text(json.dumps(content, indent=2))
-    return [path, *export_safetensors(stored, target, metadata, outputs=outputs)]
+    return [path, *export_safetensors(weights, target, metadata, outputs=outputs)]
+
+
+def _arguments(run: RunDirectory, config: Config) -> dict[str, Any]:
+    """Of a Hugging Face network, filled from the run's data where only they tell its size."""
+    found = {name: value for name, value in config.model.items() if name not in DIRECTIVES}
+    if found.get("folder"):
+        found["folder"] = str(Path(run.launch().get("cwd") or ".") / Path(found["folder"]).expanduser())
+    sized = {"num_classes"} if "Classification" in found.get("class_name", "") else set()
+    sized |= set() if found.get("folder") else {"vocab_size"}
+    missing = {name for name in sized if found.get(name) is None}
+    if missing:
+        facts = build.build_data(config, Rank(0, 0, 1, 1, 0)).facts
+        found.update({name: facts[name] for name in missing if name in facts})
+    return found
 
 
 def _module_and_inputs(run: RunDirectory, checkpoint: Checkpoint) -> tuple[Any, tuple[torch.Tensor, ...]]:

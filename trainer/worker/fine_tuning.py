@@ -13,15 +13,13 @@ from lightning.pytorch import LightningModule
 from torch import nn
 
 from trainer.checkpoint.io import load_state
+from trainer.checkpoint.lora import ADDED, BASE
 from trainer.checkpoint.stored import MODEL, Stored
 from trainer.config.near import did_you_mean, listed
 from trainer.config.schema import FineTuneOptions
 from trainer.errors import UserError
 from trainer.strategies.blocks import blocks_of
 from trainer.tasks.base import Task
-
-BASE, ADDED = ".base_layer.", ".lora_"
-"""In the names that peft gives: the layer as it was, and what is added to it."""
 
 
 def prepare(module: LightningModule, options: FineTuneOptions) -> None:
