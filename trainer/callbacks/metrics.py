@@ -82,13 +82,16 @@ class TrainMetrics:
         names = sorted(self._sums)
         if not names:
             return {}
-        means = torch.stack([self._sums[name] / self._counts[name] for name in names]).cpu().double()
+        parts = [self._sums[name] / self._counts[name] for name in names]
+        # One wait for the device; on the CPU there is none to save.
+        values = [part.item() for part in parts] if parts[0].device.type == "cpu" else torch.stack(parts).tolist()
         if self._group is not None:
+            means = torch.tensor(values, dtype=torch.float64)
             torch.distributed.all_reduce(means, group=self._group)
-            means /= torch.distributed.get_world_size(self._group)
+            values = (means / torch.distributed.get_world_size(self._group)).tolist()
         self._sums.clear()
         self._counts.clear()
-        return {f"train/{name}": float(value) for name, value in zip(names, means, strict=True)}
+        return {f"train/{name}": value for name, value in zip(names, values, strict=True)}
 
     def _rate(self, step: int) -> float | None:
         """Work a second since the last logged step, without validation and saving."""
