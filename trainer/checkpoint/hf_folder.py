@@ -59,6 +59,9 @@ def write_folder(network: HuggingFace, weights: Weights, beside: Path | None, ta
     weights.read({prefix + name: tensor for name, tensor in state.items()})
     network.load_state_dict(state, assign=True)
     network.tie()
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
     network.network.save_pretrained(target)
     for name in TOKENIZER_FILES:
         if beside is not None and (beside / name).is_file():

@@ -37,7 +37,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args(argv)
     if options.keep_lora and options.format != "safetensors":
-        raise UserError(f"--keep-lora with --format={options.format}", "use --format=safetensors")
+        raise UserError(f"--keep-lora: --format={options.format} has no place for them", "use --format=safetensors")
     run, checkpoint = _source(options.run, options.checkpoint, options.runs_dir)
     target = _target(options.out, run, checkpoint, options.format)
     code = _write(run, checkpoint, [options.format, "keep" if options.keep_lora else "merge"], target)
