@@ -93,6 +93,14 @@ def mixture(root: Path, workers: int) -> ArrayDataModule:
     return Mixture({"few": more, "all": garments}, {"few": 1, "all": 1}, seed=SEED)
 
 
+def mixed_folders(root: Path, workers: int) -> ArrayDataModule:
+    """Augmented, and one of them read twice in an epoch."""
+    for name in ("a", "b"):
+        (root / name).mkdir(exist_ok=True)
+    sources = {name: image_folder(root / name, 0) for name in ("a", "b")}
+    return Mixture(sources, {"a": 3, "b": 1}, seed=SEED, num_workers=workers)
+
+
 def faces(root: Path, workers: int) -> ArrayDataModule:
     return Faces()
 
@@ -133,6 +141,8 @@ KINDS: list[tuple[Kind, int]] = [
     (text, 0),
     (token_shards, 0),
     (mixture, 0),
+    (mixed_folders, 0),
+    (mixed_folders, 1),
     (faces, 0),
     (image_folder, 0),
     (image_folder, 1),

@@ -11,7 +11,7 @@ import torch
 from trainer.data.arrays import ArrayDataModule, Arrays
 from trainer.data.digits import Digits
 from trainer.data.image_folder import ImageFolder
-from trainer.data.mixture import Mixed, Mixture, OneAfterAnother, shares
+from trainer.data.mixture import Mixed, MixedOneByOne, Mixture, OneAfterAnother, shares
 from trainer.data.text import Text
 from trainer.errors import UserError
 
@@ -106,12 +106,45 @@ def test_sources_must_fit_each_other(tmp_path: Path) -> None:
         data.facts()
 
 
-def test_files_that_are_read_one_by_one_are_refused(tmp_path: Path) -> None:
+def folders(root: Path, begin: int, count: int, names: tuple[str, str] = ("cat", "dog")) -> ImageFolder:
+    """Grey pictures whose value says which they are."""
     from PIL import Image
 
-    for number in range(8):
-        folder = tmp_path / f"class{number % 2}"
-        folder.mkdir(exist_ok=True)
-        Image.new("L", (8, 8)).save(folder / f"{number}.png")
-    with pytest.raises(UserError, match=r"data\.sources\.pictures: ImageFolder reads its samples one by one"):
-        Mixture({"pictures": ImageFolder(str(tmp_path), size=8)}).setup("fit")
+    for number in range(begin, begin + count):
+        folder = root / names[number % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (8, 8), number).save(folder / f"{number}.png")
+    return ImageFolder(str(root), size=8, grey=True, augment=False, num_workers=0, held_out=0.1)
+
+
+def test_class_folders_by_weight_each_sample_once_a_pass(tmp_path: Path) -> None:
+    data = Mixture({"a": folders(tmp_path / "a", 0, 20), "b": folders(tmp_path / "b", 100, 20)}, {"a": 3, "b": 1})
+    data.setup("fit")
+    assert isinstance(data.train, MixedOneByOne)
+    sizes = [len(source.train) for source in data.sources.values()]  # type: ignore[attr-defined]
+    assert len(data.train) == sum(sizes)
+    ids = [(epoch, index) for epoch in (0, 1) for index in range(len(data.train))]
+    images = torch.stack([data.train.of_epoch(*one)[0] for one in ids])
+    values = ((images[:, 0, 0, 0] * 0.25 + 0.45) * 255).round().long().tolist()
+    few, many = ([value for value in values if (value >= 100) is kind] for kind in (True, False))
+    assert len(many) == 3 * len(few)
+    for read, size in ((many, sizes[0]), (few, sizes[1])):
+        counts = Counter(read)
+        assert {counts[value] for value in counts} <= {len(read) // size, -(-len(read) // size)}
+        assert len(counts) == min(size, len(read))
+    assert data.facts() == {"input_shape": [1, 8, 8], "num_classes": 2}
+    held_out = [len(source.val) for source in data.sources.values()]  # type: ignore[attr-defined]
+    assert len(data.val) == sum(held_out)  # type: ignore[arg-type]
+
+
+def test_class_folders_must_have_the_same_classes(tmp_path: Path) -> None:
+    sources = {"a": folders(tmp_path / "a", 0, 20), "b": folders(tmp_path / "b", 100, 20, ("dog", "emu"))}
+    data = Mixture(sources)
+    data.setup("fit")
+    with pytest.raises(UserError, match=r"a has the classes \['cat', 'dog'\] and b has \['dog', 'emu'\]"):
+        data.facts()
+
+
+def test_what_is_read_by_batch_and_what_is_not_do_not_mix(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"data\.sources\.scans is read batch by batch and data\.sources\.pictures one"):
+        Mixture({"pictures": folders(tmp_path / "a", 0, 20), "scans": Digits()}).setup("fit")

@@ -43,6 +43,15 @@ class Gathers(Protocol):
         ...
 
 
+@runtime_checkable
+class OfEpoch(Protocol):
+    """A dataset in which an id means another sample in another epoch."""
+
+    def of_epoch(self, epoch: int, index: int) -> Any:
+        """The sample."""
+        ...
+
+
 class SeededBatches(Dataset[Any]):
     """A dataset whose `dataset[i]` sees generators seeded by (seed, epoch, i), with and without workers.
 
@@ -70,13 +79,16 @@ class SeededBatches(Dataset[Any]):
         pairs = [divmod(number, self.length) for number in tagged]
         if not self.seeds:
             ids = [index for _, index in pairs]
-            return self.collate(self.fetch_many(ids) if self.fetch_many else [self.dataset[i] for i in ids])
+            return self.collate(self.fetch_many(ids) if self.fetch_many else [self._one(*pair) for pair in pairs])
         with generators_untouched():
             return self.collate([self._seeded(epoch, index) for epoch, index in pairs])
 
     def _seeded(self, epoch: int, index: int) -> Any:
         seed_sample(self.seed, epoch, index)
-        return self.fetch_many([index])[0] if self.fetch_many else self.dataset[index]
+        return self.fetch_many([index])[0] if self.fetch_many else self._one(epoch, index)
+
+    def _one(self, epoch: int, index: int) -> Any:
+        return self.dataset.of_epoch(epoch, index) if isinstance(self.dataset, OfEpoch) else self.dataset[index]
 
 
 def _as_it_is(batch: Any) -> Any:

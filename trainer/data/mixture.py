@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy
 import torch
 from lightning.pytorch import LightningDataModule
-from torch.utils.data import Dataset
+from torch.utils.data import ConcatDataset, DataLoader, Dataset
 
 from trainer.config.own import problems_of_weights
 from trainer.config.problems import raise_all
 from trainer.data.arrays import ArrayDataModule
+from trainer.data.files import SPLITS
 from trainer.data.loader import Gathers
 from trainer.data.randomness import mix
 from trainer.errors import UserError
@@ -21,19 +22,16 @@ SHARED = ("input_shape", "output_shape", "num_classes", "vocab_size", "sequence_
 """Facts in which the sources must agree, for their samples to share a batch and a model."""
 
 
-class Mixed(Dataset[Any]):
-    """An epoch of `sum(counts)` samples, `counts[k]` of them from source k; see `loader.Gathers`.
+class Picks:
+    """Which sample of which source the ids of an epoch mean: `counts[k]` of them are of source k.
 
     A source goes through its samples in an order of its own, a new one in each pass, and goes on in the next epoch
     where this one ends. So nothing of it is read twice before all of it was read once, whatever its weight. Which
-    sample an id means is a function of (seed, epoch, id): the ranks and a resume need nothing else. Randomness in a
-    source is seeded by its own pass.
+    sample an id means is a function of (seed, epoch, id): the ranks and a resume need nothing else.
     """
 
-    random = False
-
-    def __init__(self, sources: Sequence[Gathers], counts: Sequence[int], seed: int) -> None:
-        self.sources, self.counts, self.seed = list(sources), list(counts), seed
+    def __init__(self, lengths: Sequence[int], counts: Sequence[int], seed: int) -> None:
+        self.lengths, self.counts, self.seed = list(lengths), list(counts), seed
         self._ends = numpy.cumsum(counts)
         self._orders: dict[tuple[int, int], torch.Tensor] = {}
         """(source, pass) to its order, of the passes that were read last."""
@@ -41,17 +39,13 @@ class Mixed(Dataset[Any]):
     def __len__(self) -> int:
         return int(self._ends[-1])
 
-    def __getitem__(self, index: int) -> tuple[torch.Tensor, ...]:
-        return tuple(part[0] for part in self.gather(torch.tensor([index]), 0))
-
-    def gather(self, indices: torch.Tensor, epoch: int) -> tuple[torch.Tensor, ...]:
-        """The batch of these (n,) ids."""
-        ids = indices.long()
+    def of(self, ids: torch.Tensor, epoch: int) -> Iterator[tuple[int, int, torch.Tensor, torch.Tensor]]:
+        """Source, pass, the samples of it, and their places among the (n,) ids."""
         owners = torch.from_numpy(numpy.searchsorted(self._ends, ids.numpy(), side="right"))
-        places, parts, used = [], [], {}
+        used = {}
         for source, count in enumerate(self.counts):
             mine = torch.nonzero(owners == source).flatten()
-            length = len(self.sources[source])
+            length = self.lengths[source]
             # How many samples of the source come before this one, from the start of the training.
             before = ids[mine] - (int(self._ends[source]) - count) + epoch * count
             passes = before // length
@@ -59,20 +53,64 @@ class Mixed(Dataset[Any]):
                 here = passes == number
                 order = self._order(source, number)
                 used[source, number] = order
-                parts.append(self.sources[source].gather(order[before[here] % length].long(), number))
-                places.append(mine[here])
+                yield source, number, order[before[here] % length].long(), mine[here]
         now = {source for source, _ in used}
         self._orders = {key: order for key, order in self._orders.items() if key[0] not in now} | used
-        back = torch.cat(places).argsort()
-        return tuple(torch.cat(tensors).index_select(0, back) for tensors in zip(*parts, strict=True))
 
     def _order(self, source: int, number: int) -> torch.Tensor:
         known = self._orders.get((source, number))
         if known is not None:
             return known
         generator = torch.Generator().manual_seed(mix(self.seed, source + 1, number) >> 1)
-        length = len(self.sources[source])
+        length = self.lengths[source]
         return torch.randperm(length, generator=generator, dtype=torch.int32 if length < 2**31 else torch.int64)
+
+
+class Mixed(Dataset[Any]):
+    """An epoch of sources that are read batch by batch; see `Picks` and `loader.Gathers`. Randomness in a source is
+    seeded by its own pass."""
+
+    random = False
+
+    def __init__(self, sources: Sequence[Gathers], counts: Sequence[int], seed: int) -> None:
+        self.sources = list(sources)
+        self.picks = Picks([len(source) for source in sources], counts, seed)
+
+    def __len__(self) -> int:
+        return len(self.picks)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, ...]:
+        return tuple(part[0] for part in self.gather(torch.tensor([index]), 0))
+
+    def gather(self, indices: torch.Tensor, epoch: int) -> tuple[torch.Tensor, ...]:
+        """The batch of these (n,) ids."""
+        places, parts = [], []
+        for source, number, samples, here in self.picks.of(indices.long(), epoch):
+            parts.append(self.sources[source].gather(samples, number))
+            places.append(here)
+        back = torch.cat(places).argsort()
+        return tuple(torch.cat(tensors).index_select(0, back) for tensors in zip(*parts, strict=True))
+
+
+class MixedOneByOne(Dataset[Any]):
+    """An epoch of sources that are read one by one, such as class folders; see `Picks` and `loader.OfEpoch`."""
+
+    def __init__(self, sources: Sequence[Any], counts: Sequence[int], seed: int) -> None:
+        self.sources = list(sources)
+        self.picks = Picks([len(source) for source in sources], counts, seed)
+        self.random = any(getattr(source, "random", True) for source in sources)
+
+    def __len__(self) -> int:
+        return len(self.picks)
+
+    def __getitem__(self, index: int) -> Any:
+        return self.of_epoch(0, index)
+
+    def of_epoch(self, epoch: int, index: int) -> Any:
+        """The sample that this id means in the epoch."""
+        (found,) = self.picks.of(torch.tensor([index]), epoch)
+        source, _, samples, _ = found
+        return self.sources[source][int(samples[0])]
 
 
 class OneAfterAnother(Dataset[Any]):
@@ -107,13 +145,15 @@ class Mixture(ArrayDataModule):
         batch_size: int = 32,
         samples: int | None = None,
         seed: int = 0,
+        num_workers: int = 0,
     ) -> None:
         """`sources`: name to data module. `weights`: name to the share of the samples, of any sum; null: by size.
 
         `samples`: of an epoch; null: as many as the sources have together. `seed`: of the order within a source.
+        `num_workers`: processes a rank that read sources whose samples are read one by one.
         """
         super().__init__(batch_size)
-        self.sources, self.samples, self.seed = dict(sources), samples, seed
+        self.sources, self.samples, self.seed, self.num_workers = dict(sources), samples, seed, num_workers
         if weights is not None:
             raise_all(list(problems_of_weights(weights, self.sources)))
         self.weights = weights
@@ -128,12 +168,39 @@ class Mixture(ArrayDataModule):
             return
         for source in self.sources.values():
             source.setup("fit")
-        parts = {split: [_gathering(name, one, split) for name, one in self.sources.items()] for split in _SPLITS}
+        parts = {split: [getattr(one, split) for one in self.sources.values()] for split in SPLITS}
         self.evaluation_batch = min(getattr(one, "evaluation_batch", 1) for one in self.sources.values())
         sizes = [len(part) for part in parts["train"]]
         weights = sizes if self.weights is None else [self.weights[name] for name in self.sources]
-        self.train = Mixed(parts["train"], shares(weights, self.samples or sum(sizes)), self.seed)
-        self.val, self.test = OneAfterAnother(parts["val"]), OneAfterAnother(parts["test"])
+        counts = shares(weights, self.samples or sum(sizes))
+        if self._read_by_batch(parts["train"]):
+            self.train = Mixed(parts["train"], counts, self.seed)
+            self.val, self.test = OneAfterAnother(parts["val"]), OneAfterAnother(parts["test"])
+        else:
+            self.train = MixedOneByOne(parts["train"], counts, self.seed)
+            self.val, self.test = ConcatDataset(parts["val"]), ConcatDataset(parts["test"])
+
+    def _read_by_batch(self, parts: Sequence[Any]) -> bool:
+        by_batch = {name: isinstance(part, Gathers) for name, part in zip(self.sources, parts, strict=True)}
+        if len(set(by_batch.values())) > 1:
+            one, other = (next(name for name, found in by_batch.items() if found is kind) for kind in (True, False))
+            raise UserError(
+                f"data.sources.{one} is read batch by batch and data.sources.{other} one by one: they do not mix",
+                "mix text, token shards and arrays in memory, or class folders (docs/data.md)",
+            )
+        return all(by_batch.values())
+
+    def _loader(self, dataset: Dataset[Any] | None, batch_size: int, shuffle: bool = False) -> DataLoader[Any]:
+        assert dataset is not None, "setup() comes first"
+        workers = 0 if isinstance(dataset, Gathers) else self.num_workers
+        return DataLoader(
+            dataset,
+            batch_size=batch_size,
+            shuffle=shuffle,
+            num_workers=workers,
+            persistent_workers=workers > 0,
+            pin_memory=torch.cuda.is_available(),
+        )
 
     def facts(self) -> dict[str, Any]:
         facts = {name: source.facts() for name, source in self.sources.items()}  # type: ignore[attr-defined]
@@ -143,14 +210,16 @@ class Mixture(ArrayDataModule):
                 if own.get(key) != known.get(key):
                     fix = f"give the sources of data.sources the same {key}"
                     raise UserError(f"{key} is {known.get(key)} in {first} and {own.get(key)} in {name}", fix)
+        classes = {name: getattr(source, "classes", None) for name, source in self.sources.items()}
+        for name, own_classes in classes.items():
+            if own_classes != classes[first]:
+                fix = "give the sources of data.sources the same classes"
+                raise UserError(f"{first} has the classes {classes[first]} and {name} has {own_classes}", fix)
         found = dict(known)
         if all("bytes_per_token" in own for own in facts.values()):
             sizes = numpy.array([len(one.val) for one in self.sources.values()])  # type: ignore[attr-defined]
             found["bytes_per_token"] = float(sizes @ [own["bytes_per_token"] for own in facts.values()] / sizes.sum())
         return found
-
-
-_SPLITS = ("train", "val", "test")
 
 
 def shares(weights: Sequence[float], samples: int) -> list[int]:
@@ -160,13 +229,3 @@ def shares(weights: Sequence[float], samples: int) -> list[int]:
     for index in numpy.argsort(counts - exact, kind="stable")[: samples - counts.sum()]:
         counts[index] += 1
     return [int(count) for count in counts]
-
-
-def _gathering(name: str, source: Any, split: str) -> Gathers:
-    found = getattr(source, split, None)
-    if not isinstance(found, Gathers):
-        raise UserError(
-            f"data.sources.{name}: {type(source).__name__} reads its samples one by one",
-            "mix data that is read batch by batch: text, token_shards, arrays in memory (docs/data.md)",
-        )
-    return found
