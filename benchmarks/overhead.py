@@ -16,6 +16,7 @@ import argparse
 import json
 import os
 import platform
+import random
 import statistics
 import subprocess
 import sys
@@ -27,6 +28,8 @@ HERE = Path(__file__).resolve().parent
 TARGET = 1.005
 ON = (0, 3)
 """The blocks of each four in which the training is watched; also for `overhead_case.py`."""
+TRIM = 0.05
+"""Of the fours, at either end: the machine did something else there."""
 TIMEOUT_S = 1800
 
 
@@ -45,26 +48,31 @@ def run_case(ranks: int, rounds: int, count: int) -> list[list[float]]:
 
 
 def summarise(costs: list[list[float]]) -> dict[str, dict[str, float]]:
-    """Of each four blocks on, off, off, on: the ratio of those with to those without; and of the two without."""
-    on_us, ratios, control = [], [], []
-    for blocks in costs:
-        for first in range(0, len(blocks) - 3, 4):
-            four = blocks[first : first + 4]
-            on = statistics.mean(four[place] for place in ON)
-            off = [four[place] for place in range(4) if place not in ON]
-            on_us.append(on)
-            ratios.append(on / statistics.mean(off))
-            control.append(off[0] / off[1])
+    """Of each four blocks on, off, off, on: those with over those without; and of the two without, first to second."""
+    fours = [blocks[first : first + 4] for blocks in costs for first in range(0, len(blocks) - 3, 4)]
+    off = [[four[place] for place in range(4) if place not in ON] for four in fours]
+    with_us = [sum(four[place] for place in ON) for four in fours]
+    on = _ratio(with_us, [sum(pair) for pair in off])
+    on_us = sum(with_us) / len(with_us) / len(ON)
     return {
-        "on": {"cpu_us": statistics.median(on_us), **_middle(ratios)},
-        "off, first to second": {"cpu_us": statistics.median(on_us) / _middle(ratios)["ratio"], **_middle(control)},
+        "on": {"cpu_us": on_us, **on},
+        "off, first to second": {"cpu_us": on_us / on["ratio"], **_ratio(*map(list, zip(*off, strict=True)))},
     }
 
 
-def _middle(ratios: list[float]) -> dict[str, float]:
-    # The error of a median of nearly normal values: 1.25 times that of the mean.
-    error = 1.25 * statistics.stdev(ratios) / len(ratios) ** 0.5
-    return {"ratio": statistics.median(ratios), "error": error, "fours": len(ratios)}
+def _ratio(above: list[float], below: list[float]) -> dict[str, float]:
+    """Of the sums, because what happens once a second falls into few blocks, without the `TRIM` of the fours that are
+    furthest out at either end; the error by the bootstrap."""
+    pairs = sorted(zip(above, below, strict=True), key=lambda pair: pair[0] / pair[1])
+    cut = int(len(pairs) * TRIM)
+    kept = pairs[cut : len(pairs) - cut]
+    draw = random.Random(0)
+    again = [_of_sums(draw.choices(kept, k=len(kept))) for _ in range(1000)]
+    return {"ratio": _of_sums(kept), "error": statistics.pstdev(again), "fours": len(kept)}
+
+
+def _of_sums(pairs: list[tuple[float, float]]) -> float:
+    return sum(one for one, _ in pairs) / sum(other for _, other in pairs)
 
 
 def table(found: dict[int, dict[str, dict[str, float]]], loads: dict[int, str]) -> str:

@@ -18,6 +18,7 @@ from parity_variants import config_of
 
 from trainer.runs.directory import RunDirectory
 from trainer.worker import run
+from trainer.worker.collectives import FlightRecorder
 from trainer.worker.heartbeat import Heartbeat
 from trainer.worker.process import Rank
 
@@ -81,6 +82,7 @@ def watched(steps: int, pace: Pace, folder: Path) -> None:
     run.build.build_trainer = keeping
     config = config_of(CASE, steps, rank, folder)
     config.trainer.log_every_n_steps = 10**9
+    heartbeat.on_beat = FlightRecorder(directory, rank).look
     heartbeat.start()
     run._train(config, run.Attempt(directory, rank, heartbeat), run.init_process_group(config, rank))
     heartbeat.stop("finished")

@@ -27,41 +27,54 @@ def optimizer(request: pytest.FixtureRequest) -> torch.optim.Optimizer:
 def test_finite_gradients_stay_as_they_are(optimizer: torch.optim.Optimizer) -> None:
     gradients = gradients_in(optimizer)
     before = [gradient.clone() for gradient in gradients]
-    assert QuickLook().is_finite(optimizer)
+    assert QuickLook(optimizer).is_finite()
     assert all(torch.equal(one, other) for one, other in zip(gradients, before, strict=True))
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
 @pytest.mark.parametrize("number", [number for number, shape in enumerate(SHAPES) if shape != (0,)])
 def test_one_bad_element_is_seen_and_not_remembered(optimizer: torch.optim.Optimizer, number: int, bad: float) -> None:
-    look = QuickLook()
+    look = QuickLook(optimizer)
     gradients_in(optimizer)[number].view(-1)[-1] = bad
-    assert not look.is_finite(optimizer)
+    assert not look.is_finite()
     gradients_in(optimizer)
-    assert look.is_finite(optimizer)
+    assert look.is_finite()
 
 
 def test_infinities_of_both_signs_do_not_cancel(optimizer: torch.optim.Optimizer) -> None:
     gradient = gradients_in(optimizer)[1]
     gradient[0], gradient[1] = float("inf"), float("-inf")
-    assert not QuickLook().is_finite(optimizer)
+    assert not QuickLook(optimizer).is_finite()
+
+
+def test_a_gradient_that_comes_later_may_be_sparse_or_complex() -> None:
+    embedding = torch.nn.Embedding(10, 4, sparse=True)
+    phase = torch.nn.Parameter(torch.zeros(3, dtype=torch.complex64))
+    optimizer = torch.optim.SGD([embedding.weight, phase], lr=1.0)
+    look = QuickLook(optimizer)
+    assert look.is_finite()
+    embedding(torch.tensor([1, 2])).sum().backward()
+    phase.grad = torch.ones_like(phase)
+    assert look.is_finite()
+    phase.grad[0] = complex(0.0, float("nan"))
+    assert not look.is_finite()
 
 
 def test_no_gradients_are_finite(optimizer: torch.optim.Optimizer) -> None:
-    assert QuickLook().is_finite(optimizer)
+    assert QuickLook(optimizer).is_finite()
 
 
 def test_parameters_that_come_later_and_sparse_gradients_are_looked_at() -> None:
     first = torch.nn.Parameter(torch.zeros(2))
     optimizer = torch.optim.SGD([first], lr=1.0)
-    look = QuickLook()
+    look = QuickLook(optimizer)
     gradients_in(optimizer)
-    assert look.is_finite(optimizer)
+    assert look.is_finite()
     embedding = torch.nn.Embedding(10, 4, sparse=True)
     optimizer.add_param_group({"params": [embedding.weight]})
     embedding(torch.tensor([1, 2])).sum().backward()
     assert embedding.weight.grad is not None
     assert embedding.weight.grad.is_sparse
-    assert look.is_finite(optimizer)
+    assert look.is_finite()
     embedding.weight.grad = embedding.weight.grad * float("nan")
-    assert not look.is_finite(optimizer)
+    assert not look.is_finite()

@@ -69,5 +69,9 @@ def test_fewer_ranks_get_no_larger_micro_batches(
 def test_slurm_is_asked_for_a_range_of_nodes() -> None:
     asked = {**config(2), "cluster": asdict(Slurm())}
     assert ("nodes", "2-4") in sbatch_options(asked, LaunchShape(4, 2, "cuda"), None)
+    asked["resources"]["min_nodes"] = 3
+    asked["data"]["batch_size"] = 512  # three nodes of two could not share it
+    assert ("nodes", "4") in sbatch_options(asked, LaunchShape(4, 2, "cuda"), None)
+    assert ("nodes", "4-8") in sbatch_options(asked, LaunchShape(8, 2, "cuda"), None)
     asked["resources"]["min_nodes"] = None
     assert ("nodes", "4") in sbatch_options(asked, LaunchShape(4, 2, "cuda"), None)

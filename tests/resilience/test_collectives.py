@@ -61,6 +61,25 @@ def test_the_libraries_of_one_group_count_apart(tmp_path: Path) -> None:
     assert missing(traces(tmp_path, [*nccl, entry(2, False, 20)], [*nccl, entry(2, False, 21)])) is None
 
 
+def test_ranks_that_wait_for_each_other_are_not_named(tmp_path: Path) -> None:
+    """Each waits in another group."""
+    first = [entry(1, True, 1), entry(1, True, 2, group="1"), entry(2, False, 20)]
+    second = [entry(1, True, 1), entry(1, True, 2, group="1"), entry(2, False, 21, group="1")]
+    assert missing(traces(tmp_path, first, second)) is None
+
+
+def test_at_the_end_of_a_chain_is_the_one_that_waits_for_nobody(tmp_path: Path) -> None:
+    met = [entry(1, True, 1), entry(1, True, 2, group="1")]
+    found = missing(traces(tmp_path, [*met, entry(2, False, 20)], [*met, entry(2, False, 21, group="1")], met))
+    assert found is not None
+    assert found.ranks == [2]
+
+
+def test_a_record_that_was_never_retired_is_no_wait_when_a_later_one_was(tmp_path: Path) -> None:
+    ours = [entry(1, True, 1), entry(2, False, 2), entry(3, True, 3)]
+    assert missing(traces(tmp_path, ours, [entry(1, True, 1)])) is None
+
+
 def test_of_several_the_oldest_is_told(tmp_path: Path) -> None:
     first = [entry(1, True, 1), entry(2, False, 30), entry(1, True, 2, group="1"), entry(2, False, 20, group="1")]
     second = [entry(1, True, 1), entry(1, True, 2, group="1")]

@@ -79,6 +79,16 @@ def test_ranks_are_compared_when_all_train_and_have_trained_enough(tmp_path: Pat
     assert read_paces(tmp_path, 0, 2) == []
 
 
+def test_a_slow_rank_is_named_where_the_others_wait_for_it_in_the_forward_pass(
+    trainer_cli: TrainerCli, workdir: Path
+) -> None:
+    done = trainer_cli("fit", *SLOW_RANK_1, "strategy=fsdp")
+    assert done.returncode == 0, done.stdout + done.stderr
+    (event,) = json.loads(trainer_cli("show", "--json").stdout)["stragglers"]
+    assert event["rank"] == 1
+    assert "what comes before its forward pass" in event["reason"]
+
+
 def test_a_slow_rank_of_a_real_job_is_named(trainer_cli: TrainerCli, workdir: Path) -> None:
     done = trainer_cli("fit", *SLOW_RANK_1)
     assert done.returncode == 0, done.stdout + done.stderr

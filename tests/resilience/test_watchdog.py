@@ -101,6 +101,12 @@ def test_a_rank_that_does_not_answer_is_behind(tmp_path: Path) -> None:
     assert "does not answer" in found.where
 
 
+def test_a_rank_whose_node_has_not_asked_for_its_stacks_yet_is_not_called_silent(tmp_path: Path) -> None:
+    dump(tmp_path, WAITING, None)
+    found = blame(hang(*both(12)), tmp_path, [0], answered=[0, 1])
+    assert found.place == place(0, 12)
+
+
 def test_nobody_is_named_where_all_wait(tmp_path: Path) -> None:
     dump(tmp_path, WAITING, WAITING)
     found = blame(hang(*both(12)), tmp_path)

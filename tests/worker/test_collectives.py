@@ -14,9 +14,8 @@ from torch import distributed
 from trainer.config.schema import ResilienceOptions
 from trainer.resilience.collectives import request_of, trace_of
 from trainer.runs.directory import RunDirectory
-from trainer.worker.collectives import FlightRecorder, set_timeout
+from trainer.worker.collectives import FlightRecorder, Timeouts
 from trainer.worker.process import Rank
-from trainer.worker.torch_setup import first_timeout_s
 
 RANK = Rank(rank=0, local_rank=0, world_size=1, local_world_size=1, attempt=2)
 
@@ -46,13 +45,26 @@ def test_a_trace_is_written_once_it_is_asked_for(tmp_path: Path, group: distribu
     assert trace.stat().st_mtime_ns == written
 
 
-def test_the_timeout_of_every_group_is_set(group: distributed.ProcessGroup) -> None:
-    set_timeout(123)
-    for one in (group, distributed.group.WORLD):
-        assert one is not None
-        assert one._get_backend(torch.device("cpu")).options._timeout == timedelta(seconds=123)
+def timeouts_of(*groups: distributed.ProcessGroup | None) -> set[float]:
+    return {one._get_backend(torch.device("cpu")).options._timeout.total_seconds() for one in groups if one is not None}
 
 
-def test_until_the_first_step_the_watch_for_hangs_comes_first() -> None:
-    assert first_timeout_s(ResilienceOptions(collective_timeout_s=600, hang_slow_s=1800)) == 1860
-    assert first_timeout_s(ResilienceOptions(collective_timeout_s=6000, hang_slow_s=1800)) == 6000
+def test_the_timeouts_of_every_group_tighten_after_the_first_step(group: distributed.ProcessGroup) -> None:
+    timeouts = Timeouts(ResilienceOptions(collective_timeout_s=123, hang_slow_s=1000))
+    timeouts.on_train_start()
+    assert timeouts_of(group, distributed.group.WORLD) == {1060}
+    timeouts.on_first_step()
+    assert timeouts_of(group, distributed.group.WORLD) == {123}
+
+
+@pytest.mark.parametrize(
+    ("options", "first_s"),
+    [
+        ({"collective_timeout_s": 600.0, "hang_slow_s": 1800.0}, 1860),
+        ({"collective_timeout_s": 600.0, "hang_slow_s": 100.0, "hang_after_s": 900.0}, 960),
+        ({"collective_timeout_s": 6000.0, "hang_slow_s": 1800.0}, 6000),
+        ({"collective_timeout_s": 600.0, "hang_factor": 0.0}, 600),
+    ],
+)
+def test_until_the_first_step_the_watch_for_hangs_comes_first(options: dict[str, float], first_s: float) -> None:
+    assert Timeouts(ResilienceOptions(**options)).first_s == first_s  # type: ignore[arg-type]

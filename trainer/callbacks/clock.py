@@ -7,7 +7,6 @@ whatever the number of listeners.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -15,6 +14,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from trainer.callbacks.boundary import Boundary
 from trainer.callbacks.metrics import TrainMetrics
+from trainer.worker.collectives import Timeouts
 from trainer.worker.heartbeat import Heartbeat
 
 
@@ -27,12 +27,9 @@ class StepClock(Callback):
     only_looks = True
     """The loop need not copy the loss for it (`worker/loop_plan.py`)."""
 
-    def __init__(
-        self, metrics: TrainMetrics, boundary: Boundary, heartbeat: Heartbeat, on_first_step: Callable[[], None]
-    ) -> None:
-        """`on_first_step`: called once, after the first step of the attempt, which may have compiled for minutes."""
+    def __init__(self, metrics: TrainMetrics, boundary: Boundary, heartbeat: Heartbeat, timeouts: Timeouts) -> None:
         self.step = 0
-        self._on_first_step = on_first_step
+        self._timeouts = timeouts
         self._metrics = metrics
         self._boundary = boundary
         self._heartbeat = heartbeat
@@ -49,6 +46,7 @@ class StepClock(Callback):
         self._metrics.start(self.step)
         self._heartbeat.update(step=self.step, epoch=trainer.current_epoch, phase="first_step")
         self._is_first_step = True
+        self._timeouts.on_train_start()
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._heartbeat.update(epoch=trainer.current_epoch)
@@ -72,7 +70,7 @@ class StepClock(Callback):
         if self._is_first_step:
             self._is_first_step = False
             self._heartbeat.update(phase="train")
-            self._on_first_step()
+            self._timeouts.on_first_step()
         if step >= self._metrics.next_step:
             self._metrics.on_step(trainer, pl_module, step)
         if step >= self._boundary.next_step:

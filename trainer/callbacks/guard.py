@@ -76,7 +76,9 @@ class Guard(Callback):
         self._sums = False
         self._ranks = 1
         self._by_loss = False
-        self._quick: QuickLook | None = None
+        self._looks_quickly = False
+        self._quick: dict[int, QuickLook] = {}
+        """By the identity of the optimizer."""
 
     def state_dict(self) -> dict[str, Any]:
         """So that a resumed run finds the same spikes."""
@@ -92,7 +94,7 @@ class Guard(Callback):
         self._sums = trainer.world_size > 1 and (sharded or self._by_loss or self._spikes is not None)
         self._ranks = trainer.world_size
         on_cpu = pl_module.device.type == "cpu"
-        self._quick = QuickLook() if on_cpu and not (self._sums or self._by_loss or self._spikes) else None
+        self._looks_quickly = on_cpu and not (self._sums or self._by_loss or self._spikes)
         known: list[Any] = [None]
         if trainer.is_global_zero:
             events = [event for event in self._directory.events() if event["event"] in _EVENTS]
@@ -105,9 +107,13 @@ class Guard(Callback):
         self._losses.append(loss.detach())
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
-        if self._quick is not None and self._quick.is_finite(optimizer):
-            self._losses.clear()
-            return
+        if self._looks_quickly:
+            quick = self._quick.get(id(optimizer))
+            if quick is None:
+                quick = self._quick[id(optimizer)] = QuickLook(optimizer)
+            if quick.is_finite():
+                self._losses.clear()
+                return
         value = self._value(optimizer)
         step = trainer.global_step + 1
         batch_idx = trainer.fit_loop.epoch_loop.batch_progress.current.ready - 1
@@ -256,18 +262,19 @@ class QuickLook:
 
     LARGE = 32768
 
-    def __init__(self) -> None:
+    def __init__(self, optimizer: Any) -> None:
+        self._optimizer = optimizer
         self._found, self._one = torch.zeros(()), torch.ones(())
         self._small: list[torch.Tensor] = []
-        self._large: list[torch.Tensor] = []
+        self._summed: list[torch.Tensor] = []
         self._counted = -1
 
-    def is_finite(self, optimizer: Any) -> bool:
+    def is_finite(self) -> bool:
         """False also where a sum overflows: the caller then looks closely."""
-        if sum([len(group["params"]) for group in optimizer.param_groups]) != self._counted:
-            self._sort(optimizer)
-        for parameter in self._large:
-            if parameter.grad is not None and not math.isfinite(parameter.grad.sum().item()):
+        if sum([len(group["params"]) for group in self._optimizer.param_groups]) != self._counted:
+            self._sort()
+        for parameter in self._summed:
+            if parameter.grad is not None and not math.isfinite(abs(parameter.grad.sum().item())):
                 return False
         small = [gradient for parameter in self._small if (gradient := parameter.grad) is not None]
         if small:
@@ -277,14 +284,17 @@ class QuickLook:
                 return False
         return True
 
-    def _sort(self, optimizer: Any) -> None:
-        """The parameters, by the size and the layout of their gradients."""
-        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-        self._counted = len(parameters)
-        sparse = [parameter.grad is not None and parameter.grad.is_sparse for parameter in parameters]
-        large = [is_sparse or one.numel() >= self.LARGE for one, is_sparse in zip(parameters, sparse, strict=True)]
-        self._large = [one for one, is_large in zip(parameters, large, strict=True) if is_large]
-        self._small = [one for one, is_large in zip(parameters, large, strict=True) if not is_large and one.numel()]
+    def _sort(self) -> None:
+        """A sum takes every layout and type; of a parameter without a gradient yet neither is known."""
+        parameters = [parameter for group in self._optimizer.param_groups for parameter in group["params"]]
+        self._counted, self._small, self._summed = len(parameters), [], []
+        for parameter in parameters:
+            gradient = parameter.grad
+            is_plain = gradient is not None and not gradient.is_sparse and not gradient.is_complex()
+            if is_plain and 0 < parameter.numel() < self.LARGE:
+                self._small.append(parameter)
+            else:
+                self._summed.append(parameter)
 
 
 def _bad_on_cpu(gradients: list[torch.Tensor]) -> torch.Tensor:

@@ -84,7 +84,11 @@ class TrainMetrics:
             return {}
         parts = [self._sums[name] / self._counts[name] for name in names]
         # One wait for the device; on the CPU there is none to save.
-        values = [part.item() for part in parts] if parts[0].device.type == "cpu" else torch.stack(parts).tolist()
+        values = (
+            [part.item() for part in parts]
+            if parts[0].device.type == "cpu"
+            else torch.stack([part.reshape(()) for part in parts]).tolist()
+        )
         if self._group is not None:
             means = torch.tensor(values, dtype=torch.float64)
             torch.distributed.all_reduce(means, group=self._group)

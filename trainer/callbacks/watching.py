@@ -7,6 +7,7 @@ import torch.distributed
 from lightning.pytorch import Callback, Trainer
 
 from trainer.callbacks.accumulation import Accumulation
+from trainer.callbacks.data_time import DataTime
 from trainer.callbacks.device_time import DeviceTime
 from trainer.callbacks.guard import Guard
 from trainer.config.batch import BatchPlan
@@ -26,9 +27,11 @@ def make_guard(
     return Guard(options, directory, attempt, group)
 
 
-def callbacks(attempt: Attempt, plan: BatchPlan, device: torch.device) -> list[Callback]:
+def callbacks(attempt: Attempt, plan: BatchPlan, device: torch.device, waits_in_forward: bool) -> list[Callback]:
     """Also tells the heartbeat what this rank computes on."""
     found: list[Callback] = [Accumulation(plan.accumulate), MemoryReport(attempt)]
+    if waits_in_forward:
+        found.append(DataTime(attempt.heartbeat))
     if device.type == "cuda":
         attempt.heartbeat.update(device=f"{device}, {torch.cuda.get_device_name(device)}")
         return [*found, DeviceTime(attempt.heartbeat)]

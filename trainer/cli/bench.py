@@ -23,6 +23,8 @@ def main(argv: list[str]) -> int:
     options = _parse(argv)
     strategies = options.strategies.split(",")
     kinds = options.kinds.split(",") if options.kinds else []
+    if options.at_once < 1:
+        raise UserError(f"--at-once {options.at_once} must be at least 1", "leave it out for one job at a time")
     for kind in kinds:
         if kind not in KINDS:
             raise UserError(f"there is no fault {kind}", f"{did_you_mean(kind, KINDS)}choose of: {listed(KINDS)}")

@@ -22,7 +22,7 @@ from trainer.runs.state import state_of
 
 CHANGEABLE = {
     "trainer": ("max_steps", "max_epochs", "max_time"),
-    "resources": ("nodes", "gpus", "gpus_per_node", "cpu_processes"),
+    "resources": ("nodes", "gpus", "gpus_per_node", "cpu_processes", "min_nodes", "spare_nodes"),
     "checkpoint": ("every_n_steps", "every_minutes", "keep_last", "keep_best", "keep_every_n_steps", "on_failure"),
     "resilience": (
         "max_restarts",

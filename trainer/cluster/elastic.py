@@ -19,6 +19,12 @@ def most_nodes(config: dict[str, Any], wanted: LaunchShape, available: int) -> i
     return None
 
 
+def least_nodes(config: dict[str, Any], wanted: LaunchShape) -> int:
+    """The smallest number that `most_nodes` would choose: with fewer the run could not go on."""
+    least = config["resources"].get("min_nodes") or wanted.nodes
+    return next(nodes for nodes in range(least, wanted.nodes + 1) if most_nodes(config, wanted, nodes) == nodes)
+
+
 def _shares_evenly(config: dict[str, Any], shape: LaunchShape) -> bool:
     strategy, batch_size = config["strategy"], config["data"].get("batch_size")
     together = ranks_per_sample(strategy, shape.processes_per_node)

@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 
-from trainer.cluster.node import FOLLOWER_VARIABLE, record_launch
+from trainer.cluster.node import FOLLOWER_VARIABLE, NODES_VARIABLE, RENDEZVOUS_VARIABLE, record_launch
 from trainer.cluster.shape import LaunchShape, resolve
 from trainer.runs.directory import RunDirectory
 from trainer.runs.files import write_atomic
@@ -34,6 +34,8 @@ class LocalLauncher:
         run.logs_dir.mkdir(exist_ok=True)
         # Not the working directory first of all: a folder there may be called like a module of ours.
         variables = {**os.environ, "PYTHONSAFEPATH": "1", "TRAINER_ATTEMPT": str(attempt)}
+        for name in (NODES_VARIABLE, RENDEZVOUS_VARIABLE):  # of the job that this command may run in
+            variables.pop(name, None)
         if not self.detached:
             variables[FOLLOWER_VARIABLE] = str(os.getpid())
         with (run.logs_dir / "launch.log").open("ab") as log:

@@ -27,6 +27,8 @@ from trainer.runs.files import write_atomic
 
 FOLLOWER_VARIABLE = "TRAINER_FOLLOWER"
 """Process id of the command that started this node and with which it ends; unset: it stands alone."""
+RENDEZVOUS_VARIABLE = "TRAINER_RENDEZVOUS"
+"""HOST:PORT of the first node."""
 NODES_VARIABLE = "TRAINER_NODES"
 """How many nodes this attempt has: fewer than the run asked for where `resources.min_nodes` allows it."""
 
@@ -64,7 +66,7 @@ def _place(options: argparse.Namespace, shape: LaunchShape) -> Place:
     rank = options.node_rank
     if rank is None:
         rank = int(os.environ.get("SLURM_NODEID", "0"))
-    rendezvous = options.rendezvous or os.environ.get("TRAINER_RENDEZVOUS")
+    rendezvous = options.rendezvous or os.environ.get(RENDEZVOUS_VARIABLE)
     if nodes > 1 and not rendezvous:
         sys.exit(f"error: {nodes} nodes must meet\n  add --rendezvous HOST:PORT, the same on every node")
     return Place(nodes, rank, rendezvous)

@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -44,6 +44,8 @@ JOB = (
 )
 """A small network with dropout and clipping: seconds a job, and every part of the state is in use."""
 COMMAND_TIMEOUT_S = 300.0
+_running: dict[int, Path] = {}
+"""Process ids of the commands that run now, and their working directories."""
 
 
 @dataclass(frozen=True)
@@ -107,28 +109,34 @@ class FaultBench:
         """For the comparer, and for who reads the results."""
         self._commit = _commit_of_this()
 
-    def run(self, numbers: Iterable[int], report: Callable[[Result], None], at_once: int = 1) -> None:
+    def run(self, numbers: Sequence[int], report: Callable[[Result], None], at_once: int = 1) -> None:
         """All kinds in turn, the next time with the next strategy, each with moments drawn from (seed, number).
 
         `at_once`: jobs side by side, in threads that mostly wait; `report` is called by one of them at a time.
         """
 
         def run_and_report(number: int) -> None:
-            kind = self.kinds[number % len(self.kinds)]
-            strategy = self.strategies[(number + number // len(self.kinds)) % len(self.strategies)]
-            result = self.run_one(number, strategy, kind)
+            result = self.run_one(number, self._strategy(number), self.kinds[number % len(self.kinds)])
             with self._one_at_a_time:
                 report(result)
 
         pool = ThreadPoolExecutor(at_once)
         try:
-            for made in [pool.submit(self._reference, strategy) for strategy in self.strategies]:
+            wanted = {self._strategy(number) for number in numbers}
+            for made in [pool.submit(self._reference, strategy) for strategy in sorted(wanted)]:
                 made.result()
             for done in [pool.submit(run_and_report, number) for number in numbers]:
                 done.result()
+        except BaseException:  # Ctrl-C reaches this thread only
+            pool.shutdown(wait=False, cancel_futures=True)
+            _kill_running()
+            raise
         finally:
             pool.shutdown(cancel_futures=True)
             self.close()
+
+    def _strategy(self, number: int) -> str:
+        return self.strategies[(number + number // len(self.kinds)) % len(self.strategies)]
 
     def close(self) -> None:
         self._comparer.close()
@@ -219,6 +227,7 @@ def command(
         text=True,
         start_new_session=True,
     )
+    _running[process.pid] = cwd
     try:
         out, err = process.communicate(timeout=timeout_s)
     except BaseException:
@@ -226,7 +235,16 @@ def command(
         processes.kill_tree(process.pid)
         process.communicate()
         raise
+    finally:
+        del _running[process.pid]
     return subprocess.CompletedProcess(arguments, process.returncode, out, err)
+
+
+def _kill_running() -> None:
+    """The jobs of all threads."""
+    for pid, cwd in list(_running.items()):
+        _kill_node_of(cwd)
+        processes.kill_tree(pid)
 
 
 def is_finished(run: RunDirectory) -> bool:

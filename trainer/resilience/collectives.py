@@ -36,26 +36,54 @@ class Missing:
 
 
 def missing(traces: dict[int, Path]) -> Missing | None:
-    """Of the collectives in which a rank waits, the oldest that another rank of the group has not begun.
+    """Of the collectives in which a rank waits, the oldest that a rank of the group has not begun which itself waits
+    for nobody.
 
     `traces`: rank to its file; one that is not there says nothing. A rank is of a group when it has begun a
     collective of it before.
     """
+    calls = [_Call.of(rank, entry) for rank, path in traces.items() for entry in _entries(path)]
     begun: dict[str, dict[int, int]] = {}
     """Group to the last number that each rank has begun."""
-    open_entries: list[tuple[int, str, int, int, dict[str, Any]]] = []
-    for rank, path in traces.items():
-        for entry in _entries(path):
-            group, number = _group_of(entry), int(entry["collective_seq_id"])
-            begun.setdefault(group, {})[rank] = max(number, begun.get(group, {}).get(rank, 0))
-            if not entry.get("retired"):
-                open_entries.append((int(entry["time_created_ns"]), group, number, rank, entry))
-    for _, group, number, _, entry in sorted(open_entries, key=lambda one: one[0]):
-        behind = sorted(rank for rank, last in begun[group].items() if last < number)
-        if behind:
-            waiting = sorted({one[3] for one in open_entries if one[1:3] == (group, number)})
-            return Missing(behind, waiting, f"{_described(entry)}, number {number} of group {group}")
+    done: dict[tuple[str, int], int] = {}
+    """Group and rank to the last number that it has ended: one that ended never waits, whatever its record says."""
+    for call in calls:
+        ranks = begun.setdefault(call.group, {})
+        ranks[call.rank] = max(call.number, ranks.get(call.rank, 0))
+        if call.is_done:
+            done[call.group, call.rank] = max(call.number, done.get((call.group, call.rank), 0))
+    waits = [call for call in calls if call.number > done.get((call.group, call.rank), 0)]
+    late = {call: sorted(rank for rank, last in begun[call.group].items() if last < call.number) for call in waits}
+    waiting = {call.rank for call, ranks in late.items() if ranks}
+    for call in sorted(waits, key=lambda call: call.began_ns):
+        # Who waits for others is not the one to name: they are, or the ranks wait for each other and none is.
+        if culprits := [rank for rank in late[call] if rank not in waiting]:
+            same = sorted({one.rank for one in waits if (one.group, one.number) == (call.group, call.number)})
+            return Missing(culprits, same, f"{call.what}, number {call.number} of group {call.group}")
     return None
+
+
+@dataclass(frozen=True)
+class _Call:
+    """One rank's part of a collective."""
+
+    rank: int
+    group: str
+    number: int
+    is_done: bool
+    began_ns: int
+    what: str
+
+    @staticmethod
+    def of(rank: int, entry: dict[str, Any]) -> _Call:
+        return _Call(
+            rank,
+            _group_of(entry),
+            int(entry["collective_seq_id"]),
+            bool(entry.get("retired")),
+            int(entry["time_created_ns"]),
+            _described(entry),
+        )
 
 
 def _entries(path: Path) -> Iterable[dict[str, Any]]:
@@ -68,8 +96,11 @@ def _entries(path: Path) -> Iterable[dict[str, Any]]:
 
 
 def _group_of(entry: dict[str, Any]) -> str:
-    """gloo and NCCL count apart, also in one group of both."""
-    return f"{entry['process_group'][0]} ({str(entry.get('profiling_name')).partition(':')[0]})"
+    """gloo and NCCL count apart, also in one group of both. Of groups of some ranks the name is a hash, and the
+    description says more."""
+    name, description = [*entry["process_group"], ""][:2]
+    told = f" {description}" if description not in ("", "undefined", "default_pg") else ""
+    return f"{name[:8]}{told} ({str(entry.get('profiling_name')).partition(':')[0]})"
 
 
 def _described(entry: dict[str, Any]) -> str:

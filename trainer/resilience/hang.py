@@ -6,13 +6,12 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Iterable
 from pathlib import Path
 
 from trainer.cluster import processes
 from trainer.cluster.cause import Cause
 from trainer.errors import HUNG
-from trainer.resilience.collectives import missing, request_of, trace_of
+from trainer.resilience.collectives import Missing, missing, request_of, trace_of
 from trainer.resilience.stragglers import StragglerWatch, read_paces
 from trainer.resilience.watchdog import STACKS_SUFFIX, Allowances, Hang, HangWatch, blame, read_places
 from trainer.runs.directory import RunDirectory
@@ -22,7 +21,7 @@ _COMPARE_EVERY_S = 1.0
 _STACKS_WITHIN_S = 3.0
 """A process that runs at all writes its stacks in milliseconds."""
 _TRACES_WITHIN_S = 3.0
-"""The heartbeat's thread looks once a second whether its trace of collectives is wanted."""
+"""The heartbeat's thread looks once a second whether its trace of collectives is wanted; a rank may be stopped."""
 
 
 class HangWatcher:
@@ -66,15 +65,29 @@ class HangWatcher:
             self._run.event("straggler", attempt=self._attempt, **found.fields())
             print(f"straggler: {found}", flush=True)
 
+    def _evidence(self, attempt: int, pids: list[int], traces: dict[int, Path]) -> Missing | None:
+        """Have the stacks and, of several ranks, the traces written; the collective that a rank has not come to."""
+        deadline = time.monotonic() + _TRACES_WITHIN_S
+        if len(traces) > 1:
+            request_of(self._run, attempt).touch()
+        _dump_stacks(pids, self._run.logs_dir / f"attempt-{attempt:02d}")
+        if len(traces) < 2:
+            return None
+        while time.monotonic() < deadline and not all(path.exists() for path in traces.values()):
+            time.sleep(0.1)
+        return missing(traces)
+
     def _end(self, hang: Hang, attempt: int, torchrun_pid: int) -> Cause:
         folder = self._run.logs_dir / f"attempt-{attempt:02d}"
         workers = processes.children(torchrun_pid)
-        request_of(self._run, attempt).touch()
-        _dump_stacks([pid for pid in workers if processes.handles(pid, signal.SIGUSR2)], folder)
         traces = {place.rank: trace_of(self._run, attempt, place.rank) for place in hang.places}
-        _wait_for(traces.values())
-        late = missing(traces)
-        blamed = blame(hang, folder, late.ranks if late else [])
+        late: Missing | None = None
+        try:
+            late = self._evidence(attempt, [pid for pid in workers if processes.handles(pid, signal.SIGUSR2)], traces)
+        except Exception as error:  # whatever becomes of the evidence, the ranks must not go on standing there
+            print(f"hang: the evidence is not complete: {type(error).__name__}: {error}", flush=True)
+        answered = [rank for rank, path in traces.items() if path.exists()]
+        blamed = blame(hang, folder, late.ranks if late else [], answered)
         place = blamed.place
         who = f"rank {place.rank} on {place.host}" if place else "the job"
         stands = f" (step {place.step}, {place.phase})" if place else ""
@@ -100,13 +113,6 @@ class HangWatcher:
         for pid in workers:
             processes.send(pid, signal.SIGKILL)
         return self.found[attempt]
-
-
-def _wait_for(traces: Iterable[Path]) -> None:
-    """Until they are all there, or those that are missing had their time: a rank may be stopped."""
-    deadline = time.monotonic() + _TRACES_WITHIN_S
-    while time.monotonic() < deadline and not all(path.exists() for path in traces):
-        time.sleep(0.1)
 
 
 def _dump_stacks(pids: list[int], folder: Path) -> None:

@@ -3,7 +3,8 @@
 Whole steps take equally long on all ranks, because each step ends in a collective. What tells the ranks apart is the
 part of a step in which none waits for another: reading the data and the forward pass (`own_s`), and on a GPU the
 forward pass by the GPU's clock (`forward_s`). Where the parameters are sharded (fsdp, ZeRO-3) the ranks gather them
-inside of the forward pass, and so wait for each other there, too: of those only slow data is seen.
+inside of the forward pass, and so wait for each other there, too: what tells those apart is what comes before it
+(`data_s`).
 """
 
 from __future__ import annotations
@@ -19,7 +20,11 @@ LEAST_BATCHES = 16
 """A median of fewer says nothing."""
 LEAST_SHARE = 0.1
 """Of a batch's time: a rank that costs the others less is none to speak of."""
-_MEASURES = {"own_s": "its data and forward pass", "forward_s": "the forward pass on its device"}
+_MEASURES = {
+    "own_s": "its data and forward pass",
+    "data_s": "what comes before its forward pass",
+    "forward_s": "the forward pass on its device",
+}
 
 
 @dataclass(frozen=True)

@@ -135,13 +135,16 @@ class Blame:
     where: str
 
 
-def blame(hang: Hang, attempt_dir: Path, missing: Sequence[int] = ()) -> Blame:
+def blame(hang: Hang, attempt_dir: Path, missing: Sequence[int] = (), answered: Sequence[int] = ()) -> Blame:
     """Of the ranks that stand still the one behind: by its silence, by a collective that only it has not come to
-    (`missing`), by its step, by a stack that is not a wait."""
+    (`missing`), by its step, by a stack that is not a wait.
+
+    `answered`: ranks that have said something else than their stacks, for which another node may have asked late.
+    """
     if not hang.places:
         return Blame(None, "no rank has written a heartbeat")
     stacks = {place.rank: main_stack(attempt_dir / f"rank-{place.rank}{STACKS_SUFFIX}") for place in hang.places}
-    silent = [place for place in hang.places if not stacks[place.rank]]
+    silent = [place for place in hang.places if not stacks[place.rank] and place.rank not in answered]
     if silent and len(silent) < len(hang.places):  # its heartbeat is old, too: the step in it says nothing
         return Blame(silent[0], "it does not answer: stopped, or stuck in the kernel")
     if len(missing) == 1:

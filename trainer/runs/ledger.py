@@ -82,9 +82,12 @@ def _share(part: float, whole: float) -> float | None:
 def by_rank(run: RunDirectory) -> list[dict[str, Any]]:
     """Of each rank of the newest attempt its place and pace, and where its time went; a row a rank."""
     rows = []
-    for path in sorted(run.live_dir.glob("rank-*.json"), key=lambda path: int(path.stem.partition("-")[2])):
-        beat, rank = _read(path), int(path.stem.partition("-")[2])
-        kept = ("host", "device", "attempt", "step", "phase", "own_s", "forward_s", "batch_s")
+    beats = {int(path.stem.partition("-")[2]): _read(path) for path in run.live_dir.glob("rank-*.json")}
+    newest = max((beat.get("attempt", 0) for beat in beats.values()), default=0)
+    for rank, beat in sorted(beats.items()):
+        if beat.get("attempt", 0) != newest:  # that attempt had more ranks
+            continue
+        kept = ("host", "device", "attempt", "step", "phase", "own_s", "data_s", "forward_s", "batch_s")
         accounts = ledger(run, rank=rank)
         rows.append(
             {"rank": rank, **{key: beat.get(key) for key in kept}, "seconds": accounts["seconds"] if accounts else None}

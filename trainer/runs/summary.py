@@ -43,7 +43,7 @@ def summary(run: RunDirectory, slurm_states: Mapping[str, str] | None = None) ->
         "metrics": metrics,
         "best": live.get("best"),
         "attempts": 1 + max([record["attempt"] for record in attempts] + _log_attempts(run), default=-1),
-        "world_size": _world_size(launch),
+        "world_size": _world_size(launch, events),
         "strategy": config["strategy"].get("name"),
         "cluster": config["cluster"].get("name"),
         "wandb_id": run.id if config["tracking"].get("name") == "wandb" else None,
@@ -109,7 +109,12 @@ def _log_attempts(run: RunDirectory) -> list[int]:
     return [int(path.name.partition("-")[2]) for path in run.logs_dir.glob("attempt-*")]
 
 
-def _world_size(launch: dict[str, Any]) -> int | None:
+def _world_size(launch: dict[str, Any], events: list[dict[str, Any]]) -> int | None:
+    """Of the newest attempt of this launch, which may have fewer nodes than the run asks for; before it those."""
+    first = launch.get("attempt", 0)
+    begun = [event for event in events if event["event"] == "started" and event.get("attempt", 0) >= first]
+    if begun and begun[-1].get("world_size"):
+        return int(begun[-1]["world_size"])
     shape = launch.get("shape")
     return shape["nodes"] * shape["processes_per_node"] if shape else None
 

@@ -58,6 +58,13 @@ def defers(options: Any, world_size: int, device_type: str) -> bool:
     return isinstance(options, Fsdp) and options.defer_parameters
 
 
+def waits_in_forward(options: Any, world_size: int, device_type: str) -> bool:
+    """Whether the ranks gather parameters inside of the forward pass, and so wait for each other there."""
+    if type(options) is Auto:
+        options = chosen_by_auto(options, world_size, device_type)
+    return isinstance(options, (Fsdp, DeepspeedZero3))
+
+
 def mesh_sizes(options: Fsdp, world_size: int) -> tuple[int, int, int]:
     """Copies, shards in a copy, ranks that share a layer; their product is `world_size`.
 

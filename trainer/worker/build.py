@@ -60,6 +60,10 @@ def defers(config: Config, rank: Rank) -> bool:
     return strategies.defers(config.strategy, rank.world_size, device_of(config, rank).type)
 
 
+def waits_in_forward(config: Config, rank: Rank) -> bool:
+    return strategies.waits_in_forward(config.strategy, rank.world_size, device_of(config, rank).type)
+
+
 def precision_of(config: Config, device: torch.device) -> str:
     """`auto`: bf16-mixed on a GPU that has bf16 in hardware, else 32-true."""
     if config.trainer.precision != "auto":

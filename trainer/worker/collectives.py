@@ -14,11 +14,14 @@ from typing import Any
 import torch.distributed
 from torch.distributed import distributed_c10d
 
+from trainer.config.schema import ResilienceOptions
 from trainer.resilience.collectives import request_of, trace_of
 from trainer.runs.directory import RunDirectory
 from trainer.runs.files import write_atomic
 from trainer.worker.process import Rank
 
+MARGIN_S = 60.0
+"""In which the watch notices, collects its evidence and kills."""
 _DUMPS = ("_dump_fr_trace_json", "_dump_nccl_trace_json")
 """Of torch._C._distributed_c10d: gloo's, and that of a build with NCCL."""
 
@@ -32,8 +35,11 @@ class FlightRecorder:
         self._trace = trace_of(directory, rank.attempt, rank.rank)
 
     def look(self) -> None:
-        if self._request.exists() and not self._trace.exists():
-            write_trace(self._trace)
+        try:
+            if self._request.exists() and not self._trace.exists():
+                write_trace(self._trace)
+        except OSError:  # of the file system; it is asked again in a second
+            return
 
 
 def write_trace(path: Path) -> None:
@@ -45,6 +51,23 @@ def write_trace(path: Path) -> None:
             entries += json.loads(dump(includeCollectives=True, onlyActive=False)).get("entries", [])
     entries.sort(key=lambda entry: entry.get("time_created_ns", 0))
     write_atomic(path, json.dumps({"entries": entries}))
+
+
+class Timeouts:
+    """How long a collective may take: until the first step is done as long as the watch for hangs allows start-up and
+    compilation, for that can say who it is; then `resilience.collective_timeout_s`."""
+
+    def __init__(self, options: ResilienceOptions) -> None:
+        self.then_s = self.first_s = options.collective_timeout_s
+        if options.hang_factor:
+            self.first_s = max(self.then_s, max(options.hang_slow_s, options.hang_after_s) + MARGIN_S)
+
+    def on_train_start(self) -> None:
+        """The groups of the strategy's mesh have been made with torch's own limit."""
+        set_timeout(self.first_s)
+
+    def on_first_step(self) -> None:
+        set_timeout(self.then_s)
 
 
 def set_timeout(timeout_s: float) -> None:

@@ -12,7 +12,6 @@ import socket
 import statistics
 import threading
 import time
-import traceback
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
@@ -38,6 +37,8 @@ class Heartbeat:
         for no other (`own_s`), and those of the whole batch (`batch_s`)."""
         self.forwards: deque[float] = deque(maxlen=BATCHES_OF_MEDIAN)
         """Seconds of forward passes on a GPU, by its own clock (`forward_s`)."""
+        self.data: deque[float] = deque(maxlen=BATCHES_OF_MEDIAN)
+        """Seconds before the forward pass (`data_s`), where the ranks wait for each other inside of it."""
         self.on_beat: Callable[[], None] = _nothing
         """Called by the heartbeat's thread; what it raises is printed once, and ends nothing."""
         self.waited_s: Callable[[], float] = float
@@ -115,6 +116,8 @@ class Heartbeat:
         if batches:
             found["own_s"] = round(statistics.median(own_s for own_s, _ in batches), 6)
             found["batch_s"] = round(statistics.median(batch_s for _, batch_s in batches), 6)
+        if data := list(self.data):
+            found["data_s"] = round(statistics.median(data), 6)
         if forwards:
             found["forward_s"] = round(statistics.median(forwards), 6)
         return found
@@ -133,8 +136,8 @@ class Heartbeat:
             self.write()
             try:
                 self.on_beat()
-            except Exception:
-                traceback.print_exc()
+            except Exception as error:  # in one line: a traceback would be taken for the cause of a later death
+                print(f"what goes with the heartbeat ends: {type(error).__name__}: {error}", flush=True)
                 self.on_beat = _nothing
 
     def stop(self, phase: str) -> None:

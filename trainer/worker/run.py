@@ -27,8 +27,9 @@ from trainer.resilience import memory, micro_batch
 from trainer.resilience.lock import refuse_if_superseded
 from trainer.runs.directory import RunDirectory
 from trainer.tracking.metrics_file import MetricsFile
-from trainer.worker import build, collectives, fine_tuning, rng
+from trainer.worker import build, fine_tuning, rng
 from trainer.worker.attempt import Attempt
+from trainer.worker.collectives import FlightRecorder, Timeouts
 from trainer.worker.heartbeat import Heartbeat
 from trainer.worker.process import Rank
 from trainer.worker.stop import Request, StopTraining
@@ -49,9 +50,9 @@ def run(run_path: Path) -> int:
     attempt = Attempt(directory, rank, heartbeat)
     try:
         config = load(directory.config_path)
-        group = init_process_group(config, rank)
+        group = init_process_group(config, rank, Timeouts(config.resilience).first_s)
         if group is not None:
-            heartbeat.on_beat = collectives.FlightRecorder(directory, rank).look
+            heartbeat.on_beat = FlightRecorder(directory, rank).look
         _train(config, attempt, group)
         attempt.end("finished", DONE)
     except StopTraining as leaving:
@@ -141,15 +142,14 @@ def _train(config: Config, attempt: Attempt, group: Group | None) -> None:
         group,
         save_locally=functools.partial(save, into=local) if local else None,
     )
-    tighten = functools.partial(collectives.set_timeout, config.resilience.collective_timeout_s)
     guard = watching.make_guard(config.resilience, directory, rank.attempt, group)
     callbacks: list[Callback] = [
         RngState(config.seed, rank.rank, build.place_in_data(config, rank).rank, group),
         best,
         *[instantiate(node, where=f"callbacks.{name}") for name, node in config.callbacks.items() if node],
-        *watching.callbacks(attempt, data.plan, build.device_of(config, rank)),
+        *watching.callbacks(attempt, data.plan, build.device_of(config, rank), build.waits_in_forward(config, rank)),
         *([guard] if guard else []),
-        StepClock(metrics, boundary, heartbeat, tighten),
+        StepClock(metrics, boundary, heartbeat, Timeouts(config.resilience)),
         boundary,
     ]
     loggers = _loggers(config, directory, rank, heartbeat, unsure)

@@ -9,18 +9,21 @@ from datetime import timedelta
 import torch
 import torch.distributed
 
-from trainer.config.schema import Config, ResilienceOptions
+from trainer.config.schema import Config
 from trainer.worker import build
 from trainer.worker.process import Rank
 
 Group = torch.distributed.ProcessGroup
 
 
-def init_process_group(config: Config, rank: Rank) -> Group | None:
-    """Join the other ranks before anything slow, and make the CPU group that agreements use; None for one rank."""
+def init_process_group(config: Config, rank: Rank, timeout_s: float | None = None) -> Group | None:
+    """Join the other ranks before anything slow, and make the CPU group that agreements use; None for one rank.
+
+    `timeout_s`: of a collective; None: `resilience.collective_timeout_s`.
+    """
     if rank.world_size == 1:
         return None
-    timeout = timedelta(seconds=first_timeout_s(config.resilience))
+    timeout = timedelta(seconds=timeout_s or config.resilience.collective_timeout_s)
     device = build.device_of(config, rank)
     if device.type == "cuda":
         torch.cuda.set_device(device)
@@ -28,12 +31,6 @@ def init_process_group(config: Config, rank: Rank) -> Group | None:
     else:
         torch.distributed.init_process_group("gloo", timeout=timeout)
     return torch.distributed.new_group(backend="gloo", timeout=timeout)
-
-
-def first_timeout_s(options: ResilienceOptions) -> float:
-    """Of collectives until the first step is done: start-up and compilation have `hang_slow_s`, and whoever watches
-    for hangs, and can say who it is, goes first."""
-    return max(options.collective_timeout_s, options.hang_slow_s + 60)
 
 
 def silence_known_warnings() -> None:

@@ -19,7 +19,7 @@ from typing import Any
 from trainer.checkpoint.store import CheckpointStore
 from trainer.cluster import cause
 from trainer.cluster.elastic import most_nodes
-from trainer.cluster.node import NODES_VARIABLE
+from trainer.cluster.node import NODES_VARIABLE, RENDEZVOUS_VARIABLE
 from trainer.cluster.shape import LaunchShape
 from trainer.cluster.slurm import ending, lost_nodes, preflight, query
 from trainer.cluster.slurm.commands import SlurmRefused, patiently
@@ -66,8 +66,10 @@ def begin(run: RunDirectory) -> list[str]:
     if count is None:
         if patiently(lambda: query.job(job_id)).get("JobState") != "RUNNING":
             return [f"exit {JOB_FAILED}"]  # SLURM ended it during the preflight
-        told = "; ".join(f"{node}: {problem}" for node, problem in bad.items())
-        return _end_here(run, "failed", NEVER_RESTART, f"preflight: {told}")
+        told = "preflight: " + "; ".join(f"{node}: {problem}" for node, problem in bad.items())
+        if not bad:
+            told = f"SLURM gave {len(nodes)} nodes, and the run needs {wanted.nodes}"
+        return _end_here(run, "failed", NEVER_RESTART, told)
     chosen = fit[:count]
     attempt = run.next_attempt()
     launch.update(slurm_job_id=job_id, attempt=attempt, host=None, boot_id=None, pid=None, pid_started=None)
@@ -84,7 +86,7 @@ def begin(run: RunDirectory) -> list[str]:
         "TRAINER_ATTEMPT": str(attempt),
         NODES_VARIABLE: str(count),
         "TRAINER_LEFT_OUT": ",".join(node for node in nodes if node not in chosen),
-        "TRAINER_RENDEZVOUS": f"{chosen[0]}:{port}",
+        RENDEZVOUS_VARIABLE: f"{chosen[0]}:{port}",
     }
     return [f"export {name}={shlex.quote(value)}" for name, value in variables.items()]
 

@@ -35,8 +35,7 @@ def exclude(run: RunDirectory, job_id: str) -> None:
     if not lost:
         return
     config, launch = run.config(), run.launch()
-    resources = config["resources"]
-    wanted = resources["min_nodes"] or int(launch["shape"]["nodes"]) + int(resources["spare_nodes"])
+    wanted = int(launch["shape"]["nodes"]) + int(config["resources"]["spare_nodes"])
     given = config["cluster"]["exclude"]
     try:
         others = facts.usable_nodes(query.job(job_id).get("Partition", ""))

@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+from trainer.cluster.elastic import least_nodes
 from trainer.cluster.shape import LaunchShape
 from trainer.config.near import did_you_mean
 from trainer.errors import UserError
@@ -137,7 +138,7 @@ def sbatch_options(config: dict[str, Any], shape: LaunchShape, cpus_per_process:
     cluster = config["cluster"]
     processes = shape.processes_per_node
     nodes = shape.nodes + config["resources"]["spare_nodes"]
-    least = config["resources"]["min_nodes"] or nodes
+    least = least_nodes(config, shape) if config["resources"]["min_nodes"] else nodes
     # With tasks a node sbatch makes tasks of the least number of nodes, and SLURM (22.05) gives it no more than that.
     found = [("nodes", str(nodes)), ("ntasks-per-node", "1")] if least == nodes else [("nodes", f"{least}-{nodes}")]
     if shape.device == "cuda":

@@ -51,8 +51,9 @@ def _of_elastic(config: dict[str, Any], shape: LaunchShape) -> Iterator[UserErro
         both = math.lcm(shape.world_size, shape.world_size - shape.processes_per_node)
         yield UserError(
             f"resources.min_nodes={least}: the ranks of no number of nodes from {least} to {shape.nodes - 1} share "
-            f"data.batch_size={batch_size} evenly",
-            f"use data.batch_size={-(-batch_size // both) * both}, or leave resources.min_nodes out",
+            f"data.batch_size={batch_size} and the groups of the strategy evenly",
+            f"use data.batch_size={-(-batch_size // both) * both} (and a strategy.shard_size or tensor_parallel_size "
+            "within a node), or leave resources.min_nodes out",
         )
 
 
