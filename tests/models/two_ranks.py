@@ -16,6 +16,7 @@ from torch import distributed, nn
 from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 
+from trainer.models.efficientnet_lite import EfficientNetLite
 from trainer.models.mlp import MLP
 from trainer.models.picture_sequence import ImageToSequence, SequenceToImage
 from trainer.models.resnet import ResNet
@@ -33,6 +34,7 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
     "mlp-batch-norm": lambda: MLP([1, 8, 8], 4, hidden=[16], dropout=0.0, norm="batch"),
     "resnet-basic": lambda: ResNet([1, 8, 8], 4, depth=None, layers=[1, 1], width=4, stem="small"),
     "resnet-bottleneck": lambda: ResNet([1, 8, 8], 4, depth=None, layers=[1, 1], block="bottleneck", width=4),
+    "efficientnet": lambda: EfficientNetLite([1, 8, 8], 4, 16, 0.0, stages=[(1, 3, 1, 1, 4), (2, 5, 2, 2, 6)]),
     "vgg": lambda: VGG([1, 8, 8], 4, depth=None, convolutions=[1, 1], width=4, pooled=2, hidden=[8], dropout=0.0),
     "vit": lambda: ViT([1, 8, 8], 4, patch=4, dim=16, layers=1, heads=2),
     "lstm": lambda: RecurrentClassifier([1, 8, 8], 4, hidden=8, bidirectional=True),
