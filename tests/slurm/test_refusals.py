@@ -31,7 +31,7 @@ REFUSED = {
     "cluster.partition=short": "the partition short has 1 that fit\n  use resources.nodes=1 or fewer",
     "resources.nodes=8 resources.gpus=32": "resources.nodes=8: the partition main has 4 that fit",
     "resources.nodes=2 resources.gpus=8 resources.spare_nodes=3": "resources.nodes=2 and resources.spare_nodes=3",
-    "resources.nodes=4 resources.gpus=4 resources.min_nodes=3": "use data.batch_size=36, or leave",
+    "resources.nodes=4 resources.gpus=4 resources.min_nodes=3": "use data.batch_size=36 (and a strategy.shard_size",
     "resources.gpus=16": "resources.gpus_per_node=8: a node of the partition main has 4 at most",
     "cluster.gpu_type=h100": "the partition main has no such GPU\n  did you mean cluster.gpu_type=a100?",
     "resources.gpus=7": "cannot be shared out evenly over resources.nodes=2\n  use resources.gpus=6 or 8",
