@@ -2,10 +2,24 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
+from lightning.pytorch import LightningModule
 
+from trainer.callbacks import guard
 from trainer.callbacks.guard import QuickLook
+
+
+class Odd(LightningModule):
+    """Gradients that are sparse, and that are complex."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = torch.nn.Embedding(10, 4, sparse=True)
+        self.phase = torch.nn.Parameter(torch.zeros(3, dtype=torch.complex64))
+
 
 SHAPES = [(3,), (QuickLook.LARGE,), (64, 65), (0,), (2, 3, 5)]
 
@@ -58,6 +72,23 @@ def test_a_gradient_that_comes_later_may_be_sparse_or_complex() -> None:
     assert look.is_finite()
     phase.grad[0] = complex(0.0, float("nan"))
     assert not look.is_finite()
+
+
+@pytest.mark.parametrize("kind", ["sparse", "complex"])
+def test_the_close_look_that_follows_sees_it_and_names_the_parameter(kind: str) -> None:
+    module = Odd()
+    module.embedding(torch.tensor([1, 2])).sum().backward()
+    module.phase.grad = torch.ones_like(module.phase)
+    optimizer = torch.optim.SGD(module.parameters(), lr=1.0)
+    assert math.isfinite(guard._bad_on_cpu(guard._gradients(optimizer)).item())
+    assert guard._first_bad(module) is None
+    if kind == "sparse":
+        assert module.embedding.weight.grad is not None
+        module.embedding.weight.grad = module.embedding.weight.grad * float("inf")
+    else:
+        module.phase.grad[0] = complex(0.0, float("nan"))
+    assert not math.isfinite(guard._bad_on_cpu(guard._gradients(optimizer)).item())
+    assert guard._first_bad(module) == ("embedding.weight" if kind == "sparse" else "phase")
 
 
 def test_no_gradients_are_finite(optimizer: torch.optim.Optimizer) -> None:

@@ -168,15 +168,22 @@ def test_broken_yaml_names_file_and_line(workdir: Path) -> None:
     assert "conf/model/mine.yaml, line 3" in text
 
 
-@pytest.mark.parametrize("content", ["a: ${", "- 1\n- 2\n", "\tx: 1\n"])
-def test_files_that_are_no_config_are_one_message(workdir: Path, content: str) -> None:
+@pytest.mark.parametrize(
+    ("content", "named"),
+    [
+        ("a: ${", "conf/model/mine.yaml: no viable alternative"),
+        ("- 1\n- 2\n", "model=[1, 2]: expected a group of keys"),
+        ("\tx: 1\n", "conf/model/mine.yaml, line 1"),
+    ],
+)
+def test_files_that_are_no_config_are_one_message(workdir: Path, content: str, named: str) -> None:
     write(workdir / "conf/model/mine.yaml", content)
-    refused("model=mine")
+    assert named in refused("model=mine")
 
 
 def test_a_file_that_is_not_utf8_is_one_message(workdir: Path) -> None:
     write(workdir / "conf/model/mine.yaml", "").write_bytes(b"a: \xff\xfe\n")
-    refused("model=mine")
+    assert "conf/model/mine.yaml" in refused("model=mine")
 
 
 def test_a_config_directory_that_does_not_exist(workdir: Path) -> None:

@@ -33,10 +33,26 @@ def hydra_errors(loader: Any, overrides: list[str]) -> Iterator[None]:
     except (HydraException, ConfigLoadError) as error:
         raise _composition(error, loader, overrides) from None
     except UnicodeDecodeError as error:
-        raise UserError(f"a config file is not UTF-8 ({error.reason})", "save it as UTF-8") from None
+        raise UserError(f"{_file_with(error, loader)} is not UTF-8 ({error.reason})", "save it as UTF-8") from None
     except OSError as error:
         fix = "make it readable, or leave it out of the search path"
         raise UserError(f"{error.filename}: cannot be read ({error.strerror})", fix) from None
+
+
+def _file_with(error: Exception, loader: Any) -> str:
+    """The first file of the search path that cannot be loaded for the same reason: the error does not name it."""
+    from omegaconf import OmegaConf
+
+    folders = [source.path for source in loader.get_sources() if source.scheme() == "file"]
+    for path in (path for folder in folders for path in sorted(Path(folder).rglob("*.yaml"))):
+        try:
+            OmegaConf.load(path)
+        except type(error) as found:
+            if str(found) == str(error):
+                return str(path)
+        except Exception:  # broken in another way, and not what was loaded
+            continue
+    return "a config file"
 
 
 def interpolation(error: Exception) -> UserError:
@@ -122,6 +138,12 @@ def _bad_yaml(error: Any) -> UserError:
 
 
 def _composition(error: Exception, loader: Any, overrides: list[str]) -> UserError:
+    from omegaconf.errors import GrammarParseError
+
+    if isinstance(error.__cause__, GrammarParseError):
+        said = str(error.__cause__).splitlines()[0]
+        fix = "correct what stands in ${...}, or put a backslash before the dollar sign"
+        return UserError(f"{_file_with(error.__cause__, loader)}: {said}", fix)
     text = str(error) or str(error.__cause__)
     twice = re.search(r"Multiple values for ([^.]+)\.|(\S+) appears more than once in the final defaults", text)
     if twice:
