@@ -1,6 +1,6 @@
 """One rank of the multi-process tests: trains each scenario of a JSON list and writes what it saw.
 
-`python job.py SCENARIOS.json OUTPUT_FOLDER`, with torchrun's environment variables. Scenarios run one after the
+`python job.py SCENARIOS.json OUTPUT_FOLDER`, started by `fork_ranks.py`. Scenarios run one after the
 other in the same processes, because starting Python, torch and Lightning costs more than training these models.
 """
 

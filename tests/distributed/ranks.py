@@ -1,40 +1,39 @@
-"""Starts `job.py` on real gloo ranks, bounded in time, and never leaves a process behind."""
+"""Runs scripts on real gloo ranks (or on one GPU), bounded in time, and never leaves a process behind."""
 
 from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
-JOB = Path(__file__).with_name("job.py")
+HERE = Path(__file__).parent
+JOB = HERE / "job.py"
 
 
-def run_ranks(
+def run_scenarios(
     ranks: int, scenarios: list[dict[str, Any]], folder: Path, name: str, timeout_s: float = 280.0, device: str = "cpu"
 ) -> dict[str, dict[str, Any]]:
-    """The results by scenario name. Raises AssertionError with the ranks' output if one fails or time is up."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """The results of `job.py` by scenario name. Raises AssertionError with the ranks' output if one fails."""
     listed = folder / f"{name}.json"
     listed.write_text(json.dumps(scenarios))
-    codes, outputs = start(ranks, [sys.executable, str(JOB), str(listed), str(folder)], {}, timeout_s, device)
-    assert codes == [0] * ranks, "\n".join(f"--- rank {rank}\n{text[-4000:]}" for rank, text in enumerate(outputs))
+    outputs = run_ranks(ranks, JOB, [str(listed), str(folder)], folder, timeout_s, device)
     print(outputs[0][-3000:])
     return json.loads((folder / f"results-{name}.json").read_text())
 
 
-def start(
-    ranks: int, command: list[str], environments: dict[int, dict[str, str]], timeout_s: float, device: str = "cpu"
-) -> tuple[list[int], list[str]]:
-    """Exit codes and output of `command` on each rank. `environments`: more variables of single ranks."""
+def run_ranks(
+    ranks: int, script: Path, arguments: list[str], folder: Path, timeout_s: float, device: str = "cpu"
+) -> list[str]:
+    """The output of `script` on each rank. Raises AssertionError with all of it if one fails or time is up."""
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         port = found.getsockname()[1]
-    common = {
+    variables = {
         "WORLD_SIZE": str(ranks),
         "LOCAL_WORLD_SIZE": str(ranks),
         "GROUP_RANK": "0",
@@ -43,29 +42,23 @@ def start(
         "OMP_NUM_THREADS": "1",
         "TORCHELASTIC_RUN_ID": "test",
         "DS_ACCELERATOR": device,
+        "PYTHONPATH": str(HERE.parents[1]),
+        "PYTHONUNBUFFERED": "1",
     }
-    processes = [
-        subprocess.Popen(
-            command,
-            env={**os.environ, **common, "RANK": str(rank), "LOCAL_RANK": str(rank), **environments.get(rank, {})},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(ranks)
-    ]
-    deadline = time.monotonic() + timeout_s
-    outputs = []
+    process = subprocess.Popen(
+        [sys.executable, str(HERE / "fork_ranks.py"), str(ranks), str(folder), str(script), *arguments],
+        env={**os.environ, **variables},
+        start_new_session=True,
+        stdout=subprocess.DEVNULL,
+    )
     try:
-        for process in processes:
-            try:
-                outputs.append(process.communicate(timeout=max(1.0, deadline - time.monotonic()))[0])
-            except subprocess.TimeoutExpired:
-                process.kill()
-                outputs.append(f"killed after {timeout_s} s\n{process.communicate()[0]}")
+        code: int | str = process.wait(timeout_s)
+    except subprocess.TimeoutExpired:
+        code = f"not ended after {timeout_s} s"
     finally:
-        for process in processes:
-            if process.poll() is None:
-                process.kill()
-                process.wait()
-    return [process.returncode for process in processes], outputs
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+    outputs = [(folder / f"rank-{rank}.log").read_text() for rank in range(ranks)]
+    assert code == 0, f"{code}\n" + "\n".join(f"--- rank {n}\n{text[-4000:]}" for n, text in enumerate(outputs))
+    return outputs

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.distributed.ranks import run_ranks
+from tests.distributed.ranks import run_scenarios
 
 STEPS, END = 20, 25
 CPU = {"offload_optimizer": "cpu"}
@@ -41,7 +41,7 @@ def trained(folder: Path) -> Results:
         for case, (strategy, options) in CASES.items()
         for precision in PRECISIONS
     ]
-    return run_ranks(1, scenarios, folder, "trained", device="cuda")
+    return run_scenarios(1, scenarios, folder, "trained", device="cuda")
 
 
 @pytest.mark.gpu
@@ -67,7 +67,7 @@ def test_checkpoints_move_between_strategies_on_one_gpu(trained: Results, folder
         | {"load": str(folder / f"{source}-32-true" / f"step-{STEPS:08d}"), "clip": 0.05, "name": f"{source}-{target}"}
         for source, target in [*moves, ("single", "single")]
     ]
-    moved = run_ranks(1, scenarios, folder, "moved", device="cuda")
+    moved = run_scenarios(1, scenarios, folder, "moved", device="cuda")
     expected = moved["single-single"]["losses"]
     for source, target in moves:
         found = moved[f"{source}-{target}"]

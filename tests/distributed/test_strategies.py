@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.distributed import golden, matrix
-from tests.distributed.ranks import run_ranks
+from tests.distributed.ranks import run_scenarios
 
 CURVE, END = 50, 55
 """Steps of the loss curves, and where the resumed runs end."""
@@ -91,7 +91,7 @@ def one_rank(folder: Path) -> Results:
     sharded = [
         scenario(1, strategy, variant) for strategy in OF_ONE for variant in ("plain", "bf16-mixed", "bf16-true")
     ]
-    return run_ranks(1, [*singles, whole, *sharded], folder, "one")
+    return run_scenarios(1, [*singles, whole, *sharded], folder, "one")
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +101,7 @@ def two_ranks(folder: Path) -> Results:
         {**scenario(2, strategy), "name": f"{strategy}-2-offload-{number}", "options": options, "steps": OFFLOADED}
         for strategy, number, options in OFFLOAD
     ]
-    return run_ranks(2, [*curves, *offloaded], folder, "two")
+    return run_scenarios(2, [*curves, *offloaded], folder, "two")
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +110,7 @@ def four_ranks(folder: Path, two_ranks: Results) -> Results:
     variants = ("plain", "bf16-mixed", "bf16-true")
     curves = [scenario(4, one, variant) for one in STRATEGIES for variant in variants]
     to_four = [resumed(4, target, folder / f"{source}-2-plain", f"{source}-2") for source, target in TO_FOUR]
-    return run_ranks(4, [*curves, *to_four], folder, "four")
+    return run_scenarios(4, [*curves, *to_four], folder, "four")
 
 
 @pytest.mark.parametrize("variant", EXACT)
@@ -220,9 +220,9 @@ def moved(folder: Path, one_rank: Results, two_ranks: Results, four_ranks: Resul
         )
     ]
     return {
-        **run_ranks(2, to_two, folder, "to-two"),
+        **run_scenarios(2, to_two, folder, "to-two"),
         **{name: four_ranks[name] for name in (f"{source}-2-to-{target}-4" for source, target in TO_FOUR)},
-        **run_ranks(1, to_one, folder, "to-one"),
+        **run_scenarios(1, to_one, folder, "to-one"),
     }
 
 

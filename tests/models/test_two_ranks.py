@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
-from tests.distributed.ranks import start
+from tests.distributed.ranks import run_ranks
 from tests.models import two_ranks
 from trainer.models.sync_batch_norm import SyncBatchNorm, synchronised
 
@@ -17,9 +16,7 @@ from trainer.models.sync_batch_norm import SyncBatchNorm, synchronised
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, two_ranks.Trained]]:
     folder = tmp_path_factory.mktemp("ranks")
-    script = Path(two_ranks.__file__)
-    codes, outputs = start(2, [sys.executable, str(script), str(folder)], {}, timeout_s=180)
-    assert codes == [0, 0], "\n".join(outputs)
+    run_ranks(2, Path(two_ranks.__file__), [str(folder)], folder, timeout_s=180)
     return [torch.load(folder / f"rank-{rank}.pt") for rank in (0, 1)]
 
 

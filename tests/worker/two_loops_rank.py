@@ -1,4 +1,4 @@
-"""One rank of the test of the lean loop on several ranks, started by torchrun."""
+"""One rank of the test of the lean loop on several ranks, started by `fork_ranks.py`."""
 
 from __future__ import annotations
 

@@ -46,7 +46,7 @@ def command(run_path: Path, job_id: str, shape: LaunchShape, place: Place, max_r
     return [
         sys.executable,
         "-m",
-        "torch.distributed.run",
+        "trainer.cluster.agent",
         *rendezvous,
         f"--nproc-per-node={shape.processes_per_node}",
         f"--max-restarts={max_restarts}",

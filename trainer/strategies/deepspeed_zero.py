@@ -27,6 +27,7 @@ from trainer.checkpoint.stored import MODEL, OPTIMIZER, Optimizers, Stored
 from trainer.config.strategy import DeepspeedZero1, DeepspeedZero2, DeepspeedZero3
 from trainer.errors import UserError
 from trainer.strategies.blocks import prepare
+from trainer.strategies.deepspeed_muon import import_muon
 from trainer.strategies.saving import ShardedCheckpoints
 
 Options = DeepspeedZero1 | DeepspeedZero2 | DeepspeedZero3
@@ -62,6 +63,7 @@ class RunDeepSpeedStrategy(ShardedCheckpoints, DeepSpeedStrategy):
     def _setup_model_and_optimizer(self, model: nn.Module, optimizer: Any, lr_scheduler: Any = None) -> Any:
         if optimizer is not None:
             self._names = [group["params"] for group in named_groups(optimizer, model)]
+        import_muon()
         return super()._setup_model_and_optimizer(model, optimizer, lr_scheduler)
 
     def backward(self, closure_loss: torch.Tensor, optimizer: Any, *arguments: Any, **keywords: Any) -> torch.Tensor:
