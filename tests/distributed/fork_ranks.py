@@ -6,6 +6,7 @@ ranks then do. Rank N's output goes to FOLDER/rank-N.log. Exits with the first c
 
 from __future__ import annotations
 
+import importlib
 import os
 import runpy
 import signal
@@ -20,13 +21,8 @@ from trainer.worker.imports import quick_imports
 def main() -> int:
     ranks, folder, script, arguments = int(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], sys.argv[4:]
     with quick_imports():
-        import deepspeed
-        import torch.distributed.fsdp
-        import torch.distributed.tensor.parallel
-
-        import trainer.worker.run  # noqa: F401
-
-    assert deepspeed is not None
+        for name in ("deepspeed", "torch.distributed.fsdp", "torch.distributed.tensor.parallel", "trainer.worker.run"):
+            importlib.import_module(name)
     parent = os.getpid()
     running = set()
     for rank in range(ranks):

@@ -97,7 +97,7 @@ def wait_until(condition: Callable[[], Any], timeout_s: float = 60, why: Callabl
     deadline = time.monotonic() + timeout_s
     while not (found := condition()):
         assert time.monotonic() < deadline, f"waited in vain for {timeout_s} s\n{why()}"
-        time.sleep(0.1)
+        time.sleep(0.25)
     return found
 
 

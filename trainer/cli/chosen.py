@@ -46,8 +46,8 @@ def _chosen(run: RunDirectory, which: str) -> Checkpoint:
     )
 
 
-def run_on_ranks(run: RunDirectory, worker: str, arguments: list[str], ranks: int | None = None) -> int:
-    """torchrun of `python -m WORKER RUN_DIR *arguments` on this machine, in the foreground; its exit code.
+def run_on_ranks(run: RunDirectory, verb: str, arguments: list[str], ranks: int | None = None) -> int:
+    """torchrun of `trainer.worker.start VERB RUN_DIR *arguments` on this machine, in the foreground; its exit code.
 
     The run's own shape, or with `ranks` that many processes on its kind of device.
     """
@@ -55,7 +55,7 @@ def run_on_ranks(run: RunDirectory, worker: str, arguments: list[str], ranks: in
     shape = LaunchShape.from_dict(launch["shape"]) if launch.get("shape") else resolve(run.config())
     if ranks is not None:
         shape = LaunchShape(1, ranks, shape.device)
-    command = torchrun.command(run.path, f"{run.id}-{worker}", shape, Place(), 0, worker)
+    command = torchrun.command(run.path, f"{run.id}-{verb}", shape, Place(), 0, ["trainer.worker.start", verb])
     variables = torchrun.environment(os.environ, run.code_dir, shape, Place(), 0)
     child = torchrun.start([*command, *arguments], variables)
     try:

@@ -22,7 +22,7 @@ def counted(jobs: list[Job]) -> list[dict[str, Any]]:
     outside = {key: value for key, value in os.environ.items() if key not in ("RANK", "LOCAL_RANK", "WORLD_SIZE")}
     try:
         done = subprocess.run(
-            [sys.executable, "-m", "trainer.worker.deep"],
+            [sys.executable, "-m", "trainer.worker.start", "deep"],
             input=json.dumps(asked),
             stdout=subprocess.PIPE,
             text=True,

@@ -95,7 +95,7 @@ def _write(run: RunDirectory | None, checkpoint: Checkpoint, how: list[str], tar
     staging.mkdir(parents=True)
     shape = LaunchShape(1, 1, "cpu")
     code_dir = run.code_dir if run is not None else Path.cwd()
-    command = [sys.executable, "-m", "trainer.worker.export", str(run.path) if run else "-"]
+    command = [sys.executable, "-m", "trainer.worker.start", "export", str(run.path) if run else "-"]
     try:
         done = subprocess.run(
             [*command, str(checkpoint.path), *how, str(staging)],

@@ -32,7 +32,9 @@ class Place:
     """HOST:PORT of the first node; None on a single node."""
 
 
-def command(run_path: Path, job_id: str, shape: LaunchShape, place: Place, max_restarts: int, worker: str) -> list[str]:
+def command(
+    run_path: Path, job_id: str, shape: LaunchShape, place: Place, max_restarts: int, worker: list[str]
+) -> list[str]:
     """The command line of torchrun. `job_id` names this rendezvous: another launch must have another."""
     if place.nodes == 1:
         rendezvous = ["--standalone", "--local-addr=127.0.0.1"]
@@ -55,7 +57,7 @@ def command(run_path: Path, job_id: str, shape: LaunchShape, place: Place, max_r
         # Each rank writes its own log; without this, folders in the temporary directory stay behind.
         f"--log-dir={os.devnull}",
         "-m",
-        worker,
+        *worker,
         str(run_path),
     ]
 

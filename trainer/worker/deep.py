@@ -1,4 +1,4 @@
-"""What `trainer check --deep` asks of the data plane: `python -m trainer.worker.deep < CONFIGS.json`.
+"""What `trainer check --deep` asks of the data plane: `trainer.worker.start deep < CONFIGS.json`.
 
 Reads a JSON list of {"config": ..., "with_data": bool} and prints one JSON list of `Facts` in the same order.
 Models are made on the meta device, so that one of any size costs no memory and no time to fill.
@@ -137,7 +137,3 @@ def _from_data(plain: dict[str, Any]) -> tuple[dict[str, Any], list[torch.Tensor
     batch = next(iter(data.training_loader()))
     parts = batch if isinstance(batch, (list, tuple)) else [batch]
     return data.facts, [part[:1] for part in parts if isinstance(part, torch.Tensor)]
-
-
-if __name__ == "__main__":
-    sys.exit(main())

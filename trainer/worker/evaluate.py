@@ -1,4 +1,4 @@
-"""One rank of an evaluation of a run's checkpoint: `python -m trainer.worker.evaluate RUN_DIR STEP SPLIT`.
+"""One rank of an evaluation of a run's checkpoint: `trainer.worker.start evaluate RUN_DIR STEP SPLIT`.
 
 Reads the run directory and writes nothing into it but `evaluations/step-N-SPLIT.json`.
 """
@@ -52,7 +52,3 @@ def evaluate(run: RunDirectory, step: int, split: str) -> dict[str, float]:
     method = trainer.test if split == "test" else trainer.validate
     (found,) = method(module, datamodule=data.module, ckpt_path=str(store.path(step)), weights_only=True, verbose=False)
     return {name: float(value) for name, value in found.items()}
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,4 +1,4 @@
-"""Writes a checkpoint in another format: `python -m trainer.worker.export RUN_DIR CHECKPOINT FORMAT LORA FOLDER`.
+"""Writes a checkpoint in another format: `trainer.worker.start export RUN_DIR CHECKPOINT FORMAT LORA FOLDER`.
 
 One process without a GPU. RUN_DIR may be `-`: the checkpoint lies in no run. LORA is `merge` or `keep`. FOLDER is
 there, and empty; beside the files it gets `export.json`: {"format", "files": {name: bytes}, "metadata",
@@ -190,7 +190,3 @@ def _inputs(module: LightningModule, data: build.Data) -> tuple[torch.Tensor, ..
 def _samples(tensor: torch.Tensor) -> torch.Tensor:
     repeated = torch.cat([tensor] * SAMPLES) if len(tensor) < SAMPLES else tensor
     return repeated[:SAMPLES].detach().cpu()
-
-
-if __name__ == "__main__":
-    sys.exit(main())
