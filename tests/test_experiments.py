@@ -16,15 +16,15 @@ import numpy
 import pytest
 from PIL import Image
 
-from trainer.data.emoji import PLACES
 from trainer.data.fashion_mnist import FashionMNIST
+from trainer.data.places import EMOJI
 
 Command = Callable[..., "subprocess.CompletedProcess[str]"]
 LIMIT_S = 3000
 TOLERANCE = 0.02
 FASHION_MNIST = 0.905
 """Of the test pictures; 0.914 was measured."""
-NOTO, PROMPTS = PLACES[0], Path("/usr/share/asterisk/sounds/en_US_f_Allison")
+NOTO, PROMPTS = EMOJI[0], Path("/usr/share/asterisk/sounds/en_US_f_Allison")
 LETTERS_3GRAM = 2.43
 """Nats a letter of the held-out names: a model of three letters, with half a count for each that was not seen."""
 

@@ -9,6 +9,7 @@ import pytest
 
 from trainer.config.check import check
 from trainer.config.compose import compose
+from trainer.data import places
 from trainer.paths import conf_dir
 
 FILES = sorted(path for path in conf_dir().rglob("*.yaml") if path.name != "config.yaml")
@@ -19,11 +20,16 @@ def names(path: Path) -> str:
 
 
 @pytest.mark.parametrize("path", FILES, ids=names)
-def test_composes_and_passes_check(path: Path, workdir: Path) -> None:
+def test_composes_and_passes_check(path: Path, workdir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     group, option = path.parent.relative_to(conf_dir()), path.stem
     # What has no default is a path of the user's.
-    (workdir / "somewhere").mkdir()
-    (workdir / "somewhere" / "0.parquet").touch()  # data=hf_dataset looks
+    named = re.findall(r"^  root: ([^$\s]+)$", path.read_text(), re.MULTILINE)
+    for folder in (workdir / "somewhere", *(workdir / name for name in named)):
+        folder.mkdir(parents=True)
+        for name in ("0.parquet", "meta.json", "train-images-idx3-ubyte", "font.ttf"):  # check looks
+            (folder / name).touch()
+    monkeypatch.setattr(places, "FASHION_MNIST", ("somewhere",))
+    monkeypatch.setattr(places, "EMOJI", ("somewhere/font.ttf",))
     paths = re.findall(r"^(\w+): \?\?\?", path.read_text(), re.MULTILINE)
     job = compose([f"{group}={option}", *(f"{group}.{key}=somewhere" for key in paths)], config_dirs=[])
     if str(group) != "cluster" or option == "local":  # others ask a scheduler that is not here

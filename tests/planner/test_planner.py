@@ -101,6 +101,9 @@ def composed(name: str, text: str, folder: Path) -> Composed:
 @pytest.mark.parametrize("machine", [CPU, Machine(0, 1), Machine(1, 8), GPUS], ids=str)
 def test_each_kind_gives_an_experiment_that_composes(tmp_path: Path, machine: Machine) -> None:
     root = tmp_path / "it's a folder"
+    root.mkdir()
+    for name in ("meta.json", "train-images-idx3-ubyte"):  # check looks
+        (root / name).touch()
     kinds = [
         Pictures(root, 1438, 10, 8, True),
         Pictures(root, 1_200_000, 1000, 400, False),

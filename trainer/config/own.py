@@ -3,7 +3,7 @@ files tell. A user's own classes are judged by their signatures alone (`targets.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from fnmatch import fnmatchcase
 from importlib.util import find_spec
 from pathlib import Path
@@ -11,11 +11,24 @@ from typing import Any
 
 from trainer.config.near import did_you_mean
 from trainer.config.typed import as_written
+from trainer.data import places
 from trainer.errors import EnvironmentFault, TrainerError, UserError
 
 HF_DATASET = "trainer.data.hf_dataset.hf_dataset"
 MIXTURE = "trainer.data.mixture.Mixture"
 HUGGING_FACE = "trainer.models.hf.HuggingFace"
+
+_PLACES: dict[str, tuple[str, Callable[..., Path] | None]] = {
+    "trainer.data.text.Text": ("root", places.text),
+    "trainer.data.image_folder.ImageFolder": ("root", places.class_folders),
+    "trainer.data.audio_folder.AudioFolder": ("root", places.class_folders),
+    "trainer.data.token_shards.TokenShards": ("root", places.token_shards),
+    "trainer.data.fashion_mnist.FashionMNIST": ("root", places.fashion_mnist),
+    "trainer.data.emoji.Emoji": ("font", places.emoji),
+}
+"""Data module to its argument that names files, and what finds them."""
+_KNOWN_PLACES = (places.fashion_mnist, places.emoji)
+"""Those that know where to look when the argument is null."""
 
 
 def problems_of_own(config: dict[str, Any], cwd: Path) -> Iterator[TrainerError]:
@@ -26,6 +39,8 @@ def problems_of_own(config: dict[str, Any], cwd: Path) -> Iterator[TrainerError]
     for where, node in {"data": config["data"], **sources}.items():
         if isinstance(node, dict):
             yield from _tables(where, node, cwd, here)
+            if here:
+                yield from _place(where, node, cwd)
     yield from _model(config["model"], cwd, here)
     yield from _fine_tuning(config["finetune"])
 
@@ -90,6 +105,18 @@ def _tables(where: str, node: dict[str, Any], cwd: Path, here: bool) -> Iterator
         yield UserError(error.message.replace(f"data.root={path}", f"{where}.root={root}"), error.fix)
     if find_spec("pyarrow") is None:
         yield EnvironmentFault("data=hf_dataset needs pyarrow", "pip install 'trainer[datasets]'")
+
+
+def _place(where: str, node: dict[str, Any], cwd: Path) -> Iterator[UserError]:
+    """Files that are not on this machine, where the job is to run. Nothing is said of a value that is no path."""
+    argument, find = _PLACES.get(str(node.get("_target_")), ("", None))
+    given = node.get(argument)
+    if find is None or not (isinstance(given, str) or (given is None and find in _KNOWN_PLACES)):
+        return
+    try:
+        find(given, cwd)
+    except UserError as error:
+        yield UserError(error.message.replace("data.", f"{where}.", 1), error.fix.replace("data.", f"{where}."))
 
 
 def _model(node: dict[str, Any], cwd: Path, here: bool) -> Iterator[UserError]:

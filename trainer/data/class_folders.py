@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from trainer.data import places
 from trainer.data.arrays import EVALUATION_BATCH, ArrayDataModule
 from trainer.data.files import SPLITS, split_by_name
 from trainer.errors import UserError
@@ -141,6 +142,6 @@ class ClassFolders(ArrayDataModule):
 
 
 def _folders(root: Path) -> list[Path]:
-    if not root.is_dir():
-        raise UserError(f"data.root={root} does not exist", "set data.root to a folder with a folder for each class")
-    return [path for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")]
+    return [
+        path for path in places.class_folders(str(root)).iterdir() if path.is_dir() and not path.name.startswith(".")
+    ]

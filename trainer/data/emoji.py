@@ -12,12 +12,12 @@ from typing import Any
 import numpy
 import torch
 
+from trainer.data import places
 from trainer.data.arrays import ArrayDataModule, Arrays
 from trainer.data.augment import CropAndFlip
 from trainer.data.files import split_by_name
 from trainer.errors import UserError
 
-PLACES = ("/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf",)
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789 -"
 START, END, PAD = len(LETTERS), len(LETTERS) + 1, len(LETTERS) + 2
 """Tokens beyond the letters."""
@@ -65,7 +65,7 @@ class Emoji(ArrayDataModule):
         self, batch_size: int = 32, direction: str = "read", side: int = 16, font: str | None = None, seed: int = 0
     ) -> None:
         """`direction`: read (picture to name) or draw (name to picture). `side`: pixels. `font`: the file of Noto
-        Color Emoji; null: `PLACES`. `seed`: of the shifts of the pictures that are read in training."""
+        Color Emoji; null: `places.EMOJI`. `seed`: of the shifts of the pictures that are read in training."""
         super().__init__(batch_size)
         if direction not in TASKS:
             raise UserError(f"data.direction={direction} is not known", f"use {' or '.join(TASKS)}")
@@ -75,7 +75,7 @@ class Emoji(ArrayDataModule):
     def setup(self, stage: str | None = None) -> None:
         if self.train is not None:
             return
-        pictures = drawn(self._font(), self.side)
+        pictures = drawn(places.emoji(self.font), self.side)
         parts = split_by_name(list(pictures), str, HELD_OUT)
         crop = CropAndFlip(self.seed, padding=1, flip=False) if self.direction == "read" else None
         for split, names in parts.items():
@@ -87,16 +87,6 @@ class Emoji(ArrayDataModule):
         shape = [3, self.side, self.side]
         length = LONGEST + 1 if self.direction == "read" else LONGEST
         return {"input_shape": shape, "output_shape": shape, "vocab_size": VOCABULARY, "sequence_length": length}
-
-    def _font(self) -> Path:
-        places = [Path(self.font).expanduser()] if self.font else [Path(place) for place in PLACES]
-        for place in places:
-            if place.is_file():
-                return place
-        raise UserError(
-            f"Noto Color Emoji is not at {' or '.join(str(place) for place in places)}",
-            "apt-get install fonts-noto-color-emoji, or set data.font=FILE",
-        )
 
 
 def encode(name: str) -> list[int]:

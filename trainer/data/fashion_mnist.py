@@ -8,13 +8,12 @@ from typing import Any
 import numpy
 import torch
 
+from trainer.data import places
 from trainer.data.arrays import ArrayDataModule, Arrays, stratified_split
 from trainer.data.augment import CropAndFlip, Normalize
 from trainer.data.idx import read_idx
 from trainer.errors import UserError
 
-PLACES = ("/usr/share/datasets/fashion-mnist", "data/fashion-mnist")
-"""Where Debian's package puts the files, and the usual place in a project."""
 SPLIT_SEED = 0
 VALIDATION_FRACTION = 1 / 12
 MEAN, DEVIATION = 0.2860, 0.3530
@@ -35,8 +34,8 @@ class FashionMNIST(ArrayDataModule):
         train_samples: int | None = None,
         seed: int = 0,
     ) -> None:
-        """`root`: folder of the four IDX files, gzipped or not; null: `PLACES`. `augment`: flips, and random crops of
-        pictures that `crop_padding` pixels were added to on each side; 0: flips only.
+        """`root`: folder of the four IDX files, gzipped or not; null: `places.FASHION_MNIST`. `augment`: flips, and
+        random crops of pictures that `crop_padding` pixels were added to on each side; 0: flips only.
 
         `train_samples`: use the first so many training pictures only; null: all. `seed`: of the augmentation.
         """
@@ -47,7 +46,7 @@ class FashionMNIST(ArrayDataModule):
     def setup(self, stage: str | None = None) -> None:
         if self.train is not None:
             return
-        folder = self._folder()
+        folder = places.fashion_mnist(self.root)
         images, labels = (_read(folder, f"train-{part}") for part in ("images-idx3-ubyte", "labels-idx1-ubyte"))
         train, val = stratified_split(labels, [1 - VALIDATION_FRACTION], SPLIT_SEED)
         normalize = Normalize(MEAN, DEVIATION)
@@ -64,17 +63,6 @@ class FashionMNIST(ArrayDataModule):
 
     def facts(self) -> dict[str, Any]:
         return {"input_shape": [1, 28, 28], "num_classes": 10}
-
-    def _folder(self) -> Path:
-        places = [Path(self.root).expanduser()] if self.root else [Path(place) for place in PLACES]
-        for place in places:
-            if list(place.glob("train-images-idx3-ubyte*")):
-                return place
-        looked = " or ".join(str(place) for place in places)
-        raise UserError(
-            f"Fashion-MNIST (train-images-idx3-ubyte[.gz] and three more) is not in {looked}",
-            "apt-get install dataset-fashion-mnist, or set data.root=FOLDER to where the files are",
-        )
 
 
 def _read(folder: Path, name: str) -> numpy.ndarray:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+from trainer.data import places
 from trainer.errors import UserError
 
 _log = logging.getLogger(__name__)
@@ -93,9 +94,7 @@ def _paths(root: Path, patterns: Sequence[str]) -> Iterator[Path]:
     if root.is_file():
         yield root
         return
-    if not root.is_dir():
-        raise UserError(f"data.root={root} does not exist", "set data.root to a folder or a text file")
-    for path in sorted(root.rglob("*")):
+    for path in sorted(places.text(str(root)).rglob("*")):
         parts = path.relative_to(root).parts
         hidden = any(part.startswith(".") or part in NOT_SOURCES for part in parts)
         if not hidden and path.is_file() and any(path.match(pattern) for pattern in patterns):

@@ -6,11 +6,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+from trainer.data import places
 from trainer.data.arrays import ArrayDataModule
 from trainer.data.files import SPLITS
 from trainer.data.tokenizers import token_type
 from trainer.data.tokens import TokenWindows, evaluation_windows
-from trainer.errors import UserError
 
 
 class TokenShards(ArrayDataModule):
@@ -28,13 +28,7 @@ class TokenShards(ArrayDataModule):
     def setup(self, stage: str | None = None) -> None:
         if self.train is not None:
             return
-        path = self.root / "meta.json"
-        if not path.is_file():
-            raise UserError(
-                f"data.root={self.root} holds no finished token shards (meta.json is missing)",
-                f"trainer data tokenize TEXT_FOLDER {self.root}",
-            )
-        self.meta = json.loads(path.read_text())
+        self.meta = json.loads((places.token_shards(str(self.root)) / places.SHARDS).read_text())
         kind = token_type(self.meta["vocab_size"])
         self.train, self.val, self.test = (
             TokenWindows(sorted(self.root.glob(f"{split}-*.bin")), self.sequence_length, kind) for split in SPLITS

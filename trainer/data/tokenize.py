@@ -16,6 +16,7 @@ from multiprocessing import get_context
 from pathlib import Path
 
 from trainer.data.files import NOT_SOURCES, SPLITS
+from trainer.data.places import SHARDS
 from trainer.data.tables import BESIDE_TABLES, SUFFIXES, column_of
 from trainer.data.tokenizers import BytePairs, Bytes, Tokenizer, write_tokens
 from trainer.errors import UserError
@@ -82,7 +83,7 @@ def tokenize(
             _add(totals, future.result())
             progress(done, len(units), totals)
     meta = {"vocab_size": _load(tokenizer_path).vocab_size, "shards": len(units), **asdict(totals)}
-    _write(out / "meta.json", json.dumps(meta, indent=1))
+    _write(out / SHARDS, json.dumps(meta, indent=1))
     return totals
 
 

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from trainer.data.places import SHARDS
 from trainer.errors import EnvironmentFault, UserError
 
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".ppm")
@@ -98,7 +99,7 @@ def look(root: Path) -> Found:
     """Raises UserError where the folder holds nothing that can be trained on as it is, and says what it holds."""
     if root.is_file():
         return Texts(root, 1, root.stat().st_size, (root.suffix or "no suffix",))
-    if (root / "meta.json").is_file() and any(root.glob("train-*.bin")):
+    if (root / SHARDS).is_file() and any(root.glob("train-*.bin")):
         return _tokens(root)
     if any(root.glob("train-images-idx3-ubyte*")):
         return IdxFiles(root)
@@ -186,7 +187,7 @@ def _recordings(root: Path, paths: Sequence[Path], files: int, classes: int) -> 
 
 
 def _tokens(root: Path) -> Tokens:
-    meta = json.loads((root / "meta.json").read_text())
+    meta = json.loads((root / SHARDS).read_text())
     return Tokens(root, int(meta["tokens"]["train"]), int(meta["vocab_size"]))
 
 
