@@ -21,7 +21,7 @@ class Odd(LightningModule):
         self.phase = torch.nn.Parameter(torch.zeros(3, dtype=torch.complex64))
 
 
-SHAPES = [(3,), (QuickLook.LARGE,), (64, 65), (0,), (2, 3, 5)]
+SHAPES = [(3,), (QuickLook.WORTH,), (64, 65), (0,), (2, 3, 5), (QuickLook.LARGE,)]
 
 
 def gradients_in(optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:

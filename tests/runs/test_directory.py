@@ -10,7 +10,7 @@ import pytest
 
 from trainer.errors import EnvironmentFault, UserError
 from trainer.runs.directory import RunDirectory
-from trainer.runs.files import append_line, read_json, write_atomic
+from trainer.runs.files import append_line, read_json, write_atomic, write_live
 
 
 def make(root: Path, name: str = "job", code: Path | None = None) -> RunDirectory:
@@ -102,6 +102,18 @@ def test_outside_git_only_code_is_taken_and_never_the_runs(tmp_path: Path) -> No
     run = make(tmp_path)
     taken = sorted(str(path.relative_to(run.code_dir)) for path in run.code_dir.rglob("*") if path.is_file())
     assert taken == ["pictures/load.py"]
+
+
+def test_a_live_file_is_replaced_whole_and_an_empty_one_is_none(tmp_path: Path) -> None:
+    path = tmp_path / "rank-0.json"
+    write_live(path, json.dumps({"x": 1}))
+    write_live(path, json.dumps({"x": 2}))
+    assert (read_json(path), path.stat().st_mode & 0o777) == ({"x": 2}, 0o600)
+    with pytest.raises(TypeError):
+        write_live(path, None)  # type: ignore[arg-type]
+    assert [one.name for one in tmp_path.iterdir()] == ["rank-0.json"]
+    path.write_text("")
+    assert read_json(path, {}) == {}
 
 
 def test_files_are_replaced_whole_and_events_survive_a_cut_line(tmp_path: Path) -> None:

@@ -25,6 +25,23 @@ def write_atomic(path: Path, content: str | bytes) -> None:
     fsync_folder(path.parent)
 
 
+def write_live(path: Path, content: str) -> None:
+    """As `write_atomic`, in half its time, for what is written anew every second by one thread of a process: nothing is
+    flushed, so that a crash of the machine may leave the old content or an empty file."""
+    aside = path.parent / f".{path.name}.{os.getpid()}"
+    try:
+        with open(aside, "w", opener=_private) as file:
+            file.write(content)
+        os.replace(aside, path)
+    except BaseException:
+        aside.unlink(missing_ok=True)
+        raise
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
+
+
 def fsync_folder(folder: Path) -> None:
     """Make the names in `folder` durable."""
     descriptor = os.open(folder, os.O_RDONLY)
@@ -44,8 +61,9 @@ def append_line(path: Path, text: str) -> None:
 
 
 def read_json(path: Path, default: Any = None) -> Any:
-    """The content of a JSON file; `default` where there is none."""
+    """The content of a JSON file; `default` where there is none, or nothing in it."""
     try:
-        return json.loads(path.read_text())
+        text = path.read_text()
+        return json.loads(text) if text else default
     except FileNotFoundError:
         return default

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer.cluster import processes
-from trainer.runs.files import read_json, write_atomic
+from trainer.runs.files import read_json, write_live
 from trainer.worker.process import Rank
 
 BATCHES_OF_MEDIAN = 64
@@ -95,7 +95,7 @@ class Heartbeat:
             self._seen, self._moved = (self.step, fields["phase"]), now
         try:
             beat = {"time": now, "moved": self._moved, "step": self.step, "progress": self.progress, **fields}
-            write_atomic(self.path, json.dumps(beat))
+            write_live(self.path, json.dumps(beat))
         except OSError:
             pass
 
