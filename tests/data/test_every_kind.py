@@ -110,6 +110,13 @@ def text_table(root: Path, workers: int) -> ArrayDataModule:
     return hf_dataset(str(root / "saved"), sequence_length=16, cache=str(root / "cache"))
 
 
+def text_classes(root: Path, workers: int) -> ArrayDataModule:
+    numbers = range(90)
+    columns = {"text": [f"{number} is a number." for number in numbers], "odd": [number % 2 for number in numbers]}
+    save_to_disk(root / "saved", columns)
+    return hf_dataset(str(root / "saved"), label_column="odd", sequence_length=16, cache=str(root / "cache"))
+
+
 def token_table(root: Path, workers: int) -> ArrayDataModule:
     splits = {"train": 60, "validation": 10, "test": 10}
     save_splits(
@@ -149,6 +156,7 @@ KINDS: list[tuple[Kind, int]] = [
     (audio_folder, 0),
     (audio_folder, 1),
     (text_table, 0),
+    (text_classes, 0),
     (token_table, 0),
     (picture_table, 0),
     (picture_table, 1),

@@ -20,7 +20,7 @@ from trainer.models.efficientnet_lite import EfficientNetLite
 from trainer.models.mlp import MLP
 from trainer.models.picture_sequence import ImageToSequence, SequenceToImage
 from trainer.models.resnet import ResNet
-from trainer.models.rnn import RecurrentClassifier, RecurrentDecoder
+from trainer.models.rnn import RecurrentClassifier, RecurrentDecoder, RecurrentTextClassifier
 from trainer.models.sync_batch_norm import synchronised
 from trainer.models.transformer import Transformer
 from trainer.models.vgg import VGG
@@ -39,6 +39,7 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
     "vit": lambda: ViT([1, 8, 8], 4, patch=4, dim=16, layers=1, heads=2),
     "lstm": lambda: RecurrentClassifier([1, 8, 8], 4, hidden=8, bidirectional=True),
     "gru": lambda: RecurrentClassifier([8, 8], 4, cell="gru", hidden=8),
+    "lstm-text": lambda: RecurrentTextClassifier(VOCABULARY, 4, pad_id=3, dim=8, hidden=8),
     "lstm-decoder": lambda: RecurrentDecoder(VOCABULARY, dim=8, hidden=16),
     "llama": lambda: Transformer(VOCABULARY, 8, dim=16, layers=2, heads=4, kv_heads=2, tied=False),
     "image-to-sequence": lambda: ImageToSequence(PICTURE, VOCABULARY, 8, patch=4, dim=16, layers=1, heads=2),
@@ -56,6 +57,8 @@ def batch(name: str) -> list[torch.Tensor]:
     tokens = torch.randint(0, VOCABULARY, (BATCH, 9), generator=generator)
     targets = torch.arange(BATCH) % 4
     pictures = torch.randn(BATCH, *PICTURE, generator=generator) + targets.view(-1, 1, 1, 1)
+    if name == "lstm-text":
+        return [tokens, targets]
     if name in ("lstm-decoder", "llama", "gpt2"):
         return [tokens[:, :-1], tokens[:, 1:]]
     if name == "image-to-sequence":

@@ -1,14 +1,18 @@
 """What may happen between two optimizer steps: the ranks agree to stop, to save, or that the time is up.
 
 They agree on a CPU (gloo) group about once a second, never on the device, and always at the same step: each agreement
-also fixes the step of the next one. A save or a stop that falls on a step with a validation waits for its end, so that
-the resumed run neither repeats nor skips that validation.
+also fixes the step of the next one. What they agreed on is read a step later, so that who is first need not wait for
+the last; where steps are long it is waited for, because a signal should not have to.
+
+A save or a stop that falls on a step with a validation waits for its end, so that the resumed run neither repeats nor
+skips that validation.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +25,19 @@ from trainer.worker import stop
 from trainer.worker.stop import Request
 
 SaveFunction = Callable[[Trainer], None]
+
+SHORT_STEPS = 10
+"""Steps between two agreements from which on one is read a step later."""
+
+
+@dataclass
+class _Agreement:
+    """Under way. `votes`: the largest request, whether to save, minus the steps until the next one."""
+
+    step: int
+    votes: torch.Tensor
+    work: Any
+    """None: it is there."""
 
 
 class Boundary(Callback):
@@ -50,7 +67,10 @@ class Boundary(Callback):
         self._max_time_s = max_time_s
         self._group = group
         self._next_agreement = 0
-        self._agreed: tuple[int, float] = (0, 0.0)
+        self._under_way: _Agreement | None = None
+        self._between = 1
+        """Steps, as agreed."""
+        self._asked: tuple[int, float] = (0, 0.0)
         self._saved_step = -1
         self._saved_at = 0.0
         self._started_at = 0.0
@@ -67,14 +87,17 @@ class Boundary(Callback):
         step = trainer.global_step
         self._started_at = self._saved_at = time.monotonic()
         self._saved_step = step
-        self._agreed = (step, self._started_at)
-        self._next_agreement = step + 1
+        self._asked = (step, self._started_at)
+        self._next_agreement, self._between, self._under_way = step + 1, 1, None
         self._plan(step)
 
     def on_step(self, trainer: Trainer, module: LightningModule, step: int) -> None:
-        save, request = False, Request.NOTHING
-        if step >= self._next_agreement:
-            save, request = self._agree(step)
+        save, request = self._agreed()
+        if step >= self._next_agreement and request is Request.NOTHING:
+            self._ask(step)
+            if self._group is None or self._between < SHORT_STEPS:
+                saves_now, request = self._agreed()
+                save = save or saves_now
         every = self._checkpoint.every_n_steps
         save = save or step == self._max_steps or bool(every and step % every == 0)
         self._plan(step)
@@ -96,6 +119,8 @@ class Boundary(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """The end by epochs or by early stopping is not known at its step."""
+        if self._agreed()[1] is Request.SAVE_FAILED:
+            raise stop.StopTraining(Request.SAVE_FAILED)
         if self._saved_step != trainer.global_step:
             self._act(trainer, trainer.global_step, Request.NOTHING)
 
@@ -118,20 +143,32 @@ class Boundary(Callback):
             deadline.cancel()
             raise stop.StopTraining(request)
 
-    def _agree(self, step: int) -> tuple[bool, Request]:
-        """One all-reduce: the largest request, whether any rank wants to save, the fewest steps until the next."""
+    def _ask(self, step: int) -> None:
+        """Begin an all-reduce: the largest request, whether any rank wants to save, the fewest steps until the next."""
         now = time.monotonic()
-        steps, elapsed_s = step - self._agreed[0], now - self._agreed[1]
+        steps, elapsed_s = step - self._asked[0], now - self._asked[1]
         ahead = max(1, min(1000, int(steps * self._resilience.agree_every_s / max(elapsed_s, 1e-9))))
         minutes = self._checkpoint.every_minutes
         save = minutes is not None and now - self._saved_at >= 60 * minutes
         votes = torch.tensor([int(self._wish(now)), int(save), -ahead])
+        work = None
         if self._group is not None:
-            torch.distributed.all_reduce(votes, torch.distributed.ReduceOp.MAX, group=self._group)
-        request, agreed_save, negative_ahead = votes.tolist()
-        self._agreed = (step, now)
-        self._next_agreement = step - negative_ahead
-        return bool(agreed_save), Request(request)
+            biggest = torch.distributed.ReduceOp.MAX
+            work = torch.distributed.all_reduce(votes, biggest, group=self._group, async_op=True)
+        self._asked = (step, now)
+        self._under_way = _Agreement(step, votes, work)
+
+    def _agreed(self) -> tuple[bool, Request]:
+        """Whether to save, and the request, of the agreement that is under way; nothing where none is."""
+        if self._under_way is None:
+            return False, Request.NOTHING
+        agreement, self._under_way = self._under_way, None
+        if agreement.work is not None:
+            agreement.work.wait()
+        request, save, negative_ahead = agreement.votes.tolist()
+        self._between = -negative_ahead
+        self._next_agreement = agreement.step + self._between
+        return bool(save), Request(request)
 
     def _wish(self, now: float) -> Request:
         if self._save_failed():
@@ -146,7 +183,7 @@ class Boundary(Callback):
 
     def _plan(self, step: int) -> None:
         """The next step at which something may happen."""
-        due = [self._next_agreement]
+        due = [step + 1 if self._under_way is not None else self._next_agreement]
         if self._checkpoint.every_n_steps:
             due.append(step + self._checkpoint.every_n_steps - step % self._checkpoint.every_n_steps)
         if self._local_every:

@@ -1,4 +1,4 @@
-"""Hugging Face datasets on disk: text, token ids or pictures with labels, by the names of their columns."""
+"""Hugging Face datasets on disk: text, token ids, texts or pictures with labels, by the names of their columns."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 
 from trainer.config.near import did_you_mean, listed
 from trainer.data.arrays import ArrayDataModule
+from trainer.data.labelled_text import LabelledText
 from trainer.data.picture_table import PictureTable
 from trainer.data.tables import find_tables, require_one_kind
 from trainer.data.text_table import TextTable, TokenTable
@@ -41,10 +42,10 @@ def hf_dataset(
     """The data module for what is in the folder `root`: what `save_to_disk` wrote, or Parquet or Arrow files.
 
     One of `text_column`, `ids_column` and `image_column` (with `label_column`) says what is read; null: the first of
-    `IDS`, `IMAGES` with `LABELS`, `TEXTS` that is there. Text takes `sequence_length`, `tokenizer` and `vocab_size`
-    as `trainer.data.text` does, pictures `size` to `mirror` and `max_bad` as `trainer.data.image_folder` does.
-    `held_out`: fraction of the rows for each of val and test that no file gives. `cache`: folder; null:
-    `~/.cache/trainer`. Raises UserError.
+    `IDS`, `IMAGES` with `LABELS`, `TEXTS` that is there. Text takes `sequence_length`, `tokenizer` and `vocab_size` as
+    `trainer.data.text` does, and is classified where `label_column` is given; pictures take `size` to `mirror` as
+    `trainer.data.image_folder` does. `max_bad`: pictures, and rows without a usable label. `held_out`: fraction of the
+    rows for each of val and test that no file gives. `cache`: folder; null: `~/.cache/trainer`. Raises UserError.
     """
     tables = find_tables(Path(root).expanduser())
     there = tables.columns()
@@ -63,6 +64,11 @@ def hf_dataset(
             tables, image, label, batch_size, num_workers, size, augment, grey, mirror, held_out, max_bad, cache
         )
     text = _column("text_column", text_column, TEXTS, there)
+    if text and label_column is not None:
+        label = _column("label_column", label_column, (), there)
+        assert label is not None
+        words = (sequence_length, tokenizer, vocab_size)
+        return LabelledText(tables, text, label, batch_size, *words, held_out, max_bad, cache)
     if text:
         return TextTable(tables, text, batch_size, sequence_length, tokenizer, vocab_size, held_out, cache)
     raise UserError(f"data.root={root}: no column has a usual name", _fix("text_column", there))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 from functools import partial
 from io import BytesIO
@@ -16,12 +15,10 @@ from trainer.data.cache import cache_root, prepared
 from trainer.data.class_folders import Read
 from trainer.data.files import SPLITS
 from trainer.data.image_folder import ImageFolder, read_image
+from trainer.data.labels import read_labels, refuse_too_many
 from trainer.data.row_splits import rows_of_splits
-from trainer.data.tables import Tables, column_of, pyarrow, record_batches
-from trainer.errors import UserError
+from trainer.data.tables import Tables, pyarrow, record_batches
 from trainer.tasks.classification import IGNORED
-
-_log = logging.getLogger(__name__)
 
 FORMAT = 1
 """Of the prepared folder; part of its name."""
@@ -122,34 +119,17 @@ class PictureTable(ImageFolder):
         return read, random
 
     def _parts(self) -> dict[str, Sequence[tuple[Any, int]]]:
-        values = {split: _values(paths, self.label) for split, paths in self.tables.files.items()}
-        self.classes = self.tables.class_names(self.label) or _classes(values["train"][0])
-        labels = {split: _numbers(one, self.classes) for split, (one, _) in values.items()}
-        if not (labels["train"] != IGNORED).any():
-            fix = "name the column of the classes: data.label_column=NAME"
-            raise UserError(f"data.root={self.tables.root}: column {self.label} holds no labels to train on", fix)
-        # Published test sets often come without labels.
-        given = {split: one for split, one in labels.items() if (one != IGNORED).any()}
-        for split in set(labels) - set(given):
-            _log.warning("%s has no labels in column %s: left out", split, self.label)
-        parts = rows_of_splits({split: len(one) for split, one in given.items()}, self.held_out)
-        every = {split: LabelledRows(self.tables.files[split], values[split][1], one) for split, one in given.items()}
+        labels = read_labels(self.tables, self.label)
+        self.classes = labels.classes
+        parts = rows_of_splits({split: len(one) for split, one in labels.numbers.items()}, self.held_out)
+        every = {
+            split: LabelledRows(self.tables.files[split], labels.ends[split], one)
+            for split, one in labels.numbers.items()
+        }
         for split, rows in every.items():
-            self._report(split, rows)
+            bad = rows.at(numpy.flatnonzero(rows.labels == IGNORED))
+            refuse_too_many(split, [str(row) for row, _ in bad], self.max_bad)
         return {split: every[parts[split][0]].at(parts[split][1]) for split in SPLITS}
-
-    def _report(self, split: str, rows: LabelledRows) -> None:
-        """Rows without a usable label; they keep their place, and are neither learnt from nor counted."""
-        bad = rows.at(numpy.flatnonzero(rows.labels == IGNORED))
-        if not len(bad):
-            return
-        names = [str(bad[index][0]) for index in range(min(20, len(bad)))]
-        _log.warning("%s: %d rows have no usable label: %s", split, len(bad), ", ".join(names))
-        if len(bad) > self.max_bad:
-            raise UserError(
-                f"{split}: {len(bad)} rows have no label that is one of the classes, the first {names[0]}",
-                "mend them, or raise data.max_bad",
-            )
 
     def _opened_as(self) -> dict[Path, Path]:
         paths = [path for files in self.tables.files.values() for path in files if path.suffix == ".parquet"]
@@ -167,43 +147,6 @@ class PictureTable(ImageFolder):
 
 def _read(row: Row, column: PictureColumn, size: int, random: bool, grey: bool, mirror: bool) -> torch.Tensor:
     return read_image(column(row), size, random, grey, mirror)
-
-
-def _values(paths: Sequence[Path], column: str) -> tuple[list[Any], numpy.ndarray]:
-    """The labels as they are written, and the number of the row behind each file's last."""
-    values: list[Any] = []
-    ends = []
-    for path in paths:
-        for _, _, chunk in column_of([path], column):
-            values += chunk.to_pylist()
-        ends.append(len(values))
-    return values, numpy.array(ends)
-
-
-def _classes(values: Sequence[Any]) -> list[str]:
-    """Of integers, 0 to the largest; of texts, those that there are, sorted."""
-    known = [value for value in values if value is not None]
-    kinds = {type(value) for value in known}
-    if kinds <= {int, bool}:
-        return [str(number) for number in range(1 + max(map(int, known), default=-1))]
-    if kinds == {str}:
-        return sorted(set(known))
-    raise UserError(
-        f"data.label_column holds {', '.join(sorted(kind.__name__ for kind in kinds))}, not classes",
-        "name a column of integers from 0, or of texts",
-    )
-
-
-def _numbers(values: Sequence[Any], classes: Sequence[str]) -> numpy.ndarray:
-    """(n,) int64: the class of each row, `IGNORED` where it is none of them."""
-    by_name = {name: number for number, name in enumerate(classes)}
-    found = numpy.full(len(values), IGNORED, numpy.int64)
-    for index, value in enumerate(values):
-        if isinstance(value, str):
-            found[index] = by_name.get(value, IGNORED)
-        elif isinstance(value, int) and 0 <= value < len(classes):
-            found[index] = value
-    return found
 
 
 def _write_arrow(source: Path, column: str, target: Path) -> None:

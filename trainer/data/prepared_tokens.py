@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,9 +12,8 @@ import numpy
 from trainer.data.arrays import ArrayDataModule
 from trainer.data.cache import cache_root
 from trainer.data.files import SPLITS
-from trainer.data.tokenizers import BytePairs, Bytes, Tokenizer, token_type, write_tokens
+from trainer.data.tokenizers import Tokenizer, TokenizerChoice, token_type, write_tokens
 from trainer.data.tokens import TokenWindows, evaluation_windows
-from trainer.errors import UserError
 
 META = "meta.json"
 
@@ -68,29 +66,14 @@ class PreparedText(PreparedTokens):
         """`tokenizer`: bytes, bpe with `vocab_size` ids trained on the training texts, or the path of a
         tokenizer.json."""
         super().__init__(batch_size, sequence_length, cache)
-        self.given_tokenizer = None if tokenizer in ("bytes", "bpe") else Path(tokenizer).expanduser()
-        if self.given_tokenizer is not None and not self.given_tokenizer.is_file():
-            raise UserError(
-                f"data.tokenizer={tokenizer} is not known", "use bytes, bpe or the path of a tokenizer.json"
-            )
-        self.tokenizer_name = tokenizer
-        self.vocab_size = Bytes.vocab_size if tokenizer == "bytes" else vocab_size
-
-    def tokenizer_key(self) -> tuple[str | bytes, int]:
-        """What the prepared folder's name depends on, beside the texts."""
-        return self.given_tokenizer.read_bytes() if self.given_tokenizer else self.tokenizer_name, self.vocab_size
+        self.choice = TokenizerChoice(tokenizer, vocab_size)
 
     def write(
         self, folder: Path, texts: Callable[[str], Iterable[bytes]], more: Callable[[str], Mapping[str, Any]]
     ) -> None:
         """Fill the prepared folder with the texts of each split. `more`: what else `meta.json` says of a split, asked
         for after its texts were read."""
-        tokenizer: Tokenizer = Bytes()
-        if self.tokenizer_name == "bpe":
-            tokenizer = BytePairs.train(texts("train"), self.vocab_size, folder / "tokenizer.json")
-        elif self.given_tokenizer is not None:
-            shutil.copyfile(self.given_tokenizer, folder / "tokenizer.json")
-            tokenizer = BytePairs(self.given_tokenizer)
+        tokenizer = self.choice.make(folder, lambda: texts("train"))
         splits = {}
         for split in SPLITS:
             tokens, length = write_tokens(folder / f"{split}.bin", texts(split), tokenizer)
@@ -105,7 +88,7 @@ class PreparedText(PreparedTokens):
         """Bits a byte on `split` of models that count; empty where the tokens are not bytes."""
         from trainer.data.ngram import bits_per_byte
 
-        if self.tokenizer_name != "bytes" or self.folder is None:
+        if self.choice.name != "bytes" or self.folder is None:
             return {}
         kind = token_type(self.meta["vocab_size"])
         train, held_out = (
@@ -116,4 +99,4 @@ class PreparedText(PreparedTokens):
     def tokenizer(self) -> Tokenizer:
         """The one that the tokens were made with, after `setup`."""
         assert self.folder is not None, "setup() comes first"
-        return Bytes() if self.tokenizer_name == "bytes" else BytePairs(self.folder / "tokenizer.json")
+        return self.choice.load(self.folder)

@@ -53,5 +53,5 @@ class Text(PreparedText):
                 lambda split: {"files": [file.name for file in parts[split]]},
             )
 
-        key = content_key(files, FORMAT, *self.tokenizer_key(), self.held_out)
+        key = content_key(files, FORMAT, *self.choice.key(), self.held_out)
         return prepared(self.cache / f"text-{key}", prepare)

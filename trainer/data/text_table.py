@@ -53,8 +53,14 @@ class Rows:
 
     def texts(self) -> Iterator[bytes]:
         """UTF-8. What is null, empty, binary or not UTF-8 is left out and counted."""
+        return (text for _, _, text in self.named_texts())
+
+    def named_texts(self) -> Iterator[tuple[int, str, bytes]]:
+        """(place in `numbers`, name, text) as `texts`."""
+        place = -1
         for chunk, names in self.chunks():
             for name, value in zip(names, chunk.to_pylist(), strict=True):
+                place += 1
                 if value is not None and not isinstance(value, (str, bytes)):
                     fix = "name another: data.text_column=NAME"
                     raise UserError(f"{name}: column {self.column} holds {chunk.type}, not text", fix)
@@ -63,7 +69,7 @@ class Rows:
                 if reason:
                     self.skip(name, reason)
                 else:
-                    yield text
+                    yield place, name, text
 
     def ids(self) -> Iterator[numpy.ndarray]:
         """Token ids of many rows at a time, as (n,) int64. What is null or empty is left out and counted."""
@@ -113,7 +119,7 @@ class TextTable(PreparedText):
             rows = _rows(self.tables, self.column, self.held_out)
             self.write(folder, lambda split: rows[split].texts(), lambda split: rows[split].report(split))
 
-        key = self.tables.key(FORMAT, "text", self.column, self.held_out, *self.tokenizer_key())
+        key = self.tables.key(FORMAT, "text", self.column, self.held_out, *self.choice.key())
         return prepared(self.cache / f"table-{key}", prepare)
 
 

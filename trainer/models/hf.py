@@ -26,13 +26,15 @@ class HuggingFace(nn.Module):
         vocab_size: int | None = None,
         num_classes: int | None = None,
         sequence_length: int | None = None,
+        pad_id: int | None = None,
     ) -> None:
         """`class_name`: a class of `transformers` that has a loss of its own to leave out, such as
         AutoModelForSequenceClassification. `folder`: holds `config.json` and, for `pretrained`, safetensors; null:
         `config` says all, `model_type` included, and the weights are new. `config`: wins over the folder's.
 
-        The last three are filled from the data. They size a network without a folder, and are compared with one
-        from a folder, but for the classes: with another number of them it gets a new output layer.
+        The last four are filled from the data. They size a network without a folder, and are compared with one
+        from a folder, but for the classes: with another number of them it gets a new output layer. `pad_id`: what
+        texts are filled up with; a network that says nothing of that takes it.
         """
         super().__init__()
         library = _transformers()
@@ -44,7 +46,7 @@ class HuggingFace(nn.Module):
         if folder is None and vocab_size is not None:
             given.setdefault("vocab_size", vocab_size)
         settings = _config(library, folder, given)
-        _check(settings, vocab_size, sequence_length)
+        _check(settings, vocab_size, sequence_length, pad_id)
         self.network = _network(kind, settings, folder if pretrained else None, is_classifier)
         self.network.train()  # from_pretrained leaves it in evaluation
         self.input_name: str = self.network.main_input_name
@@ -102,7 +104,7 @@ def _config(library: ModuleType, folder: str | None, given: dict[str, Any]) -> A
     return settings
 
 
-def _check(settings: Any, vocab_size: int | None, sequence_length: int | None) -> None:
+def _check(settings: Any, vocab_size: int | None, sequence_length: int | None, pad_id: int | None) -> None:
     known = getattr(settings, "vocab_size", None)
     if vocab_size is not None and known is not None and vocab_size > known:
         fix = "use the tokenizer of the model: data.tokenizer=FOLDER/tokenizer.json"
@@ -111,6 +113,12 @@ def _check(settings: Any, vocab_size: int | None, sequence_length: int | None) -
     if sequence_length is not None and longest is not None and sequence_length > longest:
         fix = f"use data.sequence_length={longest} or less, or another model.config"
         raise UserError(f"the data has sequences of {sequence_length}, the model has {longest} positions", fix)
+
+    if pad_id is not None and getattr(settings, "pad_token_id", None) is None:
+        settings.pad_token_id = pad_id
+    elif pad_id is not None and settings.pad_token_id != pad_id:
+        fix = f"use the tokenizer of the model, or model.config={{pad_token_id: {pad_id}}}"
+        raise UserError(f"the data fills up with id {pad_id} and the model with {settings.pad_token_id}", fix)
 
 
 def _network(kind: Any, settings: Any, folder: str | None, is_classifier: bool) -> Any:

@@ -49,6 +49,37 @@ class RecurrentClassifier(nn.Module):
         return self.head(self.dropout(features))
 
 
+class RecurrentTextClassifier(nn.Module):
+    """(n, length) token ids, filled up with `pad_id` behind their ends, to (n, num_classes)."""
+
+    def __init__(
+        self,
+        vocab_size: int,
+        num_classes: int,
+        pad_id: int = 0,
+        cell: str = "lstm",
+        dim: int = 128,
+        hidden: int = 128,
+        layers: int = 1,
+        bidirectional: bool = True,
+        dropout: float = 0.0,
+    ) -> None:
+        """`dim`: of the embedding. The rest as in `RecurrentClassifier`."""
+        super().__init__()
+        self.pad_id = pad_id
+        self.embedding = nn.Embedding(vocab_size, dim)
+        self.classifier = RecurrentClassifier([dim], num_classes, cell, hidden, layers, bidirectional, dropout)
+
+    def blocks(self) -> list[nn.Module]:
+        """What a sharding strategy wraps one by one."""
+        return self.classifier.blocks()
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        lengths = (tokens != self.pad_id).sum(1).clamp(min=1)
+        logits: Tensor = self.classifier(self.embedding(tokens), lengths)
+        return logits
+
+
 class RecurrentDecoder(nn.Module):
     """(n, length) token ids to (n, length, vocab_size) logits of the next tokens."""
 
