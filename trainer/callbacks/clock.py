@@ -58,8 +58,8 @@ class StepClock(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        now = time.perf_counter()
-        self._heartbeat.batches.append((self._forward_ended - self._batch_ended, now - self._batch_ended))
+        now, before = time.perf_counter(), self._batch_ended
+        self._heartbeat.batches.append((self._forward_ended - before, now - before))
         self._batch_ended = now
         step = self.step + 1
         if step >= self._metrics.next_step:
