@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from trainer.cluster.hardware import count_gpus
+from trainer.runs.directory import RunDirectory
 
 MARK = "TRAINER_TEST_MARK"
 """In the environment of every process that a test starts, and of all that those start."""
@@ -147,6 +148,12 @@ def marked_processes(mark: str) -> dict[int, str]:
         except OSError:  # gone, or another user's
             continue
     return found
+
+
+def freeze_older_code(run: RunDirectory) -> None:
+    """As if the run was launched from a checkout of this project, before the files that start its processes were."""
+    newer = shutil.ignore_patterns("agent.py", "start.py", "__pycache__")
+    shutil.copytree(ROOT / "trainer", run.code_dir / "trainer", ignore=newer)
 
 
 TrainerCli = Callable[..., "subprocess.CompletedProcess[str]"]

@@ -2,53 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch.distributed
 
+from tests.callbacks import boundary_job
+from tests.callbacks.boundary_job import Clock, Job
+from tests.distributed.ranks import run_ranks
 from trainer.callbacks import boundary
-from trainer.callbacks.boundary import SHORT_STEPS, Boundary
-from trainer.config.schema import CheckpointOptions, ResilienceOptions
+from trainer.callbacks.boundary import SHORT_STEPS
 from trainer.worker.stop import Request, StopTraining
-
-
-class Clock:
-    """Seconds that pass only when they are told to."""
-
-    def __init__(self) -> None:
-        self.now = 0.0
-
-    def monotonic(self) -> float:
-        return self.now
-
-
-class Job:
-    """A training without a training: `step()` is an optimizer step that took `step_s`."""
-
-    def __init__(self, folder: Path, clock: Clock, group: Any, step_s: float, **options: Any) -> None:
-        self.saved: list[int] = []
-        self.failed = False
-        self.trainer: Any = SimpleNamespace(global_step=0, should_stop=False)
-        self.clock, self.step_s = clock, step_s
-        self.stop_request = folder / "stop"
-        save = lambda trainer: self.saved.append(trainer.global_step)  # noqa: E731
-        checkpoint = CheckpointOptions(every_n_steps=None, **options)
-        resilience = ResilienceOptions(agree_every_s=1.0)
-        self.boundary = Boundary(
-            save, checkpoint, resilience, self.stop_request, lambda: self.failed, None, None, group
-        )
-        self.boundary.on_train_start(self.trainer, None)  # type: ignore[arg-type]
-
-    def steps(self, count: int) -> None:
-        for _ in range(count):
-            self.clock.now += self.step_s
-            self.trainer.global_step += 1
-            if self.trainer.global_step >= self.boundary.next_step:
-                self.boundary.on_step(self.trainer, None, self.trainer.global_step)  # type: ignore[arg-type]
 
 
 @pytest.fixture
@@ -107,7 +75,19 @@ def test_minutes_between_saves_are_kept(tmp_path: Path, clock: Clock, group: Any
     job = Job(tmp_path, clock, group, 0.02, every_minutes=0.1)
     job.steps(1200)
     assert len(job.saved) == 3
-    assert all(5 * 50 < later - before < 8 * 50 for before, later in zip(job.saved, job.saved[1:], strict=False))
+    assert all(5 * 50 < later - before < 8 * 50 for before, later in pairwise(job.saved))
+
+
+@pytest.mark.parametrize("skew_s", [0.0, 0.3])
+def test_two_ranks_act_at_the_same_step_whatever_falls_together(tmp_path: Path, skew_s: float) -> None:
+    """Saves by steps and by minutes, validations, and a stop that only one of them sees; the second rank's clock runs
+    ahead, and its steps take longer."""
+    run_ranks(2, Path(boundary_job.__file__), [str(tmp_path), str(skew_s)], tmp_path, timeout_s=60)
+    seen = [json.loads((tmp_path / f"seen-{rank}.json").read_text()) for rank in (0, 1)]
+    assert seen[0] == seen[1]
+    saved, stopped = seen[0]
+    assert stopped is not None
+    assert all(later - before > 1 for before, later in pairwise(saved)), saved
 
 
 def test_a_failed_save_that_was_agreed_on_last_is_not_lost(tmp_path: Path, clock: Clock, group: Any) -> None:

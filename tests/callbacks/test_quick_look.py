@@ -91,6 +91,17 @@ def test_the_close_look_that_follows_sees_it_and_names_the_parameter(kind: str) 
     assert guard._first_bad(module) == ("embedding.weight" if kind == "sparse" else "phase")
 
 
+def test_one_large_gradient_among_small_ones_is_looked_at_with_them() -> None:
+    parameters = [torch.nn.Parameter(torch.zeros(shape)) for shape in ((QuickLook.LARGE,), (3,))]
+    optimizer = torch.optim.SGD(parameters, lr=1.0)
+    look = QuickLook(optimizer)
+    gradients = gradients_in(optimizer)
+    assert look.is_finite()
+    assert look._small == parameters
+    gradients[0][5] = float("nan")
+    assert not look.is_finite()
+
+
 def test_no_gradients_are_finite(optimizer: torch.optim.Optimizer) -> None:
     assert QuickLook(optimizer).is_finite()
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from tests.conftest import TrainerCli
+from tests.conftest import TrainerCli, freeze_older_code
 from trainer.checkpoint.store import CheckpointStore
 from trainer.checkpoint.stored import MODEL, Stored
 from trainer.runs.directory import RunDirectory
@@ -27,6 +27,7 @@ def run(trainer_cli: TrainerCli) -> RunDirectory:
 
 
 def test_a_trained_run_predicts_and_is_exported(trainer_cli: TrainerCli, workdir: Path, run: RunDirectory) -> None:
+    freeze_older_code(run)
     two_ranks = predictions(trainer_cli)
     evaluated = json.loads(trainer_cli("evaluate", "--checkpoint", "last", "--json").stdout)
     one_rank = predictions(trainer_cli, "--ranks", "1")

@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import TrainerCli, clean_environment
+from tests.conftest import TrainerCli, clean_environment, freeze_older_code
+from trainer.runs.directory import RunDirectory
 
 LONG = ["experiment=quickstart", "tracking=none", "trainer.max_steps=1000000", "trainer.max_epochs=null"]
 
@@ -57,6 +58,7 @@ def test_detach_ls_stop_resume_rm(trainer_cli: TrainerCli, workdir: Path) -> Non
     refused = trainer_cli("resume", "long", "optimizer.lr=1")
     assert refused.returncode == 2
     assert "optimizer.lr" in refused.stderr
+    freeze_older_code(RunDirectory(Path(run["path"])))
     limit = run["step"] + 25
     resumed = trainer_cli("resume", "long", f"trainer.max_steps={limit}")
     assert resumed.returncode == 0, resumed.stdout + resumed.stderr

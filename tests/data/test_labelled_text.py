@@ -18,8 +18,10 @@ from tests.conftest import TrainerCli
 from tests.data.saved_tables import save_splits, save_to_disk
 from trainer.data.hf_dataset import hf_dataset
 from trainer.data.labelled_text import LabelledText, LabelledTexts
+from trainer.data.mixture import Mixture
 from trainer.data.text_table import TextTable
 from trainer.errors import UserError
+from trainer.models.rnn import RecurrentTextClassifier
 
 MOODS = {"mood": {"names": ["sad", "glad"], "_type": "ClassLabel"}}
 
@@ -95,6 +97,29 @@ def test_a_tokenizer_puts_its_marks_around_a_text_and_says_what_fills_up(tmp_pat
     assert data.tokenizer().decode([3, 4]) == "well done"
 
 
+def test_sources_of_a_mixture_must_have_the_same_classes(tmp_path: Path) -> None:
+    for name, kinds in (("one", ["neg", "pos"]), ("two", ["pos", "best"])):
+        save_to_disk(tmp_path / name, {"text": ["a", "b"] * 20, "kind": kinds * 20})
+    sources = {name: opened(tmp_path / name, label_column="kind") for name in ("one", "two")}
+    mixed = Mixture(sources, {"one": 1, "two": 1}, seed=0)
+    with pytest.raises(UserError, match=r"one has the classes .'neg', 'pos'. and two has .'best', 'pos'."):
+        mixed.facts()
+    tokenizer = words(tmp_path / "tokenizer.json")
+    assert opened(tmp_path / "one", label_column="kind", tokenizer=tokenizer).facts()["pad_id"] == 7
+
+
+def test_a_token_that_is_padding_too_counts_where_others_follow() -> None:
+    model = RecurrentTextClassifier(10, 2, pad_id=0, dim=4, hidden=4).eval()
+    rows = torch.tensor([[5, 6, 0, 7, 8, 0], [5, 6, 0, 7, 9, 0], [5, 6, 0, 7, 8, 3], [0, 0, 0, 0, 0, 0]])
+    logits = model(rows)
+    assert not torch.equal(logits[0], logits[1])
+    longer = torch.cat([rows[:1], torch.zeros(1, 4, dtype=torch.int64)], 1)
+    assert torch.allclose(model(longer)[0], logits[0], atol=1e-6)
+    assert torch.isfinite(logits).all()
+    whole = RecurrentTextClassifier(10, 2, pad_id=None, dim=4, hidden=4).eval()
+    assert not torch.allclose(whole(longer)[0], whole(rows[:1])[0])
+
+
 def test_without_a_label_column_it_is_text_to_go_on(tmp_path: Path) -> None:
     save_to_disk(tmp_path / "saved", {"text": ["some text"] * 40, "label": [0, 1] * 20})
     assert isinstance(hf_dataset(str(tmp_path / "saved")), TextTable)
@@ -106,6 +131,7 @@ def test_without_a_label_column_it_is_text_to_go_on(tmp_path: Path) -> None:
         ({"text": ["a"] * 9, "label": [0] * 9}, {"label_column": "lable"}, r"no such column\n  did you mean .*=label"),
         ({"text": ["a"] * 9, "half": [0.5] * 9}, {"label_column": "half"}, "holds float, not classes"),
         ({"text": [None] * 9, "kind": [0] * 9}, {"label_column": "kind"}, "has no row that can be used"),
+        ({"input_ids": [[1]] * 9, "kind": [0] * 9}, {"label_column": "kind"}, "are not classified"),
         ({"text": [1] * 9, "kind": [0] * 9}, {"label_column": "kind"}, "holds int64, not text"),
     ],
 )

@@ -59,6 +59,7 @@ def run_ranks(
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
-    outputs = [(folder / f"rank-{rank}.log").read_text() for rank in range(ranks)]
+    logs = [folder / f"rank-{rank}.log" for rank in range(ranks)]
+    outputs = [log.read_text() if log.exists() else "it was never started" for log in logs]
     assert code == 0, f"{code}\n" + "\n".join(f"--- rank {n}\n{text[-4000:]}" for n, text in enumerate(outputs))
     return outputs

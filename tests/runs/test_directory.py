@@ -10,7 +10,7 @@ import pytest
 
 from trainer.errors import EnvironmentFault, UserError
 from trainer.runs.directory import RunDirectory
-from trainer.runs.files import append_line, read_json, write_atomic, write_live
+from trainer.runs.files import append_line, read_json, read_live, write_atomic, write_live
 
 
 def make(root: Path, name: str = "job", code: Path | None = None) -> RunDirectory:
@@ -112,8 +112,9 @@ def test_a_live_file_is_replaced_whole_and_an_empty_one_is_none(tmp_path: Path) 
     with pytest.raises(TypeError):
         write_live(path, None)  # type: ignore[arg-type]
     assert [one.name for one in tmp_path.iterdir()] == ["rank-0.json"]
-    path.write_text("")
-    assert read_json(path, {}) == {}
+    for content in ("", '{"x": ', "[1]"):
+        path.write_text(content)
+        assert read_live(path) == {}
 
 
 def test_files_are_replaced_whole_and_events_survive_a_cut_line(tmp_path: Path) -> None:

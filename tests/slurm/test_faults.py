@@ -51,7 +51,7 @@ def kill_a_rank(scene: Scene) -> None:
 
 
 def kill_torchrun(scene: Scene) -> None:
-    kill(scene.testbed, scene.nodes[1], "trainer.cluster[.]agent")
+    kill(scene.testbed, scene.nodes[1], "cluster/agent[.]py")
 
 
 def kill_slurmd(scene: Scene) -> None:

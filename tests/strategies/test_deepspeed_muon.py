@@ -19,9 +19,15 @@ import torch
 from trainer.strategies.deepspeed_muon import import_muon
 import_muon()
 from deepspeed.runtime.zero.muon.original_muon import zeropower_via_newtonschulz5 as kernel
-torch.compiler.set_stance("force_eager")  # a compiler for C++ may be missing
+compiled = []
+def compile_(function):
+    compiled.append(function.__name__)
+    return lambda *arguments: function(*arguments) * 2
+torch.compile = compile_  # a compiler for C++ may be missing
 matrix = torch.randn(6, 4, generator=torch.Generator().manual_seed(1))
-print(torch.equal(kernel(matrix, 5), kernel.__wrapped__(matrix, 5)), hasattr(kernel, "__wrapped__"))
+plain = kernel.__wrapped__(matrix, 5)
+doubled = [torch.equal(kernel(matrix, 5), plain * 2) for _ in range(2)]
+print(doubled, compiled)
 """
 
 
@@ -44,5 +50,5 @@ def test_deepspeed_still_imports_it() -> None:
     assert _printed(_IMPORT.format(how=how, compiler=COMPILER)) == "True True"
 
 
-def test_a_kernel_gives_what_it_gave() -> None:
-    assert _printed(_CALL) == "True True"
+def test_a_kernel_is_compiled_once_when_it_is_called() -> None:
+    assert _printed(_CALL) == "[True, True] ['zeropower_via_newtonschulz5']"

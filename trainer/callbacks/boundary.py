@@ -92,14 +92,17 @@ class Boundary(Callback):
         self._plan(step)
 
     def on_step(self, trainer: Trainer, module: LightningModule, step: int) -> None:
+        every = self._checkpoint.every_n_steps
+        saves_anyway = step == self._max_steps or bool(every and step % every == 0)
         save, request = self._agreed()
         if step >= self._next_agreement and request is Request.NOTHING:
             self._ask(step)
-            if self._group is None or self._between < SHORT_STEPS:
+            # At a step that stops the training anyway they wait, or the next one would save or validate again.
+            stops_anyway = saves_anyway or validation_follows(trainer)
+            if self._group is None or self._between < SHORT_STEPS or stops_anyway:
                 saves_now, request = self._agreed()
                 save = save or saves_now
-        every = self._checkpoint.every_n_steps
-        save = save or step == self._max_steps or bool(every and step % every == 0)
+        save = save or saves_anyway
         self._plan(step)
         if request is Request.TIME_IS_UP:
             trainer.should_stop = True

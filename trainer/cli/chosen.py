@@ -11,7 +11,8 @@ from trainer.cluster.shape import LaunchShape, resolve
 from trainer.cluster.torchrun import Place
 from trainer.errors import UserError
 from trainer.runs.directory import RunDirectory
-from trainer.runs.files import read_json
+from trainer.runs.files import read_live
+from trainer.worker import start
 
 
 def choose(run: RunDirectory, which: str) -> Checkpoint:
@@ -33,7 +34,7 @@ def _chosen(run: RunDirectory, which: str) -> Checkpoint:
     if which == "last":
         return committed[-1]
     if which == "best":
-        best = (read_json(run.live_dir / "rank-0.json", {}).get("best") or {}).get("mode", "min")
+        best = (read_live(run.live_dir / "rank-0.json").get("best") or {}).get("mode", "min")
         measured = [checkpoint for checkpoint in committed if checkpoint.monitor_value is not None]
         sign = 1 if best == "max" else -1
         return max(measured, key=lambda found: sign * (found.monitor_value or 0.0)) if measured else committed[-1]
@@ -47,7 +48,7 @@ def _chosen(run: RunDirectory, which: str) -> Checkpoint:
 
 
 def run_on_ranks(run: RunDirectory, verb: str, arguments: list[str], ranks: int | None = None) -> int:
-    """torchrun of `trainer.worker.start VERB RUN_DIR *arguments` on this machine, in the foreground; its exit code.
+    """torchrun of `worker/start.py VERB RUN_DIR *arguments` on this machine, in the foreground; its exit code.
 
     The run's own shape, or with `ranks` that many processes on its kind of device.
     """
@@ -55,7 +56,7 @@ def run_on_ranks(run: RunDirectory, verb: str, arguments: list[str], ranks: int 
     shape = LaunchShape.from_dict(launch["shape"]) if launch.get("shape") else resolve(run.config())
     if ranks is not None:
         shape = LaunchShape(1, ranks, shape.device)
-    command = torchrun.command(run.path, f"{run.id}-{verb}", shape, Place(), 0, ["trainer.worker.start", verb])
+    command = torchrun.command(run.path, f"{run.id}-{verb}", shape, Place(), 0, [start.__file__, verb])
     variables = torchrun.environment(os.environ, run.code_dir, shape, Place(), 0)
     child = torchrun.start([*command, *arguments], variables)
     try:

@@ -11,6 +11,7 @@ from typing import Any
 from trainer.cli.job import Job
 from trainer.config.problems import raise_all
 from trainer.errors import TrainerError, UserError
+from trainer.worker import start
 
 TIMEOUT_S = 1800.0
 """Preparing the data, tokens of many files for one, may be most of it."""
@@ -22,7 +23,7 @@ def counted(jobs: list[Job]) -> list[dict[str, Any]]:
     outside = {key: value for key, value in os.environ.items() if key not in ("RANK", "LOCAL_RANK", "WORLD_SIZE")}
     try:
         done = subprocess.run(
-            [sys.executable, "-m", "trainer.worker.start", "deep"],
+            [sys.executable, start.__file__, "deep"],
             input=json.dumps(asked),
             stdout=subprocess.PIPE,
             text=True,

@@ -21,6 +21,7 @@ from trainer.errors import JOB_FAILED, UserError
 from trainer.runs.directory import RunDirectory
 from trainer.runs.files import read_json
 from trainer.runs.registry import find, runs_dir_from
+from trainer.worker import start
 
 _EXAMPLE = "example: trainer export k3v9 --format hf --out my_model"
 _RECORD = "export.json"
@@ -95,7 +96,7 @@ def _write(run: RunDirectory | None, checkpoint: Checkpoint, how: list[str], tar
     staging.mkdir(parents=True)
     shape = LaunchShape(1, 1, "cpu")
     code_dir = run.code_dir if run is not None else Path.cwd()
-    command = [sys.executable, "-m", "trainer.worker.start", "export", str(run.path) if run else "-"]
+    command = [sys.executable, start.__file__, "export", str(run.path) if run else "-"]
     try:
         done = subprocess.run(
             [*command, str(checkpoint.path), *how, str(staging)],

@@ -92,7 +92,7 @@ class Supervisor:
             self.shape,
             self.place,
             restarts,
-            [os.environ.get("TRAINER_WORKER_MODULE", WORKER)],
+            ["-m", os.environ.get("TRAINER_WORKER_MODULE", WORKER)],
         )
         variables = torchrun.environment(os.environ, self.run.code_dir, self.shape, self.place, first)
         print(

@@ -22,6 +22,9 @@ TORCHRUN_PID_VARIABLE = "TRAINER_TORCHRUN_PID"
 """Read by `trainer/worker/process.py`."""
 
 
+AGENT = Path(__file__).with_name("agent.py")
+
+
 @dataclass(frozen=True)
 class Place:
     """This node among the nodes of the job."""
@@ -35,7 +38,8 @@ class Place:
 def command(
     run_path: Path, job_id: str, shape: LaunchShape, place: Place, max_restarts: int, worker: list[str]
 ) -> list[str]:
-    """The command line of torchrun. `job_id` names this rendezvous: another launch must have another."""
+    """The command line of torchrun. `job_id` names this rendezvous: another launch must have another. `worker`: what it
+    runs, as Python is told it."""
     if place.nodes == 1:
         rendezvous = ["--standalone", "--local-addr=127.0.0.1"]
     else:
@@ -47,8 +51,7 @@ def command(
         ]
     return [
         sys.executable,
-        "-m",
-        "trainer.cluster.agent",
+        str(AGENT),
         *rendezvous,
         f"--nproc-per-node={shape.processes_per_node}",
         f"--max-restarts={max_restarts}",
@@ -56,7 +59,6 @@ def command(
         "--signals-to-handle=SIGQUIT",
         # Each rank writes its own log; without this, folders in the temporary directory stay behind.
         f"--log-dir={os.devnull}",
-        "-m",
         *worker,
         str(run_path),
     ]

@@ -3,6 +3,7 @@ files tell. A user's own classes are judged by their signatures alone (`targets.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from fnmatch import fnmatchcase
 from importlib.util import find_spec
@@ -116,7 +117,11 @@ def _place(where: str, node: dict[str, Any], cwd: Path) -> Iterator[UserError]:
     try:
         find(given, cwd)
     except UserError as error:
-        yield UserError(error.message.replace("data.", f"{where}.", 1), error.fix.replace("data.", f"{where}."))
+        yield UserError(
+            *(re.sub(rf"\bdata\.{argument}\b", f"{where}.{argument}", text) for text in (error.message, error.fix))
+        )
+    except (OSError, RuntimeError) as error:  # no such user, a name too long, a folder that may not be looked into
+        yield UserError(f"{where}.{argument}={given}: {error}", "name a file or folder that can be read")
 
 
 def _model(node: dict[str, Any], cwd: Path, here: bool) -> Iterator[UserError]:

@@ -52,6 +52,10 @@ def hf_dataset(
     require_one_kind({"text_column": text_column, "ids_column": ids_column, "image_column": image_column})
     named = text_column or ids_column or image_column
     ids = _column("ids_column", ids_column, IDS if not named else (), there)
+    if ids and label_column is not None:
+        raise UserError(
+            f"data.label_column={label_column}: token ids ({ids}) are not classified", "name the text column"
+        )
     if ids:
         path = None if tokenizer in ("bytes", "bpe") else tokenizer
         return TokenTable(tables, ids, batch_size, sequence_length, path, held_out, cache)

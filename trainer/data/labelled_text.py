@@ -18,7 +18,7 @@ from trainer.data.labels import read_labels, refuse_too_many
 from trainer.data.prepared_tokens import META
 from trainer.data.row_splits import rows_of_splits
 from trainer.data.tables import Tables
-from trainer.data.text_table import Rows
+from trainer.data.text_table import NAMED, Rows
 from trainer.data.tokenizers import Tokenizer, TokenizerChoice, token_type
 from trainer.errors import UserError
 from trainer.tasks.classification import IGNORED
@@ -82,6 +82,7 @@ class LabelledText(ArrayDataModule):
         self.cache = Path(cache).expanduser() if cache else cache_root()
         self.folder: Path | None = None
         self.meta: dict[str, Any] = {}
+        self.classes: list[str] = []
 
     def prepare_data(self) -> None:
         """On one rank of each machine; the others wait for it."""
@@ -95,6 +96,7 @@ class LabelledText(ArrayDataModule):
         self.prepare_data()
         assert self.folder is not None
         self.meta = json.loads((self.folder / META).read_text())
+        self.classes = self.meta["classes"]
         kind = token_type(self.meta["vocab_size"])
         for split in SPLITS:
             ids = numpy.memmap(self.folder / f"{split}.bin", kind, mode="r").reshape(-1, self.sequence_length)
@@ -103,7 +105,7 @@ class LabelledText(ArrayDataModule):
 
     def facts(self) -> dict[str, Any]:
         return {
-            "num_classes": len(self.meta["classes"]),
+            "num_classes": len(self.classes),
             "vocab_size": self.meta["vocab_size"],
             "sequence_length": self.sequence_length,
             "pad_id": self.meta["pad_id"],
@@ -130,11 +132,15 @@ class LabelledText(ArrayDataModule):
         self, folder: Path, split: str, rows: Rows, labels: numpy.ndarray, tokenizer: Tokenizer
     ) -> dict[str, Any]:
         """`labels`: of `rows`, in their order."""
-        kept, unlabelled, cut = [], [], 0
+        kept: list[int] = []
+        unlabelled: list[str] = []
+        without, cut = 0, 0
         with (folder / f"{split}.bin").open("wb") as file:
             for place, name, text in rows.named_texts():
                 if labels[place] == IGNORED:
-                    unlabelled.append(name)
+                    without += 1
+                    if len(unlabelled) < NAMED:
+                        unlabelled.append(name)
                     continue
                 row = numpy.full(self.sequence_length, tokenizer.padding, token_type(tokenizer.vocab_size))
                 ids, was_cut = tokenizer.whole(text, self.sequence_length)
@@ -143,13 +149,13 @@ class LabelledText(ArrayDataModule):
                 kept.append(labels[place])
                 cut += was_cut
         report = rows.report(split)
-        refuse_too_many(split, unlabelled, self.max_bad)
+        refuse_too_many(split, without, unlabelled, self.max_bad)
         if not kept:
             fix = "give it rows with a text and a label, or leave its file out: data.held_out takes some of the others"
             raise UserError(f"data.root={self.tables.root}: {split} has no row that can be used", fix)
         if cut:
             _log.warning("%s: %d of %d texts are cut to %d tokens", split, cut, len(kept), self.sequence_length)
         numpy.save(folder / f"{split}-labels.npy", numpy.array(kept, numpy.int64))
-        return {"rows": len(kept), "cut": cut, "of": report["rows"], "bad": report["bad"] + len(unlabelled)} | {
+        return {"rows": len(kept), "cut": cut, "of": report["rows"], "bad": report["bad"] + without} | {
             "bad_names": report["bad_names"] + unlabelled
         }

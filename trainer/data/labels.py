@@ -42,13 +42,14 @@ def read_labels(tables: Tables, column: str) -> Labels:
     return Labels(classes, given, {split: values[split][1] for split in given})
 
 
-def refuse_too_many(split: str, bad: Sequence[str], max_bad: int) -> None:
-    """`bad`: rows whose label is none of the classes; they go into the log. Raises UserError."""
+def refuse_too_many(split: str, bad: int, names: Sequence[str], max_bad: int) -> None:
+    """`bad`: number of rows whose label is none of the classes; `names`: of the first of them, which go into the log.
+    Raises UserError."""
     if not bad:
         return
-    _log.warning("%s: %d rows have no usable label: %s", split, len(bad), ", ".join(bad[:20]))
-    if len(bad) > max_bad:
-        problem = f"{split}: {len(bad)} rows have no label that is one of the classes, the first {bad[0]}"
+    _log.warning("%s: %d rows have no usable label: %s", split, bad, ", ".join(names[:20]))
+    if bad > max_bad:
+        problem = f"{split}: {bad} rows have no label that is one of the classes, the first {names[0]}"
         raise UserError(problem, "mend them, or raise data.max_bad")
 
 

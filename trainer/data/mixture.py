@@ -18,7 +18,7 @@ from trainer.data.loader import Gathers
 from trainer.data.randomness import mix
 from trainer.errors import UserError
 
-SHARED = ("input_shape", "output_shape", "num_classes", "vocab_size", "sequence_length")
+SHARED = ("input_shape", "output_shape", "num_classes", "vocab_size", "sequence_length", "pad_id")
 """Facts in which the sources must agree, for their samples to share a batch and a model."""
 
 

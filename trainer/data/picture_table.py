@@ -128,7 +128,7 @@ class PictureTable(ImageFolder):
         }
         for split, rows in every.items():
             bad = rows.at(numpy.flatnonzero(rows.labels == IGNORED))
-            refuse_too_many(split, [str(row) for row, _ in bad], self.max_bad)
+            refuse_too_many(split, len(bad), [str(bad[at][0]) for at in range(min(20, len(bad)))], self.max_bad)
         return {split: every[parts[split][0]].at(parts[split][1]) for split in SPLITS}
 
     def _opened_as(self) -> dict[Path, Path]:

@@ -56,7 +56,7 @@ class RecurrentTextClassifier(nn.Module):
         self,
         vocab_size: int,
         num_classes: int,
-        pad_id: int = 0,
+        pad_id: int | None = 0,
         cell: str = "lstm",
         dim: int = 128,
         hidden: int = 128,
@@ -64,7 +64,7 @@ class RecurrentTextClassifier(nn.Module):
         bidirectional: bool = True,
         dropout: float = 0.0,
     ) -> None:
-        """`dim`: of the embedding. The rest as in `RecurrentClassifier`."""
+        """`pad_id`: null: nothing is filled up. `dim`: of the embedding. The rest as in `RecurrentClassifier`."""
         super().__init__()
         self.pad_id = pad_id
         self.embedding = nn.Embedding(vocab_size, dim)
@@ -75,7 +75,10 @@ class RecurrentTextClassifier(nn.Module):
         return self.classifier.blocks()
 
     def forward(self, tokens: Tensor) -> Tensor:
-        lengths = (tokens != self.pad_id).sum(1).clamp(min=1)
+        lengths = None
+        if self.pad_id is not None:  # the last place that is not padding: its id may be a token, too
+            places = torch.arange(1, tokens.shape[1] + 1, device=tokens.device)
+            lengths = ((tokens != self.pad_id) * places).amax(1).clamp(min=1)
         logits: Tensor = self.classifier(self.embedding(tokens), lengths)
         return logits
 

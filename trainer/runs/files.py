@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ def write_atomic(path: Path, content: str | bytes) -> None:
 def write_live(path: Path, content: str) -> None:
     """As `write_atomic`, in half its time, for what is written anew every second by one thread of a process: nothing is
     flushed, so that a crash of the machine may leave the old content or an empty file."""
-    aside = path.parent / f".{path.name}.{os.getpid()}"
+    aside = path.parent / f".{path.name}.{os.getpid()}-{threading.get_ident()}"
     try:
         with open(aside, "w", opener=_private) as file:
             file.write(content)
@@ -61,9 +62,16 @@ def append_line(path: Path, text: str) -> None:
 
 
 def read_json(path: Path, default: Any = None) -> Any:
-    """The content of a JSON file; `default` where there is none, or nothing in it."""
+    """The content of a JSON file; `default` where there is none."""
     try:
-        text = path.read_text()
-        return json.loads(text) if text else default
+        return json.loads(path.read_text())
     except FileNotFoundError:
         return default
+
+
+def read_live(path: Path) -> dict[str, Any]:
+    """What `write_live` wrote; empty where there is nothing that can be read."""
+    try:
+        return dict(json.loads(path.read_text()))
+    except (OSError, ValueError, TypeError):
+        return {}

@@ -7,12 +7,10 @@ steps wait for other ranks is in the steps.
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import Any
 
 from trainer.runs.directory import RunDirectory
-from trainer.runs.files import read_json
+from trainer.runs.files import read_live
 
 CLASSES = (
     "queue",
@@ -82,7 +80,7 @@ def _share(part: float, whole: float) -> float | None:
 def by_rank(run: RunDirectory) -> list[dict[str, Any]]:
     """Of each rank of the newest attempt its place and pace, and where its time went; a row a rank."""
     rows = []
-    beats = {int(path.stem.partition("-")[2]): _read(path) for path in run.live_dir.glob("rank-*.json")}
+    beats = {int(path.stem.partition("-")[2]): read_live(path) for path in run.live_dir.glob("rank-*.json")}
     newest = max((beat.get("attempt", 0) for beat in beats.values()), default=0)
     for rank, beat in sorted(beats.items()):
         if beat.get("attempt", 0) != newest:  # that attempt had more ranks
@@ -99,17 +97,10 @@ def _beats(run: RunDirectory, rank: int) -> list[dict[str, Any]]:
     """The last heartbeat of each attempt, by attempt."""
     found = []
     for path in [*run.live_dir.glob(f"attempt-*-rank-{rank}.json"), run.live_dir / f"rank-{rank}.json"]:
-        beat = _read(path)
+        beat = read_live(path)
         if beat.get("spent") is not None:
             found.append(beat)
     return sorted(found, key=lambda beat: beat["began"])
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        return dict(read_json(path, {}))
-    except (OSError, json.JSONDecodeError):
-        return {}
 
 
 def _add(seconds: dict[str, float], beat: dict[str, Any], furthest: int, hang_s: float) -> None:

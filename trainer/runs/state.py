@@ -10,7 +10,7 @@ from typing import Any
 
 from trainer.cluster import processes
 from trainer.runs.directory import RunDirectory
-from trainer.runs.files import read_json
+from trainer.runs.files import read_live
 
 STATES = ("queued", "starting", "running", "stopping", "requeued", "dead", "failed", "stopped", "finished")
 ACTIVE = ("queued", "starting", "running", "stopping", "requeued")
@@ -50,8 +50,7 @@ def is_alive(run: RunDirectory, launch: dict[str, Any]) -> bool:
         pid = launch.get("pid")
         return pid is not None and processes.is_alive(pid, launch.get("pid_started"))
     return any(
-        time.time() - read_json(path, {}).get("time", 0) < SILENT_AFTER_S
-        and read_json(path, {}).get("phase") not in _ENDS
+        time.time() - read_live(path).get("time", 0) < SILENT_AFTER_S and read_live(path).get("phase") not in _ENDS
         for path in run.live_dir.glob("rank-*.json")
     )
 

@@ -13,7 +13,7 @@ from trainer.checkpoint import commit
 from trainer.checkpoint.store import CheckpointStore
 from trainer.checkpoint.tiers import local_folder
 from trainer.runs.directory import RunDirectory
-from trainer.runs.files import read_json
+from trainer.runs.files import read_live
 from trainer.runs.ledger import ledger
 from trainer.runs.state import state_of
 
@@ -24,7 +24,7 @@ _NOT_METRICS = ("step", "epoch", "time")
 def summary(run: RunDirectory, slurm_states: Mapping[str, str] | None = None) -> dict[str, Any]:
     """Reads a bounded amount: the tail of the metrics, never the whole."""
     state = state_of(run, slurm_states)
-    live = read_json(run.live_dir / "rank-0.json", {})
+    live = read_live(run.live_dir / "rank-0.json")
     launch = run.launch()
     config = run.config()
     events = run.events()

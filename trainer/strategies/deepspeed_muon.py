@@ -5,29 +5,35 @@ https://github.com/deepspeedai/DeepSpeed/blob/v0.19.8/deepspeed/runtime/zero/uti
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Callable
 from typing import Any
 
+import torch
+
 
 def import_muon() -> None:
-    """Import it so that a kernel is compiled when it is first called. Does nothing once it is imported."""
-    import torch
+    """Import it so that a kernel is compiled when it is first called. Does nothing once it is imported, nor
+    where another version of DeepSpeed has other names."""
     from deepspeed.runtime import compiler
 
-    original = compiler.compile
-    compiler.compile = lambda: functools.partial(_compile_later, torch.compile)
+    original = getattr(compiler, "compile", None)
+    compiler.compile = lambda: _compile_later
     try:
-        import deepspeed.runtime.zero.muon.original_muon  # noqa: F401
+        with contextlib.suppress(ImportError, AttributeError, TypeError):
+            import deepspeed.runtime.zero.muon.original_muon  # noqa: F401
     finally:
         compiler.compile = original
 
 
-def _compile_later(compile_: Callable[..., Any], function: Callable[..., Any]) -> Callable[..., Any]:
-    compiled = functools.cache(lambda: compile_(function))
+def _compile_later(function: Callable[..., Any]) -> Callable[..., Any]:
+    compiled = functools.cache(lambda: torch.compile(function))
 
     @functools.wraps(function)
     def call(*arguments: Any, **keywords: Any) -> Any:
+        if torch.compiler.is_compiling():
+            return function(*arguments, **keywords)
         return compiled()(*arguments, **keywords)
 
     return call

@@ -1,4 +1,4 @@
-"""What `trainer check --deep` asks of the data plane: `trainer.worker.start deep < CONFIGS.json`.
+"""What `trainer check --deep` asks of the data plane: `worker/start.py deep < CONFIGS.json`.
 
 Reads a JSON list of {"config": ..., "with_data": bool} and prints one JSON list of `Facts` in the same order.
 Models are made on the meta device, so that one of any size costs no memory and no time to fill.

@@ -1,4 +1,4 @@
-"""One rank of an evaluation of a run's checkpoint: `trainer.worker.start evaluate RUN_DIR STEP SPLIT`.
+"""One rank of an evaluation of a run's checkpoint: `worker/start.py evaluate RUN_DIR STEP SPLIT`.
 
 Reads the run directory and writes nothing into it but `evaluations/step-N-SPLIT.json`.
 """

@@ -1,4 +1,4 @@
-"""Writes a checkpoint in another format: `trainer.worker.start export RUN_DIR CHECKPOINT FORMAT LORA FOLDER`.
+"""Writes a checkpoint in another format: `worker/start.py export RUN_DIR CHECKPOINT FORMAT LORA FOLDER`.
 
 One process without a GPU. RUN_DIR may be `-`: the checkpoint lies in no run. LORA is `merge` or `keep`. FOLDER is
 there, and empty; beside the files it gets `export.json`: {"format", "files": {name: bytes}, "metadata",

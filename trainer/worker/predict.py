@@ -1,4 +1,4 @@
-"""One rank of `trainer predict`: `trainer.worker.start predict RUN_DIR STEP SPLIT DATA FOLDER`.
+"""One rank of `trainer predict`: `worker/start.py predict RUN_DIR STEP SPLIT DATA FOLDER`.
 
 DATA is the section `data` of the configuration as JSON, FOLDER a new, empty one. Each rank reads one contiguous share
 of the samples and writes its rows as they come; the first rank puts the shares behind each other.
