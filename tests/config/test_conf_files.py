@@ -24,14 +24,16 @@ def test_composes_and_passes_check(path: Path, workdir: Path, monkeypatch: pytes
     group, option = path.parent.relative_to(conf_dir()), path.stem
     # What has no default is a path of the user's.
     named = re.findall(r"^  root: ([^$\s]+)$", path.read_text(), re.MULTILINE)
-    for folder in (workdir / "somewhere", *(workdir / name for name in named)):
+    elsewhere = [f"data.root={workdir / 'somewhere'}" for name in named if name.startswith("/")]
+    for folder in (workdir / "somewhere", *(workdir / name for name in named if not name.startswith("/"))):
         folder.mkdir(parents=True)
         for name in ("0.parquet", "meta.json", "train-images-idx3-ubyte", "font.ttf"):  # check looks
             (folder / name).touch()
     monkeypatch.setattr(places, "FASHION_MNIST", ("somewhere",))
     monkeypatch.setattr(places, "EMOJI", ("somewhere/font.ttf",))
     paths = re.findall(r"^(\w+): \?\?\?", path.read_text(), re.MULTILINE)
-    job = compose([f"{group}={option}", *(f"{group}.{key}=somewhere" for key in paths)], config_dirs=[])
+    filled = [f"{group}.{key}=somewhere" for key in paths]
+    job = compose([f"{group}={option}", *filled, *elsewhere], config_dirs=[])
     if str(group) != "cluster" or option == "local":  # others ask a scheduler that is not here
         check({**job.config, "resources": {**job.config["resources"], "gpus": 0}})
 

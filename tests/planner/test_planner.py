@@ -126,7 +126,9 @@ def test_more_data_and_more_machine_make_a_larger_model(tmp_path: Path) -> None:
     assert choose(few, GPUS).values["model"]["dim"] < choose(many, GPUS).values["model"]["dim"]
     assert choose(many, CPU).values["model"]["dim"] == 256
     photos = Pictures(tmp_path, 1_200_000, 1000, 400, False)
-    assert choose(photos, CPU).groups["model"] == "resnet_small"
+    assert choose(photos, CPU).groups["model"] == "vgg_small"
+    assert choose(Pictures(tmp_path, 1438, 10, 8, True), CPU).groups["model"] == "resnet_small"
+    assert choose(Recordings(tmp_path, 90_000, 5, 8000, 1.2), CPU).groups["model"] == "resnet_small"
     assert choose(photos, CPU).values["data"]["size"] == 64
     assert choose(photos, GPUS).groups["model"] == "resnet50"
     assert choose(photos, GPUS).values["data"]["size"] == 224

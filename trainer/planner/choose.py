@@ -13,6 +13,10 @@ from trainer.planner.look import Found, IdxFiles, Pictures, Recordings, Texts, T
 
 CPU_SIDE, GPU_SIDE = 64, 224
 """Pixels of a side at most."""
+VGG_SIDE = 24
+"""Pixels that are enough for its three poolings."""
+MANY = 20_000
+"""Samples that fill large batches."""
 CPU_SAMPLES, GPU_SAMPLES = 275_000, 10_000_000
 """Pictures or recordings seen in all, which sets the epochs: minutes on two CPU cores, about an hour on a GPU."""
 CPU_STEPS = 240
@@ -86,7 +90,7 @@ def choose(found: Found, machine: Machine) -> Plan:
 def _classes(plan: Plan, found: Pictures | Recordings | IdxFiles, machine: Machine) -> None:
     files = 55_000 if isinstance(found, IdxFiles) else found.files
     epochs = max(3, min(40, round((GPU_SAMPLES if machine.gpus else CPU_SAMPLES) / max(1, files))))
-    batch_size = (128 if machine.gpus else 64) * machine.ranks if files >= 20_000 else 16 * machine.ranks
+    batch_size = (128 if machine.gpus else 64) * machine.ranks if files >= MANY else 16 * machine.ranks
     workers = min(8, machine.cores // machine.ranks) if machine.gpus else max(0, machine.cores // machine.ranks - 1)
     # Augmentation pays once the same samples come back; before, it only makes the few passes harder.
     augment = epochs >= 10
@@ -105,16 +109,18 @@ def _classes(plan: Plan, found: Pictures | Recordings | IdxFiles, machine: Machi
         seconds = min(found.seconds, 10.0 if machine.gpus else 4.0)
         timing: dict[str, Any] = {"num_workers": workers, "rate": found.rate, "seconds": seconds}
         plan.choose("data", "audio_folder", f"log-mel spectrograms of {seconds:g} s; {again}", **common, **timing)
-    _network(plan, side, files, machine)
+    _network(plan, side, files, machine, is_sound=isinstance(found, Recordings))
     plan.fill("trainer", "samples enough to learn, in minutes on a CPU or an hour on a GPU", max_epochs=epochs)
-    why = "what residual networks are trained with; its rate grows with the batch (Goyal et al. 2017)"
+    why = "what convolutional networks are trained with; its rate grows with the batch (Goyal et al. 2017)"
     plan.choose("optimizer", "sgd", why, lr=round(0.1 * min(8.0, batch_size / 128), 4))
     warmup = min(200, max(10, epochs * files // batch_size // 10))
     plan.choose("scheduler", "cosine", "a tenth of the steps to warm up, then down to 0", warmup_steps=warmup)
 
 
-def _network(plan: Plan, side: int, files: int, machine: Machine) -> None:
-    if not machine.gpus:
+def _network(plan: Plan, side: int, files: int, machine: Machine, is_sound: bool) -> None:
+    if not machine.gpus and not is_sound and side >= VGG_SIDE and files >= MANY:
+        plan.choose("model", "vgg_small", "343 thousand parameters: learns more in few passes than a small ResNet")
+    elif not machine.gpus:
         plan.choose("model", "resnet_small", "78 thousand parameters: minutes without a GPU")
     elif side <= CPU_SIDE:
         plan.choose("model", "resnet18", f"full size kept at first, for {side} pixels a side", stem="small")
