@@ -16,8 +16,9 @@ from tokenizers.processors import TemplateProcessing
 
 from tests.conftest import TrainerCli
 from tests.data.saved_tables import save_splits, save_to_disk
+from trainer.data.arrays import Arrays
 from trainer.data.hf_dataset import hf_dataset
-from trainer.data.labelled_text import LabelledText, LabelledTexts
+from trainer.data.labelled_text import LabelledText
 from trainer.data.mixture import Mixture
 from trainer.data.text_table import TextTable
 from trainer.errors import UserError
@@ -36,7 +37,7 @@ def opened(root: Path, **options: Any) -> LabelledText:
 
 def rows_of(data: LabelledText, split: str = "train") -> tuple[list[list[int]], list[int]]:
     found = getattr(data, split)
-    assert isinstance(found, LabelledTexts)
+    assert isinstance(found, Arrays)
     inputs, targets = found.gather(torch.arange(len(found)), 0)
     assert (inputs.dtype, targets.dtype) == (torch.int64, torch.int64)
     assert torch.equal(found[0][0], inputs[0])

@@ -21,4 +21,5 @@ def test_a_crashed_node_is_down_and_comes_back(testbed: Testbed) -> None:
 
 def test_accounting_knows_a_job_that_ended(testbed: Testbed) -> None:
     job = testbed.slurm("sbatch", "--parsable", "--output=/dev/null", "--wrap=exit 3").strip()
-    wait_until(lambda: "FAILED|3:0" in testbed.slurm("sacct", "-nPX", "-j", job, "-o", "state,exitcode"))
+    accounted = ("sacct", "-nPX", "-j", job, "-o", "state,exitcode")
+    assert wait_until(lambda: "3:0" in testbed.slurm(*accounted) and testbed.slurm(*accounted)) == "FAILED|3:0\n"

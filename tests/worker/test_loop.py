@@ -49,7 +49,8 @@ def test_accumulation_with_a_partial_window_at_the_end() -> None:
 
 
 def test_accumulation_that_changes_between_epochs() -> None:
-    both(Net, make_callbacks=lambda: [GradientAccumulationScheduler({0: 2, 1: 5})])
+    record = both(Net, make_callbacks=lambda: [GradientAccumulationScheduler({0: 2, 1: 5})])
+    assert record.steps[0] == MICRO_BATCHES // 2 + MICRO_BATCHES // 5
 
 
 @pytest.mark.parametrize("algorithm", ["norm", "value"])
@@ -60,7 +61,8 @@ def test_clipping(algorithm: str) -> None:
 
 @pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true", "64-true"])
 def test_precision(precision: str) -> None:
-    both(Net, precision=precision, gradient_clip_val=0.5, accumulate_grad_batches=2)
+    options: dict[str, Any] = {"gradient_clip_val": 0.5, "accumulate_grad_batches": 2}
+    assert both(Net, precision=precision, **options).weights != train(True, Net(), **options).weights
 
 
 def test_gradient_scaler() -> None:

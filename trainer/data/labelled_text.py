@@ -9,9 +9,8 @@ from typing import Any
 
 import numpy
 import torch
-from torch.utils.data import Dataset
 
-from trainer.data.arrays import ArrayDataModule
+from trainer.data.arrays import ArrayDataModule, Arrays
 from trainer.data.cache import cache_root, prepared
 from trainer.data.files import SPLITS
 from trainer.data.labels import read_labels, refuse_too_many
@@ -27,28 +26,6 @@ _log = logging.getLogger(__name__)
 
 FORMAT = 1
 """Of the prepared folder; part of its name."""
-
-
-class LabelledTexts(Dataset[tuple[torch.Tensor, torch.Tensor]]):
-    """Rows of ids in a memory-mapped file, and their classes; see `loader.Gathers`."""
-
-    random = False
-
-    def __init__(self, ids: numpy.ndarray, labels: numpy.ndarray) -> None:
-        """`ids`: (n, length) unsigned. `labels`: (n,) int64."""
-        self.ids, self.labels = ids, labels
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
-        inputs, targets = self.gather(torch.tensor([index]), 0)
-        return inputs[0], targets[0]
-
-    def gather(self, indices: torch.Tensor, epoch: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """(n, length) and (n,) int64."""
-        rows = indices.numpy()
-        return torch.from_numpy(self.ids[rows].astype(numpy.int64)), torch.from_numpy(self.labels[rows])
 
 
 class LabelledText(ArrayDataModule):
@@ -99,9 +76,10 @@ class LabelledText(ArrayDataModule):
         self.classes = self.meta["classes"]
         kind = token_type(self.meta["vocab_size"])
         for split in SPLITS:
-            ids = numpy.memmap(self.folder / f"{split}.bin", kind, mode="r").reshape(-1, self.sequence_length)
+            # Mapped: the ranks share one copy. Copy on write, because torch warns of what it may not write to.
+            ids = numpy.memmap(self.folder / f"{split}.bin", kind, mode="c").reshape(-1, self.sequence_length)
             labels = numpy.load(self.folder / f"{split}-labels.npy")
-            setattr(self, split, LabelledTexts(numpy.asarray(ids), labels))
+            setattr(self, split, Arrays(torch.from_numpy(ids), torch.from_numpy(labels), _widened))
 
     def facts(self) -> dict[str, Any]:
         return {
@@ -159,3 +137,7 @@ class LabelledText(ArrayDataModule):
         return {"rows": len(kept), "cut": cut, "of": report["rows"], "bad": report["bad"] + without} | {
             "bad_names": report["bad_names"] + unlabelled
         }
+
+
+def _widened(ids: torch.Tensor, indices: torch.Tensor, epoch: int) -> torch.Tensor:
+    return ids.long()
