@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.data.saved_tables import save_parquet
 from trainer.config.check import check
 from trainer.config.compose import compose
 from trainer.config.own import HF_DATASET, problems_of_own
@@ -29,6 +30,7 @@ def folders(workdir: Path) -> Path:
         (workdir / name).mkdir()
     for name in ("shape/config.json", "whole/config.json", "whole/model.safetensors", "rows/0.parquet"):
         (workdir / name).touch()
+    save_parquet(workdir / "table" / "0.parquet", {"text": ["a", "b"], "label": [0, 1]})
     return workdir
 
 
@@ -52,6 +54,15 @@ def folders(workdir: Path) -> Path:
         (
             [TABLE, "data.root=rows", "data.text_column=a", "data.ids_column=b"],
             r"data\.text_column and data\.ids_column",
+        ),
+        (
+            [TABLE, "data.root=table", "data.label_column=lable"],
+            r"no such column\n.*did you mean data\.label_column=label",
+        ),
+        ([TABLE, "data.root=rows", "data.text_column=a"], r"0\.parquet cannot be read"),
+        (
+            ["data=mixture", f"data.sources={{a: {{_target_: {HF_DATASET}, root: table, text_column: txt}}}}"],
+            r"data\.sources\.a\.text_column=txt: there is no such column\n.*data\.sources\.a\.text_column=text",
         ),
         (
             ["data=mixture", f"data.sources={{a: {{_target_: {HF_DATASET}, root: nowhere}}}}"],
@@ -93,6 +104,7 @@ def test_each_mistake_is_one_problem(overrides: list[str], message: str) -> None
     [
         [*MIXTURE, "data.weights={a: 1, b: 0.5}", "data.samples=10"],
         [TABLE, "data.root=rows"],
+        [TABLE, "data.root=table", "data.text_column=text", "data.label_column=label"],
         ["data=text", "data.root=rows"],
         ["data=text", "data.root=shape/config.json"],
         ["data=image_folder", "data.root=rows"],

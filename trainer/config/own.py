@@ -92,7 +92,7 @@ def _data(node: dict[str, Any]) -> Iterator[UserError]:
 
 def _tables(where: str, node: dict[str, Any], cwd: Path, here: bool) -> Iterator[TrainerError]:
     """`here`: the job runs on this machine, so that what is not there will not be there."""
-    from trainer.data.tables import find_tables, require_one_kind
+    from trainer.data.tables import COLUMN_OPTIONS, find_tables, require_column, require_one_kind
 
     root = node.get("root")
     if node.get("_target_") != HF_DATASET or not isinstance(root, str):
@@ -100,10 +100,16 @@ def _tables(where: str, node: dict[str, Any], cwd: Path, here: bool) -> Iterator
     path = cwd / Path(root).expanduser()
     try:
         require_one_kind({key: node.get(key) for key in ("text_column", "ids_column", "image_column")})
+        named = [(option, node[option]) for option in COLUMN_OPTIONS if isinstance(node.get(option), str)]
         if here or path.is_dir():
-            find_tables(path)
+            tables = find_tables(path)
+            there = tables.columns() if named and find_spec("pyarrow") is not None else []
+            for option, column in named if there else []:
+                require_column(option, column, there)
     except UserError as error:
-        yield UserError(error.message.replace(f"data.root={path}", f"{where}.root={root}"), error.fix)
+        message = error.message.replace(f"data.root={path}", f"{where}.root={root}")
+        options = re.compile(rf"\bdata\.({'|'.join(COLUMN_OPTIONS)})\b")
+        yield UserError(*(options.sub(rf"{where}.\1", text) for text in (message, error.fix)))
     if find_spec("pyarrow") is None:
         yield EnvironmentFault("data=hf_dataset needs pyarrow", "pip install 'trainer[datasets]'")
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from trainer.config.near import did_you_mean, listed
+from trainer.config.near import listed
 from trainer.data.arrays import ArrayDataModule
 from trainer.data.labelled_text import LabelledText
 from trainer.data.picture_table import PictureTable
-from trainer.data.tables import find_tables, require_one_kind
+from trainer.data.tables import find_tables, require_column, require_one_kind
 from trainer.data.text_table import TextTable, TokenTable
 from trainer.errors import UserError
 
@@ -81,10 +81,7 @@ def hf_dataset(
 def _column(key: str, given: str | None, usual: Sequence[str], there: Sequence[str]) -> str | None:
     if given is None:
         return next((name for name in usual if name in there), None)
-    if given not in there:
-        hint = did_you_mean(given, there, prefix=f"data.{key}=")
-        raise UserError(f"data.{key}={given}: there is no such column", f"{hint}there are {listed(there)}")
-    return given
+    return require_column(key, given, there)
 
 
 def _fix(key: str, there: Sequence[str]) -> str:

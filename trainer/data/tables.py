@@ -8,12 +8,13 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from trainer.config.near import did_you_mean, listed
 from trainer.data.files import SPLITS
 from trainer.errors import EnvironmentFault, UserError
 
@@ -78,6 +79,18 @@ def find_tables(root: Path) -> Tables:
         fix = "name a folder that save_to_disk() wrote, or one with *.parquet or *.arrow, some of them to train on"
         raise UserError(f"data.root={root} has {there}", fix)
     return Tables(root, files)
+
+
+COLUMN_OPTIONS = ("text_column", "ids_column", "image_column", "label_column")
+"""Arguments of `hf_dataset` that name a column."""
+
+
+def require_column(option: str, given: str, there: Sequence[str]) -> str:
+    """`given`; raises UserError where it is no column. `there`: those that are."""
+    if given not in there:
+        hint = did_you_mean(given, there, prefix=f"data.{option}=")
+        raise UserError(f"data.{option}={given}: there is no such column", f"{hint}there are {listed(there)}")
+    return given
 
 
 def require_one_kind(columns: Mapping[str, str | None]) -> None:
