@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from types import MethodType
 from typing import Any
@@ -22,6 +23,7 @@ from trainer.config.batch import BatchPlan
 from trainer.config.build import accepts, instantiate, locate
 from trainer.config.schema import Config
 from trainer.data.loader import evaluation, first_samples, resumable
+from trainer.errors import UserError
 from trainer.models.sync_batch_norm import synchronised
 from trainer.strategies.deferred import construct
 from trainer.worker import fine_tuning
@@ -149,7 +151,14 @@ def build_module(
     node = {
         key: data.facts[key] if value is None and key in data.facts else value for key, value in config.model.items()
     }
-    model = construct(lambda: instantiate(node, where="model")) if defer else instantiate(node, where="model")
+    try:
+        model = construct(lambda: instantiate(node, where="model")) if defer else instantiate(node, where="model")
+    except (TypeError, AttributeError) as error:
+        unknown = [f"model.{key}" for key, value in node.items() if value is None and _is_required(node, key)]
+        if not unknown:
+            raise
+        problem = f"{' and '.join(unknown)}: null, and this data does not say it; the model could not be made ({error})"
+        raise UserError(problem, "choose a model for this kind of data, or set it") from error
     if isinstance(model, LightningModule):
         module = model
     else:
@@ -163,6 +172,12 @@ def build_module(
     if not is_overridden("configure_optimizers", module, LightningModule):
         module.configure_optimizers = MethodType(_configure_optimizers(config, total_steps), module)  # type: ignore[method-assign]
     return module
+
+
+def _is_required(node: Mapping[str, Any], key: str) -> bool:
+    """Whether the target of `node` must be given this argument."""
+    parameter = inspect.signature(locate(node["_target_"], "model._target_")).parameters.get(key)
+    return parameter is not None and parameter.default is parameter.empty
 
 
 def _configure_optimizers(
