@@ -4,7 +4,7 @@
     .venv/bin/python benchmarks/overhead.py             one rank, then two; about eight minutes on two quiet cores
     .venv/bin/python benchmarks/overhead.py --keep      also writes benchmarks/results/overhead.md
 
-One training of a small ResNet, in which the watching is switched on and off every few steps: on, off, off, on. Memory,
+One training of a small ResNet, in which the watching is switched on and off every two steps. Memory,
 caches and processes are the same, and what else the machine does hits both; two trainings side by side differ by
 more than what is looked for. Nothing is logged, which is the metrics' cost. The two halves without, compared among
 themselves, tell what the measurement cannot see. Exit code 1 when the target is missed.
@@ -26,11 +26,16 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 TARGET = 1.005
-ON = (0, 3)
-"""The blocks of each four in which the training is watched; also for `overhead_case.py`."""
 TRIM = 0.05
 """Of the fours, at either end: the machine did something else there."""
 TIMEOUT_S = 1800
+
+
+def is_on(block: int) -> bool:
+    """Whether the training is watched in this block: of each four in the outer or in the inner two, by chance, so that
+    nothing that comes every so many steps falls into one kind only. Also for `overhead_case.py`."""
+    four, place = divmod(block, 4)
+    return (place in (0, 3)) != (random.Random(four).random() < 0.5)
 
 
 def run_case(ranks: int, rounds: int, count: int) -> list[list[float]]:
@@ -48,31 +53,34 @@ def run_case(ranks: int, rounds: int, count: int) -> list[list[float]]:
 
 
 def summarise(costs: list[list[float]]) -> dict[str, dict[str, float]]:
-    """Of each four blocks on, off, off, on: those with over those without; and of the two without, first to second."""
-    fours = [blocks[first : first + 4] for blocks in costs for first in range(0, len(blocks) - 3, 4)]
-    off = [[four[place] for place in range(4) if place not in ON] for four in fours]
-    with_us = [sum(four[place] for place in ON) for four in fours]
-    on = _ratio(with_us, [sum(pair) for pair in off])
-    on_us = sum(with_us) / len(with_us) / len(ON)
+    """Of each four blocks those with over those without; and of the two without, first to second."""
+    on: list[list[float]] = []
+    off: list[list[float]] = []
+    for blocks in costs:
+        for first in range(0, len(blocks) - 3, 4):
+            for watched, pairs in ((True, on), (False, off)):
+                pairs.append([blocks[block] for block in range(first, first + 4) if is_on(block) == watched])
+    ratio = _ratio([sum(pair) for pair in on], [sum(pair) for pair in off])
+    on_us = sum(map(sum, on)) / len(on) / 2
     return {
-        "on": {"cpu_us": on_us, **on},
-        "off, first to second": {"cpu_us": on_us / on["ratio"], **_ratio(*map(list, zip(*off, strict=True)))},
+        "on": {"cpu_us": on_us, **ratio},
+        "off, first to second": {"cpu_us": on_us / ratio["ratio"], **_ratio(*map(list, zip(*off, strict=True)))},
     }
 
 
 def _ratio(above: list[float], below: list[float]) -> dict[str, float]:
-    """Of the sums, because what happens once a second falls into few blocks, without the `TRIM` of the fours that are
-    furthest out at either end; the error by the bootstrap."""
-    pairs = sorted(zip(above, below, strict=True), key=lambda pair: pair[0] / pair[1])
-    cut = int(len(pairs) * TRIM)
-    kept = pairs[cut : len(pairs) - cut]
+    """Of the sums, because what happens once a second falls into few blocks; the error by the bootstrap."""
+    pairs = list(zip(above, below, strict=True))
     draw = random.Random(0)
-    again = [_of_sums(draw.choices(kept, k=len(kept))) for _ in range(1000)]
-    return {"ratio": _of_sums(kept), "error": statistics.pstdev(again), "fours": len(kept)}
+    again = [_of_sums(draw.choices(pairs, k=len(pairs))) for _ in range(300)]
+    return {"ratio": _of_sums(pairs), "error": statistics.pstdev(again), "fours": len(pairs)}
 
 
 def _of_sums(pairs: list[tuple[float, float]]) -> float:
-    return sum(one for one, _ in pairs) / sum(other for _, other in pairs)
+    """Without the `TRIM` of them that are furthest out at either end."""
+    cut = int(len(pairs) * TRIM)
+    kept = sorted(pairs, key=lambda pair: pair[0] / pair[1])[cut : len(pairs) - cut]
+    return sum(one for one, _ in kept) / sum(other for _, other in kept)
 
 
 def table(found: dict[int, dict[str, dict[str, float]]], loads: dict[int, str]) -> str:
@@ -110,7 +118,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--ranks", type=int, choices=(1, 2), action="append", help="default: 1 and 2")
     parser.add_argument("--rounds", type=int, default=2, help="new processes each; default: 2")
-    parser.add_argument("--blocks", type=int, default=800, help="of 5 measured steps, a round; default: 800")
+    parser.add_argument("--blocks", type=int, default=2400, help="of two steps, a round; default: 2400")
     parser.add_argument("--keep", action="store_true", help="write the table to benchmarks/results")
     options = parser.parse_args()
     found, loads = {}, {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -11,9 +12,9 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Trainer
-from overhead import ON
+from overhead import is_on
 from parity_data import CASES, Batches
-from parity_turns import Blocks, Pace, Train, in_turn, started
+from parity_turns import Blocks, Pace, Ranks
 from parity_variants import config_of
 
 from trainer.runs.directory import RunDirectory
@@ -25,25 +26,40 @@ from trainer.worker.process import Rank
 CASE = "resnet"
 BATCH = {1: 20, 2: 14}
 """Samples a rank, which take about 20 ms of CPU time on the machine that this was written on."""
+STEPS = 2
+"""A block: the machine's own speed changes within tens of steps."""
+WARM_UP = 10
+REPORTED = 40
+"""Blocks: those that do not count, and those after which the costs are told."""
 WATCHERS = ("Guard", "StepClock", "Boundary", "DeviceTime", "MemoryReport")
-LEAST_HOOKS = 4
-"""The guard's two and the clock's two: else something else than the watching is measured."""
+LEAST_HOOKS = 2
+"""The guard's and the clock's: else something else than the watching is measured. That the loop notes the loss and
+the time for both (about 1 us) is on in all blocks."""
 
 
 class Switch:
-    """Between the pace and the batches: from block to block the training is watched or not."""
+    """In the place of the pace: from block to block the training is watched or not. It does not stop in between."""
 
     def __init__(self, pace: Pace, heartbeat: Heartbeat) -> None:
         self._pace, self._heartbeat = pace, heartbeat
         self._write = heartbeat.write
         self._hooks: dict[bool, dict[str, list[Any]]] = {}
+        self._costs: list[float] = []
+        self._began = 0.0
         self.trainer: Trainer
 
     def at_fetch(self, number: int) -> None:
-        self._pace.at_fetch(number)
-        block, place = divmod(number, self._pace.blocks.length)
-        if place == 0:
-            self._turn(block > 0 and (block - 1) % 4 in ON)
+        length = self._pace.blocks.length
+        block, place = divmod(number, length)
+        if place:
+            return
+        if block > WARM_UP:
+            self._costs.append((time.process_time() - self._began) / length * 1e6)
+        if len(self._costs) == REPORTED:
+            self._pace.tell(self._costs)
+            self._costs.clear()
+        self._turn(block >= WARM_UP and is_on(block - WARM_UP))
+        self._began = time.process_time()
 
     def _turn(self, on: bool) -> None:
         plan = self.trainer.fit_loop.epoch_loop.plan
@@ -94,12 +110,16 @@ def measure(ranks: int, rounds: int, count: int, folder: Path) -> None:
     """In the process that has imported all: [[CPU us a step of a block, ...] a round] into `folder`."""
     run.silence_known_warnings()
     CASES[CASE] = replace(CASES[CASE], batch_size=BATCH[ranks])
-    blocks = Blocks(count, settle=1, measured=5)
-    costs = []
+    blocks = Blocks(WARM_UP + count, settle=0, measured=STEPS)
+    costs: list[list[float]] = []
     for number in range(rounds):
-        variants: dict[str, Train] = {"switched": partial(watched, blocks.steps)}
-        with started(variants, ranks, blocks, folder / str(number)) as running:
-            costs.append([cost[0] for cost in in_turn(running, blocks)["switched"]])
+        running = Ranks(partial(watched, blocks.steps), ranks, blocks, folder / str(number))
+        try:
+            costs.append([])
+            while len(costs[-1]) < count - count % REPORTED:
+                costs[-1] += running.reached()
+        finally:
+            running.kill()
     (folder / "found.json").write_text(json.dumps(costs))
 
 

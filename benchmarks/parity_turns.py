@@ -54,6 +54,9 @@ class Pace:
         self._conductor = conductor
         self._begun = (0.0, 0.0, 0.0)
 
+    def tell(self, cost: Cost | list[float]) -> None:
+        self._conductor.send(cost)
+
     def at_fetch(self, number: int) -> None:
         """`number` counts the batches of the training from 0."""
         place = number % self.blocks.length
@@ -64,7 +67,7 @@ class Pace:
                 (now - begun) / self.blocks.measured * scale
                 for now, begun, scale in zip(_now(), self._begun, (1e6, 1e6, 1), strict=True)
             ]
-            self._conductor.send(cost)
+            self.tell((cost[0], cost[1], cost[2]))
             if not self._conductor.poll(WAIT_S):
                 raise TimeoutError("the conductor of the turns is gone")
             self._conductor.recv()
@@ -98,10 +101,10 @@ class Ranks:
             self._processes.append(process)
             self._ends.append(mine)
 
-    def reached(self) -> Cost:
-        """Wait until every rank is at the end of its turn; the mean cost of it."""
+    def reached(self) -> tuple[float, ...]:
+        """Wait until every rank has told a cost; their mean."""
         costs = [self._receive(end) for end in self._ends]
-        return tuple(round(sum(values) / len(values), 1) for values in zip(*costs, strict=True))  # type: ignore[return-value]
+        return tuple(round(sum(values) / len(values), 1) for values in zip(*costs, strict=True))
 
     def go(self) -> None:
         for end in self._ends:
@@ -141,9 +144,9 @@ def started(variants: dict[str, Train], world_size: int, blocks: Blocks, folder:
             ranks.kill()
 
 
-def in_turn(running: dict[str, Ranks], blocks: Blocks) -> dict[str, list[Cost]]:
+def in_turn(running: dict[str, Ranks], blocks: Blocks) -> dict[str, list[tuple[float, ...]]]:
     """Train all the blocks, each other time in reversed order; the costs of the measured ones."""
-    costs: dict[str, list[Cost]] = {name: [] for name in running}
+    costs: dict[str, list[tuple[float, ...]]] = {name: [] for name in running}
     for number in range(1 + blocks.count):
         for name in list(running)[:: -1 if number % 2 else 1]:
             running[name].go()

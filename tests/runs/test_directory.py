@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import subprocess
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -104,17 +105,40 @@ def test_outside_git_only_code_is_taken_and_never_the_runs(tmp_path: Path) -> No
     assert taken == ["pictures/load.py"]
 
 
-def test_a_live_file_is_replaced_whole_and_an_empty_one_is_none(tmp_path: Path) -> None:
+def test_a_live_file_is_overwritten_and_half_of_it_is_none(tmp_path: Path) -> None:
     path = tmp_path / "rank-0.json"
-    write_live(path, json.dumps({"x": 1}))
-    write_live(path, json.dumps({"x": 2}))
-    assert (read_json(path), path.stat().st_mode & 0o777) == ({"x": 2}, 0o600)
-    with pytest.raises(TypeError):
-        write_live(path, None)  # type: ignore[arg-type]
+    long, short = {"x": 1, "y": "y" * 3000}, {"x": 2, "y": "z"}
+    write_live(path, long)
+    inode, longest = path.stat().st_ino, path.stat().st_size
+    assert read_live(path) == long
+    write_live(path, short)
+    assert (read_live(path), path.stat().st_ino, path.stat().st_mode & 0o777) == (short, inode, 0o600)
+    assert path.stat().st_size < longest
+    assert {name: read_json(path)[name] for name in short} == short  # plain JSON for whoever else reads it
     assert [one.name for one in tmp_path.iterdir()] == ["rank-0.json"]
-    for content in ("", '{"x": ', "[1]"):
+    whole = path.read_text()
+    for content in ("", '{"x": ', "[1]", whole[:9], whole.replace('"x": 2', '"x": 3'), whole.replace('"z"', '"')):
         path.write_text(content)
         assert read_live(path) == {}
+    path.write_text('{"x": 4}')  # of an older version
+    assert read_live(path) == {"x": 4}
+
+
+def test_who_reads_a_live_file_while_it_is_written_sees_the_old_or_the_new(tmp_path: Path) -> None:
+    path = tmp_path / "rank-0.json"
+    written = [{"step": step, "steps": [step] * (1 + step % 400)} for step in range(2000)]
+    write_live(path, written[0])
+    writer = threading.Thread(target=lambda: [write_live(path, one) for one in written])
+    writer.start()
+    seen = []
+    while writer.is_alive():
+        seen.append(read_live(path))
+    writer.join()
+    assert all(one in ({}, written[one.get("step", 0)]) for one in seen)
+    steps = [one["step"] for one in seen if one]
+    assert steps == sorted(steps)
+    assert len(set(steps)) > 10
+    assert read_live(path) == written[-1]
 
 
 def test_files_are_replaced_whole_and_events_survive_a_cut_line(tmp_path: Path) -> None:

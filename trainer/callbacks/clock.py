@@ -6,7 +6,7 @@ whatever the number of listeners.
 
 from __future__ import annotations
 
-import time
+from time import perf_counter
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from trainer.callbacks.boundary import Boundary
 from trainer.callbacks.metrics import TrainMetrics
 from trainer.worker.collectives import Timeouts
 from trainer.worker.heartbeat import Heartbeat
+from trainer.worker.loop_plan import noted_by_the_loop
 
 
 class StepClock(Callback):
@@ -24,22 +25,24 @@ class StepClock(Callback):
     It goes behind the user's callbacks, which have then seen the step that the boundary may save.
     """
 
-    only_looks = True
-    """The loop need not copy the loss for it (`worker/loop_plan.py`)."""
-
     def __init__(self, metrics: TrainMetrics, boundary: Boundary, heartbeat: Heartbeat, timeouts: Timeouts) -> None:
         self.step = 0
         self._timeouts = timeouts
         self._metrics = metrics
         self._boundary = boundary
         self._heartbeat = heartbeat
+        self._next_step = 0
+        """At which a listener wants to be called."""
         self._accumulate = 1
         self._batches = 0
+        self._loop: Any = None
         self._is_first_step = True
         self._batch_ended = self._forward_ended = 0.0
+        """The latter where the loop does not note it."""
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.step = trainer.global_step
+        self.step, self._next_step = trainer.global_step, 0
+        self._loop = trainer.fit_loop.epoch_loop
         self._accumulate = trainer.accumulate_grad_batches
         batches = trainer.num_training_batches
         self._batches = 0 if batches == float("inf") else int(batches)
@@ -50,32 +53,41 @@ class StepClock(Callback):
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._heartbeat.update(epoch=trainer.current_epoch)
-        self._batch_ended = time.perf_counter()
+        self._batch_ended = perf_counter()
 
+    @noted_by_the_loop
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: torch.Tensor) -> None:
-        self._forward_ended = time.perf_counter()
+        self._forward_ended = perf_counter()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        now, before = time.perf_counter(), self._batch_ended
-        self._heartbeat.batches.append((self._forward_ended - before, now - before))
+        now, before, heartbeat = perf_counter(), self._batch_ended, self._heartbeat
         self._batch_ended = now
-        step = self.step + 1
+        heartbeat.batches.append((max(self._forward_ended, self._loop.forward_ended) - before, now - before))
+        step, number = self.step + 1, batch_idx + 1
+        steps = number % self._accumulate == 0 or number == self._batches
+        if steps:
+            self.step = heartbeat.step = step
+        if step >= self._next_step:
+            self._tell(trainer, pl_module, outputs, step, steps)
+
+    def _tell(self, trainer: Trainer, module: LightningModule, outputs: Any, step: int, steps: bool) -> None:
+        """Call those who asked for this step; `steps`: this micro-batch is its last."""
         if step >= self._metrics.next_step:
-            self._metrics.on_output(pl_module, outputs)
-        if (batch_idx + 1) % self._accumulate and batch_idx + 1 != self._batches:
+            self._metrics.on_output(module, outputs)
+        if not steps:
             return
-        self.step = self._heartbeat.step = step
         if self._is_first_step:
             self._is_first_step = False
             self._heartbeat.update(phase="train")
             self._timeouts.on_first_step()
         if step >= self._metrics.next_step:
-            self._metrics.on_step(trainer, pl_module, step)
+            self._metrics.on_step(trainer, module, step)
         if step >= self._boundary.next_step:
-            self._boundary.on_step(trainer, pl_module, step)
-            self._batch_ended = time.perf_counter()
+            self._boundary.on_step(trainer, module, step)
+            self._batch_ended = perf_counter()
+        self._next_step = min(self._metrics.next_step, self._boundary.next_step)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._heartbeat.update(phase="validate")
@@ -87,4 +99,4 @@ class StepClock(Callback):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._metrics.resume()
         self._heartbeat.update(phase="train")
-        self._batch_ended = time.perf_counter()
+        self._batch_ended = perf_counter()

@@ -27,6 +27,7 @@ from trainer.callbacks.spikes import Spikes
 from trainer.config.schema import ResilienceOptions
 from trainer.errors import TrainerError
 from trainer.runs.directory import RunDirectory
+from trainer.worker.loop_plan import noted_by_the_loop
 
 _EVENTS = ("not_finite", "loss_spike")
 _DONE = {"stop": "stopped", "skip": "skipped", "rollback": "rolled back"}
@@ -50,13 +51,12 @@ class _Pending:
     arrived: Any
     epoch: int
     batch_idx: int
+    losses: list[torch.Tensor]
+    """Of its micro-batches on this rank."""
 
 
 class Guard(Callback):
     """`group` is the CPU (gloo) group; None for one rank."""
-
-    only_looks = True
-    """The loop need not copy the loss for it (`worker/loop_plan.py`)."""
 
     def __init__(
         self,
@@ -69,7 +69,9 @@ class Guard(Callback):
         self._spikes = None if options.spike_z is None else Spikes(options.spike_z)
         self._skips = self._policy == "skip" or (self._spikes is not None and self._on_spike == "skip")
         self._directory, self._attempt, self._group = directory, attempt, group
+        self._loop: Any = None
         self._losses: list[torch.Tensor] = []
+        """Where the loop does not note them."""
         self._pending: deque[_Pending] = deque()
         self._known: set[int] = set()
         """Steps that went bad in an attempt before this one, and were rolled back."""
@@ -89,6 +91,7 @@ class Guard(Callback):
             self._spikes.losses.extend(state_dict.get("losses", []))
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._loop = trainer.fit_loop.epoch_loop
         self._by_loss = _has_no_gradients(trainer)
         sharded = any(isinstance(parameter, DTensor) for parameter in pl_module.parameters())
         self._sums = trainer.world_size > 1 and (sharded or self._by_loss or self._spikes is not None)
@@ -103,22 +106,22 @@ class Guard(Callback):
             torch.distributed.broadcast_object_list(known, src=0, group=self._group)
         self._known = set(known[0])
 
+    @noted_by_the_loop
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: torch.Tensor) -> None:
-        # To detach it costs 8 us. Kept until the step's last backward pass, it would hold the graphs of those before.
-        self._losses.append(loss if trainer.accumulate_grad_batches == 1 else loss.detach())
+        self._losses.append(loss.detach())
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
+        losses, self._losses = self._losses or self._loop.losses, []
         if self._looks_quickly:
             quick = self._quick.get(id(optimizer))
             if quick is None:
                 quick = self._quick[id(optimizer)] = QuickLook(optimizer)
             if quick.is_finite():
-                self._losses.clear()
                 return
-        value = self._value(optimizer)
+        value = self._value(optimizer, losses)
         step = trainer.global_step + 1
         batch_idx = trainer.fit_loop.epoch_loop.batch_progress.current.ready - 1
-        pending = _Pending(step, value, None, trainer.current_epoch, batch_idx)
+        pending = _Pending(step, value, None, trainer.current_epoch, batch_idx, losses)
         if value.device.type == "cpu" or self._skips or step in self._known:
             self._judge(pending, trainer, pl_module, optimizer)
         else:
@@ -127,25 +130,24 @@ class Guard(Callback):
             pending.arrived.record()
             self._pending.append(pending)
             self._read(trainer, pl_module, wait=False)
-        self._losses.clear()
 
     def flush(self, trainer: Trainer) -> None:
         """Before a save: what has not been read yet is read now."""
         self._read(trainer, trainer.lightning_module, wait=True)
 
-    def _value(self, optimizer: Any) -> torch.Tensor:
+    def _value(self, optimizer: Any, losses: list[torch.Tensor]) -> torch.Tensor:
         """[a number that is not finite when anything of this step is not], and where spikes are looked for the sum of
         the ranks' losses."""
         gradients = [] if self._by_loss else _gradients(optimizer)
         if gradients:
             value = _bad_on_cpu(gradients) if gradients[0].device.type == "cpu" else _sum_of_norms(gradients)
-        elif self._losses:
-            value = torch.stack(self._losses).detach().sum()
+        elif losses:
+            value = torch.stack(losses).sum()
         else:
             value = torch.zeros(())
-        if self._spikes is not None and self._losses:
+        if self._spikes is not None and losses:
             # Each is its micro-batch's part of the step's mean.
-            value = torch.stack([value.float(), torch.stack(self._losses).detach().sum().float()])
+            value = torch.stack([value.float(), torch.stack(losses).sum().float()])
         if self._sums:
             value = value.float()
             torch.distributed.all_reduce(value)
@@ -213,7 +215,7 @@ class Guard(Callback):
 
     def _everyone(self, pending: _Pending, trainer: Trainer, module: LightningModule) -> list[Any]:
         """What each rank knows of the step; the ranks tell each other."""
-        losses = [loss.item() for loss in self._losses]
+        losses = [loss.item() for loss in pending.losses]
         mine = {
             "loss": next((loss for loss in losses if not math.isfinite(loss)), None),
             "parameter": None if self._by_loss else _first_bad(module),

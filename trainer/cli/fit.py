@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections import Counter
 from pathlib import Path
@@ -15,6 +14,7 @@ from trainer.cluster import launchers
 from trainer.config.compose import printed
 from trainer.errors import DONE, INTERRUPTED, UserError
 from trainer.planner.write import expand
+from trainer.runs.files import read_live
 
 _DESCRIPTION = """Train: compose the job, check it, launch it and follow it until it ends.
 Ctrl-C saves a checkpoint and stops; `trainer resume` goes on."""
@@ -130,8 +130,5 @@ def _state(run: Any) -> str:
 
 def _best(run: Any) -> str:
     """The best metric that the last heartbeat of the first rank has."""
-    try:
-        best = json.loads((run.live_dir / "rank-0.json").read_text()).get("best")
-    except (OSError, ValueError):
-        return ""
+    best = read_live(run.live_dir / "rank-0.json").get("best")
     return f"{best['metric']} {best['value']:.4g}" if best else ""

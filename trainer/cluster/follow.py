@@ -22,7 +22,7 @@ from trainer.cluster.jobs import is_over, states_of
 from trainer.cluster.node import request_stop
 from trainer.errors import DONE, ENVIRONMENT_MUST_CHANGE, INTERRUPTED, JOB_FAILED, USER_MUST_CHANGE
 from trainer.runs.directory import RunDirectory
-from trainer.runs.files import write_atomic
+from trainer.runs.files import read_live, write_atomic
 from trainer.runs.state import state_of
 
 POLL_S = 0.2
@@ -247,10 +247,7 @@ class Follower:
         return record if record and not record.get("restarted") else None
 
     def _heartbeat(self) -> dict[str, Any]:
-        try:
-            return dict(json.loads((self.run.live_dir / "rank-0.json").read_text()))
-        except (OSError, ValueError):
-            return {}
+        return read_live(self.run.live_dir / "rank-0.json")
 
 
 def _command() -> str:

@@ -18,7 +18,7 @@ from trainer.cluster.torchrun import Place
 from trainer.errors import DONE, HUNG, JOB_FAILED, NEVER_RESTART, REQUEUE
 from trainer.resilience.hang import HangWatcher
 from trainer.runs.directory import RunDirectory
-from trainer.runs.files import write_atomic
+from trainer.runs.files import read_live, write_atomic
 
 WORKER = "trainer.worker"
 POLL_S = 0.1
@@ -244,7 +244,5 @@ class Supervisor:
 
 def last_step(run: RunDirectory) -> int | None:
     """The step in the first rank's last heartbeat."""
-    try:
-        return int(json.loads((run.live_dir / "rank-0.json").read_text())["step"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+    step = read_live(run.live_dir / "rank-0.json").get("step")
+    return None if step is None else int(step)

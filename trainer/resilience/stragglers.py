@@ -9,12 +9,13 @@ inside of the forward pass, and so wait for each other there, too: what tells th
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from trainer.runs.files import read_live
 
 LEAST_BATCHES = 16
 """A median of fewer says nothing."""
@@ -117,12 +118,12 @@ def read_paces(live_dir: Path, attempt: int, world_size: int) -> list[Pace]:
     found = []
     for rank in range(world_size):
         try:
-            beat = json.loads((live_dir / f"rank-{rank}.json").read_text())
+            beat = read_live(live_dir / f"rank-{rank}.json")
             if beat["attempt"] != attempt or beat["phase"] != "train" or beat["batches"] < LEAST_BATCHES:
                 return []
             measures = {name: float(beat[name]) for name in _MEASURES if name in beat}
             device = str(beat.get("device", "cpu"))
             found.append(Pace(rank, str(beat["host"]), device, float(beat["batch_s"]), measures))
-        except (OSError, ValueError, KeyError, TypeError):  # not there yet
+        except (ValueError, KeyError, TypeError):  # not there yet
             return []
     return found

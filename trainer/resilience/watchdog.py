@@ -5,13 +5,14 @@ The clock is the watcher's own: what counts is when it *saw* a heartbeat's place
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from trainer.runs.files import read_live
 
 STACKS_SUFFIX = ".stacks"
 """`logs/attempt-NN/rank-R.stacks`: what the rank was doing when it was asked (SIGUSR2)."""
@@ -109,7 +110,7 @@ def read_places(live_dir: Path, attempt: int) -> list[Place]:
     found = []
     for path in live_dir.glob("rank-*.json"):
         try:
-            beat = json.loads(path.read_text())
+            beat = read_live(path)
             if beat["attempt"] != attempt:
                 continue
             found.append(
@@ -122,7 +123,7 @@ def read_places(live_dir: Path, attempt: int) -> list[Place]:
                     int(beat.get("progress", 0)),
                 )
             )
-        except (OSError, ValueError, KeyError, TypeError):  # being written, or of a worker that knows no better
+        except (ValueError, KeyError, TypeError):  # not to be read, or of a worker that knows no better
             continue
     return sorted(found, key=lambda place: place.rank)
 

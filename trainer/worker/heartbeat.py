@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import socket
 import statistics
@@ -18,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer.cluster import processes
-from trainer.runs.files import read_json, write_live
+from trainer.runs.files import read_live, write_live
 from trainer.worker.process import Rank
 
 BATCHES_OF_MEDIAN = 64
@@ -95,7 +94,7 @@ class Heartbeat:
             self._seen, self._moved = (self.step, fields["phase"]), now
         try:
             beat = {"time": now, "moved": self._moved, "step": self.step, "progress": self.progress, **fields}
-            write_live(self.path, json.dumps(beat))
+            write_live(self.path, beat)
         except OSError:
             pass
 
@@ -114,8 +113,9 @@ class Heartbeat:
         found: dict[str, float] = {"batches": len(self.batches)}
         batches, forwards = list(self.batches), list(self.forwards)
         if batches:
-            found["own_s"] = round(statistics.median(own_s for own_s, _ in batches), 6)
-            found["batch_s"] = round(statistics.median(batch_s for _, batch_s in batches), 6)
+            own_s, batch_s = zip(*batches, strict=True)
+            found["own_s"] = round(statistics.median(own_s), 6)
+            found["batch_s"] = round(statistics.median(batch_s), 6)
         if data := list(self.data):
             found["data_s"] = round(statistics.median(data), 6)
         if forwards:
@@ -125,10 +125,10 @@ class Heartbeat:
     def _keep_the_last_attempts(self) -> None:
         """This rank's heartbeat of the attempt before this one goes beside it."""
         try:
-            before = read_json(self.path, {})
+            before = read_live(self.path)
             if before.get("attempt", self._fields["attempt"]) != self._fields["attempt"]:
                 os.rename(self.path, self.path.parent / f"attempt-{before['attempt']:02d}-{self.path.name}")
-        except (OSError, ValueError):  # unreadable: it is written anew
+        except OSError:
             pass
 
     def _beat(self) -> None:

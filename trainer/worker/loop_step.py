@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from time import perf_counter
 from typing import Any
 
 import torch
@@ -24,6 +25,14 @@ class LeanOptimization(_TrainingEpochLoop):
     """What `_AutomaticOptimization`, the strategy and the precision plugin do together, in one place."""
 
     _outputs: dict[str, Any] | None = None
+    forward_ended = 0.0
+    """By `perf_counter`, of the last micro-batch."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.losses: list[Tensor] = []
+        """Of the step's micro-batches so far: each one's part of the step's loss, detached and as it
+        goes backward; a new list a step."""
 
     def _call(self, plan: Plan, name: str, *arguments: Any) -> None:
         hooks = plan.hooks[name]
@@ -93,8 +102,10 @@ class LeanOptimization(_TrainingEpochLoop):
                 return self._closure(plan, batch, batch_idx)
         accumulate = self.trainer.accumulate_grad_batches
         zeroes = batch_idx % accumulate == 0
-        if zeroes and plan.frees_gradients_early:
-            plan.strategy._optimizers[0].zero_grad()
+        if zeroes:
+            self.losses = []
+            if plan.frees_gradients_early:
+                plan.strategy._optimizers[0].zero_grad()
         module = plan.module.__dict__
         outer, module[FX] = module[FX], "training_step"
         output = plan.training_step(batch, batch_idx) if plan.takes_batch_idx else plan.training_step(batch)
@@ -105,10 +116,12 @@ class LeanOptimization(_TrainingEpochLoop):
         if loss is None:
             self._outputs = {}
             return None
-        shown = loss.detach()
+        learnt = shown = loss.detach()
         if plan.copies_loss:
-            shown = shown.clone()
+            shown = learnt.clone()
         self._outputs = {"loss": shown, **extra} if extra else {"loss": shown}
+        self.losses.append(learnt)
+        self.forward_ended = perf_counter()
         self._backward(plan, loss)
         return shown
 
