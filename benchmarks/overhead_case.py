@@ -24,7 +24,7 @@ from trainer.worker.heartbeat import Heartbeat
 from trainer.worker.process import Rank
 
 CASE = "resnet"
-BATCH = {1: 20, 2: 14}
+BATCH = {1: 24, 2: 18}
 """Samples a rank, which take about 20 ms of CPU time on the machine that this was written on."""
 STEPS = 2
 """A block: the machine's own speed changes within tens of steps."""
@@ -32,6 +32,7 @@ WARM_UP = 10
 REPORTED = 40
 """Blocks: those that do not count, and those after which the costs are told."""
 WATCHERS = ("Guard", "StepClock", "Boundary", "DeviceTime", "MemoryReport")
+NEVER_S = 1e6
 LEAST_HOOKS = 2
 """The guard's and the clock's: else something else than the watching is measured. That the loop notes the loss and
 the time for both (about 1 us) is on in all blocks."""
@@ -80,7 +81,7 @@ def _nothing() -> None:
     pass
 
 
-def watched(steps: int, pace: Pace, folder: Path) -> None:
+def watched(steps: int, agrees: bool, pace: Pace, folder: Path) -> None:
     """Train one rank as `trainer fit` does, and turn the switch."""
     torch.set_num_threads(1)
     rank = Rank.from_environment()
@@ -99,21 +100,21 @@ def watched(steps: int, pace: Pace, folder: Path) -> None:
     config = config_of(CASE, steps, rank, folder)
     config.trainer.log_every_n_steps = 10**9
     # The clock counts watched steps, half of all: by its reckoning the ranks would agree twice as often as they do.
-    config.resilience.agree_every_s *= 2
+    config.resilience.agree_every_s = 2 * config.resilience.agree_every_s if agrees else NEVER_S
     heartbeat.on_beat = FlightRecorder(directory, rank).look
     heartbeat.start()
     run._train(config, run.Attempt(directory, rank, heartbeat), run.init_process_group(config, rank))
     heartbeat.stop("finished")
 
 
-def measure(ranks: int, rounds: int, count: int, folder: Path) -> None:
+def measure(ranks: int, agrees: bool, rounds: int, count: int, folder: Path) -> None:
     """In the process that has imported all: [[CPU us a step of a block, ...] a round] into `folder`."""
     run.silence_known_warnings()
     CASES[CASE] = replace(CASES[CASE], batch_size=BATCH[ranks])
     blocks = Blocks(WARM_UP + count, settle=0, measured=STEPS)
     costs: list[list[float]] = []
     for number in range(rounds):
-        running = Ranks(partial(watched, blocks.steps), ranks, blocks, folder / str(number))
+        running = Ranks(partial(watched, blocks.steps, agrees), ranks, blocks, folder / str(number))
         try:
             costs.append([])
             while len(costs[-1]) < count - count % REPORTED:
@@ -124,4 +125,5 @@ def measure(ranks: int, rounds: int, count: int, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    measure(int(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), Path(sys.argv[4]))
+    ranks, agrees, rounds, count = map(int, sys.argv[1:5])
+    measure(ranks, bool(agrees), rounds, count, Path(sys.argv[5]))
