@@ -9,37 +9,39 @@ from pathlib import Path
 from typing import Any
 
 from parity_data import CASES
-from parity_turns import Blocks, Train, in_turn, started
-from parity_variants import VARIANTS, train
+from parity_turns import Blocks, Ranks
+from parity_variants import VARIANTS, Ended, train
 
 from trainer.worker import run
 
-CONTROL = "bare again"
-"""A second bare loop, whose ratio should be 1: what it misses by is what the measurement cannot tell."""
-
 
 def measure(name: str, ranks: int, rounds: int, blocks: Blocks, folder: Path) -> dict[str, Any]:
-    """{variant: [[cost of a block, ...] a round]}; every round has new processes, so another layout of the memory."""
+    """Each variant in turn in new processes. `costs`: {variant: [[cost of a block and its twin's, ...] a round]}, the
+    first pair of a round being the warm-up's."""
     costs: dict[str, list[Any]] = {}
     weights: set[str] = set()
+    losses: list[dict[int, float]] = []
     for number in range(rounds):
-        variants: dict[str, Train] = {one: partial(train, one, name, blocks.steps) for one in VARIANTS}
-        variants[CONTROL] = variants["bare"]
-        with started(variants, ranks, blocks, folder / str(number)) as running:
-            for variant, cost in in_turn(running, blocks).items():
-                costs.setdefault(variant, []).append(cost)
-            for one in running.values():
-                one.go()
-            found = {variant: one.results() for variant, one in running.items()}
-        weights |= {fingerprint for results in found.values() for fingerprint, _ in results}
-        assert len(weights) == 1, "the variants ended with different weights"
-        losses = _mean_over_ranks([results for _, results in found["bare"]])
-        assert losses, "no loss was read"
-        assert losses == found["ours"][0][1], f"losses differ: {losses} and {found['ours'][0][1]}"
-    return {"costs": costs, "weights": weights.pop(), "losses": losses}
+        for variant in VARIANTS:
+            running = Ranks(partial(train, variant, name), ranks, blocks, folder / str(number) / variant)
+            try:
+                costs.setdefault(variant, []).append([running.reached() for _ in range(1 + blocks.count)])
+                ended: list[Ended] = running.results()
+            finally:
+                running.kill()
+            weights = weights.union(*(one.weights for one in ended))
+            losses += [mean_over_ranks([one.twin_losses for one in ended])]
+            if variant == "bare":
+                losses += [mean_over_ranks([one.losses for one in ended])]
+            elif ended[0].losses:
+                losses += [ended[0].losses]
+    assert len(weights) == 1, "the variants ended with different weights"
+    assert losses[0], "no loss was read"
+    assert all(one == losses[0] for one in losses), f"losses differ: {losses}"
+    return {"costs": costs, "weights": weights.pop(), "losses": losses[0]}
 
 
-def _mean_over_ranks(losses: list[dict[int, float]]) -> dict[int, float]:
+def mean_over_ranks(losses: list[dict[int, float]]) -> dict[int, float]:
     return {step: sum(one[step] for one in losses) / len(losses) for step in losses[0]}
 
 

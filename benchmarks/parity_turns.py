@@ -1,7 +1,6 @@
-"""Variants in processes of their own that train a few steps in turn, so that what else the machine does hits them all.
+"""A variant and the bare loop that it is compared with, which train a few steps in turn, in one process.
 
-A variant stops where it fetches a batch: no hook of any framework is needed to stop or to measure it, and in its own
-process it has its own allocator, thread pools and heartbeat, as in life.
+The variant stops where it fetches a batch: no hook of any framework is needed to stop or to measure it.
 """
 
 from __future__ import annotations
@@ -10,18 +9,17 @@ import os
 import resource
 import socket
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, Pipe
 from multiprocessing.context import ForkProcess
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from trainer.worker.process import die_with_parent
 
 WAIT_S = 120.0
-"""How long either side waits for the other before it gives up; a turn takes a few seconds."""
+"""How long the conductor waits for a rank before it gives up; a turn takes a few seconds."""
 
 Cost = tuple[float, float, float]
 """CPU microseconds (of all threads), wall microseconds, page faults; each a step."""
@@ -33,7 +31,7 @@ class Blocks:
 
     count: int
     settle: int
-    """Steps at the start of each block that do not count: another process had the caches."""
+    """Steps at the start of each block that do not count: the other one's code is in the caches."""
     measured: int
 
     @property
@@ -46,31 +44,53 @@ class Blocks:
         return (1 + self.count) * self.length + 1
 
 
+class Twin(Protocol):
+    """What a variant is compared with."""
+
+    def train(self, steps: int) -> None: ...
+
+
 class Pace:
-    """The side of the variant: `at_fetch` of each batch measures and waits for its turn."""
+    """The side of the variant: after each of its blocks its twin trains one, in the same process.
+
+    So both have the same memory and caches. Of two processes that do the same one took up to 5% longer than the other
+    for all of its life, by where its tensors came to lie; and the machine's own speed changes within seconds.
+    """
 
     def __init__(self, blocks: Blocks, conductor: Connection) -> None:
         self.blocks = blocks
+        self.make_twin: Callable[[], Twin]
+        """Called at the first fetch, when the variant has made its process group."""
         self._conductor = conductor
         self._begun = (0.0, 0.0, 0.0)
+        self._twin: Twin
 
-    def tell(self, cost: Cost | list[float]) -> None:
+    def tell(self, cost: Sequence[float]) -> None:
         self._conductor.send(cost)
 
     def at_fetch(self, number: int) -> None:
-        """`number` counts the batches of the training from 0."""
+        """`number` counts the batches of the variant's training from 0. After each block its cost and then the twin's
+        are told; in the end both have trained equally long."""
         place = number % self.blocks.length
-        if place == self.blocks.settle:
-            self._begun = _now()
+        if number == 0:
+            self._twin = self.make_twin()
         elif place == 0:
-            cost = [
-                (now - begun) / self.blocks.measured * scale
-                for now, begun, scale in zip(_now(), self._begun, (1e6, 1e6, 1), strict=True)
-            ]
-            self.tell((cost[0], cost[1], cost[2]))
-            if not self._conductor.poll(WAIT_S):
-                raise TimeoutError("the conductor of the turns is gone")
-            self._conductor.recv()
+            mine = self._cost()
+            self._twin.train(self.blocks.settle)
+            self._begun = _now()
+            self._twin.train(self.blocks.measured)
+            self.tell(mine + self._cost())
+        elif place == self.blocks.settle:
+            self._begun = _now()
+        if number == self.blocks.steps - 1:
+            self._twin.train(1)
+
+    def _cost(self) -> list[float]:
+        """Since `_begun`, a step."""
+        return [
+            (now - begun) / self.blocks.measured * scale
+            for now, begun, scale in zip(_now(), self._begun, (1e6, 1e6, 1), strict=True)
+        ]
 
 
 def _now() -> Cost:
@@ -106,10 +126,6 @@ class Ranks:
         costs = [self._receive(end) for end in self._ends]
         return tuple(round(sum(values) / len(values), 1) for values in zip(*costs, strict=True))
 
-    def go(self) -> None:
-        for end in self._ends:
-            end.send(None)
-
     def results(self) -> list[Any]:
         """What each rank's training returned."""
         found = [self._receive(end) for end in self._ends]
@@ -127,33 +143,6 @@ class Ranks:
             if process.is_alive():
                 process.kill()
             process.join(WAIT_S)
-
-
-@contextmanager
-def started(variants: dict[str, Train], world_size: int, blocks: Blocks, folder: Path) -> Iterator[dict[str, Ranks]]:
-    """Each variant forked, built, and waiting before its first batch."""
-    running: dict[str, Ranks] = {}
-    try:
-        for name, train in variants.items():
-            running[name] = Ranks(train, world_size, blocks, folder / name)
-        for ranks in running.values():
-            ranks.reached()
-        yield running
-    finally:
-        for ranks in running.values():
-            ranks.kill()
-
-
-def in_turn(running: dict[str, Ranks], blocks: Blocks) -> dict[str, list[tuple[float, ...]]]:
-    """Train all the blocks, each other time in reversed order; the costs of the measured ones."""
-    costs: dict[str, list[tuple[float, ...]]] = {name: [] for name in running}
-    for number in range(1 + blocks.count):
-        for name in list(running)[:: -1 if number % 2 else 1]:
-            running[name].go()
-            cost = running[name].reached()
-            if number > 0:
-                costs[name].append(cost)
-    return costs
 
 
 def _child(train: Train, environment: dict[str, str], pace: Pace, conductor: Connection, folder: Path) -> None:

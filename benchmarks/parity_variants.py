@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ import torch.distributed as distributed
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.strategies import DDPStrategy
-from parity_data import CASES, Batches, Stream, batches_of
+from parity_data import CASES, Batch, Batches, Stream, batches_of
 from parity_turns import Pace
 from torch import Tensor, nn
 from torch.nn import functional
@@ -41,24 +43,40 @@ def loss_of(outputs: Tensor, targets: Tensor) -> Tensor:
     return functional.cross_entropy(outputs.flatten(0, -2), targets.flatten())
 
 
-def bare(name: str, steps: int, rank: Rank, pace: Pace, folder: Path) -> Trained:
+class Bare:
     """What one would write by hand, reading the loss on the same steps."""
-    stream = Stream(batches_of(name, rank.rank), pace, steps)
+
+    def __init__(self, name: str, rank: Rank) -> None:
+        rng.seed_all(SEED)
+        self.model = instantiate(CASES[name].model)
+        self._wrapped = self.model if rank.world_size == 1 else DistributedDataParallel(self.model, **BUCKETS)
+        self._optimizer = torch.optim.AdamW(self.model.parameters(), lr=LEARNING_RATE)
+        self._log_every = CASES[name].log_every
+        self._batches = cycle(batches_of(name, rank.rank))
+        self.losses: dict[int, float] = {}
+        self._step = 0
+
+    def train(self, steps: int) -> None:
+        self.train_on(islice(self._batches, steps))
+
+    def train_on(self, batches: Iterable[Batch]) -> None:
+        for inputs, targets in batches:
+            self._step += 1
+            self._optimizer.zero_grad()
+            loss = loss_of(self._wrapped(inputs), targets)
+            loss.backward()
+            self._optimizer.step()
+            if self._step % self._log_every == 0:
+                self.losses[self._step] = loss.item()
+
+
+def bare(name: str, steps: int, rank: Rank, pace: Pace, folder: Path) -> Trained:
+    """The bare loop beside itself: what its ratio misses 1 by is what the measurement cannot tell."""
     if rank.world_size > 1:
         distributed.init_process_group("gloo")
-    rng.seed_all(SEED)
-    model = instantiate(CASES[name].model)
-    wrapped = model if rank.world_size == 1 else DistributedDataParallel(model, **BUCKETS)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE)
-    losses = {}
-    for step, (inputs, targets) in enumerate(stream, start=1):
-        optimizer.zero_grad()
-        loss = loss_of(wrapped(inputs), targets)
-        loss.backward()
-        optimizer.step()
-        if step % CASES[name].log_every == 0:
-            losses[step] = loss.item()
-    return model, losses
+    one = Bare(name, rank)
+    one.train_on(Stream(batches_of(name, rank.rank), pace, steps))
+    return one.model, one.losses
 
 
 def ours(name: str, steps: int, rank: Rank, pace: Pace, folder: Path) -> Trained:
@@ -164,8 +182,26 @@ def fingerprint(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def train(variant: str, name: str, steps: int, pace: Pace, folder: Path) -> tuple[str, dict[int, float]]:
-    """In the process of one rank: a fingerprint of the weights, and the logged losses."""
+@dataclass
+class Ended:
+    """What one rank of a variant has come to, and its twin."""
+
+    weights: set[str]
+    """Fingerprints: one where both are equal."""
+    losses: dict[int, float]
+    twin_losses: dict[int, float]
+
+
+def train(variant: str, name: str, pace: Pace, folder: Path) -> Ended:
+    """In the process of one rank."""
     torch.set_num_threads(1)
-    model, losses = VARIANTS[variant](name, steps, Rank.from_environment(), pace, folder)
-    return fingerprint(model), losses
+    rank, twins = Rank.from_environment(), []
+
+    def make_twin() -> Bare:
+        with torch.random.fork_rng():
+            twins.append(Bare(name, rank))
+        return twins[0]
+
+    pace.make_twin = make_twin
+    model, losses = VARIANTS[variant](name, pace.blocks.steps, rank, pace, folder)
+    return Ended({fingerprint(model), fingerprint(twins[0].model)}, losses, twins[0].losses)
