@@ -33,7 +33,7 @@ def measure(name: str, ranks: int, rounds: int, blocks: Blocks, folder: Path) ->
             losses += [mean_over_ranks([one.twin_losses for one in ended])]
             if variant == "bare":
                 losses += [mean_over_ranks([one.losses for one in ended])]
-            elif ended[0].losses:
+            elif variant == "ours":
                 losses += [ended[0].losses]
     assert len(weights) == 1, "the variants ended with different weights"
     assert losses[0], "no loss was read"

@@ -52,8 +52,8 @@ CASES = {
         task=CLASSIFICATION,
         batch_size=32,
         target=1.25,
-        blocks={1: Blocks(60, settle=5, measured=40), 2: Blocks(40, settle=5, measured=40)},
-        rounds=2,
+        blocks={1: Blocks(40, settle=5, measured=40), 2: Blocks(28, settle=5, measured=40)},
+        rounds=3,
         log_every=10,
     ),
     "resnet": Case(
@@ -61,8 +61,8 @@ CASES = {
         task=CLASSIFICATION,
         batch_size=16,
         target=1.02,
-        blocks={1: Blocks(40, settle=1, measured=10), 2: Blocks(40, settle=1, measured=10)},
-        rounds=2,
+        blocks={1: Blocks(28, settle=1, measured=10), 2: Blocks(28, settle=1, measured=10)},
+        rounds=3,
         log_every=10,
     ),
     "transformer": Case(
@@ -70,8 +70,8 @@ CASES = {
         task=LANGUAGE_MODELLING,
         batch_size=4,
         target=1.02,
-        blocks={1: Blocks(12, settle=1, measured=5), 2: Blocks(12, settle=1, measured=5)},
-        rounds=2,
+        blocks={1: Blocks(8, settle=1, measured=5), 2: Blocks(8, settle=1, measured=5)},
+        rounds=3,
         log_every=5,
     ),
 }
