@@ -109,11 +109,10 @@ def test_a_live_file_is_overwritten_and_half_of_it_is_none(tmp_path: Path) -> No
     path = tmp_path / "rank-0.json"
     long, short = {"x": 1, "y": "y" * 3000}, {"x": 2, "y": "z"}
     write_live(path, long)
-    inode, longest = path.stat().st_ino, path.stat().st_size
+    inode = path.stat().st_ino
     assert read_live(path) == long
     write_live(path, short)
     assert (read_live(path), path.stat().st_ino, path.stat().st_mode & 0o777) == (short, inode, 0o600)
-    assert path.stat().st_size < longest
     assert {name: read_json(path)[name] for name in short} == short  # plain JSON for whoever else reads it
     assert [one.name for one in tmp_path.iterdir()] == ["rank-0.json"]
     whole = path.read_text()

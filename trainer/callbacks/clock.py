@@ -16,7 +16,7 @@ from trainer.callbacks.boundary import Boundary
 from trainer.callbacks.metrics import TrainMetrics
 from trainer.worker.collectives import Timeouts
 from trainer.worker.heartbeat import Heartbeat
-from trainer.worker.loop_plan import noted_by_the_loop
+from trainer.worker.noted import Noted, noted_by_the_loop, noted_of
 
 
 class StepClock(Callback):
@@ -35,14 +35,13 @@ class StepClock(Callback):
         """At which a listener wants to be called."""
         self._accumulate = 1
         self._batches = 0
-        self._loop: Any = None
+        self._noted = Noted()
         self._is_first_step = True
-        self._batch_ended = self._forward_ended = 0.0
-        """The latter where the loop does not note it."""
+        self._batch_ended = 0.0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.step, self._next_step = trainer.global_step, 0
-        self._loop = trainer.fit_loop.epoch_loop
+        self._noted = noted_of(trainer)
         self._accumulate = trainer.accumulate_grad_batches
         batches = trainer.num_training_batches
         self._batches = 0 if batches == float("inf") else int(batches)
@@ -57,14 +56,14 @@ class StepClock(Callback):
 
     @noted_by_the_loop
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: torch.Tensor) -> None:
-        self._forward_ended = perf_counter()
+        self._noted.forward_ended = perf_counter()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         now, before, heartbeat = perf_counter(), self._batch_ended, self._heartbeat
         self._batch_ended = now
-        heartbeat.batches.append((max(self._forward_ended, self._loop.forward_ended) - before, now - before))
+        heartbeat.batches.append((self._noted.forward_ended - before, now - before))
         step, number = self.step + 1, batch_idx + 1
         steps = number % self._accumulate == 0 or number == self._batches
         if steps:

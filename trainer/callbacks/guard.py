@@ -27,7 +27,7 @@ from trainer.callbacks.spikes import Spikes
 from trainer.config.schema import ResilienceOptions
 from trainer.errors import TrainerError
 from trainer.runs.directory import RunDirectory
-from trainer.worker.loop_plan import noted_by_the_loop
+from trainer.worker.noted import Noted, noted_by_the_loop, noted_of
 
 _EVENTS = ("not_finite", "loss_spike")
 _DONE = {"stop": "stopped", "skip": "skipped", "rollback": "rolled back"}
@@ -69,9 +69,7 @@ class Guard(Callback):
         self._spikes = None if options.spike_z is None else Spikes(options.spike_z)
         self._skips = self._policy == "skip" or (self._spikes is not None and self._on_spike == "skip")
         self._directory, self._attempt, self._group = directory, attempt, group
-        self._loop: Any = None
-        self._losses: list[torch.Tensor] = []
-        """Where the loop does not note them."""
+        self._noted = Noted()
         self._pending: deque[_Pending] = deque()
         self._known: set[int] = set()
         """Steps that went bad in an attempt before this one, and were rolled back."""
@@ -91,7 +89,7 @@ class Guard(Callback):
             self._spikes.losses.extend(state_dict.get("losses", []))
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._loop = trainer.fit_loop.epoch_loop
+        self._noted = noted_of(trainer)
         self._by_loss = _has_no_gradients(trainer)
         sharded = any(isinstance(parameter, DTensor) for parameter in pl_module.parameters())
         self._sums = trainer.world_size > 1 and (sharded or self._by_loss or self._spikes is not None)
@@ -108,10 +106,11 @@ class Guard(Callback):
 
     @noted_by_the_loop
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: torch.Tensor) -> None:
-        self._losses.append(loss.detach())
+        if not self._noted.by_loop:
+            self._noted.losses.append(loss.detach())
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
-        losses, self._losses = self._losses or self._loop.losses, []
+        losses, self._noted.losses = self._noted.losses, []
         if self._looks_quickly:
             quick = self._quick.get(id(optimizer))
             if quick is None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import re
 import signal
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+
+from trainer.runs.files import read_live
 
 _TAIL_BYTES = 256 * 1024
 _RANK_PREFIX = re.compile(r"^\[rank\d+\]: ?")
@@ -93,7 +93,7 @@ def find(attempt_dir: Path, node_log: Path | None = None) -> Cause:
     if found.rank is None and found.log is not None and found.log.name.startswith("rank-"):
         found = replace(found, rank=_rank_of(found.log))
     if found.rank is not None and found.host is None:
-        found = replace(found, host=_heartbeat(attempt_dir, found.rank).get("host"))
+        found = replace(found, host=read_live(_live(attempt_dir) / f"rank-{found.rank}.json").get("host"))
     return found
 
 
@@ -163,19 +163,17 @@ def _killed_torchrun(node_log: Path | None) -> Cause | None:
 
 def _rank_with(attempt_dir: Path, host: str | None, pid: int) -> int | None:
     """The rank that is this process, from the heartbeats; null where it had not written one."""
-    live = attempt_dir.parent.parent / "live"
+    live = _live(attempt_dir)
     for rank in sorted(_rank_of(path) for path in live.glob("rank-*.json")):
-        beat = _heartbeat(attempt_dir, rank)
+        beat = read_live(live / f"rank-{rank}.json")
         if beat.get("pid") == pid and host in (None, beat.get("host")):
             return rank
     return None
 
 
-def _heartbeat(attempt_dir: Path, rank: int) -> dict[str, Any]:
-    try:
-        return dict(json.loads((attempt_dir.parent.parent / "live" / f"rank-{rank}.json").read_text()))
-    except (OSError, ValueError):
-        return {}
+def _live(attempt_dir: Path) -> Path:
+    """The run's heartbeats."""
+    return attempt_dir.parent.parent / "live"
 
 
 def _describe(rank: int, exit_code: int) -> str:

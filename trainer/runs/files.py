@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import tempfile
@@ -36,17 +37,16 @@ def write_live(path: Path, content: dict[str, Any]) -> None:
     """Write a JSON object in place: for what is written anew every second by one thread of a process, in a sixth of the
     time of a file that is made and renamed, which on a cluster also is its server's time, from every rank.
 
-    It ends with a checksum of itself, by which `read_live` knows half of it. Nothing is flushed: a crash of the machine
-    may leave any content or none. On a full disk a file that is there can still be written.
+    It ends with a checksum of itself, by which `read_live` knows half of it, and blanks up to the length that the file
+    has already, so that one write is all. Nothing is flushed: a crash of the machine may leave any content or none.
     """
     text = json.dumps(content)
     data = f"{text[:-1]}{_CHECKSUM}{zlib.crc32(text.encode())}}}".encode()
-    data = data.ljust(-(-len(data) // _LIVE_BYTES) * _LIVE_BYTES)
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT, 0o600)
     try:
-        os.pwrite(descriptor, data, 0)
-        if os.fstat(descriptor).st_size > len(data):
-            os.ftruncate(descriptor, len(data))
+        length = max(-(-len(data) // _LIVE_BYTES) * _LIVE_BYTES, os.fstat(descriptor).st_size)
+        if os.pwrite(descriptor, data.ljust(length), 0) < len(data):
+            raise OSError(errno.ENOSPC, "not written whole", str(path))
     finally:
         os.close(descriptor)
 
@@ -80,7 +80,9 @@ def read_json(path: Path, default: Any = None) -> Any:
 def read_live(path: Path) -> dict[str, Any]:
     """What `write_live` wrote; empty where there is nothing that can be read. Met while it is written it is read again;
     without a checksum it is by an older version."""
-    for _ in range(_READS):
+    for attempt in range(_READS):
+        if attempt:
+            time.sleep(_READ_AGAIN_S)
         try:
             text, mark, end = path.read_text().rstrip().rpartition(_CHECKSUM)
             if not mark:
@@ -90,6 +92,5 @@ def read_live(path: Path) -> dict[str, Any]:
         except OSError:
             return {}
         except (ValueError, TypeError):
-            pass
-        time.sleep(_READ_AGAIN_S)
+            continue
     return {}

@@ -49,10 +49,8 @@ def is_alive(run: RunDirectory, launch: dict[str, Any]) -> bool:
     if launch.get("host") == socket.gethostname() and launch.get("boot_id") == processes.boot_id():
         pid = launch.get("pid")
         return pid is not None and processes.is_alive(pid, launch.get("pid_started"))
-    return any(
-        time.time() - read_live(path).get("time", 0) < SILENT_AFTER_S and read_live(path).get("phase") not in _ENDS
-        for path in run.live_dir.glob("rank-*.json")
-    )
+    beats = [read_live(path) for path in run.live_dir.glob("rank-*.json")]
+    return any(time.time() - beat.get("time", 0) < SILENT_AFTER_S and beat.get("phase") not in _ENDS for beat in beats)
 
 
 def _living_state(run: RunDirectory, launch: dict[str, Any]) -> State:

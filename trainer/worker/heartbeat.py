@@ -128,7 +128,7 @@ class Heartbeat:
             before = read_live(self.path)
             if before.get("attempt", self._fields["attempt"]) != self._fields["attempt"]:
                 os.rename(self.path, self.path.parent / f"attempt-{before['attempt']:02d}-{self.path.name}")
-        except OSError:
+        except (OSError, ValueError, TypeError):  # unreadable: it is written anew
             pass
 
     def _beat(self) -> None:

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from lightning.fabric.plugins import Precision as FabricPrecision
@@ -40,8 +40,6 @@ HOOKS = (
     "on_train_batch_end",
 )
 """The hooks of a step that both callbacks and modules have."""
-
-Hook = TypeVar("Hook", bound=Callable[..., Any])
 
 TRANSFER_HOOKS = ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer")
 
@@ -78,13 +76,6 @@ class Plan:
     plain_scheduler_step: bool
     validates: bool
     """Whether this epoch is one that validates, whatever the batch."""
-
-
-def noted_by_the_loop(hook: Hook) -> Hook:
-    """Marks an `on_before_backward` that notes the loss or the time and nothing else: the lean loop has both
-    (`LeanOptimization.losses`, `forward_ended`) and calls it only where it leaves the backward pass to Lightning."""
-    hook.is_noted_by_the_loop = True  # type: ignore[attr-defined]
-    return hook
 
 
 def why_not_lean(trainer: Trainer, data_fetcher: _DataFetcher) -> str | None:

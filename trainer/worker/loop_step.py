@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from trainer.worker.loop_plan import Plan
+from trainer.worker.noted import Noted
 
 FX = "_current_fx_name"
 """The attribute that tells `self.log` in which hook it was called. Written to `__dict__`, because assigning an
@@ -25,14 +26,10 @@ class LeanOptimization(_TrainingEpochLoop):
     """What `_AutomaticOptimization`, the strategy and the precision plugin do together, in one place."""
 
     _outputs: dict[str, Any] | None = None
-    forward_ended = 0.0
-    """By `perf_counter`, of the last micro-batch."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
-        self.losses: list[Tensor] = []
-        """Of the step's micro-batches so far: each one's part of the step's loss, detached and as it
-        goes backward; a new list a step."""
+        self.noted = Noted()
 
     def _call(self, plan: Plan, name: str, *arguments: Any) -> None:
         hooks = plan.hooks[name]
@@ -103,7 +100,7 @@ class LeanOptimization(_TrainingEpochLoop):
         accumulate = self.trainer.accumulate_grad_batches
         zeroes = batch_idx % accumulate == 0
         if zeroes:
-            self.losses = []
+            self.noted.losses = []
             if plan.frees_gradients_early:
                 plan.strategy._optimizers[0].zero_grad()
         module = plan.module.__dict__
@@ -120,8 +117,8 @@ class LeanOptimization(_TrainingEpochLoop):
         if plan.copies_loss:
             shown = learnt.clone()
         self._outputs = {"loss": shown, **extra} if extra else {"loss": shown}
-        self.losses.append(learnt)
-        self.forward_ended = perf_counter()
+        self.noted.losses.append(learnt)
+        self.noted.forward_ended = perf_counter()
         self._backward(plan, loss)
         return shown
 
@@ -168,7 +165,11 @@ class LeanOptimization(_TrainingEpochLoop):
             plan.module.backward(loss)
             self._call(plan, "on_after_backward")
         else:
-            plan.strategy.backward(loss, plan.strategy._optimizers[0])
+            self.noted.by_loop = True
+            try:
+                plan.strategy.backward(loss, plan.strategy._optimizers[0])
+            finally:
+                self.noted.by_loop = False
         names[FX] = outer
 
 
