@@ -50,9 +50,8 @@ def test_of_either_loop_and_after_a_resume_in_mid_epoch(tmp_path: Path, accumula
     assert losses(False, accumulate_grad_batches=accumulate) == unharmed
     checkpoint = str(tmp_path / "step-2.ckpt")
     resumed = [losses(lean, checkpoint=checkpoint, accumulate_grad_batches=accumulate) for lean in (True, False)]
-    assert (
-        resumed[0] == resumed[1]
-    )  # not as unharmed: this loader begins again, and nobody restores the dropout's state
+    # Not as unharmed: this loader begins again, and nobody restores the dropout's state.
+    assert resumed[0] == resumed[1]
     assert (len(resumed[0]), resumed[0][:2]) == (STEPS, unharmed[:2])
 
 
