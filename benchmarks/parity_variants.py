@@ -116,6 +116,8 @@ def config_of(name: str, steps: int, rank: Rank, folder: Path) -> Config:
             "resources": {"gpus": 0, "cpu_processes": rank.world_size},
             "trainer": {"max_steps": steps, "precision": "32-true", "log_every_n_steps": CASES[name].log_every},
             "tracking": {"name": "none"},
+            # A turn of the twin is no time of this run: by its clock the ranks would agree twice as often as they do.
+            "resilience": {"agree_every_s": 2.0},
             "strategy": {"name": "ddp"},
             "cluster": {"name": "local"},
             "model": case.model,

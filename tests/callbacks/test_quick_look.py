@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 from lightning.pytorch import LightningModule
+from torch.nn.parallel import DistributedDataParallel
 
 from trainer.callbacks import guard
 from trainer.callbacks.guard import QuickLook
@@ -100,6 +101,82 @@ def test_one_large_gradient_among_small_ones_is_looked_at_with_them() -> None:
     assert look._small == parameters
     gradients[0][5] = float("nan")
     assert not look.is_finite()
+
+
+Bucket = tuple[torch.Tensor, list[torch.nn.Parameter]]
+
+
+@pytest.fixture
+def bucket() -> Bucket:
+    """One memory, and parameters whose gradients fill it."""
+    flat = torch.randn(24)
+    parameters = [torch.nn.Parameter(torch.zeros(shape)) for shape in ((2, 3), (16,), (2,))]
+    for parameter, part in zip(parameters, flat.split([6, 16, 2]), strict=True):
+        parameter.grad = part.view(parameter.shape)
+    return flat, parameters
+
+
+def test_gradients_in_a_bucket_are_looked_at_by_one_sum(bucket: Bucket) -> None:
+    flat, parameters = bucket
+    other = torch.nn.Parameter(torch.zeros(2))
+    other.grad = torch.ones(2)
+    look = QuickLook(torch.optim.SGD([*parameters[::-1], other], lr=1.0))
+    before = flat.clone()
+    assert look.is_finite()
+    assert ([one.numel() for one in look._buckets], look._small, look._summed) == ([24], [other], [])
+    assert torch.equal(flat, before)
+    for place in range(24):
+        flat[place] = float("inf")
+        assert not look.is_finite()
+        flat[place] = 1.0
+        assert look.is_finite()
+
+
+@pytest.mark.parametrize("replaced", [0, 1, 2])
+def test_a_gradient_that_left_its_bucket_is_found_where_it_is(bucket: Bucket, replaced: int) -> None:
+    _, parameters = bucket
+    look = QuickLook(torch.optim.SGD(parameters, lr=1.0))
+    assert look.is_finite()
+    assert look._buckets
+    parameters[replaced].grad = torch.full_like(parameters[replaced], float("nan"))
+    assert not look.is_finite()
+    assert not look._buckets
+    parameters[replaced].grad = None
+    assert look.is_finite()
+
+
+def test_memory_that_others_fill_too_is_not_looked_at(bucket: Bucket) -> None:
+    flat, parameters = bucket
+    for some in ([0, 1], [1, 2], [0, 2]):
+        look = QuickLook(torch.optim.SGD([parameters[one] for one in some], lr=1.0))
+        assert look.is_finite()
+        assert not look._buckets
+    parameters[2].grad = flat[:2]  # two gradients in one place, and the end left out
+    look = QuickLook(torch.optim.SGD(parameters, lr=1.0))
+    assert look.is_finite()
+    assert not look._buckets
+
+
+def test_the_buckets_of_ddp_are_found_and_found_again_when_it_has_made_them_anew() -> None:
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    try:
+        model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Linear(8, 2))
+        wrapped = DistributedDataParallel(model, gradient_as_bucket_view=True)
+        optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+        look, memories = QuickLook(optimizer), set()
+        for _ in range(4):
+            optimizer.zero_grad()
+            wrapped(torch.ones(3, 4)).sum().backward()
+            assert look.is_finite()
+            assert [one.numel() for one in look._buckets] == [58]
+            assert not look._small + look._summed
+            memories.add(look._buckets[0].data_ptr())
+            assert all(one.grad.untyped_storage().data_ptr() in memories for one in model.parameters())
+        assert model[1].bias.grad is not None
+        model[1].bias.grad[1] = float("nan")
+        assert not look.is_finite()
+    finally:
+        torch.distributed.destroy_process_group()
 
 
 def test_no_gradients_are_finite(optimizer: torch.optim.Optimizer) -> None:
