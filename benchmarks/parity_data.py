@@ -62,7 +62,7 @@ CASES = {
         batch_size=16,
         target=1.02,
         blocks={1: Blocks(28, settle=1, measured=10), 2: Blocks(28, settle=1, measured=10)},
-        rounds=3,
+        rounds=6,
         log_every=10,
     ),
     "transformer": Case(
@@ -71,7 +71,7 @@ CASES = {
         batch_size=4,
         target=1.02,
         blocks={1: Blocks(8, settle=1, measured=5), 2: Blocks(8, settle=1, measured=5)},
-        rounds=3,
+        rounds=6,
         log_every=5,
     ),
 }
