@@ -12,11 +12,13 @@ from typing import Any
 
 import pytest
 
+from tests.checkpoint.test_commit import save
 from tests.runs.test_directory import make
+from trainer.checkpoint.store import CheckpointStore
 from trainer.cluster import processes
 from trainer.errors import UserError
 from trainer.runs.directory import RunDirectory
-from trainer.runs.files import write_atomic
+from trainer.runs.files import write_atomic, write_live
 from trainer.runs.registry import all_runs, find
 from trainer.runs.state import state_of
 from trainer.runs.summary import summary
@@ -157,3 +159,18 @@ def test_the_summary_has_the_promised_keys(tmp_path: Path) -> None:
     assert set(promised) <= set(found)
     assert found["metrics"] == {"train/loss": 2.0, "val/acc": 0.5}
     assert (found["step"], found["attempts"], found["state"]) == (10, 0, "dead")
+
+
+def test_an_attempt_that_just_starts_stands_where_it_will_go_on(tmp_path: Path) -> None:
+    run = make(tmp_path)
+    heartbeat = run.live_dir / "rank-0.json"
+    heartbeat.parent.mkdir(parents=True, exist_ok=True)
+    write_live(heartbeat, {"step": 0, "phase": "start", "attempt": 0})
+    assert summary(run)["step"] == 0
+    for step in (20, 40):
+        save(CheckpointStore(run.checkpoints_dir), step)
+    (run.checkpoints_dir / "step-00000050").mkdir()  # without a COMMIT
+    write_live(heartbeat, {"step": 0, "phase": "start", "attempt": 1})
+    assert summary(run)["step"] == 40
+    write_live(heartbeat, {"step": 20, "phase": "build", "attempt": 1})
+    assert summary(run)["step"] == 20

@@ -31,13 +31,17 @@ def summary(run: RunDirectory, slurm_states: Mapping[str, str] | None = None) ->
     metrics, last_line = last_metrics(run.metrics_path)
     started = [event["time"] for event in events if event["event"] == "started"]
     attempts = run.attempts()
+    saved = checkpoints(run)
+    step = live.get("step", last_line.get("step"))
+    if live.get("phase") == "start":  # an attempt that has not chosen its checkpoint yet
+        step = max([one["step"] for one in saved if one["committed"]], default=0)
     return {
         "id": run.id,
         "name": run.name,
         "path": str(run.path),
         "state": state.name,
         "reason": state.reason or None,
-        "step": live.get("step", last_line.get("step")),
+        "step": step,
         "max_steps": config["trainer"].get("max_steps"),
         "epoch": live.get("epoch", last_line.get("epoch")),
         "metrics": metrics,
@@ -48,7 +52,7 @@ def summary(run: RunDirectory, slurm_states: Mapping[str, str] | None = None) ->
         "cluster": config["cluster"].get("name"),
         "wandb_id": run.id if config["tracking"].get("name") == "wandb" else None,
         "slurm_job_id": launch.get("slurm_job_id"),
-        "checkpoints": checkpoints(run),
+        "checkpoints": saved,
         "created": run.created_at(),
         "started": started[0] if started else None,
         "ended": None if state.is_active else _ended(events, live),
