@@ -55,9 +55,14 @@ def test_of_either_loop_and_after_a_resume_in_mid_epoch(tmp_path: Path, accumula
     assert (len(resumed[0]), resumed[0][:2]) == (STEPS, unharmed[:2])
 
 
-def test_a_gradient_scaler_does_not_make_them_larger() -> None:
-    scale = 4096.0
-    scaler = torch.amp.GradScaler("cpu", init_scale=scale, growth_interval=2)
-    found = losses(True, plugins=[MixedPrecision("16-mixed", "cpu", scaler)])
+@pytest.mark.parametrize("accumulate", [1, 3])
+def test_a_gradient_scaler_does_not_make_them_larger_in_either_loop(accumulate: int) -> None:
+    def scaled(lean: bool) -> list[float]:
+        scaler = torch.amp.GradScaler("cpu", init_scale=4096.0, growth_interval=2)
+        precision = MixedPrecision("16-mixed", "cpu", scaler)
+        return losses(lean, plugins=[precision], accumulate_grad_batches=accumulate)
+
+    found = scaled(True)
     assert len(found) == STEPS
-    assert 0 < max(found) < scale / 100
+    assert 0 < max(found) < 40
+    assert scaled(False) == found

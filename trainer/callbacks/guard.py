@@ -108,7 +108,10 @@ class Guard(Callback):
     @noted_by_the_loop
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: torch.Tensor) -> None:
         if not self._noted.by_loop:
-            self._noted.losses.append(loss.detach())
+            loss, scaler = loss.detach(), getattr(trainer.precision_plugin, "scaler", None)
+            if scaler is not None:  # Lightning hands it out scaled; what one is scaled to is the factor
+                loss = loss / scaler.scale(torch.ones_like(loss))
+            self._noted.losses.append(loss)
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
         losses, self._noted.losses = self._noted.losses, []
