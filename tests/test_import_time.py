@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 
 HEAVY = ("torch", "lightning", "pytorch_lightning", "deepspeed", "wandb", "torchmetrics", "sklearn", "numpy")
+MOST_CPU_S = 2.5
+"""Half a second is the budget on an idle machine; five times that only fails for a real mistake."""
 _PROBE = """
 import json, sys, time
 from trainer.cli import main
@@ -32,14 +34,22 @@ print("\\n" + json.dumps({{"code": code, "heavy": loaded, "cpu_s": time.process_
     ids=" ".join,
 )
 def test_commands_before_a_launch_import_nothing_heavy(arguments: list[str], workdir: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", _PROBE.format(heavy=HEAVY), *arguments], capture_output=True, text=True, timeout=60
-    )
-    seen = json.loads(done.stdout.splitlines()[-1])
-    assert seen["code"] == 0, done.stderr
-    assert seen["heavy"] == []
-    # Half a second is the budget on an idle machine; five times that only fails for a real mistake.
-    assert seen["cpu_s"] < 2.5
+    for attempt in range(3):  # once is enough, unless something else had the caches
+        cwd = workdir / str(attempt)
+        cwd.mkdir()
+        done = subprocess.run(
+            [sys.executable, "-c", _PROBE.format(heavy=HEAVY), *arguments],
+            cwd=cwd,
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        seen = json.loads(done.stdout.splitlines()[-1])
+        assert seen["code"] == 0, done.stderr
+        assert seen["heavy"] == []
+        if seen["cpu_s"] < MOST_CPU_S:
+            break
+    assert seen["cpu_s"] < MOST_CPU_S
 
 
 def test_every_control_plane_module_can_be_imported_without_them() -> None:

@@ -82,7 +82,7 @@ def test_minutes_between_saves_are_kept(tmp_path: Path, clock: Clock, group: Any
 def test_two_ranks_act_at_the_same_step_whatever_falls_together(tmp_path: Path, skew_s: float) -> None:
     """Saves by steps and by minutes, validations, and a stop that only one of them sees; the second rank's clock runs
     ahead, and its steps take longer."""
-    run_ranks(2, Path(boundary_job.__file__), [str(tmp_path), str(skew_s)], tmp_path, timeout_s=60)
+    run_ranks(2, Path(boundary_job.__file__), [str(tmp_path), str(skew_s)], tmp_path, timeout_s=240)
     seen = [json.loads((tmp_path / f"seen-{rank}.json").read_text()) for rank in (0, 1)]
     assert seen[0] == seen[1]
     saved, stopped = seen[0]

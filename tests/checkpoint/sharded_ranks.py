@@ -25,13 +25,13 @@ from trainer.checkpoint.io import CheckpointWriter
 from trainer.checkpoint.store import CheckpointStore
 from trainer.checkpoint.stored import Stored
 
-BOUND_S = 30.0
+BOUND_S = 90.0
 
 
 def rank_main(folder: Path, rank: int, fault: str | None) -> None:
     torch.set_num_threads(1)
     store = dist.FileStore(str(folder / "rendezvous"), 2)
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=2, timeout=timedelta(seconds=10))
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=2, timeout=timedelta(seconds=60))
     mesh = init_device_mesh("cpu", (2,))
     group = dist.new_group(backend="gloo")
     writer = CheckpointWriter(CheckpointStore(folder / "checkpoints"), asynchronous=True)

@@ -84,7 +84,7 @@ def test_ctrl_c_saves_and_ends_with_130(trainer_cli: TrainerCli, workdir: Path) 
         start_new_session=True,
     )
     try:
-        wait_until(lambda: (workdir / "runs").exists() and shown(trainer_cli, "show")["step"])
+        wait_until(lambda: any(workdir.glob("runs/*/launch.json")) and shown(trainer_cli, "show")["step"])
         os.killpg(follower.pid, signal.SIGINT)  # as a terminal does
         output, _ = follower.communicate(timeout=60)
     finally:

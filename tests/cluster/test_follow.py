@@ -53,7 +53,7 @@ def wait_for_step(run: RunDirectory) -> list[int]:
 
 
 def assert_gone(pids: list[int]) -> None:
-    wait_until(lambda: not any(processes.is_alive(pid) for pid in pids), 10)
+    wait_until(lambda: not any(processes.is_alive(pid) for pid in pids), 60)
 
 
 def test_a_pipe_gets_the_log_and_what_to_type_next(workdir: Path) -> None:

@@ -51,7 +51,7 @@ def start_node(run: RunDirectory, scenario: str, **limits_s: float) -> subproces
     return subprocess.Popen(arguments, env=environment(scenario), start_new_session=True)
 
 
-def wait_until(condition: Callable[[], Any], timeout_s: float = 30) -> Any:
+def wait_until(condition: Callable[[], Any], timeout_s: float = 120) -> Any:
     deadline = time.monotonic() + timeout_s
     while not (value := condition()):
         assert time.monotonic() < deadline, "timed out"
@@ -72,7 +72,7 @@ pytestmark = pytest.mark.usefixtures("no_orphans")
 
 def test_success_with_threads_shared_out_and_the_frozen_code_first(workdir: Path) -> None:
     run = make_run(workdir)
-    assert start_node(run, "finish").wait(60) == 0
+    assert start_node(run, "finish").wait(180) == 0
     said = (run.logs_dir / "attempt-00" / "rank-1.log").read_text().splitlines()
     seen = json.loads(next(line for line in said if line.startswith("{")))
     assert seen["OMP_NUM_THREADS"] == str(max(1, len(os.sched_getaffinity(0)) // 2))
@@ -88,7 +88,7 @@ def test_success_with_threads_shared_out_and_the_frozen_code_first(workdir: Path
 
 def test_a_failure_names_the_rank_that_caused_it(workdir: Path) -> None:
     run = make_run(workdir)
-    assert start_node(run, "raise_on_rank_1").wait(60) == 1
+    assert start_node(run, "raise_on_rank_1").wait(180) == 1
     end = end_of(run)
     assert end["outcome"] == "failed"
     assert end["reason"] == "ValueError: the loss is not a number"
@@ -99,13 +99,13 @@ def test_a_failure_names_the_rank_that_caused_it(workdir: Path) -> None:
 
 def test_a_rank_killed_by_a_signal_gives_128_and_its_number(workdir: Path) -> None:
     run = make_run(workdir)
-    assert start_node(run, "die_of_a_signal", SURVIVOR_GRACE_S=1.0).wait(60) == 128 + signal.SIGKILL
+    assert start_node(run, "die_of_a_signal", SURVIVOR_GRACE_S=1.0).wait(180) == 128 + signal.SIGKILL
     assert "rank 1 was killed by SIGKILL" in end_of(run)["reason"]
 
 
 def test_a_restart_is_another_attempt_and_the_cause_of_the_first_is_kept(workdir: Path) -> None:
     run = make_run(workdir, max_restarts=2)
-    assert start_node(run, "fail_once").wait(60) == 0
+    assert start_node(run, "fail_once").wait(180) == 0
     assert end_of(run, 0)["reason"] == "ValueError: only the first time"
     assert end_of(run, 1)["outcome"] == "finished"
     assert "torchrun restarts the workers" in (run.logs_dir / "attempt-00" / "node-0.log").read_text()
@@ -114,7 +114,7 @@ def test_a_restart_is_another_attempt_and_the_cause_of_the_first_is_kept(workdir
 def test_restarts_are_counted_afresh_after_a_checkpoint(workdir: Path) -> None:
     """One restart: attempts 0 to 2 write a checkpoint each, attempt 3 none, so attempt 3 is the last."""
     run = make_run(workdir, max_restarts=1)
-    assert start_node(run, "checkpoint_then_fail").wait(60) == 1
+    assert start_node(run, "checkpoint_then_fail", SURVIVOR_GRACE_S=1.0).wait(180) == 1
     assert sorted(path.name for path in run.logs_dir.glob("attempt-*")) == [f"attempt-0{n}" for n in range(4)]
     assert end_of(run, 3)["reason"] == "ValueError: attempt 3"
     assert [event["event"] for event in run.events()].count("failed") == 1
@@ -122,13 +122,13 @@ def test_restarts_are_counted_afresh_after_a_checkpoint(workdir: Path) -> None:
 
 def test_a_rank_that_hangs_after_a_final_failure_is_killed(workdir: Path) -> None:
     run = make_run(workdir, max_restarts=3)
-    assert start_node(run, "never_restart", FAILED_GRACE_S=0.5).wait(60) == 93
+    assert start_node(run, "never_restart", FAILED_GRACE_S=0.5).wait(180) == 93
     assert end_of(run)["reason"] == "ImportError: no such module"
 
 
 def test_workers_that_say_nothing_have_failed(workdir: Path) -> None:
     run = make_run(workdir)
-    assert start_node(run, "no_outcome").wait(60) == 1
+    assert start_node(run, "no_outcome").wait(180) == 1
     assert end_of(run)["outcome"] == "failed"
 
 
@@ -139,7 +139,7 @@ def test_a_signal_to_the_node_alone_reaches_the_workers(workdir: Path, signum: i
     node = start_node(run, "train")
     torchrun = wait_until(lambda: processes.children(node.pid))[0]
     os.kill(node.pid, signum)
-    assert node.wait(60) == 75
+    assert node.wait(180) == 75
     assert not processes.is_alive(torchrun)
 
 
@@ -148,8 +148,8 @@ def test_a_signal_to_every_process_at_once_kills_none(workdir: Path) -> None:
     node = start_node(run, "train")
     wait_until(lambda: has_step(run))
     for pid in [node.pid, *processes.descendants(node.pid)]:
-        os.kill(pid, signal.SIGUSR1)
-    assert node.wait(60) == 75
+        processes.send(pid, signal.SIGUSR1)
+    assert node.wait(180) == 75
 
 
 def test_what_does_not_stop_is_killed_within_its_deadline(workdir: Path) -> None:
@@ -157,7 +157,7 @@ def test_what_does_not_stop_is_killed_within_its_deadline(workdir: Path) -> None
     node = start_node(run, "hear_nothing", ENDED_GRACE_S=0.5)
     wait_until(lambda: has_step(run))
     os.kill(node.pid, signal.SIGTERM)
-    assert node.wait(60) == 124
+    assert node.wait(180) == 124
     assert end_of(run)["outcome"] == "hung"
 
 
@@ -166,11 +166,11 @@ def test_kill_9_leaves_no_process(workdir: Path, victim: str) -> None:
     run = make_run(workdir)
     node = start_node(run, "train")
     wait_until(lambda: has_step(run))
+    wait_until(lambda: len(processes.descendants(node.pid)) == 3)
     everyone = [node.pid, *processes.descendants(node.pid)]
-    assert len(everyone) == 4
     os.kill(everyone[0 if victim == "node" else 1], signal.SIGKILL)
-    code = node.wait(60)
-    wait_until(lambda: not any(processes.is_alive(pid) for pid in everyone), 10)
+    code = node.wait(180)
+    wait_until(lambda: not any(processes.is_alive(pid) for pid in everyone), 60)
     assert code == (-signal.SIGKILL if victim == "node" else 1)
 
 

@@ -10,6 +10,7 @@ import importlib
 import os
 import runpy
 import signal
+import socket
 import sys
 import traceback
 from pathlib import Path
@@ -23,6 +24,9 @@ def main() -> int:
     with quick_imports():
         for name in ("deepspeed", "torch.distributed.fsdp", "torch.distributed.tensor.parallel", "trainer.worker.run"):
             importlib.import_module(name)
+    with socket.socket() as found:  # only now: until the first rank takes it, the port may become another's
+        found.bind(("127.0.0.1", 0))
+        os.environ["MASTER_PORT"] = str(found.getsockname()[1])
     parent = os.getpid()
     running = set()
     for rank in range(ranks):

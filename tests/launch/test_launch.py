@@ -75,7 +75,7 @@ class Checkout:
         pip = {"PIP_NO_INDEX": "1", "PIP_NO_BUILD_ISOLATION": "0", "PIP_CONFIG_FILE": os.devnull, **links}
         command = [str(self.root / "launch" / "local"), *overrides]
         environment = {**clean_environment(), **pip}
-        return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=120)
+        return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300)
 
     @property
     def venv(self) -> Path:

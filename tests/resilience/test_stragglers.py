@@ -13,7 +13,7 @@ from trainer.resilience.stragglers import Pace, StragglerWatch, read_paces, slow
 SLOW_RANK_1 = [
     "experiment=quickstart",
     "tracking=none",
-    "trainer.max_steps=60",
+    "trainer.max_steps=120",
     "trainer.max_epochs=null",
     "trainer.limit_val_batches=0",
     "resilience.straggler_after_s=1",
@@ -99,5 +99,5 @@ def test_a_slow_rank_of_a_real_job_is_named(trainer_cli: TrainerCli, workdir: Pa
     assert f"stragglers   rank 1 on {event['host']} (cpu) takes" in trainer_cli("show").stdout
     for row in found["ranks"]:
         spent, whole = row["seconds"], found["ledger"]["wall_s"]
-        assert sum(spent.values()) == pytest.approx(whole, abs=2.0)  # the ranks do not end at once
+        assert sum(spent.values()) == pytest.approx(whole, abs=10.0)  # the ranks do not end at once
         assert spent["train"] > 4

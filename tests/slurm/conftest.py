@@ -64,7 +64,7 @@ class Testbed:
         """Cancel every job, wait until they are gone, bring every node back."""
         if jobs := self.jobs():
             self.slurm("scancel", *jobs)
-        wait_until(lambda: not self.jobs(), timeout_s=40)
+        wait_until(lambda: not self.jobs(), timeout_s=120)
         self.mend()
 
     def jobs(self) -> set[str]:
@@ -113,7 +113,7 @@ def running_testbed(worker_number: int) -> Iterator[Testbed]:
         start_new_session=True,
     )
     try:
-        subprocess.run([TESTBED, "up"], env=environment, stdin=subprocess.DEVNULL, timeout=120, check=True)
+        subprocess.run([TESTBED, "up"], env=environment, stdin=subprocess.DEVNULL, timeout=300, check=True)
         testbed = Testbed(settings)
         for line in ACCOUNTING:
             testbed.slurm("sacctmgr", "-i", *line.split())

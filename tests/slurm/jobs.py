@@ -67,7 +67,7 @@ def submit(cli: TrainerCli, cwd: Path, *overrides: str) -> RunDirectory:
     cwd.mkdir(exist_ok=True)
     (cwd / "pace.py").write_text(PACE)
     before = set((cwd / "runs").glob("*"))
-    done = cli("fit", *JOB, *overrides, cwd=cwd, timeout=120)
+    done = cli("fit", *JOB, *overrides, cwd=cwd, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
     (path,) = set((cwd / "runs").iterdir()) - before
     return RunDirectory(path)
@@ -131,6 +131,8 @@ def submit_limited(testbed: Testbed, folder: Path) -> RunDirectory:
         "cluster.time='00:01:30'",
         "cluster.save_before_end_s=30",
     ]
+    # On a busy machine the start alone may take the minute that the job has: that must not end the run.
+    options += ["cluster.attempts_without_progress=20"]
     options += ["cluster.exclude='node0,node1'", *on_slurm(ranks=2), *paced(1.0, attempts=2)]
 
     def cli(*arguments: str, cwd: Path, timeout: float) -> subprocess.CompletedProcess[str]:

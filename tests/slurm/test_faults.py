@@ -105,7 +105,8 @@ FAULTS: dict[str, tuple[Callable[[Scene], None], str | None]] = {
 def test_a_run_that_meets_every_fault_ends_as_if_it_had_met_none(
     testbed: Testbed, cli: TrainerCli, workdir: Path, report: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    steps = EVERY + BETWEEN * (len(FAULTS) + 1)
+    # The run does not wait for what is done to it: some to spare.
+    steps = EVERY + BETWEEN * (len(FAULTS) + 4)
     job = [f"trainer.max_steps={steps}", f"checkpoint.every_n_steps={EVERY}", "trainer.log_every_n_steps=1"]
     run = submit(cli, workdir, *job, *on_slurm(ranks=2), *paced(0.2), "resources.spare_nodes=0")
     scene = Scene(testbed, run)

@@ -12,33 +12,26 @@ from tests.slurm.conftest import Testbed, wait_until
 from tests.slurm.jobs import LIMITED_JOB, LIMITED_STEPS, curve, logged_steps, story, submit, wait_for_event, weights
 from trainer.runs.directory import RunDirectory
 
-pytestmark = [pytest.mark.slurm, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slurm, pytest.mark.timeout(900)]
 
 
 def test_a_training_longer_than_its_time_limit_ends_as_if_it_had_had_the_time(
     limited: RunDirectory, testbed: Testbed, cli: TrainerCli, workdir: Path
 ) -> None:
-    wait_until(lambda: requeues(limited) >= 2, 300, lambda: story(limited))
+    wait_until(lambda: requeues(limited) >= 2, 450, lambda: story(limited))
     # On a busy machine the start alone may take the minute that the job has.
     job_id = str(limited.launch()["slurm_job_id"])
-    if job_id in testbed.slurm("squeue", "--noheader", "--format=%i").split():  # else it has ended by now
+    if job_id in testbed.slurm("squeue", "-t", "PENDING,RUNNING", "-ho", "%i").split():  # else it has ended by now
         testbed.slurm("scontrol", "update", f"JobId={job_id}", "TimeLimit=20")
     untouched = submit(cli, workdir, *LIMITED_JOB, "resources.cpu_processes=2")
     wait_for_event(limited, "finished", 400)
 
-    ends = [record for record in limited.attempts() if record["outcome"] == "requeue"]
-    assert len(ends) >= 2
-    reasons = {record["reason"] for record in ends}
-    # On a busy machine the ranks may not even have begun when SLURM asks them to save.
-    assert (
-        {"saved: its time limit was near"}
-        <= reasons
-        <= {
-            "saved: its time limit was near",
-            "not saved: its time limit was reached",
-        }
-    )
-    assert requeues(limited) == len(ends)
+    # On a busy machine the ranks may not even have begun when SLURM asks them to save, or begin when it ends them.
+    reasons = [record["reason"] for record in limited.attempts() if record["outcome"] == "requeue"]
+    saved = {"saved: its time limit was near", "saved: its time limit was reached"}
+    assert saved & set(reasons)
+    assert set(reasons) <= saved | {"not saved: its time limit was reached"}
+    assert requeues(limited) == len(reasons) >= 2
     assert len({one["slurm_job_id"] for one in limited.events() if one["event"] == "allocated"}) == 1
     assert logged_steps(limited) == list(range(1, LIMITED_STEPS + 1))
     assert curve(limited) == curve(untouched)

@@ -22,6 +22,6 @@ def test_two_nodes_of_two_ranks_end_with_the_weights_of_four_local_ranks(
     job = [f"strategy={strategy}", f"trainer.max_steps={STEPS}", f"checkpoint.every_n_steps={STEPS}"]
     submitted = submit(cli, workdir, *job, *on_slurm(ranks=4))
     local = submit(cli, workdir, *job, "resources.cpu_processes=4")
-    wait_for_event(submitted, "finished", timeout_s=120)
+    wait_for_event(submitted, "finished", timeout_s=300)
     assert weights(submitted, STEPS, workdir / "a") == weights(local, STEPS, workdir / "b") != {}
     assert curve(submitted) == curve(local)

@@ -19,6 +19,7 @@ from threading import Lock
 from trainer.cluster import processes
 from trainer.resilience.bad_server import bad_server
 from trainer.resilience.cases import CHECKPOINT_EVERY, KINDS, STEPS, Case, draw
+from trainer.resilience.lock import RunLock
 from trainer.runs.directory import RunDirectory
 
 JOB = (
@@ -39,7 +40,7 @@ JOB = (
     "resources.gpus=0",
     "resilience.agree_every_s=0.01",
     "resilience.hang_factor=5",
-    "resilience.hang_after_s=10",
+    "resilience.hang_after_s=30",
     "resilience.hang_slow_s=60",
 )
 """A small network with dropout and clipping: seconds a job, and every part of the state is in use."""
@@ -274,9 +275,9 @@ def _fit_beside_another(fit: list[str], home: Path) -> str | None:
     first.wait(timeout=COMMAND_TIMEOUT_S)
     run = _only_run(home)
     deadline = time.monotonic() + COMMAND_TIMEOUT_S
-    while run is not None and not run.launch().get("pid") and time.monotonic() < deadline:
+    while run is not None and not RunLock(run).is_taken and time.monotonic() < deadline:
         time.sleep(0.05)
-    if run is None or not run.launch().get("pid"):
+    if run is None or not RunLock(run).is_taken:
         return "the first attempt did not start"
     second = subprocess.run(
         [sys.executable, "-m", "trainer.cluster.node", str(run.path)],
@@ -286,7 +287,7 @@ def _fit_beside_another(fit: list[str], home: Path) -> str | None:
         timeout=COMMAND_TIMEOUT_S,
         check=False,
     )
-    while not is_finished(run) and time.monotonic() < deadline:
+    while (not is_finished(run) or processes.is_alive(run.launch()["pid"])) and time.monotonic() < deadline:
         time.sleep(0.1)
     if second.returncode == 0 or "already" not in second.stderr:
         return f"the second attempt ended with {second.returncode} and said {second.stderr[-200:]!r}"

@@ -20,7 +20,7 @@ _LOOK_EVERY_S = 0.5
 _COMPARE_EVERY_S = 1.0
 _STACKS_WITHIN_S = 3.0
 """A process that runs at all writes its stacks in milliseconds."""
-_TRACES_WITHIN_S = 3.0
+_TRACES_WITHIN_S = 10.0
 """The heartbeat's thread looks once a second whether its trace of collectives is wanted; a rank may be stopped."""
 
 

@@ -50,6 +50,14 @@ class RunLock:
         os.pwrite(descriptor, json.dumps(mine).encode(), 0)
         self._descriptor = descriptor
 
+    @property
+    def is_taken(self) -> bool:
+        """Whether a launch has taken it, which may have ended since."""
+        try:
+            return self._path.stat().st_size > 0
+        except FileNotFoundError:
+            return False
+
     def _holder(self, descriptor: int) -> dict[str, Any]:
         try:
             return dict(json.loads(os.pread(descriptor, 4096, 0)))

@@ -19,7 +19,7 @@ from trainer.worker.attempt import Attempt
 
 ERRORS = (torch.OutOfMemoryError, MemoryError)
 """Of a GPU, and of the host."""
-_STAYS_S = 10.0
+_STAYS_S = 30.0
 """If this rank left at once, the others would fail for want of it, and torchrun would start them all again before the
 node process (`FAILED_GRACE_S`) ends them."""
 
