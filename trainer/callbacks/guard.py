@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from dataclasses import dataclass
-from operator import is_, itemgetter
+from operator import attrgetter, is_, itemgetter
 from typing import Any
 
 import torch
@@ -33,6 +33,7 @@ from trainer.worker.noted import Noted, noted_by_the_loop, noted_of
 _EVENTS = ("not_finite", "loss_spike")
 _DONE = {"stop": "stopped", "skip": "skipped", "rollback": "rolled back"}
 """A policy, and what it has done."""
+_GRADIENT = attrgetter("grad")
 
 
 class BadStep(TrainerError):
@@ -290,8 +291,12 @@ class QuickLook:
 
     def is_finite(self) -> bool:
         """False also where a sum overflows: the caller then looks closely."""
-        counted = sum([len(group["params"]) for group in self._optimizer.param_groups])
-        if counted != self._counted or not all(map(is_, [one.grad for one in self._in_buckets], self._views)):
+        counted = 0
+        for group in self._optimizer.param_groups:
+            counted += len(group["params"])
+        if counted != self._counted or (
+            self._views and not all(map(is_, map(_GRADIENT, self._in_buckets), self._views))
+        ):
             self._sort()
         for bucket in self._buckets:
             if not math.isfinite(bucket.sum().item()):
@@ -299,13 +304,20 @@ class QuickLook:
         for parameter in self._summed:
             if parameter.grad is not None and not math.isfinite(abs(parameter.grad.sum().item())):
                 return False
-        small = [gradient for parameter in self._small if (gradient := parameter.grad) is not None]
-        if small:
-            torch._amp_foreach_non_finite_check_and_unscale_(small, self._found, self._one)
+        if self._small:
+            self._check(list(map(_GRADIENT, self._small)))
             if self._found.item():
                 self._found.zero_()
                 return False
         return True
+
+    def _check(self, gradients: list[Any]) -> None:
+        """Set `_found` where one is not finite; parameters without a gradient are rare enough for an exception."""
+        try:
+            torch._amp_foreach_non_finite_check_and_unscale_(gradients, self._found, self._one)
+        except TypeError:
+            if some := [gradient for gradient in gradients if gradient is not None]:
+                torch._amp_foreach_non_finite_check_and_unscale_(some, self._found, self._one)
 
     def _sort(self) -> None:
         """A sum takes every layout and type; of a parameter without a gradient yet neither is known."""
