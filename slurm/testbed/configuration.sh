@@ -58,8 +58,8 @@ SlurmUser=root
 SlurmdUser=root
 AuthType=auth/munge
 CredType=cred/munge
-# A requeued job waits cred_expire + 1 s; SLURM's default is 120, its least is 5.
-AuthInfo=socket=$dir/run/munge.socket,cred_expire=5
+# A requeued job waits cred_expire + 1 s; SLURM's default is 120, its least is 5, which a busy machine misses.
+AuthInfo=socket=$dir/run/munge.socket,cred_expire=12
 PluginDir=$plugins
 StateSaveLocation=$dir/state
 SlurmdSpoolDir=$dir/spool/%n
