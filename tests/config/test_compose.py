@@ -8,6 +8,7 @@ import pytest
 
 from trainer.config.compose import Composed, compose, points, printed
 from trainer.errors import UserError
+from trainer.runs.registry import VARIABLE, runs_dir_from
 
 
 def composed(*overrides: str, config_dirs: tuple[Path, ...] = ()) -> Composed:
@@ -38,6 +39,14 @@ def test_the_default_job_is_resolved_plain_and_complete(workdir: Path) -> None:
     # tracking/wandb.yaml does not have it: it is the dataclass's default.
     assert job.config["tracking"]["finish_timeout_s"] == 60
     assert "hydra" not in job.config
+
+
+def test_runs_are_made_where_the_commands_on_runs_look(workdir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(VARIABLE, raising=False)
+    assert composed().config["runs_dir"] == str(runs_dir_from(None)) == "runs"
+    monkeypatch.setenv(VARIABLE, "/scratch/me")
+    assert composed().config["runs_dir"] == str(runs_dir_from(None)) == "/scratch/me"
+    assert composed("runs_dir=mine").config["runs_dir"] == "mine"
 
 
 def test_hydras_global_state_is_left_clean(workdir: Path) -> None:

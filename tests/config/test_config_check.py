@@ -43,6 +43,7 @@ def checked(*overrides: str) -> None:
         ("name='a b/c'", "name=a-b-c"),
         ("name=.hidden", "name=hidden"),
         ("runs_dir=taken", "directory"),
+        ("runs_dir=", "TRAINER_RUNS_DIR"),
         ("data.batch_size=33", "data.batch_size=32 or data.batch_size=34"),
         ("strategy=single resources.cpu_processes=2", "resources.cpu_processes=1"),
         ("model.dropout=much", "model.dropout"),

@@ -15,12 +15,12 @@ from trainer.runs.directory import RunDirectory
 from trainer.runs.files import append_line, read_json, read_live, write_atomic, write_live
 
 
-def make(root: Path, name: str = "job", code: Path | None = None) -> RunDirectory:
+def make(root: Path, name: str = "job", code: Path | None = None, runs_dir: str = "runs") -> RunDirectory:
     code = code or root / "project"
     code.mkdir(exist_ok=True)
     config: dict[str, Any] = {
         "name": name,
-        "runs_dir": str(root / "runs"),
+        "runs_dir": str(root / runs_dir),
         "trainer": {"max_steps": 10},
         "strategy": {"name": "ddp"},
         "cluster": {"name": "local"},

@@ -8,6 +8,7 @@ import time
 from collections.abc import Sequence
 
 from trainer.runs.directory import RunDirectory
+from trainer.runs.registry import reference_to
 
 
 def parser_of(verb: str, description: str, example: str, run: bool = True) -> argparse.ArgumentParser:
@@ -26,6 +27,12 @@ def launched(run: RunDirectory) -> str:
     """`launched`, or as which job."""
     job_id = run.launch().get("slurm_job_id")
     return f"submitted as job {job_id}" if job_id else "launched"
+
+
+def how_to_watch(run: RunDirectory) -> str:
+    """The two commands for a run that goes on by itself."""
+    name = reference_to(run)
+    return f"to watch it: trainer logs -f {name}; to stop it: trainer stop {name}"
 
 
 def table(rows: Sequence[Sequence[str]], header: Sequence[str]) -> str:

@@ -8,7 +8,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from trainer.cli.common import launched
+from trainer.cli.common import how_to_watch, launched
 from trainer.cli.job import Job, check_all, compose_all, describe, parser
 from trainer.cluster import launchers
 from trainer.config.compose import printed
@@ -90,7 +90,7 @@ def _launch(job: Job, arguments: argparse.Namespace, after: Any = None) -> tuple
     if arguments.detach or (cluster != "local" and not arguments.follow):
         if "cost" in facts:
             print(f"it may use {facts['cost']}")
-        print(f"{launched(run)}; to watch it: trainer logs -f {run.id}; to stop it: trainer stop {run.id}")
+        print(f"{launched(run)}; {how_to_watch(run)}")
         return DONE, run
     return follow(run, detached_ok=cluster != "local"), run
 

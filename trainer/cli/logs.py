@@ -12,7 +12,7 @@ from trainer.cli.common import parser_of
 from trainer.cluster.jobs import states_of
 from trainer.errors import UserError
 from trainer.runs.directory import RunDirectory
-from trainer.runs.registry import find, runs_dir_from
+from trainer.runs.registry import find, reference_to, runs_dir_from
 from trainer.runs.state import state_of
 
 _POLL_S = 0.3
@@ -54,7 +54,8 @@ def _chosen(run: RunDirectory, name: str, options: argparse.Namespace) -> list[P
     if not found:
         there = sorted({path.name for path in run.logs_dir.glob("attempt-*/*.log")})
         raise UserError(
-            f"{run.path.name} has no {name} yet", f"there is: {', '.join(there) or 'nothing'}; trainer show {run.id}"
+            f"{run.path.name} has no {name} yet",
+            f"there is: {', '.join(there) or 'nothing'}; trainer show {reference_to(run)}",
         )
     return found if options.all else found[-1:]
 

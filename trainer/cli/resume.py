@@ -8,7 +8,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from trainer.cli.common import launched, parser_of
+from trainer.cli.common import how_to_watch, launched, parser_of
 from trainer.cluster import launchers
 from trainer.cluster.jobs import states_of
 from trainer.config.build import freeze, read_plain
@@ -17,7 +17,7 @@ from trainer.config.near import did_you_mean
 from trainer.errors import UserError
 from trainer.runs.directory import RunDirectory
 from trainer.runs.files import read_json, write_atomic
-from trainer.runs.registry import find, runs_dir_from
+from trainer.runs.registry import find, reference_to, runs_dir_from
 from trainer.runs.state import state_of
 
 CHANGEABLE = {
@@ -53,12 +53,12 @@ def main(argv: list[str]) -> int:
     run = find(options.run, runs_dir_from(options.runs_dir))
     state = state_of(run, states_of([run]))
     if state.is_active:
-        raise UserError(f"{run.path.name} is {state.name} already", f"trainer logs -f {run.id} shows it")
+        raise UserError(f"{run.path.name} is {state.name} already", how_to_watch(run))
     changed = changed_config(run, options.overrides)
     if state.name == "finished" and not any(one.startswith("trainer.max_") for one in options.overrides):
         raise UserError(
             f"{run.path.name} has finished",
-            f"to train on, raise its limit: trainer resume {run.id} trainer.max_steps=...",
+            f"to train on, raise its limit: trainer resume {reference_to(run)} trainer.max_steps=...",
         )
     return _launch(run, changed, options)
 
@@ -109,6 +109,6 @@ def _launch(run: RunDirectory, config: dict[str, Any], options: argparse.Namespa
         print(json.dumps({"id": run.id, "path": str(run.path), "attempt": run.launch().get("attempt")}))
     if options.detach or (cluster != "local" and not options.follow):
         if not options.json:
-            print(f"{launched(run)}; to watch it: trainer logs -f {run.id}; to stop it: trainer stop {run.id}")
+            print(f"{launched(run)}; {how_to_watch(run)}")
         return 0
     return follow(run, detached_ok=cluster != "local")

@@ -10,7 +10,7 @@ import sys
 
 from trainer.cluster.jobs import states_of
 from trainer.errors import USER_MUST_CHANGE, UserError
-from trainer.runs.registry import find, runs_dir_from
+from trainer.runs.registry import find, reference_to, runs_dir_from
 from trainer.runs.state import state_of
 
 
@@ -29,7 +29,7 @@ def main(argv: list[str]) -> int:
     for run in runs:
         state = state_of(run, jobs)
         if state.is_active:
-            raise UserError(f"{run.path.name} is {state.name}", f"stop it first: trainer stop {run.id}")
+            raise UserError(f"{run.path.name} is {state.name}", f"stop it first: trainer stop {reference_to(run)}")
     if not options.yes and not _confirmed([run.path.name for run in runs]):
         return USER_MUST_CHANGE
     for run in runs:

@@ -13,7 +13,7 @@ from trainer.cluster.jobs import states_of
 from trainer.errors import JOB_FAILED
 from trainer.runs.directory import RunDirectory
 from trainer.runs.ledger import by_rank
-from trainer.runs.registry import find, runs_dir_from
+from trainer.runs.registry import find, reference_to, runs_dir_from
 from trainer.runs.summary import summary
 
 
@@ -57,7 +57,7 @@ def _sheet(run: RunDirectory, found: dict[str, Any]) -> list[str]:
     lines += _block("metrics", [f"{name}  {number(value)}" for name, value in sorted(found["metrics"].items())])
     lines += _block("checkpoints", _checkpoints(found["checkpoints"]))
     lines += _block("attempts", [_attempt(one) for one in run.attempts()])
-    lines.append(f"  next         {_next(found)}")
+    lines.append(f"  next         {_next(found, reference_to(run))}")
     return lines
 
 
@@ -117,9 +117,9 @@ def _attempt(record: dict[str, Any]) -> str:
     return f"{record['attempt']}  {record['outcome']} at step {record.get('step')}{reason}"
 
 
-def _next(found: dict[str, Any]) -> str:
+def _next(found: dict[str, Any], name: str) -> str:
     if found["state"] in ("starting", "running", "queued", "requeued", "stopping"):
-        return f"trainer logs -f {found['id']}   or   trainer stop {found['id']}"
+        return f"trainer logs -f {name}   or   trainer stop {name}"
     if found["state"] == "finished":
-        return f"trainer evaluate {found['id']}   or   trainer resume {found['id']} trainer.max_steps=..."
-    return f"trainer logs {found['id']}   or   trainer resume {found['id']}"
+        return f"trainer evaluate {name}   or   trainer resume {name} trainer.max_steps=..."
+    return f"trainer logs {name}   or   trainer resume {name}"

@@ -12,7 +12,7 @@ from trainer.cluster.launchers import cancel, signal_stop
 from trainer.cluster.node import request_stop
 from trainer.errors import JOB_FAILED, UserError
 from trainer.runs.directory import RunDirectory
-from trainer.runs.registry import find, runs_dir_from
+from trainer.runs.registry import find, reference_to, runs_dir_from
 from trainer.runs.state import State, is_alive, state_of
 
 _POLL_S = 0.2
@@ -26,7 +26,9 @@ def main(argv: list[str]) -> int:
     run = find(options.run, runs_dir_from(options.runs_dir))
     state = state_of(run, states_of([run]))
     if not state.is_active:
-        raise UserError(f"{run.path.name} is not running: {state.name}", f"trainer resume {run.id} goes on with it")
+        raise UserError(
+            f"{run.path.name} is not running: {state.name}", f"trainer resume {reference_to(run)} goes on with it"
+        )
     request_stop(run, "trainer stop")
     if options.now:
         _kill(run)
@@ -38,7 +40,7 @@ def main(argv: list[str]) -> int:
     else:
         print(f"{run.path.name}: {state.name}" + (f" ({state.reason})" if state.reason else ""))
         if not state.is_active:
-            print(f"  trainer resume {run.id} goes on from its last checkpoint")
+            print(f"  trainer resume {reference_to(run)} goes on from its last checkpoint")
     return JOB_FAILED if state.is_active else 0
 
 
@@ -48,7 +50,9 @@ def _kill(run: RunDirectory) -> None:
         cancel(run)
         return
     if not is_alive(run, launch) or launch.get("pid") is None:
-        raise UserError("--now can only kill what runs on this machine", f"without --now: trainer stop {run.id}")
+        raise UserError(
+            "--now can only kill what runs on this machine", f"without --now: trainer stop {reference_to(run)}"
+        )
     processes.kill_tree(launch["pid"])
 
 

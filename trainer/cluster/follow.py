@@ -23,6 +23,7 @@ from trainer.cluster.node import request_stop
 from trainer.errors import DONE, ENVIRONMENT_MUST_CHANGE, INTERRUPTED, JOB_FAILED, USER_MUST_CHANGE
 from trainer.runs.directory import RunDirectory
 from trainer.runs.files import read_live, write_atomic
+from trainer.runs.registry import reference_to, shortest
 from trainer.runs.state import state_of
 
 POLL_S = 0.2
@@ -44,7 +45,7 @@ def follow(run: RunDirectory, *, detached_ok: bool = False, stream: TextIO | Non
         while not follower.is_over():
             follower.show()
             if follower.interrupts and detached_ok:
-                follower.say(f"no longer following; the run goes on. To stop it: {_command()} stop {run.id}")
+                follower.say(f"no longer following; the run goes on. To stop it: {_command()} stop {reference_to(run)}")
                 return INTERRUPTED
             follower.act_on_interrupts()
             time.sleep(POLL_S)
@@ -152,9 +153,9 @@ class Follower:
         best = heartbeat.get("best")
         if best:
             self.say(f"  best    {best['metric']} {best['value']:.4g} at step {best['step']}")
-        self.say(f"  run     {_shortest(self.run.path)}")
+        self.say(f"  run     {shortest(self.run.path)}")
         verb = "show" if outcome == "finished" else "resume"
-        self.say(f"  next    {_command()} {verb} {self.run.id}")
+        self.say(f"  next    {_command()} {verb} {reference_to(self.run)}")
         if outcome == "finished":
             return DONE
         if outcome == "stopped" or self._acted:
@@ -222,7 +223,7 @@ class Follower:
             log = "logs/launch.log"
             for line in cause.tail(launch_log)[-_SHOWN_LINES:]:
                 self.say(f"  | {line}")
-        self.say(f"  log     {_shortest(self.run.path / log) if log else _shortest(self.run.logs_dir)}")
+        self.say(f"  log     {shortest(self.run.path / log) if log else shortest(self.run.logs_dir)}")
 
     def _log_dir(self, attempt: int) -> Path:
         return self.run.logs_dir / f"attempt-{attempt:02d}"
@@ -253,9 +254,4 @@ class Follower:
 def _command() -> str:
     """How `trainer` is to be typed: an environment that is not activated needs its path."""
     own = Path(sys.prefix) / "bin" / "trainer"
-    return "trainer" if shutil.which("trainer") or not own.exists() else shlex.quote(_shortest(own))
-
-
-def _shortest(path: Path) -> str:
-    relative = os.path.relpath(path)
-    return str(path) if relative.startswith("..") else relative
+    return "trainer" if shutil.which("trainer") or not own.exists() else shlex.quote(shortest(own))

@@ -147,6 +147,8 @@ def _names(config: dict[str, Any]) -> Iterator[UserError]:
         )
     if not 0 <= seed < 2**32:
         yield UserError(f"seed={seed}: must be from 0 to {2**32 - 1}", "use a smaller seed, such as seed=0")
+    if not config["runs_dir"]:
+        yield UserError("runs_dir is empty", "name a folder; where TRAINER_RUNS_DIR is set to nothing, unset it")
     if runs.exists() and not runs.is_dir():
         yield UserError(f"runs_dir={runs}: this is a file", "set runs_dir to a directory; it is made when needed")
 

@@ -176,7 +176,7 @@ class Config:
     """Name of the run; letters, digits, `.`, `_` and `-`."""
     seed: int = 0
     runs_dir: str = "runs"
-    """Where run directories are made."""
+    """Where run directories are made; without it TRAINER_RUNS_DIR, where the commands on runs look, too."""
     resources: Resources = field(default_factory=Resources)
     trainer: TrainerOptions = field(default_factory=TrainerOptions)
     checkpoint: CheckpointOptions = field(default_factory=CheckpointOptions)

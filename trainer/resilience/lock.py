@@ -11,6 +11,7 @@ from typing import Any
 
 from trainer.errors import EnvironmentFault, UserError
 from trainer.runs.directory import RunDirectory
+from trainer.runs.registry import reference_to
 
 _DYING_S = 5.0
 """A launch that was killed a moment ago lets go of its lock when the kernel has cleared it away."""
@@ -65,10 +66,11 @@ class RunLock:
             return {}
 
     def _refusal(self, holder: dict[str, Any]) -> UserError:
+        name = reference_to(self._run)
         where = f"process {holder.get('pid', '?')} on {holder.get('host', '?')}, attempt {holder.get('attempt', '?')}"
         return UserError(
             f"{self._run.path.name} is trained already ({where}); two at once would overwrite each other's checkpoints",
-            f"to watch it: trainer logs -f {self._run.id}; to end it: trainer stop {self._run.id}",
+            f"to watch it: trainer logs -f {name}; to end it: trainer stop {name}",
         )
 
 

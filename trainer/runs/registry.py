@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from pathlib import Path
 
 from trainer.config.near import did_you_mean
@@ -60,3 +61,18 @@ def find(reference: str | None, runs_dir: Path) -> RunDirectory:
     known = {name for run in runs for name in (run.id, run.path.name, run.name)}
     hint = did_you_mean(reference, known)
     raise UserError(f"there is no run {reference} in {runs_dir}", f"{hint}trainer ls lists them")
+
+
+def reference_to(run: RunDirectory) -> str:
+    """What `find` knows `run` by when it is typed here: its id in the runs directory that is looked through without
+    `--runs-dir`, else its path, quoted for a shell."""
+    if runs_dir_from(None).absolute() == run.path.parent:
+        return run.id
+    path = shortest(run.path)
+    return shlex.quote(path if "/" in path else f"./{path}")
+
+
+def shortest(path: Path) -> str:
+    """`path` from the working directory where it is below that, else as it is."""
+    relative = os.path.relpath(path)
+    return str(path) if relative.startswith("..") else relative

@@ -15,6 +15,7 @@ from trainer.cluster.slurm.commands import run as call
 from trainer.errors import EnvironmentFault, TrainerError, UserError
 from trainer.runs.directory import RunDirectory
 from trainer.runs.files import write_atomic
+from trainer.runs.registry import reference_to
 
 _INPUT_VARIABLE = {"time": "SBATCH_TIMELIMIT", "mem": "SBATCH_MEM_PER_NODE", "signal": "SBATCH_SIGNAL"}
 """Of sbatch's options those whose variable has another name; man sbatch, INPUT ENVIRONMENT VARIABLES."""
@@ -79,7 +80,7 @@ class SlurmLauncher:
             write_atomic(run.launch_path, json.dumps(before, indent=1))
             if was_asked_to_stop is not None:
                 write_atomic(run.stop_request, was_asked_to_stop)
-            error.fix += f"; the run is kept: trainer resume {run.id} submits it again"
+            error.fix += f"; the run is kept: trainer resume {reference_to(run)} submits it again"
             raise
         write_atomic(run.launch_path, json.dumps({**launch, "slurm_job_id": job_id}, indent=1))
         run.event("queued", slurm_job_id=job_id)
