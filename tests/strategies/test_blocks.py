@@ -52,11 +52,6 @@ def test_recomputing_gives_the_same_gradients_under_the_same_names(kind: str) ->
         torch.testing.assert_close(plain, recomputed, rtol=0, atol=0)
 
 
-def test_an_unknown_kind_of_recomputing_is_refused() -> None:
-    with pytest.raises(UserError, match="half"):
-        prepare(small(), Single(activation_checkpointing="half"))
-
-
 def test_the_mesh_follows_from_the_options(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
     assert mesh_sizes(Fsdp(), 8) == (1, 8, 1)

@@ -12,7 +12,14 @@ from trainer.config.batch import BatchPlan
 from trainer.config.near import did_you_mean, listed
 from trainer.config.own import problems_of_own
 from trainer.config.problems import raise_all
-from trainer.config.strategy import ranks_per_sample
+from trainer.config.strategy import (
+    ACTIVATION_CHECKPOINTING,
+    BROADCAST_BUFFERS,
+    OFFLOAD,
+    REDUCE_DTYPES,
+    ranks_in_group,
+    ranks_per_sample,
+)
 from trainer.config.targets import problems_of_targets
 from trainer.config.typed import as_written
 from trainer.errors import TrainerError, UserError
@@ -87,7 +94,17 @@ _RANGES: dict[str, _From | _OneOf] = {
     "resilience.straggler_after_s": _From(0),
     "finetune.lora_rank": _From(1),
     "finetune.lora_alpha": _POSITIVE,
+    "strategy.activation_checkpointing": _OneOf(ACTIVATION_CHECKPOINTING),
     "strategy.bucket_cap_mb": _From(1),
+    "strategy.broadcast_buffers": _OneOf(BROADCAST_BUFFERS),
+    "strategy.reduce_dtype": _OneOf(REDUCE_DTYPES),
+    "strategy.prefetch": _From(0),
+    "strategy.shard_size": _From(1),
+    "strategy.tensor_parallel_size": _From(1),
+    "strategy.reduce_bucket_size": _From(1),
+    "strategy.allgather_bucket_size": _From(1),
+    "strategy.offload_optimizer": _OneOf(OFFLOAD),
+    "strategy.offload_parameters": _OneOf(OFFLOAD),
     "data.batch_size": _From(1),
     "data.micro_batch": _From(1),
     "data.num_workers": _From(0),
@@ -162,10 +179,15 @@ def _launch(config: dict[str, Any], splits: bool) -> Iterator[TrainerError]:
         yield error
         return
     yield from _local_checkpoints(config["checkpoint"], shape.nodes)
+    try:
+        ranks_in_group(config["strategy"], shape.world_size, shape.processes_per_node)
+    except UserError as error:
+        yield error
+        return
     if not splits or config["data"].get("batch_size") is None:
         return
     try:
-        readers = max(1, shape.world_size // ranks_per_sample(config["strategy"], shape.processes_per_node))
+        readers = shape.world_size // ranks_per_sample(config["strategy"], shape.processes_per_node)
         BatchPlan.of(config["data"]["batch_size"], config["data"].get("micro_batch"), readers)
     except UserError as error:
         yield error

@@ -6,6 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from trainer.errors import UserError
+
+ACTIVATION_CHECKPOINTING = ("none", "full", "selective")
+BROADCAST_BUFFERS = ("auto", "always", "evaluation")
+OFFLOAD = ("none", "cpu", "nvme")
+REDUCE_DTYPES = ("float32", "bfloat16")
+
 
 @dataclass
 class Single:
@@ -29,6 +36,9 @@ class Ddp(Single):
     """For models in which a step leaves parameters without a gradient; costs a walk of the graph a step."""
     gradient_as_bucket_view: bool = True
     """Gradients are views of the buckets: one copy less."""
+    broadcast_buffers: str = "auto"
+    """When rank 0's buffers go to the others. always: before each forward pass, as DDP does; evaluation: before the
+    model is evaluated; auto: evaluation where they are running statistics of normalization layers, else always."""
 
 
 @dataclass
@@ -127,6 +137,24 @@ STRATEGIES: dict[str, type] = {
     "auto": Auto,
 }
 """Name to options class."""
+
+
+def ranks_in_group(strategy: Mapping[str, Any], world_size: int, ranks_of_node: int) -> int:
+    """Ranks that share each layer (tp) or one copy of the model (hsdp); elsewhere 1.
+
+    Raises UserError where they do not divide all ranks.
+    """
+    option = {"tp": "tensor_parallel_size", "hsdp": "shard_size"}.get(strategy["name"])
+    if option is None:
+        return 1
+    size: int = strategy[option] or ranks_of_node
+    if size < 1 or world_size % size:
+        divisors = [str(number) for number in range(1, world_size + 1) if world_size % number == 0]
+        raise UserError(
+            f"strategy.{option}={size} does not divide the {world_size} ranks of this job",
+            f"choose one of: {', '.join(divisors)}",
+        )
+    return size
 
 
 def ranks_per_sample(strategy: Mapping[str, Any], ranks_of_node: int) -> int:

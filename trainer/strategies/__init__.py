@@ -6,7 +6,18 @@ import os
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from trainer.config.strategy import Auto, Ddp, DeepspeedZero1, DeepspeedZero2, DeepspeedZero3, Fsdp, Hsdp, Single, Tp
+from trainer.config.strategy import (
+    Auto,
+    Ddp,
+    DeepspeedZero1,
+    DeepspeedZero2,
+    DeepspeedZero3,
+    Fsdp,
+    Hsdp,
+    Single,
+    Tp,
+    ranks_in_group,
+)
 from trainer.errors import UserError
 
 if TYPE_CHECKING:
@@ -70,26 +81,13 @@ def mesh_sizes(options: Fsdp, world_size: int) -> tuple[int, int, int]:
 
     Raises UserError if the option does not divide the ranks.
     """
-    of_node = int(os.environ.get("LOCAL_WORLD_SIZE", world_size))
+    size = ranks_in_group(vars(options), world_size, int(os.environ.get("LOCAL_WORLD_SIZE", world_size)))
     if isinstance(options, Tp):
-        tensor = options.tensor_parallel_size or of_node
-        _must_divide("tensor_parallel_size", tensor, world_size)
-        return 1, world_size // tensor, tensor
-    if isinstance(options, Hsdp):
-        shards = options.shard_size or of_node
-        _must_divide("shard_size", shards, world_size)
-        return world_size // shards, shards, 1
-    return 1, world_size, 1
+        return 1, world_size // size, size
+    return (world_size // size, size, 1) if isinstance(options, Hsdp) else (1, world_size, 1)
 
 
 def data_parallel(options: Any, rank: int, world_size: int) -> tuple[int, int]:
     """This rank among those that read different samples, and their number: less than all only with tensor parallel."""
     tensor = mesh_sizes(options, world_size)[2] if isinstance(options, Tp) else 1
     return rank // tensor, world_size // tensor
-
-
-def _must_divide(option: str, value: int, world_size: int) -> None:
-    if value < 1 or world_size % value:
-        raise UserError(
-            f"strategy.{option}={value} does not divide the {world_size} ranks of this job.", "Choose a divisor."
-        )

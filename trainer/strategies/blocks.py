@@ -18,7 +18,6 @@ from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selectiv
 from trainer.config.strategy import Single
 from trainer.errors import UserError
 
-ACTIVATION_CHECKPOINTING = ("none", "full", "selective")
 _KEPT = (
     torch.ops.aten.mm.default,
     torch.ops.aten.addmm.default,
@@ -59,11 +58,6 @@ def blocks_of(module: nn.Module, class_name: str | None = None) -> list[nn.Modul
 
 def prepare(module: nn.Module, options: Single, class_name: str | None = None) -> list[nn.Module]:
     """Activation checkpointing and compilation of the blocks, in place; returns the blocks."""
-    if options.activation_checkpointing not in ACTIVATION_CHECKPOINTING:
-        raise UserError(
-            f"strategy.activation_checkpointing={options.activation_checkpointing} is not known.",
-            f"Use one of {', '.join(ACTIVATION_CHECKPOINTING)}.",
-        )
     blocks = blocks_of(module, class_name)
     for block in blocks:
         if options.activation_checkpointing != "none":

@@ -25,13 +25,11 @@ from torch import nn
 from trainer.checkpoint.named import named_groups, plain_name, set_options
 from trainer.checkpoint.stored import MODEL, OPTIMIZER, Optimizers, Stored
 from trainer.config.strategy import DeepspeedZero1, DeepspeedZero2, DeepspeedZero3
-from trainer.errors import UserError
 from trainer.strategies.blocks import prepare
 from trainer.strategies.deepspeed_muon import import_muon
 from trainer.strategies.saving import ShardedCheckpoints
 
 Options = DeepspeedZero1 | DeepspeedZero2 | DeepspeedZero3
-OFFLOAD = ("none", "cpu", "nvme")
 
 
 class RunDeepSpeedStrategy(ShardedCheckpoints, DeepSpeedStrategy):
@@ -247,15 +245,11 @@ def _whole(zero: Any, parameter: nn.Parameter, key: str | None = None) -> torch.
 
 
 def build(options: Options, device: torch.device, timeout_s: float) -> RunDeepSpeedStrategy:
-    """Raises UserError for options that are not known."""
     if device.type != "cuda":
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # read when deepspeed is first asked for its accelerator
     # DeepSpeed 0.19.8 calls torch 2.13's older names, and the advice comes twice a step
     warnings.filterwarnings("ignore", r"`torch.distributed.(all_gather_into|reduce_scatter)_tensor` is", FutureWarning)
     offload_parameters = getattr(options, "offload_parameters", "none")
-    for option, value in (("offload_optimizer", options.offload_optimizer), ("offload_parameters", offload_parameters)):
-        if value not in OFFLOAD:
-            raise UserError(f"strategy.{option}={value} is not known.", f"Use one of {', '.join(OFFLOAD)}.")
     strategy = RunDeepSpeedStrategy(
         options,
         stage=options.stage,

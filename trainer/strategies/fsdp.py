@@ -35,18 +35,17 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from trainer.checkpoint.named import by_name, named_groups, set_options
 from trainer.checkpoint.stored import Optimizers, Stored, flatten
 from trainer.config.strategy import Fsdp
-from trainer.errors import UserError
 from trainer.strategies.blocks import prepare
+from trainer.strategies.buffers import BuffersOfRank0
 from trainer.strategies.deferred import Recipe, make_whole, recipes, replace_parameters
 from trainer.strategies.saving import ShardedCheckpoints, model_tensors, unwrapped
 from trainer.strategies.tensor_parallel import parallelize
 
 STEPS = ("training_step", "validation_step", "test_step", "predict_step")
 """Methods of a LightningModule that run its parameters; FSDP gathers around `forward` unless told."""
-REDUCE_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
-class RunFSDPStrategy(ShardedCheckpoints, ModelParallelStrategy):
+class RunFSDPStrategy(ShardedCheckpoints, BuffersOfRank0, ModelParallelStrategy):
     """The mesh is (copies, shards, tensor): each dimension may be 1."""
 
     def __init__(self, options: Fsdp, sizes: tuple[int, int, int], backend: str, timeout_s: float) -> None:
@@ -153,7 +152,7 @@ class RunFSDPStrategy(ShardedCheckpoints, ModelParallelStrategy):
             "mesh": mesh,
             "reshard_after_forward": options.reshard_after_forward,
             "mp_policy": MixedPrecisionPolicy(
-                param_dtype=compute, reduce_dtype=REDUCE_DTYPES[options.reduce_dtype], cast_forward_inputs=False
+                param_dtype=compute, reduce_dtype=getattr(torch, options.reduce_dtype), cast_forward_inputs=False
             ),
             "offload_policy": CPUOffloadPolicy() if self._offloads else OffloadPolicy(),
         }
@@ -176,19 +175,6 @@ class RunFSDPStrategy(ShardedCheckpoints, ModelParallelStrategy):
             yield
         finally:
             self.model.set_requires_gradient_sync(True)
-
-    def on_validation_start(self) -> None:
-        self._copy_buffers()
-
-    def on_test_start(self) -> None:
-        self._copy_buffers()
-
-    def _copy_buffers(self) -> None:
-        """Rank 0's running statistics everywhere before they are used, as in DDP."""
-        assert self.model is not None
-        for buffer in self.model.buffers():
-            if self.world_size > 1 and not isinstance(buffer, DTensor):
-                dist.broadcast(buffer, src=0)
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
         """Sharded and not copied: `save_checkpoint` does that."""
@@ -274,9 +260,5 @@ def clip_by_global_norm(parameters: Iterable[nn.Parameter], max_norm: float) -> 
 
 def build(options: Fsdp, sizes: tuple[int, int, int], device: torch.device, timeout_s: float) -> RunFSDPStrategy:
     """`sizes`: copies, shards, tensor; their product is the world size."""
-    if options.reduce_dtype not in REDUCE_DTYPES:
-        raise UserError(
-            f"strategy.reduce_dtype={options.reduce_dtype} is not known.", f"Use one of {', '.join(REDUCE_DTYPES)}."
-        )
     # gloo, too: with cpu_offload gradients and their norm are in host memory
     return RunFSDPStrategy(options, sizes, "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout_s)
