@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch import LightningModule
+from lightning.pytorch import Callback, LightningModule
 from torch.nn.parallel import DistributedDataParallel
 
 from trainer.callbacks import guard
@@ -157,26 +160,70 @@ def test_memory_that_others_fill_too_is_not_looked_at(bucket: Bucket) -> None:
     assert not look._buckets
 
 
-def test_the_buckets_of_ddp_are_found_and_found_again_when_it_has_made_them_anew() -> None:
+@pytest.fixture
+def process_group() -> Iterator[None]:
     torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
-    try:
-        model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Linear(8, 2))
-        wrapped = DistributedDataParallel(model, gradient_as_bucket_view=True)
-        optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
-        look, memories = QuickLook(optimizer), set()
-        for _ in range(4):
-            optimizer.zero_grad()
-            wrapped(torch.ones(3, 4)).sum().backward()
-            assert look.is_finite()
-            assert [one.numel() for one in look._buckets] == [58]
-            assert not look._small + look._summed
-            memories.add(look._buckets[0].data_ptr())
-            assert all(one.grad.untyped_storage().data_ptr() in memories for one in model.parameters())
-        assert model[1].bias.grad is not None
-        model[1].bias.grad[1] = float("nan")
-        assert not look.is_finite()
-    finally:
-        torch.distributed.destroy_process_group()
+    yield
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize(("only_ddp", "watched"), [(False, 4), (True, 1)])
+def test_the_buckets_of_ddp_are_found_and_found_again_when_it_has_made_them_anew(
+    process_group: None, only_ddp: bool, watched: int
+) -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Linear(8, 2))
+    wrapped = DistributedDataParallel(model, gradient_as_bucket_view=True)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    look, memories = QuickLook(optimizer, only_ddp), []
+    for _ in range(4):
+        optimizer.zero_grad()
+        wrapped(torch.ones(3, 4)).sum().backward()
+        assert look.is_finite()
+        assert [one.numel() for one in look._buckets] == [58]
+        assert not look._small + look._summed
+        assert len(look._watched) == watched
+        memories.append(look._buckets[0].data_ptr())
+        assert {one.grad.untyped_storage().data_ptr() for one in model.parameters()} == {memories[-1]}
+    assert memories[0] != memories[1] == memories[-1]
+    assert model[1].bias.grad is not None
+    model[1].bias.grad[1] = float("nan")
+    assert not look.is_finite()
+
+
+class Touching(Callback):
+    """Its hooks may put another gradient in the place of DDP's."""
+
+    def on_after_backward(self, trainer: Any, pl_module: LightningModule) -> None: ...
+
+
+class Scaling(LightningModule):
+    def on_before_optimizer_step(self, optimizer: Any) -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [
+        ("plain", True),
+        ("a callback", False),
+        ("the module", False),
+        ("by hand", False),
+        ("a parameter's hook", False),
+        ("not DDP", False),
+    ],
+)
+def test_only_ddp_sets_the_gradients_where_no_other_code_runs_in_between(
+    process_group: None, kind: str, expected: bool
+) -> None:
+    module = Scaling() if kind == "the module" else LightningModule()
+    module.layer = torch.nn.Linear(2, 2)
+    if kind == "by hand":
+        module.automatic_optimization = False
+    elif kind == "a parameter's hook":
+        module.layer.bias.register_post_accumulate_grad_hook(lambda parameter: None)
+    model = module if kind == "not DDP" else DistributedDataParallel(module)
+    callbacks = [guard.Guard.__new__(guard.Guard), Callback(), *([Touching()] if kind == "a callback" else [])]
+    trainer = SimpleNamespace(strategy=SimpleNamespace(model=model), callbacks=callbacks)
+    assert guard._only_ddp_sets_gradients(trainer, module) is expected  # type: ignore[arg-type]
 
 
 def test_no_gradients_are_finite(optimizer: torch.optim.Optimizer) -> None:

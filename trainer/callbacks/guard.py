@@ -22,7 +22,9 @@ from typing import Any
 import torch
 import torch.distributed
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
 
 from trainer.callbacks.spikes import Spikes
 from trainer.config.schema import ResilienceOptions
@@ -119,7 +121,8 @@ class Guard(Callback):
         if self._looks_quickly:
             quick = self._quick.get(id(optimizer))
             if quick is None:
-                quick = self._quick[id(optimizer)] = QuickLook(optimizer)
+                quick = QuickLook(optimizer, _only_ddp_sets_gradients(trainer, pl_module))
+                self._quick[id(optimizer)] = quick
             if quick.is_finite():
                 return
         value = self._value(optimizer, losses)
@@ -274,17 +277,20 @@ class QuickLook:
     only and is four times as quick as the check of the gradient scalers, which writes too, but costs a few us a tensor
     and 40 us for the first, whose code is in no cache either: it pays for tensors of `LARGE` elements that have `WORTH`
     of them together.
+
+    `only_ddp`: nobody else can have put a gradient elsewhere, so one of each bucket tells whether it is still in use.
     """
 
     LARGE, WORTH = 2**15, 2**18
 
-    def __init__(self, optimizer: Any) -> None:
+    def __init__(self, optimizer: Any, only_ddp: bool = False) -> None:
         self._optimizer = optimizer
+        self._only_ddp = only_ddp
         self._found, self._one = torch.zeros(()), torch.ones(())
         self._buckets: list[torch.Tensor] = []
-        self._in_buckets: list[torch.Tensor] = []
+        self._watched: list[torch.Tensor] = []
         self._views: list[torch.Tensor] = []
-        """The gradients of `_in_buckets`."""
+        """The gradients of `_watched`."""
         self._small: list[torch.Tensor] = []
         self._summed: list[torch.Tensor] = []
         self._counted = -1
@@ -294,9 +300,7 @@ class QuickLook:
         counted = 0
         for group in self._optimizer.param_groups:
             counted += len(group["params"])
-        if counted != self._counted or (
-            self._views and not all(map(is_, map(_GRADIENT, self._in_buckets), self._views))
-        ):
+        if counted != self._counted or (self._views and not all(map(is_, map(_GRADIENT, self._watched), self._views))):
             self._sort()
         for bucket in self._buckets:
             if not math.isfinite(bucket.sum().item()):
@@ -323,9 +327,11 @@ class QuickLook:
         """A sum takes every layout and type; of a parameter without a gradient yet neither is known."""
         parameters = [parameter for group in self._optimizer.param_groups for parameter in group["params"]]
         self._counted = len(parameters)
-        self._buckets, self._in_buckets = _buckets([parameter for parameter in parameters if _is_plain(parameter.grad)])
-        self._views = [view for parameter in self._in_buckets if (view := parameter.grad) is not None]
-        in_buckets = set(self._in_buckets)
+        found = _buckets([parameter for parameter in parameters if _is_plain(parameter.grad)])
+        self._buckets = [bucket for bucket, _ in found]
+        self._watched = [parameter for _, inside in found for parameter in (inside[:1] if self._only_ddp else inside)]
+        self._views = [view for parameter in self._watched if (view := parameter.grad) is not None]
+        in_buckets = {parameter for _, inside in found for parameter in inside}
         parameters = [parameter for parameter in parameters if parameter not in in_buckets]
         large = {parameter for parameter in parameters if parameter.numel() >= self.LARGE}
         if sum(parameter.numel() for parameter in large) < self.WORTH:
@@ -340,7 +346,21 @@ def _is_plain(gradient: torch.Tensor | None) -> bool:
     return gradient is not None and not gradient.is_sparse and not gradient.is_complex()
 
 
-def _buckets(parameters: list[torch.Tensor]) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+def _only_ddp_sets_gradients(trainer: Trainer, module: LightningModule) -> bool:
+    """Whether no code of others runs between DDP, which makes each gradient a view of a bucket in every backward pass,
+    and the guard."""
+    names = ("on_after_backward", "on_before_optimizer_step")
+    callbacks = [one for one in trainer.callbacks if not isinstance(one, Guard)]  # type: ignore[attr-defined]
+    return (
+        isinstance(trainer.strategy.model, DistributedDataParallel)
+        and module.automatic_optimization
+        and not any(is_overridden(name, one, Callback) for one in callbacks for name in names)
+        and not any(is_overridden(name, module, LightningModule) for name in (*names, "backward", "optimizer_step"))
+        and not any(parameter._post_accumulate_grad_hooks for parameter in module.parameters())
+    )
+
+
+def _buckets(parameters: list[torch.Tensor]) -> list[tuple[torch.Tensor, list[torch.Tensor]]]:
     """Each memory that the gradients of several parameters fill without gaps, as a flat tensor; those parameters."""
     sharing: dict[tuple[int, torch.dtype], list[tuple[int, torch.Tensor, torch.Tensor]]] = {}
     for parameter in parameters:
@@ -348,16 +368,15 @@ def _buckets(parameters: list[torch.Tensor]) -> tuple[list[torch.Tensor], list[t
         assert gradient is not None
         place = int(gradient.storage_offset()), gradient, parameter
         sharing.setdefault((gradient.untyped_storage().data_ptr(), gradient.dtype), []).append(place)
-    buckets, inside = [], []
+    found = []
     for places in sharing.values():
         end = 0
         for start, gradient, _ in sorted(places, key=itemgetter(0)):
             end = end + gradient.numel() if start == end else -1
         first = places[0][1]
         if len(places) > 1 and end * first.itemsize == first.untyped_storage().nbytes():
-            buckets.append(first.as_strided((end,), (1,), 0))
-            inside += [parameter for _, _, parameter in places]
-    return buckets, inside
+            found.append((first.as_strided((end,), (1,), 0), [parameter for _, _, parameter in places]))
+    return found
 
 
 def _bad_on_cpu(gradients: list[torch.Tensor]) -> torch.Tensor:
