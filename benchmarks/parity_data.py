@@ -61,8 +61,8 @@ CASES = {
         task=CLASSIFICATION,
         batch_size=16,
         target=1.02,
-        blocks={1: Blocks(28, settle=1, measured=10), 2: Blocks(28, settle=1, measured=10)},
-        rounds=6,
+        blocks={1: Blocks(16, settle=1, measured=10), 2: Blocks(16, settle=1, measured=10)},
+        rounds=10,
         log_every=10,
     ),
     "transformer": Case(
