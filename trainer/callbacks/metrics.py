@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from typing import Any
 
@@ -10,6 +11,9 @@ import torch.distributed
 from lightning.pytorch import LightningModule, Trainer
 
 from trainer.worker.heartbeat import Heartbeat
+
+SAY_EVERY_S = 1.0
+"""Lines of progress in the log: steps of a millisecond would make a hundred of them a second."""
 
 
 class TrainMetrics:
@@ -37,6 +41,7 @@ class TrainMetrics:
         self._sums: dict[str, torch.Tensor] = {}
         self._counts: dict[str, int] = {}
         self._last: tuple[int, float] | None = None
+        self._said = -math.inf
         self._paused_s = 0.0
         self._pause_started = 0.0
 
@@ -111,7 +116,9 @@ class TrainMetrics:
         if rate and self._max_steps is not None:
             left_s = (self._max_steps - step) * self._work_per_step / rate
         self._heartbeat.update(step=step, metrics=values, rate=rate, rate_unit=self._unit, eta_s=left_s)
-        if say:
+        now = time.monotonic()
+        if say and (now - self._said >= SAY_EVERY_S or step == self._max_steps):
+            self._said = now
             print(progress_line(step, self._max_steps, values, rate, self._unit, left_s), flush=True)
 
 

@@ -299,8 +299,12 @@ def _transfer(trainer: Trainer) -> Callable[[Any], Any]:
 
 def _move(batch: Any, device: torch.device) -> Any:
     """A list or tuple of tensors costs one `to` each; everything else goes Lightning's way."""
-    if type(batch) in (list, tuple) and all(type(one) is torch.Tensor for one in batch):
-        # As Lightning: a copy to a GPU need not be waited for; to the CPU and to MPS it must.
-        non_blocking = device.type not in ("cpu", "mps")
-        return type(batch)([one.to(device, non_blocking=non_blocking) for one in batch])
-    return move_data_to_device(batch, device)
+    kind = type(batch)
+    if kind is not tuple and kind is not list:
+        return move_data_to_device(batch, device)
+    for one in batch:
+        if type(one) is not torch.Tensor:
+            return move_data_to_device(batch, device)
+    # As Lightning: a copy to a GPU need not be waited for; to the CPU and to MPS it must.
+    non_blocking = device.type not in ("cpu", "mps")
+    return kind([one.to(device, non_blocking=non_blocking) for one in batch])

@@ -143,7 +143,8 @@ class LeanOptimization(_TrainingEpochLoop):
         current: Any = progress.current
         total.ready += 1
         current.ready += 1
-        self._call(plan, "on_before_zero_grad", optimizer)
+        if plan.hooks["on_before_zero_grad"]:
+            self._call(plan, "on_before_zero_grad", optimizer)
         total.started += 1
         current.started += 1
         if plan.plain_zero_grad:
@@ -161,9 +162,12 @@ class LeanOptimization(_TrainingEpochLoop):
         names = plan.module.__dict__
         outer, names[FX] = names[FX], "backward"
         if plan.plain_backward:
-            self._call(plan, "on_before_backward", loss)
+            hooks = plan.hooks
+            if hooks["on_before_backward"]:
+                self._call(plan, "on_before_backward", loss)
             plan.module.backward(loss)
-            self._call(plan, "on_after_backward")
+            if hooks["on_after_backward"]:
+                self._call(plan, "on_after_backward")
         else:
             self.noted.by_loop = True
             try:
