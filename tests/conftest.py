@@ -116,8 +116,9 @@ def clean_environment() -> dict[str, str]:
 
 @pytest.fixture
 def workdir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty directory, and the current one."""
+    """An empty directory, and the current one; runs are made and looked for in it."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("TRAINER_RUNS_DIR", raising=False)
     return tmp_path
 
 

@@ -35,7 +35,7 @@ def config(min_nodes: int | None, batch_size: int | None = 48, **strategy: Any) 
         (config(1, batch_size=16), 3, 2),
         (config(1, batch_size=None), 3, None),
         (config(1, batch_size=None), 4, 4),
-        (config(1, name="fsdp", shard_size=4), 3, 2),
+        (config(1, name="hsdp", shard_size=4), 3, 2),
         (config(1, name="tp", tensor_parallel_size=2), 3, 3),
         (config(1, batch_size=8, name="tp", tensor_parallel_size=2), 3, 2),
     ],

@@ -6,7 +6,8 @@ from dataclasses import replace
 from typing import Any
 
 from trainer.cluster.shape import LaunchShape
-from trainer.config.strategy import ranks_per_sample
+from trainer.config.strategy import ranks_in_group, ranks_per_sample
+from trainer.errors import UserError
 
 
 def most_nodes(config: dict[str, Any], wanted: LaunchShape, available: int) -> int | None:
@@ -27,7 +28,9 @@ def least_nodes(config: dict[str, Any], wanted: LaunchShape) -> int:
 
 def _shares_evenly(config: dict[str, Any], shape: LaunchShape) -> bool:
     strategy, batch_size = config["strategy"], config["data"].get("batch_size")
-    together = ranks_per_sample(strategy, shape.processes_per_node)
-    if batch_size is None or shape.world_size % together or shape.world_size % (strategy.get("shard_size") or 1):
+    try:
+        ranks_in_group(strategy, shape.world_size, shape.processes_per_node)
+    except UserError:
         return False
-    return int(batch_size) % (shape.world_size // together) == 0
+    readers = shape.world_size // ranks_per_sample(strategy, shape.processes_per_node)
+    return batch_size is not None and int(batch_size) % readers == 0

@@ -181,14 +181,9 @@ def _launch(config: dict[str, Any], splits: bool) -> Iterator[TrainerError]:
     yield from _local_checkpoints(config["checkpoint"], shape.nodes)
     try:
         ranks_in_group(config["strategy"], shape.world_size, shape.processes_per_node)
-    except UserError as error:
-        yield error
-        return
-    if not splits or config["data"].get("batch_size") is None:
-        return
-    try:
-        readers = shape.world_size // ranks_per_sample(config["strategy"], shape.processes_per_node)
-        BatchPlan.of(config["data"]["batch_size"], config["data"].get("micro_batch"), readers)
+        if splits and config["data"].get("batch_size") is not None:
+            readers = shape.world_size // ranks_per_sample(config["strategy"], shape.processes_per_node)
+            BatchPlan.of(config["data"]["batch_size"], config["data"].get("micro_batch"), readers)
     except UserError as error:
         yield error
 

@@ -147,7 +147,7 @@ def ranks_in_group(strategy: Mapping[str, Any], world_size: int, ranks_of_node: 
     option = {"tp": "tensor_parallel_size", "hsdp": "shard_size"}.get(strategy["name"])
     if option is None:
         return 1
-    size: int = strategy[option] or ranks_of_node
+    size: int = strategy.get(option) or ranks_of_node
     if size < 1 or world_size % size:
         divisors = [str(number) for number in range(1, world_size + 1) if world_size % number == 0]
         raise UserError(

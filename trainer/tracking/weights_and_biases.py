@@ -23,6 +23,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from trainer.config.schema import TrackingOptions
 from trainer.runs.directory import RunDirectory
+from trainer.runs.registry import reference_to
 
 _SECRET = re.compile(r"token|secret|password|passwd|api_?key|credential", re.IGNORECASE)
 
@@ -71,7 +72,7 @@ def start(
     try:
         experiment = wandb.init(mode=mode, settings=_settings(options), **arguments)
     except (wandb.errors.CommError, wandb.errors.UsageError) as error:
-        print(f"wandb: {error}; going on offline, `trainer sync` uploads it later", flush=True)
+        print(f"wandb: {error}; going on offline, `trainer sync {reference_to(run)}` uploads it later", flush=True)
         wandb.teardown()
         experiment = wandb.init(mode="offline", settings=_settings(options), **arguments)
     # WandbLogger does this itself only for a run that it makes.
