@@ -1,7 +1,7 @@
 """Every command in the README and in docs/ is run, in order, page by page, in an empty directory.
 
-Trainings that name no number of steps are cut short, and are of one rank where no more are asked for: what they learn
-is tested in tests/test_experiments.py.
+Trainings that name no number of steps are cut short, are of one rank where no more are asked for, and are not tracked:
+what they learn is tested in tests/test_experiments.py, and W&B in tests/tracking.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 BLOCK = re.compile(r"^```(bash|console)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 ELSEWHERE = ("./launch/", "cluster=slurm")
 """What this suite is run by, and what tests/slurm submits to a real SLURM; here only their files are looked for."""
-SHORT = " trainer.max_epochs=null trainer.max_steps=30 resources.cpu_processes=1"
+SHORT = " trainer.max_epochs=null trainer.max_steps=30 resources.cpu_processes=1 tracking=none"
 
 
 def shell(command: str, cwd: Path) -> subprocess.CompletedProcess[str]:

@@ -119,14 +119,19 @@ def bucket() -> Bucket:
     return flat, parameters
 
 
-def test_gradients_in_a_bucket_are_looked_at_by_one_sum(bucket: Bucket) -> None:
+def looked_at(look: QuickLook) -> list[torch.Tensor]:
+    """The buckets."""
+    return [one.args[0] for one in look._looks]  # type: ignore[attr-defined]
+
+
+def test_gradients_in_a_bucket_are_looked_at_together(bucket: Bucket) -> None:
     flat, parameters = bucket
     other = torch.nn.Parameter(torch.zeros(2))
     other.grad = torch.ones(2)
     look = QuickLook(torch.optim.SGD([*parameters[::-1], other], lr=1.0))
     before = flat.clone()
     assert look.is_finite()
-    assert ([one.numel() for one in look._buckets], look._small, look._summed) == ([24], [other], [])
+    assert ([one.numel() for one in looked_at(look)], look._small, look._summed) == ([24], [other], [])
     assert torch.equal(flat, before)
     for place in range(24):
         flat[place] = float("inf")
@@ -135,15 +140,29 @@ def test_gradients_in_a_bucket_are_looked_at_by_one_sum(bucket: Bucket) -> None:
         assert look.is_finite()
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_bucket_of_16_bits_may_hold_what_squared_would_be_infinite(dtype: torch.dtype) -> None:
+    flat = torch.full((24,), 300.0, dtype=dtype)
+    assert dtype is torch.bfloat16 or not flat.dot(flat).isfinite()
+    parameters = [torch.nn.Parameter(torch.zeros(12, dtype=dtype)) for _ in range(2)]
+    for parameter, part in zip(parameters, flat.split(12), strict=True):
+        parameter.grad = part
+    look = QuickLook(torch.optim.SGD(parameters, lr=1.0))
+    assert look.is_finite()
+    assert len(look._looks) == 1
+    flat[20] = float("nan")
+    assert not look.is_finite()
+
+
 @pytest.mark.parametrize("replaced", [0, 1, 2])
 def test_a_gradient_that_left_its_bucket_is_found_where_it_is(bucket: Bucket, replaced: int) -> None:
     _, parameters = bucket
     look = QuickLook(torch.optim.SGD(parameters, lr=1.0))
     assert look.is_finite()
-    assert look._buckets
+    assert look._looks
     parameters[replaced].grad = torch.full_like(parameters[replaced], float("nan"))
     assert not look.is_finite()
-    assert not look._buckets
+    assert not look._looks
     parameters[replaced].grad = None
     assert look.is_finite()
 
@@ -153,11 +172,11 @@ def test_memory_that_others_fill_too_is_not_looked_at(bucket: Bucket) -> None:
     for some in ([0, 1], [1, 2], [0, 2]):
         look = QuickLook(torch.optim.SGD([parameters[one] for one in some], lr=1.0))
         assert look.is_finite()
-        assert not look._buckets
+        assert not look._looks
     parameters[2].grad = flat[:2]  # two gradients in one place, and the end left out
     look = QuickLook(torch.optim.SGD(parameters, lr=1.0))
     assert look.is_finite()
-    assert not look._buckets
+    assert not look._looks
 
 
 @pytest.fixture
@@ -179,10 +198,10 @@ def test_the_buckets_of_ddp_are_found_and_found_again_when_it_has_made_them_anew
         optimizer.zero_grad()
         wrapped(torch.ones(3, 4)).sum().backward()
         assert look.is_finite()
-        assert [one.numel() for one in look._buckets] == [58]
+        assert [one.numel() for one in looked_at(look)] == [58]
         assert not look._small + look._summed
         assert len(look._watched) == watched
-        memories.append(look._buckets[0].data_ptr())
+        memories.append(looked_at(look)[0].data_ptr())
         assert {one.grad.untyped_storage().data_ptr() for one in model.parameters()} == {memories[-1]}
     assert memories[0] != memories[1] == memories[-1]
     assert model[1].bias.grad is not None

@@ -46,9 +46,6 @@ def test_a_trained_run_predicts_and_is_exported(trainer_cli: TrainerCli, workdir
             assert torch.equal(file.get_tensor(name.removeprefix(MODEL)), tensor)
         assert (file.metadata()["run_id"], file.metadata()["step"]) == (run.id, "30")
     assert trainer_cli("export", "--out", "weights").returncode == 2
-    as_onnx = trainer_cli("export", "--format", "onnx", "--checkpoint", "15", "--json")
-    assert as_onnx.returncode == 0, as_onnx.stderr
-    assert json.loads(as_onnx.stdout)["largest_difference"] < 1e-4
 
     shards = next(checkpoint.glob("shards/__0*"))
     content = shards.read_bytes()

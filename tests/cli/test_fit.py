@@ -141,9 +141,9 @@ def test_classes_of_a_users_own_train_without_a_fork(trainer_cli: Command, workd
     }.items():
         (workdir / "conf" / group).mkdir(parents=True)
         (workdir / "conf" / group / "mine.yaml").write_text(text)
-    overrides = ("model=mine", "data=mine", "trainer.max_steps=4", "trainer.max_epochs=null", "tracking=none")
+    overrides = ("model=mine", "data=mine", "trainer.max_steps=4", "trainer.max_epochs=null")
     assert "did you mean model.width?" in trainer_cli("fit", *overrides, "model.widht=3").stderr
-    done = trainer_cli("fit", *overrides, "resources.gpus=0", "trainer.log_every_n_steps=1", timeout=120)
+    done = trainer_cli("fit", *overrides, *SMALL, timeout=120)
     assert done.returncode == 0, done.stdout + done.stderr
     (run,) = (workdir / "runs").iterdir()
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
@@ -152,7 +152,7 @@ def test_classes_of_a_users_own_train_without_a_fork(trainer_cli: Command, workd
 
 
 def test_two_batches_are_learnt_by_heart(trainer_cli: Command, workdir: Path) -> None:
-    done = trainer_cli("fit", "debug=overfit", "resources.gpus=0", "model.dropout=0")
+    done = trainer_cli("fit", "debug=overfit", *SMALL, "model.dropout=0")
     assert done.returncode == 0, done.stdout + done.stderr
     (metrics,) = workdir.glob("runs/*/metrics.jsonl")
     losses = [line["train/loss"] for line in map(json.loads, metrics.read_text().splitlines()) if "train/loss" in line]

@@ -158,6 +158,7 @@ def test_a_recurrent_network_learns_to_tell_texts(trainer_cli: TrainerCli, workd
         *("data=hf_dataset", "data.root=saved", "data.label_column=same", "data.sequence_length=8"),
         *("data.held_out=0.2", f"data.cache={workdir / 'cache'}", "model=rnn_text", "model.hidden=32", "model.dim=16"),
         *("model.dropout=0", "trainer.max_epochs=15", "optimizer.lr=0.01", "tracking=none", "resources.gpus=0"),
+        "resources.cpu_processes=1",
     )
     assert done.returncode == 0, done.stdout + done.stderr
     (run,) = (workdir / "runs").iterdir()

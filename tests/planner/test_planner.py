@@ -213,7 +213,8 @@ def test_a_folder_of_scans_is_learnt(
     trainer_cli: Command, workdir: Path, scans: Path, cut_short: list[str], at_least: float
 ) -> None:
     """As a whole within 2 points of `experiment=quickstart`, which was written by hand."""
-    done = trainer_cli("fit", f"data={scans}", "tracking=none", "resources.gpus=0", *cut_short, timeout=600)
+    options = ("tracking=none", "resources.gpus=0", "resources.cpu_processes=1")
+    done = trainer_cli("fit", f"data={scans}", *options, *cut_short, timeout=600)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "grey pictures in 10 class folders, 1,438 to train on, 8 pixels a side" in done.stdout
     assert "wrote conf/experiment/scans.yaml" in done.stdout

@@ -1,4 +1,4 @@
-"""`trainer fit cluster=slurm` trains what the same ranks train on one machine."""
+"""`trainer fit cluster=slurm` trains what the same ranks train on one machine; for ddp see also test_faults.py."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ STEPS = 12
 
 
 @pytest.mark.parametrize(
-    "strategy", ["ddp", "fsdp", "deepspeed_zero2", pytest.param("deepspeed_zero1", marks=pytest.mark.slow)]
+    "strategy",
+    ["fsdp", "deepspeed_zero2", *(pytest.param(name, marks=pytest.mark.slow) for name in ("ddp", "deepspeed_zero1"))],
 )
 def test_two_nodes_of_two_ranks_end_with_the_weights_of_four_local_ranks(
     strategy: str, cli: TrainerCli, workdir: Path

@@ -19,7 +19,8 @@ JOB = [
     "checkpoint.every_n_steps=9",
     "tracking.project=proof",
     "tracking.tags=[a,b]",
-    *kill_at(23, [0, 1]),
+    "resources.cpu_processes=1",
+    *kill_at(23, [0]),
 ]
 HEADER_BYTES = 7
 LOGGED = {5, 10, 15, 20, 25, 30}

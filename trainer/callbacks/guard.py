@@ -15,7 +15,9 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from operator import attrgetter, is_, itemgetter
 from typing import Any
 
@@ -273,7 +275,7 @@ class QuickLook:
     """Says that all gradients are finite, where they are on the CPU and this rank need not ask the others.
 
     After a backward pass nothing of this is in the caches, and each question to a tensor is 1 us: what lies where is
-    asked once. Under DDP the gradients are views of its buckets, and one sum looks at a bucket. Elsewhere a sum reads
+    asked once. Under DDP the gradients are views of its buckets, and one number is asked of each. Elsewhere a sum reads
     only and is four times as quick as the check of the gradient scalers, which writes too, but costs a few us a tensor
     and 40 us for the first, whose code is in no cache either: it pays for tensors of `LARGE` elements that have `WORTH`
     of them together.
@@ -287,7 +289,8 @@ class QuickLook:
         self._optimizer = optimizer
         self._only_ddp = only_ddp
         self._found, self._one = torch.zeros(()), torch.ones(())
-        self._buckets: list[torch.Tensor] = []
+        self._looks: list[Callable[[], torch.Tensor]] = []
+        """One for each bucket."""
         self._watched: list[torch.Tensor] = []
         self._views: list[torch.Tensor] = []
         """The gradients of `_watched`."""
@@ -302,8 +305,8 @@ class QuickLook:
             counted += len(group["params"])
         if counted != self._counted or (self._views and not all(map(is_, map(_GRADIENT, self._watched), self._views))):
             self._sort()
-        for bucket in self._buckets:
-            if not math.isfinite(bucket.sum().item()):
+        for look in self._looks:
+            if not math.isfinite(look().item()):
                 return False
         for parameter in self._summed:
             if parameter.grad is not None and not math.isfinite(abs(parameter.grad.sum().item())):
@@ -328,7 +331,7 @@ class QuickLook:
         parameters = [parameter for group in self._optimizer.param_groups for parameter in group["params"]]
         self._counted = len(parameters)
         found = _buckets([parameter for parameter in parameters if _is_plain(parameter.grad)])
-        self._buckets = [bucket for bucket, _ in found]
+        self._looks = [_look_at(bucket) for bucket, _ in found]
         self._watched = [parameter for _, inside in found for parameter in (inside[:1] if self._only_ddp else inside)]
         self._views = [view for parameter in self._watched if (view := parameter.grad) is not None]
         in_buckets = {parameter for _, inside in found for parameter in inside}
@@ -340,6 +343,12 @@ class QuickLook:
         for parameter in parameters:
             looked_at_together = _is_plain(parameter.grad) and parameter.numel() and parameter not in large
             (self._small if looked_at_together else self._summed).append(parameter)
+
+
+def _look_at(bucket: torch.Tensor) -> Callable[[], torch.Tensor]:
+    """What gives a number that is not finite when one of the bucket is not. A dot product runs through less code than a
+    sum: 55 us for 70 with none of it in a cache. In 16 bits the squares would overflow."""
+    return partial(bucket.dot, bucket) if bucket.dtype == torch.float32 else bucket.sum
 
 
 def _is_plain(gradient: torch.Tensor | None) -> bool:
