@@ -25,6 +25,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from allocator import ALLOCATOR
+
 HERE = Path(__file__).resolve().parent
 TARGET = 1.005
 ON = "on"
@@ -43,12 +45,11 @@ def is_on(block: int) -> bool:
 
 
 def run_case(ranks: int, agrees: bool, rounds: int, count: int) -> list[list[float]]:
-    """`measure` in a process of its own, with the allocator of `parity`."""
-    allocator = {"MALLOC_MMAP_THRESHOLD_": "33554432", "MALLOC_TRIM_THRESHOLD_": "4294967296"}
+    """`measure` in a process of its own."""
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-W", "ignore", str(HERE / "overhead_case.py")]
         command += [str(ranks), str(int(agrees)), str(rounds), str(count), folder]
-        environment = {**os.environ, **allocator, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+        environment = {**os.environ, **ALLOCATOR, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
         ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
         if ended.returncode:
             logs = "".join(path.read_text()[-4000:] for path in Path(folder).glob("*/*/rank-*.log"))

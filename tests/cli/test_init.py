@@ -16,7 +16,8 @@ def test_the_project_trains_as_it_is(trainer_cli: Command, workdir: Path) -> Non
     project = workdir / "my-net"
     left = [path for path in project.rglob("*") if path.is_file() and "{{" in path.read_text()]
     assert left == []
-    overrides = ("experiment=mine", "resources.gpus=0", "resources.cpu_processes=1", "tracking=none", "trainer.max_epochs=4")
+    overrides = ["experiment=mine", "trainer.max_epochs=4", "tracking=none"]
+    overrides += ["resources.gpus=0", "resources.cpu_processes=1"]
     assert trainer_cli("check", *overrides, cwd=project).returncode == 0
     done = trainer_cli("fit", *overrides, cwd=project, timeout=150)
     assert done.returncode == 0, done.stdout + done.stderr
