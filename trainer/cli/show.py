@@ -40,7 +40,8 @@ def _sheet(run: RunDirectory, found: dict[str, Any]) -> list[str]:
     lines.append(f"  directory    {found['path']}")
     command = run.overrides_path.read_text().strip() if run.overrides_path.exists() else ""
     lines.append(f"  command      trainer fit {command}")
-    lines.append(f"  runs on      {found['world_size'] or '?'} ranks, {found['strategy']}, {found['cluster']}")
+    ranks = f"{found['world_size'] or '?'} rank{'' if found['world_size'] == 1 else 's'}"
+    lines.append(f"  runs on      {ranks}, {found['strategy']}, {found['cluster']}")
     limit = f" of {found['max_steps']}" if found["max_steps"] else ""
     if found["step"] is not None:
         lines.append(f"  step         {found['step']}{limit}, epoch {found['epoch']}")

@@ -283,9 +283,10 @@ def _say_what(module: LightningModule, trainer: Trainer, plan: Any, total_steps:
     """One line of what trains on what."""
     parameters = sum(parameter.numel() for parameter in module.parameters())
     trained = sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
+    ranks = "1 rank" if trainer.world_size == 1 else f"{trainer.world_size} ranks"
     some = f" ({trained:,} of them trained)" if trained < parameters else ""
     print(
-        f"{parameters:,} parameters{some}, {config.strategy.name} on {trainer.world_size} ranks, {trainer.precision}, "
+        f"{parameters:,} parameters{some}, {config.strategy.name} on {ranks}, {trainer.precision}, "
         f"global batch {plan.global_batch} = {plan.split(trainer.world_size)}, "
         f"{total_steps if total_steps is not None else 'unlimited'} steps",
         flush=True,
