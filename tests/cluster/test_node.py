@@ -43,12 +43,16 @@ def environment(scenario: str) -> dict[str, str]:
     return {**clean_environment(), **here}
 
 
-def start_node(run: RunDirectory, scenario: str, **limits_s: float) -> subprocess.Popen[bytes]:
-    """`limits_s` are constants of the supervisor that would make a test wait."""
+def start_node(
+    run: RunDirectory, scenario: str, preload: str | None = None, **limits_s: float
+) -> subprocess.Popen[bytes]:
+    """`preload`: ranks are forked, with this module. `limits_s`: constants of the supervisor that would make a test
+    wait."""
     changes = "".join(f"supervisor.{name} = {value}; " for name, value in limits_s.items())
     program = f"import sys; from trainer.cluster import node, supervisor; {changes}sys.exit(node.main(sys.argv[1:]))"
     arguments = [sys.executable, "-c", program, str(run.path)]
-    return subprocess.Popen(arguments, env=environment(scenario), start_new_session=True)
+    variables = environment(scenario) | ({"TRAINER_PRELOAD": preload} if preload else {})
+    return subprocess.Popen(arguments, env=variables, start_new_session=True)
 
 
 def wait_until(condition: Callable[[], Any], timeout_s: float = 120) -> Any:
@@ -136,7 +140,7 @@ def test_workers_that_say_nothing_have_failed(workdir: Path) -> None:
 def test_a_signal_to_the_node_alone_reaches_the_workers(workdir: Path, signum: int) -> None:
     """Sent before any worker has a handler: it must neither kill nor be lost."""
     run = make_run(workdir)
-    node = start_node(run, "train")
+    node = start_node(run, "train", preload="json")
     torchrun = wait_until(lambda: processes.children(node.pid))[0]
     os.kill(node.pid, signum)
     assert node.wait(180) == 75
@@ -164,14 +168,26 @@ def test_what_does_not_stop_is_killed_within_its_deadline(workdir: Path) -> None
 @pytest.mark.parametrize("victim", ["node", "torchrun"])
 def test_kill_9_leaves_no_process(workdir: Path, victim: str) -> None:
     run = make_run(workdir)
-    node = start_node(run, "train")
+    node = start_node(run, "train", preload="json")
     wait_until(lambda: has_step(run))
-    wait_until(lambda: len(processes.descendants(node.pid)) == 3)
+    wait_until(lambda: len(processes.descendants(node.pid)) == 4)  # the server, torchrun, two ranks
     everyone = [node.pid, *processes.descendants(node.pid)]
     os.kill(everyone[0 if victim == "node" else 1], signal.SIGKILL)
     code = node.wait(180)
     wait_until(lambda: not any(processes.is_alive(pid) for pid in everyone), 60)
     assert code == (-signal.SIGKILL if victim == "node" else 1)
+
+
+def test_an_import_that_does_not_end_is_a_hang_with_its_stack_in_the_nodes_log(workdir: Path) -> None:
+    """No rank is there yet: it is torchrun's process that imports for them."""
+    (workdir / "endless_import.py").write_text("import time\n\nwhile True:\n    time.sleep(0.1)\n")
+    run = make_run(workdir, hang_factor=20, hang_after_s=1, hang_slow_s=30)
+    node = start_node(run, "train", preload="endless_import")
+    assert node.wait(180) == 124
+    end = end_of(run)
+    assert end["outcome"] == "hung"
+    assert "no rank has written a heartbeat" in end["reason"]
+    assert "endless_import.py" in (run.path / end["log"]).read_text()
 
 
 def test_the_launcher_records_the_process_and_resumes_with_the_next_attempt(

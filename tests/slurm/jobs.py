@@ -117,9 +117,9 @@ def curve(run: RunDirectory) -> list[dict[str, Any]]:
     return [{name: value for name, value in line.items() if name != "time" and "_per_s" not in name} for line in lines]
 
 
-def kill(testbed: Testbed, node: str, pattern: str) -> None:
-    """SIGKILL to the first process of `node` whose command line matches `pattern`."""
-    first = testbed("exec", node, "pgrep", "-f", "--", pattern).stdout.split()[0]
+def kill(testbed: Testbed, node: str, *which: str) -> None:
+    """SIGKILL to the first process of `node` that `pgrep *which` finds."""
+    first = testbed("exec", node, "pgrep", *which).stdout.split()[0]
     testbed("exec", node, "kill", "-KILL", first)
 
 

@@ -47,16 +47,16 @@ class Scene:
 
 
 def kill_a_rank(scene: Scene) -> None:
-    kill(scene.testbed, scene.nodes[1], "-u -m trainer[.]worker")
+    kill(scene.testbed, scene.nodes[1], "^rank ")
 
 
 def kill_torchrun(scene: Scene) -> None:
-    kill(scene.testbed, scene.nodes[1], "cluster/agent[.]py")
+    kill(scene.testbed, scene.nodes[1], "-f", "cluster/agent[.]py")
 
 
 def kill_slurmd(scene: Scene) -> None:
     """Nobody notices; the daemon that comes back finds the job running."""
-    kill(scene.testbed, scene.nodes[1], "slurmd -b|slurmd -N")
+    kill(scene.testbed, scene.nodes[1], "-f", "--", "slurmd -b|slurmd -N")
     scene.testbed("exec", scene.nodes[1], "slurmd", "-N", scene.nodes[1])
 
 

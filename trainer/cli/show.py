@@ -115,7 +115,8 @@ def _state(one: dict[str, Any]) -> str:
 
 def _attempt(record: dict[str, Any]) -> str:
     reason = f": {record['reason']}" if record.get("reason") else ""
-    return f"{record['attempt']}  {record['outcome']} at step {record.get('step')}{reason}"
+    step = record.get("step")
+    return f"{record['attempt']}  {record['outcome']} {'at the start' if step is None else f'at step {step}'}{reason}"
 
 
 def _next(found: dict[str, Any], name: str) -> str:

@@ -211,8 +211,8 @@ class Follower:
         self.say(f"attempt {died} died: {reason}; restarting as attempt {following}")
 
     def _show_failure(self, end: dict[str, Any]) -> None:
-        lines, log = end.get("lines"), end.get("log")
-        if not lines:
+        lines, log = end.get("lines") or [], end.get("log")
+        if not lines and log is None:
             found = cause.find(self._log_dir(self._attempt or 0))
             lines, log = found.lines, str(found.log.relative_to(self.run.path)) if found.log else None
         for line in lines[-_SHOWN_LINES:]:

@@ -58,6 +58,12 @@ def started_ticks(pid: int) -> int | None:
     return int(fields[19]) if fields else None
 
 
+def leads_session(pid: int) -> bool:
+    """Whether `pid` has called setsid(2)."""
+    fields = _stat(pid)
+    return bool(fields) and int(fields[3]) == pid
+
+
 def handles(pid: int, signum: int) -> bool:
     """Whether `pid` has a handler of its own for `signum`."""
     try:

@@ -21,6 +21,7 @@ from trainer.runs.directory import RunDirectory
 from trainer.runs.files import read_live, write_atomic
 
 WORKER = "trainer.worker"
+PRELOAD = "trainer.worker.run"
 POLL_S = 0.1
 FAILED_GRACE_S = 3.0
 """What the other ranks get once one has recorded that the job failed for good."""
@@ -51,7 +52,7 @@ class Supervisor:
         """Those of this launch, torchrun's restarts among them."""
         self._log_offset = 0
         self._closing: dict[int, float] = {}
-        self._hangs = HangWatcher(run, shape.world_size, records=place.node_rank == 0)
+        self._hangs = HangWatcher(run, shape.world_size, self.node_log, records=place.node_rank == 0)
         self._stop_seen_at: float | None = None
         self._outcome_seen_at: float | None = None
 
@@ -86,15 +87,18 @@ class Supervisor:
         """One torchrun, which makes attempts from number `first` on; returns its exit code."""
         if first != self.attempt:
             self._attempts.append(first)
+            self._attempt_dir(first).mkdir(exist_ok=True)  # also where no rank comes to write there: it is the newest
+        worker = os.environ.get("TRAINER_WORKER_MODULE", WORKER)
         arguments = torchrun.command(
             self.run.path,
             f"{self.run.id}-{first}",
             self.shape,
             self.place,
             restarts,
-            ["-m", os.environ.get("TRAINER_WORKER_MODULE", WORKER)],
+            ["-m", worker],
         )
-        variables = torchrun.environment(os.environ, self.run.code_dir, self.shape, self.place, first)
+        preload = PRELOAD if worker == WORKER else None
+        variables = torchrun.environment(os.environ, self.run.code_dir, self.shape, self.place, first, preload)
         print(
             f"attempt {first}: {self.shape}, {variables['OMP_NUM_THREADS']} threads each, on {socket.gethostname()}",
             flush=True,
@@ -119,7 +123,7 @@ class Supervisor:
     def _forward(self, torchrun_pid: int) -> None:
         """Tell each worker once, and not before it has a handler: until then it ignores the signal."""
         for signum in self.requested:
-            for pid in processes.children(torchrun_pid):
+            for pid in torchrun.workers(torchrun_pid):
                 if (pid, signum) not in self._told and processes.handles(pid, signum):
                     self._told.add((pid, signum))
                     processes.send(pid, signum)

@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from trainer.cluster import processes
+from trainer.cluster.agent import PRELOAD_VARIABLE
 from trainer.cluster.hardware import usable_cores
 from trainer.cluster.processes import die_with_parent
 from trainer.cluster.shape import LaunchShape
@@ -65,9 +67,15 @@ def command(
 
 
 def environment(
-    inherited: Mapping[str, str], code_dir: Path, shape: LaunchShape, place: Place, attempt: int
+    inherited: Mapping[str, str],
+    code_dir: Path,
+    shape: LaunchShape,
+    place: Place,
+    attempt: int,
+    preload: str | None = None,
 ) -> dict[str, str]:
-    """The environment of torchrun and, through it, of the workers."""
+    """The environment of torchrun and, through it, of the workers. `preload`: the module that is imported once for all
+    of them; it and what it imports may start no thread, touch no GPU, and not ask which rank it is."""
     variables = dict(inherited)
     threads = max(1, usable_cores(inherited) // shape.processes_per_node)
     variables.setdefault("OMP_NUM_THREADS", str(threads))
@@ -85,6 +93,8 @@ def environment(
         variables.setdefault("GLOO_SOCKET_IFNAME", "lo")
     if shape.device == "cpu":
         variables["CUDA_VISIBLE_DEVICES"] = ""
+    if preload:
+        variables.setdefault(PRELOAD_VARIABLE, preload)
     return variables
 
 
@@ -103,3 +113,8 @@ def start(arguments: list[str], variables: dict[str, str]) -> subprocess.Popen[b
         os.environ[TORCHRUN_PID_VARIABLE] = str(os.getpid())
 
     return subprocess.Popen(arguments, stdin=subprocess.DEVNULL, preexec_fn=before_exec)
+
+
+def workers(torchrun_pid: int) -> list[int]:
+    """The live ranks of this torchrun. It makes each the leader of a session, which nothing else below it is."""
+    return [pid for pid in processes.children(torchrun_pid) if processes.leads_session(pid)]

@@ -8,7 +8,7 @@ import signal
 import time
 from pathlib import Path
 
-from trainer.cluster import processes
+from trainer.cluster import processes, torchrun
 from trainer.cluster.cause import Cause
 from trainer.errors import HUNG
 from trainer.resilience.collectives import Missing, missing, request_of, trace_of
@@ -27,11 +27,13 @@ _TRACES_WITHIN_S = 10.0
 class HangWatcher:
     """Watches the newest attempt of a launch; `found` has the cause of each attempt that hung."""
 
-    def __init__(self, run: RunDirectory, ranks: int, records: bool) -> None:
-        """`records`: of several nodes one writes the event; each ends its own workers."""
+    def __init__(self, run: RunDirectory, ranks: int, node_log: Path, records: bool) -> None:
+        """`node_log`: where torchrun's own stack goes. `records`: of several nodes one writes the event; each ends its
+        own workers."""
         self.found: dict[int, Cause] = {}
         self._run = run
         self._ranks = ranks
+        self._node_log = node_log
         self._records = records
         self._allowances = Allowances.of(run.config()["resilience"])
         self._attempt = -1
@@ -79,7 +81,8 @@ class HangWatcher:
 
     def _end(self, hang: Hang, attempt: int, torchrun_pid: int) -> Cause:
         folder = self._run.logs_dir / f"attempt-{attempt:02d}"
-        workers = processes.children(torchrun_pid)
+        # Where there is no rank, it is torchrun that does not get so far; it imports for them, too (cluster/agent.py).
+        workers = torchrun.workers(torchrun_pid) or [torchrun_pid, *processes.children(torchrun_pid)]
         traces = {place.rank: trace_of(self._run, attempt, place.rank) for place in hang.places}
         late: Missing | None = None
         try:
@@ -94,7 +97,7 @@ class HangWatcher:
         reason = (
             f"{who}{stands} did not move for {hang.still_s:.0f} s, {hang.allowed_s:.0f} s are allowed: {blamed.where}"
         ) + (f"; {late}" if late else "")
-        log = folder / f"rank-{place.rank}{STACKS_SUFFIX}" if place else None
+        log = folder / f"rank-{place.rank}{STACKS_SUFFIX}" if place else self._node_log
         self.found[attempt] = Cause(reason, [], log, HUNG, place.rank if place else None, place.host if place else None)
         if self._records:
             self._run.event(

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer.cluster import processes
+from trainer.cluster.agent import IMPORT_S_VARIABLE
 from trainer.runs.files import read_live, write_live
 from trainer.worker.process import Rank
 
@@ -51,9 +52,9 @@ class Heartbeat:
             "phase": "start",
             "metrics": {},
         }
-        age_s = _age_of_this_process_s()
-        self._began = time.time() - age_s
-        self._spent: dict[str, float] = {"import": age_s}
+        import_s = _age_of_this_process_s() + float(os.environ.get(IMPORT_S_VARIABLE, "0"))
+        self._began = time.time() - import_s
+        self._spent: dict[str, float] = {"import": import_s}
         """Seconds by phase, of those that are over: `runs/ledger.py` adds them up."""
         self._phase_since = time.monotonic()
         self._first_step: int | None = None
