@@ -39,7 +39,8 @@ if TYPE_CHECKING:
 PRELOAD_VARIABLE = "TRAINER_PRELOAD"
 """The module with whose import a rank spends its start; unset or empty: each rank is a new process."""
 IMPORT_S_VARIABLE = "TRAINER_IMPORT_S"
-"""For the ranks of the first attempt: the seconds that this process spent importing before it could fork them."""
+"""For the ranks of the first attempt: the seconds that this process spent importing before it could fork them. Read by
+`trainer/worker/heartbeat.py`."""
 _PR_SET_PDEATHSIG, _PR_SET_NAME = 1, 15
 """prctl(2)"""
 _LIBC = ctypes.CDLL(None)

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 from trainer.cluster import processes
-from trainer.cluster.agent import IMPORT_S_VARIABLE
 from trainer.runs.files import read_live, write_live
 from trainer.worker.process import Rank
 
@@ -52,7 +51,7 @@ class Heartbeat:
             "phase": "start",
             "metrics": {},
         }
-        import_s = _age_of_this_process_s() + float(os.environ.get(IMPORT_S_VARIABLE, "0"))
+        import_s = _age_of_this_process_s() + float(os.environ.get("TRAINER_IMPORT_S", "0"))  # cluster/agent.py
         self._began = time.time() - import_s
         self._spent: dict[str, float] = {"import": import_s}
         """Seconds by phase, of those that are over: `runs/ledger.py` adds them up."""
