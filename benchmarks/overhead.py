@@ -16,16 +16,15 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import random
 import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 from allocator import ALLOCATOR
+from kept import keep
 
 HERE = Path(__file__).resolve().parent
 TARGET = 1.005
@@ -108,22 +107,6 @@ def table(found: Found, loads: dict[tuple[int, str], str]) -> str:
     return "\n".join(lines)
 
 
-def keep(text: str) -> None:
-    import torch
-
-    commit = ["git", "-C", str(HERE), "describe", "--always", "--dirty", "--exclude=*"]
-    facts = {
-        "commit": subprocess.run(commit, capture_output=True, text=True, check=False).stdout.strip(),
-        "date": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, "
-        f"torch {torch.__version__}",
-    }
-    said = "\n".join(f"- {name}: {value}" for name, value in facts.items())
-    path = HERE / "results" / "overhead.md"
-    path.write_text(f"# What watching a run costs\n\n`benchmarks/overhead.py`\n\n{said}\n\n{text}\n")
-    print(f"kept in {path}", file=sys.stderr)
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--ranks", type=int, choices=(1, 2), action="append", help="default: 1 and 2")
@@ -143,7 +126,7 @@ def main() -> int:
     text = table(found, loads)
     print(text)
     if options.keep:
-        keep(text)
+        keep("overhead", "What watching a run costs", text)
     return 0 if all(rows[ON]["ratio"] <= TARGET for (_, case), rows in found.items() if not CASES[case]) else 1
 
 

@@ -21,3 +21,15 @@ def test_parity_of_one_short_round(tmp_path: Path) -> None:
     (case,) = found["cases"]
     assert set(case["summary"]["rows"]) >= {"bare", "ours", "lightning"}
     assert "| mlp | 1 |" in ended.stdout
+
+
+def test_a_start_and_a_restart_are_timed_either_way(no_orphans: None) -> None:
+    ended = subprocess.run(
+        [sys.executable, str(BENCHMARKS / "start.py"), "--ranks", "1", "--rounds", "1"],
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert "| 1 | forked |" in ended.stdout
+    assert "| 1 | each imports |" in ended.stdout

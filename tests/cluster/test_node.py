@@ -156,6 +156,15 @@ def test_a_signal_to_every_process_at_once_kills_none(workdir: Path) -> None:
     assert node.wait(180) == 75
 
 
+def test_a_rank_that_dies_before_it_has_a_log_has_said_why_in_the_nodes(workdir: Path) -> None:
+    (workdir / "broken_worker.py").write_text("raise RuntimeError('the code of this run is broken')\n")
+    run = make_run(workdir)
+    variables = environment("none") | {"TRAINER_WORKER_MODULE": "broken_worker", "PYTHONPATH": str(workdir)}
+    arguments = [sys.executable, "-m", "trainer.cluster.node", str(run.path)]
+    assert subprocess.run(arguments, env=variables, check=False, timeout=180).returncode == 1
+    assert end_of(run)["reason"] == "RuntimeError: the code of this run is broken"
+
+
 def test_what_does_not_stop_is_killed_within_its_deadline(workdir: Path) -> None:
     run = make_run(workdir, stop_deadline_s=0.5)
     node = start_node(run, "hear_nothing", ENDED_GRACE_S=0.5)

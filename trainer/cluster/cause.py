@@ -23,6 +23,7 @@ _TORCHRUN_FAILURE = re.compile(
     r"(?:^E(\d{4} [\d:.]+) .*)?failed \(exitcode: (-?\d+)\) local_rank: (\d+)(?: \(pid: (\d+)\))?"
 )
 """torch/distributed/elastic/multiprocessing/api.py"""
+_TORCHRUN_SAYS = re.compile(r"[EWI]\d{4} [\d:.]+ ")
 _NODE_HOST = re.compile(r"^attempt \d+: .* on (\S+)$")
 """What trainer/cluster/supervisor.py writes first."""
 _KILLED_TORCHRUN = re.compile(r"^torchrun on (\S+) was killed by ")
@@ -125,12 +126,21 @@ def _find(attempt_dir: Path, node_log: Path | None) -> Cause:
 def _without_rank_logs(attempt_dir: Path, node_log: Path | None, exit_code: int | None) -> Cause:
     for log in [*sorted(attempt_dir.glob("rank-*.log"), key=_rank_of), *([node_log] if node_log else [])]:
         lines = [line for line in tail(log) if line.strip()]
+        if log == node_log:
+            lines = _before_torchrun_failed(lines)
         traceback = last_traceback(lines)
         if traceback:
             return Cause(traceback[-1], traceback, log, exit_code)
         if lines:
             return Cause(f"its workers ended without saying why: {lines[-1]}", lines[-5:], log, exit_code)
     return Cause("its workers ended without saying why", [], None, exit_code)
+
+
+def _before_torchrun_failed(lines: list[str]) -> list[str]:
+    """What ranks said that had no log yet, without torchrun's own words and its traceback, which say only that."""
+    failed = [index for index, line in enumerate(lines) if _TORCHRUN_FAILURE.search(line)]
+    said = [line for line in lines[: failed[-1]] if not _TORCHRUN_SAYS.match(line)] if failed else []
+    return said or lines
 
 
 def _rank_of(log: Path) -> int:

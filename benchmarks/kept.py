@@ -1,0 +1,34 @@
+"""What a benchmark found, kept with the commit and the machine."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+
+
+def commit() -> str:
+    """Short, with -dirty where the tree is not what the commit says."""
+    command = ["git", "-C", str(HERE), "describe", "--always", "--dirty", "--exclude=*"]
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip() or "unknown"
+
+
+def keep(name: str, title: str, text: str) -> None:
+    """Write `text` to results/NAME.md."""
+    import torch
+
+    path = HERE / "results" / f"{name}.md"
+    facts = {
+        "commit": commit(),
+        "date": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, "
+        f"torch {torch.__version__}",
+    }
+    said = "\n".join(f"- {fact}: {value}" for fact, value in facts.items())
+    path.write_text(f"# {title}\n\n`benchmarks/{name}.py`\n\n{said}\n\n{text}\n")
+    print(f"kept in {path}", file=sys.stderr)
