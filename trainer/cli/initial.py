@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from trainer.checkpoint import commit
-from trainer.cli.chosen import choose
 from trainer.errors import UserError
 from trainer.runs.registry import find
 
@@ -28,6 +27,8 @@ def _path(reference: str, runs_dir: Path) -> Path:
         return path
     if (path / commit.COMMIT).is_file() or any(path.glob("*.safetensors")):
         return path
+    from trainer.cli.chosen import choose  # not for a command that starts from nothing
+
     try:
         return choose(find(reference, runs_dir), "best").path
     except UserError as error:

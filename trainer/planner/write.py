@@ -6,14 +6,15 @@ import json
 import re
 import textwrap
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from trainer.cluster.hardware import count_gpus, usable_cores
 from trainer.config.compose import group_options
 from trainer.errors import UserError
-from trainer.planner.choose import Machine, Plan, choose
-from trainer.planner.look import look
 from trainer.runs.files import write_atomic
+
+if TYPE_CHECKING:
+    from trainer.planner.choose import Machine, Plan
 
 LINE = 108
 """Columns of a comment in the file."""
@@ -29,6 +30,9 @@ def expand(overrides: list[str], config_dirs: list[Path], keep: bool, say: TextI
     place, root = _folder(overrides, config_dirs)
     if root is None:
         return overrides
+    from trainer.planner.choose import choose  # not for most commands, which name their data
+    from trainer.planner.look import look
+
     others = overrides[:place] + overrides[place + 1 :]
     named = {override.lstrip("+~").partition("=")[0] for override in others}
     if "experiment" in named:
@@ -115,6 +119,8 @@ def _quoted(value: Any) -> str:
 
 def _machine(overrides: list[str]) -> Machine:
     """What the command line leaves of this machine."""
+    from trainer.planner.choose import Machine
+
     found = dict(override.lstrip("+").split("=", 1) for override in overrides if "=" in override)
     gpus, processes = (found.get(f"resources.{key}", "") for key in ("gpus", "cpu_processes"))
     cores = usable_cores()
