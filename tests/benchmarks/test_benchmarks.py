@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 
 
@@ -23,6 +25,7 @@ def test_parity_of_one_short_round(tmp_path: Path) -> None:
     assert "| mlp | 1 |" in ended.stdout
 
 
+@pytest.mark.slow
 def test_a_start_and_a_restart_are_timed_either_way(no_orphans: None) -> None:
     ended = subprocess.run(
         [sys.executable, str(BENCHMARKS / "start.py"), "--ranks", "1", "--rounds", "1"],
