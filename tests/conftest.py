@@ -169,7 +169,7 @@ def trainer_cli(workdir: Path, no_orphans: None) -> TrainerCli:
     """`trainer_cli("fit", "a=b", timeout=60)`: the command in a process of its own, with a clean environment.
 
     `env` adds variables, `cwd` is another directory than `workdir`. Returns the CompletedProcess, output as text.
-    Half of the suite's CPU time is the start of ranks, about 3 s each: `resources.cpu_processes=1` where one will do.
+    Much of the suite's CPU time is the start of jobs, some 5 s each, on two ranks as on one: what can share one does.
     """
 
     def run(

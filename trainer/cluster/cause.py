@@ -24,6 +24,7 @@ _TORCHRUN_FAILURE = re.compile(
 )
 """torch/distributed/elastic/multiprocessing/api.py"""
 _TORCHRUN_SAYS = re.compile(r"[EWI]\d{4} [\d:.]+ ")
+"""How a line of its log begins."""
 _NODE_HOST = re.compile(r"^attempt \d+: .* on (\S+)$")
 """What trainer/cluster/supervisor.py writes first."""
 _KILLED_TORCHRUN = re.compile(r"^torchrun on (\S+) was killed by ")
@@ -137,9 +138,10 @@ def _without_rank_logs(attempt_dir: Path, node_log: Path | None, exit_code: int 
 
 
 def _before_torchrun_failed(lines: list[str]) -> list[str]:
-    """What ranks said that had no log yet, without torchrun's own words and its traceback, which say only that."""
-    failed = [index for index, line in enumerate(lines) if _TORCHRUN_FAILURE.search(line)]
-    said = [line for line in lines[: failed[-1]] if not _TORCHRUN_SAYS.match(line)] if failed else []
+    """What ranks of the last attempt said that had no log yet, without torchrun's own words and its traceback, which
+    say only that."""
+    failed = [-1, *(index for index, line in enumerate(lines) if _TORCHRUN_FAILURE.search(line))]
+    said = [line for line in lines[failed[-2] + 1 : failed[-1]] if not _TORCHRUN_SAYS.match(line)] if failed[1:] else []
     return said or lines
 
 

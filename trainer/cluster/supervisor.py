@@ -22,6 +22,7 @@ from trainer.runs.files import read_live, write_atomic
 
 WORKER = "trainer.worker"
 PRELOAD = "trainer.worker.run"
+"""What it imports first, and torchrun's process for all ranks."""
 POLL_S = 0.1
 FAILED_GRACE_S = 3.0
 """What the other ranks get once one has recorded that the job failed for good."""

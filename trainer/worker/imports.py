@@ -1,4 +1,5 @@
-"""Importing torch and Lightning is most of the start of a short job: 4.8 s of CPU a rank, 2.8 s in here."""
+"""Importing torch and Lightning is most of the start of a short job: 4.8 s of CPU, 2.8 s in here; once for all ranks of
+a node, where they are forked (`trainer/cluster/agent.py`)."""
 
 from __future__ import annotations
 
