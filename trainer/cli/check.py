@@ -7,7 +7,8 @@ import sys
 from typing import Any
 
 from trainer.cli import deep
-from trainer.cli.job import Job, check_all, compose_all, describe, parser
+from trainer.cli.job import Job, check_all, describe
+from trainer.cli.overrides import compose_all, parser
 from trainer.config.problems import Problems
 from trainer.errors import DONE, TrainerError
 from trainer.planner.write import expand

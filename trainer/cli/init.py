@@ -6,7 +6,7 @@ import re
 import sys
 from pathlib import Path
 
-from trainer.cli.job import Parser
+from trainer.cli.overrides import Parser
 from trainer.errors import DONE, EnvironmentFault, UserError
 
 _DESCRIPTION = "Write a small project: a model, data and an experiment of your own, to be changed."

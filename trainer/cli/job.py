@@ -1,53 +1,19 @@
-"""What `fit` and `check` share: Hydra's flags, the composed and checked jobs of a command line, their plan."""
+"""The checked jobs of a command line, and their plan."""
 
 from __future__ import annotations
 
-import argparse
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from trainer.cli.initial import settle_start
+from trainer.cli.overrides import of_point
 from trainer.cluster import launchers
+from trainer.cluster.shape import LaunchShape, resolve
 from trainer.config.batch import BatchPlan
 from trainer.config.check import check
-from trainer.config.compose import Composed, compose, points
-from trainer.config.near import did_you_mean
+from trainer.config.compose import Composed
 from trainer.config.strategy import ranks_per_sample
-from trainer.errors import TrainerError, UserError
-
-
-class Parser(argparse.ArgumentParser):
-    """argparse whose errors are one message with the near option."""
-
-    def error(self, message: str) -> NoReturn:
-        unknown = message.removeprefix("unrecognized arguments: ").split(" ")[0]
-        options = [option for option in self._option_string_actions if option.startswith("--")]
-        hint = did_you_mean(unknown, options) if unknown.startswith("-") else ""
-        raise UserError(message, f"{hint}see {self.prog} --help")
-
-
-def parser(verb: str, description: str) -> Parser:
-    """Hydra's own flags, with Hydra's meaning."""
-    made = Parser(
-        prog=f"trainer {verb}", description=description, allow_abbrev=False, epilog=_EPILOG, formatter_class=_Formatter
-    )
-    made.add_argument(
-        "overrides", nargs="*", metavar="key=value", help="Hydra overrides: model=resnet18 optimizer.lr=0.1"
-    )
-    made.add_argument("--config-dir", "-cd", action="append", default=[], type=Path, metavar="DIR")
-    made.add_argument("--config-name", "-cn", default="config", metavar="NAME")
-    made.add_argument("--multirun", "-m", action="store_true", help="one job for each combination of key=a,b")
-    return made
-
-
-class _Formatter(argparse.RawDescriptionHelpFormatter):
-    pass
-
-
-_EPILOG = """configuration is looked for in --config-dir, in ./conf, then in what ships with trainer;
-`trainer fit --cfg job` shows the result. Groups: experiment model data task optimizer scheduler
-strategy cluster checkpoint tracking callbacks debug."""
+from trainer.errors import TrainerError
 
 
 @dataclass(frozen=True)
@@ -55,8 +21,7 @@ class Job:
     """One job of the command line, checked."""
 
     composed: Composed
-    shape: Any
-    """trainer.cluster.shape.LaunchShape"""
+    shape: LaunchShape
 
     @property
     def config(self) -> dict[str, Any]:
@@ -71,24 +36,8 @@ class Job:
         return BatchPlan.of(data["batch_size"], data.get("micro_batch"), self.shape.world_size // sharing)
 
 
-def compose_all(arguments: argparse.Namespace) -> list[Composed]:
-    """Compose the job, or each job of a sweep. Raises UserError."""
-    sweep = [arguments.overrides]
-    if arguments.multirun:
-        sweep = points(arguments.overrides, config_dirs=arguments.config_dir)
-    composed = []
-    for overrides in sweep:
-        try:
-            composed.append(compose(overrides, config_dirs=arguments.config_dir, config_name=arguments.config_name))
-        except TrainerError as error:
-            raise _of_point(error, overrides, len(sweep)) from None
-    return composed
-
-
 def check_all(composed: list[Composed]) -> list[Job]:
     """Check every job before the first is launched, and resolve its shape into `resources`. Raises UserError."""
-    from trainer.cluster.shape import resolve
-
     jobs = []
     for one in composed:
         try:
@@ -99,7 +48,7 @@ def check_all(composed: list[Composed]) -> list[Job]:
             launchers.check(one.config, shape)
             jobs.append(Job(one, shape))
         except TrainerError as error:
-            raise _of_point(error, one.overrides, len(composed)) from None
+            raise of_point(error, one.overrides, len(composed)) from None
     for job in jobs:
         _settle(job)
     return jobs
@@ -141,9 +90,3 @@ def _settle(job: Job) -> None:
     else:
         resources["gpus"], resources["gpus_per_node"] = 0, None
         resources["cpu_processes"] = job.shape.world_size
-
-
-def _of_point(error: TrainerError, overrides: list[str], num_points: int) -> TrainerError:
-    if num_points > 1:
-        error.message = f"the job {' '.join(overrides)} of this sweep: {error.message}"
-    return error

@@ -7,6 +7,7 @@ in the signature of the section's `_target_`.
 
 from __future__ import annotations
 
+import gc
 import re
 import warnings
 from collections.abc import Iterator
@@ -45,7 +46,26 @@ def compose(
     The first that has a file wins, so a user's own `conf/model/mlp.yaml` stands in for ours.
     Raises UserError for everything that is wrong with files or overrides, with the key and the nearest one.
     """
-    where = cwd or Path.cwd()
+    with _no_collection():
+        tree = _compose(overrides, config_dirs, config_name, cwd or Path.cwd())
+        config = _typed(_resolve(tree))
+    choices = dict(tree.hydra.runtime.choices)
+    return Composed(config, {k: v for k, v in choices.items() if "hydra/" not in k}, list(overrides), tree)
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """No garbage is looked for among the modules and trees of Hydra, all of which are kept: 5% of `--cfg job`."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
+def _compose(overrides: list[str], config_dirs: list[Path], config_name: str, where: Path) -> Any:
     loader = _loader(_search_path(config_dirs, where))
     with explain.hydra_errors(loader, overrides):
         groups, values, unset = _split(loader, overrides)
@@ -55,9 +75,7 @@ def compose(
     for override in sorted(values, key=lambda o: not o.key_or_group.endswith("._target_")):
         set_value(tree, override, loader, where)
     _record(tree, groups, values)
-    config = _typed(_resolve(tree))
-    choices = dict(tree.hydra.runtime.choices)
-    return Composed(config, {k: v for k, v in choices.items() if "hydra/" not in k}, list(overrides), tree)
+    return tree
 
 
 def printed(composed: Composed, part: str, package: str | None = None, resolve: bool = False) -> str:
@@ -65,10 +83,9 @@ def printed(composed: Composed, part: str, package: str | None = None, resolve: 
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
-    tree = composed.tree.copy()
+    tree = composed.tree
     if part == "job":
-        OmegaConf.set_struct(tree, False)
-        tree.pop("hydra")
+        tree = _job(tree)
     elif part == "hydra":
         tree = tree if package else OmegaConf.masked_copy(tree, ["hydra"])
     header = f"# @package {package}\n" if package else ""
@@ -205,11 +222,18 @@ def _hydra_node(tree: Any) -> Iterator[None]:
         holder.cfg = before
 
 
+def _job(tree: Any) -> Any:
+    """A copy without the node `hydra`."""
+    from omegaconf import OmegaConf
+
+    return OmegaConf.masked_copy(tree, [key for key in tree if key != "hydra"])
+
+
 def _resolve(tree: Any) -> dict[str, Any]:
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
-    job = OmegaConf.masked_copy(tree, [key for key in tree if key != "hydra"])
+    job = _job(tree)
     with _hydra_node(tree):
         try:
             missing = sorted(OmegaConf.missing_keys(job))

@@ -1,0 +1,86 @@
+"""How `trainer fit` starts and follows its checked jobs: one, or those of a sweep in turn."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections import Counter
+from pathlib import Path
+
+from trainer.cli.common import how_to_watch, launched
+from trainer.cli.job import Job, describe
+from trainer.cluster import launchers
+from trainer.cluster.follow import follow
+from trainer.errors import DONE, INTERRUPTED
+from trainer.runs.directory import RunDirectory
+from trainer.runs.files import read_live
+
+
+def plan(job: Job) -> str:
+    """What would be launched and how, with the job script where there is one."""
+    lines = [f"{word:<11}{text}" for word, text in describe(job)]
+    script = launchers.preview(job.config, job.shape)
+    if script is not None:
+        return "\n".join([*lines, "", script])
+    command = f"{Path(sys.executable).name} -m trainer.cluster.node {job.config['runs_dir']}/{job.config['name']}-ID"
+    return "\n".join([*lines, f"{'command':<11}{command}", ""])
+
+
+def launch(job: Job, arguments: argparse.Namespace, after: RunDirectory | None = None) -> tuple[int, RunDirectory]:
+    """Make the run, start it (on SLURM not before the run `after` has ended) and, unless detached, follow it; the exit
+    code and the RunDirectory."""
+    run = RunDirectory.create(
+        job.config,
+        overrides=job.composed.overrides,
+        choices={group: option for group, option in job.composed.choices.items() if option is not None},
+        code_root=Path.cwd(),
+    )
+    facts = dict(describe(job))
+    print(f"run {run.path.name}: {facts['shape']}; {facts['batch']}; until {facts['until']}", flush=True)
+    cluster = job.config["cluster"]["name"]
+    launchers.launcher(cluster, detached=arguments.detach, after=after).launch(run)
+    if arguments.detach or (cluster != "local" and not arguments.follow):
+        if "cost" in facts:
+            print(f"it may use {facts['cost']}")
+        print(f"{launched(run)}; {how_to_watch(run)}")
+        return DONE, run
+    return follow(run, detached_ok=cluster != "local"), run
+
+
+def sweep(jobs: list[Job], arguments: argparse.Namespace) -> int:
+    """One job after the other; Ctrl-C ends the sweep with the job that it stops."""
+    rows: list[tuple[str, int, RunDirectory]] = []
+    code = DONE
+    varied = _varied(jobs)
+    for number, job in enumerate(jobs, start=1):
+        what = " ".join(one for one in job.composed.overrides if one in varied)
+        print(f"\njob {number} of {len(jobs)}: {what}", flush=True)
+        at_once = job.config["cluster"].get("sweep_at_once")
+        outcome, run = launch(job, arguments, rows[-at_once][2] if at_once and len(rows) >= at_once else None)
+        code = code or outcome
+        rows.append((what, outcome, run))
+        if outcome == INTERRUPTED:
+            break
+    print(f"\n{len(rows)} of {len(jobs)} jobs")
+    width = max(len(overrides) for overrides, _, _ in rows)
+    for overrides, outcome, run in rows:
+        state = f"exit code {outcome}" if outcome else _state(run)
+        print(f"  {overrides:<{width}}  {state:<22}{_best(run):<28}{run.path.name}")
+    return code
+
+
+def _varied(jobs: list[Job]) -> set[str]:
+    """The overrides that not all jobs of a sweep have."""
+    counts = Counter(override for job in jobs for override in job.composed.overrides)
+    return {override for override, count in counts.items() if count < len(jobs) or len(jobs) == 1}
+
+
+def _state(run: RunDirectory) -> str:
+    """`finished`, or as which job it was submitted."""
+    return "finished" if any(one["outcome"] == "finished" for one in run.attempts()) else launched(run)
+
+
+def _best(run: RunDirectory) -> str:
+    """The best metric that the last heartbeat of the first rank has."""
+    best = read_live(run.live_dir / "rank-0.json").get("best")
+    return f"{best['metric']} {best['value']:.4g}" if best else ""
