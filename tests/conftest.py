@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from trainer.cluster.hardware import count_gpus
+from trainer.cluster.processes import children
 from trainer.runs.directory import RunDirectory
 
 MARK = "TRAINER_TEST_MARK"
@@ -64,7 +65,17 @@ def cpu_seconds(request: pytest.FixtureRequest, tables: dict[str, list[str]]) ->
 
 def _cpu_s() -> float:
     used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    return sum(one.ru_utime + one.ru_stime for one in used)
+    ended = sum(one.ru_utime + one.ru_stime for one in used)
+    return ended + sum(_own_and_waited_for_s(pid) for pid in children(os.getpid()))
+
+
+def _own_and_waited_for_s(pid: int) -> float:
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:  # it has just ended
+        return 0.0
+    ticks = stat.rpartition(")")[2].split()[11:15]  # proc_pid_stat(5): utime, stime, cutime, cstime
+    return sum(map(int, ticks)) / os.sysconf("SC_CLK_TCK")
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:

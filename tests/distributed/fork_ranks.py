@@ -1,12 +1,14 @@
-"""`python fork_ranks.py RANKS FOLDER SCRIPT [ARGUMENT ...]`: SCRIPT on each of RANKS gloo ranks, as its main module.
+"""Runs scripts on gloo ranks that it forks. Started by `ranks.py`, and ends with it.
 
-Imports once what every rank needs, and forks them before there is a thread: importing costs more CPU than what the
-ranks then do. Rank N's output goes to FOLDER/rank-N.log. Exits with the first code that is not 0; the rest is killed.
+For each line of JSON on its standard input (`Request`) it writes a line with the exit code to its standard output.
+
+Imports once what every rank needs, and never has a thread: importing costs more CPU than what most ranks then do.
 """
 
 from __future__ import annotations
 
 import importlib
+import json
 import os
 import runpy
 import signal
@@ -14,46 +16,69 @@ import socket
 import sys
 import traceback
 from pathlib import Path
+from typing import TypedDict
 
 from trainer.cluster.processes import die_with_parent
 from trainer.worker.imports import quick_imports
 
 
-def main() -> int:
-    ranks, folder, script, arguments = int(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], sys.argv[4:]
+class Request(TypedDict):
+    """`script` with `arguments`, as the main module of each of `ranks` processes; rank N writes `folder`/rank-N.log."""
+
+    ranks: int
+    folder: str
+    script: str
+    arguments: list[str]
+    cwd: str
+    environment: dict[str, str]
+
+
+def main() -> None:
+    die_with_parent(signal.SIGKILL, int(sys.argv[1]))
     with quick_imports():
         for name in ("deepspeed", "torch.distributed.fsdp", "torch.distributed.tensor.parallel", "trainer.worker.run"):
             importlib.import_module(name)
+    replies = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    for line in sys.stdin:
+        print(_run(json.loads(line)), file=replies, flush=True)
+
+
+def _run(request: Request) -> int:
+    """The first code that is not 0; what then still runs is killed."""
     with socket.socket() as found:  # only now: until the first rank takes it, the port may become another's
         found.bind(("127.0.0.1", 0))
-        os.environ["MASTER_PORT"] = str(found.getsockname()[1])
+        port = str(found.getsockname()[1])
     parent = os.getpid()
     running = set()
-    for rank in range(ranks):
+    for rank in range(request["ranks"]):
         child = os.fork()
         if child == 0:
             die_with_parent(signal.SIGKILL, parent)
-            _rank(rank, folder, script, arguments)
+            os.environ.clear()
+            os.environ.update(request["environment"], MASTER_PORT=port, RANK=str(rank), LOCAL_RANK=str(rank))
+            _rank(request, rank)
         running.add(child)
     code = 0
     while running:
         ended, status = os.wait()
         running.discard(ended)
-        if code == 0 and (code := os.waitstatus_to_exitcode(status)) != 0:
+        if code == 0 and (code := abs(os.waitstatus_to_exitcode(status))) != 0:
             for other in running:
                 os.kill(other, signal.SIGKILL)
-    return abs(code)
+    return code
 
 
-def _rank(rank: int, folder: Path, script: str, arguments: list[str]) -> None:
-    log = os.open(folder / f"rank-{rank}.log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    os.dup2(log, 1)
-    os.dup2(log, 2)
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-    sys.argv = [script, *arguments]
+def _rank(request: Request, rank: int) -> None:
+    log = os.open(Path(request["folder"]) / f"rank-{rank}.log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    for file, number in ((nothing, 0), (log, 1), (log, 2)):
+        os.dup2(file, number)
+    os.chdir(request["cwd"])
+    sys.argv = [request["script"], *request["arguments"]]
     code = 1
     try:
-        runpy.run_path(script, run_name="__main__")
+        runpy.run_path(request["script"], run_name="__main__")
         code = 0
     except BaseException:
         traceback.print_exc()
@@ -64,4 +89,4 @@ def _rank(rank: int, folder: Path, script: str, arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()
