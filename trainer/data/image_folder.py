@@ -79,7 +79,7 @@ def read_image(path: Path | BinaryIO, size: int, random: bool, grey: bool = Fals
     width, height = (max(size, round(side * scale)) for side in picture.size)
     if (width, height) != picture.size:
         picture = picture.resize((width, height), Image.Resampling.BILINEAR)
-    array = numpy.asarray(picture).reshape(height, width, -1)
+    array: numpy.ndarray = numpy.asarray(picture).reshape(height, width, -1)
     if random and small:
         array = numpy.pad(array, ((size // 8,) * 2, (size // 8,) * 2, (0, 0)), mode="edge")
     room = array.shape[0] - size, array.shape[1] - size

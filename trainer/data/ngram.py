@@ -24,7 +24,7 @@ def bits_per_byte(train: numpy.ndarray, held_out: numpy.ndarray, order: int) -> 
     `order` 1 to 3: the counts are a dense table of 256^order numbers.
     """
     targets = held_out[order - 1 :]
-    probabilities = numpy.full(len(targets), 1 / VALUES)
+    probabilities: numpy.ndarray = numpy.full(len(targets), 1 / VALUES)
     for used in range(1, order + 1):
         table = numpy.bincount(_codes(train, used), minlength=VALUES**used).reshape(-1, VALUES)
         contexts, following = numpy.divmod(_codes(held_out, used)[order - used :], VALUES)
