@@ -111,6 +111,7 @@ class StandIn:
 
 if __name__ == "__main__":
     stop.install_handlers()
+    process.frozen_code_first()
     directory = RunDirectory(Path(sys.argv[1]))
     process.die_with_parent()
     process.redirect_output(directory.path)

@@ -84,7 +84,7 @@ def environment(
     # With the store shared, restarted ranks read the addresses of the dead ones and never connect (torch 2.13).
     variables["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
     # The code as it was at launch goes before what the working directory holds by now. `python -m` would put the
-    # working directory first of all; Python 3.11 and later can be told not to.
+    # working directory first of all; Python 3.11 and later can be told not to (3.10: `process.frozen_code_first`).
     paths = [str(code_dir), os.getcwd(), *filter(None, [inherited.get("PYTHONPATH")])]
     variables["PYTHONPATH"] = os.pathsep.join(paths)
     variables["PYTHONSAFEPATH"] = "1"

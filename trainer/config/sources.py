@@ -160,8 +160,8 @@ def _import_base(module: Module, node: ast.ImportFrom) -> list[str]:
 def _absolute(parts: list[str], seen_from: Module, hops: int) -> Found:
     # The own package of the module is found beside it, wherever that is.
     top = _top(parts[0], _root_of(seen_from))
-    if top is None:
-        return Unknown()
+    if top is None:  # not installed, or of another system: `from nt import *` in os.py
+        return Unknown(".".join(parts))
     return _walk(top, parts[1:], hops - 1)
 
 

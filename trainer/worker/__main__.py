@@ -20,6 +20,7 @@ from trainer.worker.imports import quick_imports
 
 def main() -> int:
     stop.install_handlers()
+    process.frozen_code_first()
     run_path = Path(sys.argv[1])
     process.die_with_parent()
     process.redirect_output(run_path)

@@ -45,6 +45,13 @@ class Rank:
         return max(1, self.world_size // max(1, self.local_world_size))
 
 
+def frozen_code_first() -> None:
+    """Python 3.10 looks in the working directory before PYTHONPATH, which has the code as it was at launch; later
+    versions are told not to (`trainer/cluster/torchrun.py`)."""
+    if not getattr(sys.flags, "safe_path", False) and sys.path[0] in ("", os.getcwd()):
+        sys.path.pop(0)
+
+
 def die_with_parent() -> None:
     """Ask the kernel for SIGKILL when torchrun dies: a rank without its agent would train on beside its own rerun."""
     if sys.platform != "linux":
