@@ -171,6 +171,15 @@ def test_a_wrong_option_inside_a_users_file_names_the_file(workdir: Path) -> Non
     assert "choose one of" in text
 
 
+def test_a_part_of_hydra_that_is_not_here_is_not_ignored(workdir: Path) -> None:
+    write(
+        workdir / "conf/experiment/mine.yaml", "# @package _global_\ndefaults:\n  - override /hydra/sweeper: optuna\n"
+    )
+    said = refused("experiment=mine")
+    assert "hydra/sweeper=optuna" in said
+    assert "mine.yaml" in said
+
+
 def test_broken_yaml_names_file_and_line(workdir: Path) -> None:
     write(workdir / "conf/model/mine.yaml", "_target_: x\nhidden: [1\nfoo: 2\n")
     text = refused("model=mine")

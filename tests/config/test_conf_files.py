@@ -44,4 +44,4 @@ def test_says_in_its_first_line_what_it_is(path: Path) -> None:
     first = lines[1] if lines[0].startswith("# @package") else lines[0]
     assert first.startswith("# ")
     assert first.endswith((".", "?"))
-    assert len(lines) <= 66, "a config fits on a page"
+    assert len(lines) <= 60, "a config fits on a screen"
