@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from trainer.config.compose import Composed, compose, points, printed
+from trainer.config.explain import UNUSED_PARTS
 from trainer.errors import UserError
 from trainer.runs.registry import VARIABLE, runs_dir_from
 
@@ -50,12 +51,15 @@ def test_runs_are_made_where_the_commands_on_runs_look(workdir: Path, monkeypatc
 
 
 def test_hydras_global_state_is_left_clean(workdir: Path) -> None:
+    from hydra.core.config_store import ConfigStore
     from hydra.core.global_hydra import GlobalHydra
     from hydra.core.hydra_config import HydraConfig
 
     composed()
+    refused("model=mpl")
     assert not GlobalHydra.instance().is_initialized()
     assert not HydraConfig.initialized()
+    assert {"launcher": "basic"} in ConfigStore.instance().load("hydra/config.yaml").node.defaults
 
 
 @pytest.mark.parametrize(
@@ -178,6 +182,24 @@ def test_a_part_of_hydra_that_is_not_here_is_not_ignored(workdir: Path) -> None:
     said = refused("experiment=mine")
     assert "hydra/sweeper=optuna" in said
     assert "mine.yaml" in said
+
+
+def test_an_option_of_a_part_that_is_not_used_is_composed(workdir: Path) -> None:
+    assert "job_logging" not in used_parts(composed("experiment=quickstart"))
+    write(workdir / "conf/experiment/mine.yaml", "# @package _global_\ndefaults:\n  - override /hydra/sweeper: basic\n")
+    job = composed("experiment=mine", "hydra/job_logging=stdout")
+    assert used_parts(job) == {"sweeper": "basic", "job_logging": "stdout"}
+    assert job.tree.hydra.job_logging.version == 1
+
+
+def used_parts(job: Composed) -> dict[str, str]:
+    chosen = job.tree.hydra.runtime.choices
+    return {part: chosen[f"hydra/{part}"] for part in UNUSED_PARTS if chosen[f"hydra/{part}"] is not None}
+
+
+@pytest.mark.parametrize("key", ["launcher.n_jobs", "sweeper.max_batch_size", "job_logging.root.level"])
+def test_a_key_of_a_part_that_is_not_used_is_refused(workdir: Path, key: str) -> None:
+    assert f"hydra.{key}: trainer does not use this part of Hydra" in refused(f"hydra.{key}=3")
 
 
 def test_broken_yaml_names_file_and_line(workdir: Path) -> None:

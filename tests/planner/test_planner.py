@@ -18,8 +18,9 @@ from trainer.config.check import check
 from trainer.config.compose import Composed, compose
 from trainer.errors import UserError
 from trainer.planner.choose import Machine, choose
+from trainer.planner.folder import expand
 from trainer.planner.look import IdxFiles, Pictures, Recordings, Texts, Tokens, look
-from trainer.planner.write import as_yaml, expand
+from trainer.planner.write import as_yaml
 
 Command = Callable[..., "subprocess.CompletedProcess[str]"]
 CPU, GPUS = Machine(0, 2), Machine(8, 64)

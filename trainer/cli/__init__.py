@@ -7,6 +7,7 @@ import sys
 from importlib import import_module
 
 from trainer.errors import INTERRUPTED, USER_MUST_CHANGE, TrainerError
+from trainer.garbage import no_collection
 
 VERBS = {
     "Train": {
@@ -69,7 +70,9 @@ def _run(arguments: list[str]) -> int:
     verb = arguments[0]
     if verb not in _names():
         return _unknown(verb)
-    return import_module(f"trainer.cli.{verb.replace('-', '_')}").main(arguments[1:])
+    with no_collection():
+        module = import_module(f"trainer.cli.{verb.replace('-', '_')}")
+    return module.main(arguments[1:])
 
 
 def _names() -> dict[str, str]:

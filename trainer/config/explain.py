@@ -11,6 +11,9 @@ from typing import Any
 from trainer.config.near import did_you_mean, listed
 from trainer.errors import UserError
 
+UNUSED_PARTS = ("launcher", "sweeper", "help", "hydra_help", "hydra_logging", "job_logging")
+"""Groups of Hydra's own node whose work `trainer` does by itself."""
+
 
 @contextmanager
 def hydra_errors(loader: Any, overrides: list[str]) -> Iterator[None]:
@@ -150,6 +153,10 @@ def _composition(error: Exception, loader: Any, overrides: list[str]) -> UserErr
         group = twice[1] or twice[2]
         plain = next((o[1:] for o in overrides if o.startswith(f"+{group}=")), f"{group}=OPTION")
         return UserError(f"{group}: chosen twice", f"the job has a {group} already: write {plain}")
+    part = re.search(rf"hydra\.({'|'.join(UNUSED_PARTS)})\b[\w.]*\b", text)
+    if part:
+        fix = "leave it out; -m runs the jobs of a sweep, cluster= says where a job runs, tracking= what is logged"
+        return UserError(f"{part[0]}: trainer does not use this part of Hydra", fix)
     unused = re.search(r"Could not (?:override|delete) '([^']+)'", text)
     if unused:
         key = unused[1].partition("=")[0]

@@ -1,4 +1,4 @@
-"""`trainer fit data=path/to/folder`: the plan for the folder as an experiment file, or as plain overrides."""
+"""The plan for a folder as an experiment file, or as plain overrides."""
 
 from __future__ import annotations
 
@@ -6,34 +6,20 @@ import json
 import re
 import textwrap
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import Any, TextIO
 
 from trainer.cluster.hardware import count_gpus, usable_cores
-from trainer.config.compose import group_options
 from trainer.errors import UserError
+from trainer.planner.choose import Machine, Plan, choose
+from trainer.planner.look import look
 from trainer.runs.files import write_atomic
-
-if TYPE_CHECKING:
-    from trainer.planner.choose import Machine, Plan
 
 LINE = 108
 """Columns of a comment in the file."""
 
 
-def expand(overrides: list[str], config_dirs: list[Path], keep: bool, say: TextIO) -> list[str]:
-    """The overrides with `data=FOLDER` replaced by an experiment for that folder; all others stay, and win.
-
-    `keep`: write the experiment to `conf/experiment/` of the working directory and choose it there (an earlier one
-    of the same folder is used as it is now); otherwise nothing is written. What was chosen and why goes to `say`.
-    Raises UserError for a folder that cannot be trained on.
-    """
-    place, root = _folder(overrides, config_dirs)
-    if root is None:
-        return overrides
-    from trainer.planner.choose import choose  # not for most commands, which name their data
-    from trainer.planner.look import look
-
-    others = overrides[:place] + overrides[place + 1 :]
+def experiment_for(root: Path, others: list[str], keep: bool, say: TextIO) -> list[str]:
+    """`others` with the experiment of this folder before them; see `trainer.planner.folder.expand`."""
     named = {override.lstrip("+~").partition("=")[0] for override in others}
     if "experiment" in named:
         raise UserError(
@@ -72,28 +58,6 @@ def as_yaml(plan: Plan, name: str) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _folder(overrides: list[str], config_dirs: list[Path]) -> tuple[int, Path | None]:
-    """The place of `data=PATH` among the overrides, and the path; None where `data` is an option of the group."""
-    for place, override in enumerate(overrides):
-        key, equals, value = override.partition("=")
-        value = value.strip("'\"")
-        if (
-            key != "data"
-            or not equals
-            or not value
-            or ("/" not in value and value in group_options(config_dirs, "data"))
-        ):
-            continue
-        path = Path(value).expanduser()
-        if path.exists():
-            return place, path.resolve()
-        if value.startswith(("/", "./", "../", "~")):
-            raise UserError(
-                f"data={value}: there is no such file or folder", "name one that exists, or an option of data"
-            )
-    return 0, None
-
-
 def _file_of(root: Path) -> Path:
     """Where the experiment of this folder is or goes; a number is added where the name has another folder's."""
     name = re.sub(r"[^A-Za-z0-9_-]+", "-", root.stem if root.is_file() else root.name).strip("-") or "data"
@@ -119,8 +83,6 @@ def _quoted(value: Any) -> str:
 
 def _machine(overrides: list[str]) -> Machine:
     """What the command line leaves of this machine."""
-    from trainer.planner.choose import Machine
-
     found = dict(override.lstrip("+").split("=", 1) for override in overrides if "=" in override)
     gpus, processes = (found.get(f"resources.{key}", "") for key in ("gpus", "cpu_processes"))
     cores = usable_cores()
