@@ -70,6 +70,13 @@ class Testbed:
     def jobs(self) -> set[str]:
         return set(self.slurm("squeue", "--noheader", "--format=%i").split()) - self.kept
 
+    def queue(self) -> str:
+        """What tells why a job does not start: jobs, nodes, the end of the controller's log."""
+        log = Path(self.slurm("scontrol", "show", "config").partition("SlurmctldLogFile")[2].split()[1])
+        return "\n".join(
+            [self.slurm("scontrol", "show", "job"), self.slurm("sinfo", "-N", "-l"), log.read_text()[-20000:]]
+        )
+
     def mend(self) -> None:
         """Bring every node back."""
         for number in range(NODES):
