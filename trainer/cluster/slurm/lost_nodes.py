@@ -39,6 +39,7 @@ def exclude(run: RunDirectory, job_id: str) -> None:
     given = config["cluster"]["exclude"]
     try:
         others = facts.usable_nodes(query.job(job_id).get("Partition", ""))
+        others -= set(query.hostnames(given)) if given else set()
         excluded = [node for node in lost if len(others := others - {node}) > wanted]
         if excluded:
             names = ",".join([*([given] if given else []), *excluded])
