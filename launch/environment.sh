@@ -66,7 +66,7 @@ install_into_environment() {
     say "installing the other packages at the versions of constraints.txt, and this checkout"
     pip_install -e "$root[$1]" || return 1
     # As pip does for all other packages: where PYTHONDONTWRITEBYTECODE is set, each start would compile these anew.
-    "$root/.venv/bin/python" -m compileall -q "$root/trainer" >&2
+    "$root/.venv/bin/python" -m compileall -q "$root/trainer" >&2 || true
 }
 
 # make_environment EXTRA: afterwards .venv works and holds the packages of that extra. Two at once take turns.
