@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer.config.annotation import Plain, plain_type
+from trainer.config.namespaces import canonical
 from trainer.config.sources import Definition, Found, Module, NotFound, Unknown, find, lookup
 
 TRAINERS_OWN = {"data": ("batch_size", "micro_batch", "num_workers")}
@@ -16,7 +17,7 @@ TRAINERS_OWN = {"data": ("batch_size", "micro_batch", "num_workers")}
 
 _TAKE_NOTHING = {"torch.nn.Module", "torch.nn.modules.module.Module"} | {
     f"{package}.{name}"
-    for package in ("lightning", "lightning.pytorch", "pytorch_lightning")
+    for package in ("lightning", "lightning.pytorch")
     for name in ("LightningModule", "LightningDataModule", "Callback")
 }
 """Bases whose `__init__` takes no arguments of a subclass's config; their files are thousands of lines long."""
@@ -162,7 +163,7 @@ def _takes_nothing(module: Module, name: str) -> bool:
     """Whether the base class `name`, as written in `module`, is one of `_TAKE_NOTHING`."""
     first, _, rest = name.partition(".")
     origin = _imported_as(module, first)
-    return (f"{origin}.{rest}" if rest else origin) in _TAKE_NOTHING
+    return canonical(f"{origin}.{rest}" if rest else origin) in _TAKE_NOTHING
 
 
 def _imported_as(module: Module, name: str) -> str:

@@ -13,6 +13,8 @@ from functools import cache
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 
+from trainer.config.namespaces import canonical
+
 _MADE_AT_RUN_TIME = ("globals()", "sys.modules[", "__getattr__", "exec(", "setattr(")
 _MOST_HOPS = 12
 """Re-exports followed for one name; more is a cycle."""
@@ -60,8 +62,9 @@ Found = Definition | Module | Unknown | NotFound
 
 
 def find(path: str, cwd: Path) -> Found:
-    """What the dotted `path` names, looked for in `cwd` and then as Python would."""
-    top, *rest = path.split(".")
+    """What the dotted `path` names, looked for in `cwd` and then as Python would; in `lightning.pytorch` for
+    `pytorch_lightning`, as the worker does."""
+    top, *rest = canonical(path).split(".")
     module = _top(top, cwd)
     if module is None:
         return NotFound("", top, tuple(_top_names(cwd)))
@@ -158,6 +161,7 @@ def _import_base(module: Module, node: ast.ImportFrom) -> list[str]:
 
 
 def _absolute(parts: list[str], seen_from: Module, hops: int) -> Found:
+    parts = canonical(".".join(parts)).split(".")
     # The own package of the module is found beside it, wherever that is.
     top = _top(parts[0], _root_of(seen_from))
     if top is None:  # not installed, or of another system: `from nt import *` in os.py

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from trainer.errors import DONE, NEVER_RESTART
 from trainer.runs.directory import RunDirectory
-from trainer.worker import process, stop
+from trainer.worker import namespaces, process, stop
 from trainer.worker.attempt import Attempt
 from trainer.worker.heartbeat import Heartbeat
 from trainer.worker.imports import quick_imports
@@ -39,6 +39,9 @@ def main() -> int:
 
     return run(run_path)
 
+
+if __name__ == "__mp_main__":  # a worker that a DataLoader has spawned runs this file, too, before the user's code
+    namespaces.install()
 
 if __name__ == "__main__":
     code = main()

@@ -12,7 +12,7 @@ import torch
 from lightning.pytorch import LightningModule
 from torch import nn
 
-from trainer.checkpoint.io import load_state
+from trainer.checkpoint.foreign import read_pickled
 from trainer.checkpoint.lora import ADDED, BASE
 from trainer.checkpoint.stored import MODEL, Stored
 from trainer.config.near import did_you_mean, listed
@@ -147,9 +147,9 @@ def _read(path: Path) -> dict[str, torch.Tensor]:
     if path.is_dir():
         return {name.removeprefix(MODEL): tensor for name, tensor in Stored(path, mapped=True).whole(MODEL).items()}
     try:
-        state = load_state(path)
+        state = read_pickled(path)
     except (OSError, UnpicklingError) as error:
-        fix = "name a file that is there and holds only tensors and plain values"
+        fix = "name a file of weights: a .ckpt, a .pt with a state dict, or .safetensors"
         raise UserError(f"finetune.init_from={path}: {str(error).splitlines()[0]}", fix) from None
     return state.get("state_dict", state)
 

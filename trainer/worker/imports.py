@@ -10,15 +10,18 @@ from contextlib import contextmanager
 from importlib.util import find_spec
 from types import ModuleType
 
+from trainer.worker import namespaces
+
 
 @contextmanager
 def quick_imports() -> Iterator[None]:
-    """Around the first import of torch and Lightning in a process.
+    """Around the first import of torch and Lightning in a process, which then has one Lightning under all its names.
 
     No garbage is looked for among what modules define (1 s), then or later. And scipy.signal is not imported (1 s) by
     torchmetrics, which Lightning imports, only to give it a name that the package srmrpy wants:
     https://github.com/Lightning-AI/torchmetrics/blob/v1.9.0/src/torchmetrics/__init__.py#L30
     """
+    namespaces.install()
     gc.disable()
     try:
         _import_torchmetrics()

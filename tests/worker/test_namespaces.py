@@ -1,0 +1,91 @@
+"""`pytorch_lightning` and `lightning.pytorch` are one package to us: what is written on either trains as it is."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from trainer.config.compose import compose
+from trainer.config.signature import argument_names
+from trainer.config.sources import Definition, find
+from trainer.config.targets import problems_of_targets
+
+SCRIPT = Path(__file__).with_name("namespaces_process.py")
+ROOT = Path(__file__).parents[2]
+
+
+def test_mixtures_train_as_each_alone(tmp_path: Path) -> None:
+    """Weights equal those of a `pytorch_lightning.Trainer`, bit for bit, whichever package each part is written on."""
+    done = subprocess.run(
+        [sys.executable, str(SCRIPT), str(tmp_path)],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert json.loads(done.stdout.splitlines()[-1]) == {
+        "names": [],
+        "all_pl": True,
+        "pl_module": True,
+        "pl_data": True,
+        "by_submodule": True,
+        "early_stopping": 10,  # two epochs of five steps: the first value is the best
+        "own_step": True,
+        "init_from": True,
+    }
+
+
+def test_who_asks_whether_it_is_there_does_not_import_it() -> None:
+    probe = (
+        "import sys; from importlib.util import find_spec; from trainer.worker.namespaces import install; install();"
+        "print(find_spec('pytorch_lightning').origin, find_spec('lightning_fabric').origin, 'lightning' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, timeout=60, check=True)
+    pytorch, fabric, imported = done.stdout.split()
+    assert pytorch.endswith("lightning/pytorch/__init__.py")
+    assert fabric.endswith("lightning/fabric/__init__.py")
+    assert imported == "False"
+
+
+def test_spawned_loader_workers_have_it_too() -> None:
+    """multiprocessing runs the main file of its parent in a spawned process before it unpickles anything."""
+    probe = (
+        "import runpy, sys; runpy.run_{}({!r}, run_name='__mp_main__');"
+        "print([type(one).__name__ for one in sys.meta_path][0])"
+    )
+    for how, what in (("module", "trainer.worker.__main__"), ("path", str(ROOT / "trainer/worker/start.py"))):
+        command = [sys.executable, "-c", probe.format(how, what)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+        assert done.stdout == "OneLightning\n", what
+
+
+def test_both_names_are_one_to_the_command_line(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(
+        "import pytorch_lightning as pl\n"
+        "from pytorch_lightning.callbacks import EarlyStopping\n"
+        "class Model(pl.LightningModule): pass\n"
+        "class Stops(EarlyStopping): pass\n"
+    )
+    for name in ("pytorch_lightning.callbacks.EarlyStopping", "mine.EarlyStopping"):
+        found = find(name, tmp_path)
+        assert isinstance(found, Definition)
+        assert found.module.name == "lightning.pytorch.callbacks.early_stopping"
+    assert argument_names("mine.Model", tmp_path) == []
+    assert "patience" in (argument_names("mine.Stops", tmp_path) or [])
+    given = [
+        "+callbacks.a._target_=pytorch_lightning.callbacks.EarlyStoping",
+        "+callbacks.b._target_=pytorch_lightning.callbacks.EarlyStopping",
+        "+callbacks.b.monitor=val_loss",
+    ]
+    composed = compose(given, config_dirs=[], cwd=tmp_path)
+    composed.config["callbacks"]["b"]["patient"] = 2
+    problems = problems_of_targets(composed.config, tmp_path)
+    assert [problem.message.partition(":")[0] for problem in problems] == [
+        "callbacks.a._target_=pytorch_lightning.callbacks.EarlyStoping",
+        "callbacks.b.patient",
+    ]
+    assert "EarlyStopping" in problems[0].fix
