@@ -96,9 +96,30 @@ def _as_it_is(batch: Any) -> Any:
 
 
 class OrderedLoader(DataLoader[Any]):
-    """A DataLoader over one of our samplers, which it tells of each batch that it hands out."""
+    """A DataLoader over one of our samplers, which it tells of each batch that it hands out.
+
+    Its `dataset` is the user's own: a module may look at it for the shape of a sample.
+    """
 
     batch_sampler: GlobalBatchSampler | EvaluationBatches  # type: ignore[assignment]
+    _reads = False
+    """Whether an iterator is being made, which reads through `SeededBatches`."""
+
+    @property
+    def dataset(self) -> Any:  # type: ignore[override]
+        given = self._given
+        return given.dataset if isinstance(given, SeededBatches) and not self._reads else given
+
+    @dataset.setter
+    def dataset(self, given: Any) -> None:
+        self._given = given
+
+    def _get_iterator(self) -> Any:
+        self._reads = True
+        try:
+            return super()._get_iterator()
+        finally:
+            self._reads = False
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         delivered = self.batch_sampler.delivered

@@ -1,7 +1,7 @@
 """FSDP2 (`fully_shard`), alone, in groups with copies between them (hsdp), or over tensor parallel layers (tp).
 
 Lightning's ModelParallelStrategy wants each LightningModule to shard itself in `configure_model`; here the strategy
-does it, so that any module works unchanged.
+does it for one that does not, so that any module works unchanged.
 """
 
 from __future__ import annotations
@@ -15,13 +15,14 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from lightning.fabric.utilities.init import _materialize_distributed_module
 from lightning.fabric.utilities.optimizer import _optimizers_to_device
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import nn
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
-from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import (
     CPUOffloadPolicy,
     FSDPModule,
@@ -38,6 +39,7 @@ from trainer.config.strategy import Fsdp
 from trainer.strategies.blocks import prepare
 from trainer.strategies.buffers import BuffersOfRank0
 from trainer.strategies.deferred import Recipe, make_whole, recipes, replace_parameters
+from trainer.strategies.mesh import REPLICATE, SHARD, TENSOR, is_sharded, is_split, make_mesh
 from trainer.strategies.saving import ShardedCheckpoints, model_tensors, unwrapped
 from trainer.strategies.tensor_parallel import parallelize
 
@@ -46,7 +48,10 @@ STEPS = ("training_step", "validation_step", "test_step", "predict_step")
 
 
 class RunFSDPStrategy(ShardedCheckpoints, BuffersOfRank0, ModelParallelStrategy):
-    """The mesh is (copies, shards, tensor): each dimension may be 1."""
+    """The mesh is (dp_replicate, dp_shard, tp): each axis may be 1.
+
+    A module that shards or splits itself in `configure_model`, with `self.device_mesh`, is left as it is.
+    """
 
     def __init__(self, options: Fsdp, sizes: tuple[int, int, int], backend: str, timeout_s: float) -> None:
         super().__init__(
@@ -59,10 +64,9 @@ class RunFSDPStrategy(ShardedCheckpoints, BuffersOfRank0, ModelParallelStrategy)
         self.sizes = sizes
 
     def setup_environment(self) -> None:
-        """ModelParallelStrategy's, with a mesh of three named dimensions instead of its two."""
+        """ModelParallelStrategy's, with a mesh of three named axes instead of its two."""
         self._setup_distributed()
-        names = ("copies", "shards", "tensor")
-        self._device_mesh = init_device_mesh(self.root_device.type, self.sizes, mesh_dim_names=names)
+        self._device_mesh = make_mesh(self.root_device.type, self.sizes)
         assert self.lightning_module is not None
         self.lightning_module._device_mesh = self._device_mesh
 
@@ -83,9 +87,11 @@ class RunFSDPStrategy(ShardedCheckpoints, BuffersOfRank0, ModelParallelStrategy)
         later = recipes(module)
         self._agree_on_parameters(module)
         self.model = self.precision_plugin.convert_module(module)
-        parallelize(module, self.device_mesh["tensor"])
+        if not is_split(module):
+            parallelize(module, self.device_mesh[TENSOR])
         self._shard(module)
         self._fill(module, later, trainer.ckpt_path is None)
+        _materialize_distributed_module(module, self.root_device)  # what a module has put on the meta device itself
         self.model_to_device()
         self.precision_plugin.clip_grad_by_norm = MethodType(_clip_grad_by_norm, self.precision_plugin)  # type: ignore[method-assign]
         self.barrier()
@@ -110,7 +116,7 @@ class RunFSDPStrategy(ShardedCheckpoints, BuffersOfRank0, ModelParallelStrategy)
         group = self._group()
         if group is not None:
             for tensor in (*module.parameters(), *module.buffers()):
-                if not tensor.is_meta:
+                if not tensor.is_meta and not isinstance(tensor, DTensor):
                     dist.broadcast(tensor.data, src=0, group=group)
 
     def _fill(self, module: LightningModule, later: dict[str, Recipe], with_values: bool) -> None:
@@ -145,36 +151,44 @@ class RunFSDPStrategy(ShardedCheckpoints, BuffersOfRank0, ModelParallelStrategy)
             shard.to_local().copy_(part.to_local())
 
     def _shard(self, module: LightningModule) -> None:
+        """By blocks and then the rest; of a module that has sharded itself only what it has left whole, if anything."""
+        own = is_sharded(module)
+        arguments = self._sharding()
+        blocks = []
+        for block in prepare(module, self.options, self.options.blocks):
+            if not own and not _shares_parameters(block, module):
+                blocks.append(fully_shard(block, **arguments))
+        if not own or any(one.requires_grad and not isinstance(one, DTensor) for one in module.parameters()):
+            fully_shard(module, **{**arguments, "reshard_after_forward": False})  # the root is needed again at once
+        for name in STEPS:
+            register_fsdp_forward_method(module, name)
+        _prefetch(blocks, self.options.prefetch)
+
+    def _sharding(self) -> dict[str, Any]:
+        """The arguments of `fully_shard`."""
         options = self.options
-        mesh = self.device_mesh["copies", "shards"] if self.sizes[0] > 1 else self.device_mesh["shards"]
         compute = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(str(self.precision_plugin.precision))
-        arguments: dict[str, Any] = {
-            "mesh": mesh,
+        return {
+            "mesh": self.device_mesh[REPLICATE, SHARD] if self.sizes[0] > 1 else self.device_mesh[SHARD],
             "reshard_after_forward": options.reshard_after_forward,
             "mp_policy": MixedPrecisionPolicy(
                 param_dtype=compute, reduce_dtype=getattr(torch, options.reduce_dtype), cast_forward_inputs=False
             ),
             "offload_policy": CPUOffloadPolicy() if self._offloads else OffloadPolicy(),
         }
-        blocks = [
-            fully_shard(block, **arguments)
-            for block in prepare(module, options, options.blocks)
-            if not _shares_parameters(block, module)
-        ]
-        fully_shard(module, **{**arguments, "reshard_after_forward": False})  # the root is needed again at once
-        for name in STEPS:
-            register_fsdp_forward_method(module, name)
-        _prefetch(blocks, options.prefetch)
 
     @contextmanager
     def block_backward_sync(self) -> Generator[None, None, None]:
         """Gradients of all but the last micro-batch stay on their rank."""
-        assert isinstance(self.model, FSDPModule)
-        self.model.set_requires_gradient_sync(False)
+        assert self.model is not None
+        sharded = [part for part in self.model.modules() if isinstance(part, FSDPModule)]
+        for part in sharded:
+            part.set_requires_gradient_sync(False, recurse=False)
         try:
             yield
         finally:
-            self.model.set_requires_gradient_sync(True)
+            for part in sharded:
+                part.set_requires_gradient_sync(True, recurse=False)
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
         """Sharded and not copied: `save_checkpoint` does that."""
@@ -259,6 +273,6 @@ def clip_by_global_norm(parameters: Iterable[nn.Parameter], max_norm: float) -> 
 
 
 def build(options: Fsdp, sizes: tuple[int, int, int], device: torch.device, timeout_s: float) -> RunFSDPStrategy:
-    """`sizes`: copies, shards, tensor; their product is the world size."""
+    """`sizes`: of the axes dp_replicate, dp_shard, tp; their product is the world size."""
     # gloo, too: with cpu_offload gradients and their norm are in host memory
     return RunFSDPStrategy(options, sizes, "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout_s)

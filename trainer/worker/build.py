@@ -25,8 +25,8 @@ from trainer.config.schema import Config
 from trainer.data.loader import evaluation, first_samples, resumable
 from trainer.errors import UserError
 from trainer.models.sync_batch_norm import synchronised
-from trainer.strategies.deferred import construct
-from trainer.worker import fine_tuning
+from trainer.strategies.deferred import construct, make_whole
+from trainer.worker import fine_tuning, late
 from trainer.worker.process import Rank
 
 READ_BY_TRAINER = ("batch_size", "micro_batch", "num_workers")
@@ -145,7 +145,8 @@ def build_module(
 ) -> LightningModule:
     """The network inside its task, or the user's own LightningModule as it is.
 
-    `defer`: its parameters may be on the meta device, for the strategy to fill.
+    `defer`: its parameters may be on the meta device, for the strategy to fill. What a module makes in `setup` or
+    `configure_model` is not there yet (`worker/late.py`).
     An argument of the model that is null in the config and that the data knows (`facts`) is filled from the data.
     """
     node = {
@@ -166,12 +167,19 @@ def build_module(
         if task.get("_target_") is None:
             task["_target_"] = data.module.default_task  # type: ignore[attr-defined]
         module = instantiate(task, where="task", model=model)
-    if config.trainer.sync_batchnorm:
-        synchronised(module, torch.device("cuda" if config.resources.gpus else "cpu"))
-    fine_tuning.prepare(module, config.finetune)
+    if late.builds_later(module):
+        make_whole(module)  # what its hooks write into parameters on the meta device would be lost
+    late.once_built(module, lambda: _adapt(module, config))
     if not is_overridden("configure_optimizers", module, LightningModule):
         module.configure_optimizers = MethodType(_configure_optimizers(config, total_steps), module)  # type: ignore[method-assign]
     return module
+
+
+def _adapt(module: LightningModule, config: Config) -> None:
+    """What the configuration changes in a module that has all of its parameters."""
+    if config.trainer.sync_batchnorm:
+        synchronised(module, torch.device("cuda" if config.resources.gpus else "cpu"))
+    fine_tuning.prepare(module, config.finetune)
 
 
 def _is_required(node: Mapping[str, Any], key: str) -> bool:
@@ -187,6 +195,9 @@ def _configure_optimizers(
 
     def configure_optimizers(self: LightningModule) -> dict[str, Any]:
         parameters = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        if not parameters:
+            fix = "give it a configure_optimizers that returns None: it then trains without one"
+            raise UserError(f"{type(self).__name__} has no parameters for an optimizer", fix)
         optimizer = instantiate(config.optimizer, parameters, where="optimizer")
         if config.scheduler.get("_target_") is None:
             return {"optimizer": optimizer}

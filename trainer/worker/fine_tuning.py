@@ -24,7 +24,9 @@ from trainer.tasks.base import Task
 
 def prepare(module: LightningModule, options: FineTuneOptions) -> None:
     """Add what `lora_rank` asks for, and say which parameters are trained. Raises UserError for a pattern that
-    fits nothing."""
+    fits nothing. Without an option of these nothing is changed: a module of a user's is trained as it is."""
+    if options.lora_rank is None and not options.freeze and not options.train:
+        return
     network = network_of(module)
     if options.lora_rank is not None:
         _add_lora(network, options)

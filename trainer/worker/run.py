@@ -27,7 +27,7 @@ from trainer.resilience import memory, micro_batch
 from trainer.resilience.lock import refuse_if_superseded
 from trainer.runs.directory import RunDirectory
 from trainer.tracking.metrics_file import MetricsFile
-from trainer.worker import build, fine_tuning, rng
+from trainer.worker import build, fine_tuning, late, rng
 from trainer.worker.attempt import Attempt
 from trainer.worker.collectives import FlightRecorder, Timeouts
 from trainer.worker.heartbeat import Heartbeat
@@ -101,7 +101,7 @@ def _train(config: Config, attempt: Attempt, group: Group | None) -> None:
         config, data, lambda: build.total_steps_of(config, data), defer=build.defers(config, rank)
     )
     if resumed is None:
-        fine_tuning.take_weights(module, config.finetune, say=rank.is_first)
+        late.once_built(module, lambda: fine_tuning.take_weights(module, config.finetune, say=rank.is_first))
     monitor, mode = _monitor(config, module)
 
     writer = CheckpointWriter(
@@ -158,7 +158,7 @@ def _train(config: Config, attempt: Attempt, group: Group | None) -> None:
     )
     watching.count_waits(trainer, heartbeat)
     if rank.is_first:
-        _say_what(module, trainer, data.plan, total_steps, config)
+        late.once_built(module, lambda: _say_what(module, trainer, data.plan, total_steps, config))
     exit_code = 1
     try:
         trainer.fit(
@@ -281,8 +281,8 @@ def _finish(writer: CheckpointWriter, loggers: list[Any], exit_code: int, config
 
 def _say_what(module: LightningModule, trainer: Trainer, plan: Any, total_steps: int | None, config: Config) -> None:
     """One line of what trains on what."""
-    parameters = sum(parameter.numel() for parameter in module.parameters())
-    trained = sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
+    sizes = [(late.size_of(parameter), parameter.requires_grad) for parameter in module.parameters()]
+    parameters, trained = sum(size for size, _ in sizes), sum(size for size, learns in sizes if learns)
     ranks = "1 rank" if trainer.world_size == 1 else f"{trainer.world_size} ranks"
     some = f" ({trained:,} of them trained)" if trained < parameters else ""
     print(
