@@ -57,7 +57,8 @@ def run_on_ranks(run: RunDirectory, verb: str, arguments: list[str], ranks: int 
     if ranks is not None:
         shape = LaunchShape(1, ranks, shape.device)
     command = torchrun.command(run.path, f"{run.id}-{verb}", shape, Place(), 0, [start.__file__, verb])
-    variables = torchrun.environment(os.environ, run.code_dir, shape, Place(), 0, f"trainer.worker.{verb}")
+    seed = run.hash_seed()
+    variables = torchrun.environment(os.environ, run.code_dir, shape, Place(), 0, f"trainer.worker.{verb}", seed)
     child = torchrun.start([*command, *arguments], variables)
     try:
         return child.wait()

@@ -27,7 +27,7 @@ def counted(jobs: list[Job]) -> list[dict[str, Any]]:
             input=json.dumps(asked),
             stdout=subprocess.PIPE,
             text=True,
-            env={**outside, "CUDA_VISIBLE_DEVICES": ""},
+            env={"PYTHONHASHSEED": "0", **outside, "CUDA_VISIBLE_DEVICES": ""},
             timeout=TIMEOUT_S,
             check=False,
         )

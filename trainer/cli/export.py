@@ -96,11 +96,12 @@ def _write(run: RunDirectory | None, checkpoint: Checkpoint, how: list[str], tar
     staging.mkdir(parents=True)
     shape = LaunchShape(1, 1, "cpu")
     code_dir = run.code_dir if run is not None else Path.cwd()
+    seed = run.hash_seed() if run is not None else "0"
     command = [sys.executable, start.__file__, "export", str(run.path) if run else "-"]
     try:
         done = subprocess.run(
             [*command, str(checkpoint.path), *how, str(staging)],
-            env=torchrun.environment(os.environ, code_dir, shape, Place(), 0),
+            env=torchrun.environment(os.environ, code_dir, shape, Place(), 0, hash_seed=seed),
             stdin=subprocess.DEVNULL,
             check=False,
         )

@@ -99,7 +99,8 @@ class Supervisor:
             ["-m", worker],
         )
         preload = PRELOAD if worker == WORKER else None
-        variables = torchrun.environment(os.environ, self.run.code_dir, self.shape, self.place, first, preload)
+        seed = self.run.hash_seed()
+        variables = torchrun.environment(os.environ, self.run.code_dir, self.shape, self.place, first, preload, seed)
         print(
             f"attempt {first}: {self.shape}, {variables['OMP_NUM_THREADS']} threads each, on {socket.gethostname()}",
             flush=True,

@@ -73,10 +73,13 @@ def environment(
     place: Place,
     attempt: int,
     preload: str | None = None,
+    hash_seed: str = "0",
 ) -> dict[str, str]:
     """The environment of torchrun and, through it, of the workers. `preload`: the module that is imported once for all
-    of them; it and what it imports may start no thread, touch no GPU, and not ask which rank it is."""
+    of them; it and what it imports may start no thread, touch no GPU, and not ask which rank it is. `hash_seed`: of
+    `RunDirectory.hash_seed`; a rank that is forked has the one with which the interpreter started."""
     variables = dict(inherited)
+    variables["PYTHONHASHSEED"] = hash_seed
     threads = max(1, usable_cores(inherited) // shape.processes_per_node)
     variables.setdefault("OMP_NUM_THREADS", str(threads))
     variables["TRAINER_ATTEMPT"] = str(attempt)

@@ -54,13 +54,25 @@ def seed_sample(seed: int, epoch: int, index: int) -> None:
     torch.default_generator.manual_seed(bits >> 1)
 
 
-@contextmanager
-def generators_untouched() -> Iterator[None]:
-    """Put Python's, NumPy's and torch's CPU generators back as they were. About 20 microseconds."""
-    python, legacy, torch_state = random.getstate(), numpy.random.get_state(), torch.get_rng_state()
-    try:
-        yield
-    finally:
+class Generators:
+    """The states of Python's, NumPy's and torch's CPU generators, as they are now. About 10 microseconds."""
+
+    def __init__(self) -> None:
+        self._states = random.getstate(), numpy.random.get_state(), torch.get_rng_state()
+
+    def restore(self) -> None:
+        """Put them back. About 10 microseconds."""
+        python, legacy, torch_state = self._states
         random.setstate(python)
         numpy.random.set_state(legacy)
         torch.set_rng_state(torch_state)
+
+
+@contextmanager
+def generators_untouched() -> Iterator[None]:
+    """Put Python's, NumPy's and torch's CPU generators back as they were. About 20 microseconds."""
+    before = Generators()
+    try:
+        yield
+    finally:
+        before.restore()

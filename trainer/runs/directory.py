@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import secrets
 import shlex
@@ -98,6 +99,13 @@ class RunDirectory:
 
     def manifest(self) -> dict[str, Any]:
         return read_json(self.manifest_path, {})
+
+    def hash_seed(self) -> str:
+        """PYTHONHASHSEED for every process of the run: what it was at `fit`, or 0.
+
+        Without it the order of a set of texts, and a vocabulary made of one, is another in each process.
+        """
+        return str(self.manifest().get("python_hash_seed") or os.environ.get("PYTHONHASHSEED") or "0")
 
     def attempts(self) -> list[dict[str, Any]]:
         """What is recorded of each attempt's end, with its number as `attempt`, oldest first."""

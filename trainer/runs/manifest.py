@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import getpass
+import os
 import platform
 import socket
 import time
@@ -30,6 +31,7 @@ def manifest_of(choices: dict[str, str], taken: Snapshot) -> dict[str, Any]:
         "gpus": count_gpus(),
         "packages": {name: _version(name) for name in _PACKAGES},
         "choices": choices,
+        "python_hash_seed": os.environ.get("PYTHONHASHSEED") or "0",
         "code": asdict(taken),
     }
 

@@ -3,51 +3,29 @@
 from __future__ import annotations
 
 import inspect
-import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from types import MethodType
 from typing import Any
 
 import torch
-import torch.distributed
-from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.plugins.environments import TorchElasticEnvironment
+from lightning.pytorch.trainer.connectors.callback_connector import _validate_callbacks_list
 from lightning.pytorch.utilities.model_helpers import is_overridden
-from torch.utils.data import DataLoader
 
 from trainer import strategies
 from trainer.checkpoint.io import RunCheckpointIO
 from trainer.config.batch import BatchPlan
 from trainer.config.build import accepts, instantiate, locate
 from trainer.config.schema import Config
-from trainer.data.loader import evaluation, first_samples, resumable
 from trainer.errors import UserError
 from trainer.models.sync_batch_norm import synchronised
 from trainer.strategies.deferred import construct, make_whole
 from trainer.worker import fine_tuning, late
+from trainer.worker.data import Data
 from trainer.worker.process import Rank
-
-READ_BY_TRAINER = ("batch_size", "micro_batch", "num_workers")
-"""Keys of `data` that are handed to the module only where its signature names them."""
-
-
-@dataclass
-class Data:
-    """The user's data module, whose plain DataLoaders are rebuilt on the resumable order."""
-
-    module: LightningDataModule
-    plan: BatchPlan
-    facts: dict[str, Any]
-    training_loader: Callable[[], Any]
-
-    def steps_per_epoch(self) -> int | None:
-        """Optimizer steps in an epoch; None where the loader has no length."""
-        try:
-            return math.ceil(len(self.training_loader()) / self.plan.accumulate)
-        except TypeError:
-            return None
 
 
 def device_of(config: Config, rank: Rank) -> torch.device:
@@ -80,64 +58,15 @@ def place_in_data(config: Config, rank: Rank) -> Rank:
     return replace(rank, rank=number, world_size=count)
 
 
-def build_data(config: Config, rank: Rank) -> Data:
-    """Instantiate the data module; its files are prepared by one process a node before the others look at them."""
-    target = locate(config.data["_target_"], "data._target_")
-    place = place_in_data(config, rank)
-    node = {
-        key: value
-        for key, value in config.data.items()
-        if key not in READ_BY_TRAINER or (value is not None and accepts(target, key))
-    }
-    module = instantiate(node, where="data")
-    if rank.local_rank == 0:
-        module.prepare_data()
-    if torch.distributed.is_initialized():
-        torch.distributed.barrier()
-    # Before Lightning does: the lengths of the loaders and the facts are needed to build what Lightning is given.
-    module.setup("fit")
-    facts: dict[str, Any] = module.facts() if hasattr(module, "facts") else {}
-    plan = _plan(config, module, place)
-    built: list[Any] = []
-    original = module.train_dataloader
-
-    def train_dataloader() -> Any:
-        if not built:
-            loader = original()
-            plain = type(loader) is DataLoader
-            if plain and config.trainer.overfit_batches is not None:
-                loader = first_samples(loader, config.trainer.overfit_batches * plan.global_batch)
-            built.append(resumable(loader, plan, place.rank, config.seed) if plain else loader)
-        return built[0]
-
-    module.train_dataloader = train_dataloader
-    for name in ("val_dataloader", "test_dataloader", "predict_dataloader"):
-        if is_overridden(name, module, LightningDataModule):
-            setattr(module, name, _sharded(getattr(module, name), place))
-    return Data(module, plan, facts, train_dataloader)
+def accumulate_of(config: Config, readers: int) -> int:
+    """Micro-batches of an optimizer step. `readers`: ranks that read different samples."""
+    batch_size = config.data.get("batch_size")
+    return 1 if batch_size is None else BatchPlan.of(batch_size, config.data.get("micro_batch"), readers).accumulate
 
 
-def _plan(config: Config, module: LightningDataModule, rank: Rank) -> BatchPlan:
-    """`data.batch_size` where given; else the module's own loader says the micro-batch, as in Lightning."""
-    batch_size, micro_batch = config.data.get("batch_size"), config.data.get("micro_batch")
-    if batch_size is None:
-        micro_batch = micro_batch or getattr(module.train_dataloader(), "batch_size", None) or 1
-        batch_size = micro_batch * rank.world_size
-    return BatchPlan.of(batch_size, micro_batch, rank.world_size)
-
-
-def _sharded(original: Callable[[], Any], rank: Rank) -> Callable[[], Any]:
-    """Evaluation loaders that give each sample once over all the ranks."""
-
-    def loader() -> Any:
-        found = original()
-        if type(found) is DataLoader:
-            return evaluation(found, rank.rank, rank.world_size)
-        if isinstance(found, list) and all(type(one) is DataLoader for one in found):
-            return [evaluation(one, rank.rank, rank.world_size) for one in found]
-        return found
-
-    return loader
+def build_data(config: Config, rank: Rank, trainer: Trainer) -> Data:
+    """Instantiate the data module; it is set up when it is asked for its facts, or by `Data.set_up`."""
+    return Data(config, place_in_data(config, rank), trainer)
 
 
 def build_module(
@@ -223,15 +152,16 @@ def total_steps_of(config: Config, data: Data) -> int | None:
 def build_trainer(
     config: Config,
     rank: Rank,
-    plan: BatchPlan,
-    callbacks: list[Callback],
-    loggers: list[Logger],
     checkpoint_io: RunCheckpointIO,
     default_root_dir: str,
 ) -> Trainer:
-    """Lightning's Trainer with what this project does itself switched off: checkpoints, bars, samplers, requeueing."""
+    """Lightning's Trainer with what this project does itself switched off: checkpoints, bars, samplers, requeueing.
+
+    It comes before the data, which may ask it for the ranks; `complete` gives it what comes after the model.
+    """
     options = config.trainer
     device = device_of(config, rank)
+    accumulate = accumulate_of(config, place_in_data(config, rank).world_size)
     interval = options.val_check_interval
     trainer = Trainer(
         accelerator="gpu" if device.type == "cuda" else "cpu",
@@ -247,16 +177,15 @@ def build_trainer(
         precision=precision_of(config, device),  # type: ignore[arg-type]
         max_steps=-1 if options.max_steps is None else options.max_steps,
         max_epochs=-1 if options.max_epochs is None else options.max_epochs,
-        accumulate_grad_batches=plan.accumulate,
+        accumulate_grad_batches=accumulate,
         gradient_clip_val=options.gradient_clip_norm,
         gradient_clip_algorithm="norm" if options.gradient_clip_norm is not None else None,
         log_every_n_steps=options.log_every_n_steps,
-        val_check_interval=None if interval is None else interval * plan.accumulate,
+        val_check_interval=None if interval is None else interval * accumulate,
         check_val_every_n_epoch=1 if interval is None else None,
         limit_val_batches=options.limit_val_batches,
         deterministic=options.deterministic,
-        callbacks=callbacks,
-        logger=loggers or False,
+        logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
@@ -272,3 +201,16 @@ def build_trainer(
 
         use_lean_loop(trainer)
     return trainer
+
+
+def complete(trainer: Trainer, callbacks: list[Callback], loggers: list[Logger]) -> None:
+    """Give the Trainer its callbacks and loggers, as its own `__init__` would have."""
+    trainer.callbacks.extend(callbacks)  # type: ignore[attr-defined]
+    _validate_callbacks_list(trainer.callbacks)  # type: ignore[attr-defined]
+    trainer.callbacks = trainer._callback_connector._reorder_callbacks(trainer.callbacks)  # type: ignore[attr-defined]
+    trainer.loggers = loggers
+
+
+def plain_trainer() -> Trainer:
+    """A Trainer of one process on the CPU that trains nothing: for data modules that ask theirs."""
+    return Trainer(accelerator="cpu", devices=1, logger=False, enable_checkpointing=False, enable_progress_bar=False)

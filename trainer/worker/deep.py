@@ -133,7 +133,8 @@ def _from_data(plain: dict[str, Any]) -> tuple[dict[str, Any], list[torch.Tensor
     """The facts of the job's own data, which is prepared for that, and the tensors of its first sample."""
     alone = {**plain["data"], "micro_batch": None, "num_workers": 0}
     config = to_config({**plain, "data": alone, "strategy": {"name": "single"}})
-    data = build.build_data(config, Rank(rank=0, local_rank=0, world_size=1, local_world_size=1, attempt=0))
+    data = build.build_data(config, Rank(0, 0, 1, 1, attempt=0), build.plain_trainer())
+    data.set_up()
     batch = next(iter(data.training_loader()))
     parts = batch if isinstance(batch, (list, tuple)) else [batch]
     return data.facts, [part[:1] for part in parts if isinstance(part, torch.Tensor)]

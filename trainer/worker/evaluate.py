@@ -11,7 +11,6 @@ import time
 from pathlib import Path
 
 import torch.distributed
-from lightning.pytorch import Trainer
 
 from trainer.checkpoint.io import CheckpointWriter, RunCheckpointIO
 from trainer.checkpoint.store import CheckpointStore
@@ -43,12 +42,12 @@ def evaluate(run: RunDirectory, step: int, split: str) -> dict[str, float]:
     """The metrics of `split` (val or test), each sample counted once over all ranks."""
     config, rank = load(run.config_path), Rank.from_environment()
     init_process_group(config, rank)
-    rng.seed_all(config.seed)
-    data = build.build_data(config, rank)
-    module = build.build_module(config, data, lambda: None, defer=build.defers(config, rank))
     store = CheckpointStore(run.checkpoints_dir)
-    checkpoint_io = RunCheckpointIO(CheckpointWriter(store))
-    trainer: Trainer = build.build_trainer(config, rank, data.plan, [], [], checkpoint_io, str(run.path))
+    trainer = build.build_trainer(config, rank, RunCheckpointIO(CheckpointWriter(store)), str(run.path))
+    rng.seed_all(config.seed)
+    data = build.build_data(config, rank, trainer)
+    module = build.build_module(config, data, lambda: None, defer=build.defers(config, rank))
+    data.set_up(module)
     method = trainer.test if split == "test" else trainer.validate
     (found,) = method(module, datamodule=data.module, ckpt_path=str(store.path(step)), weights_only=True, verbose=False)
     return {name: float(value) for name, value in found.items()}

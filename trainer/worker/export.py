@@ -29,6 +29,7 @@ from trainer.errors import TrainerError, UserError
 from trainer.runs.directory import RunDirectory
 from trainer.tasks.base import Task
 from trainer.worker import build, rng
+from trainer.worker.data import Data
 from trainer.worker.process import Rank
 from trainer.worker.torch_setup import silence_known_warnings
 
@@ -155,7 +156,7 @@ def _arguments(run: RunDirectory, config: Config) -> dict[str, Any]:
     sized |= set() if found.get("folder") else {"vocab_size"}
     missing = {name for name in sized if found.get(name) is None}
     if missing:
-        facts = build.build_data(config, Rank(0, 0, 1, 1, 0)).facts
+        facts = build.build_data(config, Rank(0, 0, 1, 1, 0), build.plain_trainer()).facts
         found.update({name: facts[name] for name in missing if name in facts})
     return found
 
@@ -165,14 +166,15 @@ def _module_and_inputs(run: RunDirectory, checkpoint: Checkpoint) -> tuple[Any, 
     config = load(run.config_path)
     config.resources.gpus = 0
     rng.seed_all(config.seed)
-    data = build.build_data(config, Rank(0, 0, 1, 1, 0))
+    data = build.build_data(config, Rank(0, 0, 1, 1, 0), build.plain_trainer())
     module = build.build_module(config, data, lambda: None)
+    data.set_up(module)
     stored = Stored(checkpoint.path, mapped=True)
     stored.read({MODEL + name: value for name, value in module.state_dict().items()})
     return (module.model if isinstance(module, Task) else module), _inputs(module, data)
 
 
-def _inputs(module: LightningModule, data: build.Data) -> tuple[torch.Tensor, ...]:
+def _inputs(module: LightningModule, data: Data) -> tuple[torch.Tensor, ...]:
     """The module's own `example_input_array`, else the first tensor of a training batch."""
     example = module.example_input_array
     if example is None:

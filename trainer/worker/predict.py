@@ -27,6 +27,7 @@ from trainer.config.build import load
 from trainer.errors import TrainerError, UserError
 from trainer.runs.directory import RunDirectory
 from trainer.worker import build, rng
+from trainer.worker.data import Data
 from trainer.worker.process import Rank, die_with_parent
 from trainer.worker.torch_setup import init_process_group, silence_known_warnings
 
@@ -114,9 +115,12 @@ def predict(run: RunDirectory, step: int, split: str, data_node: dict[str, Any],
     config, rank = load(run.config_path), Rank.from_environment()
     config.data = data_node
     group = init_process_group(config, rank)
+    store = CheckpointStore(run.checkpoints_dir)
+    trainer = build.build_trainer(config, rank, RunCheckpointIO(CheckpointWriter(store)), str(run.path))
     rng.seed_all(config.seed)
-    data = build.build_data(config, rank)
+    data = build.build_data(config, rank, trainer)
     module = build.build_module(config, data, lambda: None, defer=build.defers(config, rank))
+    data.set_up(module)
     if not is_overridden("predict_step", module, LightningModule) and not is_overridden(
         "forward", module, LightningModule
     ):
@@ -125,9 +129,8 @@ def predict(run: RunDirectory, step: int, split: str, data_node: dict[str, Any],
     place = build.place_in_data(config, rank)
     parts = folder / ".parts"
     writer = RowsWriter(parts / str(place.rank), rank.rank % (rank.world_size // place.world_size) == 0)
-    checkpoint_io = RunCheckpointIO(CheckpointWriter(CheckpointStore(run.checkpoints_dir)))
-    trainer = build.build_trainer(config, rank, data.plan, [writer], [], checkpoint_io, str(run.path))
-    path = CheckpointStore(run.checkpoints_dir).path(step)
+    build.complete(trainer, [writer], [])
+    path = store.path(step)
     try:
         trainer.predict(
             module, datamodule=data.module, ckpt_path=str(path), weights_only=True, return_predictions=False
@@ -149,7 +152,7 @@ def predict(run: RunDirectory, step: int, split: str, data_node: dict[str, Any],
     }
 
 
-def _use_split(data: build.Data, split: str) -> int | None:
+def _use_split(data: Data, split: str) -> int | None:
     """Make the loader of `split` the one that is predicted; returns the number of its samples, where it is known."""
     name = f"{split}_dataloader"
     data.module.setup({"val": "validate"}.get(split, split))

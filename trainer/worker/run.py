@@ -92,24 +92,26 @@ def _train(config: Config, attempt: Attempt, group: Group | None) -> None:
     heartbeat.update(step=resumed.step if resumed else 0, phase="build")
     unsure = attempt.begin(resumed) if rank.is_first else []
 
-    rng.seed_all(config.seed)
     readers = build.place_in_data(config, rank).world_size
     config.data = micro_batch.limited(config.data, directory, rank, readers, group)
-    data = build.build_data(config, rank)
-    attempt.plan = data.plan
-    module = build.build_module(
-        config, data, lambda: build.total_steps_of(config, data), defer=build.defers(config, rank)
-    )
-    if resumed is None:
-        late.once_built(module, lambda: fine_tuning.take_weights(module, config.finetune, say=rank.is_first))
-    monitor, mode = _monitor(config, module)
-
     writer = CheckpointWriter(
         store,
         asynchronous=config.checkpoint.asynchronous,
         attempt=rank.attempt,
         on_committed=lambda saved: _after_commit(saved, store, local, config, mode, attempt),
     )
+    trainer = build.build_trainer(config, rank, RunCheckpointIO(writer), str(directory.path))
+    rng.seed_all(config.seed)
+    data = build.build_data(config, rank, trainer)
+    module = build.build_module(
+        config, data, lambda: build.total_steps_of(config, data), defer=build.defers(config, rank)
+    )
+    data.set_up(module)
+    attempt.plan = data.plan
+    if resumed is None:
+        late.once_built(module, lambda: fine_tuning.take_weights(module, config.finetune, say=rank.is_first))
+    monitor, mode = _monitor(config, module)
+
     best = BestMetric(monitor, mode, heartbeat)
 
     def save(trainer: Trainer, into: CheckpointStore = store) -> None:
@@ -153,9 +155,7 @@ def _train(config: Config, attempt: Attempt, group: Group | None) -> None:
         boundary,
     ]
     loggers = _loggers(config, directory, rank, heartbeat, unsure)
-    trainer = build.build_trainer(
-        config, rank, data.plan, callbacks, loggers, RunCheckpointIO(writer), str(directory.path)
-    )
+    build.complete(trainer, callbacks, loggers)
     watching.count_waits(trainer, heartbeat)
     if rank.is_first:
         late.once_built(module, lambda: _say_what(module, trainer, data.plan, total_steps, config))
