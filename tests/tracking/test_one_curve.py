@@ -65,9 +65,13 @@ def test_online(trainer_cli: TrainerCli, workdir: Path, server: WandbServer) -> 
 
 def test_offline_and_synced(trainer_cli: TrainerCli, workdir: Path, server: WandbServer) -> None:
     (workdir / "killer.py").write_text(KILLER)
-    done = trainer_cli("fit", *JOB, timeout=180)
+    # There is a key, and a server that would take the rows: WANDB_MODE is obeyed all the same, by both attempts.
+    done = trainer_cli("fit", *JOB, env={**server.environment(), "WANDB_MODE": "offline"}, timeout=180)
     assert done.returncode == 0, done.stdout + done.stderr
+    assert not server.requests
     run = only_run(workdir)
+    shown = trainer_cli("show", run.name)
+    assert "W&B offline (WANDB_MODE), project proof" in shown.stdout
     segments = list(run.glob("wandb/offline-run-*/*.wandb"))
     assert len(segments) == 2
     # The first attempt may have been killed before its file held a row; the second one sends those rows again.
@@ -83,7 +87,9 @@ def test_offline_and_synced(trainer_cli: TrainerCli, workdir: Path, server: Wand
     assert "WANDB_API_KEY" in refused.stderr
     assert not server.runs
 
-    synced = trainer_cli("sync", run.name, env=server.environment(), timeout=120)
+    # The shell by now is about other runs; and its settings say offline, as W&B's own `wandb sync` may be told.
+    shell = {"WANDB_PROJECT": "another", "WANDB_ENTITY": "nobody", "WANDB_MODE": "disabled", "WANDB_RUN_ID": "x"}
+    synced = trainer_cli("sync", run.name, env={**shell, **server.environment()}, timeout=120)
     assert (synced.returncode, synced.stdout) == (0, f"{run.name}: {whole} uploaded\n"), synced.stderr
     check_served(server, run)
     again = trainer_cli("sync", "--json", env=server.environment(), timeout=60)

@@ -50,6 +50,8 @@ class WandbServer:
     def __init__(self) -> None:
         self.runs: dict[str, ServedRun] = {}
         self.unknown: list[str] = []
+        self.requests: list[str] = []
+        """The path of each."""
         self._lock = threading.Lock()
         outer = self
 
@@ -95,6 +97,7 @@ class WandbServer:
         return {"WANDB_BASE_URL": self.url, "WANDB_API_KEY": KEY, "WANDB_ERROR_REPORTING": "false"}
 
     def _route(self, path: str, authorization: str | None, body: bytes) -> tuple[int, Any]:
+        self.requests.append(path)
         if path == "/graphql":
             return self._graphql(authorization, json.loads(body))
         stream = re.fullmatch(rf"/files/{ENTITY}/([^/]+)/([^/]+)/file_stream", path)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from trainer.cli.initial import settle_start
@@ -12,8 +14,10 @@ from trainer.cluster.shape import LaunchShape, resolve
 from trainer.config.batch import BatchPlan
 from trainer.config.check import check
 from trainer.config.compose import Composed
+from trainer.config.problems import raise_all
 from trainer.config.strategy import ranks_per_sample
 from trainer.errors import TrainerError
+from trainer.tracking.client_settings import DEFAULT_PROJECT, Said, mode_of, problems_of, settle
 
 
 @dataclass(frozen=True)
@@ -22,6 +26,8 @@ class Job:
 
     composed: Composed
     shape: LaunchShape
+    said: dict[str, Said] = field(default_factory=dict)
+    """What W&B's variables and settings files filled in of the section `tracking`."""
 
     @property
     def config(self) -> dict[str, Any]:
@@ -46,7 +52,7 @@ def check_all(composed: list[Composed]) -> list[Job]:
             check(one.config)
             shape = resolve(one.config)
             launchers.check(one.config, shape)
-            jobs.append(Job(one, shape))
+            jobs.append(Job(one, shape, _settle_tracking(one.config["tracking"])))
         except TrainerError as error:
             raise of_point(error, one.overrides, len(composed)) from None
     for job in jobs:
@@ -72,11 +78,33 @@ def describe(job: Job) -> list[tuple[str, str]]:
         ("batch", batch),
         ("until", " or ".join(limits)),
         ("checkpoint", f"{' and '.join([*saves, 'at the end'])}; keeps {checkpoint['keep_last']} newest"),
-        ("tracking", config["tracking"]["name"]),
+        ("tracking", _tracking(config["tracking"], job.said)),
         *([("cost", cost)] if (cost := launchers.cost(config, job.shape)) else []),
     ]
 
 
+def _settle_tracking(options: dict[str, Any]) -> dict[str, Said]:
+    if options["name"] != "wandb":
+        return {}
+    said = settle(options, os.environ, Path.cwd())
+    if mode_of(options["mode"], os.environ, Path.cwd()).value != "disabled":
+        raise_all(problems_of(options, os.environ, said))
+    return said
+
+
+def _tracking(options: dict[str, Any], said: dict[str, Said]) -> str:
+    """`wandb offline (WANDB_MODE), project digits (WANDB_PROJECT)`."""
+    if options["name"] != "wandb":
+        return str(options["name"])
+    mode = mode_of(options["mode"], os.environ, Path.cwd())
+    if mode.value == "disabled":
+        return f"wandb disabled ({mode.source}): only metrics.jsonl"
+    names = [f"project {options['project'] or DEFAULT_PROJECT}", *(f"{k} {options[k]}" for k in _NAMED if options[k])]
+    told = [f"{name} ({said[name.split()[0]].source})" if name.split()[0] in said else name for name in names]
+    return ", ".join([f"wandb {mode.value} ({mode.source})", *told])
+
+
+_NAMED = ("entity", "group")
 _LIMITS = {"max_steps": "steps", "max_epochs": "epochs", "max_time": "(DD:HH:MM:SS)"}
 _SAVES = {"every_n_steps": "steps", "every_minutes": "minutes"}
 

@@ -14,6 +14,7 @@ from trainer.cluster.follow import follow
 from trainer.errors import DONE, INTERRUPTED
 from trainer.runs.directory import RunDirectory
 from trainer.runs.files import read_live
+from trainer.tracking.client_settings import note_environment
 
 
 def plan(job: Job) -> str:
@@ -35,6 +36,7 @@ def launch(job: Job, arguments: argparse.Namespace, after: RunDirectory | None =
         choices={group: option for group, option in job.composed.choices.items() if option is not None},
         code_root=Path.cwd(),
     )
+    note_environment(run, job.config["tracking"])
     facts = dict(describe(job))
     print(f"run {run.path.name}: {facts['shape']}; {facts['batch']}; until {facts['until']}", flush=True)
     cluster = job.config["cluster"]["name"]

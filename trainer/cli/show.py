@@ -42,6 +42,8 @@ def _sheet(run: RunDirectory, found: dict[str, Any]) -> list[str]:
     lines.append(f"  command      trainer fit {command}")
     ranks = f"{found['world_size'] or '?'} rank{'' if found['world_size'] == 1 else 's'}"
     lines.append(f"  runs on      {ranks}, {found['strategy']}, {found['cluster']}")
+    if found["tracking"]:
+        lines.append(f"  tracking     {_tracking(found['tracking'])}")
     limit = f" of {found['max_steps']}" if found["max_steps"] else ""
     if found["step"] is not None:
         lines.append(f"  step         {found['step']}{limit}, epoch {found['epoch']}")
@@ -60,6 +62,13 @@ def _sheet(run: RunDirectory, found: dict[str, Any]) -> list[str]:
     lines += _block("attempts", [_attempt(one) for one in run.attempts()])
     lines.append(f"  next         {_next(found, reference_to(run))}")
     return lines
+
+
+def _tracking(told: dict[str, Any]) -> str:
+    """`W&B offline (WANDB_MODE), project trainer, in /runs/a/wandb`."""
+    project = f", project {told['project']}" if told["project"] else ""
+    where = told["url"] or (f"in {told['dir']}" if told["dir"] else "")
+    return f"W&B {told['mode']} ({told['source']}){project}" + (f", {where}" if where else "")
 
 
 def _time(ledger: dict[str, Any]) -> list[str]:

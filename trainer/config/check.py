@@ -76,7 +76,7 @@ _RANGES: dict[str, _From | _OneOf] = {
     "checkpoint.mode": _OneOf(("min", "max")),
     "checkpoint.on_failure": _OneOf(("stop", "warn")),
     "tracking.name": _OneOf(("wandb", "none")),
-    "tracking.mode": _OneOf(("auto", "online", "offline")),
+    "tracking.mode": _OneOf(("auto", "online", "offline", "disabled", "shared")),
     "tracking.init_timeout_s": _From(1),
     "tracking.finish_timeout_s": _From(1),
     "resilience.max_restarts": _From(0),

@@ -97,12 +97,20 @@ class TrackingOptions:
 
     name: str = "wandb"
     """wandb or none."""
-    project: str = "trainer"
+    mode: str = "auto"
+    """auto: as WANDB_MODE or W&B's settings files say, else online with a key and offline without; online; offline;
+    disabled: nothing is logged to W&B; shared."""
+    project: str | None = None
+    """null: WANDB_PROJECT or W&B's settings files, else trainer. The keys below are null for the same."""
     entity: str | None = None
     group: str | None = None
-    tags: list[str] = field(default_factory=list)
-    mode: str = "auto"
-    """auto: online with a key, else offline; online; offline."""
+    run_name: str | None = None
+    """Name of the W&B run; null: WANDB_NAME, else the name of the run directory."""
+    tags: list[str] | None = None
+    notes: str | None = None
+    job_type: str | None = None
+    dir: str | None = None
+    """Folder in which W&B makes its folder `wandb`; null: WANDB_DIR, else the run directory."""
     init_timeout_s: int = 20
     """How long to wait for the server before going on offline."""
     finish_timeout_s: int = 60

@@ -18,6 +18,8 @@ from trainer.runs.ledger import ledger
 from trainer.runs.state import state_of
 
 _TAIL_BYTES = 64 * 1024
+_TRACKING = ("mode", "source", "project", "url", "dir")
+"""What the newest attempt that logged to W&B says of it."""
 _NOT_METRICS = ("step", "epoch", "time")
 
 
@@ -30,6 +32,7 @@ def summary(run: RunDirectory, slurm_states: Mapping[str, str] | None = None) ->
     events = run.events()
     metrics, last_line = last_metrics(run.metrics_path)
     started = [event["time"] for event in events if event["event"] == "started"]
+    tracked: dict[str, Any] = next((event for event in reversed(events) if event["event"] == "tracking"), {})
     attempts = run.attempts()
     saved = checkpoints(run)
     step = live.get("step", last_line.get("step"))
@@ -50,7 +53,8 @@ def summary(run: RunDirectory, slurm_states: Mapping[str, str] | None = None) ->
         "world_size": _world_size(launch, events),
         "strategy": config["strategy"].get("name"),
         "cluster": config["cluster"].get("name"),
-        "wandb_id": run.id if config["tracking"].get("name") == "wandb" else None,
+        "wandb_id": tracked.get("id", run.id) if config["tracking"].get("name") == "wandb" else None,
+        "tracking": {name: tracked.get(name) for name in _TRACKING} if tracked else None,
         "slurm_job_id": launch.get("slurm_job_id"),
         "checkpoints": saved,
         "created": run.created_at(),

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.loggers.logger import DummyExperiment
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from trainer.runs.files import write_atomic
@@ -49,6 +50,15 @@ class MetricsFile(Logger):
     @property
     def version(self) -> str:
         return "0"
+
+    @property
+    def experiment(self) -> DummyExperiment:
+        """Takes any call and does nothing, for code that goes through all of `self.loggers`."""
+        return DummyExperiment()
+
+    @property
+    def save_dir(self) -> str:
+        return str(self._path.parent)
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:

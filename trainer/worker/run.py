@@ -26,7 +26,7 @@ from trainer.errors import DONE, JOB_FAILED, NEVER_RESTART, REQUEUE, TrainerErro
 from trainer.resilience import memory, micro_batch
 from trainer.resilience.lock import refuse_if_superseded
 from trainer.runs.directory import RunDirectory
-from trainer.tracking.metrics_file import MetricsFile
+from trainer.tracking.loggers import Loggers
 from trainer.worker import build, fine_tuning, late, rng
 from trainer.worker.attempt import Attempt
 from trainer.worker.collectives import FlightRecorder, Timeouts
@@ -154,8 +154,9 @@ def _train(config: Config, attempt: Attempt, group: Group | None) -> None:
         StepClock(metrics, boundary, heartbeat, Timeouts(config.resilience)),
         boundary,
     ]
-    loggers = _loggers(config, directory, rank, heartbeat, unsure)
-    build.complete(trainer, callbacks, loggers)
+    loggers = Loggers(config, directory, rank, lambda: heartbeat.step, unsure)
+    build.complete(trainer, callbacks, loggers.all)
+    loggers.axis.trainer = trainer
     watching.count_waits(trainer, heartbeat)
     if rank.is_first:
         late.once_built(module, lambda: _say_what(module, trainer, data.plan, total_steps, config))
@@ -204,22 +205,6 @@ def _monitor(config: Config, module: LightningModule) -> tuple[str, str]:
     return monitor, config.checkpoint.mode or mode
 
 
-def _loggers(
-    config: Config, directory: RunDirectory, rank: Rank, heartbeat: Heartbeat, unsure: list[dict[str, Any]]
-) -> list[Any]:
-    """metrics.jsonl always, W&B where asked for; only the first rank writes."""
-    if not rank.is_first:
-        return []
-    loggers: list[Any] = [MetricsFile(directory.metrics_path, lambda: heartbeat.step)]
-    if config.tracking.name == "wandb":
-        from trainer.tracking import weights_and_biases
-
-        loggers.append(
-            weights_and_biases.start(directory, config.tracking, directory.config(), lambda: heartbeat.step, unsure)
-        )
-    return loggers
-
-
 def _save(trainer: Trainer, config: Config, best: BestMetric, into: CheckpointStore) -> None:
     """One checkpoint of the state after `trainer.global_step` steps, on every rank."""
     for logger in trainer.loggers:
@@ -263,7 +248,7 @@ def _after_commit(
     store.prune(options.keep_last, options.keep_best, mode, options.keep_every_n_steps)
 
 
-def _finish(writer: CheckpointWriter, loggers: list[Any], exit_code: int, config: Config, heartbeat: Heartbeat) -> None:
+def _finish(writer: CheckpointWriter, loggers: Loggers, exit_code: int, config: Config, heartbeat: Heartbeat) -> None:
     """Drain the background write, then end the loggers. A late failure of a save is as loud as an early one."""
     heartbeat.update(phase="finish")
     try:
@@ -271,12 +256,7 @@ def _finish(writer: CheckpointWriter, loggers: list[Any], exit_code: int, config
         if config.checkpoint.on_failure == "stop":
             writer.raise_if_failed()
     finally:
-        for logger in loggers:
-            logger.finalize("success" if exit_code == 0 else "failed")
-            if not isinstance(logger, MetricsFile):
-                from trainer.tracking import weights_and_biases
-
-                weights_and_biases.finish(logger, exit_code)
+        loggers.finish(exit_code)
 
 
 def _say_what(module: LightningModule, trainer: Trainer, plan: Any, total_steps: int | None, config: Config) -> None:
