@@ -37,6 +37,10 @@ def launch(job: Job, arguments: argparse.Namespace, after: RunDirectory | None =
         code_root=Path.cwd(),
     )
     note_environment(run, job.config["tracking"])
+    linked = run.manifest()["code"]["left_out"]
+    if linked:
+        some = ", ".join(linked[:5]) + (f" and {len(linked) - 5} more" if len(linked) > 5 else "")
+        print(f"not in the run's copy of your code, but linked there, because of their size or number: {some}")
     facts = dict(describe(job))
     print(f"run {run.path.name}: {facts['shape']}; {facts['batch']}; until {facts['until']}", flush=True)
     cluster = job.config["cluster"]["name"]

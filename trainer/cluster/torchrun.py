@@ -15,6 +15,7 @@ from trainer.cluster.agent import PRELOAD_VARIABLE
 from trainer.cluster.hardware import usable_cores
 from trainer.cluster.processes import die_with_parent
 from trainer.cluster.shape import LaunchShape
+from trainer.runs.snapshot import import_paths
 
 IGNORED_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 """torchrun would kill its workers on these, or die of them; the workers handle them, the node forwards them."""
@@ -86,9 +87,10 @@ def environment(
     variables["PYTHONUNBUFFERED"] = "1"
     # With the store shared, restarted ranks read the addresses of the dead ones and never connect (torch 2.13).
     variables["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
-    # The code as it was at launch goes before what the working directory holds by now. `python -m` would put the
-    # working directory first of all; Python 3.11 and later can be told not to (3.10: `process.frozen_code_first`).
-    paths = [str(code_dir), os.getcwd(), *filter(None, [inherited.get("PYTHONPATH")])]
+    # The code as it was at launch goes before what the working directory holds by now, and before editable installs,
+    # which come last on Python's path. `python -m` would put the working directory first of all; Python 3.11 and later
+    # can be told not to (3.10: `process.frozen_code_first`).
+    paths = [*import_paths(code_dir), os.getcwd(), *filter(None, [inherited.get("PYTHONPATH")])]
     variables["PYTHONPATH"] = os.pathsep.join(paths)
     variables["PYTHONSAFEPATH"] = "1"
     if place.nodes == 1:

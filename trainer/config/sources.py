@@ -14,6 +14,7 @@ from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 
 from trainer.config.namespaces import canonical
+from trainer.runs.import_roots import source_folder
 
 _MADE_AT_RUN_TIME = ("globals()", "sys.modules[", "__getattr__", "exec(", "setattr(")
 _MOST_HOPS = 12
@@ -62,7 +63,7 @@ Found = Definition | Module | Unknown | NotFound
 
 
 def find(path: str, cwd: Path) -> Found:
-    """What the dotted `path` names, looked for in `cwd` and then as Python would; in `lightning.pytorch` for
+    """What the dotted `path` names, looked for in `cwd`, then as Python would, then in `src`; in `lightning.pytorch` for
     `pytorch_lightning`, as the worker does."""
     top, *rest = canonical(path).split(".")
     module = _top(top, cwd)
@@ -219,6 +220,9 @@ def _top(name: str, cwd: Path) -> Module | None:
     spec = PathFinder.find_spec(name, [str(cwd)])
     if spec is None or spec.origin is None:
         spec = _installed(name) or spec
+    source = source_folder(cwd) if spec is None else None
+    if source is not None:
+        spec = PathFinder.find_spec(name, [str(source)])
     return _module(name, spec) if spec else None
 
 
@@ -244,7 +248,8 @@ def _module(name: str, spec: ModuleSpec) -> Module:
 def _submodule(module: Module, name: str) -> Module | None:
     if not module.inside:
         return None
-    spec = PathFinder.find_spec(f"{module.name}.{name}", list(module.inside))
+    # By its last name: of `a.b`, a namespace package, Python would want `a` imported.
+    spec = PathFinder.find_spec(name, list(module.inside))
     return _module(f"{module.name}.{name}", spec) if spec else None
 
 

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
-import subprocess
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from trainer.runs.code_files import MODULES, git, package_files, project_files, tracked_code
+from trainer.runs.import_roots import ImportRoot, import_roots
 
 MOST_FILES = 5000
 MOST_BYTES = 200 * 1024**2
 LARGEST_FILE_BYTES = 5 * 1024**2
-_CODE = {".py", ".yaml", ".yml", ".toml", ".json", ".txt", ".sh", ".cfg", ".ini", ".md", ".cu", ".cpp", ".h"}
-_NEVER = {".git", ".venv", "venv", "node_modules", "__pycache__", "runs", "wandb", "data"}
+LARGEST_EXTENSION_BYTES = 100 * 1024**2
+"""Of a compiled module."""
+MOST_LINKS = 20_000
+_MOST_AROUND = 2000
+"""Files of the repository around the project."""
 
 
 @dataclass
@@ -22,60 +29,87 @@ class Snapshot:
     files: int = 0
     bytes: int = 0
     left_out: list[str] = field(default_factory=list)
+    """Links to the files themselves, because these are too large or too many; beyond MOST_LINKS not even that."""
     commit: str | None = None
     dirty: bool | None = None
+    paths: list[str] = field(default_factory=lambda: ["code"])
+    """Folders of the run directory from which modules are imported, in this order."""
 
 
 def snapshot(root: Path, target: Path, leave_out: Path) -> Snapshot:
-    """Copy the code under `root` to `target`.
+    """Copy the code at `root` to `target`, and what else the prompt imports (`import_roots.py`) there or beside it.
 
-    In a git checkout: what git tracks and what it does not ignore. Elsewhere: files that look like code. Files over
-    5 MB, and those beyond 5,000 files or 200 MB in all, are named in `left_out` instead.
+    Where `root` is a folder in a git checkout, `target` has the layout of the whole checkout, for code that looks for
+    its neighbours from `__file__`. Files over 5 MB (compiled modules: 100 MB), and those beyond 5,000 files or 200 MB
+    in all, become links to the originals and are named in `left_out`, as do folders of data.
     """
     taken = Snapshot()
+    root, leave_out = root.resolve(), leave_out.resolve()
     target.mkdir()
-    listed = _git_files(root)
-    if listed is not None:
-        taken.commit = _git(root, "rev-parse", "HEAD")
-        taken.dirty = bool(_git(root, "status", "--porcelain"))
-        diff = _git(root, "diff", "HEAD") if taken.commit and taken.dirty else None
+    top = git(root, "rev-parse", "--show-toplevel")
+    if top is not None:
+        taken.commit = git(root, "rev-parse", "HEAD")
+        taken.dirty = bool(git(root, "status", "--porcelain"))
+        diff = git(root, "diff", "HEAD") if taken.commit and taken.dirty else None
         if diff:
             (target.parent / "code.diff").write_text(diff + "\n")
-    for relative in listed if listed is not None else _code_files(root):
-        source = root / relative
-        if source.is_symlink() or not source.is_file() or leave_out in source.parents:
-            continue
-        size = source.stat().st_size
-        if size > LARGEST_FILE_BYTES or taken.files >= MOST_FILES or taken.bytes + size > MOST_BYTES:
-            taken.left_out.append(str(relative))
-            continue
-        copy = target / relative
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy2(source, copy)
-        taken.files += 1
-        taken.bytes += size
+    base = Path(top) if top and root.is_relative_to(top) else root
+    here = root.relative_to(base)
+    taken.paths = [(Path("code") / here).as_posix()]
+    _copy(root, project_files(root, leave_out), target / here, taken)
+    for number, one in enumerate(import_roots(root)):
+        taken.paths.append(_take_root(one, number, base, target, leave_out, taken))
+    if here.parts:
+        _copy(base, tracked_code(base)[:_MOST_AROUND], target, taken)
     return taken
 
 
-def _git(root: Path, *arguments: str) -> str | None:
-    """The output of a git command; None if it fails or git is not there."""
+def import_paths(code_dir: Path) -> list[str]:
+    """The folders from which a run with its code at `code_dir` imports the user's modules, in order."""
     try:
-        done = subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True, timeout=30)
-    except (OSError, subprocess.TimeoutExpired, UnicodeDecodeError):
-        return None
-    return done.stdout.rstrip("\n") if done.returncode == 0 else None
+        paths = json.loads((code_dir.parent / "manifest.json").read_text())["code"]["paths"]
+    except (OSError, ValueError, KeyError, TypeError):  # no run, or one that was made before
+        return [str(code_dir)]
+    return [str(code_dir.parent / path) for path in paths]
 
 
-def _git_files(root: Path) -> list[Path] | None:
-    found = _git(root, "ls-files", "-z", "--cached", "--others", "--exclude-standard", "--deduplicate")
-    return None if found is None else [Path(name) for name in found.split("\0") if name]
+def _take_root(one: ImportRoot, number: int, base: Path, target: Path, leave_out: Path, taken: Snapshot) -> str:
+    """Freeze a root; the folder of the run directory that stands in for it."""
+    folder = one.folder.resolve()
+    inside = folder.is_relative_to(base)
+    own = target.parent / "imports" / f"{number}-{folder.name}"
+    frozen = target / folder.relative_to(base) if inside else own
+    for path in one.modules.values():
+        if not (frozen / path.name).exists():
+            _copy(folder, _below(folder, package_files(folder / path.name, leave_out)), frozen, taken)
+    if one.whole or (not inside and all(path.name.partition(".")[0] == name for name, path in one.modules.items())):
+        return frozen.relative_to(target.parent).as_posix()
+    view = own if inside else own.with_name(own.name + "-names")
+    view.mkdir(parents=True, exist_ok=True)
+    for name, path in one.modules.items():
+        link = view / (name + "".join(path.suffixes) if path.is_file() else name)
+        link.symlink_to(os.path.relpath(frozen / path.name, view))
+    return view.relative_to(target.parent).as_posix()
 
 
-def _code_files(root: Path) -> list[Path]:
-    found: list[Path] = []
-    for folder, names, files in os.walk(root):
-        names[:] = sorted(name for name in names if name not in _NEVER and not name.startswith("."))
-        found += [Path(folder, name).relative_to(root) for name in sorted(files) if Path(name).suffix in _CODE]
-        if len(found) > 2 * MOST_FILES:
-            break
-    return found
+def _below(folder: Path, paths: Iterable[Path]) -> list[Path]:
+    return [path for path in paths if path.is_relative_to(folder)]
+
+
+def _copy(root: Path, paths: Iterable[Path], target: Path, taken: Snapshot) -> None:
+    for path in paths:
+        copy = target / path.relative_to(root)
+        is_folder = path.is_dir()
+        if copy.exists() or not (is_folder or path.is_file()):
+            continue
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        size = path.stat().st_size
+        largest = LARGEST_EXTENSION_BYTES if path.suffix in MODULES else LARGEST_FILE_BYTES
+        if is_folder or size > largest or taken.files >= MOST_FILES or taken.bytes + size > MOST_BYTES:
+            taken.left_out.append(path.relative_to(root).as_posix() + ("/" if is_folder else ""))
+            if len(taken.left_out) <= MOST_LINKS:
+                copy.symlink_to(path.resolve())
+            continue
+        shutil.copy2(path, copy)
+        taken.files += 1
+        taken.bytes += size
