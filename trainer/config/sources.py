@@ -63,8 +63,8 @@ Found = Definition | Module | Unknown | NotFound
 
 
 def find(path: str, cwd: Path) -> Found:
-    """What the dotted `path` names, looked for in `cwd`, then as Python would, then in `src`; in `lightning.pytorch` for
-    `pytorch_lightning`, as the worker does."""
+    """What the dotted `path` names, looked for in `cwd`, then as Python would, then in `src`; for `pytorch_lightning`
+    in `lightning.pytorch`, as the worker does."""
     top, *rest = canonical(path).split(".")
     module = _top(top, cwd)
     if module is None:
