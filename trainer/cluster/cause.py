@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import re
 import signal
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
-from trainer.runs.files import read_live
+from trainer.runs.files import read_json, read_live
 
 _TAIL_BYTES = 256 * 1024
 _RANK_PREFIX = re.compile(r"^\[rank\d+\]: ?")
 """What torch.distributed puts before each line of an uncaught exception."""
-_TRACEBACK = "Traceback (most recent call last):"
-_DRAGGED_ALONG = re.compile(
+TRACEBACK = "Traceback (most recent call last):"
+DRAGGED_ALONG = re.compile(
     r"connection (was )?(closed|reset|refused)|closed by peer|broken pipe|connectFullMesh|DistNetworkError"
     r"|DistStoreError|NCCL|gloo|\bTCPStore\b|Timed out waiting",
     re.IGNORECASE,
@@ -31,6 +32,43 @@ _KILLED_TORCHRUN = re.compile(r"^torchrun on (\S+) was killed by ")
 """What it writes of a torchrun that did not end by itself."""
 
 
+TRACEBACK_BEGINS, TRACEBACK_ENDS = "--- traceback of what ended this rank", "--- end of the traceback"
+"""Lines of a rank's log; a terminal that follows the log leaves out what is between them."""
+FAILURE_SUFFIX = ".failure.json"
+"""Of `rank-R.failure.json` beside the rank's log: what the rank itself says of its end (`Failure`)."""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """An exception that ended a rank, as the rank wrote it down (trainer/worker/failure.py)."""
+
+    reason: str
+    """The exception and its whole message: one line or several."""
+    where: str | None
+    """The user's own line that it came from."""
+    step: int
+    rank: int
+    time: float
+    is_final: bool
+    """Another attempt would end in the same way."""
+    mend: bool
+    """So would a resume: the code, the configuration or the files must change first."""
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def failures(attempt_dir: Path) -> list[Failure]:
+    """What the ranks of an attempt wrote down, those first that were not dragged along, then by time."""
+    found = []
+    for path in attempt_dir.glob(f"rank-*{FAILURE_SUFFIX}"):
+        try:
+            found.append(Failure(**read_json(path)))
+        except (OSError, ValueError, TypeError):  # half written, or of another version
+            continue
+    return sorted(found, key=lambda one: (not one.is_final, bool(DRAGGED_ALONG.search(one.reason)), one.time))
+
+
 @dataclass(frozen=True)
 class Cause:
     """Why an attempt died."""
@@ -45,6 +83,10 @@ class Cause:
     """Of the rank that torchrun saw fail first; negative: the signal."""
     rank: int | None = None
     host: str | None = None
+    where: str | None = None
+    """The user's own line that an exception came from."""
+    mend: bool = False
+    """Whether a resume must fail in the same way until something is changed."""
 
 
 def tail(path: Path, max_bytes: int = _TAIL_BYTES) -> list[str]:
@@ -61,7 +103,7 @@ def tail(path: Path, max_bytes: int = _TAIL_BYTES) -> list[str]:
 
 def is_traceback(cause: Cause) -> bool:
     """Whether the reason is an exception's."""
-    return bool(cause.lines) and cause.lines[0].startswith(_TRACEBACK)
+    return bool(cause.lines) and cause.lines[0].startswith(TRACEBACK)
 
 
 def last_traceback(lines: list[str]) -> list[str]:
@@ -69,7 +111,7 @@ def last_traceback(lines: list[str]) -> list[str]:
 
     Of an exception's message only the first line belongs to it for sure: what follows may be any output.
     """
-    starts = [index for index, line in enumerate(lines) if line.startswith(_TRACEBACK)]
+    starts = [index for index, line in enumerate(lines) if line.startswith(TRACEBACK)]
     if not starts:
         return []
     for index in range(starts[-1] + 1, len(lines)):
@@ -102,13 +144,17 @@ def find(attempt_dir: Path, node_log: Path | None = None) -> Cause:
 def _find(attempt_dir: Path, node_log: Path | None) -> Cause:
     failure = _first_failure(attempt_dir, node_log)
     exit_code = failure.exit_code if failure else None
+    told = failures(attempt_dir)
+    if told and not DRAGGED_ALONG.search(told[0].reason):
+        log = attempt_dir / f"rank-{told[0].rank}.log"
+        return Cause(told[0].reason, [], log, exit_code, told[0].rank, None, told[0].where, told[0].mend)
     candidates: list[tuple[int, float, Cause]] = []
     for log in sorted(attempt_dir.glob("rank-*.log"), key=_rank_of):
         traceback = last_traceback(tail(log))
         if not traceback:
             continue
         cause = Cause(traceback[-1], traceback, log, exit_code)
-        candidates.append((1 if _DRAGGED_ALONG.search(traceback[-1]) else 0, log.stat().st_mtime, cause))
+        candidates.append((1 if DRAGGED_ALONG.search(traceback[-1]) else 0, log.stat().st_mtime, cause))
     candidates.sort(key=lambda candidate: candidate[:2])
     if candidates and candidates[0][0] == 0:
         return candidates[0][2]

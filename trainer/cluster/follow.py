@@ -81,6 +81,7 @@ class Follower:
         self._acted = 0
         self._attempt: int | None = None
         self._offset = 0
+        self._in_traceback = False
         self._since = time.time()
         self._first_attempt = int(run.launch().get("attempt") or 0)
         self._asked, self._is_in_slurm = time.monotonic(), True
@@ -111,7 +112,7 @@ class Follower:
             if self._attempt is not None:
                 self._show_log()
                 self._show_restart(self._attempt, attempt)
-            self._attempt, self._offset = attempt, 0
+            self._attempt, self._offset, self._in_traceback = attempt, 0, False
         self._show_log()
         if self._is_terminal:
             self._show_bar()
@@ -154,14 +155,21 @@ class Follower:
         if best:
             self.say(f"  best    {best['metric']} {best['value']:.4g} at step {best['step']}")
         self.say(f"  run     {shortest(self.run.path)}")
-        verb = "show" if outcome == "finished" else "resume"
-        self.say(f"  next    {_command()} {verb} {reference_to(self.run)}")
+        self.say(f"  next    {self._next(end)}")
         if outcome == "finished":
             return DONE
         if outcome == "stopped" or self._acted:
             return INTERRUPTED
         code = end.get("exit_code")
         return code if code in (USER_MUST_CHANGE, ENVIRONMENT_MUST_CHANGE) else JOB_FAILED
+
+    def _next(self, end: dict[str, Any]) -> str:
+        """What to type now. A resume takes the run's own copy of the code: it cannot mend a mistake in that."""
+        if end["outcome"] == "finished":
+            return f"{_command()} show {reference_to(self.run)}"
+        if end.get("mend"):
+            return f"mend it, then: {fit_again(self.run)}"
+        return f"{_command()} resume {reference_to(self.run)}"
 
     def say(self, line: str) -> None:
         """Print a line above the bar. A reader that is gone (a closed terminal or pipe) must not end the run."""
@@ -197,7 +205,9 @@ class Follower:
         whole = text[: text.rfind(b"\n") + 1]
         self._offset += len(whole)
         for line in whole.decode(errors="replace").splitlines():
-            if not self._is_terminal or _NOTABLE.search(line):
+            if line in (cause.TRACEBACK_BEGINS, cause.TRACEBACK_ENDS):
+                self._in_traceback = line == cause.TRACEBACK_BEGINS
+            elif not self._in_traceback and (not self._is_terminal or _NOTABLE.search(line)):
                 self.say(line)
 
     def _show_restart(self, died: int, following: int) -> None:
@@ -211,13 +221,17 @@ class Follower:
         self.say(f"attempt {died} died: {reason}; restarting as attempt {following}")
 
     def _show_failure(self, end: dict[str, Any]) -> None:
-        lines, log = end.get("lines") or [], end.get("log")
+        lines, log, where = end.get("lines") or [], end.get("log"), end.get("where")
         if not lines and log is None:
             found = cause.find(self._log_dir(self._attempt or 0))
-            lines, log = found.lines, str(found.log.relative_to(self.run.path)) if found.log else None
-        for line in lines[-_SHOWN_LINES:]:
-            self.say(f"  | {line}")
+            lines, where = found.lines, found.where
+            log = str(found.log.relative_to(self.run.path)) if found.log else None
+        if lines and not lines[0].startswith(cause.TRACEBACK):  # a traceback is in the log
+            for line in lines[-_SHOWN_LINES:]:
+                self.say(f"  | {line}")
         self.say(f"{end['outcome']}: {end.get('reason') or 'no reason recorded'}")
+        if where:
+            self.say(f"  in      {where}")
         launch_log = self.run.logs_dir / "launch.log"
         if log is None and launch_log.exists() and launch_log.stat().st_size:
             log = "logs/launch.log"
@@ -249,6 +263,15 @@ class Follower:
 
     def _heartbeat(self) -> dict[str, Any]:
         return read_live(self.run.live_dir / "rank-0.json")
+
+
+def fit_again(run: RunDirectory) -> str:
+    """The command that began the run, as it may be typed again."""
+    try:
+        typed = run.overrides_path.read_text().strip()
+    except OSError:
+        typed = ""
+    return f"{_command()} fit {typed}".rstrip()
 
 
 def _command() -> str:

@@ -77,7 +77,8 @@ class Supervisor:
                 return self._give_up(found)
             self._record_death(self.attempt, found)
             first = self.attempt + 1
-            print(f"a checkpoint was written since the last failures: {restarts + 1} more tries", flush=True)
+            tries = f"{restarts + 1} more {'try' if restarts == 0 else 'tries'}"
+            print(f"attempt {self.attempt} died: {found.reason}; starting torchrun again, {tries}", flush=True)
 
     @property
     def attempt(self) -> int:
@@ -235,6 +236,8 @@ class Supervisor:
             "step": step,
             "log": log,
             "lines": found.lines,
+            "where": found.where,
+            "mend": found.mend,
             "restarted": not is_final,
             "time": time.time(),
         }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import socket
 import tempfile
 import time
 import zlib
@@ -31,6 +32,23 @@ def write_atomic(path: Path, content: str | bytes) -> None:
         Path(aside).unlink(missing_ok=True)
         raise
     fsync_folder(path.parent)
+
+
+def write_new(path: Path, content: str) -> bool:
+    """Write a file that is whole from its first moment, unless there is one; returns whether it was written."""
+    aside = path.parent / f".{path.name}.{socket.gethostname()}.{os.getpid()}"
+    write_atomic(aside, content)
+    try:
+        os.link(aside, path)
+    except FileExistsError:
+        return False
+    except OSError:  # a file system without hard links
+        if path.exists():
+            return False
+        os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
+    return True
 
 
 def write_live(path: Path, content: dict[str, Any]) -> None:

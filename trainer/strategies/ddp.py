@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from contextlib import nullcontext
 from datetime import timedelta
 from typing import Any
@@ -17,6 +18,10 @@ from trainer.config.strategy import Ddp
 from trainer.strategies.blocks import prepare
 from trainer.strategies.buffers import BuffersOfRank0, DDPWithQuietBuffers
 from trainer.strategies.saving import WholeCheckpoints
+
+_INDICES = re.compile(r"Parameter indices which did not receive grad for rank \d+: ([\d ]+)")
+"""torch/csrc/distributed/c10d/reducer.cpp"""
+_NAMES_SHOWN = 8
 
 
 class RunDDPStrategy(WholeCheckpoints, BuffersOfRank0, DDPStrategy):
@@ -42,6 +47,28 @@ class RunDDPStrategy(WholeCheckpoints, BuffersOfRank0, DDPStrategy):
         device_ids = self.determine_ddp_device_ids()
         with torch.cuda.stream(torch.cuda.Stream()) if device_ids is not None else nullcontext():
             return DDPWithQuietBuffers(model, always_quiet=always_quiet, device_ids=device_ids, **self._ddp_kwargs)
+
+    def on_exception(self, exception: BaseException) -> None:
+        """Lightning's message about unused parameters names an option of its Trainer, which is another here."""
+        said = str(exception)
+        if "Expected to have finished reduction" not in said or not isinstance(self.model, DistributedDataParallel):
+            super().on_exception(exception)
+            return
+        told = _INDICES.search(said)
+        # DDP numbers those that need gradients, in the order of the module.
+        names = [name for name, one in self.model.module.named_parameters() if one.requires_grad]
+        indices = [int(index) for index in told[1].split()] if told else []
+        exception.args = (unused_parameters([names[index] for index in indices if index < len(names)]),)
+
+
+def unused_parameters(names: list[str]) -> str:
+    """What is said of parameters that DDP waits for, `names` where they are known."""
+    shown = ", ".join(names[:_NAMES_SHOWN])
+    more = f" and {len(names) - _NAMES_SHOWN} more" if len(names) > _NAMES_SHOWN else ""
+    return (
+        "parameters were not used in producing the loss, and DDP waits for their gradients"
+        f"{': ' if names else ''}{shown}{more}\n  set strategy.find_unused_parameters=true, or use them, or remove them"
+    )
 
 
 def build(options: Ddp, device: torch.device, timeout_s: float) -> RunDDPStrategy:

@@ -7,12 +7,10 @@ happens then, also a failed import, must end in this rank's log.
 from __future__ import annotations
 
 import sys
-import traceback
 from pathlib import Path
 
-from trainer.errors import DONE, NEVER_RESTART
 from trainer.runs.directory import RunDirectory
-from trainer.worker import namespaces, process, stop
+from trainer.worker import failure, namespaces, process, stop
 from trainer.worker.attempt import Attempt
 from trainer.worker.heartbeat import Heartbeat
 from trainer.worker.imports import quick_imports
@@ -30,12 +28,9 @@ def main() -> int:
             from trainer.worker.run import run
     except ImportError as error:
         # No restart makes torch or Lightning importable.
-        traceback.print_exc()
         rank, directory = process.Rank.from_environment(), RunDirectory(run_path)
         heartbeat = Heartbeat(directory.live_dir / f"rank-{rank.rank}.json", rank)
-        reason = f"{type(error).__name__}: {error}"
-        Attempt(directory, rank, heartbeat).end("failed", NEVER_RESTART, reason, every_rank=True)
-        return DONE
+        return failure.conclude(error, Attempt(directory, rank, heartbeat))
 
     return run(run_path)
 

@@ -10,9 +10,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from trainer.checkpoint.store import Checkpoint
+from trainer.cluster.cause import Failure
 from trainer.config.batch import BatchPlan
+from trainer.errors import NEVER_RESTART
 from trainer.runs.directory import RunDirectory
-from trainer.runs.files import write_atomic
+from trainer.runs.files import write_atomic, write_new
 from trainer.worker.heartbeat import Heartbeat
 from trainer.worker.process import Rank
 
@@ -26,6 +28,8 @@ class Attempt:
     heartbeat: Heartbeat
     plan: BatchPlan | None = None
     """Once the data is there."""
+    first_step: int | None = None
+    """Where it began; null until the checkpoint is chosen."""
     memory: str = ""
     """What held it when it ran out."""
 
@@ -72,10 +76,36 @@ class Attempt:
                 "host": socket.gethostname(),
                 "time": time.time(),
             }
-            path = self.directory.attempts_dir / f"attempt-{self.rank.attempt:02d}.json"
-            path.parent.mkdir(exist_ok=True)
-            write_atomic(path, json.dumps(record))
-            event = "preempted" if outcome == "requeue" else outcome
-            self.directory.event(event, attempt=self.rank.attempt, step=self.heartbeat.step, reason=reason)
-            print(f"{outcome} at step {self.heartbeat.step}" + (f": {reason}" if reason else ""), flush=True)
+            self._record(record, replaces=not every_rank)
         self.heartbeat.stop(outcome)
+
+    def fail(self, failure: Failure) -> None:
+        """Record that the job is over: any rank, the first to come, so that it is said once."""
+        record = {
+            "outcome": "failed",
+            "exit_code": NEVER_RESTART,
+            "reason": failure.reason,
+            "where": failure.where,
+            "mend": failure.mend,
+            "step": failure.step,
+            "rank": failure.rank,
+            "host": socket.gethostname(),
+            "log": f"logs/attempt-{self.rank.attempt:02d}/rank-{failure.rank}.log",
+            "time": failure.time,
+        }
+        self._record(record, replaces=False)
+        self.heartbeat.stop("failed")
+
+    def _record(self, record: dict[str, Any], replaces: bool) -> None:
+        """Write the end of the attempt; unless it `replaces`, only where no rank has done so."""
+        path = self.directory.attempts_dir / f"attempt-{self.rank.attempt:02d}.json"
+        path.parent.mkdir(exist_ok=True)
+        if replaces:
+            write_atomic(path, json.dumps(record))
+        elif not write_new(path, json.dumps(record)):
+            return
+        outcome, step, reason = record["outcome"], record["step"], record["reason"]
+        event = "preempted" if outcome == "requeue" else outcome
+        self.directory.event(event, attempt=self.rank.attempt, step=step, reason=reason)
+        if "log" not in record:  # of a failure everything is said from there
+            print(f"{outcome} at step {step}" + (f": {reason}" if reason else ""), flush=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import traceback
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +21,12 @@ from trainer.checkpoint.io import CheckpointWriter, RunCheckpointIO, SaveFailed
 from trainer.checkpoint.store import Checkpoint, CheckpointStore
 from trainer.config.build import instantiate, load
 from trainer.config.schema import Config
-from trainer.errors import DONE, JOB_FAILED, NEVER_RESTART, REQUEUE, TrainerError, UserError
+from trainer.errors import DONE, JOB_FAILED, REQUEUE, UserError
 from trainer.resilience import memory, micro_batch
 from trainer.resilience.lock import refuse_if_superseded
 from trainer.runs.directory import RunDirectory
 from trainer.tracking.loggers import Loggers
-from trainer.worker import build, fine_tuning, late, rng
+from trainer.worker import build, failure, fine_tuning, late, logs, rng
 from trainer.worker.attempt import Attempt
 from trainer.worker.collectives import FlightRecorder, Timeouts
 from trainer.worker.heartbeat import Heartbeat
@@ -64,19 +63,15 @@ def run(run_path: Path) -> int:
             attempt.end("requeue", REQUEUE, "asked to make room")
     except SaveFailed as error:
         attempt.end("failed", JOB_FAILED, str(error))
-    except (TrainerError, ImportError) as error:
-        # The next attempt would fail in the same way: say so, and keep torchrun from trying.
-        traceback.print_exc()
-        attempt.end("failed", NEVER_RESTART, f"{type(error).__name__}: {error}", every_rank=True)
-    except memory.ERRORS:
-        traceback.print_exc()
+    except memory.ERRORS as error:
+        failure.print_traceback(error)
         code = memory.end(attempt, config.resilience.on_oom)
         if code is not None:
             return code
-    except BaseException:
-        traceback.print_exc()
-        heartbeat.stop("failed")
-        return JOB_FAILED
+    except BaseException as error:
+        code = failure.conclude(error, attempt)
+        if code != DONE:
+            return code
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
     return DONE
@@ -85,11 +80,13 @@ def run(run_path: Path) -> int:
 def _train(config: Config, attempt: Attempt, group: Group | None) -> None:
     directory, rank, heartbeat = attempt.directory, attempt.rank, attempt.heartbeat
     silence_known_warnings()
+    logs.start(directory.config())
     store = CheckpointStore(directory.checkpoints_dir)
     folder = tiers.local_folder(config.checkpoint.local_dir, directory.path.name)
     local = CheckpointStore(folder) if folder else None
     resumed = _newest_checkpoint(store, local, directory, rank, group)
-    heartbeat.update(step=resumed.step if resumed else 0, phase="build")
+    attempt.first_step = resumed.step if resumed else 0
+    heartbeat.update(step=attempt.first_step, phase="build")
     unsure = attempt.begin(resumed) if rank.is_first else []
 
     readers = build.place_in_data(config, rank).world_size
