@@ -50,6 +50,8 @@ class Job:
             self.trainer.global_step += 1
             if self.trainer.global_step >= self.boundary.next_step:
                 self.boundary.on_step(self.trainer, None, self.trainer.global_step)  # type: ignore[arg-type]
+            if self.boundary.due:
+                self.boundary.act(self.trainer, is_last=False)
 
 
 def main() -> None:
@@ -69,8 +71,6 @@ def main() -> None:
             if step == 1234 and rank == 0:
                 job.stop_request.touch()
             job.steps(1)
-            if step % 50 == 0:
-                job.boundary.on_validation_end(job.trainer, None)  # type: ignore[arg-type]
     except StopTraining:
         stopped = job.trainer.global_step
     (folder / f"seen-{rank}.json").write_text(json.dumps([job.saved, stopped]))

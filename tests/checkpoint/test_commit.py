@@ -185,8 +185,8 @@ def test_prune_keeps_the_last_the_best_and_the_milestones(store: CheckpointStore
     for step, value in ((10, 0.1), (20, 0.9), (30, None), (40, 0.9), (50, 0.2), (60, 0.3)):
         save(store, step, monitor_value=value)
     deleted = store.prune(keep_last=2, keep_best=1, mode="max", keep_every_n_steps=30)
-    assert [checkpoint.step for checkpoint in deleted] == [10, 20]
-    assert [checkpoint.step for checkpoint in store.committed()] == [30, 40, 50, 60]
+    assert [checkpoint.step for checkpoint in deleted] == [10, 40]
+    assert [checkpoint.step for checkpoint in store.committed()] == [20, 30, 50, 60]
     store.prune(keep_last=1, keep_best=1, mode="min")
     assert [checkpoint.step for checkpoint in store.committed()] == [50, 60]
 

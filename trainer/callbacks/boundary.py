@@ -1,11 +1,12 @@
 """What may happen between two optimizer steps: the ranks agree to stop, to save, or that the time is up.
 
+What they agreed on, and the save of a new best, is done at the next moment of `worker/moments.py`: with nothing of the
+step left to do, its validation and, where the epoch ends with it, the end of the epoch among it. So a resume neither
+repeats nor skips a validation, a hook, or the step of a scheduler.
+
 They agree on a CPU (gloo) group about once a second, never on the device, and always at the same step: each agreement
 also fixes the step of the next one. What they agreed on is read a step later, so that who is first need not wait for
 the last; where steps are long it is waited for, because a signal should not have to.
-
-A save or a stop that falls on a step with a validation waits for its end, so that the resumed run neither repeats nor
-skips that validation.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import torch
 import torch.distributed
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from trainer.callbacks.best import BestMetric
 from trainer.config.schema import CheckpointOptions, ResilienceOptions
 from trainer.worker import stop
 from trainer.worker.stop import Request
@@ -40,8 +42,19 @@ class _Agreement:
     """None: it is there."""
 
 
+@dataclass
+class _Due:
+    """At the next moment."""
+
+    save: bool = False
+    locally: bool = False
+    request: Request = Request.NOTHING
+    validated: bool = False
+    """A validation has ended that may have found a new best."""
+
+
 class Boundary(Callback):
-    """A `StepListener` and the last of the callbacks, so that the state of the others is complete when it saves."""
+    """A `StepListener`, the last of the callbacks, and what the loops call at their moments (`moments.Acts`)."""
 
     def __init__(
         self,
@@ -54,9 +67,13 @@ class Boundary(Callback):
         max_time_s: float | None,
         group: torch.distributed.ProcessGroup | None,
         save_locally: SaveFunction | None = None,
+        best: BestMetric | None = None,
     ) -> None:
         """`save_locally`: at the steps of `checkpoint.local_every_n_steps` that have no other save."""
         self.next_step = 0
+        self.due = False
+        self._due = _Due()
+        self._best = best
         self._save = save
         self._save_locally = save_locally
         self._checkpoint = checkpoint
@@ -75,7 +92,6 @@ class Boundary(Callback):
         self._saved_at = 0.0
         self._started_at = 0.0
         self._trained_s = 0.0
-        self._after_validation: tuple[bool, Request] | None = None
 
     def state_dict(self) -> dict[str, Any]:
         return {"trained_s": self._trained_s + time.monotonic() - self._started_at}
@@ -107,21 +123,31 @@ class Boundary(Callback):
         if request is Request.TIME_IS_UP:
             trainer.should_stop = True
             save = True
-        locally = self._local_every and step % self._local_every == 0
+        locally = bool(self._local_every and step % self._local_every == 0)
         if save or locally or request >= Request.REQUEUE:
-            only_locally = not save and request < Request.REQUEUE
-            if validation_follows(trainer):
-                self._after_validation = (only_locally, request)
-            else:
-                self._act(trainer, step, request, only_locally)
+            self._due.save, self._due.locally, self._due.request = save, locally, request
+            self.due = True
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self._after_validation is not None:
-            (only_locally, request), self._after_validation = self._after_validation, None
-            self._act(trainer, trainer.global_step, request, only_locally)
+        if self._best is not None and not trainer.sanity_checking:
+            self.due = self._due.validated = True
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._best is not None and self._best.decides_without_validation(trainer):
+            self.due = self._due.validated = True
+
+    def act(self, trainer: Trainer, is_last: bool) -> None:
+        """Do what is due; the last state of a training is always saved."""
+        due, self._due, self.due = self._due, _Due(), False
+        save = due.save or is_last
+        if due.validated and self._best is not None and not _accumulates(trainer):
+            save = self._best.decide(trainer) or save
+        if save or due.locally or due.request is not Request.NOTHING:
+            only_locally = not save and due.request < Request.REQUEUE
+            self._act(trainer, trainer.global_step, due.request, only_locally)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """The end by epochs or by early stopping is not known at its step."""
+        """Where the loops have no moments, the last state is saved here."""
         if self._agreed()[1] is Request.SAVE_FAILED:
             raise stop.StopTraining(Request.SAVE_FAILED)
         if self._saved_step != trainer.global_step:
@@ -194,6 +220,11 @@ class Boundary(Callback):
         if self._max_steps is not None and self._max_steps > step:
             due.append(self._max_steps)
         self.next_step = min(due)
+
+
+def _accumulates(trainer: Trainer) -> bool:
+    """Whether gradients are being accumulated, which no checkpoint holds: this is not between two optimizer steps."""
+    return trainer.lightning_module.automatic_optimization and trainer.fit_loop._should_accumulate()
 
 
 def validation_follows(trainer: Trainer) -> bool:

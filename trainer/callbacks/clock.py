@@ -85,8 +85,12 @@ class StepClock(Callback):
             self._metrics.on_step(trainer, module, step)
         if step >= self._boundary.next_step:
             self._boundary.on_step(trainer, module, step)
-            self._batch_ended = perf_counter()
+            self.start_of_batch()
         self._next_step = min(self._metrics.next_step, self._boundary.next_step)
+
+    def start_of_batch(self) -> None:
+        """The time of the next batch counts from here."""
+        self._batch_ended = perf_counter()
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._heartbeat.update(phase="validate")

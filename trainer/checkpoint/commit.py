@@ -53,6 +53,8 @@ class CommitInfo:
     monitor: str | None = None
     """Name of the metric that says which checkpoint is best."""
     monitor_value: float | None = None
+    monitor_mode: str | None = None
+    """min or max: which values of it are better; null in checkpoints from before it was stored."""
     world_size: int = 1
     strategy: str = "single"
     layout: str = "file"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,6 +30,8 @@ class Checkpoint:
     metrics: dict[str, float | None]
     monitor: str | None
     monitor_value: float | None
+    mode: str | None
+    """min or max: which values of `monitor` are better; None in a checkpoint from before it was stored."""
     world_size: int
     strategy: str
     layout: str
@@ -46,6 +49,7 @@ class Checkpoint:
             metrics=content["metrics"],
             monitor=content["monitor"],
             monitor_value=content["monitor_value"],
+            mode=content.get("monitor_mode"),
             world_size=content["world_size"],
             strategy=content["strategy"],
             layout=content["layout"],
@@ -95,24 +99,17 @@ class CheckpointStore:
         self,
         keep_last: int,
         keep_best: int = 0,
-        mode: str = "min",
+        mode: str | None = None,
         keep_every_n_steps: int | None = None,
     ) -> list[Checkpoint]:
         """Delete what none of the rules keeps; returns what was deleted. The newest always stays.
 
-        Only committed checkpoints count, so nothing goes before its successor is complete. `keep_best` looks at
-        `monitor_value`, the smallest or (mode="max") the largest; of equals the newer stays.
+        Only committed checkpoints count, so nothing goes before its successor is complete. `keep_best` ranks as
+        `ranked` does; `mode` is for checkpoints that do not say it themselves.
         """
         found = self.committed()
         keep = {checkpoint.step for checkpoint in found[-max(1, keep_last) :]}
-        sign = 1.0 if mode == "max" else -1.0
-        ranked = sorted(
-            (sign * checkpoint.monitor_value, checkpoint.step)
-            for checkpoint in found
-            if checkpoint.monitor_value is not None
-        )
-        if keep_best > 0:
-            keep.update(step for _, step in ranked[-keep_best:])
+        keep.update(checkpoint.step for checkpoint in ranked(found, mode=mode or "min")[:keep_best])
         if keep_every_n_steps:
             keep.update(checkpoint.step for checkpoint in found if checkpoint.step % keep_every_n_steps == 0)
         doomed = [checkpoint for checkpoint in found if checkpoint.step not in keep]
@@ -142,6 +139,26 @@ class CheckpointStore:
         bad = path.parent / f"{commit.BAD}{path.name}"
         shutil.rmtree(bad, ignore_errors=True)
         os.rename(path, bad)
+
+
+def ranked(found: Sequence[Checkpoint], monitor: str | None = None, mode: str = "min") -> list[Checkpoint]:
+    """Those with a value of the monitored metric, the best first; of equals the older.
+
+    `monitor`: the metric; None: that of the newest which has a value. `mode` is for checkpoints without their own.
+    """
+    measured = [checkpoint for checkpoint in found if checkpoint.monitor_value is not None]
+    if not measured:
+        return []
+    newest = max(measured, key=lambda checkpoint: checkpoint.step)
+    monitor = monitor or newest.monitor
+    sign = -1.0 if (newest.mode or mode) == "max" else 1.0
+    alike = [checkpoint for checkpoint in measured if checkpoint.monitor == monitor]
+    return sorted(alike, key=lambda checkpoint: (sign * (checkpoint.monitor_value or 0.0), checkpoint.step))
+
+
+def best_of(found: Sequence[Checkpoint], monitor: str | None = None, mode: str = "min") -> Checkpoint | None:
+    """The first of `ranked`; None where no checkpoint was validated."""
+    return next(iter(ranked(found, monitor, mode)), None)
 
 
 def _step_of(path: Path) -> int:

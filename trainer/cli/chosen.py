@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 from trainer.checkpoint import commit
-from trainer.checkpoint.store import Checkpoint, CheckpointStore
+from trainer.checkpoint.store import Checkpoint, CheckpointStore, best_of
 from trainer.cluster import torchrun
 from trainer.cluster.shape import LaunchShape, resolve
 from trainer.cluster.torchrun import Place
@@ -34,10 +34,7 @@ def _chosen(run: RunDirectory, which: str) -> Checkpoint:
     if which == "last":
         return committed[-1]
     if which == "best":
-        best = (read_live(run.live_dir / "rank-0.json").get("best") or {}).get("mode", "min")
-        measured = [checkpoint for checkpoint in committed if checkpoint.monitor_value is not None]
-        sign = 1 if best == "max" else -1
-        return max(measured, key=lambda found: sign * (found.monitor_value or 0.0)) if measured else committed[-1]
+        return best_of(committed, mode=fallback_mode(run)) or committed[-1]
     for checkpoint in committed:
         if str(checkpoint.step) == which:
             return checkpoint
@@ -45,6 +42,11 @@ def _chosen(run: RunDirectory, which: str) -> Checkpoint:
     raise UserError(
         f"--checkpoint={which}: {run.path.name} has no such checkpoint", f"use best, last, or one of {steps}"
     )
+
+
+def fallback_mode(run: RunDirectory) -> str:
+    """The direction of the monitored metric for checkpoints from before they said it themselves."""
+    return str((read_live(run.live_dir / "rank-0.json").get("best") or {}).get("mode", "min"))
 
 
 def run_on_ranks(run: RunDirectory, verb: str, arguments: list[str], ranks: int | None = None) -> int:

@@ -14,6 +14,7 @@ from trainer.cluster.follow import follow
 from trainer.errors import DONE, INTERRUPTED
 from trainer.runs.directory import RunDirectory
 from trainer.runs.files import read_live
+from trainer.runs.summary import best as best_of_run
 from trainer.tracking.client_settings import note_environment
 
 
@@ -87,6 +88,6 @@ def _state(run: RunDirectory) -> str:
 
 
 def _best(run: RunDirectory) -> str:
-    """The best metric that the last heartbeat of the first rank has."""
-    best = read_live(run.live_dir / "rank-0.json").get("best")
+    """The monitored metric of the run's best checkpoint."""
+    best = best_of_run(run, read_live(run.live_dir / "rank-0.json"))
     return f"{best['metric']} {best['value']:.4g}" if best else ""

@@ -24,7 +24,16 @@ from trainer.tracking.client_settings import note_environment
 CHANGEABLE = {
     "trainer": ("max_steps", "max_epochs", "max_time"),
     "resources": ("nodes", "gpus", "gpus_per_node", "cpu_processes", "min_nodes", "spare_nodes"),
-    "checkpoint": ("every_n_steps", "every_minutes", "keep_last", "keep_best", "keep_every_n_steps", "on_failure"),
+    "checkpoint": (
+        "every_n_steps",
+        "every_minutes",
+        "keep_last",
+        "keep_best",
+        "keep_every_n_steps",
+        "save_best",
+        "save_best_every_minutes",
+        "on_failure",
+    ),
     "resilience": (
         "max_restarts",
         "agree_every_s",

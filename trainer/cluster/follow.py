@@ -25,6 +25,7 @@ from trainer.runs.directory import RunDirectory
 from trainer.runs.files import read_live, write_atomic
 from trainer.runs.registry import reference_to, shortest
 from trainer.runs.state import state_of
+from trainer.runs.summary import best as best_of_run
 
 POLL_S = 0.2
 _SLURM_POLL_S = 3.0
@@ -151,7 +152,7 @@ class Follower:
             self._show_failure(end)
         words = {"requeue": "saved, to be run again,", "dead": "died"}
         self.say(f"{words.get(outcome, outcome)} at step {step} after {bar.duration(time.time() - self._since)}")
-        best = heartbeat.get("best")
+        best = best_of_run(self.run, heartbeat)
         if best:
             self.say(f"  best    {best['metric']} {best['value']:.4g} at step {best['step']}")
         self.say(f"  run     {shortest(self.run.path)}")

@@ -71,6 +71,7 @@ _RANGES: dict[str, _From | _OneOf] = {
     "checkpoint.keep_last": _From(1),
     "checkpoint.keep_best": _From(0),
     "checkpoint.keep_every_n_steps": _From(1),
+    "checkpoint.save_best_every_minutes": _POSITIVE,
     "checkpoint.local_every_n_steps": _From(1),
     "checkpoint.local_keep_last": _From(1),
     "checkpoint.mode": _OneOf(("min", "max")),

@@ -72,13 +72,19 @@ class CheckpointOptions:
     keep_last: int = 2
     """The newest committed checkpoints to keep."""
     keep_best: int = 1
-    """The committed checkpoints with the best `monitor` to keep."""
+    """The committed checkpoints with the best `monitor` to keep; 0: none, and none is saved for being the best."""
     keep_every_n_steps: int | None = None
     """Keep checkpoints at multiples of this for ever; null: none."""
     monitor: str | None = None
-    """Metric that says which is best; null: the task's own (val/acc, val/loss, ...)."""
+    """Metric that says which is best; null: the module's `primary_metric`, else what validation logs: a loss such as
+    val/loss or val_loss, or another metric whose name has a known direction."""
     mode: str | None = None
-    """min or max; null: the task's own, or min."""
+    """min or max; null: the module's `primary_metric`, torchmetrics' `higher_is_better`, or what the name means (acc:
+    max, loss: min)."""
+    save_best: bool = True
+    """Write a checkpoint at the end of each validation that improves `monitor`, so that the best weights are kept."""
+    save_best_every_minutes: float | None = None
+    """At least so many minutes between two such checkpoints, for large models; null: at every improvement."""
     on_failure: str = "stop"
     """When a save fails: stop (exit 1) or warn (log an error, go on)."""
     local_dir: str | None = None

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer.checkpoint import commit
-from trainer.checkpoint.store import CheckpointStore
+from trainer.checkpoint.store import CheckpointStore, best_of
 from trainer.checkpoint.tiers import local_folder
 from trainer.runs.directory import RunDirectory
 from trainer.runs.files import read_live
@@ -48,7 +48,7 @@ def summary(run: RunDirectory, slurm_states: Mapping[str, str] | None = None) ->
         "max_steps": config["trainer"].get("max_steps"),
         "epoch": live.get("epoch", last_line.get("epoch")),
         "metrics": metrics,
-        "best": live.get("best"),
+        "best": best(run, live),
         "attempts": 1 + max([record["attempt"] for record in attempts] + _log_attempts(run), default=-1),
         "world_size": _world_size(launch, events),
         "strategy": config["strategy"].get("name"),
@@ -65,6 +65,20 @@ def summary(run: RunDirectory, slurm_states: Mapping[str, str] | None = None) ->
         "energy_kwh": None,
         "cost": None,
     }
+
+
+def best(run: RunDirectory, live: Mapping[str, Any]) -> dict[str, Any] | None:
+    """{"metric", "mode", "value", "step"} of the best checkpoint on disk, which `--checkpoint best` takes.
+
+    `live` is the first rank's heartbeat: it knows the direction for checkpoints that do not say it themselves, and
+    what was best where no checkpoint was validated.
+    """
+    beat = live.get("best") or {}
+    found = best_of(CheckpointStore(run.checkpoints_dir).committed(), mode=beat.get("mode", "min"))
+    if found is None:
+        return live.get("best")
+    mode = found.mode or beat.get("mode", "min")
+    return {"metric": found.monitor, "mode": mode, "value": found.monitor_value, "step": found.step}
 
 
 def last_metrics(path: Path) -> tuple[dict[str, float], dict[str, Any]]:

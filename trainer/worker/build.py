@@ -25,6 +25,7 @@ from trainer.models.sync_batch_norm import synchronised
 from trainer.strategies.deferred import construct, make_whole
 from trainer.worker import fine_tuning, late
 from trainer.worker.data import Data
+from trainer.worker.moments import use_moments
 from trainer.worker.process import Rank
 
 
@@ -200,6 +201,8 @@ def build_trainer(
         from trainer.worker.loop import use_lean_loop
 
         use_lean_loop(trainer)
+    else:
+        use_moments(trainer)
     return trainer
 
 

@@ -27,14 +27,14 @@ from lightning.pytorch.loops.fetchers import _DataFetcher
 
 from trainer.worker.loop_plan import Plan, make_plan, why_not_lean
 from trainer.worker.loop_step import FX, LeanOptimization
+from trainer.worker.moments import use_moments
 
 log = logging.getLogger(__name__)
 
 
 def use_lean_loop(trainer: Trainer) -> None:
     """Train with `LeanTrainingEpochLoop`; call it before `trainer.fit`."""
-    before = trainer.fit_loop.epoch_loop
-    trainer.fit_loop.epoch_loop = LeanTrainingEpochLoop(trainer, min_steps=before.min_steps, max_steps=before.max_steps)
+    use_moments(trainer, LeanTrainingEpochLoop)
 
 
 class LeanTrainingEpochLoop(LeanOptimization):
@@ -100,8 +100,11 @@ class LeanTrainingEpochLoop(LeanOptimization):
             or (plan.validates and self._should_check_val_fx(data_fetcher))
         ):
             super().on_advance_end(data_fetcher)
-        elif not self._should_accumulate():
+            return  # it looks at the moment itself
+        if not self._should_accumulate():
             self._batches_that_stepped += 1
+        if self.actor is not None and self.actor.due:
+            self.between_batches()
 
     def advance(self, data_fetcher: _DataFetcher) -> None:
         """One micro-batch. The first after a resume is Lightning's, which knows all the places to resume at.

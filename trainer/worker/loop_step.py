@@ -8,13 +8,13 @@ from typing import Any
 
 import torch
 from lightning.pytorch.loops.optimization.automatic import ClosureResult
-from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
 from lightning.pytorch.loops.utilities import _block_parallel_sync_behavior
 from lightning.pytorch.trainer import call
 from torch import Tensor
 from torch.optim import Optimizer
 
 from trainer.worker.loop_plan import Plan
+from trainer.worker.moments import MomentEpochLoop
 from trainer.worker.noted import Noted
 
 FX = "_current_fx_name"
@@ -22,7 +22,7 @@ FX = "_current_fx_name"
 attribute of an nn.Module costs 2 us, 44 times a step."""
 
 
-class LeanOptimization(_TrainingEpochLoop):
+class LeanOptimization(MomentEpochLoop):
     """What `_AutomaticOptimization`, the strategy and the precision plugin do together, in one place."""
 
     _outputs: dict[str, Any] | None = None

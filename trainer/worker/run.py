@@ -11,7 +11,7 @@ import torch.distributed
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from trainer.callbacks import watching
-from trainer.callbacks.best import BestMetric
+from trainer.callbacks.best import BestMetric, primary_metric_of
 from trainer.callbacks.boundary import Boundary
 from trainer.callbacks.clock import StepClock
 from trainer.callbacks.metrics import TrainMetrics
@@ -26,7 +26,7 @@ from trainer.resilience import memory, micro_batch
 from trainer.resilience.lock import refuse_if_superseded
 from trainer.runs.directory import RunDirectory
 from trainer.tracking.loggers import Loggers
-from trainer.worker import build, failure, fine_tuning, late, logs, rng
+from trainer.worker import build, failure, fine_tuning, late, logs, moments, rng
 from trainer.worker.attempt import Attempt
 from trainer.worker.collectives import FlightRecorder, Timeouts
 from trainer.worker.heartbeat import Heartbeat
@@ -95,7 +95,7 @@ def _train(config: Config, attempt: Attempt, group: Group | None) -> None:
         store,
         asynchronous=config.checkpoint.asynchronous,
         attempt=rank.attempt,
-        on_committed=lambda saved: _after_commit(saved, store, local, config, mode, attempt),
+        on_committed=lambda saved: _after_commit(saved, store, local, config, attempt),
     )
     trainer = build.build_trainer(config, rank, RunCheckpointIO(writer), str(directory.path))
     rng.seed_all(config.seed)
@@ -107,9 +107,7 @@ def _train(config: Config, attempt: Attempt, group: Group | None) -> None:
     attempt.plan = data.plan
     if resumed is None:
         late.once_built(module, lambda: fine_tuning.take_weights(module, config.finetune, say=rank.is_first))
-    monitor, mode = _monitor(config, module)
-
-    best = BestMetric(monitor, mode, heartbeat)
+    best = BestMetric(config.checkpoint, primary_metric_of(module), store, heartbeat, group)
 
     def save(trainer: Trainer, into: CheckpointStore = store) -> None:
         refuse_if_superseded(directory, rank.attempt)
@@ -119,6 +117,7 @@ def _train(config: Config, attempt: Attempt, group: Group | None) -> None:
         metrics.pause()
         _save(trainer, config, best, into)
         metrics.resume()
+        clock.start_of_batch()
         heartbeat.update(phase="train")
 
     total_steps = build.total_steps_of(config, data)
@@ -135,12 +134,14 @@ def _train(config: Config, attempt: Attempt, group: Group | None) -> None:
         config.checkpoint,
         config.resilience,
         directory.stop_request,
-        lambda: _failed(writer, directory, config),
+        lambda: _failed(writer, directory, config, best),
         config.trainer.max_steps,
         seconds_of(config.trainer.max_time),
         group,
         save_locally=functools.partial(save, into=local) if local else None,
+        best=best,
     )
+    clock = StepClock(metrics, boundary, heartbeat, Timeouts(config.resilience))
     guard = watching.make_guard(config.resilience, directory, rank.attempt, group)
     callbacks: list[Callback] = [
         RngState(config.seed, rank.rank, build.place_in_data(config, rank).rank, group),
@@ -148,12 +149,13 @@ def _train(config: Config, attempt: Attempt, group: Group | None) -> None:
         *[instantiate(node, where=f"callbacks.{name}") for name, node in config.callbacks.items() if node],
         *watching.callbacks(attempt, data.plan, build.device_of(config, rank), build.waits_in_forward(config, rank)),
         *([guard] if guard else []),
-        StepClock(metrics, boundary, heartbeat, Timeouts(config.resilience)),
+        clock,
         boundary,
     ]
     loggers = Loggers(config, directory, rank, lambda: heartbeat.step, unsure)
     build.complete(trainer, callbacks, loggers.all)
     loggers.axis.trainer = trainer
+    moments.act_at_moments(trainer, boundary)
     watching.count_waits(trainer, heartbeat)
     if rank.is_first:
         late.once_built(module, lambda: _say_what(module, trainer, data.plan, total_steps, config))
@@ -194,19 +196,12 @@ def _newest_checkpoint(
     return chosen[0]
 
 
-def _monitor(config: Config, module: LightningModule) -> tuple[str, str]:
-    """The metric that says which checkpoint is best: the config's, the task's own, or val/loss."""
-    monitor, mode = getattr(module, "primary_metric", ("val/loss", "min"))
-    if config.checkpoint.monitor is not None:
-        monitor, mode = config.checkpoint.monitor, "min"
-    return monitor, config.checkpoint.mode or mode
-
-
 def _save(trainer: Trainer, config: Config, best: BestMetric, into: CheckpointStore) -> None:
     """One checkpoint of the state after `trainer.global_step` steps, on every rank."""
     for logger in trainer.loggers:
         logger.save()
     step = trainer.global_step
+    best.saved(step)
     trainer.save_checkpoint(
         into.path(step),
         storage_options={
@@ -219,12 +214,13 @@ def _save(trainer: Trainer, config: Config, best: BestMetric, into: CheckpointSt
     )
 
 
-def _failed(writer: CheckpointWriter, directory: RunDirectory, config: Config) -> bool:
+def _failed(writer: CheckpointWriter, directory: RunDirectory, config: Config, best: BestMetric) -> bool:
     """Whether a save has failed and the training must end for it. Only the rank that writes knows."""
     failure = writer.take_failure()
     if failure is None:
         return False
     directory.event("checkpoint_failed", reason=str(failure))
+    best.reread()
     return config.checkpoint.on_failure == "stop"
 
 
@@ -233,7 +229,6 @@ def _after_commit(
     store: CheckpointStore,
     local: CheckpointStore | None,
     config: Config,
-    mode: str,
     attempt: Attempt,
 ) -> None:
     # The supervisor counts restarts from the attempt that got this far (trainer/cluster/supervisor.py).
@@ -242,7 +237,7 @@ def _after_commit(
     if local is not None and saved.path.parent == local.directory:
         local.prune(options.local_keep_last)
         return
-    store.prune(options.keep_last, options.keep_best, mode, options.keep_every_n_steps)
+    store.prune(options.keep_last, options.keep_best, keep_every_n_steps=options.keep_every_n_steps)
 
 
 def _finish(writer: CheckpointWriter, loggers: Loggers, exit_code: int, config: Config, heartbeat: Heartbeat) -> None:

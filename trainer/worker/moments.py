@@ -1,0 +1,157 @@
+"""Training loops that stop between two batches, and between two epochs, with all of the step or epoch behind them.
+
+Lightning saves from hooks: in `on_train_batch_end` the module's own hook, a `ReduceLROnPlateau` by step and the
+counters are still to come; in `on_validation_end` also the end of the epoch, with `on_train_epoch_end` and the
+schedulers by epoch. What was still to come at a save is left out, or done without its metrics, after a resume. Here a
+save waits for the moment at which nothing is left to do: after the last of a batch's work, or after the last of an
+epoch's where the batch ended it. The checkpoint says so (`MOMENT` in the state of the epoch's loop), and a resume then
+starts with the next batch or epoch as if nothing had happened. Checkpoints that were written elsewhere, by a user's own
+`trainer.save_checkpoint`, resume as in Lightning.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from lightning.fabric.utilities.types import _Stateful
+from lightning.pytorch import Trainer
+from lightning.pytorch.loops.fetchers import _DataFetcher
+from lightning.pytorch.loops.fit_loop import _FitLoop
+from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
+from lightning.pytorch.loops.utilities import _is_max_limit_reached
+
+MOMENT = "moment"
+"""Key in a checkpoint's `loops/fit_loop/epoch_loop.state_dict`."""
+BATCH, EPOCH = "batch", "epoch"
+"""Its values: between two batches, between two epochs."""
+
+
+class Acts(Protocol):
+    """What is called at these moments."""
+
+    due: bool
+    """Whether there is something to do at the next one."""
+
+    def act(self, trainer: Trainer, is_last: bool) -> None:
+        """`is_last`: training ends here."""
+
+
+class MomentEpochLoop(_TrainingEpochLoop):
+    """Lightning's epoch of training, with a moment after each batch."""
+
+    actor: Acts | None = None
+    moment: str | None = None
+    """The one that it is right now."""
+    resumes_at: str | None = None
+    """Of the checkpoint that was loaded; None once training goes on, and for a checkpoint written elsewhere."""
+
+    def on_save_checkpoint(self) -> dict[str, Any]:
+        state = super().on_save_checkpoint()
+        return state if self.moment is None else {**state, MOMENT: self.moment}
+
+    def on_load_checkpoint(self, state_dict: dict[str, Any]) -> None:
+        super().on_load_checkpoint(state_dict)
+        self.resumes_at = state_dict.get(MOMENT)
+
+    def reset(self) -> None:
+        if self.resumes_at == EPOCH:
+            self.restarting = False  # the counts are those of the epoch before
+        super().reset()
+        if self.resumes_at == BATCH:
+            # Nothing of the last batch is left to do, and no validation is under way.
+            self.restarting = False
+            if self.batch_progress.current.ready:
+                self.trainer._logger_connector._first_loop_iter = False
+
+    def on_run_start(self, data_fetcher: _DataFetcher) -> None:
+        super().on_run_start(data_fetcher)
+        if self.resumes_at == EPOCH and self.trainer.current_epoch > 0 and not _is_stateful(data_fetcher):
+            # As at the start of any later epoch: with the generators and the sampler's epoch as they are now.
+            iter(data_fetcher)
+        self.resumes_at = None
+
+    def on_advance_end(self, data_fetcher: _DataFetcher) -> None:
+        super().on_advance_end(data_fetcher)
+        if self.actor is not None and self.actor.due:
+            self.between_batches()
+
+    def between_batches(self) -> None:
+        """The moment after a batch, unless the epoch ends with it."""
+        if self._num_ready_batches_reached():
+            return
+        assert self.actor is not None
+        self.moment = BATCH
+        try:
+            self.actor.act(self.trainer, is_last=self.done)
+        finally:
+            self.moment = None
+
+
+class MomentFitLoop(_FitLoop):
+    """Lightning's loop over epochs, with a moment after each."""
+
+    epoch_loop: MomentEpochLoop
+
+    def setup_data(self) -> None:
+        made_early = self._combined_loader is not None
+        super().setup_data()
+        if made_early and self._combined_loader_states_to_load:
+            # By `trainer.estimated_stepping_batches` in `configure_optimizers`, before the checkpoint was loaded.
+            self._load_combined_loader_states()
+            if not self._combined_loader_states_to_load and self._data_fetcher is not None:
+                iter(self._data_fetcher)
+
+    def _load_combined_loader_states(self) -> None:
+        """Lightning leaves the loaders' state out where the checkpoint was written at the end of an epoch."""
+        states, loaders = self._combined_loader_states_to_load, self._combined_loader
+        if self.epoch_loop.resumes_at is None or not states or loaders is None:
+            super()._load_combined_loader_states()
+            return
+        loaders._load_state_dicts(states)
+        self._combined_loader_states_to_load = []
+
+    def on_advance_start(self) -> None:
+        super().on_advance_start()
+        if self.epoch_loop.resumes_at is not None:
+            # This loop's own: the schedulers by epoch are stepped at the end of this one as of any other.
+            self._restarting = False
+
+    def on_advance_end(self) -> None:
+        super().on_advance_end()
+        loop = self.epoch_loop
+        if loop.actor is not None and (loop.actor.due or self.is_at_the_end):
+            loop.moment = EPOCH
+            try:
+                loop.actor.act(self.trainer, is_last=self.is_at_the_end)
+            finally:
+                loop.moment = None
+
+    @property
+    def is_at_the_end(self) -> bool:
+        """`done`, without what that property changes and logs."""
+        processed: int = self.epoch_progress.current.processed  # type: ignore[attr-defined]
+        return (
+            _is_max_limit_reached(self.epoch_loop.global_step, self.max_steps)
+            or _is_max_limit_reached(processed, -1 if self.max_epochs is None else self.max_epochs)
+            or (self.trainer.should_stop and self._can_stop_early)
+        )
+
+
+def use_moments(trainer: Trainer, epoch_loop: type[MomentEpochLoop] = MomentEpochLoop) -> None:
+    """Train with these loops; call it before `trainer.fit`."""
+    before = trainer.fit_loop
+    loop = MomentFitLoop(trainer, min_epochs=before.min_epochs, max_epochs=before.max_epochs)
+    loop.epoch_loop = epoch_loop(trainer, min_steps=before.min_steps, max_steps=before.max_steps)
+    trainer.fit_loop = loop
+
+
+def act_at_moments(trainer: Trainer, actor: Acts) -> None:
+    """Have `actor` called. Nothing where the loops are Lightning's own."""
+    loop = trainer.fit_loop.epoch_loop
+    if isinstance(loop, MomentEpochLoop):
+        loop.actor = actor
+
+
+def _is_stateful(data_fetcher: _DataFetcher) -> bool:
+    """Whether a loader keeps its own place, which was loaded and is lost by a second `iter`."""
+    return any(isinstance(loader, _Stateful) for loader in data_fetcher.combined_loader.flattened)
