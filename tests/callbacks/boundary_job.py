@@ -33,7 +33,12 @@ class Job:
     def __init__(self, folder: Path, clock: Clock, group: Any, step_s: float, **options: Any) -> None:
         self.saved: list[int] = []
         self.failed = False
-        self.trainer: Any = SimpleNamespace(global_step=0, should_stop=False)
+        self.trainer: Any = SimpleNamespace(
+            global_step=0,
+            should_stop=False,
+            ckpt_path=None,
+            lightning_module=SimpleNamespace(automatic_optimization=True),
+        )
         self.clock, self.step_s = clock, step_s
         self.stop_request = folder / "stop"
         save = lambda trainer: self.saved.append(trainer.global_step)  # noqa: E731

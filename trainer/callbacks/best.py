@@ -14,6 +14,7 @@ import torch.distributed
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torchmetrics import Metric
 
+from trainer.callbacks.steps import steps_taken
 from trainer.checkpoint.store import CheckpointStore, best_of
 from trainer.config.direction import direction_of, is_loss
 from trainer.config.near import did_you_mean, listed
@@ -78,7 +79,7 @@ class BestMetric(Callback):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.sanity_checking:
             return
-        self._last_step, self._value = trainer.global_step, None
+        self._last_step, self._value = steps_taken(trainer), None
         self._last = {
             name: float(value) for name, value in trainer.callback_metrics.items() if not name.startswith("train/")
         }
@@ -93,7 +94,7 @@ class BestMetric(Callback):
         self._heartbeat.update(validation=self._last)
         shown = "  ".join(f"{name} {number:.4f}" for name, number in sorted(self._last.items()))
         if trainer.is_global_zero:
-            print(f"validation after step {trainer.global_step}: {shown}", flush=True)
+            print(f"validation after step {steps_taken(trainer)}: {shown}", flush=True)
 
     def decides_without_validation(self, trainer: Trainer) -> bool:
         """Whether the end of an epoch is looked at: a metric is named, and there is no validation to log it."""
@@ -136,7 +137,7 @@ class BestMetric(Callback):
         }
 
     def _judge(self, trainer: Trainer) -> tuple[str | None, str | None, bool, float | None, bool]:
-        self._last_step = trainer.global_step
+        self._last_step = steps_taken(trainer)
         # Not `trainer.callback_metrics`, which reduces over the ranks anew; these are complete at the end of an epoch.
         logged: dict[str, Any] = {**trainer._logger_connector._callback_metrics, **self._last}
         if not self._known:

@@ -22,6 +22,7 @@ import torch.distributed
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from trainer.callbacks.best import BestMetric
+from trainer.callbacks.steps import steps_taken
 from trainer.config.schema import CheckpointOptions, ResilienceOptions
 from trainer.worker import stop
 from trainer.worker.stop import Request
@@ -100,9 +101,9 @@ class Boundary(Callback):
         self._trained_s = state_dict["trained_s"]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        step = trainer.global_step
+        step = steps_taken(trainer)
         self._started_at = self._saved_at = time.monotonic()
-        self._saved_step = step
+        self._saved_step = step if trainer.ckpt_path is not None else -1  # nothing is saved of step 0 yet
         self._asked = (step, self._started_at)
         self._next_agreement, self._between, self._under_way = step + 1, 1, None
         self._plan(step)
@@ -120,6 +121,8 @@ class Boundary(Callback):
                 save = save or saves_now
         save = save or saves_anyway
         self._plan(step)
+        if step == self._max_steps and trainer.global_step < step:
+            trainer.should_stop = True  # Lightning does not count the steps of a module without an optimizer
         if request is Request.TIME_IS_UP:
             trainer.should_stop = True
             save = True
@@ -144,14 +147,14 @@ class Boundary(Callback):
             save = self._best.decide(trainer) or save
         if save or due.locally or due.request is not Request.NOTHING:
             only_locally = not save and due.request < Request.REQUEUE
-            self._act(trainer, trainer.global_step, due.request, only_locally)
+            self._act(trainer, steps_taken(trainer), due.request, only_locally)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Where the loops have no moments, the last state is saved here."""
         if self._agreed()[1] is Request.SAVE_FAILED:
             raise stop.StopTraining(Request.SAVE_FAILED)
-        if self._saved_step != trainer.global_step:
-            self._act(trainer, trainer.global_step, Request.NOTHING)
+        if self._saved_step != steps_taken(trainer):
+            self._act(trainer, steps_taken(trainer), Request.NOTHING)
 
     @property
     def _local_every(self) -> int:

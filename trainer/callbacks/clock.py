@@ -14,6 +14,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from trainer.callbacks.boundary import Boundary
 from trainer.callbacks.metrics import TrainMetrics
+from trainer.callbacks.steps import steps_taken
 from trainer.worker.collectives import Timeouts
 from trainer.worker.heartbeat import Heartbeat
 from trainer.worker.noted import Noted, noted_by_the_loop, noted_of
@@ -40,7 +41,7 @@ class StepClock(Callback):
         self._batch_ended = 0.0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.step, self._next_step = trainer.global_step, 0
+        self.step, self._next_step = steps_taken(trainer), 0
         self._noted = noted_of(trainer)
         self._accumulate = trainer.accumulate_grad_batches
         batches = trainer.num_training_batches

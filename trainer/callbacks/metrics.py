@@ -10,6 +10,7 @@ import torch
 import torch.distributed
 from lightning.pytorch import LightningModule, Trainer
 
+from trainer.callbacks.steps import has_optimizer
 from trainer.worker.heartbeat import Heartbeat
 
 SAY_EVERY_S = 1.0
@@ -73,7 +74,7 @@ class TrainMetrics:
     def on_step(self, trainer: Trainer, module: LightningModule, step: int) -> None:
         self.next_step = step + self.every_n_steps - step % self.every_n_steps
         values = self._averages()
-        if trainer.optimizers:
+        if has_optimizer(trainer):
             values["train/lr"] = float(trainer.optimizers[0].param_groups[0]["lr"])
         rate = self._rate(step)
         if rate is not None:

@@ -7,6 +7,7 @@ from typing import Any
 import torch.distributed
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from trainer.callbacks.steps import steps_taken
 from trainer.worker import rng
 
 
@@ -43,5 +44,5 @@ class RngState(Callback):
         elif len(self._saved) == trainer.world_size:
             rng.restore(self._saved[self._rank])
         else:
-            rng.seed_all(rng.seed_of_rank(self._seed + trainer.global_step, self._data_rank))
+            rng.seed_all(rng.seed_of_rank(self._seed + steps_taken(trainer), self._data_rank))
         self._saved = None

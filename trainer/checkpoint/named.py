@@ -25,13 +25,21 @@ def plain_name(name: str) -> str:
 def named_groups(optimizer: Any, module: nn.Module) -> list[dict[str, Any]]:
     """The optimizer's parameter groups with names under `params`; the options (lr, betas, ...) as they are."""
     names = {id(parameter): plain_name(name) for name, parameter in module.named_parameters()}
-    return [
-        {**group, "params": [names[id(parameter)] for parameter in group["params"]]} for group in optimizer.param_groups
-    ]
+    groups = []
+    for number, group in enumerate(optimizer.param_groups):
+        # One that the module does not have (kept in a list, say) is known by its place alone.
+        named = [names.get(id(one), f"{number}.{place}") for place, one in enumerate(group["params"])]
+        groups.append({**group, "params": named})
+    return groups
 
 
 def by_name(state: dict[str, Any], names: list[list[str]]) -> dict[str, Any]:
-    """`torch.optim.Optimizer.state_dict()` with names (of each group, in order) instead of numbers."""
+    """`torch.optim.Optimizer.state_dict()` with names (of each group, in order) instead of numbers.
+
+    Empty for the state of Lightning's stand-in for no optimizer.
+    """
+    if not state:
+        return {"state": {}, "param_groups": []}
     numbers = [number for group in state["param_groups"] for number in group["params"]]
     of_number = dict(zip(numbers, [name for group in names for name in group], strict=True))
     groups = [{**group, "params": [of_number[number] for number in group["params"]]} for group in state["param_groups"]]

@@ -15,6 +15,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from trainer.config.strategy import Ddp
+from trainer.errors import UserError
 from trainer.strategies.blocks import prepare
 from trainer.strategies.buffers import BuffersOfRank0, DDPWithQuietBuffers
 from trainer.strategies.saving import WholeCheckpoints
@@ -22,6 +23,10 @@ from trainer.strategies.saving import WholeCheckpoints
 _INDICES = re.compile(r"Parameter indices which did not receive grad for rank \d+: ([\d ]+)")
 """torch/csrc/distributed/c10d/reducer.cpp"""
 _NAMES_SHOWN = 8
+_TWICE = (
+    "the gradient of a parameter was ready twice in one backward pass, and DDP has averaged it already\n"
+    "  use checkpoint(..., use_reentrant=False), or one forward pass of each layer, or set strategy=fsdp"
+)
 
 
 class RunDDPStrategy(WholeCheckpoints, BuffersOfRank0, DDPStrategy):
@@ -41,6 +46,9 @@ class RunDDPStrategy(WholeCheckpoints, BuffersOfRank0, DDPStrategy):
 
     def _setup_model(self, model: nn.Module) -> DistributedDataParallel:
         """Lightning's, but with buffers that are sent when somebody reads them."""
+        if not any(parameter.requires_grad for parameter in model.parameters()):
+            problem = f"strategy=ddp: {type(self.lightning_module).__name__} has no parameters that are trained"
+            raise UserError(problem, "there are no gradients to average: run it in one process")
         if self._broadcast_buffers == "always":
             return super()._setup_model(model)
         always_quiet = self._broadcast_buffers == "evaluation"
@@ -51,6 +59,8 @@ class RunDDPStrategy(WholeCheckpoints, BuffersOfRank0, DDPStrategy):
     def on_exception(self, exception: BaseException) -> None:
         """Lightning's message about unused parameters names an option of its Trainer, which is another here."""
         said = str(exception)
+        if "Expected to mark a variable ready only once" in said:
+            exception.args = (_TWICE,)
         if "Expected to have finished reduction" not in said or not isinstance(self.model, DistributedDataParallel):
             super().on_exception(exception)
             return

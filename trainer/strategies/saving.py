@@ -49,7 +49,10 @@ class WholeCheckpoints(_Base):
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
         states = checkpoint["optimizer_states"]
         if any(
-            isinstance(name, str) for state in states for group in state["param_groups"] for name in group["params"]
+            isinstance(name, str)
+            for state in states
+            for group in state.get("param_groups", ())  # Lightning's stand-in for no optimizer has none
+            for name in group["params"]
         ):
             module = _module_of(self)
             states = [

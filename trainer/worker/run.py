@@ -16,6 +16,7 @@ from trainer.callbacks.boundary import Boundary
 from trainer.callbacks.clock import StepClock
 from trainer.callbacks.metrics import TrainMetrics
 from trainer.callbacks.rng import RngState
+from trainer.callbacks.steps import steps_taken
 from trainer.checkpoint import tiers
 from trainer.checkpoint.io import CheckpointWriter, RunCheckpointIO, SaveFailed
 from trainer.checkpoint.store import Checkpoint, CheckpointStore
@@ -197,10 +198,10 @@ def _newest_checkpoint(
 
 
 def _save(trainer: Trainer, config: Config, best: BestMetric, into: CheckpointStore) -> None:
-    """One checkpoint of the state after `trainer.global_step` steps, on every rank."""
+    """One checkpoint of the state after `steps_taken(trainer)` steps, on every rank."""
     for logger in trainer.loggers:
         logger.save()
-    step = trainer.global_step
+    step = steps_taken(trainer)
     best.saved(step)
     trainer.save_checkpoint(
         into.path(step),
