@@ -14,6 +14,7 @@ from trainer.cluster.shape import LaunchShape, resolve
 from trainer.config.batch import BatchPlan
 from trainer.config.check import check
 from trainer.config.compose import Composed
+from trainer.config.loggers import settle_loggers
 from trainer.config.problems import raise_all
 from trainer.config.strategy import ranks_per_sample
 from trainer.errors import TrainerError
@@ -49,6 +50,7 @@ def check_all(composed: list[Composed]) -> list[Job]:
         try:
             launchers.prepare(one.config)
             settle_start(one.config)
+            settle_loggers(one.config)
             check(one.config)
             shape = resolve(one.config)
             launchers.check(one.config, shape)
@@ -78,7 +80,7 @@ def describe(job: Job) -> list[tuple[str, str]]:
         ("batch", batch),
         ("until", " or ".join(limits)),
         ("checkpoint", f"{' and '.join([*saves, 'at the end'])}; keeps {checkpoint['keep_last']} newest"),
-        ("tracking", _tracking(config["tracking"], job.said)),
+        ("tracking", ", and ".join([_tracking(config["tracking"], job.said), *_own_loggers(config)])),
         *([("cost", cost)] if (cost := launchers.cost(config, job.shape)) else []),
     ]
 
@@ -90,6 +92,10 @@ def _settle_tracking(options: dict[str, Any]) -> dict[str, Said]:
     if mode_of(options["mode"], os.environ, Path.cwd()).value != "disabled":
         raise_all(problems_of(options, os.environ, said))
     return said
+
+
+def _own_loggers(config: dict[str, Any]) -> list[str]:
+    return [f"logger {name}" for name, node in config["logger"].items() if node]
 
 
 def _tracking(options: dict[str, Any], said: dict[str, Said]) -> str:

@@ -44,7 +44,7 @@ class _Formatter(argparse.RawDescriptionHelpFormatter):
 
 _EPILOG = """configuration is looked for in --config-dir, in ./conf, then in what ships with trainer;
 `trainer fit --cfg job` shows the result. Groups: experiment model data task optimizer scheduler
-strategy cluster checkpoint tracking callbacks debug."""
+strategy cluster checkpoint tracking logger callbacks debug."""
 
 
 def compose_all(arguments: argparse.Namespace) -> list[Composed]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer.config.batch import BatchPlan
+from trainer.config.loggers import problems_of_loggers
 from trainer.config.near import did_you_mean, listed
 from trainer.config.own import problems_of_own
 from trainer.config.problems import raise_all
@@ -121,7 +122,7 @@ def check(config: dict[str, Any], cwd: Path | None = None) -> None:
     """
     values = [*_ranges(config), *_limits(config), *_names(config)]
     cwd = cwd or Path.cwd()
-    targets = [*problems_of_targets(config, cwd), *problems_of_own(config, cwd)]
+    targets = [*problems_of_targets(config, cwd), *problems_of_own(config, cwd), *problems_of_loggers(config)]
     # Splitting an impossible batch would be a second message about the same mistake.
     splits = not any(problem.message.startswith("data.") for problem in values)
     raise_all([*values, *targets, *_launch(config, splits)])

@@ -9,7 +9,7 @@ from trainer.config.build import DIRECTIVES
 from trainer.config.near import did_you_mean, listed, nearest
 from trainer.config.schema import Config
 from trainer.config.signature import TRAINERS_OWN, argument_names
-from trainer.config.typed import OPEN, as_written, closed_class, key_names
+from trainer.config.typed import NAMED, OPEN, as_written, closed_class, key_names
 from trainer.errors import UserError
 
 
@@ -109,7 +109,7 @@ def _require_known(tree: Any, parts: list[str], depth: int, value: Any, override
         return
     if not _is_dict(parent) or parent._is_none():
         here = prefix[:-1]
-        fix = f"set {here} as a whole" if parts[0] != "callbacks" else f"choose it first, as in callbacks={parts[1]}"
+        fix = f"set {here} as a whole" if parts[0] not in NAMED else f"choose it first, as in {parts[0]}={parts[1]}"
         raise UserError(f"{line}: {here} is {as_written(None if parent._is_none() else parent)}", fix)
     known = list(map(str, parent.keys()))
     if parts[0] not in OPEN:
@@ -126,7 +126,7 @@ def _require_known(tree: Any, parts: list[str], depth: int, value: Any, override
 
 def _open_takes(parent: Any, parts: list[str], depth: int, value: Any, plus: bool, cwd: Path) -> bool:
     part = parts[depth]
-    if parts[0] == "callbacks" and depth == 1:
+    if parts[0] in NAMED and depth == 1:
         return value is None or isinstance(value, dict) or parts[depth + 1 :] == ["_target_"]
     if part in DIRECTIVES or (depth == 1 and part in TRAINERS_OWN.get(parts[0], ())):
         return True

@@ -1,6 +1,6 @@
 """The typed configuration: what every part of the project reads, with the meaning of each key.
 
-`model`, `data`, `task`, `optimizer`, `scheduler` and `callbacks` are open: they hold a `_target_` and its
+`model`, `data`, `task`, `optimizer`, `scheduler`, `callbacks` and `logger` are open: they hold a `_target_` and its
 arguments, which `trainer.config.signature` checks against the target's own signature. All the rest is closed:
 a key that is not here is an error. Nothing here imports torch.
 """
@@ -211,3 +211,5 @@ class Config:
     scheduler: dict[str, Any] = MISSING
     callbacks: dict[str, Any] = field(default_factory=dict)
     """Name to `_target_` and arguments of a Lightning Callback; null switches one off."""
+    logger: dict[str, Any] = field(default_factory=dict)
+    """Name to `_target_` and arguments of a Lightning Logger, beside W&B (`tracking`); null switches one off."""

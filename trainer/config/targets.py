@@ -25,6 +25,8 @@ class Given:
 
     positional: int = 0
     named: tuple[str, ...] = ()
+    filled: tuple[str, ...] = ()
+    """Where the target takes them and the config gives none."""
 
 
 SECTIONS = {
@@ -48,15 +50,16 @@ def problems_of_targets(config: dict[str, Any], cwd: Path) -> list[UserError]:
                 problems.append(UserError(f"{section}._target_ is missing", fix))
             continue
         problems += _node(section, node, given, cwd)
-    for name, node in config["callbacks"].items():
-        where = f"callbacks.{name}"
-        if node is None:
-            continue
-        if not isinstance(node, dict) or not node.get("_target_"):
-            fix = f"give {where}._target_=my_package.MyCallback, or {where}=null to do without"
-            problems.append(UserError(f"{where}: a callback needs a _target_", fix))
-            continue
-        problems += _node(where, node, Given(), cwd)
+    for section, given, kind in (("callbacks", Given(), "Callback"), ("logger", Given(filled=("save_dir",)), "Logger")):
+        for name, node in (config.get(section) or {}).items():
+            where = f"{section}.{name}"
+            if node is None:
+                continue
+            if not isinstance(node, dict) or not node.get("_target_"):
+                fix = f"give {where}._target_=my_package.My{kind}, or {where}=null to do without"
+                problems.append(UserError(f"{where}: a {kind.lower()} needs a _target_", fix))
+                continue
+            problems += _node(where, node, given, cwd)
     return problems
 
 
@@ -140,7 +143,7 @@ def _arguments(where: str, node: dict[str, Any], given: Given, signature: Signat
     if node.get("_partial_"):
         return
     for argument in named:
-        if argument.required and argument.name not in written and argument.name not in given.named:
+        if argument.required and argument.name not in {*written, *given.named, *given.filled}:
             fix = f"set {where}.{argument.name}=VALUE"
             yield UserError(f"{where}.{argument.name} is missing: {target} needs it", fix)
 
@@ -148,6 +151,8 @@ def _arguments(where: str, node: dict[str, Any], given: Given, signature: Signat
 def _type(where: str, argument: Argument, value: Any) -> Iterator[UserError]:
     # Null arguments of the model are filled from the data; the trainer's own keys are judged by check.py.
     if (value is None and where == "model") or argument.name in TRAINERS_OWN.get(where, ()):
+        return
+    if value is None and where.startswith("logger."):
         return
     if argument.type is None or isinstance(value, dict) or argument.type.accepts(value):
         return

@@ -19,8 +19,11 @@ from trainer.config.schema import Config
 from trainer.config.strategy import STRATEGIES
 from trainer.errors import UserError
 
-OPEN = ("model", "data", "task", "optimizer", "scheduler", "callbacks")
-"""Sections that hold a `_target_` (callbacks: several) and its arguments."""
+OPEN = ("model", "data", "task", "optimizer", "scheduler", "callbacks", "logger")
+"""Sections that hold a `_target_` and its arguments."""
+
+NAMED = ("callbacks", "logger")
+"""Of the open sections those of several targets, each under a name of its own."""
 
 CHOSEN = {"strategy": STRATEGIES, "cluster": CLUSTERS}
 """Closed sections whose class is chosen by their `name`."""

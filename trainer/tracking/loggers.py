@@ -16,9 +16,11 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from trainer.config.schema import Config
 from trainer.runs.directory import RunDirectory
+from trainer.tracking import user_loggers
 from trainer.tracking.metrics_file import MetricsFile
 from trainer.tracking.weights_and_biases import finish, identity, masked, start
 from trainer.worker.process import Rank
+from trainer.worker.torch_setup import Group
 
 
 class StepAxis:
@@ -86,11 +88,19 @@ class Loggers:
     """Those of one attempt; `all` is what Lightning's Trainer is given."""
 
     def __init__(
-        self, config: Config, run: RunDirectory, rank: Rank, completed_steps: Callable[[], int], unsure: list[Any]
+        self,
+        config: Config,
+        run: RunDirectory,
+        rank: Rank,
+        completed_steps: Callable[[], int],
+        unsure: list[Any],
+        group: Group | None = None,
     ) -> None:
+        """Collective. `unsure`: lines of metrics.jsonl that may not have got to W&B. `group`: the CPU group."""
         self.axis = StepAxis(completed_steps)
         self._experiment: Any = None
-        shown: list[Logger] = []
+        own = user_loggers.build(config.logger, run, completed_steps(), rank.is_first, group)
+        shown = [user_loggers.at_steps(logger, self.axis.step) for logger in own]
         if config.tracking.name == "wandb":
             names = identity(run, config.tracking)
             if rank.is_first:

@@ -153,7 +153,7 @@ def _train(config: Config, attempt: Attempt, group: Group | None) -> None:
         clock,
         boundary,
     ]
-    loggers = Loggers(config, directory, rank, lambda: heartbeat.step, unsure)
+    loggers = Loggers(config, directory, rank, lambda: heartbeat.step, unsure, group)
     build.complete(trainer, callbacks, loggers.all)
     loggers.axis.trainer = trainer
     moments.act_at_moments(trainer, boundary)
