@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from pathlib import Path
 from types import MethodType
 from typing import Any
 
@@ -22,7 +23,9 @@ from trainer.config.build import accepts, instantiate, locate
 from trainer.config.schema import Config
 from trainer.errors import UserError
 from trainer.models.sync_batch_norm import synchronised
+from trainer.runs.directory import RunDirectory
 from trainer.strategies.deferred import construct, make_whole
+from trainer.tracking.loggers import NoLogger
 from trainer.worker import fine_tuning, late
 from trainer.worker.data import Data
 from trainer.worker.moments import use_moments
@@ -197,6 +200,7 @@ def build_trainer(
     # Lightning's SIGTERM handler broadcasts on the training's group from inside the handler, between any two of its
     # collectives, and then ends this rank alone; `worker/stop.py` and `callbacks/boundary.py` do it together.
     trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
+    trainer.loggers = [NoLogger(RunDirectory(Path(default_root_dir)))]  # until `complete`: what asks now gets an answer
     if options.lean_loop:
         from trainer.worker.loop import use_lean_loop
 
@@ -211,7 +215,7 @@ def complete(trainer: Trainer, callbacks: list[Callback], loggers: list[Logger])
     trainer.callbacks.extend(callbacks)  # type: ignore[attr-defined]
     _validate_callbacks_list(trainer.callbacks)  # type: ignore[attr-defined]
     trainer.callbacks = trainer._callback_connector._reorder_callbacks(trainer.callbacks)  # type: ignore[attr-defined]
-    trainer.loggers = loggers
+    trainer.loggers = loggers or trainer.loggers
 
 
 def plain_trainer() -> Trainer:
