@@ -67,10 +67,22 @@ _CLOSED_PATHS = (
     *("numpy.genfromtxt", "numpy.f2py", "numpy.distutils", "numpy.testing", "numpy.lib.npyio"),
     *("deepspeed.launcher", "deepspeed.ops.op_builder", "trainer.cli", "trainer.runs", "trainer.cluster"),
 )
+DISCOVERY = {f"hydra.utils.get_{kind}" for kind in ("class", "method", "static_method", "object")}
+"""Give the object whose `path` they are told; that is judged like a `_target_`."""
+OPEN_PATHS = {
+    *DISCOVERY,
+    *("hydra.utils.to_absolute_path", "hydra.utils.get_original_cwd"),
+    *("omegaconf.DictConfig", "omegaconf.ListConfig", "omegaconf.OmegaConf.create", "omegaconf.OmegaConf.to_container"),
+    *("omegaconf.dictconfig.DictConfig", "omegaconf.listconfig.ListConfig"),
+    *("omegaconf.omegaconf.OmegaConf.create", "omegaconf.omegaconf.OmegaConf.to_container"),
+}
+"""Of closed packages: only compute."""
 
 
 def refusal(path: str) -> str | None:
     """Why the dotted `path` must not be called; null when it may be."""
+    if path in OPEN_PATHS:
+        return None
     top = path.partition(".")[0]
     if top in sys.stdlib_module_names and top not in _COMPUTING:
         return f"{top} of Python's standard library reaches files, processes or the interpreter"

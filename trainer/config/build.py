@@ -1,22 +1,23 @@
 """Objects from a frozen configuration: reading it back, and calling its `_target_` nodes.
 
-The worker uses this instead of `hydra.utils.instantiate`, whose block list is too short (see `allow.py`).
+The worker uses this instead of `hydra.utils.instantiate`, whose block list is too short (see `allow.py`) and which
+wraps what a target raises; `nodes.py` has the same meaning of nodes.
 """
 
 from __future__ import annotations
 
-import functools
 import inspect
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from trainer.config.allow import require_allowed
+from trainer.config.allow import OPEN_PATHS, require_allowed
+from trainer.config.nodes import ABOUT_THE_CALL, call
 from trainer.config.schema import Config
 from trainer.errors import UserError
 
-DIRECTIVES = ("_target_", "_partial_", "_args_", "_recursive_", "_convert_")
+DIRECTIVES = (*ABOUT_THE_CALL, "_args_")
 """Keys of a node that are about the call, not arguments of it."""
 
 
@@ -29,9 +30,21 @@ def freeze(config: dict[str, Any]) -> str:
 
 def load(path: Path) -> Config:
     """Read a frozen `config.yaml`: closed sections as their dataclasses, open ones as plain dicts."""
-    from trainer.config.typed import to_config
+    from trainer.config.typed import OPEN, to_config
 
-    return to_config(read_plain(path))
+    config = to_config(read_plain(path))
+    if path.with_name("manifest.json").exists() and not hydra_path(path.parent).exists():
+        # A run that was made before targets got the containers that Hydra gives them.
+        for section in OPEN:
+            node = getattr(config, section)
+            for one in [one for one in node.values() if isinstance(one, dict)] if section == "callbacks" else [node]:
+                one.setdefault("_convert_", "all")
+    return config
+
+
+def hydra_path(run_path: Path) -> Path:
+    """Where a run keeps Hydra's own node, as Hydra does."""
+    return run_path / ".hydra" / "hydra.yaml"
 
 
 def read_plain(path: Path) -> dict[str, Any]:
@@ -43,36 +56,37 @@ def read_plain(path: Path) -> dict[str, Any]:
 
 
 def instantiate(node: dict[str, Any], *args: Any, where: str = "", **extra: Any) -> Any:
-    """Call the `_target_` of `node` with its arguments, nested nodes first; `extra` wins over the node's.
+    """Call the `_target_` of `node` as `hydra.utils.instantiate` does; `nodes.py` says with what.
 
-    `_partial_: true` gives a `functools.partial`, `_args_` positional arguments after `args`, and
-    `_recursive_: false` leaves nested nodes to the target. `where` is the node's key, for messages.
-    Raises UserError when the target cannot be imported, or must not be (`allow.py`).
+    `args` come before the node's `_args_`; `extra` wins over its arguments; both go as they are. `where` is the
+    node's key, for messages. Raises UserError when a target cannot be imported, or must not be (`allow.py`); what the
+    target raises is raised as it is.
     """
-    key = f"{where}._target_" if where else "_target_"
-    if not isinstance(node.get("_target_"), str):
-        raise UserError(f"{key} is missing", "name the class or function to call, such as my_package.MyModel")
-    target = locate(node["_target_"], key)
-    values = {name: value for name, value in node.items() if name not in DIRECTIVES}
-    positional = list(node.get("_args_") or [])
-    if node.get("_recursive_", True):
-        values = {name: _nested(value, f"{where}.{name}") for name, value in values.items()}
-        positional = [_nested(value, f"{where}._args_") for value in positional]
-    call = functools.partial(target, *args, *positional, **{**values, **extra})
-    return call if node.get("_partial_") else call()
+    return call(node, args, extra, _located, where)
 
 
 def locate(path: str, where: str = "_target_") -> Any:
     """Import what the dotted `path` names. Raises UserError when it is refused, missing or not callable."""
+    found = _located(path, where)
+    _require_callable(found, path, where)
+    return found
+
+
+def _located(path: str, where: str) -> Any:
     require_allowed(path, where)
     found = _follow(path, where)
-    if not callable(found):
-        raise UserError(f"{where}={path}: this is not a class or a function", "name one that can be called")
     # Refuses what the written path hides: mypkg.subprocess.run, mypkg.aliased_open.
-    origin = getattr(found, "__module__", None)
+    origin = getattr(found, "__module__", None) if callable(found) else None
     if isinstance(origin, str) and not path.startswith(origin):
         require_allowed(f"{origin}.{getattr(found, '__qualname__', '')}", where)
+    if where.endswith("_target_"):
+        _require_callable(found, path, where)
     return found
+
+
+def _require_callable(found: Any, path: str, where: str) -> None:
+    if not callable(found):
+        raise UserError(f"{where}={path}: this is not a class or a function", "name one that can be called")
 
 
 def accepts(target: Any, name: str) -> bool:
@@ -82,16 +96,6 @@ def accepts(target: Any, name: str) -> bool:
     except (TypeError, ValueError):
         return False
     return parameter is not None and parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
-
-
-def _nested(value: Any, where: str) -> Any:
-    if isinstance(value, dict):
-        if value.get("_target_"):
-            return instantiate(value, where=where)
-        return {key: _nested(item, f"{where}.{key}") for key, item in value.items()}
-    if isinstance(value, list):
-        return [_nested(item, f"{where}[{i}]") for i, item in enumerate(value)]
-    return value
 
 
 def _follow(path: str, where: str) -> Any:
@@ -104,7 +108,7 @@ def _follow(path: str, where: str) -> Any:
         if not hasattr(found, part):
             raise UserError(f"{where}={path}: {'.'.join(parts[:i])} has no {part}", "check the spelling")
         found = getattr(found, part)
-        if isinstance(found, ModuleType):
+        if isinstance(found, ModuleType) and path not in OPEN_PATHS:
             require_allowed(found.__name__, where)
     return found
 

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trainer.config.allow import refusal
+from trainer.config.allow import DISCOVERY, refusal
 from trainer.config.build import DIRECTIVES
 from trainer.config.near import did_you_mean, listed, nearest
+from trainer.config.nodes import CONVERSIONS
 from trainer.config.signature import TRAINERS_OWN, Argument, Signature, of
 from trainer.config.sources import Definition, Found, Module, NotFound, Unknown, find
 from trainer.config.typed import as_written
@@ -63,25 +64,39 @@ def problems_of_targets(config: dict[str, Any], cwd: Path) -> list[UserError]:
     return problems
 
 
-def _node(where: str, node: dict[str, Any], given: Given, cwd: Path) -> Iterator[UserError]:
-    yield from _target(where, node, given, cwd)
+def _node(where: str, node: dict[str, Any], given: Given, cwd: Path, called: bool = True) -> Iterator[UserError]:
+    """`called`: by us. What `_recursive_: false` leaves to a target is called by that, with more arguments perhaps."""
+    yield from _directives(where, node)
+    yield from _target(where, node, given, cwd, called)
+    called = called and node.get("_recursive_") is not False
     for name, value in node.items():
-        yield from _nested(f"{where}.{name}", value, cwd)
+        yield from _nested(f"{where}.{name}", value, cwd, called)
 
 
-def _nested(where: str, value: Any, cwd: Path) -> Iterator[UserError]:
+def _nested(where: str, value: Any, cwd: Path, called: bool) -> Iterator[UserError]:
     if isinstance(value, dict):
         if value.get("_target_"):
-            yield from _node(where, value, Given(), cwd)
+            yield from _node(where, value, Given(), cwd, called)
             return
+        called = called and value.get("_recursive_") is not False
         for name, item in value.items():
-            yield from _nested(f"{where}.{name}", item, cwd)
+            yield from _nested(f"{where}.{name}", item, cwd, called)
     if isinstance(value, list):
         for i, item in enumerate(value):
-            yield from _nested(f"{where}[{i}]", item, cwd)
+            yield from _nested(f"{where}[{i}]", item, cwd, called)
 
 
-def _target(where: str, node: dict[str, Any], given: Given, cwd: Path) -> Iterator[UserError]:
+def _directives(where: str, node: dict[str, Any]) -> Iterator[UserError]:
+    for key in ("_recursive_", "_partial_"):
+        if not isinstance(node.get(key, False), bool):
+            yield UserError(f"{where}.{key}={as_written(node[key])}: expected true or false", "write true or false")
+    convert = node.get("_convert_")
+    if convert is not None and str(convert).lower() not in CONVERSIONS:
+        fix = f"{did_you_mean(str(convert), CONVERSIONS)}choose one of: {listed(CONVERSIONS)}"
+        yield UserError(f"{where}._convert_={as_written(convert)}: there is no such conversion", fix)
+
+
+def _target(where: str, node: dict[str, Any], given: Given, cwd: Path, called: bool) -> Iterator[UserError]:
     path, key = node["_target_"], f"{where}._target_"
     if not isinstance(path, str) or not all(part.isidentifier() for part in path.split(".")):
         yield UserError(f"{key}={path}: not the import path of a class or function", "write my_package.MyClass")
@@ -91,14 +106,26 @@ def _target(where: str, node: dict[str, Any], given: Given, cwd: Path) -> Iterat
     reason = reason or refusal(_leads_to(found))
     if reason:
         yield UserError(f"{key}={path}: refused, because {reason}", _REFUSED_FIX)
+    elif path in DISCOVERY:
+        yield from _discovered(f"{where}.path", node.get("path"), cwd)
     elif isinstance(found, NotFound):
         yield _not_found(key, path, found)
     elif isinstance(found, Module):
         yield UserError(f"{key}={path}: this is a module", f"name a class or function in it: {_classes(found)}")
-    elif found is not None:
+    elif found is not None and called:
         signature = of(found)
         if signature is not None:
             yield from _arguments(where, node, given, signature)
+
+
+def _discovered(key: str, path: Any, cwd: Path) -> Iterator[UserError]:
+    """What `hydra.utils.get_class` and the like are told to find."""
+    found = find(path, cwd) if isinstance(path, str) else None
+    reason = refusal(path) or refusal(_leads_to(found)) if isinstance(path, str) else None
+    if reason:
+        yield UserError(f"{key}={path}: refused, because {reason}", _REFUSED_FIX)
+    elif isinstance(found, NotFound):
+        yield _not_found(key, path, found)
 
 
 def _leads_to(found: Found | None) -> str:
