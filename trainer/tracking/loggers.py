@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch.distributed
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.loggers.logger import DummyLogger
@@ -20,7 +21,6 @@ from trainer.tracking import user_loggers
 from trainer.tracking.metrics_file import MetricsFile
 from trainer.tracking.weights_and_biases import finish, identity, masked, start
 from trainer.worker.process import Rank
-from trainer.worker.torch_setup import Group
 
 
 class StepAxis:
@@ -94,7 +94,7 @@ class Loggers:
         rank: Rank,
         completed_steps: Callable[[], int],
         unsure: list[Any],
-        group: Group | None = None,
+        group: torch.distributed.ProcessGroup | None = None,
     ) -> None:
         """Collective. `unsure`: lines of metrics.jsonl that may not have got to W&B. `group`: the CPU group."""
         self.axis = StepAxis(completed_steps)
