@@ -28,6 +28,7 @@ from trainer.strategies.deferred import construct, make_whole
 from trainer.tracking.loggers import NoLogger
 from trainer.worker import fine_tuning, late
 from trainer.worker.data import Data
+from trainer.worker.loop import use_lean_loop
 from trainer.worker.moments import use_moments
 from trainer.worker.process import Rank
 
@@ -202,8 +203,6 @@ def build_trainer(
     trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
     trainer.loggers = [NoLogger(RunDirectory(Path(default_root_dir)))]  # until `complete`: what asks now gets an answer
     if options.lean_loop:
-        from trainer.worker.loop import use_lean_loop
-
         use_lean_loop(trainer)
     else:
         use_moments(trainer)

@@ -12,8 +12,18 @@ What differs, on purpose:
   `training_step` returned, unless something may change that in place during backward.
 - The gradients of the step before are freed before the forward pass, not after it, so that the two do not take memory
   at the same time: a `training_step` that reads them finds None. Not where `on_before_zero_grad` or
-  `optimizer_zero_grad` is overridden. What a backward inside of `training_step` leaves behind is zeroed as ever.
-- The hooks are looked up at the start of an epoch: a callback that is added in the middle of one waits for the next.
+  `optimizer_zero_grad` is overridden, nor where a callback of the user's has `on_exception`, which may want to look at
+  them. What a backward inside of `training_step` leaves behind is zeroed as ever.
+- What overrides what is looked up at the start of an epoch, and again before `training_step` and before
+  `on_train_batch_end` where callbacks were added, removed or replaced, optimizers replaced, or the module was given an
+  attribute that it did not have, such as a hook. Not seen before the next epoch is a hook that is set on a callback
+  object, one set on the module for the second time, a patched method of a Lightning class (`mock.patch.object`), and
+  `module.automatic_optimization` or `trainer.profiler` set in mid-epoch. All else that a callback may set on the
+  Trainer or the strategy counts at once: schedulers, clipping, accumulation, validation, `max_steps`, `should_stop`.
+- A callback that is added inside of a hook is not called for this same hook.
+
+Lightning's own loop trains instead (the log says why) under manual optimization, a profiler, several optimizers,
+`dataloader_iter`, and where a method that this loop is in the place of has been replaced (`worker/loop_own.py`).
 """
 
 from __future__ import annotations
@@ -53,7 +63,7 @@ class LeanTrainingEpochLoop(LeanOptimization):
         self.reason = why_not_lean(self.trainer, data_fetcher)
         self.plan = None
         if self.reason is None:
-            self.plan = make_plan(self.trainer, data_fetcher, validates=super()._should_check_val_epoch())
+            self.plan = make_plan(self.trainer, data_fetcher)
             data_fetcher._start_profiler = data_fetcher._stop_profiler = _nothing
         if not self._said and self.trainer.is_global_zero:
             if self.reason is None:
@@ -71,11 +81,25 @@ class LeanTrainingEpochLoop(LeanOptimization):
     def _broadcast_sigterm_tensor(self) -> None:
         """Nothing: `callbacks/boundary.py` agrees on stopping, without waiting for the device on every batch."""
 
+    def _on_before_fetch(self) -> None:
+        self.trainer.profiler.start("[_TrainingEpochLoop].train_dataloader_next")  # type: ignore[attr-defined]
+
+    def _on_after_fetch(self) -> None:
+        self.trainer.profiler.stop("[_TrainingEpochLoop].train_dataloader_next")  # type: ignore[attr-defined]
+
     def _should_check_val_epoch(self) -> bool:
-        return super()._should_check_val_epoch() if self.plan is None else self.plan.validates
+        plan, trainer = self.plan, self.trainer
+        if plan is None:
+            return super()._should_check_val_epoch()
+        if not plan.has_validation or trainer.limit_val_batches <= 0:
+            return False
+        every = trainer.check_val_every_n_epoch
+        return every is None or plan.epoch_number % every == 0
 
     def _should_accumulate(self) -> bool:
-        return self.trainer.accumulate_grad_batches != 1 and super()._should_accumulate()
+        if self.plan is not None and self.trainer.accumulate_grad_batches == 1:
+            return False
+        return super()._should_accumulate()
 
     @property
     def done(self) -> bool:
@@ -93,11 +117,11 @@ class LeanTrainingEpochLoop(LeanOptimization):
         plan, trainer = self.plan, self.trainer
         if (
             plan is None
-            or plan.has_plateaus
             or self._skip_next_val
             or trainer.should_stop
             or trainer._signal_connector.received_sigterm
-            or (plan.validates and self._should_check_val_fx(data_fetcher))
+            or self._has_plateaus(plan)
+            or (plan.has_validation and self._should_check_val_fx(data_fetcher))
         ):
             super().on_advance_end(data_fetcher)
             return  # it looks at the moment itself
@@ -112,7 +136,9 @@ class LeanTrainingEpochLoop(LeanOptimization):
         Counters are raised by hand: ten calls of `increment_...` a step are 4 us.
         """
         plan = self.plan
-        if plan is None or self._restarting:
+        if plan is not None and not plan.is_of(self.trainer):
+            plan = self._plan_again(data_fetcher)
+        if plan is None or self._restarting or self.automatic_optimization._skip_backward:
             super().advance(data_fetcher)
             return
         if self.val_loop._restarting:
@@ -135,7 +161,9 @@ class LeanTrainingEpochLoop(LeanOptimization):
         if batch is None:
             self._warning_cache.warn("train_dataloader yielded None. If this was on purpose, ignore this warning...")
         else:
-            refused = plan.has_start_hooks and self._start_hooks(plan, batch, batch_idx) == -1
+            if plan.has_start_hooks:
+                refused = self._start_hooks(plan, batch, batch_idx) == -1
+                plan = self._current(plan, data_fetcher)
             if refused:
                 progress.increment_by(0, is_last_batch=True)
             else:
@@ -144,10 +172,11 @@ class LeanTrainingEpochLoop(LeanOptimization):
                 outputs = self._train(plan, batch, batch_idx)
         total.processed += 1
         current.processed += 1
-        if plan.has_schedulers:
+        if plan.strategy.lr_scheduler_configs:
             self._step_schedulers(plan, batch_idx)
         if refused:
             raise StopIteration
+        plan = self._current(plan, data_fetcher)
         self._call(plan, "on_train_batch_end", outputs, batch, batch_idx)
         self._end_batch()
         total.completed += 1
@@ -184,17 +213,39 @@ class LeanTrainingEpochLoop(LeanOptimization):
 
     def _step_schedulers(self, plan: Plan, batch_idx: int) -> None:
         """Learning rate schedulers by step, then those by epoch at its end; ReduceLROnPlateau follows validation."""
-        if plan.step_schedulers and not self._should_accumulate():
+        if not self._should_accumulate():
             if plan.plain_scheduler_step:
-                for config in plan.step_schedulers:
-                    if (batch_idx + 1) % config.frequency == 0:
-                        self.scheduler_progress.increment_ready()
-                        config.scheduler.step()
-                        self.scheduler_progress.increment_completed()
+                total: Any = self.scheduler_progress.total
+                current: Any = self.scheduler_progress.current
+                for config in plan.strategy.lr_scheduler_configs:
+                    is_due = (batch_idx + 1) % config.frequency == 0
+                    if is_due and config.interval == "step" and not config.reduce_on_plateau:
+                        total.ready += 1
+                        current.ready += 1
+                        config.scheduler.step()  # type: ignore[call-arg]
+                        total.completed += 1
+                        current.completed += 1
             else:
                 self._update_learning_rates("step", update_plateau_schedulers=False)
         if self._num_ready_batches_reached():
             self.update_lr_schedulers("epoch", update_plateau_schedulers=False)
+
+    def _has_plateaus(self, plan: Plan) -> bool:
+        """Whether a scheduler waits for a metric; a callback may have put others into the strategy at any time."""
+        configs = plan.strategy.lr_scheduler_configs
+        return bool(configs) and any([config.reduce_on_plateau for config in configs])
+
+    def _current(self, plan: Plan, data_fetcher: _DataFetcher) -> Plan:
+        """The plan for the rest of this micro-batch, where a hook has changed what it was made of."""
+        if not plan.is_of(self.trainer) and plan.strategy._optimizers:
+            self.plan = plan = make_plan(self.trainer, data_fetcher)
+        return plan
+
+    def _plan_again(self, data_fetcher: _DataFetcher) -> Plan | None:
+        """In mid-epoch, between two micro-batches. None: the rest of the epoch is Lightning's."""
+        self.reason = why_not_lean(self.trainer, data_fetcher)
+        self.plan = None if self.reason else make_plan(self.trainer, data_fetcher)
+        return self.plan
 
 
 def _nothing() -> None:

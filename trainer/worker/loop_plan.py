@@ -1,11 +1,13 @@
 """What an epoch's training steps need to know of the module, the callbacks, the strategy and the precision plugin.
 
 Lightning looks all of this up again on every batch: which hooks are overridden, whether `training_step` takes a
-`batch_idx`, whether there is validation. Here it is looked up once an epoch.
+`batch_idx`, whether there is validation. Here it is looked up once an epoch, and again when the callbacks, the
+optimizer or the attributes of the module have changed (`Plan.is_of`).
 
-Each part of a step is *plain* when the strategy and the precision plugin use Lightning's base methods for it, which
-are then written out in `worker/loop.py`. A part that is not plain is left to the strategy's or the plugin's own
-method (FSDP's backward, DeepSpeed's optimizer step, a gradient scaler), so that a strategy unknown here is right, too.
+Each part of a step is *plain* when the strategy and the precision plugin use Lightning's base methods for it
+(`worker/loop_own.py`), which are then written out in `worker/loop.py`. A part that is not plain is left to the
+strategy's or the plugin's own method (FSDP's backward, DeepSpeed's optimizer step, a gradient scaler), so that a
+strategy unknown here is right, too.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ import torch
 from lightning.fabric.plugins import Precision as FabricPrecision
 from lightning.fabric.utilities import move_data_to_device
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.core.optimizer import LightningOptimizer, do_nothing_closure
 from lightning.pytorch.loops.fetchers import _DataFetcher, _DataLoaderIterDataFetcher, _PrefetchDataFetcher
 from lightning.pytorch.loops.optimization import _AutomaticOptimization
 from lightning.pytorch.plugins.precision import MixedPrecision, Precision
@@ -28,20 +31,14 @@ from lightning.pytorch.strategies.ddp import _DDPForwardRedirection
 from lightning.pytorch.strategies.strategy import _ForwardRedirection
 from lightning.pytorch.trainer import call
 from lightning.pytorch.utilities.combined_loader import CombinedLoader, _MaxSizeCycle
+from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 from torch.optim import Optimizer
 
-HOOKS = (
-    "on_train_batch_start",
-    "on_before_zero_grad",
-    "on_before_backward",
-    "on_after_backward",
-    "on_before_optimizer_step",
-    "on_train_batch_end",
-)
-"""The hooks of a step that both callbacks and modules have."""
+from trainer.worker.loop_own import HOOKS, TRANSFER_HOOKS, own, replaced_in_frame
 
-TRANSFER_HOOKS = ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer")
+_KNOWN_PACKAGES = ("lightning", "pytorch_lightning", "trainer")
+"""Whose callbacks do not look at gradients in `on_exception`."""
 
 
 @dataclass
@@ -68,14 +65,26 @@ class Plan:
     frees_gradients_early: bool
     """Nobody looks at them when they are zeroed, so they need not live through the forward pass."""
     clips: bool
+    """The module or the precision plugin has its say, also where `trainer.gradient_clip_val` is not set."""
     copies_loss: bool
     """Something may change the loss in place before `on_train_batch_end` sees it."""
-    has_schedulers: bool
-    has_plateaus: bool
-    step_schedulers: list[Any]
     plain_scheduler_step: bool
-    validates: bool
-    """Whether this epoch is one that validates, whatever the batch."""
+    has_validation: bool
+    """There is something to validate with; whether it is, `trainer` says on each batch."""
+    epoch_number: int
+    """From 1."""
+    callbacks: list[Callback]
+    optimizers: list[Optimizer]
+    num_attributes: int
+    """Of the module, when this was looked up."""
+
+    def is_of(self, trainer: Trainer) -> bool:
+        """Whether what was looked up still is what there is, as far as five comparisons tell."""
+        return (
+            trainer.callbacks == self.callbacks  # type: ignore[attr-defined]
+            and self.strategy._optimizers == self.optimizers
+            and len(self.module.__dict__) == self.num_attributes
+        )
 
 
 def why_not_lean(trainer: Trainer, data_fetcher: _DataFetcher) -> str | None:
@@ -94,13 +103,16 @@ def why_not_lean(trainer: Trainer, data_fetcher: _DataFetcher) -> str | None:
     profiler = trainer.profiler  # type: ignore[attr-defined]
     if type(profiler) is not PassThroughProfiler:
         return f"{type(profiler).__name__} wants every hook in its table"
+    instances = (optimization, trainer._logger_connector, data_fetcher, trainer.lightning_module)
+    if replaced := replaced_in_frame(*instances, trainer.strategy._forward_redirection):
+        return f"{replaced} has been replaced"
     return None
 
 
-def make_plan(trainer: Trainer, data_fetcher: _DataFetcher, validates: bool) -> Plan:
+def make_plan(trainer: Trainer, data_fetcher: _DataFetcher) -> Plan:
     """Look everything up. The Trainer must be fitting, with the strategy set up."""
     module, strategy, precision = trainer.lightning_module, trainer.strategy, trainer.precision_plugin
-    plain_step = _plain_optimizer_step(strategy, precision)
+    optimizer = strategy._optimizers[0]
     plain_zero_grad = not _override("optimizer_zero_grad", module, LightningModule)
     hooks = {name: _overrides(name, trainer) for name in HOOKS}
     module_batch_start = _override("on_train_batch_start", module, LightningModule)
@@ -118,33 +130,32 @@ def make_plan(trainer: Trainer, data_fetcher: _DataFetcher, validates: bool) -> 
         takes_batch_idx=is_param_in_hook_signature(module.training_step, "batch_idx", min_args=2),
         strategy_accumulates=strategy.handles_gradient_accumulation,
         plain_backward=_plain_backward(strategy, precision),
-        plain_optimizer_step=plain_step and not _override("optimizer_step", module, LightningModule),
+        plain_optimizer_step=_plain_optimizer_step(strategy, precision, module),
         plain_zero_grad=plain_zero_grad,
         frees_gradients_early=plain_zero_grad
         and not hooks["on_before_zero_grad"]
-        and type(strategy._optimizers[0]).zero_grad is Optimizer.zero_grad,
-        clips=bool(trainer.gradient_clip_val)
-        or bool(_override("configure_gradient_clipping", module, LightningModule))
-        or bool(_override("clip_gradients", module, LightningModule)),
+        and _inherits(optimizer, "zero_grad", Optimizer)
+        and not any(map(_may_look_at_gradients, trainer.callbacks)),  # type: ignore[attr-defined]
+        clips=bool(_override("configure_gradient_clipping", module, LightningModule))
+        or bool(_override("clip_gradients", module, LightningModule))
+        or not _plain_precision(precision, "clip_gradients"),
         copies_loss=any(map(_may_write, hooks["on_before_backward"]))
         or bool(_override("backward", module, LightningModule))
         or not _plain_backward(strategy, precision),
-        has_schedulers=bool(trainer.lr_scheduler_configs),
-        has_plateaus=any(config.reduce_on_plateau for config in trainer.lr_scheduler_configs),
-        step_schedulers=[
-            config
-            for config in trainer.lr_scheduler_configs
-            if config.interval == "step" and not config.reduce_on_plateau
-        ],
         plain_scheduler_step=not _override("lr_scheduler_step", module, LightningModule),
-        validates=validates,
+        has_validation=trainer.fit_loop.epoch_loop.val_loop._data_source.is_defined()
+        and is_overridden("validation_step", module),
+        epoch_number=trainer.current_epoch + 1,
+        callbacks=list(trainer.callbacks),  # type: ignore[attr-defined]
+        optimizers=list(strategy._optimizers),
+        num_attributes=len(module.__dict__),
     )
 
 
 def _override(name: str, owner: object, base: type) -> Callable[..., Any] | None:
     """The bound method where it is not `base`'s own. Also true of attributes set on the instance, and of mocks."""
     found = getattr(owner, name)
-    inherited = getattr(found, "__func__", found) is getattr(base, name)
+    inherited = getattr(found, "__func__", found) is own(base, name)
     return found if callable(found) and not inherited else None
 
 
@@ -168,9 +179,15 @@ def _may_write(hook: Callable[..., Any]) -> bool:
     return not getattr(getattr(function, "__self__", None), "only_looks", False)
 
 
+def _may_look_at_gradients(callback: Callback) -> bool:
+    """Whether this callback may want, after an exception in `training_step`, the gradients of the step before."""
+    is_known = type(callback).__module__.partition(".")[0] in _KNOWN_PACKAGES
+    return not is_known and _override("on_exception", callback, Callback) is not None
+
+
 def _inherits(owner: object, name: str, *bases: type) -> bool:
     """Whether the class of `owner` has this method from one of `bases`, which its subclasses left as it is."""
-    return getattr(type(owner), name) in [getattr(base, name) for base in bases] and name not in vars(owner)
+    return getattr(type(owner), name) in [own(base, name) for base in bases] and name not in vars(owner)
 
 
 def _plain_precision(precision: Precision, *names: str) -> bool:
@@ -191,10 +208,20 @@ def _plain_backward(strategy: Strategy, precision: Precision) -> bool:
     )
 
 
-def _plain_optimizer_step(strategy: Strategy, precision: Precision) -> bool:
+def _plain_optimizer_step(strategy: Strategy, precision: Precision, module: LightningModule) -> bool:
+    """Whether nobody comes between the loop and the optimizer: the module, Lightning's wrapper, strategy, plugin."""
+    wrapper = strategy._lightning_optimizers[0]
+    wraps_only = (
+        wrapper is not strategy._optimizers[0]
+        and type(wrapper).step is own(LightningOptimizer, "step")
+        and "step" not in vars(wrapper)
+        and wrapper._on_before_step is wrapper._on_after_step is do_nothing_closure
+    )
     averages = getattr(strategy, "_model_averager", None) is not None
     return (
-        _inherits(strategy, "optimizer_step", Strategy, DDPStrategy)
+        not _override("optimizer_step", module, LightningModule)
+        and wraps_only
+        and _inherits(strategy, "optimizer_step", Strategy, DDPStrategy)
         and not averages
         and _plain_precision(precision, "optimizer_step", "_wrap_closure", "_after_closure", "_clip_gradients")
     )
@@ -217,6 +244,8 @@ def _fetch(fetcher: _DataFetcher) -> Callable[[], Any]:
         return lambda: next(fetcher)[0]
 
     def fetch() -> Any:
+        if combined._iterator is not iterator:
+            return next(fetcher)[0]
         if fetcher.done:
             raise StopIteration
         try:
@@ -247,7 +276,7 @@ def _training_step(strategy: Strategy, precision: Precision, module: LightningMo
             return output
 
         return left_to_the_strategy
-    step = module.training_step if strategy.model is module else _redirected(strategy.model, module)
+    step = _redirected(strategy.model, module) if strategy.model is not module else module.training_step
     if _inherits(precision, "forward_context", FabricPrecision):
         return step
 
@@ -260,13 +289,16 @@ def _training_step(strategy: Strategy, precision: Precision, module: LightningMo
 
 def _redirected(wrapper: Any, module: LightningModule) -> Callable[..., Any]:
     """`_ForwardRedirection`: the wrapper calls `module.forward`, which for this once is the training step."""
-    names, forward = module.__dict__, module.forward
+    names = module.__dict__
+    forward: Any = None
 
     def inner(*arguments: Any) -> Any:
         names["forward"] = forward  # the step may well call it
         return module.training_step(*arguments)
 
     def outer(*arguments: Any) -> Any:
+        nonlocal forward
+        forward = module.forward
         names["forward"] = inner
         return wrapper(*arguments)
 
@@ -282,9 +314,8 @@ def _transfer(trainer: Trainer) -> Callable[[Any], Any]:
         or (datamodule is not None and _override(name, datamodule, LightningDataModule))
         for name in TRANSFER_HOOKS
     )
-    plain_parts = (
-        _inherits(strategy, "batch_to_device", Strategy)
-        and type(trainer.precision_plugin).convert_input is FabricPrecision.convert_input
+    plain_parts = _inherits(strategy, "batch_to_device", Strategy) and _inherits(
+        trainer.precision_plugin, "convert_input", FabricPrecision
     )
     if plain_parts and not overridden:
         return partial(_move, device=strategy.root_device)

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from functools import partial
 from time import perf_counter
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
+<<<<<<< HEAD
 from lightning.pytorch.loops.optimization.automatic import ClosureResult
+=======
+from lightning.pytorch.loops.optimization.automatic import Closure, ClosureResult
+from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
+>>>>>>> a1c2caa (Lean loop: errors, live changes and patched methods as Lightning's own)
 from lightning.pytorch.loops.utilities import _block_parallel_sync_behavior
 from lightning.pytorch.trainer import call
 from torch import Tensor
@@ -22,7 +27,19 @@ FX = "_current_fx_name"
 attribute of an nn.Module costs 2 us, 44 times a step."""
 
 
+<<<<<<< HEAD
 class LeanOptimization(MomentEpochLoop):
+=======
+_NONE = "`training_step` returned `None`. If this was on purpose, ignore this warning..."
+_NONE_ON_RANKS = (
+    "Skipping the `training_step` by returning None in distributed training is not supported."
+    " It is recommended that you rewrite your training logic to avoid having to skip the step in the first place."
+    " Return a loss that is 0 instead, such as `0 * self(batch).sum()`: the other ranks wait for this one's gradients."
+)
+
+
+class LeanOptimization(_TrainingEpochLoop):
+>>>>>>> a1c2caa (Lean loop: errors, live changes and patched methods as Lightning's own)
     """What `_AutomaticOptimization`, the strategy and the precision plugin do together, in one place."""
 
     _outputs: dict[str, Any] | None = None
@@ -40,49 +57,77 @@ class LeanOptimization(MomentEpochLoop):
                 hook(*arguments)
             module[FX] = outer
 
-    def _train(self, plan: Plan, batch: Any, batch_idx: int) -> dict[str, Any] | None:
+    def _train(self, plan: Plan, batch: Any, batch_idx: int) -> dict[str, Any]:
         """`_AutomaticOptimization.run`: forward, backward and, unless gradients accumulate, the optimizer's step.
 
         As in Lightning the optimizer is given a closure, so that those which evaluate it more than once (LBFGS, SAM)
         work, and those with hooks before the step see them in the same order.
+
+        Raises MisconfigurationException where the closure was not run: nothing has been trained.
         """
         strategy = plan.strategy
         accumulates = self._should_accumulate()
+        self._outputs = None
         if accumulates and not plan.strategy_accumulates:
             with _block_parallel_sync_behavior(strategy, block=True):
                 self._closure(plan, batch, batch_idx)
         else:
             progress = self.automatic_optimization.optim_progress.optimizer.step
+            total: Any = progress.total
+            current: Any = progress.current
             if not accumulates:
-                progress.increment_ready()
+                total.ready += 1
+                current.ready += 1
             if plan.plain_optimizer_step:
                 closure: Any = partial(self._closure_of_step, plan, batch, batch_idx)
-                strategy._optimizers[0].step(closure)
+                strategy._optimizers[0].step(closure=closure)
             else:
-                call._call_lightning_module_hook(
-                    self.trainer,
-                    "optimizer_step",
-                    self.trainer.current_epoch,
-                    batch_idx,
-                    strategy._lightning_optimizers[0],
-                    partial(self._closure, plan, batch, batch_idx),
-                )
+                closure = self._step_by_hook(plan, batch, batch_idx)
             if not accumulates:
-                progress.increment_completed()
+                total.completed += 1
+                current.completed += 1
+            if not plan.plain_optimizer_step:
+                result = closure.consume_result()
+                return {} if result.loss is None else dict(result.asdict())
         outputs, self._outputs = self._outputs, None
+        if outputs is None:
+            _not_run()
         return outputs
+
+    def _step_by_hook(self, plan: Plan, batch: Any, batch_idx: int) -> Closure:
+        """`LightningModule.optimizer_step`, with Lightning's own `Closure`, into which a module may look."""
+        closure = Closure(
+            step_fn=partial(self._result, plan, batch, batch_idx),
+            backward_fn=partial(self._noted_backward, plan),
+            zero_grad_fn=partial(self._zero_grad, plan, batch_idx) if self._zeroes(batch_idx) else None,
+        )
+        call._call_lightning_module_hook(
+            self.trainer,
+            "optimizer_step",
+            self.trainer.current_epoch,
+            batch_idx,
+            plan.strategy._lightning_optimizers[0],
+            closure,
+        )
+        return closure
+
+    def _result(self, plan: Plan, batch: Any, batch_idx: int) -> ClosureResult:
+        """What `Closure` wants of the forward pass."""
+        loss, extra = self._forward(plan, batch, batch_idx)
+        return ClosureResult(loss, extra=extra or {})
 
     def _closure_of_step(self, plan: Plan, batch: Any, batch_idx: int) -> Tensor | None:
         """What `Precision._wrap_closure` and `_after_closure` make of the closure."""
         loss = self._closure(plan, batch, batch_idx)
-        if not (plan.clips or plan.hooks["on_before_optimizer_step"]):
-            return loss
         trainer = self.trainer
+        clips = plan.clips or trainer.gradient_clip_val
+        if not (clips or plan.hooks["on_before_optimizer_step"]):
+            return loss
         optimizer = plan.strategy._optimizers[0]
         module = plan.module.__dict__
         outer, module[FX] = module[FX], "optimizer_step"
         self._call(plan, "on_before_optimizer_step", optimizer)
-        if plan.clips:
+        if clips or trainer.gradient_clip_val:
             trainer.precision_plugin._clip_gradients(
                 plan.module,
                 optimizer,
@@ -97,18 +142,8 @@ class LeanOptimization(MomentEpochLoop):
         if not torch.is_grad_enabled():  # an optimizer that does not see to it before it calls its closure
             with torch.enable_grad():
                 return self._closure(plan, batch, batch_idx)
-        accumulate = self.trainer.accumulate_grad_batches
-        zeroes = batch_idx % accumulate == 0
-        if zeroes:
-            self.noted.losses = []
-            if plan.frees_gradients_early:
-                plan.strategy._optimizers[0].zero_grad()
-        module = plan.module.__dict__
-        outer, module[FX] = module[FX], "training_step"
-        output = plan.training_step(batch, batch_idx) if plan.takes_batch_idx else plan.training_step(batch)
-        module[FX] = outer
-        loss, extra = (output, None) if accumulate == 1 and type(output) is Tensor else self._loss_of(output)
-        if zeroes:
+        loss, extra = self._forward(plan, batch, batch_idx)
+        if self._zeroes(batch_idx):
             self._zero_grad(plan, batch_idx)
         if loss is None:
             self._outputs = {}
@@ -122,18 +157,36 @@ class LeanOptimization(MomentEpochLoop):
         self._backward(plan, loss)
         return shown
 
-    def _loss_of(self, output: Any) -> tuple[Tensor | None, dict[str, Any]]:
+    def _zeroes(self, batch_idx: int) -> bool:
+        """Whether this micro-batch is the first of a step."""
+        return batch_idx % self.trainer.accumulate_grad_batches == 0
+
+    def _forward(self, plan: Plan, batch: Any, batch_idx: int) -> tuple[Tensor | None, dict[str, Any] | None]:
         """The loss of this micro-batch as a part of the step's, and what else `training_step` returned."""
-        trainer = self.trainer
+        accumulate = self.trainer.accumulate_grad_batches
+        if batch_idx % accumulate == 0:
+            self.noted.losses = []
+            if plan.frees_gradients_early:
+                plan.strategy._optimizers[0].zero_grad()
+        module = plan.module.__dict__
+        outer, module[FX] = module[FX], "training_step"
+        output = plan.training_step(batch, batch_idx) if plan.takes_batch_idx else plan.training_step(batch)
+        module[FX] = outer
+        if accumulate == 1 and type(output) is Tensor:
+            return output, None
         if output is None:
-            if trainer.world_size > 1:
-                raise RuntimeError(
-                    "training_step returned None, which skips the step; on several ranks the others would wait for"
-                    " this one for ever. Return a loss that is 0 instead, such as `0 * model(batch).sum()`."
-                )
-            self._warning_cache.warn("`training_step` returned `None`. If this was on purpose, ignore this warning...")
-        result = ClosureResult.from_training_step_output(output, trainer.accumulate_grad_batches)
+            if self.trainer.world_size > 1:
+                raise RuntimeError(_NONE_ON_RANKS)
+            Closure.warning_cache.warn(
+                "`training_step` returned `None`. If this was on purpose, ignore this warning..."
+            )
+        result = ClosureResult.from_training_step_output(output, accumulate)
         return result.closure_loss, result.extra
+
+    def _noted_backward(self, plan: Plan, loss: Tensor) -> None:
+        self.noted.losses.append(loss.detach())
+        self.noted.forward_ended = perf_counter()
+        self._backward(plan, loss)
 
     def _zero_grad(self, plan: Plan, batch_idx: int) -> None:
         trainer = self.trainer
@@ -184,3 +237,9 @@ def _has_gradients(optimizer: Optimizer) -> bool:
             if parameter.grad is not None:
                 return True
     return False
+
+
+def _not_run() -> NoReturn:
+    """Raise what Lightning raises where its closure was not run."""
+    Closure(step_fn=_not_run).consume_result()
+    raise AssertionError
