@@ -20,7 +20,7 @@ What differs, on purpose:
   object, one set on the module for the second time, a patched method of a Lightning class (`mock.patch.object`), and
   `module.automatic_optimization` or `trainer.profiler` set in mid-epoch. All else that a callback may set on the
   Trainer or the strategy counts at once: schedulers, clipping, accumulation, validation, `max_steps`, `should_stop`.
-- A callback that is added inside of a hook is not called for this same hook.
+- A callback that is added or removed inside of a hook is so after this same hook.
 
 Lightning's own loop trains instead (the log says why) under manual optimization, a profiler, several optimizers,
 `dataloader_iter`, and where a method that this loop is in the place of has been replaced (`worker/loop_own.py`).
@@ -138,7 +138,7 @@ class LeanTrainingEpochLoop(LeanOptimization):
         plan = self.plan
         if plan is not None and not plan.is_of(self.trainer):
             plan = self._plan_again(data_fetcher)
-        if plan is None or self._restarting or self.automatic_optimization._skip_backward:
+        if plan is None or self._restarting:
             super().advance(data_fetcher)
             return
         if self.val_loop._restarting:

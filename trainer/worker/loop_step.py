@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from functools import partial
 from time import perf_counter
 from typing import Any, NoReturn
@@ -65,14 +66,17 @@ class LeanOptimization(_TrainingEpochLoop):
 
         Raises MisconfigurationException where the closure was not run: nothing has been trained.
         """
-        strategy = plan.strategy
+        strategy, optimization = plan.strategy, self.automatic_optimization
+        if optimization._skip_backward:  # as weight averaging asks for
+            arguments = self._build_kwargs(OrderedDict(), batch, batch_idx)
+            return optimization.run(strategy._optimizers[0], batch_idx, arguments)
         accumulates = self._should_accumulate()
         self._outputs = None
         if accumulates and not plan.strategy_accumulates:
             with _block_parallel_sync_behavior(strategy, block=True):
                 self._closure(plan, batch, batch_idx)
         else:
-            progress = self.automatic_optimization.optim_progress.optimizer.step
+            progress = optimization.optim_progress.optimizer.step
             total: Any = progress.total
             current: Any = progress.current
             if not accumulates:
