@@ -8,12 +8,7 @@ from time import perf_counter
 from typing import Any, NoReturn
 
 import torch
-<<<<<<< HEAD
-from lightning.pytorch.loops.optimization.automatic import ClosureResult
-=======
 from lightning.pytorch.loops.optimization.automatic import Closure, ClosureResult
-from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
->>>>>>> a1c2caa (Lean loop: errors, live changes and patched methods as Lightning's own)
 from lightning.pytorch.loops.utilities import _block_parallel_sync_behavior
 from lightning.pytorch.trainer import call
 from torch import Tensor
@@ -28,9 +23,6 @@ FX = "_current_fx_name"
 attribute of an nn.Module costs 2 us, 44 times a step."""
 
 
-<<<<<<< HEAD
-class LeanOptimization(MomentEpochLoop):
-=======
 _NONE = "`training_step` returned `None`. If this was on purpose, ignore this warning..."
 _NONE_ON_RANKS = (
     "Skipping the `training_step` by returning None in distributed training is not supported."
@@ -39,8 +31,7 @@ _NONE_ON_RANKS = (
 )
 
 
-class LeanOptimization(_TrainingEpochLoop):
->>>>>>> a1c2caa (Lean loop: errors, live changes and patched methods as Lightning's own)
+class LeanOptimization(MomentEpochLoop):
     """What `_AutomaticOptimization`, the strategy and the precision plugin do together, in one place."""
 
     _outputs: dict[str, Any] | None = None
