@@ -30,14 +30,14 @@ def freeze(config: dict[str, Any]) -> str:
 
 def load(path: Path) -> Config:
     """Read a frozen `config.yaml`: closed sections as their dataclasses, open ones as plain dicts."""
-    from trainer.config.typed import OPEN, to_config
+    from trainer.config.typed import NAMED, OPEN, to_config
 
     config = to_config(read_plain(path))
     if path.with_name("manifest.json").exists() and not hydra_path(path.parent).exists():
         # A run that was made before targets got the containers that Hydra gives them.
         for section in OPEN:
             node = getattr(config, section)
-            for one in [one for one in node.values() if isinstance(one, dict)] if section == "callbacks" else [node]:
+            for one in [one for one in node.values() if isinstance(one, dict)] if section in NAMED else [node]:
                 one.setdefault("_convert_", "all")
     return config
 
