@@ -96,7 +96,7 @@ def test_hydras_global_state_is_left_clean(workdir: Path) -> None:
         ("tracking.tags=3", "tracking.tags=3: expected a list", "[a,b]"),
         ("trainer.max_steps=ten", "trainer.max_steps=ten: expected an integer", "trainer.max_steps=10"),
         ("trainer.max_steps=1.5", "trainer.max_steps=1.5: expected an integer", "trainer.max_steps=10"),
-        ("trainer.deterministic=maybe", "expected true or false", "trainer.deterministic=true"),
+        ("trainer.sync_batchnorm=maybe", "expected true or false", "trainer.sync_batchnorm=true"),
         ("seed=null", "seed=null: expected an integer", "seed=10"),
         ("seed=true", "seed=true: expected an integer", "seed=10"),
     ],

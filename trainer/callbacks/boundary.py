@@ -123,7 +123,7 @@ class Boundary(Callback):
         self._plan(step)
         if step == self._max_steps and trainer.global_step < step:
             trainer.should_stop = True  # Lightning does not count the steps of a module without an optimizer
-        if request is Request.TIME_IS_UP:
+        if request is Request.TIME_IS_UP and not trainer.should_stop:  # trainer.min_steps may hold the end back
             trainer.should_stop = True
             save = True
         locally = bool(self._local_every and step % self._local_every == 0)

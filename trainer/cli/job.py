@@ -40,7 +40,8 @@ class Job:
         if data.get("batch_size") is None:
             return None
         sharing = ranks_per_sample(self.config["strategy"], self.shape.processes_per_node)
-        return BatchPlan.of(data["batch_size"], data.get("micro_batch"), self.shape.world_size // sharing)
+        readers, accumulate = self.shape.world_size // sharing, self.config["trainer"]["accumulate_grad_batches"]
+        return BatchPlan.of(data["batch_size"], data.get("micro_batch"), readers, accumulate)
 
 
 def check_all(composed: list[Composed]) -> list[Job]:
@@ -68,6 +69,8 @@ def describe(job: Job) -> list[tuple[str, str]]:
     options, checkpoint = config["trainer"], config["checkpoint"]
     if plan is None:
         batch = "as the data module's own loader has it, on each rank"
+        accumulate = options["accumulate_grad_batches"] or 1
+        batch += f", {accumulate} of them a step" if accumulate > 1 else ""
     else:
         batch = f"{plan.global_batch} samples a step = {plan.split(job.shape.world_size)}"
     limits = [f"{options[key]} {word}" for key, word in _LIMITS.items() if options[key] is not None]
@@ -79,6 +82,7 @@ def describe(job: Job) -> list[tuple[str, str]]:
         ("data", config["data"]["_target_"]),
         ("batch", batch),
         ("until", " or ".join(limits)),
+        ("validation", _validation(options)),
         ("checkpoint", f"{' and '.join([*saves, 'at the end'])}; keeps {checkpoint['keep_last']} newest"),
         ("tracking", ", and ".join([_tracking(config["tracking"], job.said), *_own_loggers(config)])),
         *([("cost", cost)] if (cost := launchers.cost(config, job.shape)) else []),
@@ -111,6 +115,21 @@ def _tracking(options: dict[str, Any], said: dict[str, Said]) -> str:
 
 
 _NAMED = ("entity", "group")
+
+
+def _validation(options: dict[str, Any]) -> str:
+    """When the model is validated, in words."""
+    interval, epochs = options["val_check_interval"], options["check_val_every_n_epoch"]
+    which = "each epoch" if epochs in (None, 1) else f"each {epochs}th epoch"
+    if options["limit_val_batches"] == 0:
+        return "none"
+    if interval is None or (interval == 1.0 and isinstance(interval, float)):
+        return f"at the end of {which}"
+    if interval <= 1 and isinstance(interval, float):
+        return f"after each {interval:g} of {which}"
+    return f"every {interval:g} optimizer steps, " + ("counted over epochs" if epochs is None else f"in {which}")
+
+
 _LIMITS = {"max_steps": "steps", "max_epochs": "epochs", "max_time": "(DD:HH:MM:SS)"}
 _SAVES = {"every_n_steps": "steps", "every_minutes": "minutes"}
 

@@ -43,7 +43,8 @@ def launch(job: Job, arguments: argparse.Namespace, after: RunDirectory | None =
         some = ", ".join(linked[:5]) + (f" and {len(linked) - 5} more" if len(linked) > 5 else "")
         print(f"not in the run's copy of your code, but linked there, because of their size or number: {some}")
     facts = dict(describe(job))
-    print(f"run {run.path.name}: {facts['shape']}; {facts['batch']}; until {facts['until']}", flush=True)
+    validated = f"; validated {facts['validation']}" if job.config["trainer"]["val_check_interval"] else ""
+    print(f"run {run.path.name}: {facts['shape']}; {facts['batch']}; until {facts['until']}{validated}", flush=True)
     cluster = job.config["cluster"]["name"]
     launchers.launcher(cluster, detached=arguments.detach, after=after).launch(run)
     if arguments.detach or (cluster != "local" and not arguments.follow):

@@ -87,6 +87,8 @@ def changed_config(run: RunDirectory, overrides: list[str]) -> dict[str, Any]:
             raise UserError(f"{override}: a resumed run cannot change this", f"{fix}; for the rest: trainer fit")
         section, name = key.split(".")
         config[section][name] = _parsed(value)
+        if section == "trainer" and config[section][name] == -1:
+            config[section][name] = None  # no limit, as in Lightning
         if section == "resources" and name in ("gpus", "cpu_processes", "nodes"):
             config["resources"]["gpus_per_node"] = None
     to_config(config)

@@ -22,7 +22,7 @@ from trainer.config.strategy import (
     ranks_per_sample,
 )
 from trainer.config.targets import problems_of_targets
-from trainer.config.typed import as_written
+from trainer.config.typed import PRECISIONS, as_written
 from trainer.errors import TrainerError, UserError
 
 
@@ -44,29 +44,58 @@ class _From:
 
 @dataclass(frozen=True)
 class _OneOf:
-    names: tuple[str, ...]
+    names: tuple[Any, ...]
 
     def problem(self, key: str, value: Any) -> UserError | None:
         if value in self.names:
             return None
-        hint = did_you_mean(str(value), self.names, prefix=f"{key}=")
+        hint = did_you_mean(str(value), [name for name in self.names if isinstance(name, str)], prefix=f"{key}=")
         return UserError(
-            f"{key}={as_written(value)}: there is no such choice", f"{hint}choose one of: {listed(self.names)}"
+            f"{key}={as_written(value)}: there is no such choice",
+            f"{hint}choose one of: {listed(map(as_written, self.names))}",
         )
 
 
-_POSITIVE = _From(0, above=True)
-_PRECISIONS = _OneOf(("auto", "32-true", "bf16-mixed", "bf16-true", "16-mixed"))
+@dataclass(frozen=True)
+class _Batches:
+    """A number of batches, or a fraction from 0 to 1 of them, as Lightning takes it."""
 
-_RANGES: dict[str, _From | _OneOf] = {
+    zero: bool
+    """Whether none is a choice."""
+
+    def problem(self, key: str, value: Any) -> UserError | None:
+        whole = isinstance(value, int) or (value > 1 and value % 1 == 0)
+        if (whole or 0 <= value <= 1) and (value > 0 or (value == 0 and self.zero)):
+            return None
+        lowest = "0" if self.zero else "1"
+        what = "a number of them, or a fraction up to 1.0"
+        return UserError(f"{key}={as_written(value)}: expected {what}", f"use {key}={lowest} or more, or {key}=0.25")
+
+
+_POSITIVE = _From(0, above=True)
+
+_RANGES: dict[str, _From | _OneOf | _Batches] = {
     "trainer.max_steps": _From(1),
     "trainer.max_epochs": _From(1),
-    "trainer.precision": _PRECISIONS,
+    "trainer.min_steps": _From(0),
+    "trainer.min_epochs": _From(0),
+    "trainer.precision": _OneOf(PRECISIONS),
+    "trainer.accumulate_grad_batches": _From(1),
     "trainer.log_every_n_steps": _From(1),
-    "trainer.val_check_interval": _From(1),
-    "trainer.limit_val_batches": _From(0),
-    "trainer.overfit_batches": _From(1),
+    "trainer.val_check_interval": _Batches(zero=False),
+    "trainer.check_val_every_n_epoch": _From(1),
+    "trainer.limit_train_batches": _Batches(zero=False),
+    "trainer.limit_val_batches": _Batches(zero=True),
+    "trainer.limit_test_batches": _Batches(zero=True),
+    "trainer.limit_predict_batches": _Batches(zero=True),
+    "trainer.overfit_batches": _Batches(zero=True),
+    "trainer.num_sanity_val_steps": _From(-1),
     "trainer.gradient_clip_norm": _POSITIVE,
+    "trainer.gradient_clip_val": _POSITIVE,
+    "trainer.gradient_clip_algorithm": _OneOf(("norm", "value")),
+    "trainer.deterministic": _OneOf((True, False, "warn")),
+    "trainer.profiler": _OneOf(("simple", "advanced", "pytorch")),
+    "trainer.reload_dataloaders_every_n_epochs": _From(0),
     "checkpoint.every_n_steps": _From(1),
     "checkpoint.every_minutes": _POSITIVE,
     "checkpoint.keep_last": _From(1),
@@ -149,6 +178,13 @@ def _limits(config: dict[str, Any]) -> Iterator[UserError]:
             "trainer.max_steps, trainer.max_epochs and trainer.max_time are all null: training would never end",
             "set one of them, such as trainer.max_epochs=10",
         )
+    strategy, precision = config["strategy"]["name"], options["precision"]
+    if precision == "64-true" and strategy not in ("single", "ddp", "auto"):
+        fix = "use strategy=ddp, or trainer.precision=32-true"
+        yield UserError(f"trainer.precision=64-true does not go with strategy={strategy}", fix)
+    if options.get("gradient_clip_algorithm") == "value" and strategy.startswith("deepspeed"):
+        fix = f"use trainer.gradient_clip_norm={options.get('gradient_clip_val')}, or another strategy"
+        yield UserError("trainer.gradient_clip_algorithm=value: DeepSpeed clips by norm only", fix)
     time = options["max_time"]
     if time is not None and not re.fullmatch(r"\d+:[0-2]?\d:[0-5]?\d:[0-5]?\d", time):
         fix = "write DD:HH:MM:SS, in quotes: 'trainer.max_time=\"00:01:30:00\"' is an hour and a half"
@@ -185,7 +221,8 @@ def _launch(config: dict[str, Any], splits: bool) -> Iterator[TrainerError]:
         ranks_in_group(config["strategy"], shape.world_size, shape.processes_per_node)
         if splits and config["data"].get("batch_size") is not None:
             readers = shape.world_size // ranks_per_sample(config["strategy"], shape.processes_per_node)
-            BatchPlan.of(config["data"]["batch_size"], config["data"].get("micro_batch"), readers)
+            accumulate = config["trainer"].get("accumulate_grad_batches")
+            BatchPlan.of(config["data"]["batch_size"], config["data"].get("micro_batch"), readers, accumulate)
     except UserError as error:
         yield error
 

@@ -18,7 +18,7 @@ from typing import Any
 from trainer.config import explain, typed
 from trainer.config.problems import raise_all
 from trainer.config.schema import Config
-from trainer.errors import UserError
+from trainer.errors import TrainerError, UserError
 from trainer.garbage import no_collection
 from trainer.paths import conf_dir
 
@@ -253,7 +253,12 @@ def _resolve(tree: Any, job: Any) -> dict[str, Any]:
 
 def _typed(config: dict[str, Any]) -> dict[str, Any]:
     """The closed part against the schema. Raises UserError with every problem."""
-    problems = typed.top_level_problems(config)
+    problems: list[TrainerError] = []
+    if isinstance(config.get("trainer"), dict) and typed.is_lightnings(config["trainer"]):
+        from trainer.config.lightning_keys import translate  # not for a job that has none of them
+
+        problems += translate(config)
+    problems += typed.top_level_problems(config)
     for section in typed.key_names(Config):
         if section in config and typed.is_closed(section):
             problems += typed.problems_of(section, config[section])

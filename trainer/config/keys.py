@@ -117,6 +117,14 @@ def _require_known(tree: Any, parts: list[str], depth: int, value: Any, override
         known = known if cls is None else key_names(cls)
         if depth == 1 and (part in known or cls is None):
             return
+        if parts[0] == "trainer":
+            from trainer.config.lightning_names import TAKEN, WRITE, refusal
+
+            if depth == 1 and part in WRITE:
+                raise refusal(part, value)
+            if part in ("_target_", *TAKEN) or parts[1] in TAKEN:
+                return
+            known = [*known, *TAKEN]
     else:
         if _open_takes(parent, parts, depth, value, plus, cwd):
             return

@@ -33,30 +33,69 @@ class Resources:
 
 @dataclass
 class TrainerOptions:
-    """How long and how to train. Names as in Lightning's Trainer where it has them."""
+    """How long and how to train. Names and meanings as in Lightning's Trainer, unless said otherwise here; the
+    Trainer's other arguments are translated by `lightning_keys.py`. See docs/configuration.md."""
 
     max_steps: int | None = None
-    """Optimizer steps; null: no limit by steps."""
+    """Optimizer steps; null or -1: no limit by steps."""
     max_epochs: int | None = None
-    """Passes over the training data; null: no limit by epochs."""
+    """Passes over the training data; null or -1: no limit by epochs."""
     max_time: str | None = None
     """Training time over all attempts, DD:HH:MM:SS; null: no limit."""
+    min_steps: int | None = None
+    """Optimizer steps that early stopping waits for."""
+    min_epochs: int | None = None
+    """Epochs that early stopping waits for."""
     precision: str = "auto"
-    """32-true, bf16-mixed, bf16-true, 16-mixed; auto: bf16-mixed on a GPU that has it, else 32-true."""
+    """32-true, bf16-mixed, bf16-true, 16-mixed, 16-true, 64-true, and Lightning's short 32, bf16, 16, 64; auto:
+    bf16-mixed on a GPU that has it, else 32-true."""
+    accumulate_grad_batches: int | None = None
+    """Batches of a rank in an optimizer step; null: `data.batch_size` (global) and `data.micro_batch` say it."""
     log_every_n_steps: int = 10
     """Optimizer steps between two logged lines of training metrics."""
-    val_check_interval: int | None = None
-    """Optimizer steps between two validations; null: at the end of each epoch."""
-    limit_val_batches: int | None = None
-    """Validation batches a rank; null: all; 0: no validation."""
-    overfit_batches: int | None = None
-    """Train on the first so many global batches over and over (debug=overfit); null: on all the data."""
+    val_check_interval: int | float | None = None
+    """An integer: optimizer steps between two validations, counted over epochs, or within each epoch where
+    `check_val_every_n_epoch` is set; a fraction such as 0.25 of an epoch (1.0: its end); null: each epoch's end."""
+    check_val_every_n_epoch: int | None = None
+    """Validate in each n-th epoch only; null: in each."""
+    limit_train_batches: int | float | None = None
+    """Batches of a rank in an epoch, as a number or a fraction, rounded up to whole optimizer steps; null: all."""
+    limit_val_batches: int | float | None = None
+    """Validation batches of a rank, as a number or a fraction; null: all; 0: no validation."""
+    limit_test_batches: int | float | None = None
+    """The same for `trainer evaluate --split=test`."""
+    limit_predict_batches: int | float | None = None
+    """The same for `trainer predict`."""
+    overfit_batches: int | float | None = None
+    """Train on the first so many global batches (or that fraction of them) over and over, in the same order, and
+    validate on as many unless `limit_val_batches` says otherwise (debug=overfit); null or 0: on all the data."""
+    num_sanity_val_steps: int = 0
+    """Validation batches before a new training begins; -1: all."""
     gradient_clip_norm: float | None = None
-    """Clip the global L2 norm of the gradients to this; null: no clipping."""
-    deterministic: bool = False
-    """Only algorithms that give the same bits each time (torch.use_deterministic_algorithms)."""
+    """Clip the global L2 norm of the gradients to this; null: no clipping. Lightning's gradient_clip_val."""
+    gradient_clip_val: float | None = None
+    """With `gradient_clip_algorithm=value`: clip each element to plus and minus this. Else the same as
+    `gradient_clip_norm`."""
+    gradient_clip_algorithm: str | None = None
+    """norm or value: what `gradient_clip_val` is; null: norm."""
+    deterministic: bool | str = False
+    """Only algorithms that give the same bits each time (torch.use_deterministic_algorithms); warn: where there are."""
+    benchmark: bool | None = None
+    """torch.backends.cudnn.benchmark; null: as torch has it."""
     sync_batchnorm: bool = False
     """Batch normalisation over the batches of all ranks, for micro-batches too small for statistics of their own."""
+    inference_mode: bool = True
+    """Evaluate under torch.inference_mode; false: torch.no_grad."""
+    detect_anomaly: bool = False
+    """Autograd names the forward operation whose gradient is NaN; slow."""
+    profiler: str | None = None
+    """simple, advanced or pytorch: written to `profiler/` of the run; the lean loop steps aside."""
+    enable_model_summary: bool = False
+    """Log a table of the model's layers at the start."""
+    reload_dataloaders_every_n_epochs: int = 0
+    """Ask the data module for new loaders every n epochs; 0: never."""
+    default_root_dir: str | None = None
+    """`trainer.default_root_dir` of modules and callbacks; null: the run directory. Checkpoints are in the run."""
     lean_loop: bool = True
     """The short training loop of `worker/loop.py`; false: Lightning's own."""
 

@@ -8,6 +8,7 @@ a millisecond a key.
 from __future__ import annotations
 
 import typing
+from contextlib import suppress
 from dataclasses import MISSING as NO_DEFAULT
 from dataclasses import asdict, fields, is_dataclass
 from functools import cache
@@ -15,7 +16,7 @@ from typing import Any
 
 from trainer.config.cluster import CLUSTERS
 from trainer.config.near import did_you_mean, listed
-from trainer.config.schema import Config
+from trainer.config.schema import Config, TrainerOptions
 from trainer.config.strategy import STRATEGIES
 from trainer.errors import UserError
 
@@ -111,8 +112,31 @@ def to_config(config: dict[str, Any]) -> Config:
     return Config(**built)
 
 
+_TRAINER_KEYS = frozenset(field.name for field in fields(TrainerOptions))
+_NEVER_NULL = frozenset(field.name for field in fields(TrainerOptions) if field.default is not None)
+PRECISIONS = ("auto", "32-true", "bf16-mixed", "bf16-true", "16-mixed", "16-true", "64-true")
+
+
+def is_lightnings(options: dict[str, Any]) -> bool:
+    """Whether the section `trainer` has a name or a value that is Lightning's and not the schema's."""
+    return (
+        not options.keys() <= _TRAINER_KEYS
+        or options.get("precision", "auto") not in PRECISIONS
+        or -1 in (options.get("max_steps"), options.get("max_epochs"))
+        or options.get("overfit_batches") == 0
+        or any(isinstance(options.get(key), dict) for key in ("max_time", "accumulate_grad_batches", "profiler"))
+        or isinstance(options.get("val_check_interval"), (dict, str))
+        or any(options.get(key) is not None for key in ("gradient_clip_val", "gradient_clip_algorithm"))
+        or any(options[key] is None for key in _NEVER_NULL & options.keys())
+    )
+
+
 def unknown_key(prefix: str, key: str, known: list[str]) -> UserError:
     """The refusal of a key that the schema does not have."""
+    if prefix == "trainer.":
+        from trainer.config.lightning_names import TAKEN
+
+        known = [*known, *TAKEN]
     fix = f"{did_you_mean(key, known, prefix=prefix)}keys here: {listed(known, 30)}"
     return UserError(f"{prefix}{key}: there is no such key", fix)
 
@@ -128,7 +152,9 @@ def expected(hint: Any) -> str:
     """A type in words: `an integer or null`."""
     arguments = typing.get_args(hint)
     if type(None) in arguments:
-        return f"{expected(next(a for a in arguments if a is not type(None)))} or null"
+        return " or ".join([*(expected(a) for a in arguments if a is not type(None)), "null"])
+    if len(arguments) > 1:
+        return " or ".join(map(expected, arguments))
     if typing.get_origin(hint) is list:
         return "a list such as [a,b]"
     return _EXPECTED.get(hint, str(hint))
@@ -145,8 +171,10 @@ def _convert(hint: Any, value: Any) -> Any:
     Raises ValueError when it cannot be.
     """
     arguments = typing.get_args(hint)
-    if type(None) in arguments:
-        return None if value is None else _convert(next(a for a in arguments if a is not type(None)), value)
+    if type(None) in arguments and value is None:
+        return None
+    if len(arguments) > 1:
+        return _first_of([a for a in arguments if a is not type(None)], value)
     if typing.get_origin(hint) is list:
         if not isinstance(value, list):
             raise ValueError
@@ -154,6 +182,16 @@ def _convert(hint: Any, value: Any) -> Any:
     if hint is Any:
         return value
     return _scalar(hint, value)
+
+
+def _first_of(hints: list[Any], value: Any) -> Any:
+    """As the first of several types that takes the value; 1.0 stays a fraction where both are taken."""
+    for hint in hints:
+        if hint is int and isinstance(value, float) and float in hints:
+            continue
+        with suppress(ValueError, OverflowError):
+            return _convert(hint, value)
+    raise ValueError
 
 
 def _scalar(hint: type, value: Any) -> Any:

@@ -59,6 +59,11 @@ class GlobalBatchSampler(Sampler[list[int]]):
         """Micro-batches of an epoch, wherever the position is: Lightning compares its own count with it."""
         return self.steps_per_epoch * self.plan.accumulate
 
+    def limit_steps(self, steps: int) -> None:
+        """Let an epoch end after so many optimizer steps at most."""
+        self.steps_per_epoch = min(steps, self.num_samples // self.plan.global_batch)
+        self._rows = None
+
     @property
     def position(self) -> tuple[int, int]:
         """(epoch, optimizer steps of it whose micro-batches have all been handed out)."""

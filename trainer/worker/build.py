@@ -31,6 +31,7 @@ from trainer.worker.data import Data
 from trainer.worker.loop import use_lean_loop
 from trainer.worker.moments import use_moments
 from trainer.worker.process import Rank
+from trainer.worker.trainer_arguments import trainer_arguments
 
 
 def device_of(config: Config, rank: Rank) -> torch.device:
@@ -66,7 +67,9 @@ def place_in_data(config: Config, rank: Rank) -> Rank:
 def accumulate_of(config: Config, readers: int) -> int:
     """Micro-batches of an optimizer step. `readers`: ranks that read different samples."""
     batch_size = config.data.get("batch_size")
-    return 1 if batch_size is None else BatchPlan.of(batch_size, config.data.get("micro_batch"), readers).accumulate
+    if batch_size is None:
+        return config.trainer.accumulate_grad_batches or 1
+    return BatchPlan.of(batch_size, config.data.get("micro_batch"), readers).accumulate
 
 
 def build_data(config: Config, rank: Rank, trainer: Trainer) -> Data:
@@ -167,7 +170,6 @@ def build_trainer(
     options = config.trainer
     device = device_of(config, rank)
     accumulate = accumulate_of(config, place_in_data(config, rank).world_size)
-    interval = options.val_check_interval
     trainer = Trainer(
         accelerator="gpu" if device.type == "cuda" else "cpu",
         devices=rank.local_world_size,
@@ -180,23 +182,11 @@ def build_trainer(
         ),
         plugins=[TorchElasticEnvironment(), checkpoint_io],
         precision=precision_of(config, device),  # type: ignore[arg-type]
-        max_steps=-1 if options.max_steps is None else options.max_steps,
-        max_epochs=-1 if options.max_epochs is None else options.max_epochs,
-        accumulate_grad_batches=accumulate,
-        gradient_clip_val=options.gradient_clip_norm,
-        gradient_clip_algorithm="norm" if options.gradient_clip_norm is not None else None,
-        log_every_n_steps=options.log_every_n_steps,
-        val_check_interval=None if interval is None else interval * accumulate,
-        check_val_every_n_epoch=1 if interval is None else None,
-        limit_val_batches=options.limit_val_batches,
-        deterministic=options.deterministic,
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
-        enable_model_summary=False,
         use_distributed_sampler=False,
-        num_sanity_val_steps=0,
-        default_root_dir=default_root_dir,
+        **trainer_arguments(options, accumulate, default_root_dir),
     )
     # Lightning's SIGTERM handler broadcasts on the training's group from inside the handler, between any two of its
     # collectives, and then ends this rank alone; `worker/stop.py` and `callbacks/boundary.py` do it together.

@@ -16,9 +16,10 @@ from torch.utils.data import DataLoader
 from trainer.config.batch import BatchPlan
 from trainer.config.build import accepts, instantiate, locate
 from trainer.config.schema import Config
-from trainer.data.loader import evaluation, first_samples, resumable
+from trainer.data.loader import evaluation, resumable
 from trainer.data.randomness import Generators, generators_untouched
 from trainer.worker.process import Rank
+from trainer.worker.trainer_arguments import fewer_samples, limit_epoch
 
 READ_BY_TRAINER = ("batch_size", "micro_batch", "num_workers")
 """Keys of `data` that are handed to the module only where its signature names them."""
@@ -74,7 +75,8 @@ class Data:
             batch_size, micro_batch = self.config.data.get("batch_size"), self.config.data.get("micro_batch")
             if batch_size is None:
                 micro_batch = micro_batch or getattr(self._made_train_loader(), "batch_size", None) or 1
-                batch_size = micro_batch * self.place.world_size
+                accumulate = self.config.trainer.accumulate_grad_batches or 1
+                batch_size = micro_batch * self.place.world_size * accumulate
             self._plan = BatchPlan.of(batch_size, micro_batch, self.place.world_size)
         return self._plan
 
@@ -129,12 +131,14 @@ class Data:
 
     def training_loader(self) -> Any:
         """The train loader, rebuilt."""
+        options = self.config.trainer
         if not self._built:
             loader = self._made_train_loader()
             plain = type(loader) is DataLoader
-            if plain and self.config.trainer.overfit_batches is not None:
-                loader = first_samples(loader, self.config.trainer.overfit_batches * self.plan.global_batch)
+            if plain:
+                loader = fewer_samples(loader, options, self.plan)
             self._built.append(resumable(loader, self.plan, self.place.rank, self.config.seed) if plain else loader)
+        limit_epoch(self._built[0], options, self.plan, self.trainer)
         return self._built[0]
 
     def _sharded(self, original: Callable[[], Any]) -> Callable[[], Any]:

@@ -126,6 +126,8 @@ def predict(run: RunDirectory, step: int, split: str, data_node: dict[str, Any],
     ):
         raise UserError(f"{type(module).__name__} has no predict_step.", "Give it one, or a forward.")
     num_samples = _use_split(data, split)
+    if config.trainer.limit_predict_batches is not None:
+        num_samples = None  # not all are predicted
     place = build.place_in_data(config, rank)
     parts = folder / ".parts"
     writer = RowsWriter(parts / str(place.rank), rank.rank % (rank.world_size // place.world_size) == 0)

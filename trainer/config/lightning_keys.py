@@ -1,0 +1,349 @@
+"""Lightning's own names and values under `trainer`, taken with Lightning's meaning or refused with what to write.
+
+A composed job goes through `translate` only where `typed.is_lightnings` finds such a name or value. What has one
+meaning here is set where it belongs (`trainer.devices` in `resources`); the frozen config.yaml has it there.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+from trainer.config.lightning_names import TAKEN, WRITE, refusal
+from trainer.config.typed import _NEVER_NULL, as_written
+from trainer.errors import TrainerError, UserError
+
+Problems = list[TrainerError]
+
+_TRAINERS = {
+    f"{module}.Trainer"
+    for package in ("lightning", "pytorch_lightning")
+    for module in (package, f"{package}.pytorch", f"{package}.pytorch.trainer", f"{package}.trainer")
+} | {"lightning.pytorch.trainer.trainer.Trainer", "pytorch_lightning.trainer.trainer.Trainer"}
+
+_PRECISIONS = {"16": "16-mixed", "bf16": "bf16-mixed", "32": "32-true", "64": "64-true"}
+
+_STRATEGIES: dict[str, tuple[str, dict[str, Any]]] = {
+    "ddp": ("ddp", {}),
+    "ddp_find_unused_parameters_true": ("ddp", {"find_unused_parameters": True}),
+    "ddp_find_unused_parameters_false": ("ddp", {"find_unused_parameters": False}),
+    "ddp_spawn": ("ddp", {}),
+    "ddp_fork": ("ddp", {}),
+    "ddp_notebook": ("ddp", {}),
+    "single_device": ("single", {}),
+    "fsdp": ("fsdp", {}),
+    "fsdp_cpu_offload": ("fsdp", {"cpu_offload": True}),
+    "deepspeed": ("deepspeed_zero2", {}),
+    "deepspeed_stage_1": ("deepspeed_zero1", {}),
+    "deepspeed_stage_1_offload": ("deepspeed_zero1", {"offload_optimizer": "cpu"}),
+    "deepspeed_stage_2": ("deepspeed_zero2", {}),
+    "deepspeed_stage_2_offload": ("deepspeed_zero2", {"offload_optimizer": "cpu"}),
+    "deepspeed_stage_3": ("deepspeed_zero3", {}),
+    "deepspeed_stage_3_offload": ("deepspeed_zero3", {"offload_optimizer": "cpu", "offload_parameters": "cpu"}),
+    "deepspeed_stage_3_offload_nvme": (
+        "deepspeed_zero3",
+        {"offload_optimizer": "nvme", "offload_parameters": "nvme"},
+    ),
+}
+_STRATEGY_CLASSES = {"DDPStrategy": "ddp", "FSDPStrategy": "fsdp", "ModelParallelStrategy": "tp"}
+
+
+def translate(config: dict[str, Any]) -> Problems:
+    """Rewrite `config["trainer"]`, and what its names mean elsewhere, in place; returns what is refused."""
+    options: dict[str, Any] = config["trainer"]
+    problems: Problems = []
+    target = options.pop("_target_", None)
+    if target is not None and target not in _TRAINERS:
+        fix = "leave it out; what a Trainer of your own does can be a callback: callbacks.NAME._target_=..."
+        problems.append(UserError(f"trainer._target_={target}: trainer makes Lightning's Trainer itself", fix))
+    for directive in ("_convert_", "_recursive_", "_partial_"):
+        options.pop(directive, None)
+    for key in [key for key, value in options.items() if value is None and (key in TAKEN or key in _NEVER_NULL)]:
+        del options[key]  # Lightning's default
+    for key in [key for key in options if key in WRITE]:
+        problems.append(refusal(key, options.pop(key)))
+    _values(options, problems)
+    _clipping(options, problems)
+    _shape(config, options, problems)
+    _fast_dev_run(config, options)
+    for key, take in _TAKES.items():
+        if key in options:
+            problem = take(config, options.pop(key))
+            problems += [problem] if problem else []
+    return problems
+
+
+def _values(options: dict[str, Any], problems: Problems) -> None:
+    """Lightning's ways to write values of keys that are here, too."""
+    for key in ("max_steps", "max_epochs"):
+        if options.get(key) == -1:
+            options[key] = None
+    if options.get("overfit_batches") == 0:
+        options["overfit_batches"] = None
+    precision = str(options.get("precision", "auto"))
+    options["precision"] = _PRECISIONS.get(precision, precision)
+    if precision.startswith("transformer-engine"):
+        fix = "write trainer.precision=bf16-mixed"
+        problems.append(UserError(f"trainer.precision={precision}: Transformer Engine's FP8 is not there", fix))
+        options["precision"] = "auto"
+    time = options.get("max_time")
+    if isinstance(time, dict):
+        options["max_time"] = _duration(time)
+    if isinstance(options.get("val_check_interval"), (dict, str)):
+        value = options.pop("val_check_interval")
+        fix = "write optimizer steps, as in trainer.val_check_interval=1000, or a fraction of an epoch"
+        said = f"trainer.val_check_interval={value}: the clocks of several ranks do not agree on when a time is over"
+        problems.append(UserError(said, fix))
+    schedule = options.get("accumulate_grad_batches")
+    if isinstance(schedule, dict):
+        text = ",".join(f"{epoch}:{count}" for epoch, count in schedule.items())
+        where = "callbacks.accumulation"
+        fix = (
+            f"write {where}._target_=lightning.pytorch.callbacks.GradientAccumulationScheduler "
+            f"'{where}.scheduling={{{text}}}'"
+        )
+        del options["accumulate_grad_batches"]
+        problems.append(UserError("trainer.accumulate_grad_batches by epoch is a callback", fix))
+    if isinstance(options.get("profiler"), dict):
+        node = options.pop("profiler")
+        kind = _class_of(node).removesuffix("Profiler").lower()
+        line = f"trainer.profiler={kind if kind in ('simple', 'advanced', 'pytorch') else 'simple'}"
+        problems.append(UserError(f"trainer.profiler._target_={node.get('_target_')}", f"write {line}"))
+
+
+def _duration(parts: dict[str, Any]) -> str:
+    """DD:HH:MM:SS of a timedelta's arguments."""
+    from datetime import timedelta
+
+    seconds = round(timedelta(**parts).total_seconds())
+    days, seconds = divmod(seconds, 86400)
+    return f"{days:02d}:{seconds // 3600:02d}:{seconds // 60 % 60:02d}:{seconds % 60:02d}"
+
+
+def _clipping(options: dict[str, Any], problems: Problems) -> None:
+    """One of the two keys: `gradient_clip_norm`, or `gradient_clip_val` by value."""
+    value, algorithm = options.pop("gradient_clip_val", None), options.pop("gradient_clip_algorithm", None)
+    norm = options.get("gradient_clip_norm")
+    algorithm = str(algorithm).lower() if algorithm is not None else None
+    if algorithm not in (None, "norm", "value"):
+        options["gradient_clip_algorithm"] = algorithm  # refused with the choices there are
+        return
+    if not value:  # 0 and null: no clipping
+        return
+    if algorithm == "value":
+        options.update(gradient_clip_val=value, gradient_clip_algorithm="value")
+        if norm is not None:
+            said = f"trainer.gradient_clip_norm={norm} and trainer.gradient_clip_val={value} by value: one clips"
+            problems.append(UserError(said, "set trainer.gradient_clip_norm=null, or leave gradient_clip_val out"))
+    elif norm is not None and norm != value:
+        said = f"trainer.gradient_clip_norm={norm} and trainer.gradient_clip_val={value} are the same thing"
+        problems.append(UserError(said, f"write one of them: trainer.gradient_clip_norm={value}"))
+    else:
+        options["gradient_clip_norm"] = value
+
+
+def _shape(config: dict[str, Any], options: dict[str, Any], problems: Problems) -> None:
+    """`devices`, `num_nodes` and `accelerator` as `resources`."""
+    given = {key: options.pop(key) for key in ("accelerator", "devices", "num_nodes") if key in options}
+    if not given:
+        return
+    accelerator = str(given.get("accelerator", "auto")).lower()
+    if accelerator not in ("auto", "cpu", "gpu", "cuda"):
+        said = f"trainer.accelerator={accelerator}: training is on NVIDIA GPUs or CPUs"
+        problems.append(UserError(said, "write trainer.accelerator=gpu or trainer.accelerator=cpu"))
+        return
+    try:
+        devices = _count(given.get("devices", "auto"))
+        nodes = int(given["num_nodes"]) if "num_nodes" in given else None
+    except ValueError:
+        said = f"trainer.num_nodes={as_written(given['num_nodes'])}: expected an integer"
+        problems.append(UserError(said, "write resources.nodes=2"))
+        return
+    except UserError as error:
+        problems.append(error)
+        return
+    resources = config.setdefault("resources", {})
+    wanted = {"nodes": nodes} if nodes is not None else {}
+    try:
+        wanted |= _processes(config, accelerator, devices, nodes or resources.get("nodes") or 1)
+    except TrainerError as error:
+        problems.append(error)
+        return
+    written = " ".join(f"trainer.{key}={as_written(value)}" for key, value in given.items())
+    for key, value in wanted.items():
+        there = resources.get(key)
+        if there is not None and there != value:
+            said = f"{written} and resources.{key}={there} do not agree"
+            problems.append(UserError(said, f"leave one out: {written} is resources.{key}={value}"))
+        resources[key] = value
+
+
+def _count(devices: Any) -> int | None:
+    """Devices a node; null: all of them. Raises UserError for a choice of certain ones."""
+    text = str(list(devices) if isinstance(devices, tuple) else devices).strip()
+    if text in ("auto", "-1"):
+        return None
+    if re.fullmatch(r"[1-9]\d*", text):
+        return int(text)
+    chosen = re.findall(r"\d+", text)
+    if chosen and text != "0" and not text.startswith("-"):
+        fix = f"write CUDA_VISIBLE_DEVICES={','.join(chosen)} before the command, and trainer.devices={len(chosen)}"
+        raise UserError(f"trainer.devices={text}: certain devices are chosen by the environment", fix)
+    raise UserError(f"trainer.devices={text}: at least one device is needed", "write trainer.devices=1")
+
+
+def _processes(config: dict[str, Any], accelerator: str, devices: int | None, nodes: int) -> dict[str, Any]:
+    """The keys of `resources` that so many devices on each of `nodes` are. Raises TrainerError."""
+    from trainer.cluster.hardware import count_gpus
+    from trainer.errors import EnvironmentFault
+
+    resources, is_local = config["resources"], (config.get("cluster") or {}).get("name") == "local"
+    on_gpus = accelerator in ("gpu", "cuda") or bool(resources.get("gpus") or resources.get("gpus_per_node"))
+    if accelerator == "auto" and not on_gpus:
+        if devices is None:
+            return {}
+        if not is_local and resources.get("gpus") is None and resources.get("cpu_processes") is None:
+            fix = f"write resources.gpus_per_node={devices}, or on CPU resources.cpu_processes={devices * nodes}"
+            raise UserError(f"trainer.devices={devices}: GPUs or CPU processes of that cluster?", fix)
+        on_gpus = is_local and resources.get("gpus") is None and count_gpus() > 0
+    if on_gpus and accelerator != "cpu":
+        if devices is not None:
+            total = resources.get("gpus")
+            return {"gpus_per_node": devices} | ({"gpus": devices * nodes} if total is not None else {})
+        if is_local and count_gpus() == 0:
+            raise EnvironmentFault(
+                f"trainer.accelerator={accelerator}, and this machine has no GPU", "write trainer.accelerator=cpu"
+            )
+        if not is_local and not (resources.get("gpus") or resources.get("gpus_per_node")):
+            fix = "say how many a node: write resources.gpus_per_node=8"
+            raise UserError(f"trainer.accelerator={accelerator} without a number of devices", fix)
+        return {}
+    count = devices * nodes if devices is not None else resources.get("cpu_processes") or nodes
+    return {"gpus": 0, "cpu_processes": count}
+
+
+def _fast_dev_run(config: dict[str, Any], options: dict[str, Any]) -> None:
+    """As many batches of everything, one epoch, nothing tracked (`lightning/pytorch/trainer/setup.py`)."""
+    batches = int(options.pop("fast_dev_run", 0) or 0)
+    if not batches:
+        return
+    if not options.get("overfit_batches"):
+        options.update(limit_train_batches=batches, limit_val_batches=batches)
+    options.update(limit_test_batches=batches, limit_predict_batches=batches, max_steps=batches, max_epochs=1)
+    options.update(val_check_interval=None, check_val_every_n_epoch=None, num_sanity_val_steps=0)
+    config["tracking"] = {**(config.get("tracking") or {}), "name": "none"}
+
+
+def _strategy(config: dict[str, Any], value: Any) -> UserError | None:
+    if value == "auto":
+        return None
+    if isinstance(value, dict):
+        path, name = value.get("_target_") or value.get("class_path"), _class_of(value)
+        wanted, more = _STRATEGY_CLASSES.get(name, "deepspeed_zero2" if "DeepSpeed" in name else "ddp"), {}
+        given = value.get("init_args") or {key: one for key, one in value.items() if not key.startswith("_")}
+        more = {key: given[key] for key in ("find_unused_parameters", "bucket_cap_mb", "stage") if key in given}
+        if "stage" in more:
+            wanted = f"deepspeed_zero{more.pop('stage')}"
+        value = path
+    elif value in _STRATEGIES:
+        wanted, more = _STRATEGIES[value]
+    else:
+        from trainer.config.near import listed
+        from trainer.config.strategy import STRATEGIES
+
+        return UserError(
+            f"trainer.strategy={value}: not a strategy here", f"write strategy= one of {listed(STRATEGIES)}"
+        )
+    chosen = config.get("strategy") or {}
+    if chosen.get("name") == wanted and all(chosen.get(key) == one for key, one in more.items()):
+        return None
+    line = " ".join([f"strategy={wanted}", *(f"strategy.{key}={as_written(one)}" for key, one in more.items())])
+    return UserError(f"trainer.strategy={value}: strategies are a group of their own", f"write {line} in its place")
+
+
+def _callbacks(config: dict[str, Any], value: Any) -> UserError | None:
+    """Into the section `callbacks`, by the names of their classes."""
+    nodes = value if isinstance(value, list) else [value]
+    if not all(isinstance(node, dict) and _class_of(node) for node in nodes):
+        return UserError("trainer.callbacks: each needs a class", "write callbacks.NAME._target_=my_package.MyCallback")
+    section = config["callbacks"] = dict(config.get("callbacks") or {})
+    for node in nodes:
+        name = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", _class_of(node)).lower()
+        while section.get(name) is not None:
+            name += "_too"
+        section[name] = _with_target(node, "lightning.pytorch.callbacks")
+    return None
+
+
+def _logger(config: dict[str, Any], value: Any) -> UserError | None:
+    if value is True:
+        return None
+    if value is False:
+        config["tracking"] = {**(config.get("tracking") or {}), "name": "none"}
+        return None
+    nodes = value if isinstance(value, list) else [value]
+    lines = []
+    for node in nodes:
+        given = node if isinstance(node, dict) else {}
+        given = given.get("init_args") or given
+        if "wandb" in _class_of(node).lower() or node == "wandb":
+            keys = [f"tracking.{key}={given[key]}" for key in ("project", "entity", "group") if given.get(key)]
+            lines.append(" ".join(["tracking=wandb", *keys]))
+        else:
+            lines.append("tracking=none (metrics.jsonl of the run always has what is logged)")
+    return UserError("trainer.logger: what is logged where is the group tracking", f"write {'; '.join(lines)}")
+
+
+def _plugins(config: dict[str, Any], value: Any) -> UserError | None:
+    if value in ([], ()):
+        return None
+    names = ", ".join(_class_of(one) or str(one) for one in (value if isinstance(value, list) else [value]))
+    fix = "leave it out: trainer.precision= says the precision, cluster=slurm the environment, checkpoint.* how to save"
+    return UserError(f"trainer.plugins: {names} cannot be put into this Trainer", fix)
+
+
+def _flag(key: str, allowed: tuple[Any, ...], fix: str) -> Callable[[dict[str, Any], Any], UserError | None]:
+    """A switch that does nothing at one of the `allowed` values."""
+
+    def take(config: dict[str, Any], value: Any) -> UserError | None:
+        return None if value in allowed else UserError(f"trainer.{key}={as_written(value)}: not here", fix)
+
+    return take
+
+
+_TAKES: dict[str, Callable[[dict[str, Any], Any], UserError | None]] = {
+    "strategy": _strategy,
+    "callbacks": _callbacks,
+    "logger": _logger,
+    "plugins": _plugins,
+    "enable_progress_bar": _flag("enable_progress_bar", (True, False), _LEAVE_OUT := "leave it out"),
+    "enable_autolog_hparams": _flag("enable_autolog_hparams", (True,), f"{_LEAVE_OUT}: config.yaml has them"),
+    "enable_checkpointing": _flag(
+        "enable_checkpointing",
+        (True,),
+        "a run can be resumed, evaluated and exported by its checkpoints; the fewest, one at the end: "
+        "write checkpoint.every_minutes=null checkpoint.keep_last=1 checkpoint.keep_best=0",
+    ),
+    "use_distributed_sampler": _flag(
+        "use_distributed_sampler",
+        (True,),
+        f"{_LEAVE_OUT}: a loader that has a DistributedSampler of its own is recognised",
+    ),
+    "barebones": _flag("barebones", (False,), "write tracking=none trainer.num_sanity_val_steps=0"),
+    "model_registry": _flag("model_registry", (), "write finetune.init_from=PATH to start from weights"),
+}
+
+
+def _class_of(node: Any) -> str:
+    """The last name of a node's `_target_`, or of LightningCLI's `class_path`."""
+    path = (node.get("_target_") or node.get("class_path") or "") if isinstance(node, dict) else ""
+    return str(path).rpartition(".")[2]
+
+
+def _with_target(node: dict[str, Any], default_module: str) -> dict[str, Any]:
+    """LightningCLI's `class_path` and `init_args` as Hydra's `_target_` and arguments."""
+    if "class_path" not in node:
+        return node
+    path = str(node["class_path"])
+    return {"_target_": path if "." in path else f"{default_module}.{path}", **(node.get("init_args") or {})}

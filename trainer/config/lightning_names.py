@@ -1,0 +1,112 @@
+"""Names that other trainers have for what is set here: Lightning's Trainer, old and new, its CLI, the template, Hugging
+Face. Imported only where such a name is met, so that a job without one does not pay for the table.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from trainer.config.typed import as_written
+from trainer.errors import UserError
+
+TAKEN = (
+    "accelerator",
+    "barebones",
+    "callbacks",
+    "devices",
+    "enable_autolog_hparams",
+    "enable_checkpointing",
+    "enable_progress_bar",
+    "fast_dev_run",
+    "logger",
+    "model_registry",
+    "num_nodes",
+    "plugins",
+    "strategy",
+    "use_distributed_sampler",
+)
+"""Arguments of Lightning's Trainer that are no keys here: `lightning_keys.py` translates or refuses their values."""
+
+_LEAVE_OUT = "leave it out"
+_CALLBACK = "callbacks.{name}._target_=lightning.pytorch.callbacks."
+
+WRITE = {
+    # Lightning 1.x
+    "gpus": "resources.gpus_per_node={value}",
+    "num_gpus": "resources.gpus_per_node={value}",
+    "num_processes": "resources.cpu_processes={value} on CPU, resources.gpus_per_node={value} on GPUs",
+    "nb_gpu_nodes": "resources.nodes={value}",
+    "auto_select_gpus": f"{_LEAVE_OUT}; CUDA_VISIBLE_DEVICES chooses GPUs",
+    "tpu_cores": f"{_LEAVE_OUT}: training is on NVIDIA GPUs or CPUs",
+    "ipus": f"{_LEAVE_OUT}: training is on NVIDIA GPUs or CPUs",
+    "hpus": f"{_LEAVE_OUT}: training is on NVIDIA GPUs or CPUs",
+    "distributed_backend": "strategy={value}",
+    "amp_level": "trainer.precision=16-mixed",
+    "amp_backend": "trainer.precision=16-mixed",
+    "auto_lr_find": _CALLBACK.format(name="lr_finder") + "LearningRateFinder",
+    "auto_scale_batch_size": _CALLBACK.format(name="batch_size_finder") + "BatchSizeFinder",
+    "checkpoint_callback": f"{_LEAVE_OUT}: checkpoints are always written (section checkpoint)",
+    "early_stop_callback": "callbacks=early_stopping",
+    "flush_logs_every_n_steps": f"{_LEAVE_OUT}: each logged line is on disk at once",
+    "log_gpu_memory": "callbacks=device_stats",
+    "max_nb_epochs": "trainer.max_epochs={value}",
+    "min_nb_epochs": "trainer.min_epochs={value}",
+    "move_metrics_to_cpu": _LEAVE_OUT,
+    "multiple_trainloader_mode": "return a lightning.pytorch.utilities.CombinedLoader(loaders, mode) from the module",
+    "overfit_pct": "trainer.overfit_batches={value}",
+    "prepare_data_per_node": "set it on the data module: self.prepare_data_per_node = {value}",
+    "process_position": f"{_LEAVE_OUT}: `trainer fit` draws the progress bar",
+    "progress_bar_refresh_rate": f"{_LEAVE_OUT}: `trainer fit` draws the progress bar",
+    "reload_dataloaders_every_epoch": "trainer.reload_dataloaders_every_n_epochs=1",
+    "replace_sampler_ddp": f"{_LEAVE_OUT}, as trainer.use_distributed_sampler",
+    "resume_from_checkpoint": "`trainer resume RUN` resumes; finetune.init_from={value} starts from its weights",
+    "row_log_interval": "trainer.log_every_n_steps={value}",
+    "stochastic_weight_avg": "callbacks=swa",
+    "terminate_on_nan": "resilience.on_nonfinite=stop",
+    "test_percent_check": "trainer.limit_test_batches={value}",
+    "track_grad_norm": "callbacks=gradient_norm",
+    "train_percent_check": "trainer.limit_train_batches={value}",
+    "truncated_bptt_steps": f"{_LEAVE_OUT}; split the sequence in a training_step with automatic_optimization = False",
+    "val_percent_check": "trainer.limit_val_batches={value}",
+    "weights_save_path": "runs_dir={value}",
+    "weights_summary": "trainer.enable_model_summary=true",
+    # Hugging Face's TrainingArguments, and what is typed from habit
+    "adam_epsilon": "optimizer.eps={value}",
+    "batch_size": "data.batch_size={value} (global: samples of an optimizer step over all ranks)",
+    "bf16": "trainer.precision=bf16-mixed",
+    "ckpt_path": "`trainer resume RUN` resumes; finetune.init_from={value} starts from its weights",
+    "dataloader_num_workers": "data.num_workers={value}",
+    "ddp_find_unused_parameters": "strategy.find_unused_parameters={value}",
+    "epochs": "trainer.max_epochs={value}",
+    "eval_steps": "trainer.val_check_interval={value}",
+    "fp16": "trainer.precision=16-mixed",
+    "gradient_accumulation_steps": "trainer.accumulate_grad_batches={value}",
+    "gradient_checkpointing": "strategy.activation_checkpointing=full",
+    "learning_rate": "optimizer.lr={value}",
+    "logging_steps": "trainer.log_every_n_steps={value}",
+    "lr": "optimizer.lr={value}",
+    "lr_scheduler_type": "scheduler={value}",
+    "max_grad_norm": "trainer.gradient_clip_norm={value}",
+    "micro_batch_size": "data.micro_batch={value}",
+    "num_epochs": "trainer.max_epochs={value}",
+    "num_train_epochs": "trainer.max_epochs={value}",
+    "num_workers": "data.num_workers={value}",
+    "optim": "optimizer={value}",
+    "output_dir": "runs_dir={value}",
+    "per_device_train_batch_size": "data.micro_batch={value}",
+    "save_steps": "checkpoint.every_n_steps={value}",
+    "save_total_limit": "checkpoint.keep_last={value}",
+    "seed": "seed={value}",
+    "steps": "trainer.max_steps={value}",
+    "torch_compile": "strategy.compile={value}",
+    "warmup_steps": "scheduler.warmup_steps={value}",
+    "weight_decay": "optimizer.weight_decay={value}",
+}
+"""A name under `trainer.` to what is written here for it; each of them is refused."""
+
+
+def refusal(key: str, value: Any) -> UserError:
+    """Of one of WRITE, with the user's own value in the line to write."""
+    text = WRITE[key].format(value=as_written(value))
+    line = text if text.startswith((_LEAVE_OUT, "`", "set ", "return ")) else f"write {text}"
+    return UserError(f"trainer.{key}={as_written(value)}: not a key here", line)
