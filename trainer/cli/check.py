@@ -27,7 +27,8 @@ def main(argv: list[str]) -> int:
     try:
         say = sys.stderr if arguments.json else sys.stdout
         arguments.overrides = expand(arguments.overrides, arguments.config_dir, keep=False, say=say)
-        jobs = check_all(compose_all(arguments))
+        # --deep makes the model, with data of its own size where none is named.
+        jobs = check_all(compose_all(arguments), fits=not arguments.deep)
         counted = deep.counted(jobs) if arguments.deep else [None] * len(jobs)
     except TrainerError as error:
         if not arguments.json:

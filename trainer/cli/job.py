@@ -44,15 +44,17 @@ class Job:
         return BatchPlan.of(data["batch_size"], data.get("micro_batch"), readers, accumulate)
 
 
-def check_all(composed: list[Composed]) -> list[Job]:
-    """Check every job before the first is launched, and resolve its shape into `resources`. Raises UserError."""
+def check_all(composed: list[Composed], fits: bool = True) -> list[Job]:
+    """Check every job before the first is launched, and resolve its shape into `resources`. Raises UserError.
+
+    `fits`: also whether its model and data go together."""
     jobs = []
     for one in composed:
         try:
             launchers.prepare(one.config)
             settle_start(one.config)
             settle_loggers(one.config)
-            check(one.config)
+            check(one.config, fits=fits)
             shape = resolve(one.config)
             launchers.check(one.config, shape)
             jobs.append(Job(one, shape, _settle_tracking(one.config["tracking"])))

@@ -93,7 +93,7 @@ def changed_config(run: RunDirectory, overrides: list[str]) -> dict[str, Any]:
             config["resources"]["gpus_per_node"] = None
     to_config(config)
     launched_from = Path(run.launch().get("cwd") or ".")
-    check(config, launched_from if launched_from.is_dir() else None)
+    check(config, launched_from if launched_from.is_dir() else None, fits=False)
     return config
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer.config.batch import BatchPlan
+from trainer.config.fits import problems_of_fit
 from trainer.config.loggers import problems_of_loggers
 from trainer.config.near import did_you_mean, listed
 from trainer.config.own import problems_of_own
@@ -143,15 +144,18 @@ _RANGES: dict[str, _From | _OneOf | _Batches] = {
 """Key to what it may be; null is judged by the types alone."""
 
 
-def check(config: dict[str, Any], cwd: Path | None = None) -> None:
+def check(config: dict[str, Any], cwd: Path | None = None, fits: bool = True) -> None:
     """Raise UserError with every problem of a composed configuration (`Composed.config`); the surest first.
 
     Looks at values, at targets and their arguments (from `cwd`, then as Python would), at the launch shape and
-    at how the batch divides. Raises EnvironmentFault when only the machine is at fault. Imports no target.
+    at how the batch divides; with `fits` at whether model and data go together. Raises EnvironmentFault when only the
+    machine is at fault. Imports no target.
     """
     values = [*_ranges(config), *_limits(config), *_names(config)]
     cwd = cwd or Path.cwd()
     targets = [*problems_of_targets(config, cwd), *problems_of_own(config, cwd), *problems_of_loggers(config)]
+    # A model or data that is not there needs no second message.
+    targets = targets or [*(problems_of_fit(config, cwd) if fits else ())]
     # Splitting an impossible batch would be a second message about the same mistake.
     splits = not any(problem.message.startswith("data.") for problem in values)
     raise_all([*values, *targets, *_launch(config, splits)])

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
+from typing import Any
 
 from trainer.config.namespaces import canonical
 from trainer.runs.import_roots import source_folder
@@ -76,6 +77,38 @@ def lookup(module: Module, name: str) -> Found:
     """What the possibly dotted `name` means in the text of `module`: for base classes and annotations."""
     first, *rest = name.split(".")
     return _walk_from(_member(module, first, _MOST_HOPS), rest, _MOST_HOPS)
+
+
+def class_literal(found: Definition, name: str) -> Any:
+    """The value of the class attribute `name`, of the class or of a base, where it is a literal or names one at the top
+    of its module; else null."""
+    return _class_literal(found, name, _MOST_HOPS)
+
+
+def _class_literal(found: Definition, name: str, hops: int) -> Any:
+    if not isinstance(found.node, ast.ClassDef) or hops == 0:
+        return None
+    for node in reversed(found.node.body):
+        if name in _names_of(node) and isinstance(node, (ast.Assign, ast.AnnAssign)):
+            return _literal(found.module, node.value) if node.value is not None else None
+    for base in found.node.bases:
+        dotted = ast.unparse(base.value if isinstance(base, ast.Subscript) else base)
+        above = lookup(found.module, dotted) if all(part.isidentifier() for part in dotted.split(".")) else None
+        value = _class_literal(above, name, hops - 1) if isinstance(above, Definition) else None
+        if value is not None:
+            return value
+    return None
+
+
+def _literal(module: Module, value: ast.expr) -> Any:
+    if isinstance(value, ast.Name) and module.file is not None:
+        bound = _bindings(module.file).get(value.id, [])
+        if bound and isinstance(bound[-1], (ast.Assign, ast.AnnAssign)) and bound[-1].value is not None:
+            value = bound[-1].value
+    try:
+        return ast.literal_eval(value)
+    except ValueError:
+        return None
 
 
 @cache

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy
 import torch
@@ -44,6 +44,9 @@ class ArrayDataModule(LightningDataModule):
     """Base of the modules whose splits are map-style datasets; a subclass sets the three in `setup`."""
 
     default_task: str
+    provides: ClassVar[Any] = None
+    """The names of `facts()`, read as source text at the prompt: a literal dict to their values, which are numbers,
+    names of arguments, (argument, value if true, value if not), lists of these, or None where only the files tell."""
 
     def __init__(self, batch_size: int) -> None:
         """`batch_size`: of the loaders as they are outside of the trainer, which brings its own order."""

@@ -6,6 +6,7 @@ import wave
 from functools import partial
 from math import log10
 from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy
 import torch
@@ -21,6 +22,8 @@ class AudioFolder(ClassFolders):
     """Batches of (n, 1, mels, frames) float32 and (n,) int64 from `root/CLASS/*.wav`, 16-bit PCM."""
 
     suffixes = (".wav",)
+    provides: ClassVar[dict[str, Any]] = {"input_shape": [1, "mels", "frames"], "num_classes": None}
+    """`frames`: trainer/config/fits.py derives it from `rate` and `seconds`, as `shape` does."""
 
     def __init__(
         self,

@@ -6,7 +6,7 @@ epoch draws new strips: a strip is a function of seed, epoch and its number.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch.utils.data import Dataset
@@ -63,6 +63,15 @@ class Strips(Dataset[tuple[torch.Tensor, ...]]):
 class DigitStrips(ArrayDataModule):
     """10,000 strips an epoch; 1,000 each of val and test, always the same."""
 
+    default_tasks = TASKS
+    """By `direction`."""
+    provides: ClassVar[dict[str, Any]] = {
+        "input_shape": [1, 8, 48],
+        "output_shape": [1, 8, 48],
+        "vocab_size": None,
+        "sequence_length": None,
+    }
+
     def __init__(
         self, batch_size: int = 64, direction: str = "read", train_samples: int = 10_000, seed: int = 0
     ) -> None:
@@ -71,7 +80,7 @@ class DigitStrips(ArrayDataModule):
         if direction not in TASKS:
             raise UserError(f"data.direction={direction} is not known", f"use {' or '.join(TASKS)}")
         self.direction, self.train_samples, self.seed = direction, train_samples, seed
-        self.default_task = TASKS[direction]
+        self.default_task = self.default_tasks[direction]
 
     def setup(self, stage: str | None = None) -> None:
         if self.train is not None:

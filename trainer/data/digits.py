@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy
 import torch
@@ -22,6 +22,7 @@ class Digits(ArrayDataModule):
     """Batches of (n, 1, 8, 8) float32 in 0..1 and (n,) int64; 70 / 15 / 15 % train / val / test, always the same."""
 
     default_task = "trainer.tasks.classification.Classification"
+    provides: ClassVar[dict[str, Any]] = {"input_shape": [1, 8, 8], "num_classes": 10}
 
     def __init__(self, batch_size: int = 32) -> None:
         super().__init__(batch_size)
@@ -36,7 +37,7 @@ class Digits(ArrayDataModule):
         self.train, self.val, self.test = (Arrays(inputs[ids], targets[ids]) for ids in parts)
 
     def facts(self) -> dict[str, Any]:
-        return {"input_shape": [1, 8, 8], "num_classes": 10}
+        return dict(self.provides)
 
 
 def _read_table() -> numpy.ndarray:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import unicodedata
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy
 import torch
@@ -61,6 +61,15 @@ class Named(Arrays):
 class Emoji(ArrayDataModule):
     """About 1,200 pictures and names; 80 / 10 / 10 % train / val / test by the name."""
 
+    default_tasks = TASKS
+    """By `direction`."""
+    provides: ClassVar[dict[str, Any]] = {
+        "input_shape": [3, "side", "side"],
+        "output_shape": [3, "side", "side"],
+        "vocab_size": None,
+        "sequence_length": None,
+    }
+
     def __init__(
         self, batch_size: int = 32, direction: str = "read", side: int = 16, font: str | None = None, seed: int = 0
     ) -> None:
@@ -70,7 +79,7 @@ class Emoji(ArrayDataModule):
         if direction not in TASKS:
             raise UserError(f"data.direction={direction} is not known", f"use {' or '.join(TASKS)}")
         self.direction, self.side, self.font, self.seed = direction, side, font, seed
-        self.default_task = TASKS[direction]
+        self.default_task = self.default_tasks[direction]
 
     def setup(self, stage: str | None = None) -> None:
         if self.train is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy
 import torch
@@ -25,6 +25,7 @@ class Faces(ArrayDataModule):
     """Batches of (n, 1, 25, 25) float32 and (n,) int64, 1 for a face; 60 / 20 / 20 % train / val / test."""
 
     default_task = "trainer.tasks.classification.Classification"
+    provides: ClassVar[dict[str, Any]] = {"input_shape": [1, 25, 25], "num_classes": 2}
 
     def __init__(self, batch_size: int = 24, augment: bool = True, seed: int = 0) -> None:
         """`augment`: random crops and mirroring. `seed`: of that."""
@@ -43,7 +44,7 @@ class Faces(ArrayDataModule):
         self.val, self.test = (Arrays(inputs[ids], targets[ids]) for ids in (val, test))
 
     def facts(self) -> dict[str, Any]:
-        return {"input_shape": [1, 25, 25], "num_classes": 2}
+        return dict(self.provides)
 
 
 def _file() -> Path:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy
 import torch
@@ -24,6 +24,7 @@ class FashionMNIST(ArrayDataModule):
     """Batches of (n, 1, 28, 28) float32 and (n,) int64; 55,000 train, 5,000 val, the official 10,000 test."""
 
     default_task = "trainer.tasks.classification.Classification"
+    provides: ClassVar[dict[str, Any]] = {"input_shape": [1, 28, 28], "num_classes": 10}
 
     def __init__(
         self,
@@ -62,7 +63,7 @@ class FashionMNIST(ArrayDataModule):
         self.test = Arrays(*_tensors(*held_out), normalize)
 
     def facts(self) -> dict[str, Any]:
-        return {"input_shape": [1, 28, 28], "num_classes": 10}
+        return dict(self.provides)
 
 
 def _read(folder: Path, name: str) -> numpy.ndarray:

@@ -9,15 +9,9 @@ from trainer.config.near import listed
 from trainer.data.arrays import ArrayDataModule
 from trainer.data.labelled_text import LabelledText
 from trainer.data.picture_table import PictureTable
-from trainer.data.tables import find_tables, require_column, require_one_kind
+from trainer.data.tables import IDS, IMAGES, LABELS, TEXTS, find_tables, require_column, require_one_kind
 from trainer.data.text_table import TextTable, TokenTable
 from trainer.errors import UserError
-
-IDS = ("input_ids",)
-IMAGES = ("image", "img", "picture")
-LABELS = ("label", "labels", "class", "category")
-TEXTS = ("text", "content")
-"""What such columns are usually called; the first kind that is there is taken, in this order."""
 
 
 def hf_dataset(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO, ClassVar
 
 import numpy
 import torch
@@ -25,6 +25,8 @@ class ImageFolder(ClassFolders):
     like."""
 
     suffixes = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".ppm")
+
+    provides: ClassVar[dict[str, Any]] = {"input_shape": [("grey", 1, 3), "size", "size"], "num_classes": None}
 
     def __init__(
         self,

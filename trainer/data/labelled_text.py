@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy
 import torch
@@ -36,6 +36,12 @@ class LabelledText(ArrayDataModule):
     """
 
     default_task = "trainer.tasks.classification.Classification"
+    provides: ClassVar[dict[str, Any]] = {
+        "num_classes": None,
+        "vocab_size": None,
+        "sequence_length": "sequence_length",
+        "pad_id": None,
+    }
 
     def __init__(
         self,

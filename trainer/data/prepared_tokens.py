@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy
 
@@ -25,6 +25,7 @@ class PreparedTokens(ArrayDataModule):
     """
 
     default_task = "trainer.tasks.language_modelling.LanguageModelling"
+    provides: ClassVar[dict[str, Any]] = {"vocab_size": None, "sequence_length": "sequence_length"}
 
     def __init__(self, batch_size: int, sequence_length: int, cache: str | None) -> None:
         """`cache`: folder; null: `~/.cache/trainer`."""

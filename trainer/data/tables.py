@@ -19,6 +19,11 @@ from trainer.data.files import SPLITS
 from trainer.errors import EnvironmentFault, UserError
 
 SPLIT_NAMES = {"train": "train", "val": "val", "valid": "val", "validation": "val", "dev": "val", "test": "test"}
+IDS = ("input_ids",)
+IMAGES = ("image", "img", "picture")
+LABELS = ("label", "labels", "class", "category")
+TEXTS = ("text", "content")
+"""What such columns are usually called; the first kind that is there is taken, in this order."""
 SUFFIXES = (".parquet", ".arrow")
 BESIDE_TABLES = {"state.json", "dataset_info.json", "dataset_dict.json"}
 """What save_to_disk() writes beside them."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from trainer.data import places
 from trainer.data.arrays import ArrayDataModule
@@ -17,6 +17,7 @@ class TokenShards(ArrayDataModule):
     """Batches of two (n, sequence_length) int64 tensors: tokens, and the tokens that follow them."""
 
     default_task = "trainer.tasks.language_modelling.LanguageModelling"
+    provides: ClassVar[dict[str, Any]] = {"vocab_size": None, "sequence_length": "sequence_length"}
 
     def __init__(self, root: str, batch_size: int = 32, sequence_length: int = 1024) -> None:
         """`root`: the folder that `trainer data tokenize` wrote."""

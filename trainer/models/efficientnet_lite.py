@@ -27,6 +27,8 @@ STEM, HEAD = 32, 1280
 class EfficientNetLite(nn.Module):
     """(n, 3 or 1, height, width) to (n, num_classes). The only channel of a grey picture stands for all three."""
 
+    for_tasks = ("trainer.tasks.classification.Classification",)
+
     def __init__(
         self,
         input_shape: Sequence[int],

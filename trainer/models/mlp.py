@@ -16,6 +16,8 @@ NORMS: dict[str, type[nn.Module]] = {"batch": nn.BatchNorm1d, "layer": nn.LayerN
 class MLP(nn.Module):
     """Linear, norm, ReLU, dropout for each of `hidden`, then a linear layer: (n, *input_shape) to (n, num_classes)."""
 
+    for_tasks = ("trainer.tasks.classification.Classification",)
+
     def __init__(
         self,
         input_shape: Sequence[int],

@@ -18,6 +18,8 @@ class ImageToSequence(nn.Module):
     each token sees the whole picture and the tokens before it.
     """
 
+    for_tasks = ("trainer.tasks.image_to_sequence.ImageToSequence",)
+
     def __init__(
         self,
         input_shape: Sequence[int],
@@ -65,6 +67,8 @@ class SequenceToImage(nn.Module):
     A learnt query for each patch stands behind the tokens in one transformer that sees both ways, and becomes the
     pixels of its patch: all patches at once, so that where several pictures fit the tokens it draws their mean.
     """
+
+    for_tasks = ("trainer.tasks.sequence_to_image.SequenceToImage",)
 
     def __init__(
         self,

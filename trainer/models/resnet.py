@@ -21,6 +21,8 @@ LAYERS: dict[int, tuple[str, tuple[int, ...]]] = {
 class ResNet(nn.Module):
     """(n, channels, height, width) to (n, num_classes)."""
 
+    for_tasks = ("trainer.tasks.classification.Classification",)
+
     def __init__(
         self,
         input_shape: Sequence[int],

@@ -16,6 +16,8 @@ CELLS: dict[str, type[nn.LSTM] | type[nn.GRU]] = {"lstm": nn.LSTM, "gru": nn.GRU
 class RecurrentClassifier(nn.Module):
     """(n, length, features) sequences, or pictures (n, 1, length, features) read row by row, to (n, num_classes)."""
 
+    for_tasks = ("trainer.tasks.classification.Classification",)
+
     def __init__(
         self,
         input_shape: Sequence[int],
@@ -52,6 +54,8 @@ class RecurrentClassifier(nn.Module):
 class RecurrentTextClassifier(nn.Module):
     """(n, length) token ids, filled up with `pad_id` behind their ends, to (n, num_classes)."""
 
+    for_tasks = ("trainer.tasks.classification.Classification",)
+
     def __init__(
         self,
         vocab_size: int,
@@ -85,6 +89,8 @@ class RecurrentTextClassifier(nn.Module):
 
 class RecurrentDecoder(nn.Module):
     """(n, length) token ids to (n, length, vocab_size) logits of the next tokens."""
+
+    for_tasks = ("trainer.tasks.language_modelling.LanguageModelling",)
 
     def __init__(
         self,

@@ -16,6 +16,8 @@ POSITIONS = ("learned", "rotary")
 class Transformer(nn.Module):
     """(n, length) token ids to (n, length, vocab_size) logits; each position sees itself and those before it."""
 
+    for_tasks = ("trainer.tasks.language_modelling.LanguageModelling",)
+
     def __init__(
         self,
         vocab_size: int,

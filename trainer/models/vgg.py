@@ -21,6 +21,8 @@ CONVOLUTIONS: dict[int, tuple[int, ...]] = {
 class VGG(nn.Module):
     """(n, channels, height, width) to (n, num_classes)."""
 
+    for_tasks = ("trainer.tasks.classification.Classification",)
+
     def __init__(
         self,
         input_shape: Sequence[int],

@@ -14,6 +14,8 @@ from trainer.models.layers import GELU, Attention, Block, init_transformer
 class ViT(nn.Module):
     """(n, channels, height, width) to (n, num_classes), from the class token."""
 
+    for_tasks = ("trainer.tasks.classification.Classification",)
+
     def __init__(
         self,
         input_shape: Sequence[int],
