@@ -19,7 +19,7 @@ def test_the_log_has_a_line_a_second_and_one_for_the_last_step(
     of_run = TrainMetrics(1, 4, None, 6, heartbeat, None)
     for step, seconds in enumerate((10.0, 10.5, 11.0, 11.9, 12.3, 12.4), start=1):
         now.monotonic = lambda seconds=seconds: seconds
-        of_run._show({"train/loss": 1.0}, None, step, say=True)
+        of_run._show({"train/loss": 1.0}, None, None, step, say=True)
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[1] for line in lines] == ["1/6", "3/6", "5/6", "6/6"]
     assert heartbeat.update.call_count == 6

@@ -4,6 +4,10 @@ What they agreed on, and the save of a new best, is done at the next moment of `
 step left to do, its validation and, where the epoch ends with it, the end of the epoch among it. So a resume neither
 repeats nor skips a validation, a hook, or the step of a scheduler.
 
+A boundary is an optimizer step; under manual optimization it is a batch, which may be none, one or several. There what
+is due waits for a batch that has stepped: between two that have not, a module may be accumulating gradients of its own,
+which no checkpoint holds. Saves that are due at a step happen at the first boundary at or past it.
+
 They agree on a CPU (gloo) group about once a second, never on the device, and always at the same step: each agreement
 also fixes the step of the next one. What they agreed on is read a step later, so that who is first need not wait for
 the last; where steps are long it is waited for, because a signal should not have to.
@@ -11,6 +15,7 @@ the last; where steps are long it is waited for, because a signal should not hav
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -29,15 +34,18 @@ from trainer.worker.stop import Request
 
 SaveFunction = Callable[[Trainer], None]
 
+HELD_BATCHES = 1000
+"""After so many without an optimizer step, what is due is done all the same."""
+
 SHORT_STEPS = 10
 """Steps between two agreements from which on one is read a step later."""
 
 
 @dataclass
 class _Agreement:
-    """Under way. `votes`: the largest request, whether to save, minus the steps until the next one."""
+    """Under way. `votes`: the largest request, whether to save, minus the boundaries until the next one."""
 
-    step: int
+    number: int
     votes: torch.Tensor
     work: Any
     """None: it is there."""
@@ -74,6 +82,8 @@ class Boundary(Callback):
         self.next_step = 0
         self.due = False
         self._due = _Due()
+        self._held: tuple[int, _Due] | None = None
+        """Since which boundary, what: until an optimizer has stepped."""
         self._best = best
         self._save = save
         self._save_locally = save_locally
@@ -87,8 +97,9 @@ class Boundary(Callback):
         self._next_agreement = 0
         self._under_way: _Agreement | None = None
         self._between = 1
-        """Steps, as agreed."""
-        self._asked: tuple[int, float] = (0, 0.0)
+        """Boundaries, as agreed."""
+        self._asked: tuple[int, float] | None = None
+        self._save_at = self._save_locally_at = 0
         self._saved_step = -1
         self._saved_at = 0.0
         self._started_at = 0.0
@@ -104,32 +115,46 @@ class Boundary(Callback):
         step = steps_taken(trainer)
         self._started_at = self._saved_at = time.monotonic()
         self._saved_step = step if trainer.ckpt_path is not None else -1  # nothing is saved of step 0 yet
-        self._asked = (step, self._started_at)
-        self._next_agreement, self._between, self._under_way = step + 1, 1, None
-        self._plan(step)
+        self._asked, self._held = None, None
+        self._next_agreement, self._between, self._under_way = 0, 1, None
+        self._plan(step, 0)
 
-    def on_step(self, trainer: Trainer, module: LightningModule, step: int) -> None:
-        every = self._checkpoint.every_n_steps
-        saves_anyway = step == self._max_steps or bool(every and step % every == 0)
+    def on_step(
+        self, trainer: Trainer, module: LightningModule, step: int, number: int | None = None, stepped: bool = True
+    ) -> None:
+        """`number` of this boundary, the same on every rank: the step, where each is one. `stepped`: an optimizer has,
+        since the boundary before."""
+        number = step if number is None else number
+        at_the_end = self._max_steps is not None and step >= self._max_steps
+        saves_anyway = at_the_end or step >= self._save_at
+        locally = step >= self._save_locally_at
         save, request = self._agreed()
-        if step >= self._next_agreement and request is Request.NOTHING:
-            self._ask(step)
+        if number >= self._next_agreement and request is Request.NOTHING:
+            self._ask(number)
             # At a step that stops the training anyway they wait, or the next one would save or validate again.
             stops_anyway = saves_anyway or validation_follows(trainer)
             if self._group is None or self._between < SHORT_STEPS or stops_anyway:
                 saves_now, request = self._agreed()
                 save = save or saves_now
         save = save or saves_anyway
-        self._plan(step)
-        if step == self._max_steps and trainer.global_step < step:
+        self._plan(step, number)
+        if at_the_end and trainer.global_step < step:
             trainer.should_stop = True  # Lightning does not count the steps of a module without an optimizer
         if request is Request.TIME_IS_UP and not trainer.should_stop:  # trainer.min_steps may hold the end back
             trainer.should_stop = True
             save = True
-        locally = bool(self._local_every and step % self._local_every == 0)
         if save or locally or request >= Request.REQUEUE:
-            self._due.save, self._due.locally, self._due.request = save, locally, request
-            self.due = True
+            self._hold(number, _Due(save, locally, request))
+        if self._held is not None:
+            since, held = self._held
+            if stepped or step == self._saved_step or number - since >= HELD_BATCHES:
+                self._due.save, self._due.locally, self._due.request = held.save, held.locally, held.request
+                self.due, self._held = True, None
+
+    def _hold(self, number: int, due: _Due) -> None:
+        since, held = self._held or (number, _Due())
+        request = max(held.request, due.request)
+        self._held = since, _Due(held.save or due.save, held.locally or due.locally, request)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._best is not None and not trainer.sanity_checking:
@@ -175,11 +200,13 @@ class Boundary(Callback):
             deadline.cancel()
             raise stop.StopTraining(request)
 
-    def _ask(self, step: int) -> None:
-        """Begin an all-reduce: the largest request, whether any rank wants to save, the fewest steps until the next."""
-        now = time.monotonic()
-        steps, elapsed_s = step - self._asked[0], now - self._asked[1]
-        ahead = max(1, min(1000, int(steps * self._resilience.agree_every_s / max(elapsed_s, 1e-9))))
+    def _ask(self, number: int) -> None:
+        """Begin an all-reduce: the largest request, whether any rank wants to save, the fewest boundaries until the
+        next."""
+        now, ahead = time.monotonic(), 1
+        if self._asked is not None:
+            passed, elapsed_s = number - self._asked[0], now - self._asked[1]
+            ahead = max(1, min(1000, int(passed * self._resilience.agree_every_s / max(elapsed_s, 1e-9))))
         minutes = self._checkpoint.every_minutes
         save = minutes is not None and now - self._saved_at >= 60 * minutes
         votes = torch.tensor([int(self._wish(now)), int(save), -ahead])
@@ -187,8 +214,8 @@ class Boundary(Callback):
         if self._group is not None:
             biggest = torch.distributed.ReduceOp.MAX
             work = torch.distributed.all_reduce(votes, biggest, group=self._group, async_op=True)
-        self._asked = (step, now)
-        self._under_way = _Agreement(step, votes, work)
+        self._asked = (number, now)
+        self._under_way = _Agreement(number, votes, work)
 
     def _agreed(self) -> tuple[bool, Request]:
         """Whether to save, and the request, of the agreement that is under way; nothing where none is."""
@@ -199,7 +226,7 @@ class Boundary(Callback):
             agreement.work.wait()
         request, save, negative_ahead = agreement.votes.tolist()
         self._between = -negative_ahead
-        self._next_agreement = agreement.step + self._between
+        self._next_agreement = agreement.number + self._between
         return bool(save), Request(request)
 
     def _wish(self, now: float) -> Request:
@@ -213,16 +240,20 @@ class Boundary(Callback):
             return Request.TIME_IS_UP
         return Request.NOTHING
 
-    def _plan(self, step: int) -> None:
-        """The next step at which something may happen."""
-        due = [step + 1 if self._under_way is not None else self._next_agreement]
-        if self._checkpoint.every_n_steps:
-            due.append(step + self._checkpoint.every_n_steps - step % self._checkpoint.every_n_steps)
-        if self._local_every:
-            due.append(step + self._local_every - step % self._local_every)
+    def _plan(self, step: int, number: int) -> None:
+        """The next steps at which something must happen. `next_step` is for those who count steps as boundaries."""
+        self._save_at = _next(step, self._checkpoint.every_n_steps)
+        self._save_locally_at = _next(step, self._local_every)
+        agreement = number + 1 if self._under_way is not None else self._next_agreement
+        due = [agreement, self._save_at, self._save_locally_at]
         if self._max_steps is not None and self._max_steps > step:
             due.append(self._max_steps)
         self.next_step = min(due)
+
+
+def _next(step: int, every: int | None) -> int:
+    """The first multiple of `every` after `step`."""
+    return step + every - step % every if every else sys.maxsize
 
 
 def _accumulates(trainer: Trainer) -> bool:

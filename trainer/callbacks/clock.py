@@ -2,6 +2,8 @@
 
 Lightning calls every callback on every batch. Here a batch that nobody asked for costs a few integer comparisons,
 whatever the number of listeners.
+
+Lightning says what a step is (`callbacks/steps.py`). Under manual optimization a batch may be none, one or several.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from trainer.callbacks.boundary import Boundary
 from trainer.callbacks.metrics import TrainMetrics
-from trainer.callbacks.steps import steps_taken
+from trainer.callbacks.steps import Steps, steps_of
 from trainer.worker.collectives import Timeouts
 from trainer.worker.heartbeat import Heartbeat
 from trainer.worker.noted import Noted, noted_by_the_loop, noted_of
@@ -32,21 +34,25 @@ class StepClock(Callback):
         self._metrics = metrics
         self._boundary = boundary
         self._heartbeat = heartbeat
-        self._next_step = 0
-        """At which a listener wants to be called."""
-        self._accumulate = 1
-        self._batches = 0
+        self._steps: Steps
+        self._wakes_at = 0
+        """The step from which on it looks who wants to be called."""
+        self._is_manual = False
+        self._stride = 1
+        """Steps that the last batch with any has added."""
+        self._number = 0
+        """Of the last boundary: a step, or under manual optimization a batch."""
         self._noted = Noted()
         self._is_first_step = True
         self._batch_ended = 0.0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.step, self._next_step = steps_taken(trainer), 0
+        self._steps = steps_of(trainer)
+        self.step, self._wakes_at = self._steps.completed, 0
+        self._is_manual, self._stride = not pl_module.automatic_optimization, 1
+        self._number = self.step
         self._noted = noted_of(trainer)
-        self._accumulate = trainer.accumulate_grad_batches
-        batches = trainer.num_training_batches
-        self._batches = 0 if batches == float("inf") else int(batches)
-        self._metrics.start(self.step)
+        self._metrics.start(trainer, self.step)
         self._heartbeat.update(step=self.step, epoch=trainer.current_epoch, phase="first_step")
         self._is_first_step = True
         self._timeouts.on_train_start()
@@ -65,29 +71,36 @@ class StepClock(Callback):
         now, before, heartbeat = perf_counter(), self._batch_ended, self._heartbeat
         self._batch_ended = now
         heartbeat.batches.append((self._noted.forward_ended - before, now - before))
-        step, number = self.step + 1, batch_idx + 1
-        steps = number % self._accumulate == 0 or number == self._batches
-        if steps:
-            self.step = heartbeat.step = step
-        if step >= self._next_step:
-            self._tell(trainer, pl_module, outputs, step, steps)
+        before = self.step
+        self.step = heartbeat.step = step = self._steps.completed
+        if step >= self._wakes_at:
+            self._look(trainer, pl_module, outputs, before)
 
-    def _tell(self, trainer: Trainer, module: LightningModule, outputs: Any, step: int, steps: bool) -> None:
-        """Call those who asked for this step; `steps`: this micro-batch is its last."""
-        if step >= self._metrics.next_step:
-            self._metrics.on_output(module, outputs)
-        if not steps:
+    def _look(self, trainer: Trainer, module: LightningModule, outputs: Any, before: int) -> None:
+        """Call those who asked for this step; `before` this batch so many were completed."""
+        step, metrics, boundary = self.step, self._metrics, self._boundary
+        added = step - before
+        if added:
+            self._stride = added
+        if step + (0 if added else self._stride) >= metrics.next_step:  # a part of a step that is logged
+            metrics.on_output(module, outputs)
+        if not added and not self._is_manual:
             return
         if self._is_first_step:
             self._is_first_step = False
             self._heartbeat.update(phase="train")
             self._timeouts.on_first_step()
-        if step >= self._metrics.next_step:
-            self._metrics.on_step(trainer, module, step)
-        if step >= self._boundary.next_step:
-            self._boundary.on_step(trainer, module, step)
+        if added and step >= metrics.next_step:
+            metrics.on_step(trainer, module, step)
+        # The ranks must agree at the same boundary, and may not all step in the same batches: those are counted.
+        self._number += 1 if self._is_manual else added
+        if self._is_manual:
+            self._heartbeat.progress += 1
+        if self._is_manual or step >= boundary.next_step:
+            boundary.on_step(trainer, module, step, self._number, bool(added))
             self.start_of_batch()
-        self._next_step = min(self._metrics.next_step, self._boundary.next_step)
+        # From the step before on, for the micro-batches of the one that is logged.
+        self._wakes_at = 0 if self._is_manual else min(metrics.next_step - 1, boundary.next_step)
 
     def start_of_batch(self) -> None:
         """The time of the next batch counts from here."""

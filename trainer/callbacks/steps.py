@@ -2,8 +2,43 @@
 
 from __future__ import annotations
 
+from typing import Protocol
+
 from lightning.pytorch import Trainer
-from lightning.pytorch.loops.progress import _ProcessedTracker
+from lightning.pytorch.loops.progress import _ProcessedTracker, _ReadyCompletedTracker
+
+
+class Steps(Protocol):
+    """Where Lightning counts; to be held for a training, because `trainer.global_step` is a chain of properties."""
+
+    @property
+    def completed(self) -> int: ...
+
+
+def steps_of(trainer: Trainer) -> Steps:
+    """What `steps_taken` reads. Under manual optimization it counts the steps of all optimizers together, so that a
+    batch may add none, one or several."""
+    loop = trainer.fit_loop.epoch_loop
+    if trainer.lightning_module.automatic_optimization:
+        total = loop.automatic_optimization.optim_progress.optimizer.step.total
+    elif has_optimizer(trainer):
+        total = loop.manual_optimization.optim_step_progress.total
+    else:
+        assert isinstance(loop.batch_progress.total, _ProcessedTracker)
+        return _Batches(loop.batch_progress.total)
+    assert isinstance(total, _ReadyCompletedTracker)
+    return total
+
+
+class _Batches:
+    """Each batch is a step."""
+
+    def __init__(self, total: _ProcessedTracker) -> None:
+        self._total = total
+
+    @property
+    def completed(self) -> int:
+        return self._total.processed
 
 
 def steps_taken(trainer: Trainer) -> int:
@@ -13,12 +48,9 @@ def steps_taken(trainer: Trainer) -> int:
     manually and has no optimizer at all (`[]` or None: a memory bank, k-means) it counts nothing; here each of its
     batches is a step, or none of its checkpoints could be told from another.
     """
-    module = trainer.lightning_module
-    if module.automatic_optimization or has_optimizer(trainer):
+    if trainer.lightning_module.automatic_optimization or has_optimizer(trainer):
         return trainer.global_step
-    total = trainer.fit_loop.epoch_loop.batch_progress.total
-    assert isinstance(total, _ProcessedTracker)
-    return total.processed
+    return steps_of(trainer).completed
 
 
 def has_optimizer(trainer: Trainer) -> bool:

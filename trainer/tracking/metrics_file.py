@@ -21,6 +21,12 @@ RECENT_S = 5.0
 """Longer than W&B's client keeps a row to itself (weights_and_biases.py sets 1 s)."""
 
 
+OWN_NAMES = ("step", "epoch", "time")
+"""What each line says of itself."""
+APART = "logged/"
+"""Before the name of a metric of the user that is called like one of those: `self.log("time", x)` is `logged/time`."""
+
+
 class MetricsFile(Logger):
     """A Lightning logger that writes one JSON object a step: `step`, `epoch`, `time`, then the logged names.
 
@@ -42,6 +48,7 @@ class MetricsFile(Logger):
         self._written: tuple[int, bytes] | None = None
         """Where the line of the current step stands on disk, and what it says there."""
         self._unsynced = False
+        self._epoch: int | None = None
 
     @property
     def name(self) -> str:
@@ -66,12 +73,18 @@ class MetricsFile(Logger):
         if self._line and self._line["step"] != completed:
             self._write()
             self._line, self._written = {}, None
+        epoch = metrics.get("epoch")
+        if type(epoch) is int:  # the Trainer's; what `self.log("epoch", x)` logs is a float
+            self._epoch = epoch
         if not self._line:
-            self._line = {"step": completed, "epoch": None, "time": round(time.time(), 3)}
+            self._line = {"step": completed, "epoch": self._epoch, "time": round(time.time(), 3)}
+        self._line["epoch"] = self._epoch
         for name, value in metrics.items():
+            if name == "epoch" and type(value) is int:
+                continue
             number = float(value)
             plain = number if math.isfinite(number) else str(number)  # JSON has no NaN
-            self._line[name] = int(number) if name == "epoch" else plain
+            self._line[APART + name if name in OWN_NAMES else name] = plain
 
     @rank_zero_only
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import MethodType
@@ -29,6 +30,7 @@ from trainer.tracking.loggers import NoLogger
 from trainer.worker import fine_tuning, late
 from trainer.worker.data import Data
 from trainer.worker.loop import use_lean_loop
+from trainer.worker.manual import accumulated
 from trainer.worker.moments import use_moments
 from trainer.worker.process import Rank
 from trainer.worker.trainer_arguments import trainer_arguments
@@ -147,13 +149,17 @@ def _configure_optimizers(
     return configure_optimizers
 
 
-def total_steps_of(config: Config, data: Data) -> int | None:
-    """Optimizer steps of the whole training; None where only `max_time` ends it."""
+def total_steps_of(config: Config, data: Data, callbacks: Sequence[Callback]) -> int | None:
+    """Optimizer steps of the whole training; None where only `max_time` ends it. `callbacks`: the user's.
+
+    One step a batch under manual optimization, of which it cannot be known.
+    """
     options = config.trainer
     limits = [] if options.max_steps is None else [options.max_steps]
     steps_per_epoch = data.steps_per_epoch() if options.max_epochs is not None else None
     if steps_per_epoch is not None and options.max_epochs is not None:
-        limits.append(options.max_epochs * steps_per_epoch)
+        batches = accumulated(callbacks, options.max_epochs)
+        limits.append(sum(math.ceil(steps_per_epoch / of_a_step) for of_a_step in batches))
     return min(limits) if limits else None
 
 

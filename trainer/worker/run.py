@@ -27,7 +27,7 @@ from trainer.resilience import memory, micro_batch
 from trainer.resilience.lock import refuse_if_superseded
 from trainer.runs.directory import RunDirectory
 from trainer.tracking.loggers import Loggers
-from trainer.worker import build, failure, fine_tuning, late, logs, moments, rng
+from trainer.worker import build, failure, fine_tuning, late, logs, manual, moments, rng
 from trainer.worker.attempt import Attempt
 from trainer.worker.collectives import FlightRecorder, Timeouts
 from trainer.worker.heartbeat import Heartbeat
@@ -101,8 +101,9 @@ def _train(config: Config, attempt: Attempt, group: Group | None) -> None:
     trainer = build.build_trainer(config, rank, RunCheckpointIO(writer), str(directory.path))
     rng.seed_all(config.seed)
     data = build.build_data(config, rank, trainer)
+    callbacks: list[Callback] = []
     module = build.build_module(
-        config, data, lambda: build.total_steps_of(config, data), defer=build.defers(config, rank)
+        config, data, lambda: build.total_steps_of(config, data, callbacks), defer=build.defers(config, rank)
     )
     data.set_up(module)
     attempt.plan = data.plan
@@ -121,10 +122,13 @@ def _train(config: Config, attempt: Attempt, group: Group | None) -> None:
         clock.start_of_batch()
         heartbeat.update(phase="train")
 
-    total_steps = build.total_steps_of(config, data)
+    own = [instantiate(node, where=f"callbacks.{name}") for name, node in config.callbacks.items() if node]
+    total_steps = config.trainer.max_steps
+    if module.automatic_optimization:
+        total_steps = build.total_steps_of(config, data, own)
     metrics = TrainMetrics(
         config.trainer.log_every_n_steps,
-        data.plan.global_batch,
+        data.plan.global_batch / data.plan.accumulate,
         data.facts.get("sequence_length"),
         total_steps,
         heartbeat,
@@ -144,10 +148,10 @@ def _train(config: Config, attempt: Attempt, group: Group | None) -> None:
     )
     clock = StepClock(metrics, boundary, heartbeat, Timeouts(config.resilience))
     guard = watching.make_guard(config.resilience, directory, rank.attempt, group)
-    callbacks: list[Callback] = [
+    callbacks += [
         RngState(config.seed, rank.rank, build.place_in_data(config, rank).rank, group),
         best,
-        *[instantiate(node, where=f"callbacks.{name}") for name, node in config.callbacks.items() if node],
+        *own,
         *watching.callbacks(attempt, data.plan, build.device_of(config, rank), build.waits_in_forward(config, rank)),
         *([guard] if guard else []),
         clock,
@@ -156,6 +160,7 @@ def _train(config: Config, attempt: Attempt, group: Group | None) -> None:
     loggers = Loggers(config, directory, rank, lambda: heartbeat.step, unsure, group)
     build.complete(trainer, callbacks, loggers.all)
     loggers.axis.trainer = trainer
+    manual.adapt(trainer, module, data.plan)
     moments.act_at_moments(trainer, boundary)
     watching.count_waits(trainer, heartbeat)
     if rank.is_first:
@@ -261,7 +266,7 @@ def _say_what(module: LightningModule, trainer: Trainer, plan: Any, total_steps:
     print(
         f"{parameters:,} parameters{some}, {config.strategy.name} on {ranks}, {trainer.precision}, "
         f"global batch {plan.global_batch} = {plan.split(trainer.world_size)}, "
-        f"{total_steps if total_steps is not None else 'unlimited'} steps",
+        + (f"{total_steps} steps" if total_steps is not None else f"{config.trainer.max_epochs or 'unlimited'} epochs"),
         flush=True,
     )
 
