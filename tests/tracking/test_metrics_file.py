@@ -2,9 +2,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
+from lightning.pytorch import Trainer
 
+from tests.worker.two_loops import MICRO_BATCH, SAMPLES, Lines, Validated, loader
 from trainer.tracking.metrics_file import MetricsFile, rewind
 
 
@@ -71,3 +74,55 @@ def test_only_a_save_waits_for_the_disk(tmp_path: Path, monkeypatch: pytest.Monk
     assert [json.loads(line)["step"] for line in synced[0].splitlines()] == [10, 20, 30]
     logger.save()
     assert len(synced) == 1
+
+
+def test_names_of_the_line_itself_are_kept_apart_from_what_is_logged_under_them(tmp_path: Path) -> None:
+    path, steps = tmp_path / "metrics.jsonl", 7
+    logger = MetricsFile(path, lambda: steps)
+    logger.log_metrics({"train/loss": 0.5, "epoch": 2}, step=6)
+    logger.log_metrics({"step": 99.0, "time": 1.5, "epoch": 0.25, "val/loss": 0.25}, step=99)
+    steps = 8
+    logger.log_metrics({"time": 2.5, "epoch": 0.5})
+    logger.save()
+    first, second = [json.loads(line) for line in path.read_text().splitlines()]
+    assert (first["step"], first["epoch"]) == (7, 2)
+    assert first["time"] > 1e9
+    assert (first["logged/step"], first["logged/time"], first["logged/epoch"]) == (99.0, 1.5, 0.25)
+    assert (first["train/loss"], first["val/loss"]) == (0.5, 0.25)
+    assert (second["step"], second["epoch"], second["logged/time"], second["logged/epoch"]) == (8, 2, 2.5, 0.5)
+    assert rewind(path, 7).dropped == 1
+
+
+@pytest.mark.filterwarnings("ignore:.*isinstance\\(treespec, LeafSpec\\)")
+@pytest.mark.filterwarnings("ignore:.*does not have many workers")
+@pytest.mark.filterwarnings("ignore:The number of training batches")
+@pytest.mark.filterwarnings("ignore:The `srun` command")
+def test_a_module_that_logs_its_epoch_as_the_step(tmp_path: Path) -> None:
+    """To have epochs on the x axis: Lightning gives it to the loggers as their step; the file keeps its own."""
+
+    class Logs(Validated):
+        def on_train_epoch_end(self) -> None:
+            self.log("step", float(self.current_epoch))
+
+        def validation_step(self, batch: Any, batch_idx: int) -> None:
+            super().validation_step(batch, batch_idx)
+            self.log("time", 1.0)
+
+    path = tmp_path / "metrics.jsonl"
+    trainer: Any = None
+    file = MetricsFile(path, lambda: trainer.global_step)
+    lines = Lines()
+    trainer = Trainer(
+        accelerator="cpu",
+        max_epochs=2,
+        logger=[file, lines],
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+    )
+    trainer.fit(Logs(), loader(), loader(24))
+    written = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [line["step"] for line in written] == [SAMPLES // MICRO_BATCH, 2 * SAMPLES // MICRO_BATCH]
+    assert all(line["time"] > 1e9 and line["logged/time"] == 1.0 for line in written)
+    assert [step for step, line in lines.lines if step is not None and step < 2] == [0, 1]

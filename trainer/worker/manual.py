@@ -37,12 +37,12 @@ def adapt(trainer: Trainer, module: LightningModule, plan: BatchPlan) -> None:
             "remove the callback, and accumulate in training_step",
         )
     if trainer.gradient_clip_val:
+        kind = "value" if trainer.gradient_clip_algorithm == "value" else "norm"
+        key, value = f"trainer.gradient_clip_{'val' if kind == 'value' else kind}", f"{trainer.gradient_clip_val:g}"
         raise UserError(
-            f"trainer.gradient_clip_norm={trainer.gradient_clip_val:g}: the module optimizes manually, where nothing"
-            " clips its gradients",
-            "write trainer.gradient_clip_norm=null, and in training_step, before each step:"
-            f" self.clip_gradients(optimizer, gradient_clip_val={trainer.gradient_clip_val:g},"
-            ' gradient_clip_algorithm="norm")',
+            f"{key}={value}: the module optimizes manually, where nothing clips its gradients",
+            f"write {key}=null, and in training_step, before each step:"
+            f' self.clip_gradients(optimizer, gradient_clip_val={value}, gradient_clip_algorithm="{kind}")',
         )
     if plan.accumulate > 1:
         trainer.accumulate_grad_batches = 1
