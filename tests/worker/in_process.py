@@ -21,9 +21,13 @@ ONE_RANK = ["tracking=none", "resources.gpus=0", "resources.cpu_processes=1", "r
 def new_run(folder: Path, overrides: list[str]) -> RunDirectory:
     """Compose, check and freeze a job as `trainer fit` would in `folder`, without launching it."""
     with working_in(folder):
-        given = [*ONE_RANK, *overrides]
+        given = [*(one for one in ONE_RANK if not _given(one, overrides)), *overrides]
         (job,) = check_all([compose(given, config_dirs=[], cwd=folder)])
         return RunDirectory.create(job.config, overrides=given, choices={}, code_root=folder)
+
+
+def _given(override: str, overrides: list[str]) -> bool:
+    return any(one.startswith(override.partition("=")[0] + "=") for one in overrides)
 
 
 def attempt(run: RunDirectory, folder: Path) -> str:

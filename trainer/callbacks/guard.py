@@ -352,7 +352,7 @@ def _look_at(bucket: torch.Tensor) -> Callable[[], torch.Tensor]:
 
 
 def _is_plain(gradient: torch.Tensor | None) -> bool:
-    return gradient is not None and not gradient.is_sparse and not gradient.is_complex()
+    return not (gradient is None or isinstance(gradient, DTensor) or gradient.is_sparse or gradient.is_complex())
 
 
 def _only_ddp_sets_gradients(trainer: Trainer, module: LightningModule) -> bool:

@@ -1,0 +1,119 @@
+"""Networks made, sharded or split in `setup` and `configure_model`, and modules without an optimizer: the weights of
+plain Lightning, on any strategy, also after a resume."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import Trainer
+from torch import Tensor
+
+from tests.distributed.ranks import run_ranks
+from tests.worker import late_project
+from tests.worker.in_process import new_run, weights
+from trainer.runs.directory import RunDirectory
+
+FIRST, LAST = 3, 8
+"""Steps of an epoch of 4: the second run resumes in mid-epoch."""
+CLIP = 0.05
+
+
+@dataclass(frozen=True)
+class Case:
+    made: str
+    strategy: str = "ddp"
+    given: list[str] = field(default_factory=list)
+    like: str = "InInit"
+    """The class that plain Lightning trains."""
+    clip: float | None = None
+
+
+TP = ["strategy.tensor_parallel_size=2"]
+HSDP = ["strategy.shard_size=1"]
+CLIPPED = [f"trainer.gradient_clip_norm={CLIP}", "data.micro_batch=4"]
+ON_TWO_RANKS = {
+    "setup_ddp": Case("InSetup"),
+    "setup_fsdp": Case("InSetup", "fsdp"),
+    "setup_zero2": Case("InSetup", "deepspeed_zero2"),
+    "setup_zero3": Case("InSetup", "deepspeed_zero3"),
+    "configure_ddp": Case("InConfigureModel"),
+    "configure_fsdp": Case("InConfigureModel", "fsdp"),
+    "configure_zero1": Case("InConfigureModel", "deepspeed_zero1"),
+    "configure_zero3": Case("InConfigureModel", "deepspeed_zero3"),
+    "filled_fsdp": Case("Filled", "fsdp"),
+    "shards_fsdp": Case("Shards", "fsdp"),
+    "shards_clipped": Case("Shards", "fsdp", CLIPPED, clip=CLIP),
+    "shards_hsdp": Case("Shards", "hsdp", HSDP),
+    "shards_torch": Case("ShardsByTorchsNames", "hsdp", HSDP),
+    "shards_some": Case("ShardsSome", "fsdp"),
+    "splits_tp": Case("Splits", "tp", TP),
+    "splits_clipped": Case("Splits", "tp", [*TP, *CLIPPED], clip=CLIP),
+    "splits_shards_tp": Case("SplitsAndShards", "tp", TP),
+    "meta_fsdp": Case("OnMeta", "fsdp", like="AsOnMeta"),
+    "none_ddp": Case("NoOptimizer", like="NoOptimizer"),
+    "none_fsdp": Case("NoOptimizer", "fsdp", like="NoOptimizer"),
+}
+FREEZE = ["finetune.freeze=[net.0]"]
+ON_ONE_RANK = {
+    "setup_single": Case("InSetup", "single"),
+    "shards_alone": Case("Shards", "fsdp"),
+    "setup_frozen": Case("InSetupFiltered", "single", FREEZE, like="Frozen"),
+    "none_single": Case("NoOptimizer", "single", like="NoOptimizer"),
+    "bank_none": Case("Bank", "single", like="Bank"),
+    "bank_list": Case("BankWithList", "single", like="Bank"),
+}
+
+
+@cache
+def plain(made: str, clip: float | None) -> tuple[dict[str, Tensor], float]:
+    """Weights after two epochs with Lightning's own Trainer in one process, and its `val_loss`."""
+    module = getattr(late_project, made)()
+    quiet: dict[str, Any] = dict.fromkeys(("logger", "enable_progress_bar", "enable_model_summary"), False)
+    trainer = Trainer(accelerator="cpu", max_epochs=2, gradient_clip_val=clip, enable_checkpointing=False, **quiet)
+    trainer.fit(module, datamodule=late_project.Data(batch_size=16))
+    (found,) = trainer.validate(module, datamodule=late_project.Data(batch_size=16), verbose=False)
+    return dict(module.state_dict()), found["val_loss"]
+
+
+def run_all(folder: Path, ranks: int, cases: dict[str, Case]) -> None:
+    """Train each case in two runs, of which the second resumes, and compare with plain Lightning."""
+    shutil.copy(Path(late_project.__file__), folder)
+    for group, target in (("data", "Data"), *(("model", case.made) for case in cases.values())):
+        (folder / "conf" / group).mkdir(parents=True, exist_ok=True)
+        (folder / "conf" / group / f"{target}.yaml").write_text(f"_target_: late_project.{target}\n")
+    jobs = {}
+    for name, case in cases.items():
+        given = [f"name={name}", f"model={case.made}", f"strategy={case.strategy}", "data=Data", "data.batch_size=16"]
+        given += [f"resources.cpu_processes={ranks}", *case.given]
+        first, second = (new_run(folder, [*given, f"trainer.max_steps={steps}"]) for steps in (FIRST, LAST))
+        second.checkpoints_dir.rmdir()
+        second.checkpoints_dir.symlink_to(first.checkpoints_dir)
+        jobs[name] = [str(first.path), str(second.path)]
+    (folder / "jobs.json").write_text(json.dumps(jobs))
+    run_ranks(ranks, Path(__file__).with_name("late_ranks.py"), [str(folder / "jobs.json")], folder, timeout_s=400)
+    evaluated = json.loads((folder / "evaluated.json").read_text())
+    for name, (_, second_path) in jobs.items():
+        case = cases[name]
+        expected, loss = plain(case.like, case.clip)
+        found = weights(RunDirectory(Path(second_path)))
+        assert found.keys() == expected.keys(), name
+        for key, value in found.items():
+            torch.testing.assert_close(value, expected[key], rtol=0, atol=2e-6, msg=f"{name}: {key} differs")
+        assert evaluated[name]["val_loss"] == pytest.approx(loss, abs=1e-5), name
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_two_ranks(tmp_path: Path) -> None:
+    run_all(tmp_path, 2, ON_TWO_RANKS)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_one_rank(tmp_path: Path) -> None:
+    run_all(tmp_path, 1, ON_ONE_RANK)
