@@ -22,6 +22,7 @@ def main(argv: list[str]) -> int:
         arguments.overrides, arguments.config_dir, keep=not look_only, say=sys.stderr if arguments.cfg else sys.stdout
     )
     composed = compose_all(arguments)
+    _require_following(arguments)
     if arguments.cfg:
         for one in composed:
             sys.stdout.write(printed(one, arguments.cfg, arguments.package, arguments.resolve))
@@ -54,6 +55,10 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     if not arguments.cfg and (arguments.package or arguments.resolve):
         option = "--package" if arguments.package else "--resolve"
         raise UserError(f"{option} is about what --cfg prints", f"add --cfg job, or leave {option} out")
+    _require_following(arguments)
+    return arguments
+
+
+def _require_following(arguments: argparse.Namespace) -> None:
     if arguments.multirun and arguments.detach:
         raise UserError("--detach with --multirun: the jobs run one after the other", "leave one of the two out")
-    return arguments

@@ -13,7 +13,8 @@ from trainer.cluster import launchers
 from trainer.cluster.shape import LaunchShape, resolve
 from trainer.config.batch import BatchPlan
 from trainer.config.check import check
-from trainer.config.compose import Composed
+from trainer.config.compose import Composed, frozen_hydra
+from trainer.config.hydra_node import HydraFiles
 from trainer.config.loggers import settle_loggers
 from trainer.config.problems import raise_all
 from trainer.config.strategy import ranks_per_sample
@@ -27,6 +28,8 @@ class Job:
 
     composed: Composed
     shape: LaunchShape
+    hydra: HydraFiles
+    """What the run keeps of Hydra's own node."""
     said: dict[str, Said] = field(default_factory=dict)
     """What W&B's variables and settings files filled in of the section `tracking`."""
 
@@ -57,7 +60,7 @@ def check_all(composed: list[Composed], fits: bool = True) -> list[Job]:
             check(one.config, fits=fits)
             shape = resolve(one.config)
             launchers.check(one.config, shape)
-            jobs.append(Job(one, shape, _settle_tracking(one.config["tracking"])))
+            jobs.append(Job(one, shape, frozen_hydra(one), _settle_tracking(one.config["tracking"])))
         except TrainerError as error:
             raise of_point(error, one.overrides, len(composed)) from None
     for job in jobs:

@@ -36,6 +36,7 @@ def launch(job: Job, arguments: argparse.Namespace, after: RunDirectory | None =
         overrides=job.composed.overrides,
         choices={group: option for group, option in job.composed.choices.items() if option is not None},
         code_root=Path.cwd(),
+        hydra=job.hydra,
     )
     note_environment(run, job.config["tracking"])
     linked = run.manifest()["code"]["left_out"]

@@ -6,10 +6,12 @@ Apart from what checks and launches jobs (`trainer.cli.job`, `trainer.cli.launch
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 from typing import NoReturn
 
 from trainer.config.compose import Composed, compose, points
+from trainer.config.hydra_node import is_multirun
 from trainer.config.near import did_you_mean
 from trainer.errors import TrainerError, UserError
 
@@ -48,16 +50,42 @@ strategy cluster checkpoint tracking logger callbacks debug."""
 
 
 def compose_all(arguments: argparse.Namespace) -> list[Composed]:
-    """Compose the job, or each job of a sweep. Raises UserError."""
-    sweep = [arguments.overrides]
-    if arguments.multirun:
-        sweep = points(arguments.overrides, config_dirs=arguments.config_dir)
-    composed = []
-    for overrides in sweep:
+    """Compose the job, or each job of a sweep; then `arguments.multirun` is true, whoever asked for it.
+
+    Raises UserError.
+    """
+    where = {"config_dirs": arguments.config_dir, "config_name": arguments.config_name}
+    try:
+        composed = [] if arguments.multirun else [compose(arguments.overrides, **where)]
+    except UserError as error:
+        # Several values for one job are meant for a sweep where a config file asks for one.
+        if not any("," in override or "(" in override for override in arguments.overrides):
+            raise
         try:
-            composed.append(compose(overrides, config_dirs=arguments.config_dir, config_name=arguments.config_name))
+            sweep = points(arguments.overrides, multirun=False, **where)
+        except TrainerError:
+            raise error from None
+        if sweep is None:
+            raise
+        composed = []
+    if composed and not is_multirun(composed[0].tree):
+        return _noted(composed)
+    arguments.multirun = True
+    composed = []
+    sweep = points(arguments.overrides, **where) or []
+    for number, overrides in enumerate(sweep):
+        first = composed[0] if composed else None
+        try:
+            composed.append(compose(overrides, number=number, after=first, **where))
         except TrainerError as error:
             raise of_point(error, overrides, len(sweep)) from None
+    return _noted(composed)
+
+
+def _noted(composed: list[Composed]) -> list[Composed]:
+    """With the lines that composing has for the user, each once."""
+    for note in dict.fromkeys(note for one in composed for note in one.notes):
+        print(f"note: {note}", file=sys.stderr)
     return composed
 
 

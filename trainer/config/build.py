@@ -16,6 +16,7 @@ from trainer.config.allow import OPEN_PATHS, require_allowed
 from trainer.config.nodes import ABOUT_THE_CALL, call
 from trainer.config.schema import Config
 from trainer.errors import UserError
+from trainer.runs.hydra import path_of
 
 DIRECTIVES = (*ABOUT_THE_CALL, "_args_")
 """Keys of a node that are about the call, not arguments of it."""
@@ -33,18 +34,13 @@ def load(path: Path) -> Config:
     from trainer.config.typed import NAMED, OPEN, to_config
 
     config = to_config(read_plain(path))
-    if path.with_name("manifest.json").exists() and not hydra_path(path.parent).exists():
+    if path.with_name("manifest.json").exists() and not path_of(path.parent).exists():
         # A run that was made before targets got the containers that Hydra gives them.
         for section in OPEN:
             node = getattr(config, section)
             for one in [one for one in node.values() if isinstance(one, dict)] if section in NAMED else [node]:
                 one.setdefault("_convert_", "all")
     return config
-
-
-def hydra_path(run_path: Path) -> Path:
-    """Where a run keeps Hydra's own node, as Hydra does."""
-    return run_path / ".hydra" / "hydra.yaml"
 
 
 def read_plain(path: Path) -> dict[str, Any]:

@@ -10,13 +10,16 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from trainer.config import explain, typed
+from trainer.config.hydra_node import HydraFiles, is_multirun, problems_of_hydra, replaced, sweep_params
+from trainer.config.own_keys import slips_in_files
 from trainer.config.problems import raise_all
+from trainer.config.resolvers import own_resolvers
 from trainer.config.schema import Config
 from trainer.errors import TrainerError, UserError
 from trainer.garbage import no_collection
@@ -37,40 +40,103 @@ class Composed:
     """OmegaConf's tree before resolving, the `hydra` node included: what `--cfg all` prints."""
     job: Any
     """The same without the node `hydra`: what `--cfg job` prints."""
+    place: Place
+    """Where from."""
+    output_dir: str
+    """Stands for the run directory in `config`: it has its name once it is made."""
+    notes: tuple[str, ...] = ()
+    """Lines for the user."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a job is composed."""
+
+    config_dirs: tuple[Path, ...]
+    cwd: Path
+    number: int | None = None
+    """Of the job in a sweep, from 0; null: no sweep."""
+
+    def resolvers(self) -> AbstractContextManager[None]:
+        return own_resolvers([*self.config_dirs, self.cwd / "conf"], self.cwd)
+
+
+_RUN = "THE-RUN-DIRECTORY"
+"""`hydra:runtime.output_dir` until name and folder of the run are resolved."""
 
 
 def compose(
-    overrides: list[str], *, config_dirs: list[Path], config_name: str = "config", cwd: Path | None = None
+    overrides: list[str],
+    *,
+    config_dirs: list[Path],
+    config_name: str = "config",
+    cwd: Path | None = None,
+    number: int | None = None,
+    after: Composed | None = None,
 ) -> Composed:
     """Compose a job from `config_dirs`, then `./conf` of the working directory, then the shipped groups.
 
-    The first that has a file wins, so a user's own `conf/model/mlp.yaml` stands in for ours.
+    The first that has a file wins, so a user's own `conf/model/mlp.yaml` stands in for ours. `number`: of a job of a
+    sweep; `after`: its first job, whose `${now:...}` holds for all.
     Raises UserError for everything that is wrong with files or overrides, with the key and the nearest one.
     """
     from omegaconf import OmegaConf
 
-    with no_collection():
-        tree = _compose(overrides, config_dirs, config_name, cwd or Path.cwd())
+    place = Place(tuple(config_dirs), cwd or Path.cwd(), number)
+    notes: list[str] = []
+    with no_collection(), place.resolvers():
+        tree = _compose(overrides, place, config_name, notes)
+        if after is not None:
+            OmegaConf.copy_cache(after.tree, tree)
         job = OmegaConf.masked_copy(tree, [key for key in tree if key != "hydra"])
+        job._metadata.resolver_cache = tree._metadata.resolver_cache  # one `${now:...}` in both
         config = _typed(_resolve(tree, job))
-    choices = dict(tree.hydra.runtime.choices)
-    return Composed(config, {k: v for k, v in choices.items() if "hydra/" not in k}, list(overrides), tree, job)
+    output_dir = str(place.cwd / Path(config["runs_dir"]).expanduser() / f"{config['name']}-ID")
+    tree.hydra.runtime.output_dir = output_dir
+    config = replaced(config, _RUN, output_dir)
+    choices = {group: option for group, option in tree.hydra.runtime.choices.items() if "hydra/" not in group}
+    return Composed(config, choices, list(overrides), tree, job, place, output_dir, tuple(notes))
 
 
-def _compose(overrides: list[str], config_dirs: list[Path], config_name: str, where: Path) -> Any:
-    loader = _loader(_search_path(config_dirs, where))
+def frozen_hydra(composed: Composed) -> HydraFiles:
+    """What a run of this job keeps of Hydra's own node. Raises UserError where `hydra.run.dir` cannot be one."""
+    from trainer.config.hydra_node import hydra_files, require_free
+
+    with composed.place.resolvers(), _hydra_node(composed.tree):
+        multirun = composed.place.number is not None
+        files = hydra_files(composed.tree, composed.job, composed.overrides, composed.output_dir, multirun)
+    if files.link is not None:
+        require_free(files.link, composed.place.cwd)
+    return files
+
+
+def _compose(overrides: list[str], place: Place, config_name: str, notes: list[str]) -> Any:
+    where = place.cwd
+    loader = _loader(_search_path(list(place.config_dirs), where))
     with explain.hydra_errors(loader, overrides):
         groups, values, unset = _split(loader, overrides)
         tree = _load(loader, config_name, groups)
         explain.require_unset(tree.hydra.runtime.choices, unset, loader)
+    raise_all(list(problems_of_hydra(tree)))
+    tree.hydra.runtime.output_dir = _RUN
+    if place.number is not None:
+        tree.hydra.job.num, tree.hydra.job.id = place.number, str(place.number)
     if values:
         from trainer.config.keys import set_value  # with what reads signatures: not for a choice of groups
 
         # Targets first: what keys their section takes depends on them.
-        for override in sorted(values, key=lambda o: not o.key_or_group.endswith("._target_")):
-            set_value(tree, override, loader, where)
+        for override in sorted(values, key=_targets_first):
+            note = set_value(tree, override, loader, where)
+            notes += [note] if note else []
     _record(tree, groups, values)
     return tree
+
+
+def _targets_first(override: Any) -> tuple[bool, int]:
+    """The outer one before those inside it."""
+    key, value = override.key_or_group, None if override.is_delete() else override.value()
+    is_target = key.endswith("._target_") or (isinstance(value, dict) and "_target_" in value)
+    return not is_target, key.count(".") if is_target else 0
 
 
 def printed(composed: Composed, part: str, package: str | None = None, resolve: bool = False) -> str:
@@ -82,7 +148,7 @@ def printed(composed: Composed, part: str, package: str | None = None, resolve: 
     if part == "hydra":
         tree = tree if package else OmegaConf.masked_copy(tree, ["hydra"])
     header = f"# @package {package}\n" if package else ""
-    with _hydra_node(composed.tree):
+    with composed.place.resolvers(), _hydra_node(composed.tree):
         try:
             if package and package not in ("_global_",):
                 tree = OmegaConf.select(tree, package, throw_on_missing=True)
@@ -131,15 +197,33 @@ def _loader(user_path: list[tuple[str, Path]]) -> Any:
     return ConfigLoaderImpl(search_path)
 
 
-def points(overrides: list[str], *, config_dirs: list[Path], cwd: Path | None = None) -> list[list[str]]:
-    """The overrides of each job of a sweep (`-m`), in the order of Hydra's basic sweeper: the last varies fastest."""
+def points(
+    overrides: list[str],
+    *,
+    config_dirs: list[Path],
+    cwd: Path | None = None,
+    config_name: str = "config",
+    multirun: bool = True,
+) -> list[list[str]] | None:
+    """The overrides of each job of a sweep, in the order of Hydra's basic sweeper: the last varies fastest.
+
+    `hydra.sweeper.params` of the config files come first; the command line wins over them. Null where it is no sweep:
+    neither `multirun` (`-m`) nor `hydra.mode=MULTIRUN`.
+    """
     from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
     loader = _loader(_search_path(config_dirs, cwd or Path.cwd()))
     with explain.hydra_errors(loader, overrides):
-        parsed = OverridesParser.create(config_loader=loader).parse_overrides(overrides)
-        (found,) = BasicSweeper.split_arguments(parsed, max_batch_size=None)
+        parser = OverridesParser.create(config_loader=loader)
+        parsed = parser.parse_overrides(overrides)
+        fixed = [str(one.input_line) for one in parsed if not one.is_sweep_override()]
+        tree = _load(loader, config_name, _split(loader, fixed)[0], sweep=True)
+        if not multirun and not is_multirun(tree):
+            return None
+        given = {one.key_or_group for one in parsed}
+        from_files = [f"{key}={value}" for key, value in sweep_params(tree).items() if key.lstrip("+") not in given]
+        (found,) = BasicSweeper.split_arguments([*parser.parse_overrides(from_files), *parsed], max_batch_size=None)
     return [list(point) for point in found]
 
 
@@ -162,13 +246,14 @@ def _split(loader: Any, overrides: list[str]) -> tuple[list[str], list[Any], lis
     return groups, values, unset
 
 
-def _load(loader: Any, config_name: str, groups: list[str]) -> Any:
+def _load(loader: Any, config_name: str, groups: list[str], sweep: bool = False) -> Any:
+    """`sweep`: what the jobs of a sweep have in common, in which some groups may not be chosen yet."""
     from hydra.types import RunMode
     from omegaconf import OmegaConf
 
     with _parts_of_hydra(), warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        tree = loader.load_configuration(config_name, groups, RunMode.RUN)
+        tree = loader.load_configuration(config_name, groups, RunMode.MULTIRUN if sweep else RunMode.RUN)
     for warning in caught:
         absent = re.search(r"provider=(.*), path=(.*) is not available", str(warning.message))
         if absent:
@@ -258,7 +343,7 @@ def _typed(config: dict[str, Any]) -> dict[str, Any]:
         from trainer.config.lightning_keys import translate  # not for a job that has none of them
 
         problems += translate(config)
-    problems += typed.top_level_problems(config)
+    problems += [*slips_in_files(config), *typed.top_level_problems(config)]
     for section in typed.key_names(Config):
         if section in config and typed.is_closed(section):
             problems += typed.problems_of(section, config[section])

@@ -8,7 +8,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from trainer.config.hydra_node import INSTEAD, NOT_USED
 from trainer.config.near import did_you_mean, listed
+from trainer.config.resolvers import no_resolver
 from trainer.errors import UserError
 
 UNUSED_PARTS = ("launcher", "sweeper", "help", "hydra_help", "hydra_logging", "job_logging")
@@ -61,6 +63,9 @@ def _file_with(error: Exception, loader: Any) -> str:
 def interpolation(error: Exception) -> UserError:
     """A value that refers to something which is not there, or cannot be merged."""
     key = getattr(error, "full_key", None) or ""
+    unknown = re.search(r"Unsupported interpolation type (\S+)", str(error))
+    if unknown:
+        return no_resolver(key, unknown[1], Path.cwd())
     text = str(error).splitlines()[0].replace("Interpolation key", "the key") if str(error) else "cannot be merged"
     where = f"{key}: " if key else ""
     return UserError(f"{where}{text}", "correct the ${...} or the value; `trainer fit --cfg job` shows what there is")
@@ -116,7 +121,13 @@ def _missing_config(error: Any, loader: Any, overrides: list[str]) -> UserError:
         groups = loader.list_groups("")
         fix = f"{did_you_mean(group, groups)}groups: {listed(groups)}"
         return UserError(f"{where}: there is no config group {group}", fix)
+    part = group.removeprefix("hydra/")
+    if part in INSTEAD:
+        return UserError(f"{where}: {NOT_USED}", f"leave it out; {INSTEAD[part]}")
     options = loader.get_group_options(group)
+    if part in ("job_logging", "hydra_logging") and group != part:
+        fix = f"install the package that has it (pip install hydra-{option}), or leave it out"
+        return UserError(f"{where}: there is no {group} {option}", f"{fix}; choose one of: {listed(options)}")
     hint = did_you_mean(option, options, prefix=f"{group}=")
     return UserError(f"{where}: there is no {group} {option}", f"{hint}choose one of: {listed(options)}")
 
@@ -155,14 +166,20 @@ def _composition(error: Exception, loader: Any, overrides: list[str]) -> UserErr
         return UserError(f"{group}: chosen twice", f"the job has a {group} already: write {plain}")
     part = re.search(rf"hydra\.({'|'.join(UNUSED_PARTS)})\b[\w.]*\b", text)
     if part:
-        fix = "leave it out; -m runs the jobs of a sweep, cluster= says where a job runs, tracking= what is logged"
-        return UserError(f"{part[0]}: trainer does not use this part of Hydra", fix)
+        if part[0].startswith("hydra.sweeper.params."):
+            return _needs_plus(part[0], overrides)
+        instead = INSTEAD.get(part[1], "-m runs the jobs of a sweep, cluster= says where a job runs")
+        if part[1] == "job_logging":
+            instead = "choose one first: hydra/job_logging=default"
+        return UserError(f"{part[0]}: {NOT_USED}", f"leave it out; {instead}")
     unused = re.search(r"Could not (?:override|delete) '([^']+)'", text)
     if unused:
         key = unused[1].partition("=")[0]
         if loader.repository.group_exists(key.partition("@")[0]):
             fix = f"write +{key}=OPTION to add it to this job, or name it in the defaults of an experiment file"
             return UserError(f"{key}: the job's defaults do not have this group", fix)
+        if key.startswith(("hydra.job.env_set.", "hydra.job_logging.")):
+            return _needs_plus(key, overrides)
         return UserError(f"{key}: there is no such key", "see `trainer fit --cfg all` for what there is")
     lines = [line.strip() for line in text.splitlines() if line.strip() and "use +" not in line]
     cause = error.__cause__
@@ -170,3 +187,9 @@ def _composition(error: Exception, loader: Any, overrides: list[str]) -> UserErr
         lines.append(str(cause).splitlines()[0])
     message = " ".join(lines[:3]) or type(error).__name__
     return UserError(message, "correct the config file or the override that it names")
+
+
+def _needs_plus(key: str, overrides: list[str]) -> UserError:
+    """A new entry of a mapping of Hydra's own."""
+    written = next((one for one in overrides if one.startswith(f"{key}=")), f"{key}=VALUE")
+    return UserError(f"{key}: there is no such key yet", f"write '+{written}'")

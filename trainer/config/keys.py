@@ -7,15 +7,18 @@ from typing import Any
 
 from trainer.config.build import DIRECTIVES
 from trainer.config.near import did_you_mean, listed, nearest
+from trainer.config.own_keys import slip_of
+from trainer.config.retarget import drop_leftovers
 from trainer.config.schema import Config
 from trainer.config.signature import TRAINERS_OWN, argument_names
 from trainer.config.typed import NAMED, OPEN, as_written, closed_class, key_names
 from trainer.errors import UserError
 
 
-def set_value(tree: Any, override: Any, loader: Any, cwd: Path) -> None:
+def set_value(tree: Any, override: Any, loader: Any, cwd: Path) -> str | None:
     """Apply one parsed override that is not a group choice: `k=v`, `+k=v`, `++k=v` or `~k`.
 
+    Returns a line for the user where more than that is changed (`retarget.py`).
     Raises UserError for a key that is not in the tree and that no schema or signature knows, for `+` on a key
     that is there, and for a plain value in place of a section.
     """
@@ -31,7 +34,7 @@ def set_value(tree: Any, override: Any, loader: Any, cwd: Path) -> None:
     exists = depth == len(parts)
     if override.is_delete():
         _delete(tree, parts, exists, line)
-        return
+        return None
     value = override.value()
     if exists and override.is_add() and not override.is_force_add():
         raise UserError(f"{line}: the job already has {key}", f"leave the + away: {line.lstrip('+')}")
@@ -39,11 +42,20 @@ def set_value(tree: Any, override: Any, loader: Any, cwd: Path) -> None:
         _keep_sections(tree, key, value, line, loader)
     else:
         _require_known(tree, parts, depth, value, override, loader, cwd)
+    note = _retarget(tree, parts, value, cwd)
     try:
         OmegaConf.update(tree, key, value, merge=True, force_add=True)
     except OmegaConfBaseException as error:
         text = str(error).splitlines()[0]
         raise UserError(f"{line}: {text}", f"see what {key} holds with `trainer fit --cfg job`") from None
+    return note
+
+
+def _retarget(tree: Any, parts: list[str], value: Any, cwd: Path) -> str | None:
+    where = parts[:-1] if parts[-1] == "_target_" else parts if isinstance(value, dict) and "_target_" in value else []
+    if not where or _depth(tree, where) < len(where) or not _is_dict(_node(tree, where)):
+        return None
+    return drop_leftovers(_node(tree, where), where, value["_target_"] if isinstance(value, dict) else value, cwd)
 
 
 def _depth(tree: Any, parts: list[str]) -> int:
@@ -93,7 +105,7 @@ def _keep_sections(tree: Any, key: str, value: Any, line: str, loader: Any) -> N
     node = _node(tree, key.split(".")) if "[" not in key else None
     if not isinstance(node, DictConfig) or isinstance(value, dict) or value is None:
         return
-    if "." in key and key.split(".")[0] in OPEN:
+    if ("." in key and key.split(".")[0] in OPEN) or key.split(".")[0] not in key_names(Config):
         return
     inside = listed([f"{key}.{name!s}" for name in node], 30)
     raise UserError(f"{line}: {key} is a section, not one value", f"set one of its keys: {inside}")
@@ -104,8 +116,13 @@ def _require_known(tree: Any, parts: list[str], depth: int, value: Any, override
     line, plus = override.input_line, override.is_add() or override.is_force_add()
     part, parent, prefix = parts[depth], _node(tree, parts[:depth]), "".join(f"{p}." for p in parts[:depth])
     if depth == 0:
-        if part not in key_names(Config):
+        if part not in key_names(Config) and not (plus and _is_new(tree, parts, loader)):
             raise _unknown_at_top(tree, parts, line, loader)
+        return
+    if parts[0] not in key_names(Config):
+        if not plus:
+            hint = did_you_mean(part, map(str, parent.keys()) if _is_dict(parent) else [], prefix=prefix)
+            raise UserError(f"{line}: there is no key {prefix}{part}", f"{hint}to add it: +{line}")
         return
     if not _is_dict(parent) or parent._is_none():
         here = prefix[:-1]
@@ -162,21 +179,37 @@ def _unknown(line: str, prefix: str, rest: list[str], known: list[str]) -> UserE
     )
 
 
+def _is_new(tree: Any, parts: list[str], loader: Any) -> bool:
+    """Whether a key of the user's own can have this name: not one that is most likely a slip, or that a section has."""
+    taken = slip_of(parts[0], [*key_names(Config), *_groups(loader)])
+    return taken is None and not (len(parts) == 1 and _homes(tree, parts[0]))
+
+
+def _groups(loader: Any) -> list[str]:
+    return [name for name in loader.list_groups("") if name != "hydra"]
+
+
+def _homes(tree: Any, name: str) -> list[str]:
+    sections = [section for section in tree if section in key_names(Config)]
+    return [f"{section}.{name}" for section in sections if _depth(tree, [section, name]) == 2]
+
+
 def _unknown_at_top(tree: Any, parts: list[str], line: str, loader: Any) -> UserError:
     """Also finds `lr` under `optimizer`, which is how people type first."""
-    groups = [name for name in loader.list_groups("") if name != "hydra"]
+    groups = _groups(loader)
     known = sorted({*key_names(Config), *groups})
     near, tail = nearest(parts[0], known), "".join(f".{part}" for part in parts[1:])
     value = f"={line.partition('=')[2]}" if near in groups and not tail else ""
     hint = f"did you mean {near}{tail}{value}? " if near else ""
     if len(parts) == 1:
-        homes = [f"{name}.{parts[0]}" for name in tree if name != "hydra" and _depth(tree, [name, parts[0]]) == 2]
+        homes = _homes(tree, parts[0])
         hint = f"did you mean {' or '.join(homes)}? " if homes else hint
-    return UserError(f"{line}: there is no key or group {parts[0]}", f"{hint}there are: {listed(known, 40)}")
+    own = "" if hint or line.startswith("+") else f"; to add a key of your own: +{line}"
+    return UserError(f"{line}: there is no key or group {parts[0]}", f"{hint}there are: {listed(known, 40)}{own}")
 
 
 def _no_group(override: Any, loader: Any) -> UserError:
-    groups = [name for name in loader.list_groups("") if name != "hydra"]
+    groups = _groups(loader)
     hint = did_you_mean(override.key_or_group, groups)
     return UserError(
         f"{override.input_line}: there is no config group {override.key_or_group}", f"{hint}groups: {listed(groups)}"

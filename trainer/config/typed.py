@@ -72,10 +72,9 @@ def problems_of(section: str, node: Any) -> list[UserError]:
 
 
 def top_level_problems(config: dict[str, Any]) -> list[UserError]:
-    """Unknown and wrongly typed keys beside the sections (`seed`, `name`, ...)."""
-    known = key_names(Config)
-    problems = [unknown_key("", key, known) for key in config if key not in known]
-    plain = [key for key in known if key in config and _hints(Config)[key] in _EXPECTED]
+    """Wrongly typed keys beside the sections (`seed`, `name`, ...); `own_keys.py` judges the unknown ones."""
+    problems: list[UserError] = []
+    plain = [key for key in key_names(Config) if key in config and _hints(Config)[key] in _EXPECTED]
     wrong = [_type_problem(Config, "", key, config[key]) for key in plain]
     for section in OPEN:
         if not isinstance(config.get(section) or {}, dict):
@@ -87,7 +86,7 @@ def top_level_problems(config: dict[str, Any]) -> list[UserError]:
 def complete(config: dict[str, Any]) -> dict[str, Any]:
     """The same configuration with types converted and every default of the closed sections filled in.
 
-    For a configuration without problems; the keys come in the order of the schema.
+    For a configuration without problems; the keys come in the order of the schema, then those that it does not know.
     """
     whole: dict[str, Any] = {}
     for field in fields(Config):
@@ -100,13 +99,15 @@ def complete(config: dict[str, Any]) -> dict[str, Any]:
             whole[field.name] = {f.name: _filled(cls, f, value or {}) for f in fields(cls)}
         else:
             whole[field.name] = _filled(Config, field, config)
-    return whole
+    return {**whole, **{key: value for key, value in config.items() if key not in whole}}
 
 
 def to_config(config: dict[str, Any]) -> Config:
     """The dataclasses of a configuration that has passed `check`, such as a frozen one."""
     built: dict[str, Any] = {}
-    for name, value in complete(config).items():
+    whole = complete(config)
+    for name in key_names(Config):
+        value = whole[name]
         cls = None if name in OPEN else closed_class(name, value)
         built[name] = cls(**value) if cls else value
     return Config(**built)

@@ -9,10 +9,13 @@ import secrets
 import shlex
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from trainer.errors import EnvironmentFault, UserError
 from trainer.runs.files import append_line, fsync_folder, read_json, write_atomic
+
+if TYPE_CHECKING:
+    from trainer.config.hydra_node import HydraFiles
 
 _ALPHABET = "abcdefghijklmnopqrstuvwxyz234567"
 """Base 32 without the digits that look like letters."""
@@ -41,10 +44,17 @@ class RunDirectory:
 
     @classmethod
     def create(
-        cls, config: dict[str, Any], *, overrides: list[str], choices: dict[str, str], code_root: Path
+        cls,
+        config: dict[str, Any],
+        *,
+        overrides: list[str],
+        choices: dict[str, str],
+        code_root: Path,
+        hydra: HydraFiles | None = None,
     ) -> RunDirectory:
         """Make a new one by an exclusive mkdir and freeze the configuration and the code into it.
 
+        `hydra`: with the files that Hydra would write; `config`, too, names the run directory by its placeholder.
         Raises UserError for a name that cannot be one of a folder, EnvironmentFault where it cannot be written.
         """
         from trainer.config.build import freeze
@@ -54,6 +64,8 @@ class RunDirectory:
         run = cls(_make_folder(Path(config["runs_dir"]).expanduser(), config["name"]))
         for folder in (run.live_dir, run.logs_dir, run.attempts_dir, run.checkpoints_dir, run.stop_request.parent):
             folder.mkdir()
+        if hydra is not None:
+            config = hydra.keep(run.path, config, code_root)
         write_atomic(run.config_path, freeze(config))
         write_atomic(run.overrides_path, shlex.join(overrides) + "\n")
         taken = snapshot(code_root, run.code_dir, leave_out=run.path.parent)

@@ -14,10 +14,9 @@ import torch.distributed
 
 from trainer.checkpoint.io import CheckpointWriter, RunCheckpointIO
 from trainer.checkpoint.store import CheckpointStore
-from trainer.config.build import load
 from trainer.runs.directory import RunDirectory
 from trainer.runs.files import write_atomic
-from trainer.worker import build, rng
+from trainer.worker import build, hydra_state, rng
 from trainer.worker.process import Rank, die_with_parent
 from trainer.worker.torch_setup import init_process_group, silence_known_warnings
 
@@ -40,7 +39,7 @@ def main() -> int:
 
 def evaluate(run: RunDirectory, step: int, split: str) -> dict[str, float]:
     """The metrics of `split` (val or test), each sample counted once over all ranks."""
-    config, rank = load(run.config_path), Rank.from_environment()
+    config, rank = hydra_state.load(run), Rank.from_environment()
     init_process_group(config, rank)
     store = CheckpointStore(run.checkpoints_dir)
     trainer = build.build_trainer(config, rank, RunCheckpointIO(CheckpointWriter(store)), str(run.path))

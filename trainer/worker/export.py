@@ -23,12 +23,12 @@ from trainer.checkpoint.huggingface import layout
 from trainer.checkpoint.lora import Merged, layers
 from trainer.checkpoint.store import Checkpoint
 from trainer.checkpoint.stored import MODEL, Stored, Weights
-from trainer.config.build import DIRECTIVES, load
+from trainer.config.build import DIRECTIVES
 from trainer.config.schema import Config
 from trainer.errors import TrainerError, UserError
 from trainer.runs.directory import RunDirectory
 from trainer.tasks.base import Task
-from trainer.worker import build, rng
+from trainer.worker import build, hydra_state, rng
 from trainer.worker.data import Data
 from trainer.worker.process import Rank
 from trainer.worker.torch_setup import silence_known_warnings
@@ -118,7 +118,7 @@ def _weights(run: RunDirectory | None, checkpoint: Checkpoint, keep_lora: bool) 
             "The checkpoint has low-rank additions, and only its run says how they are scaled.",
             "Name a checkpoint inside a run directory, or use --keep-lora.",
         )
-    config = load(run.config_path)
+    config = hydra_state.load(run)
     turned: list[str] = []
     if config.model.get("_target_") == hf_folder.TARGET:
         network = hf_folder.without_values(_arguments(run, config))
@@ -128,7 +128,7 @@ def _weights(run: RunDirectory | None, checkpoint: Checkpoint, keep_lora: bool) 
 
 
 def _hugging_face(run: RunDirectory, weights: Weights, target: Path, metadata: dict[str, str]) -> list[Path]:
-    config = load(run.config_path)
+    config = hydra_state.load(run)
     if config.model.get("_target_") == hf_folder.TARGET:
         arguments = _arguments(run, config)
         folder = arguments["folder"]
@@ -163,7 +163,7 @@ def _arguments(run: RunDirectory, config: Config) -> dict[str, Any]:
 
 def _module_and_inputs(run: RunDirectory, checkpoint: Checkpoint) -> tuple[Any, tuple[torch.Tensor, ...]]:
     """The network with the checkpoint's weights, and a batch of `SAMPLES` from the run's own data."""
-    config = load(run.config_path)
+    config = hydra_state.load(run)
     config.resources.gpus = 0
     rng.seed_all(config.seed)
     data = build.build_data(config, Rank(0, 0, 1, 1, 0), build.plain_trainer())

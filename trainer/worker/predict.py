@@ -23,10 +23,9 @@ from torch import Tensor
 
 from trainer.checkpoint.io import CheckpointWriter, RunCheckpointIO
 from trainer.checkpoint.store import CheckpointStore
-from trainer.config.build import load
 from trainer.errors import TrainerError, UserError
 from trainer.runs.directory import RunDirectory
-from trainer.worker import build, rng
+from trainer.worker import build, hydra_state, rng
 from trainer.worker.data import Data
 from trainer.worker.process import Rank, die_with_parent
 from trainer.worker.torch_setup import init_process_group, silence_known_warnings
@@ -112,7 +111,7 @@ def main() -> int:
 
 def predict(run: RunDirectory, step: int, split: str, data_node: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Write the predictions of `split` into `folder`; returns what describes them. Collective."""
-    config, rank = load(run.config_path), Rank.from_environment()
+    config, rank = hydra_state.load(run), Rank.from_environment()
     config.data = data_node
     group = init_process_group(config, rank)
     store = CheckpointStore(run.checkpoints_dir)

@@ -20,14 +20,14 @@ from trainer.callbacks.steps import steps_taken
 from trainer.checkpoint import tiers
 from trainer.checkpoint.io import CheckpointWriter, RunCheckpointIO, SaveFailed
 from trainer.checkpoint.store import Checkpoint, CheckpointStore
-from trainer.config.build import instantiate, load
+from trainer.config.build import instantiate
 from trainer.config.schema import Config
 from trainer.errors import DONE, JOB_FAILED, REQUEUE, UserError
 from trainer.resilience import memory, micro_batch
 from trainer.resilience.lock import refuse_if_superseded
 from trainer.runs.directory import RunDirectory
 from trainer.tracking.loggers import Loggers
-from trainer.worker import build, failure, fine_tuning, late, logs, manual, moments, rng
+from trainer.worker import build, failure, fine_tuning, hydra_state, late, logs, manual, moments, rng
 from trainer.worker.attempt import Attempt
 from trainer.worker.collectives import FlightRecorder, Timeouts
 from trainer.worker.heartbeat import Heartbeat
@@ -49,7 +49,7 @@ def run(run_path: Path) -> int:
     heartbeat.start()
     attempt = Attempt(directory, rank, heartbeat)
     try:
-        config = load(directory.config_path)
+        config = hydra_state.load(directory)
         group = init_process_group(config, rank, Timeouts(config.resilience).first_s)
         if group is not None:
             heartbeat.on_beat = FlightRecorder(directory, rank).look
@@ -82,6 +82,7 @@ def _train(config: Config, attempt: Attempt, group: Group | None) -> None:
     directory, rank, heartbeat = attempt.directory, attempt.rank, attempt.heartbeat
     silence_known_warnings()
     logs.start(directory.config())
+    hydra_state.configure_logging(directory)
     store = CheckpointStore(directory.checkpoints_dir)
     folder = tiers.local_folder(config.checkpoint.local_dir, directory.path.name)
     local = CheckpointStore(folder) if folder else None
