@@ -15,6 +15,7 @@ from trainer.cluster.agent import PRELOAD_VARIABLE
 from trainer.cluster.hardware import usable_cores
 from trainer.cluster.processes import die_with_parent
 from trainer.cluster.shape import LaunchShape
+from trainer.runs.hydra import env_set
 from trainer.runs.snapshot import import_paths
 
 IGNORED_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
@@ -79,6 +80,7 @@ def environment(
     """The environment of torchrun and, through it, of the workers. `preload`: the module that is imported once for all
     of them; it and what it imports may start no thread, touch no GPU, and not ask which rank it is. `hash_seed`: of
     `RunDirectory.hash_seed`; a rank that is forked has the one with which the interpreter started."""
+    inherited = {**inherited, **env_set(code_dir.parent)}
     variables = dict(inherited)
     variables["PYTHONHASHSEED"] = hash_seed
     threads = max(1, usable_cores(inherited) // shape.processes_per_node)
