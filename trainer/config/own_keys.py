@@ -39,7 +39,7 @@ def slips_in_files(config: Mapping[str, Any]) -> list[UserError]:
 
 
 def slip_of(name: str, known: Iterable[str]) -> str | None:
-    """The known name that `name` is a slip of: one letter away (two in long names), or alike but for `_`, `-` and case."""
+    """The known name that `name` is a slip of: one letter away (two in long names), or alike but for `_`, `-`, case."""
     for candidate in known:
         plain, wanted = _plain(name), _plain(candidate)
         if plain == wanted or _distance(plain, wanted) <= (2 if len(wanted) >= _LONG else 1):

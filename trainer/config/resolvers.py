@@ -8,16 +8,17 @@ values are frozen.
 
 from __future__ import annotations
 
-import ast
-import builtins
-import runpy
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from trainer.errors import UserError
+
+if TYPE_CHECKING:
+    import ast
 
 FILE = "resolvers.py"
 _MOST_FILES = 2000
@@ -31,6 +32,8 @@ def own_resolvers(folders: list[Path], cwd: Path) -> Iterator[None]:
     if not files:
         yield
         return
+    import runpy
+
     from omegaconf.basecontainer import BaseContainer
 
     before, path = set(BaseContainer._resolvers), list(sys.path)
@@ -52,6 +55,8 @@ def own_resolvers(folders: list[Path], cwd: Path) -> Iterator[None]:
 
 def no_resolver(key: str, name: str, cwd: Path) -> UserError:
     """The refusal of `${name:...}`, with the line that registers it."""
+    import builtins  # not for a job without such a mistake
+
     registered = _registration(name, cwd)
     function = name if name in dir(builtins) else "lambda x: x"
     line, found = f'OmegaConf.register_new_resolver("{name}", {function})', ""
@@ -64,6 +69,8 @@ def no_resolver(key: str, name: str, cwd: Path) -> UserError:
 
 def _registration(name: str, cwd: Path) -> tuple[str, str] | None:
     """The call that registers `name` in a module of the project, and its file."""
+    import ast
+
     for file in islice(_modules(cwd), _MOST_FILES):
         try:
             text = file.read_text(encoding="utf-8")
@@ -89,6 +96,8 @@ def _modules(cwd: Path) -> Iterator[Path]:
 
 
 def _registers(call: ast.Call, name: str) -> bool:
+    import ast
+
     function = call.func
     called = function.attr if isinstance(function, ast.Attribute) else getattr(function, "id", "")
     first = call.args[0] if call.args else next((k.value for k in call.keywords if k.arg == "name"), None)
