@@ -12,6 +12,7 @@ from trainer.config.batch import BatchPlan
 from trainer.config.fits import problems_of_fit
 from trainer.config.loggers import problems_of_loggers
 from trainer.config.near import did_you_mean, listed
+from trainer.config.optimization import problems_of_accumulation, problems_of_optimization
 from trainer.config.own import problems_of_own
 from trainer.config.problems import raise_all
 from trainer.config.strategy import (
@@ -154,6 +155,7 @@ def check(config: dict[str, Any], cwd: Path | None = None, fits: bool = True) ->
     values = [*_ranges(config), *_limits(config), *_names(config)]
     cwd = cwd or Path.cwd()
     targets = [*problems_of_targets(config, cwd), *problems_of_own(config, cwd), *problems_of_loggers(config)]
+    targets += problems_of_optimization(config, cwd)
     # A model or data that is not there needs no second message.
     targets = targets or [*(problems_of_fit(config, cwd) if fits else ())]
     # Splitting an impossible batch would be a second message about the same mistake.
@@ -226,7 +228,8 @@ def _launch(config: dict[str, Any], splits: bool) -> Iterator[TrainerError]:
         if splits and config["data"].get("batch_size") is not None:
             readers = shape.world_size // ranks_per_sample(config["strategy"], shape.processes_per_node)
             accumulate = config["trainer"].get("accumulate_grad_batches")
-            BatchPlan.of(config["data"]["batch_size"], config["data"].get("micro_batch"), readers, accumulate)
+            plan = BatchPlan.of(config["data"]["batch_size"], config["data"].get("micro_batch"), readers, accumulate)
+            yield from problems_of_accumulation(config, plan)
     except UserError as error:
         yield error
 

@@ -13,7 +13,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
 
 from trainer.config.batch import BatchPlan
-from trainer.errors import UserError
+from trainer.config.optimization import accumulates_manually, accumulates_twice, clips_manually
 
 
 def adapt(trainer: Trainer, module: LightningModule, plan: BatchPlan) -> None:
@@ -21,29 +21,17 @@ def adapt(trainer: Trainer, module: LightningModule, plan: BatchPlan) -> None:
 
     Raises UserError for what Lightning would refuse in the words of its Trainer's arguments.
     """
-    schedulers = [one for one in trainer.callbacks if isinstance(one, GradientAccumulationScheduler)]  # type: ignore[attr-defined]
+    schedules = any(isinstance(one, GradientAccumulationScheduler) for one in trainer.callbacks)  # type: ignore[attr-defined]
     if module.automatic_optimization:
-        if schedulers and plan.accumulate > 1:
-            raise UserError(
-                f"callbacks: GradientAccumulationScheduler, with data.batch_size={plan.global_batch} in"
-                f" {plan.accumulate} micro-batches: both say how many batches make an optimizer step",
-                f"remove the callback, or write data.batch_size={plan.world_size * plan.micro_batch} so that a step is"
-                " one micro-batch, which the callback then multiplies",
-            )
+        if schedules and plan.accumulate > 1:
+            raise accumulates_twice("callbacks", plan)
         return
-    if schedulers:
-        raise UserError(
-            "callbacks: GradientAccumulationScheduler: the module optimizes manually and steps when it will",
-            "remove the callback, and accumulate in training_step",
-        )
+    if schedules:
+        raise accumulates_manually("callbacks")
     if trainer.gradient_clip_val:
-        kind = "value" if trainer.gradient_clip_algorithm == "value" else "norm"
-        key, value = f"trainer.gradient_clip_{'val' if kind == 'value' else kind}", f"{trainer.gradient_clip_val:g}"
-        raise UserError(
-            f"{key}={value}: the module optimizes manually, where nothing clips its gradients",
-            f"write {key}=null, and in training_step, before each step:"
-            f' self.clip_gradients(optimizer, gradient_clip_val={value}, gradient_clip_algorithm="{kind}")',
-        )
+        algorithm = "value" if trainer.gradient_clip_algorithm == "value" else "norm"
+        key = "gradient_clip_val" if algorithm == "value" else "gradient_clip_norm"
+        raise clips_manually(key, trainer.gradient_clip_val, algorithm)
     if plan.accumulate > 1:
         trainer.accumulate_grad_batches = 1
         if trainer.is_global_zero:

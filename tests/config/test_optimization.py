@@ -1,0 +1,86 @@
+"""Manual optimization and accumulation by a callback, refused at the prompt where the text of the module tells."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from trainer.config.check import check
+from trainer.config.compose import compose
+from trainer.errors import UserError
+
+MODULES = """
+from lightning.pytorch import LightningModule
+
+class Manual(LightningModule):
+    def __init__(self, width: int = 2):
+        super().__init__()
+        self.automatic_optimization = False
+
+class Derived(Manual):
+    pass
+
+class Own(Manual):
+    def __init__(self):
+        super().__init__()
+        self.width = 3
+
+class Back(Manual):
+    def __init__(self):
+        super().__init__()
+        self.automatic_optimization = True
+
+class Perhaps(LightningModule):
+    def __init__(self, manual: bool = True):
+        super().__init__()
+        if manual:
+            self.automatic_optimization = False
+        self.automatic_optimization = not manual
+
+class Plain(LightningModule):
+    pass
+"""
+SCHEDULER = "callbacks.more._target_=lightning.pytorch.callbacks.GradientAccumulationScheduler"
+CLIP = "trainer.gradient_clip_norm=0.5"
+
+
+def problem(cwd: Path, monkeypatch: pytest.MonkeyPatch, model: str, *overrides: str) -> str:
+    """What `check` says, or nothing."""
+    (cwd / "models.py").write_text(MODULES)
+    monkeypatch.chdir(cwd)
+    config = compose(["resources.gpus=0", "resources.cpu_processes=1", *overrides], config_dirs=[]).config
+    config["model"] = {"_target_": f"models.{model}"}
+    try:
+        check(config, cwd, fits=False)
+    except UserError as error:
+        return str(error)
+    return ""
+
+
+@pytest.mark.parametrize(
+    ("model", "refused"),
+    [("Manual", True), ("Derived", True), ("Own", True), ("Back", False), ("Perhaps", False), ("Plain", False)],
+)
+def test_clipping_under_manual_optimization(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: str, refused: bool
+) -> None:
+    said = problem(tmp_path, monkeypatch, model, CLIP)
+    assert ("trainer.gradient_clip_norm=null" in said) is refused
+    assert ("self.clip_gradients(optimizer, gradient_clip_val=0.5" in said) is refused
+    assert not problem(tmp_path, monkeypatch, model)
+
+
+def test_an_accumulation_scheduler_under_manual_optimization(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    more = [f"+{SCHEDULER}", "+callbacks.more.scheduling={0:2}"]
+    said = problem(tmp_path, monkeypatch, "Manual", *more)
+    assert "callbacks.more: GradientAccumulationScheduler: the module optimizes manually" in said
+    assert not problem(tmp_path, monkeypatch, "Plain", *more)
+
+
+def test_an_accumulation_scheduler_beside_micro_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    more = [f"+{SCHEDULER}", "+callbacks.more.scheduling={0:2}", "data.batch_size=32"]
+    said = problem(tmp_path, monkeypatch, "Plain", *more, "data.micro_batch=8")
+    assert "32 in 4 micro-batches" in said
+    assert "write data.batch_size=8" in said
+    assert not problem(tmp_path, monkeypatch, "Plain", *more)
