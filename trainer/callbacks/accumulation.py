@@ -1,4 +1,8 @@
-"""Goes on in mid-epoch with another number of micro-batches a step: another world size, or half the micro-batch."""
+"""Rescales batch counters when accumulation changes on a mid-epoch resume: other ranks, or half the micro-batch.
+
+A number that a callback has set for this epoch (GradientAccumulationScheduler) is set again: its hook at the start of
+the epoch is not called in the middle of one.
+"""
 
 from __future__ import annotations
 
@@ -12,9 +16,23 @@ class Accumulation(Callback):
 
     def __init__(self, accumulate: int) -> None:
         self._accumulate = accumulate
+        self._trainer: Trainer | None = None
+        self._set_by_callback: int | None = None
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._trainer = trainer
 
     def state_dict(self) -> dict[str, Any]:
-        return {"accumulate": self._accumulate}
+        now = self._accumulate if self._trainer is None else self._trainer.accumulate_grad_batches
+        return {"accumulate": self._accumulate, "now": now}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        now = state_dict.get("now", state_dict["accumulate"])
+        self._set_by_callback = None if now == state_dict["accumulate"] else now
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._set_by_callback is not None:
+            trainer.accumulate_grad_batches, self._set_by_callback = self._set_by_callback, None
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         before = checkpoint["callbacks"].get(self.state_key, {}).get("accumulate", self._accumulate)

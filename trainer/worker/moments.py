@@ -77,12 +77,16 @@ class MomentEpochLoop(_TrainingEpochLoop):
 
     def between_batches(self) -> None:
         """The moment after a batch, unless the epoch ends with it."""
-        if self._num_ready_batches_reached():
+        if not self._num_ready_batches_reached():
+            self.act(BATCH, is_last=self.done)
+
+    def act(self, moment: str, is_last: bool) -> None:
+        """Not where a callback trains for itself, without the others (LearningRateFinder)."""
+        if self.actor is None or self.actor not in self.trainer.callbacks:  # type: ignore[attr-defined]
             return
-        assert self.actor is not None
-        self.moment = BATCH
+        self.moment = moment
         try:
-            self.actor.act(self.trainer, is_last=self.done)
+            self.actor.act(self.trainer, is_last)
         finally:
             self.moment = None
 
@@ -120,11 +124,7 @@ class MomentFitLoop(_FitLoop):
         super().on_advance_end()
         loop = self.epoch_loop
         if loop.actor is not None and (loop.actor.due or self.is_at_the_end):
-            loop.moment = EPOCH
-            try:
-                loop.actor.act(self.trainer, is_last=self.is_at_the_end)
-            finally:
-                loop.moment = None
+            loop.act(EPOCH, is_last=self.is_at_the_end)
 
     @property
     def is_at_the_end(self) -> bool:

@@ -14,6 +14,7 @@ from trainer.callbacks import watching
 from trainer.callbacks.best import BestMetric, primary_metric_of
 from trainer.callbacks.boundary import Boundary
 from trainer.callbacks.clock import StepClock
+from trainer.callbacks.in_memory import InMemory
 from trainer.callbacks.metrics import TrainMetrics
 from trainer.callbacks.rng import RngState
 from trainer.callbacks.steps import steps_taken
@@ -151,6 +152,7 @@ def _train(config: Config, attempt: Attempt, group: Group | None) -> None:
     guard = watching.make_guard(config.resilience, directory, rank.attempt, group)
     callbacks += [
         RngState(config.seed, rank.rank, build.place_in_data(config, rank).rank, group),
+        InMemory(rank.rank, group),
         best,
         *own,
         *watching.callbacks(attempt, data.plan, build.device_of(config, rank), build.waits_in_forward(config, rank)),
