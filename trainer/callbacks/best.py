@@ -125,6 +125,10 @@ class BestMetric(Callback):
             self._saved_at = time.monotonic()
             self._heartbeat.update(best=self.best)
 
+    def forget(self) -> None:
+        """What was validated are not the weights any more."""
+        self._last_step = -1
+
     def measured_at(self, step: int) -> dict[str, Any]:
         """What a checkpoint of this step says of its quality: nothing unless it was validated after this very step."""
         if step != self._last_step:

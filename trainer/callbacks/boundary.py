@@ -27,6 +27,7 @@ import torch.distributed
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from trainer.callbacks.best import BestMetric
+from trainer.callbacks.last_weights import LastWeights
 from trainer.callbacks.steps import steps_taken
 from trainer.config.schema import CheckpointOptions, ResilienceOptions
 from trainer.worker import stop
@@ -77,14 +78,18 @@ class Boundary(Callback):
         group: torch.distributed.ProcessGroup | None,
         save_locally: SaveFunction | None = None,
         best: BestMetric | None = None,
+        save_final: SaveFunction | None = None,
     ) -> None:
-        """`save_locally`: at the steps of `checkpoint.local_every_n_steps` that have no other save."""
+        """`save_locally`: at the steps of `checkpoint.local_every_n_steps` that have no other save. `save_final`: once
+        more, where `on_train_end` has changed the weights."""
         self.next_step = 0
         self.due = False
         self._due = _Due()
         self._held: tuple[int, _Due] | None = None
         """Since which boundary, what: until an optimizer has stepped."""
         self._best = best
+        self._save_final = save_final
+        self._last_weights = LastWeights(group)
         self._save = save
         self._save_locally = save_locally
         self._checkpoint = checkpoint
@@ -173,6 +178,12 @@ class Boundary(Callback):
         if save or due.locally or due.request is not Request.NOTHING:
             only_locally = not save and due.request < Request.REQUEUE
             self._act(trainer, steps_taken(trainer), due.request, only_locally)
+        if is_last and self._saved_step == steps_taken(trainer):
+            self._last_weights.saved(trainer)
+
+    def after_end(self, trainer: Trainer) -> None:
+        if self._save_final is not None and self._last_weights.have_changed(trainer):
+            self._save_final(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Where the loops have no moments, the last state is saved here."""

@@ -12,7 +12,10 @@ from pathlib import Path
 from trainer.checkpoint import commit
 from trainer.errors import UserError
 
-_NAME = re.compile(r"step-(\d{8,})")
+BEFORE_END = "-before-end"
+"""After the name of a checkpoint beside the final one of its step: the state before `on_train_end` changed the weights
+(stochastic weight averaging). A resume takes it; `last` is the final one."""
+_NAME = re.compile(r"step-(\d{8,})(" + BEFORE_END + ")?")
 _STAGING = re.compile(re.escape(commit.STAGING) + r"(\d+)-.*")
 
 
@@ -35,6 +38,11 @@ class Checkpoint:
     world_size: int
     strategy: str
     layout: str
+
+    @property
+    def is_before_end(self) -> bool:
+        """Whether it is the state before `on_train_end`, beside a final one; see `BEFORE_END`."""
+        return self.path.name.endswith(BEFORE_END)
 
     @staticmethod
     def read(path: Path) -> Checkpoint:
@@ -67,7 +75,8 @@ class CheckpointStore:
         return self.directory / f"step-{step:08d}"
 
     def committed(self) -> list[Checkpoint]:
-        """By step, oldest first. Sizes are compared, checksums are not; one of a newer format is left out."""
+        """By step, oldest first, of a step the final one last. Sizes are compared, checksums are not; one of a newer
+        format is left out."""
         found = []
         for path in self._folders():
             try:
@@ -75,7 +84,7 @@ class CheckpointStore:
                     found.append(Checkpoint.read(path))
             except (OSError, ValueError, UserError):
                 continue  # removed meanwhile, or not ours to count
-        return sorted(found, key=lambda checkpoint: checkpoint.step)
+        return sorted(found, key=lambda checkpoint: (checkpoint.step, not checkpoint.is_before_end))
 
     def newest_good(self, set_aside: bool = False) -> tuple[Checkpoint | None, list[str]]:
         """The checkpoint of the highest step whose checksums are right, and a message for each that was skipped.
@@ -86,7 +95,7 @@ class CheckpointStore:
         Raises UserError if the newest is of a newer format.
         """
         skipped: list[str] = []
-        for path in sorted(self._folders(), key=_step_of, reverse=True):
+        for path in sorted(self._folders(), key=lambda path: (step_of(path), len(path.name)), reverse=True):
             problems = commit.verify(path)
             if not problems:
                 return Checkpoint.read(path), skipped
@@ -108,7 +117,8 @@ class CheckpointStore:
         `ranked` does; `mode` is for checkpoints that do not say it themselves.
         """
         found = self.committed()
-        keep = {checkpoint.step for checkpoint in found[-max(1, keep_last) :]}
+        steps = sorted({checkpoint.step for checkpoint in found})
+        keep = set(steps[-max(1, keep_last) :])
         keep.update(checkpoint.step for checkpoint in ranked(found, mode=mode or "min")[:keep_best])
         if keep_every_n_steps:
             keep.update(checkpoint.step for checkpoint in found if checkpoint.step % keep_every_n_steps == 0)
@@ -116,6 +126,20 @@ class CheckpointStore:
         for checkpoint in doomed:
             commit.remove(checkpoint.path)
         return doomed
+
+    def set_before_end(self, step: int) -> None:
+        """Make room for the final checkpoint of this step: the one that is there becomes the one before the end.
+
+        Nothing where there is none. Only the writer of the run may do so, with no save in flight.
+        """
+        path = self.path(step)
+        if not path.is_dir():
+            return
+        aside = path.parent / f"{path.name}{BEFORE_END}"
+        if aside.exists():
+            commit.remove(aside)
+        os.rename(path, aside)
+        commit.sync(self.directory)
 
     def clean_leftovers(self, attempt: int) -> None:
         """Remove what dead attempts, and failed saves of this one, left behind. Not while a save is in flight.
@@ -161,7 +185,13 @@ def best_of(found: Sequence[Checkpoint], monitor: str | None = None, mode: str =
     return next(iter(ranked(found, monitor, mode)), None)
 
 
-def _step_of(path: Path) -> int:
+def is_named_as_checkpoint(path: Path) -> bool:
+    """Whether a folder's name is one of a checkpoint, complete or not."""
+    return _NAME.fullmatch(path.name) is not None
+
+
+def step_of(path: Path) -> int:
+    """The step in the name of a checkpoint's folder."""
     match = _NAME.fullmatch(path.name)
     assert match is not None
     return int(match[1])

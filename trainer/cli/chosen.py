@@ -35,7 +35,7 @@ def _chosen(run: RunDirectory, which: str) -> Checkpoint:
         return committed[-1]
     if which == "best":
         return best_of(committed, mode=fallback_mode(run)) or committed[-1]
-    for checkpoint in committed:
+    for checkpoint in reversed(committed):  # of a step the final one
         if str(checkpoint.step) == which:
             return checkpoint
     steps = ", ".join(str(checkpoint.step) for checkpoint in committed)

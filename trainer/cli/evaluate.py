@@ -24,7 +24,7 @@ def main(argv: list[str]) -> int:
     options = parser.parse_args(argv)
     run = find(options.run, runs_dir_from(options.runs_dir))
     checkpoint = choose(run, options.checkpoint)
-    code = run_on_ranks(run, "evaluate", [str(checkpoint.step), options.split])
+    code = run_on_ranks(run, "evaluate", [checkpoint.path.name, options.split])
     if code != 0:
         print(f"trainer: the evaluation of {run.path.name} failed (exit {code})", file=sys.stderr)
         return JOB_FAILED

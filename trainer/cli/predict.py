@@ -41,7 +41,7 @@ def main(argv: list[str]) -> int:
     staging = target.parent / f".{target.name}.{os.getpid()}"
     staging.mkdir(parents=True)
     try:
-        arguments = [str(checkpoint.step), options.split, json.dumps(data), str(staging)]
+        arguments = [checkpoint.path.name, options.split, json.dumps(data), str(staging)]
         code = run_on_ranks(run, "predict", arguments, options.ranks)
         if code != 0:
             print(f"trainer: predicting with {run.path.name} failed (exit {code})", file=sys.stderr)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer.checkpoint import commit
+from trainer.checkpoint.store import BEFORE_END
 from trainer.cli.common import age, duration, number, parser_of, size
 from trainer.cluster.jobs import states_of
 from trainer.errors import JOB_FAILED
@@ -104,11 +105,15 @@ def _block(title: str, rows: list[str]) -> list[str]:
 
 def _checkpoints(found: list[dict[str, Any]]) -> list[str]:
     """Step, size, metrics and state of each, in columns."""
-    rows = [[f"step {one['step']}", size(one["bytes"]), _measured(one), _state(one)] for one in found]
+    rows = [[_step(one), size(one["bytes"]), _measured(one), _state(one)] for one in found]
     widths = [max((len(row[column]) for row in rows), default=0) for column in range(4)]
     return [
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True) if width).rstrip() for row in rows
     ]
+
+
+def _step(one: dict[str, Any]) -> str:
+    return f"step {one['step']}" + (", before on_train_end" if one["path"].endswith(BEFORE_END) else "")
 
 
 def _measured(one: dict[str, Any]) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer.config.batch import BatchPlan
+from trainer.config.callbacks import problems_of_callbacks
 from trainer.config.fits import problems_of_fit
 from trainer.config.loggers import problems_of_loggers
 from trainer.config.near import did_you_mean, listed
@@ -152,7 +153,7 @@ def check(config: dict[str, Any], cwd: Path | None = None, fits: bool = True) ->
     at how the batch divides; with `fits` at whether model and data go together. Raises EnvironmentFault when only the
     machine is at fault. Imports no target.
     """
-    values = [*_ranges(config), *_limits(config), *_names(config)]
+    values = [*_ranges(config), *_limits(config), *_names(config), *problems_of_callbacks(config)]
     cwd = cwd or Path.cwd()
     targets = [*problems_of_targets(config, cwd), *problems_of_own(config, cwd), *problems_of_loggers(config)]
     targets += problems_of_optimization(config, cwd)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer.checkpoint import commit
-from trainer.checkpoint.store import CheckpointStore, best_of
+from trainer.checkpoint.store import BEFORE_END, CheckpointStore, best_of, is_named_as_checkpoint, step_of
 from trainer.checkpoint.tiers import local_folder
 from trainer.runs.directory import RunDirectory
 from trainer.runs.files import read_live
@@ -109,12 +109,12 @@ def checkpoints(run: RunDirectory) -> list[dict[str, Any]]:
     local = local_folder(run.config().get("checkpoint", {}).get("local_dir"), run.path.name)
     folders = [run.checkpoints_dir] + ([local] if local else [])
     committed = {one.path: one for folder in folders for one in CheckpointStore(folder).committed()}
-    paths = [path for folder in folders for path in folder.glob("step-*")]
-    for path in sorted(paths, key=lambda path: path.name):
+    paths = [path for folder in folders for path in folder.glob("step-*") if is_named_as_checkpoint(path)]
+    for path in sorted(paths, key=lambda path: (step_of(path), not path.name.endswith(BEFORE_END))):
         checkpoint = committed.get(path)
         found.append(
             {
-                "step": int(path.name.partition("-")[2]),
+                "step": step_of(path),
                 "path": str(path),
                 "local": path.parent == local,
                 "bytes": checkpoint.bytes if checkpoint else None,

@@ -1,4 +1,4 @@
-"""One rank of an evaluation of a run's checkpoint: `worker/start.py evaluate RUN_DIR STEP SPLIT`.
+"""One rank of an evaluation of a run's checkpoint: `worker/start.py evaluate RUN_DIR FOLDER SPLIT`.
 
 Reads the run directory and writes nothing into it but `evaluations/step-N-SPLIT.json`.
 """
@@ -13,7 +13,7 @@ from pathlib import Path
 import torch.distributed
 
 from trainer.checkpoint.io import CheckpointWriter, RunCheckpointIO
-from trainer.checkpoint.store import CheckpointStore
+from trainer.checkpoint.store import CheckpointStore, step_of
 from trainer.runs.directory import RunDirectory
 from trainer.runs.files import write_atomic
 from trainer.worker import build, hydra_state, rng
@@ -22,10 +22,12 @@ from trainer.worker.torch_setup import init_process_group, silence_known_warning
 
 
 def main() -> int:
-    run, step, split = RunDirectory(Path(sys.argv[1])), int(sys.argv[2]), sys.argv[3]
+    run, folder_name, split = RunDirectory(Path(sys.argv[1])), sys.argv[2], sys.argv[3]
+    checkpoint = run.checkpoints_dir / folder_name
+    step = step_of(checkpoint)
     die_with_parent()
     silence_known_warnings()
-    metrics = evaluate(run, step, split)
+    metrics = evaluate(run, checkpoint, split)
     rank = Rank.from_environment()
     if rank.is_first:
         record = {"step": step, "split": split, "metrics": metrics, "world_size": rank.world_size, "time": time.time()}
@@ -37,7 +39,7 @@ def main() -> int:
     return 0
 
 
-def evaluate(run: RunDirectory, step: int, split: str) -> dict[str, float]:
+def evaluate(run: RunDirectory, checkpoint: Path, split: str) -> dict[str, float]:
     """The metrics of `split` (val or test), each sample counted once over all ranks."""
     config, rank = hydra_state.load(run), Rank.from_environment()
     init_process_group(config, rank)
@@ -48,5 +50,5 @@ def evaluate(run: RunDirectory, step: int, split: str) -> dict[str, float]:
     module = build.build_module(config, data, lambda: None, defer=build.defers(config, rank))
     data.set_up(module)
     method = trainer.test if split == "test" else trainer.validate
-    (found,) = method(module, datamodule=data.module, ckpt_path=str(store.path(step)), weights_only=True, verbose=False)
+    (found,) = method(module, datamodule=data.module, ckpt_path=str(checkpoint), weights_only=True, verbose=False)
     return {name: float(value) for name, value in found.items()}

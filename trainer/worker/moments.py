@@ -20,6 +20,8 @@ from lightning.pytorch.loops.fit_loop import _FitLoop
 from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
 from lightning.pytorch.loops.utilities import _is_max_limit_reached
 
+from trainer.data.loader import OrderedLoader
+
 MOMENT = "moment"
 """Key in a checkpoint's `loops/fit_loop/epoch_loop.state_dict`."""
 BATCH, EPOCH = "batch", "epoch"
@@ -34,6 +36,9 @@ class Acts(Protocol):
 
     def act(self, trainer: Trainer, is_last: bool) -> None:
         """`is_last`: training ends here."""
+
+    def after_end(self, trainer: Trainer) -> None:
+        """Every `on_train_end` has been called."""
 
 
 class MomentEpochLoop(_TrainingEpochLoop):
@@ -97,13 +102,23 @@ class MomentFitLoop(_FitLoop):
     epoch_loop: MomentEpochLoop
 
     def setup_data(self) -> None:
-        made_early = self._combined_loader is not None
+        before, has_state = self._combined_loader, bool(self._combined_loader_states_to_load)
         super().setup_data()
-        if made_early and self._combined_loader_states_to_load:
+        if self._combined_loader is not before and not has_state:
+            self._begin_epoch()
+        if before is not None and self._combined_loader_states_to_load:
             # By `trainer.estimated_stepping_batches` in `configure_optimizers`, before the checkpoint was loaded.
             self._load_combined_loader_states()
             if not self._combined_loader_states_to_load and self._data_fetcher is not None:
                 iter(self._data_fetcher)
+
+    def _begin_epoch(self) -> None:
+        """Set our loaders to its beginning: the epoch before may have been cut short, a callback may have read from
+        them, or they are new (`reload_dataloaders_every_n_epochs`)."""
+        assert self._combined_loader is not None
+        for loader in self._combined_loader.flattened:
+            if isinstance(loader, OrderedLoader):
+                loader.load_state_dict({"epoch": self.trainer.current_epoch, "step": 0})
 
     def _load_combined_loader_states(self) -> None:
         """Lightning leaves the loaders' state out where the checkpoint was written at the end of an epoch."""
@@ -115,6 +130,8 @@ class MomentFitLoop(_FitLoop):
         self._combined_loader_states_to_load = []
 
     def on_advance_start(self) -> None:
+        if self._combined_loader is not None and not (self.restarted_mid_epoch or self.restarted_on_epoch_end):
+            self._begin_epoch()
         super().on_advance_start()
         if self.epoch_loop.resumes_at is not None:
             # This loop's own: the schedulers by epoch are stepped at the end of this one as of any other.
@@ -125,6 +142,12 @@ class MomentFitLoop(_FitLoop):
         loop = self.epoch_loop
         if loop.actor is not None and (loop.actor.due or self.is_at_the_end):
             loop.act(EPOCH, is_last=self.is_at_the_end)
+
+    def on_run_end(self) -> None:
+        super().on_run_end()
+        actor = self.epoch_loop.actor
+        if actor is not None and actor in self.trainer.callbacks:  # type: ignore[attr-defined]
+            actor.after_end(self.trainer)
 
     @property
     def is_at_the_end(self) -> bool:

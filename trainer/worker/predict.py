@@ -1,4 +1,4 @@
-"""One rank of `trainer predict`: `worker/start.py predict RUN_DIR STEP SPLIT DATA FOLDER`.
+"""One rank of `trainer predict`: `worker/start.py predict RUN_DIR FOLDER SPLIT DATA FOLDER`.
 
 DATA is the section `data` of the configuration as JSON, FOLDER a new, empty one. Each rank reads one contiguous share
 of the samples and writes its rows as they come; the first rank puts the shares behind each other.
@@ -22,7 +22,7 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor
 
 from trainer.checkpoint.io import CheckpointWriter, RunCheckpointIO
-from trainer.checkpoint.store import CheckpointStore
+from trainer.checkpoint.store import CheckpointStore, step_of
 from trainer.errors import TrainerError, UserError
 from trainer.runs.directory import RunDirectory
 from trainer.worker import build, hydra_state, rng
@@ -93,12 +93,13 @@ def _named(outputs: Any) -> dict[str, Any]:
 
 
 def main() -> int:
-    run, step, split, folder = RunDirectory(Path(sys.argv[1])), int(sys.argv[2]), sys.argv[3], Path(sys.argv[5])
+    run, split, folder = RunDirectory(Path(sys.argv[1])), sys.argv[3], Path(sys.argv[5])
+    checkpoint = run.checkpoints_dir / sys.argv[2]
     die_with_parent()
     silence_known_warnings()
     rank = Rank.from_environment()
     try:
-        record = predict(run, step, split, json.loads(sys.argv[4]), folder)
+        record = predict(run, checkpoint, split, json.loads(sys.argv[4]), folder)
     except TrainerError as error:
         print(f"trainer: {error}", file=sys.stderr)
         return error.code
@@ -109,7 +110,7 @@ def main() -> int:
     return 0
 
 
-def predict(run: RunDirectory, step: int, split: str, data_node: dict[str, Any], folder: Path) -> dict[str, Any]:
+def predict(run: RunDirectory, checkpoint: Path, split: str, data_node: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Write the predictions of `split` into `folder`; returns what describes them. Collective."""
     config, rank = hydra_state.load(run), Rank.from_environment()
     config.data = data_node
@@ -131,10 +132,9 @@ def predict(run: RunDirectory, step: int, split: str, data_node: dict[str, Any],
     parts = folder / ".parts"
     writer = RowsWriter(parts / str(place.rank), rank.rank % (rank.world_size // place.world_size) == 0)
     build.complete(trainer, [writer], [])
-    path = store.path(step)
     try:
         trainer.predict(
-            module, datamodule=data.module, ckpt_path=str(path), weights_only=True, return_predictions=False
+            module, datamodule=data.module, ckpt_path=str(checkpoint), weights_only=True, return_predictions=False
         )
     finally:
         writer.close()
@@ -145,7 +145,7 @@ def predict(run: RunDirectory, step: int, split: str, data_node: dict[str, Any],
     outputs = joined(parts, [one for one in layouts if one is not None], folder, num_samples, rank.is_first)
     return {
         "run": run.path.name,
-        "step": step,
+        "step": step_of(checkpoint),
         "split": split,
         "outputs": outputs,
         "world_size": rank.world_size,

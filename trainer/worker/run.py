@@ -10,7 +10,7 @@ import torch
 import torch.distributed
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from trainer.callbacks import watching
+from trainer.callbacks import resuming, watching
 from trainer.callbacks.best import BestMetric, primary_metric_of
 from trainer.callbacks.boundary import Boundary
 from trainer.callbacks.clock import StepClock
@@ -124,7 +124,16 @@ def _train(config: Config, attempt: Attempt, group: Group | None) -> None:
         clock.start_of_batch()
         heartbeat.update(phase="train")
 
+    def save_final(trainer: Trainer) -> None:
+        writer.wait()
+        if rank.is_first:
+            store.set_before_end(steps_taken(trainer))
+        trainer.strategy.barrier("before the final checkpoint")
+        best.forget()
+        save(trainer)
+
     own = [instantiate(node, where=f"callbacks.{name}") for name, node in config.callbacks.items() if node]
+    own = resuming.settled(own, resumes=resumed is not None)
     total_steps = config.trainer.max_steps
     if module.automatic_optimization:
         total_steps = build.total_steps_of(config, data, own)
@@ -147,6 +156,7 @@ def _train(config: Config, attempt: Attempt, group: Group | None) -> None:
         group,
         save_locally=functools.partial(save, into=local) if local else None,
         best=best,
+        save_final=save_final,
     )
     clock = StepClock(metrics, boundary, heartbeat, Timeouts(config.resilience))
     guard = watching.make_guard(config.resilience, directory, rank.attempt, group)

@@ -1,0 +1,55 @@
+"""Whether `on_train_end` changed the weights, as stochastic weight averaging does: then they are saved once more."""
+
+from __future__ import annotations
+
+import zlib
+
+import torch
+import torch.distributed
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities.model_helpers import is_overridden
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+
+
+class LastWeights:
+    """`group` is the CPU (gloo) group; None for one rank."""
+
+    def __init__(self, group: torch.distributed.ProcessGroup | None) -> None:
+        self._group = group
+        self._saved: int | None = None
+        """Checksum of what the last checkpoint has; None: nobody changes it."""
+
+    def saved(self, trainer: Trainer) -> None:
+        """The last state of the training has been saved."""
+        self._saved = _checksum(trainer.lightning_module) if _has_end_hooks(trainer) else None
+
+    def have_changed(self, trainer: Trainer) -> bool:
+        """Whether they have, on any rank, since the last state was saved. Collective."""
+        if self._saved is None:
+            return False
+        changed = torch.tensor(int(_checksum(trainer.lightning_module) != self._saved))
+        if self._group is not None:
+            torch.distributed.all_reduce(changed, torch.distributed.ReduceOp.MAX, group=self._group)
+        return bool(changed)
+
+
+def _has_end_hooks(trainer: Trainer) -> bool:
+    """Whether somebody else than this project has something to do at the end. The same on all ranks."""
+    module = trainer.lightning_module
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    return is_overridden("on_train_end", module, LightningModule) or any(
+        is_overridden("on_train_end", callback, Callback) and not type(callback).__module__.startswith("trainer.")
+        for callback in callbacks
+    )
+
+
+def _checksum(module: LightningModule) -> int:
+    """Of this rank's parameters and buffers."""
+    found = 0
+    for tensor in module.state_dict().values():
+        if isinstance(tensor, Tensor):
+            local = tensor.to_local() if isinstance(tensor, DTensor) else tensor
+            bits = local.detach().cpu().contiguous().flatten().view(torch.uint8)
+            found = zlib.crc32(bits.numpy().data, found)
+    return found

@@ -1,0 +1,28 @@
+"""Lightning's callbacks that cannot work here, as far as the configuration tells. Imports no Lightning."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from trainer.errors import UserError
+
+REFUSED = {
+    "BatchSizeFinder": (
+        "it changes the batch size while the job runs; here the global batch is data.batch_size, the same at any number"
+        " of ranks",
+        "leave it out and set data.batch_size; data.micro_batch is what a rank computes at once, and"
+        " resilience.on_oom=halve finds one that fits",
+    )
+}
+"""Class to what is wrong with it and what to write instead."""
+_PACKAGES = ("lightning.", "pytorch_lightning.")
+
+
+def problems_of_callbacks(config: dict[str, Any]) -> Iterator[UserError]:
+    """Of the section `callbacks` of a composed configuration."""
+    for name, node in config["callbacks"].items():
+        target = str(node.get("_target_")) if isinstance(node, dict) else ""
+        refused = REFUSED.get(target.rpartition(".")[2])
+        if refused is not None and target.startswith(_PACKAGES):
+            yield UserError(f"callbacks.{name}._target_={target}: {refused[0]}", refused[1])
