@@ -127,7 +127,6 @@ def overrides_of(given: str) -> list[str]:
         ("trainer.val_check_interval='00:01:00:00'", "trainer.val_check_interval=", "optimizer steps"),
         ("trainer.precision=transformer-engine", "Transformer Engine", "trainer.precision=bf16-mixed"),
         ("trainer.enable_checkpointing=false", "trainer.enable_checkpointing=false", "checkpoint.every_minutes=null"),
-        ("trainer.use_distributed_sampler=false", "use_distributed_sampler=false", "recognised"),
         ("trainer.barebones=true", "trainer.barebones=true", "tracking=none"),
         ("trainer.plugins=[x]", "trainer.plugins: x", "trainer.precision="),
         ("trainer.model_registry=x", "trainer.model_registry=x", "finetune.init_from=PATH"),

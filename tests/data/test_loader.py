@@ -10,12 +10,21 @@ from typing import Any
 import numpy
 import pytest
 import torch
-from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, WeightedRandomSampler
+from torch.utils.data import (
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    RandomSampler,
+    Sampler,
+    SubsetRandomSampler,
+    WeightedRandomSampler,
+)
 
 from trainer.config.batch import BatchPlan
 from trainer.data.arrays import Arrays
 from trainer.data.augment import CropAndFlip
 from trainer.data.loader import evaluation, first_samples, resumable
+from trainer.errors import UserError
 
 
 class Noisy(Dataset[dict[str, Any]]):
@@ -40,7 +49,8 @@ class Listed(Noisy):
 
 def rebuilt(dataset: Dataset[Any], world_size: int = 1, rank: int = 0, **keywords: Any) -> DataLoader[Any]:
     keywords.setdefault("shuffle", True)
-    return resumable(DataLoader(dataset, batch_size=5, **keywords), BatchPlan.of(8, None, world_size), rank, seed=3)
+    loader = DataLoader(dataset, batch_size=5, **keywords)
+    return resumable(loader, BatchPlan.of(8, None, world_size), rank, seed=3)  # type: ignore[return-value]
 
 
 def by_id(*loaders: DataLoader[Any]) -> dict[int, tuple[float, ...]]:
@@ -194,19 +204,94 @@ def test_a_users_sampler_keeps_its_say() -> None:
     assert ids(load(0, 1)) == whole
 
 
-def test_what_has_no_order_is_left_alone_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
-    class Stream(IterableDataset[int]):
+@pytest.mark.parametrize("stop", [0, 1, 3])
+def test_what_only_its_source_can_order_is_read_again_after_a_resume(
+    stop: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Numbers(IterableDataset[int]):
         def __iter__(self) -> Iterator[int]:
-            return iter(range(10))
+            return iter(random.sample(range(100), 8))
 
+    def load() -> Any:
+        return resumable(DataLoader(Numbers(), batch_size=2), BatchPlan.of(2, None, 1), 0, 0)
+
+    whole, first, second = load(), load(), load()
+    expected = [batch.tolist() for _ in range(2) for batch in whole]
+    assert expected[:4] != expected[4:]
+    read = [batch.tolist() for batch in itertools.islice(first, stop)]
+    second.load_state_dict(first.state_dict())
+    rest = [batch.tolist() for _ in range(2) for batch in second]
+    assert read + rest == expected
+    assert (f"reading {stop} batches again" in caplog.text) == (stop > 0)
+
+
+def test_whole_batches_of_the_users_own_are_shared_in_turn() -> None:
     class Buckets(Sampler[list[int]]):
-        def __iter__(self) -> Iterator[list[int]]:
-            return iter([[0, 1], [2]])
+        def __len__(self) -> int:
+            return 5
 
-    for loader in (DataLoader(Stream()), DataLoader(Noisy(), batch_sampler=Buckets())):
-        assert resumable(loader, BatchPlan.of(8, None, 1), 0, 0) is loader
-        assert "keeps its own order" in caplog.text
-        caplog.clear()
+        def __iter__(self) -> Iterator[list[int]]:
+            return iter(random.sample([[0, 1, 2], [3], [4, 5], [6, 7, 8, 9], [10]], 5))
+
+    def load(rank: int, world_size: int) -> DataLoader[Any]:
+        loader = DataLoader(Noisy(), batch_sampler=Buckets())
+        return resumable(loader, BatchPlan.of(world_size, 1, world_size), rank, 3)  # type: ignore[return-value]
+
+    whole = ids(load(0, 1))
+    assert len(whole) == 5
+    one, two = (ids(load(rank, 2)) for rank in (0, 1))
+    assert [batch for pair in zip(one, two, strict=True) for batch in pair] == whole[:4]
+    later = load(1, 2)
+    later.load_state_dict({"epoch": 0, "step": 1, "batches": 1, "accumulate": 1})  # type: ignore[attr-defined]
+    assert ids(later) == two[1:]
+
+
+@pytest.mark.parametrize("mode", ["part", "with replacement"])
+def test_samplers_of_torch_that_do_not_give_each_sample_once_keep_their_say(mode: str) -> None:
+    chosen = (
+        SubsetRandomSampler(range(16)) if mode == "part" else RandomSampler(Noisy(), replacement=True, num_samples=16)
+    )
+    read = [one for batch in ids(rebuilt(Noisy(), sampler=chosen, shuffle=None)) for one in batch]
+    assert len(read) == 16
+    assert (sorted(read) == list(range(16))) == (mode == "part")
+
+
+def test_an_evaluation_of_a_part_reads_that_part() -> None:
+    part = SubsetRandomSampler([3, 1, 4, 15, 9, 2, 6])
+    shares = [evaluation(DataLoader(Noisy(), batch_size=2, sampler=part), rank, 2) for rank in (0, 1)]
+    read = [one for share in shares for batch in ids(share) for one in batch]
+    assert sorted(read) == [1, 2, 3, 4, 6, 9, 15]
+
+
+def test_a_loader_that_does_not_read_through_its_sampler_is_refused() -> None:
+    class Own(DataLoader[Any]):
+        def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+            return iter([self.dataset[0]])
+
+    loader = resumable(Own(Noisy(), batch_size=2), BatchPlan.of(4, None, 2), 0, 0)
+    with pytest.raises(UserError, match=r"Own.__iter__ does not read through its batch_sampler"):
+        next(iter(loader))
+
+
+def test_an_epoch_that_was_left_early_is_not_continued() -> None:
+    loader, other = rebuilt(Noisy()), rebuilt(Noisy())
+    next(iter(loader))
+    other.batch_sampler.seek(1, 0)  # type: ignore[union-attr]
+    assert ids(loader) == ids(other)
+
+
+def test_positions_count_micro_batches() -> None:
+    def load() -> Any:
+        return resumable(DataLoader(Noisy(), batch_size=1), BatchPlan.of(8, 2, 1), 0, seed=0)
+
+    whole, first, second, old = load(), load(), load(), load()
+    expected = ids(whole)
+    assert ids(itertools.islice(first, 5)) == expected[:5]  # type: ignore[arg-type]
+    state = first.state_dict()
+    second.load_state_dict(state)
+    assert ids(second) == expected[5:]
+    old.load_state_dict({"epoch": 0, "step": 1})  # of a checkpoint made before
+    assert ids(old) == expected[4:]
 
 
 @pytest.mark.parametrize("workers", [0, 1])

@@ -325,11 +325,6 @@ _TAKES: dict[str, Callable[[dict[str, Any], Any], UserError | None]] = {
         "a run can be resumed, evaluated and exported by its checkpoints; the fewest, one at the end: "
         "write checkpoint.every_minutes=null checkpoint.keep_last=1 checkpoint.keep_best=0",
     ),
-    "use_distributed_sampler": _flag(
-        "use_distributed_sampler",
-        (True,),
-        f"{_LEAVE_OUT}: a loader that has a DistributedSampler of its own is recognised",
-    ),
     "barebones": _flag("barebones", (False,), "write tracking=none trainer.num_sanity_val_steps=0"),
     "model_registry": _flag("model_registry", (), "write finetune.init_from=PATH to start from weights"),
 }

@@ -23,7 +23,6 @@ TAKEN = (
     "num_nodes",
     "plugins",
     "strategy",
-    "use_distributed_sampler",
 )
 """Arguments of Lightning's Trainer that are no keys here: `lightning_keys.py` translates or refuses their values."""
 
@@ -58,7 +57,7 @@ WRITE = {
     "process_position": f"{_LEAVE_OUT}: `trainer fit` draws the progress bar",
     "progress_bar_refresh_rate": f"{_LEAVE_OUT}: `trainer fit` draws the progress bar",
     "reload_dataloaders_every_epoch": "trainer.reload_dataloaders_every_n_epochs=1",
-    "replace_sampler_ddp": f"{_LEAVE_OUT}, as trainer.use_distributed_sampler",
+    "replace_sampler_ddp": "trainer.use_distributed_sampler={value}",
     "resume_from_checkpoint": "`trainer resume RUN` resumes; finetune.init_from={value} starts from its weights",
     "row_log_interval": "trainer.log_every_n_steps={value}",
     "stochastic_weight_avg": "callbacks=swa",

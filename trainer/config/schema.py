@@ -94,6 +94,9 @@ class TrainerOptions:
     """Log a table of the model's layers at the start."""
     reload_dataloaders_every_n_epochs: int = 0
     """Ask the data module for new loaders every n epochs; 0: never."""
+    use_distributed_sampler: bool = True
+    """Give each rank its share of every loader; false: the loaders are left as they are, and the data module gives each
+    rank its share."""
     default_root_dir: str | None = None
     """`trainer.default_root_dir` of modules and callbacks; null: the run directory. Checkpoints are in the run."""
     lean_loop: bool = True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol, runtime_checkable
@@ -15,15 +16,17 @@ from torch.utils.data import (
     DistributedSampler,
     IterableDataset,
     RandomSampler,
-    Sampler,
     SequentialSampler,
     Subset,
 )
 from torch.utils.data.dataloader import default_collate
 
 from trainer.config.batch import BatchPlan
-from trainer.data.order import EvaluationBatches, GlobalBatchSampler, Order
+from trainer.data.order import Batches, EvaluationBatches, GlobalBatchSampler, ListedBatches
 from trainer.data.randomness import generators_untouched, mix, seed_sample
+from trainer.data.ranks import Ranks, Shares
+from trainer.data.stream import Stream, is_stateful
+from trainer.errors import UserError
 
 _log = logging.getLogger(__name__)
 
@@ -70,6 +73,12 @@ class SeededBatches(Dataset[Any]):
     def __len__(self) -> int:
         return self.length
 
+    def __getattr__(self, name: str) -> Any:
+        """What the user's code asks `trainer.train_dataloader.dataset` for."""
+        if name.startswith("__") or "dataset" not in self.__dict__:
+            raise AttributeError(name)
+        return getattr(self.dataset, name)
+
     def __getitem__(self, tagged: int) -> Any:
         return self.__getitems__([tagged])
 
@@ -91,87 +100,170 @@ class SeededBatches(Dataset[Any]):
         return self.dataset.of_epoch(epoch, index) if isinstance(self.dataset, OfEpoch) else self.dataset[index]
 
 
+class SeededUnits(Dataset[Any]):
+    """Like `SeededBatches` for batches that a batch sampler of the user's own has made (`ListedBatches`), or indices
+    of whole batches (`batch_size=None`)."""
+
+    def __init__(self, loader: DataLoader[Any], seed: int) -> None:
+        self.dataset, self.collate, self.seed = loader.dataset, loader.collate_fn, seed
+        self.makes_batches = loader.batch_sampler is not None
+        """Whether a unit is a list of indices, whose samples are collated."""
+        self.fetch_many = getattr(loader.dataset, "__getitems__", None) if self.makes_batches else None
+
+    def __len__(self) -> int:
+        return len(self.dataset)  # type: ignore[arg-type]
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") or "dataset" not in self.__dict__:
+            raise AttributeError(name)
+        return getattr(self.dataset, name)
+
+    def __getitem__(self, unit: tuple[int, int, Any]) -> Any:
+        return self.__getitems__(unit)
+
+    def __getitems__(self, unit: tuple[int, int, Any]) -> Any:
+        epoch, number, indices = unit
+        with generators_untouched():
+            seed_sample(self.seed, epoch, number)
+            if not self.makes_batches:
+                return self.collate(self.dataset[indices])
+            return self.collate(
+                self.fetch_many(indices) if self.fetch_many else [self.dataset[index] for index in indices]
+            )
+
+
 def _as_it_is(batch: Any) -> Any:
     return batch
 
 
-class OrderedLoader(DataLoader[Any]):
+class Ordered:
     """A DataLoader over one of our samplers, which it tells of each batch that it hands out.
 
-    Its `dataset` is the user's own: a module may look at it for the shape of a sample.
+    `ordered` puts it before the user's own class of loader: their collating, worker functions and `__iter__` stay.
     """
 
-    batch_sampler: GlobalBatchSampler | EvaluationBatches  # type: ignore[assignment]
-    _reads = False
-    """Whether an iterator is being made, which reads through `SeededBatches`."""
+    batch_sampler: Batches | EvaluationBatches
+    dataset: Any
+    pin_memory: bool
+    not_trained: Callable[[], int] = int
+    """Batches handed out that nobody has trained on yet (`stream.Stream.not_trained`)."""
+    epoch_is_over: Callable[[], bool] | None = None
+    """Whether the training's epoch is; None: when this loader's is."""
 
-    @property
-    def dataset(self) -> Any:  # type: ignore[override]
-        given = self._given
-        return given.dataset if isinstance(given, SeededBatches) and not self._reads else given
-
-    @dataset.setter
-    def dataset(self, given: Any) -> None:
-        self._given = given
-
-    def _get_iterator(self) -> Any:
-        self._reads = True
-        try:
-            return super()._get_iterator()
-        finally:
-            self._reads = False
-
-    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
-        delivered = self.batch_sampler.delivered
-        batches = self._gathered() if isinstance(self.dataset, Gathers) else super().__iter__()
+    def __iter__(self) -> Iterator[Any]:
+        ours = self.batch_sampler
+        batches = self._gathered() if isinstance(self.dataset, Gathers) else super().__iter__()  # type: ignore[misc]
+        if isinstance(ours, EvaluationBatches):
+            yield from batches
+            return
+        first = True
         for batch in batches:
-            delivered()
+            if first and not ours.asked:
+                raise UserError(
+                    f"{type(self).__name__}.__iter__ does not read through its batch_sampler: it cannot be sharded",
+                    "call super().__iter__() in it, or shard it yourself: trainer.use_distributed_sampler=false",
+                )
+            first = False
+            ours.delivered()
             yield batch
 
+    def __len__(self) -> int:
+        return len(self.batch_sampler)
+
     def state_dict(self) -> dict[str, int]:
-        """The position in optimizer steps; Lightning saves it with its loops and asks for it on resume."""
-        epoch, step = self.batch_sampler.position  # type: ignore[union-attr]
-        return {"epoch": epoch, "step": step}
+        """The position in micro-batches; Lightning saves it with its loops and asks for it on resume."""
+        ours = self.batch_sampler
+        assert isinstance(ours, Batches)
+        behind = self.not_trained()
+        over = ours.position[1] == 0 if self.epoch_is_over is None else self.epoch_is_over()
+        return ours.state(behind, over)
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        self.batch_sampler.seek(state["epoch"], state["step"])  # type: ignore[union-attr]
+        assert isinstance(self.batch_sampler, Batches)
+        if "epoch" in state:
+            self.batch_sampler.load(state)
+        else:
+            _log.warning("%s: the checkpoint has the state of another kind of loader", type(self).__name__)
+
+    def begin_with(self, epoch: int) -> None:
+        """Make the next iteration the one of this epoch, from its beginning."""
+        assert isinstance(self.batch_sampler, Batches)
+        self.batch_sampler.seek(epoch, 0)
 
     def _gathered(self) -> Iterator[Any]:
-        gather = self.dataset.gather  # type: ignore[attr-defined]
+        gather = self.dataset.gather
         pin = self.pin_memory and torch.cuda.is_available()
-        for epoch, ids in self.batch_sampler.rows():
+        for epoch, ids in self.batch_sampler.rows():  # type: ignore[union-attr]
             batch = gather(ids, epoch)
             yield tree_map_only(torch.Tensor, torch.Tensor.pin_memory, batch) if pin else batch
 
 
-def resumable(loader: DataLoader[Any], plan: BatchPlan, rank: int, seed: int) -> DataLoader[Any]:
-    """`loader` with a GlobalBatchSampler as its `batch_sampler`; its own batch size and sampler give way to `plan`.
+class OrderedLoader(Ordered, DataLoader[Any]):  # type: ignore[misc]
+    """In the place of a plain DataLoader."""
+
+
+def resumable(
+    loader: DataLoader[Any], plan: BatchPlan, rank: int, seed: int, ranks: Ranks | None = None
+) -> DataLoader[Any] | Stream:
+    """`loader` with one of our samplers as its `batch_sampler`; its own batch size and sampler give way to `plan`.
 
     A sampler of the user's own keeps its say: its order of an epoch is drawn once on every rank with generators
-    seeded by (seed, epoch). What has no order to take over is returned as it is, with a warning: an
-    IterableDataset, a batch sampler of the user's own, `batch_size=None`.
+    seeded by (seed, epoch), and shared if it is the same on all ranks; if it is not, each rank has its share already.
+    The same with the batches of a batch sampler, and with `batch_size=None`. What has no order to take over is a
+    `Stream`: an IterableDataset, a sampler without a length, a loader with a `state_dict` of its own.
     """
-    sampler = _sampler_to_replace(loader)
-    if sampler is None:
-        return loader
-    samples = loader.dataset
-    if isinstance(sampler, (RandomSampler, SequentialSampler, DistributedSampler)):
-        shuffle = sampler.shuffle if isinstance(sampler, DistributedSampler) else isinstance(sampler, RandomSampler)
-        batches = GlobalBatchSampler(len(samples), plan, rank, seed, shuffle)  # type: ignore[arg-type]
-    else:
-        batches = GlobalBatchSampler(len(sampler), plan, rank, seed, order=_order_of(sampler, seed))  # type: ignore[arg-type]
+    ranks = ranks or Ranks(rank, plan.world_size)
+    name = described(loader)
+    sampler = loader.sampler if loader.batch_sampler is None else loader.batch_sampler
+    if _never_ends(loader):
+        loader, sampler = _ending(loader), sampler.sampler  # type: ignore[union-attr]
+    if _keeps_its_own_order(loader) or sized_len(sampler) is None:
+        return Stream(loader, ranks, seed, name)
+    if type(sampler) is not BatchSampler:
+        return _rebuilt(loader, _listed(loader, _drawn(sampler, seed), ranks, plan, name), seed)
+    inner = sampler.sampler
+    shuffle = _shuffles(inner)
+    if shuffle is not None:
+        samples: int = len(getattr(inner, "data_source", loader.dataset))  # type: ignore[arg-type]
+        batches: Batches = GlobalBatchSampler(samples, plan, rank, seed, shuffle)
+        return _rebuilt(loader, batches, seed)
+    if sized_len(inner) is None:
+        return Stream(loader, ranks, seed, name)
+    drawn = _drawn(inner, seed)
+    indices = drawn(0)
+    if not all(type(index) is int for index in indices):
+        own = _cut(drawn, plan.micro_batch)
+        return _rebuilt(loader, _listed(loader, own, ranks, plan, name), seed)
+    batches = _own_order(indices, drawn, plan, ranks, seed, name)
     return _rebuilt(loader, batches, seed)
 
 
-def evaluation(loader: DataLoader[Any], rank: int, world_size: int, seed: int = 0) -> DataLoader[Any]:
+def evaluation(
+    loader: DataLoader[Any], rank: int, world_size: int, seed: int = 0, ranks: Ranks | None = None
+) -> DataLoader[Any]:
     """`loader` so that each sample is read once over all ranks; see `EvaluationBatches`.
 
-    Keeps the loader's batch size as that of a rank. Sequential: shuffling cannot change a sum over all samples.
+    Keeps the loader's batch size as that of a rank. Shuffling cannot change a sum over all samples, so there is none;
+    a sampler of the user's own says which samples. What gives no order of samples is left as it is.
     """
-    if _sampler_to_replace(loader) is None:
+    ranks = ranks or Ranks(rank, world_size)
+    sampler = loader.batch_sampler
+    if isinstance(loader.dataset, IterableDataset) or type(sampler) is not BatchSampler:
+        if world_size > 1 and rank == 0:
+            _log.warning("%s: as it is on every rank, which must itself see to its share", described(loader))
         return loader
-    samples = len(loader.dataset)  # type: ignore[arg-type]
-    return _rebuilt(loader, EvaluationBatches(samples, loader.batch_size or 1, rank, world_size), seed)
+    order = None
+    if _shuffles(sampler.sampler) is None:
+        if sized_len(sampler.sampler) is None:
+            return loader
+        indices = _drawn(sampler.sampler, seed)(0)
+        if ranks.compare(indices, described(loader)) is Shares.OWN or not all(type(one) is int for one in indices):
+            return loader
+        order = torch.tensor(indices)
+    samples = len(loader.dataset) if order is None else len(order)  # type: ignore[arg-type]
+    batches = EvaluationBatches(samples, loader.batch_size or 1, rank, world_size)
+    batches.order = order
+    return _rebuilt(loader, batches, seed)
 
 
 def first_samples(loader: DataLoader[Any], count: int) -> DataLoader[Any]:
@@ -182,57 +274,147 @@ def first_samples(loader: DataLoader[Any], count: int) -> DataLoader[Any]:
     return DataLoader(subset, loader.batch_size, collate_fn=loader.collate_fn, pin_memory=loader.pin_memory)
 
 
-def _sampler_to_replace(loader: DataLoader[Any]) -> Sampler[int] | None:
-    if isinstance(loader.dataset, IterableDataset) or type(loader.batch_sampler) is not BatchSampler:
-        _log.warning(
-            "%s over %s keeps its own order: it will not resume exactly, and must itself give each rank its share",
-            type(loader).__name__,
-            type(loader.dataset).__name__,
-        )
+def described(loader: Any) -> str:
+    """`Loader over Rows`, for messages."""
+    dataset = getattr(loader, "dataset", None)
+    kind = "train_dataloader" if isinstance(loader, (list, tuple)) else type(loader).__name__
+    return kind if dataset is None else f"{kind} over {type(dataset).__name__}"
+
+
+def sized_len(iterable: Any) -> int | None:
+    """Its length; None where it has none."""
+    try:
+        return len(iterable)
+    except (TypeError, NotImplementedError):
         return None
-    return loader.batch_sampler.sampler  # type: ignore[return-value]
 
 
-def _order_of(sampler: Sampler[int], seed: int) -> Order:
-    """The order that a sampler of the user's own gives when every generator starts from (seed, epoch)."""
+def _keeps_its_own_order(loader: DataLoader[Any]) -> bool:
+    if isinstance(loader.dataset, IterableDataset):
+        return True
+    if not is_stateful(loader):
+        return False
+    # torchdata's loader over an ordinary dataset and order: our position says all that its state would
+    known = type(loader).__module__.startswith("torchdata.")
+    own_sampler = type(loader.batch_sampler) is not BatchSampler or _shuffles(loader.batch_sampler.sampler) is None
+    return not known or own_sampler or is_stateful(loader.dataset)
 
-    def order(epoch: int) -> torch.Tensor:
-        if hasattr(sampler, "set_epoch"):
-            sampler.set_epoch(epoch)
-        generator = getattr(sampler, "generator", None)
-        if isinstance(generator, torch.Generator):
-            generator.manual_seed(mix(seed, epoch) >> 1)
+
+def _never_ends(loader: DataLoader[Any]) -> bool:
+    """Whether it keeps its workers by a batch sampler without an end, of which its own `__iter__` takes an epoch, as
+    timm's and ultralytics' loaders do."""
+    batches = loader.batch_sampler
+    inner = getattr(batches, "sampler", None)
+    return (
+        sized_len(batches) is None and type(inner) is BatchSampler and type(loader).__iter__ is not DataLoader.__iter__
+    )
+
+
+def _ending(loader: DataLoader[Any]) -> DataLoader[Any]:
+    """An ordinary one that keeps its workers."""
+    ending: Any = object.__new__(DataLoader)
+    inner = loader.batch_sampler.sampler  # type: ignore[union-attr]
+    changed = {"batch_sampler": inner, "persistent_workers": loader.num_workers > 0, "_iterator": None}
+    ending.__dict__.update({**vars(loader), **changed})
+    return ending  # type: ignore[no-any-return]
+
+
+def _shuffles(sampler: Any) -> bool | None:
+    """Whether one of torch's own shuffles; None: a weighted one, a subset, one with replacement, the user's own."""
+    if type(sampler) is DistributedSampler:
+        return sampler.shuffle
+    if type(sampler) is RandomSampler and not sampler.replacement and sampler._num_samples is None:
+        return True
+    return False if type(sampler) is SequentialSampler else None
+
+
+def _drawn(sampler: Any, seed: int) -> Callable[[int], list[Any]]:
+    """What a sampler of the user's own gives when every generator starts from (seed, epoch)."""
+
+    def drawn(epoch: int) -> list[Any]:
+        own: Any = (sampler, getattr(sampler, "sampler", None))
+        for one in own:
+            if callable(getattr(one, "set_epoch", None)):
+                one.set_epoch(epoch)
+            generator = getattr(one, "generator", None)
+            if isinstance(generator, torch.Generator):
+                generator.manual_seed(mix(seed, epoch) >> 1)
         with generators_untouched():
             seed_sample(seed, epoch, 0)
-            return torch.tensor(list(sampler))
+            return list(itertools.islice(sampler, len(sampler)))
 
-    return order
+    return drawn
 
 
-def _rebuilt(loader: DataLoader[Any], batches: GlobalBatchSampler | EvaluationBatches, seed: int) -> DataLoader[Any]:
-    dataset = loader.dataset
-    workers = loader.num_workers
-    if isinstance(dataset, Gathers):
-        workers = 0
+def _own_order(
+    indices: list[int], drawn: Callable[[int], list[Any]], plan: BatchPlan, ranks: Ranks, seed: int, name: str
+) -> GlobalBatchSampler:
+    """Samples in the order of a sampler of the user's own; `indices`: those of the first epoch."""
+
+    def order(epoch: int) -> torch.Tensor:
+        return torch.tensor(drawn(epoch) if epoch else indices)
+
+    if ranks.compare(indices, name) is Shares.SAME:
+        return GlobalBatchSampler(len(indices), plan, ranks.rank, seed, order=order)
+    _say_own(name, ranks)
+    alone = BatchPlan(plan.micro_batch * plan.accumulate, plan.micro_batch, plan.accumulate, 1)
+    fewest = ranks.least(len(indices))
+    return GlobalBatchSampler(fewest or 0, alone, 0, seed, order=order)
+
+
+def _listed(
+    loader: DataLoader[Any], drawn: Callable[[int], list[Any]], ranks: Ranks, plan: BatchPlan, name: str
+) -> ListedBatches:
+    """Whole batches in the order of the user's own: in turn to the ranks, or this rank's where they differ."""
+    if ranks.compare(drawn(0), name) is Shares.SAME:
+        return ListedBatches(drawn, ranks.rank, ranks.world_size, plan.accumulate)
+    _say_own(name, ranks)
+    fewest = ranks.least(len(drawn(0)))
+    return ListedBatches(lambda epoch: drawn(epoch)[:fewest], 0, 1, plan.accumulate)
+
+
+def _say_own(name: str, ranks: Ranks) -> None:
+    if ranks.rank == 0:
+        _log.warning("%s: its sampler gives each rank its own samples; they are left as they are", name)
+
+
+def _cut(drawn: Callable[[int], list[Any]], size: int) -> Callable[[int], list[Any]]:
+    """Batches of `size` of what a sampler gives; what is left over at the end is left out."""
+
+    def listed(epoch: int) -> list[Any]:
+        indices = drawn(epoch)
+        return [indices[begin : begin + size] for begin in range(0, len(indices) - size + 1, size)]
+
+    return listed
+
+
+def _rebuilt(loader: DataLoader[Any], batches: Batches | EvaluationBatches, seed: int) -> DataLoader[Any]:
+    """A copy of the user's loader, whatever its `__init__` takes, that reads through our sampler."""
+    if type(loader) is DataLoader or type(loader).__module__.startswith("torchdata."):
+        kind: type = OrderedLoader
     else:
-        batches.tag_epoch = True
+        kind = type(type(loader).__name__, (Ordered, type(loader)), {"__module__": type(loader).__module__})
+    rebuilt: Any = object.__new__(kind)
+    dataset: Any = loader.dataset
+    changed: dict[str, Any] = {}
+    if isinstance(batches, ListedBatches):
+        dataset = SeededUnits(loader, seed)
+    elif isinstance(dataset, Gathers):
+        changed = {"num_workers": 0, "prefetch_factor": None, "persistent_workers": False, "timeout": 0}
+    else:
+        if isinstance(batches, GlobalBatchSampler):
+            batches.tag = len(dataset)
         dataset = SeededBatches(dataset, loader.collate_fn, seed)
-    keywords: dict[str, Any] = {}
-    if workers:
-        keywords = {
-            "timeout": loader.timeout,
-            "worker_init_fn": loader.worker_init_fn,
-            "multiprocessing_context": loader.multiprocessing_context,
-            "prefetch_factor": loader.prefetch_factor,
-            "persistent_workers": loader.persistent_workers,
-        }
-    return OrderedLoader(
-        dataset,
-        batch_sampler=batches,
-        num_workers=workers,
-        collate_fn=_as_it_is,
-        pin_memory=loader.pin_memory,
+    changed |= {
+        "dataset": dataset,
+        "batch_sampler": batches,
+        "sampler": batches,
+        "batch_size": None,
+        "drop_last": False,
+        "collate_fn": _as_it_is,
         # Its own: iter() draws a seed, and must not take it from the global generator.
-        generator=torch.Generator().manual_seed(mix(seed) >> 1),
-        **keywords,
-    )
+        "generator": torch.Generator().manual_seed(mix(seed) >> 1),
+        "_iterator": None,
+    }
+    rebuilt.__dict__.update({**vars(loader), **changed})
+    return rebuilt

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch.utils.data import Sampler
@@ -15,7 +16,79 @@ Order = Callable[[int], torch.Tensor]
 """Epoch to the sample ids of that epoch, the same on every rank."""
 
 
-class GlobalBatchSampler(Sampler[list[int]]):
+class Batches(Sampler[Any]):
+    """The micro-batches of one rank, and which of them is the next.
+
+    Each iteration is an epoch of its own, read from its beginning: one that was left early (`limit_train_batches`, a
+    loader beside a shorter one) is not continued. Only the first iteration after `seek` or `load` starts in between.
+    """
+
+    def __init__(self, accumulate: int) -> None:
+        self.accumulate = accumulate
+        """Micro-batches of an optimizer step."""
+        self.on_batch: Callable[[int, int, list[Any]], None] | None = None
+        """Called with (epoch, step, ids of this rank) as each micro-batch is handed out; steps count from 0."""
+        self.asked = 0
+        """Micro-batches that the loader has asked for, in this iteration."""
+        self._epoch = 0
+        self._delivered = 0
+        self._sought = False
+
+    def __len__(self) -> int:
+        """Micro-batches of an epoch, wherever the position is: Lightning compares its own count with it."""
+        raise NotImplementedError
+
+    def ids(self, epoch: int, batch: int) -> list[Any]:
+        """The samples of a micro-batch."""
+        raise NotImplementedError
+
+    @property
+    def position(self) -> tuple[int, int]:
+        """(epoch, optimizer steps of it whose micro-batches have all been handed out)."""
+        if self._delivered >= len(self):
+            return self._epoch + 1, 0
+        return self._epoch, self._delivered // self.accumulate
+
+    def seek(self, epoch: int, step: int) -> None:
+        """Make `step` of `epoch` the next one to be read. Takes effect at the next `iter()`."""
+        carried, delivered = divmod(step * self.accumulate, len(self))
+        self._epoch, self._delivered, self._sought = epoch + carried, delivered, True
+
+    def begin(self) -> tuple[int, int]:
+        """Begin an iteration; returns its epoch and the number of the micro-batch that comes first."""
+        if not self._sought and self._delivered:
+            self._epoch, self._delivered = self._epoch + 1, 0
+        self._sought, self.asked = False, 0
+        return self._epoch, self._delivered
+
+    def delivered(self) -> None:
+        """Count one micro-batch. The loader calls it as it hands one out, not when a worker fetches one early."""
+        if self.on_batch is not None:
+            self.on_batch(self._epoch, self._delivered // self.accumulate, self.ids(self._epoch, self._delivered))
+        self._delivered += 1
+
+    def state(self, not_trained: int, epoch_is_over: bool) -> dict[str, int]:
+        """What `load` takes. `not_trained`: micro-batches handed out that nobody has trained on yet."""
+        epoch, delivered = self._epoch, self._delivered - not_trained
+        if epoch_is_over and delivered:
+            epoch, delivered = epoch + 1, 0
+        # "step" for code that knows no micro-batches
+        return {
+            "epoch": epoch,
+            "step": delivered // self.accumulate,
+            "batches": delivered,
+            "accumulate": self.accumulate,
+        }
+
+    def load(self, state: dict[str, int]) -> None:
+        """Continue where `state` was taken: to the micro-batch, where a step has as many as then."""
+        if state.get("accumulate") == self.accumulate and state["batches"] <= len(self):
+            self._epoch, self._delivered, self._sought = state["epoch"], state["batches"], True
+        else:
+            self.seek(state["epoch"], state["step"])
+
+
+class GlobalBatchSampler(Batches):
     """The micro-batches of one rank.
 
     The global batch of step s is `order[s*B:(s+1)*B]`, at any world size; rank r takes the contiguous r-th part
@@ -40,6 +113,7 @@ class GlobalBatchSampler(Sampler[list[int]]):
                 f"data.batch_size={plan.global_batch} is more than the {num_samples} training samples",
                 f"use data.batch_size={max(1, num_samples // plan.world_size) * plan.world_size} or less",
             )
+        super().__init__(plan.accumulate)
         self.num_samples, self.plan, self.rank, self.seed = num_samples, plan, rank, seed
         self.shuffle = shuffle
         self._order = order or self._built_in_order
@@ -47,16 +121,11 @@ class GlobalBatchSampler(Sampler[list[int]]):
         """Lightning's DeepSpeed strategy reads it."""
         self.drop_last = True
         self.steps_per_epoch = num_samples // plan.global_batch
-        self.tag_epoch = False
-        """Yield `epoch * num_samples + i` for i, so that a loader's worker processes know the epoch."""
-        self.on_batch: Callable[[int, int, list[int]], None] | None = None
-        """Called with (epoch, step, ids of this rank) as each micro-batch is handed out; steps count from 0."""
-        self._epoch = 0
-        self._delivered = 0
+        self.tag = 0
+        """Not 0: yield `epoch * tag + i` for i, so that a loader's worker processes know the epoch."""
         self._rows: tuple[int, torch.Tensor] | None = None
 
     def __len__(self) -> int:
-        """Micro-batches of an epoch, wherever the position is: Lightning compares its own count with it."""
         return self.steps_per_epoch * self.plan.accumulate
 
     def limit_steps(self, steps: int) -> None:
@@ -64,35 +133,21 @@ class GlobalBatchSampler(Sampler[list[int]]):
         self.steps_per_epoch = min(steps, self.num_samples // self.plan.global_batch)
         self._rows = None
 
-    @property
-    def position(self) -> tuple[int, int]:
-        """(epoch, optimizer steps of it whose micro-batches have all been handed out)."""
-        carried, step = divmod(self._delivered // self.plan.accumulate, self.steps_per_epoch)
-        return self._epoch + carried, step
-
-    def seek(self, epoch: int, step: int) -> None:
-        """Make `step` of `epoch` the next one to be read. Takes effect at the next `iter()`."""
-        carried, step = divmod(step, self.steps_per_epoch)
-        self._epoch, self._delivered = epoch + carried, step * self.plan.accumulate
-
-    def delivered(self) -> None:
-        """Count one micro-batch. The loader calls it as it hands one out, not when a worker fetches one early."""
-        if self.on_batch is not None:
-            ids = self._rows_of(self._epoch)[self._delivered].tolist()
-            self.on_batch(self._epoch, self._delivered // self.plan.accumulate, ids)
-        self._delivered += 1
+    def ids(self, epoch: int, batch: int) -> list[int]:
+        found: list[int] = self._rows_of(epoch)[batch].tolist()
+        return found
 
     def rows(self) -> Iterator[tuple[int, torch.Tensor]]:
         """(epoch, ids of a micro-batch) from the position to the end of its epoch."""
-        epoch, step = self.position
-        self.seek(epoch, step)
+        epoch, first = self.begin()
         rows = self._rows_of(epoch)
-        for row in range(step * self.plan.accumulate, len(self)):
+        for row in range(first, len(self)):
+            self.asked += 1
             yield epoch, rows[row]
 
     def __iter__(self) -> Iterator[list[int]]:
         for epoch, ids in self.rows():
-            yield (ids.long() + epoch * self.num_samples).tolist() if self.tag_epoch else ids.tolist()
+            yield (ids.long() + epoch * self.tag).tolist() if self.tag else ids.tolist()
 
     def _rows_of(self, epoch: int) -> torch.Tensor:
         """The ids of this rank in `epoch`, (len(self), micro_batch)."""
@@ -109,6 +164,47 @@ class GlobalBatchSampler(Sampler[list[int]]):
             return torch.arange(self.num_samples, dtype=kind)
         generator = torch.Generator().manual_seed(mix(self.seed, epoch) >> 1)
         return torch.randperm(self.num_samples, generator=generator, dtype=kind)
+
+
+class ListedBatches(Batches):
+    """Batches that a batch sampler of the user's own has made, or whatever else stands for one: each to one rank.
+
+    Micro-batch n of rank r is the batch `n * world_size + r` of an epoch. Those behind the last that all ranks can have
+    are left out of that epoch.
+    """
+
+    def __init__(self, listed: Callable[[int], list[Any]], rank: int, world_size: int, accumulate: int) -> None:
+        """`listed`: epoch to the batches of that epoch, of all ranks together, the same on every rank."""
+        super().__init__(accumulate)
+        self.rank, self.world_size, self._listed = rank, world_size, listed
+        self._now: tuple[int, list[Any]] | None = None
+        if not self._of(0):
+            raise UserError(
+                f"{len(listed(0))} training batches of an epoch cannot be shared by {world_size} ranks",
+                "use fewer ranks, or smaller batches",
+            )
+
+    def __len__(self) -> int:
+        return len(self._of(self._epoch))
+
+    def ids(self, epoch: int, batch: int) -> list[Any]:
+        one = self._of(epoch)[batch][1]
+        return list(one) if isinstance(one, (list, tuple)) else [one]
+
+    def __iter__(self) -> Iterator[tuple[int, int, Any]]:
+        """(epoch, number of the batch in it, batch): `loader.SeededUnits` reads it."""
+        epoch, first = self.begin()
+        for number, batch in self._of(epoch)[first:]:
+            self.asked += 1
+            yield epoch, number, batch
+
+    def _of(self, epoch: int) -> list[tuple[int, Any]]:
+        """(number, batch) of this rank's."""
+        if self._now is None or self._now[0] != epoch:
+            listed = self._listed(epoch)
+            most = len(listed) // self.world_size * self.world_size
+            self._now = epoch, list(enumerate(listed))[self.rank : most : self.world_size]
+        return self._now[1]
 
 
 class EvaluationBatches(Sampler[list[int]]):
@@ -133,20 +229,19 @@ class EvaluationBatches(Sampler[list[int]]):
         self.batches = min(-(-largest // batch_size), num_samples // world_size)
         self.batch_size = -(-largest // self.batches)
         self.drop_last = False
-        self.tag_epoch = False
+        self.order: torch.Tensor | None = None
+        """(num_samples,) ids; None: 0, 1, 2, ..."""
 
     def __len__(self) -> int:
         return self.batches
-
-    def delivered(self) -> None:
-        """An evaluation has no position: it always starts at the beginning."""
 
     def rows(self) -> Iterator[tuple[int, torch.Tensor]]:
         """(0, ids of a batch): random evaluation data, too, are the same in every epoch."""
         begin = 0
         for left in range(self.batches - 1, -1, -1):
             end = min(begin + self.batch_size, self.samples - left)
-            yield 0, torch.arange(self.begin + begin, self.begin + end)
+            here = slice(self.begin + begin, self.begin + end)
+            yield 0, torch.arange(here.start, here.stop) if self.order is None else self.order[here]
             begin = end
 
     def __iter__(self) -> Iterator[list[int]]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy
 import torch
@@ -59,6 +60,17 @@ class Generators:
 
     def __init__(self) -> None:
         self._states = random.getstate(), numpy.random.get_state(), torch.get_rng_state()
+
+    @classmethod
+    def of(cls, states: tuple[Any, Any, Any]) -> Generators:
+        """The inverse of `plain`."""
+        found = cls()
+        found._states = states
+        return found
+
+    def plain(self) -> tuple[Any, Any, Any]:
+        """Tuples, numbers, an array and a tensor."""
+        return self._states
 
     def restore(self) -> None:
         """Put them back. About 10 microseconds."""

@@ -28,7 +28,7 @@ from trainer.runs.directory import RunDirectory
 from trainer.strategies.deferred import construct, make_whole
 from trainer.tracking.loggers import NoLogger
 from trainer.worker import fine_tuning, late
-from trainer.worker.data import Data
+from trainer.worker.data import Data, Group
 from trainer.worker.loop import use_lean_loop
 from trainer.worker.manual import accumulated
 from trainer.worker.moments import use_moments
@@ -74,9 +74,9 @@ def accumulate_of(config: Config, readers: int) -> int:
     return BatchPlan.of(batch_size, config.data.get("micro_batch"), readers).accumulate
 
 
-def build_data(config: Config, rank: Rank, trainer: Trainer) -> Data:
+def build_data(config: Config, rank: Rank, trainer: Trainer, group: Group | None = None) -> Data:
     """Instantiate the data module; it is set up when it is asked for its facts, or by `Data.set_up`."""
-    return Data(config, place_in_data(config, rank), trainer)
+    return Data(config, place_in_data(config, rank), trainer, group)
 
 
 def build_module(
@@ -104,7 +104,7 @@ def build_module(
     else:
         task = dict(config.task)
         if task.get("_target_") is None:
-            task["_target_"] = data.module.default_task  # type: ignore[attr-defined]
+            task["_target_"] = data.default_task()
         module = instantiate(task, where="task", model=model)
     if late.builds_later(module):
         make_whole(module)  # what its hooks write into parameters on the meta device would be lost

@@ -6,21 +6,32 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import torch.distributed
 from lightning.fabric.utilities.distributed import _InfiniteBarrier
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.trainer import call
 from lightning.pytorch.trainer.states import TrainerFn, TrainerStatus
 from lightning.pytorch.utilities.model_helpers import is_overridden
-from torch.utils.data import DataLoader
 
 from trainer.config.batch import BatchPlan
 from trainer.config.build import accepts, instantiate, locate
 from trainer.config.schema import Config
-from trainer.data.loader import evaluation, resumable
-from trainer.data.randomness import Generators, generators_untouched
+from trainer.data.collection import (
+    connect,
+    leaves,
+    length_of,
+    load_states,
+    micro_batch_of,
+    shared_evaluation,
+    shared_training,
+)
+from trainer.data.randomness import Generators, generators_untouched, seed_sample
+from trainer.data.ranks import Ranks
+from trainer.errors import UserError
 from trainer.worker.process import Rank
 from trainer.worker.trainer_arguments import fewer_samples, limit_epoch
 
+Group = torch.distributed.ProcessGroup
 READ_BY_TRAINER = ("batch_size", "micro_batch", "num_workers")
 """Keys of `data` that are handed to the module only where its signature names them."""
 EVALUATIONS = ("val_dataloader", "test_dataloader", "predict_dataloader")
@@ -35,28 +46,29 @@ class Data:
     and in every attempt, apart from those of the model.
     """
 
-    def __init__(
-        self,
-        config: Config,
-        place: Rank,
-        trainer: Trainer,
-    ) -> None:
-        """Instantiate the data module. `place`: this rank among those that read different samples."""
+    def __init__(self, config: Config, place: Rank, trainer: Trainer, group: Group | None = None) -> None:
+        """Instantiate the data module. `place`: this rank among those that read different samples. `group`: of all
+        ranks, on the CPU; None for one."""
         self.config, self.place, self.trainer = config, place, trainer
-        target = locate(config.data["_target_"], "data._target_")
-        node = {
-            key: value
-            for key, value in config.data.items()
-            if key not in READ_BY_TRAINER or (value is not None and accepts(target, key))
-        }
-        self.module: LightningDataModule = instantiate(node, where="data")
+        self.ranks = Ranks(place.rank, place.world_size, group)
+        self.module: LightningDataModule | None = None
+        """None: the LightningModule has the loaders."""
+        if config.data.get("_target_") is not None:
+            target = locate(config.data["_target_"], "data._target_")
+            node = {
+                key: value
+                for key, value in config.data.items()
+                if key not in READ_BY_TRAINER or (value is not None and accepts(target, key))
+            }
+            self.module = instantiate(node, where="data")
         self._generators = Generators()
+        self._owner: LightningDataModule | LightningModule | None = None
         self._facts: dict[str, Any] | None = None
         self._plan: BatchPlan | None = None
-        self._train: Callable[[], Any] = self.module.train_dataloader
-        self._made: list[Any] = []
-        self._built: list[Any] = []
-        self._is_set_up = False
+        self._made: tuple[int, Any] | None = None
+        """The epoch for which the user's method made the train loader, and what it returned."""
+        self._built: Any = None
+        self._is_handed_out = False
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -65,8 +77,22 @@ class Data:
             if not hasattr(self.module, "facts"):
                 return {}
             self.set_up()
-            self._facts = self.module.facts()
+            self._facts = self.module.facts()  # type: ignore[union-attr]
         return self._facts
+
+    @property
+    def owner(self) -> LightningDataModule | LightningModule:
+        """What has the loaders, once it is set up."""
+        assert self._owner is not None
+        return self._owner
+
+    def default_task(self) -> str:
+        """The import path of the task around a network that is no LightningModule."""
+        task = getattr(self.module, "default_task", None)
+        if not isinstance(task, str):
+            problem = "the model is no LightningModule, and the data names no task for it"
+            raise UserError(problem, "choose a task: task._target_=..., or give the data module a default_task")
+        return task
 
     @property
     def plan(self) -> BatchPlan:
@@ -74,7 +100,8 @@ class Data:
         if self._plan is None:
             batch_size, micro_batch = self.config.data.get("batch_size"), self.config.data.get("micro_batch")
             if batch_size is None:
-                micro_batch = micro_batch or getattr(self._made_train_loader(), "batch_size", None) or 1
+                loaders = self._train_loaders(self.epoch_of_loaders())
+                micro_batch = micro_batch or micro_batch_of(loaders) or 1
                 accumulate = self.config.trainer.accumulate_grad_batches or 1
                 batch_size = micro_batch * self.place.world_size * accumulate
             self._plan = BatchPlan.of(batch_size, micro_batch, self.place.world_size)
@@ -82,35 +109,45 @@ class Data:
 
     def set_up(self, module: LightningModule | None = None) -> None:
         """Prepare the data and set it up for "fit", once. `module`: what will be trained, where it is there already."""
-        if self._is_set_up:
+        if self._owner is not None:
             return
-        self._is_set_up = True
-        trainer, owner = self.trainer, self.module
+        trainer = self.trainer
         if module is not None:
             trainer.strategy.connect(module)
             module.trainer = trainer
-        trainer.datamodule = owner  # type: ignore[attr-defined]
-        owner.trainer = trainer
+        if self.module is not None:
+            trainer.datamodule = self.module  # type: ignore[attr-defined]
+            self.module.trainer = trainer
+        owner = self._owner = self.module or self._with_loaders(module)
         state = trainer.state.fn, trainer.state.status, trainer.state.stage
         trainer.state.fn, trainer.state.status, trainer.training = TrainerFn.FITTING, TrainerStatus.RUNNING, True
         with generators_untouched():
-            self._prepare()
+            self._prepare(owner)
             self._generators.restore()
             self._call("setup", stage=TrainerFn.FITTING)
             self._generators = Generators()
         trainer.state.fn, trainer.state.status, trainer.state.stage = state
         _skip_once(owner, "setup", stage=TrainerFn.FITTING)
         self._train = owner.train_dataloader
-        owner.train_dataloader = self.training_loader  # type: ignore[method-assign]
+        owner.train_dataloader = self._train_dataloader  # type: ignore[method-assign]
         for name in EVALUATIONS:
             if is_overridden(name, owner):
                 setattr(owner, name, self._sharded(getattr(owner, name)))
+        _restore_loaders_late(trainer, self)
+
+    def _with_loaders(self, module: LightningModule | None) -> LightningModule:
+        if module is not None and is_overridden("train_dataloader", module):
+            return module
+        name = "the model" if module is None else type(module).__name__
+        raise UserError(f"data=none: {name} has no train_dataloader of its own", "choose data: data=...")
 
     def _call(self, hook: str, **arguments: Any) -> Any:
-        return call._call_lightning_datamodule_hook(self.trainer, hook, **arguments)
+        if self.module is not None:
+            return call._call_lightning_datamodule_hook(self.trainer, hook, **arguments)
+        return call._call_lightning_module_hook(self.trainer, hook, **arguments)
 
-    def _prepare(self) -> None:
-        owner, trainer = self.module, self.trainer
+    def _prepare(self, owner: LightningDataModule | LightningModule) -> None:
+        trainer = self.trainer
         if not is_overridden("prepare_data", owner):
             return
         with _InfiniteBarrier():  # the others wait for as long as a download takes
@@ -118,49 +155,112 @@ class Data:
                 self._call("prepare_data")
         _skip_once(owner, "prepare_data")
 
-    def _made_by(self, original: Callable[[], Any]) -> Any:
-        """What the user's method returns; random numbers that it draws are the same on every rank and each time."""
+    def epoch_of_loaders(self) -> int:
+        """The epoch at which the loaders of the current one are made (`reload_dataloaders_every_n_epochs`)."""
+        every = self.trainer.reload_dataloaders_every_n_epochs  # type: ignore[attr-defined]
+        return self.trainer.current_epoch // every * every if every else 0
+
+    def _made_by(self, original: Callable[[], Any], epoch: int) -> Any:
+        """What the user's method returns. The random numbers that it draws are a function of seed and epoch."""
         with generators_untouched():
             self._generators.restore()
+            if epoch:
+                seed_sample(self.config.seed, epoch, 0)
             return original()
 
-    def _made_train_loader(self) -> Any:
-        if not self._made:
-            self._made.append(self._made_by(self._train))
-        return self._made[0]
+    def _train_loaders(self, epoch: int) -> Any:
+        if self._made is None or self._made[0] != epoch:
+            self._made, self._built = (epoch, self._made_by(self._train, epoch)), None
+        return self._made[1]
 
     def training_loader(self) -> Any:
-        """The train loader, rebuilt."""
+        """The train loader, rebuilt, or the collection of them."""
         options = self.config.trainer
-        if not self._built:
-            loader = self._made_train_loader()
-            plain = type(loader) is DataLoader
-            if plain:
-                loader = fewer_samples(loader, options, self.plan)
-            self._built.append(resumable(loader, self.plan, self.place.rank, self.config.seed) if plain else loader)
-        limit_epoch(self._built[0], options, self.plan, self.trainer)
-        return self._built[0]
+        loaders = self._train_loaders(self.epoch_of_loaders())
+        if self._built is None:
+            self._built = shared_training(
+                loaders,
+                self.plan,
+                self.ranks,
+                self.config.seed,
+                self.config.data.get("batch_size"),
+                lambda loader, plan: fewer_samples(loader, options, plan),
+                is_shared=not options.use_distributed_sampler,
+            )
+            connect(leaves(self._built), self._not_trained, self._epoch_is_over, self.trainer.current_epoch)
+        limit_epoch(self._built, options, self.plan, self.trainer)
+        return self._built
+
+    def _train_dataloader(self) -> Any:
+        """Lightning's call: for the first epoch what is there, later (`reload_dataloaders_every_n_epochs`) new ones."""
+        if self._is_handed_out:
+            self._made = None
+            if self.config.data.get("batch_size") is None:
+                self._plan = None
+        self._is_handed_out = True
+        loaders = self.training_loader()
+        self.restore(leaves(loaders))
+        return loaders
+
+    def restore(self, loaders: list[Any]) -> None:
+        """Give the loaders the states of the checkpoint that Lightning has loaded, once."""
+        loop = self.trainer.fit_loop
+        if loop._combined_loader_states_to_load:
+            load_states(loaders, loop._combined_loader_states_to_load)
+            loop._combined_loader_states_to_load = []
+
+    def _not_trained(self, number: int) -> int:
+        """Batches of this loader that Lightning has fetched ahead of the training."""
+        fetcher = self.trainer.fit_loop._data_fetcher
+        ahead = getattr(fetcher, "batches", None)
+        if fetcher is None or not ahead:
+            return 0
+        spec = fetcher.combined_loader._spec
+        return sum(spec.flatten_up_to(batch)[number] is not None for batch, _, _ in ahead)
+
+    def _epoch_is_over(self) -> bool:
+        """Whether the next batch to be trained on is the first of an epoch."""
+        loop = self.trainer.fit_loop.epoch_loop
+        progress = loop.batch_progress
+        return progress.current.ready == 0 or progress.is_last_batch or loop._num_ready_batches_reached()
 
     def _sharded(self, original: Callable[[], Any]) -> Callable[[], Any]:
         """Evaluation loaders that give each sample once over all the ranks."""
-        rank = self.place
 
         def loader() -> Any:
-            found = self._made_by(original)
-            if type(found) is DataLoader:
-                return evaluation(found, rank.rank, rank.world_size)
-            if isinstance(found, list) and all(type(one) is DataLoader for one in found):
-                return [evaluation(one, rank.rank, rank.world_size) for one in found]
-            return found
+            found = self._made_by(original, self.epoch_of_loaders())
+            if not self.config.trainer.use_distributed_sampler:
+                return found
+            return shared_evaluation(found, self.ranks)
 
         return loader
 
     def steps_per_epoch(self) -> int | None:
         """Optimizer steps in an epoch; None where the loader has no length."""
-        try:
-            return math.ceil(len(self.training_loader()) / self.plan.accumulate)
-        except TypeError:
-            return None
+        length = length_of(self.training_loader())
+        return None if length is None else math.ceil(length / self.plan.accumulate)
+
+
+def _restore_loaders_late(trainer: Trainer, data: Data) -> None:
+    """Restore train loaders that were made before Lightning has read the checkpoint.
+
+    `trainer.estimated_stepping_batches` in `configure_optimizers` makes them; Lightning then forgets to restore them,
+    and reads from the first epoch. With `reload_dataloaders_every_n_epochs` it counts from the resume.
+    """
+    loop = trainer.fit_loop
+    set_up_data = loop.setup_data
+
+    def setup_data() -> None:
+        combined = loop._combined_loader
+        if combined is not None and loop._combined_loader_states_to_load and not loop._should_reload_train_dl:
+            data.restore(combined.flattened)
+            assert loop._data_fetcher is not None
+            iter(loop._data_fetcher)
+        set_up_data()
+        if loop._combined_loader is not combined:
+            loop._last_train_dl_reload_epoch = data.epoch_of_loaders()
+
+    loop.setup_data = setup_data  # type: ignore[method-assign]
 
 
 def _skip_once(owner: Any, name: str, **arguments: Any) -> None:

@@ -42,11 +42,11 @@ def main() -> int:
 def evaluate(run: RunDirectory, checkpoint: Path, split: str) -> dict[str, float]:
     """The metrics of `split` (val or test), each sample counted once over all ranks."""
     config, rank = hydra_state.load(run), Rank.from_environment()
-    init_process_group(config, rank)
+    group = init_process_group(config, rank)
     store = CheckpointStore(run.checkpoints_dir)
     trainer = build.build_trainer(config, rank, RunCheckpointIO(CheckpointWriter(store)), str(run.path))
     rng.seed_all(config.seed)
-    data = build.build_data(config, rank, trainer)
+    data = build.build_data(config, rank, trainer, group)
     module = build.build_module(config, data, lambda: None, defer=build.defers(config, rank))
     data.set_up(module)
     method = trainer.test if split == "test" else trainer.validate

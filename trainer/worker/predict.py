@@ -118,7 +118,7 @@ def predict(run: RunDirectory, checkpoint: Path, split: str, data_node: dict[str
     store = CheckpointStore(run.checkpoints_dir)
     trainer = build.build_trainer(config, rank, RunCheckpointIO(CheckpointWriter(store)), str(run.path))
     rng.seed_all(config.seed)
-    data = build.build_data(config, rank, trainer)
+    data = build.build_data(config, rank, trainer, group)
     module = build.build_module(config, data, lambda: None, defer=build.defers(config, rank))
     data.set_up(module)
     if not is_overridden("predict_step", module, LightningModule) and not is_overridden(
@@ -156,12 +156,12 @@ def predict(run: RunDirectory, checkpoint: Path, split: str, data_node: dict[str
 def _use_split(data: Data, split: str) -> int | None:
     """Make the loader of `split` the one that is predicted; returns the number of its samples, where it is known."""
     name = f"{split}_dataloader"
-    data.module.setup({"val": "validate"}.get(split, split))
-    loader = getattr(data.module, name)()
+    data.owner.setup({"val": "validate"}.get(split, split))
+    loader = getattr(data.owner, name)()
     if loader is None or isinstance(loader, (list, tuple)):
         found = "no loader" if not loader else f"{len(loader)} loaders"
         raise UserError(f"--split={split}: the data module's {name} gives {found}.", "One is needed.")
-    data.module.predict_dataloader = lambda: _Batches(loader)  # type: ignore[method-assign]
+    data.owner.predict_dataloader = lambda: _Batches(loader)  # type: ignore[method-assign]
     return getattr(loader.batch_sampler, "num_samples", None)
 
 

@@ -102,7 +102,7 @@ def _train(config: Config, attempt: Attempt, group: Group | None) -> None:
     )
     trainer = build.build_trainer(config, rank, RunCheckpointIO(writer), str(directory.path))
     rng.seed_all(config.seed)
-    data = build.build_data(config, rank, trainer)
+    data = build.build_data(config, rank, trainer, group)
     callbacks: list[Callback] = []
     module = build.build_module(
         config, data, lambda: build.total_steps_of(config, data, callbacks), defer=build.defers(config, rank)
