@@ -19,7 +19,10 @@ import torch.distributed
 from trainer.checkpoint.store import CheckpointStore
 from trainer.runs.directory import RunDirectory
 from trainer.worker.evaluate import evaluate
+from trainer.worker.export import export
 from trainer.worker.run import run
+
+EXPORTED = ("setup_single",)
 
 
 def _nothing(*_: Any, **__: Any) -> None:
@@ -39,8 +42,12 @@ def main() -> None:
         for path in paths:
             directory = RunDirectory(Path(path))
             assert run(directory.path) == 0, name
-        step = max(one.step for one in CheckpointStore(directory.checkpoints_dir).committed())
-        found[name] = evaluate(directory, step, "val")
+        newest = max(CheckpointStore(directory.checkpoints_dir).committed(), key=lambda one: one.step)
+        found[name] = evaluate(directory, newest.step, "val")
+        if name in EXPORTED:
+            folder = directory.path / "onnx"
+            folder.mkdir()
+            found[name]["onnx"] = export(directory, newest, "onnx", folder)["largest_difference"]
     if os.environ["RANK"] == "0":
         (Path(sys.argv[1]).parent / "evaluated.json").write_text(json.dumps(found))
 

@@ -13,12 +13,16 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import Trainer
+from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor
 
+from tests.conftest import TrainerCli
 from tests.distributed.ranks import run_ranks
 from tests.worker import late_project
 from tests.worker.in_process import new_run, weights
+from trainer.errors import UserError
 from trainer.runs.directory import RunDirectory
+from trainer.worker.late import once_built
 
 FIRST, LAST = 3, 8
 """Steps of an epoch of 4: the second run resumes in mid-epoch."""
@@ -82,12 +86,18 @@ def plain(made: str, clip: float | None) -> tuple[dict[str, Tensor], float]:
     return dict(module.state_dict()), found["val_loss"]
 
 
-def run_all(folder: Path, ranks: int, cases: dict[str, Case]) -> None:
-    """Train each case in two runs, of which the second resumes, and compare with plain Lightning."""
+def write_project(folder: Path, made: dict[str, list[str]]) -> None:
     shutil.copy(Path(late_project.__file__), folder)
-    for group, target in (("data", "Data"), *(("model", case.made) for case in cases.values())):
+    for group, targets in made.items():
         (folder / "conf" / group).mkdir(parents=True, exist_ok=True)
-        (folder / "conf" / group / f"{target}.yaml").write_text(f"_target_: late_project.{target}\n")
+        for target in targets:
+            (folder / "conf" / group / f"{target}.yaml").write_text(f"_target_: late_project.{target}\n")
+
+
+def run_all(folder: Path, ranks: int, cases: dict[str, Case]) -> dict[str, dict[str, float]]:
+    """Train each case in two runs, of which the second resumes, and compare with plain Lightning; what the ranks
+    measured when they evaluated."""
+    write_project(folder, {"data": ["Data"], "model": [case.made for case in cases.values()]})
     jobs = {}
     for name, case in cases.items():
         given = [f"name={name}", f"model={case.made}", f"strategy={case.strategy}", "data=Data", "data.batch_size=16"]
@@ -98,7 +108,7 @@ def run_all(folder: Path, ranks: int, cases: dict[str, Case]) -> None:
         jobs[name] = [str(first.path), str(second.path)]
     (folder / "jobs.json").write_text(json.dumps(jobs))
     run_ranks(ranks, Path(__file__).with_name("late_ranks.py"), [str(folder / "jobs.json")], folder, timeout_s=400)
-    evaluated = json.loads((folder / "evaluated.json").read_text())
+    evaluated: dict[str, dict[str, float]] = json.loads((folder / "evaluated.json").read_text())
     for name, (_, second_path) in jobs.items():
         case = cases[name]
         expected, loss = plain(case.like, case.clip)
@@ -107,6 +117,7 @@ def run_all(folder: Path, ranks: int, cases: dict[str, Case]) -> None:
         for key, value in found.items():
             torch.testing.assert_close(value, expected[key], rtol=0, atol=2e-6, msg=f"{name}: {key} differs")
         assert evaluated[name]["val_loss"] == pytest.approx(loss, abs=1e-5), name
+    return evaluated
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -116,4 +127,47 @@ def test_two_ranks(tmp_path: Path) -> None:
 
 @pytest.mark.filterwarnings("ignore")
 def test_one_rank(tmp_path: Path) -> None:
-    run_all(tmp_path, 1, ON_ONE_RANK)
+    evaluated = run_all(tmp_path, 1, ON_ONE_RANK)
+    assert evaluated["setup_single"]["onnx"] < 1e-5
+
+
+def test_check_deep_counts_them(trainer_cli: TrainerCli, workdir: Path) -> None:
+    made = {"model": ["InSetup", "InConfigureModel"], "data": ["Data"]}
+    write_project(workdir, made)
+    counted = {}
+    for model, data in (("InSetup", ["data=Data"]), ("InConfigureModel", ["data=Data"]), ("InSetup", [])):
+        done = trainer_cli("check", "--deep", f"model={model}", *data, "resources.gpus=0", "tracking=none")
+        assert done.returncode == 0, done.stdout + done.stderr
+        counted[(model, *data)] = done.stdout
+    parameters = sum(one.numel() for one in late_project.network().parameters())
+    for model in made["model"]:
+        assert f"parameters {parameters}\n" in counted[(model, "data=Data")]
+    assert "not counted: InSetup makes its network in setup or configure_model: AttributeError" in counted[("InSetup",)]
+
+
+class Needs(late_project.InConfigureModel):
+    def configure_model(self) -> None:
+        self.device_mesh["data_parallel"]  # type: ignore[index]
+
+
+def test_without_a_mesh_the_strategies_that_have_one_are_named() -> None:
+    module = Needs()
+    once_built(module, lambda: None)
+    with pytest.raises(UserError, match=r"Needs.configure_model uses self.device_mesh") as caught:
+        module.configure_model()
+    assert "strategy=fsdp" in caught.value.fix
+
+
+def test_what_waits_is_called_once_and_the_hook_is_the_users_again() -> None:
+    module = late_project.InConfigureModel()
+    called: list[int] = []
+    for number in range(2):
+        once_built(module, lambda number=number: called.append(number))  # type: ignore[misc]
+    assert called == []
+    assert is_overridden("configure_model", module)
+    module.configure_model()
+    net = module.net
+    module.configure_model()
+    assert called == [0, 1]
+    assert module.net is net
+    assert "configure_model" not in vars(module)

@@ -6,11 +6,13 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 from trainer.cli.job import Job
 from trainer.config.problems import raise_all
 from trainer.errors import TrainerError, UserError
+from trainer.runs.import_roots import source_folder
 from trainer.worker import start
 
 TIMEOUT_S = 1800.0
@@ -21,6 +23,9 @@ def counted(jobs: list[Job]) -> list[dict[str, Any]]:
     """`trainer.worker.deep.Facts` of each job, `error` taken out. Raises what is wrong with any of them."""
     asked = [{"config": job.config, "with_data": _with_data(job.composed.overrides)} for job in jobs]
     outside = {key: value for key, value in os.environ.items() if key not in ("RANK", "LOCAL_RANK", "WORLD_SIZE")}
+    # The user's own modules, from where the prompt finds them.
+    paths = [os.getcwd(), source_folder(Path.cwd()), outside.get("PYTHONPATH")]
+    outside["PYTHONPATH"] = os.pathsep.join(str(path) for path in paths if path)
     try:
         done = subprocess.run(
             [sys.executable, start.__file__, "deep"],
@@ -46,6 +51,8 @@ def described(found: dict[str, Any]) -> list[tuple[str, str]]:
     """As lines of the plan."""
     count, learns = found["parameters"], found["trainable"]
     lines = [("parameters", f"{count:,}" + ("" if learns == count else f", {learns:,} of them trained"))]
+    if not count and found["not_counted"]:
+        lines = []
     if found["not_counted"]:
         return [*lines, ("operations", f"not counted: {found['not_counted']}")]
     forward, training, tokens = found["forward_flops"], found["training_flops"], found["tokens"]

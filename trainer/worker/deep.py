@@ -15,13 +15,15 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
+from lightning.pytorch import LightningModule, Trainer
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from trainer.config.build import accepts, instantiate, locate
 from trainer.config.typed import to_config
 from trainer.errors import TrainerError
-from trainer.worker import build
+from trainer.worker import build, late
+from trainer.worker.data import Data
 from trainer.worker.process import Rank
 from trainer.worker.torch_setup import silence_known_warnings
 
@@ -66,8 +68,10 @@ def main() -> int:
 
 def _facts(plain: dict[str, Any], with_data: bool) -> Facts:
     try:
-        facts, inputs = _from_data(plain) if with_data else (PUBLISHED, [])
-        return count(plain["model"], facts, inputs)
+        data = _data(plain) if with_data else None
+        if data is None:
+            return count(plain["model"], PUBLISHED)
+        return count(plain["model"], data.facts, _first_sample(data), data.trainer)
     except TrainerError as error:
         return Facts(error={"message": error.message, "fix": error.fix})
     except Exception as error:  # the user's own code: whatever it raises is what is wrong with the job
@@ -76,18 +80,28 @@ def _facts(plain: dict[str, Any], with_data: bool) -> Facts:
         return Facts(error={"message": f"the job cannot be built: {text}", "fix": fix})
 
 
-def count(node: dict[str, Any], facts: dict[str, Any], inputs: Sequence[torch.Tensor] = ()) -> Facts:
+def count(
+    node: dict[str, Any],
+    facts: dict[str, Any],
+    inputs: Sequence[torch.Tensor] = (),
+    trainer: Trainer | None = None,
+) -> Facts:
     """Count the model of the configuration's `model` node.
 
     `facts`: for arguments that are null in `node`, as in `trainer.worker.build`. `inputs`: a batch of one sample,
     of which the model takes as many as it has arguments; none: made from the shape or the length that it was given.
+    `trainer`: of the data, for a LightningModule that looks at them where it makes its network.
     """
     used = {key: facts[key] for key, value in node.items() if value is None and key in facts}
     with torch.device("meta"):
         model = instantiate({**node, **used}, where="model")
+        missing = _build_late(model, trainer) if isinstance(model, LightningModule) else None
     found = Facts(at=used)
-    sizes = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]
+    sizes = [(late.size_of(parameter), parameter.requires_grad) for parameter in model.parameters()]
     found.parameters, found.trainable = sum(n for n, _ in sizes), sum(n for n, learns in sizes if learns)
+    if missing is not None:
+        found.not_counted = missing
+        return found
     inputs = [*(inputs or _sample({**node, **used}, facts))][: _num_inputs(model)]
     if not inputs:
         found.not_counted = "what the model reads is not known without the data: name data=... too"
@@ -101,6 +115,18 @@ def count(node: dict[str, Any], facts: dict[str, Any], inputs: Sequence[torch.Te
         return found
     found.training_flops = (1 + BACKWARD) * found.forward_flops
     return found
+
+
+def _build_late(module: LightningModule, trainer: Trainer | None) -> str | None:
+    """Have the module make its network in its hooks; why it could not."""
+    try:
+        late.build_now(module, trainer or build.plain_trainer())
+    except Exception as error:  # the user's own code, on the meta device
+        reason = str(error).splitlines()[0] if str(error) else ""
+        return (
+            f"{type(module).__name__} makes its network in setup or configure_model: {type(error).__name__}: {reason}"
+        )
+    return None
 
 
 def _forward_flops(model: nn.Module, inputs: Sequence[torch.Tensor]) -> int:
@@ -129,12 +155,17 @@ def _sample(arguments: dict[str, Any], facts: dict[str, Any]) -> list[torch.Tens
     return []
 
 
-def _from_data(plain: dict[str, Any]) -> tuple[dict[str, Any], list[torch.Tensor]]:
-    """The facts of the job's own data, which is prepared for that, and the tensors of its first sample."""
+def _data(plain: dict[str, Any]) -> Data:
+    """The job's own data, which is prepared for that."""
     alone = {**plain["data"], "micro_batch": None, "num_workers": 0}
     config = to_config({**plain, "data": alone, "strategy": {"name": "single"}})
     data = build.build_data(config, Rank(0, 0, 1, 1, attempt=0), build.plain_trainer())
     data.set_up()
+    return data
+
+
+def _first_sample(data: Data) -> list[torch.Tensor]:
+    """Its tensors."""
     batch = next(iter(data.training_loader()))
     parts = batch if isinstance(batch, (list, tuple)) else [batch]
-    return data.facts, [part[:1] for part in parts if isinstance(part, torch.Tensor)]
+    return [part[:1] for part in parts if isinstance(part, torch.Tensor)]

@@ -28,7 +28,7 @@ from trainer.config.schema import Config
 from trainer.errors import TrainerError, UserError
 from trainer.runs.directory import RunDirectory
 from trainer.tasks.base import Task
-from trainer.worker import build, hydra_state, rng
+from trainer.worker import build, hydra_state, late, rng
 from trainer.worker.data import Data
 from trainer.worker.process import Rank
 from trainer.worker.torch_setup import silence_known_warnings
@@ -169,6 +169,11 @@ def _module_and_inputs(run: RunDirectory, checkpoint: Checkpoint) -> tuple[Any, 
     data = build.build_data(config, Rank(0, 0, 1, 1, 0), build.plain_trainer())
     module = build.build_module(config, data, lambda: None)
     data.set_up(module)
+    try:
+        late.build_now(module, data.trainer)
+    except UserError as error:
+        fix = "use --format=safetensors, or leave out what needs more than one process where there is one"
+        raise UserError(f"--format=onnx: {error.message}", fix) from error
     stored = Stored(checkpoint.path, mapped=True)
     stored.read({MODEL + name: value for name, value in module.state_dict().items()})
     return (module.model if isinstance(module, Task) else module), _inputs(module, data)

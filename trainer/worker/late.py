@@ -10,7 +10,9 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-from lightning.pytorch import LightningModule
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.trainer import call
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch.nn.parameter import is_lazy
 
@@ -38,6 +40,16 @@ def once_built(module: LightningModule, then: Callable[[], None]) -> None:
     if waiting is None:
         waiting = _wait(module, hook)
     waiting.append(then)
+
+
+def build_now(module: LightningModule, trainer: Trainer) -> None:
+    """Call the hooks as `trainer.fit` would, for what is not trained: an export, a count of parameters."""
+    if builds_later(module):
+        trainer.strategy.connect(module)
+        module.trainer = trainer
+        trainer.state.fn = TrainerFn.FITTING
+        call._call_lightning_module_hook(trainer, "setup", stage=TrainerFn.FITTING)
+        call._call_configure_model(trainer)
 
 
 def _wait(module: LightningModule, hook: str) -> list[Callable[[], None]]:
