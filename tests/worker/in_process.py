@@ -30,8 +30,8 @@ def _given(override: str, overrides: list[str]) -> bool:
     return any(one.startswith(override.partition("=")[0] + "=") for one in overrides)
 
 
-def attempt(run: RunDirectory, folder: Path) -> str:
-    """Train one attempt of `run` in this process; its output. Raises AssertionError unless it finished."""
+def attempt(run: RunDirectory, folder: Path, outcome: str = "finished") -> str:
+    """Train one attempt of `run` in this process; its output. Raises AssertionError unless it ended as `outcome`."""
     from trainer.worker.run import run as train
 
     said = io.StringIO()
@@ -42,7 +42,7 @@ def attempt(run: RunDirectory, folder: Path) -> str:
             train(run.path)
     finally:
         del os.environ["TRAINER_ATTEMPT"]
-    assert run.attempts()[-1]["outcome"] == "finished", said.getvalue()
+    assert run.attempts()[-1]["outcome"] == outcome, said.getvalue()
     return said.getvalue()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,6 +13,8 @@ from torch.utils.data import DataLoader, TensorDataset
 EVENTS: list[tuple[Any, ...]] = []
 """Of the Trainer at work; empty it before the next."""
 SAMPLES, BATCH = 48, 4
+STOP: list[tuple[int, Path]] = []
+"""A step after which `Plain` asks its run to stop, and the file that asks."""
 
 
 class Net(LightningModule):
@@ -54,6 +57,8 @@ class Plain(Net):
 
     def on_train_batch_end(self, *_: Any) -> None:
         EVENTS.append(("lr", self.global_step, self.optimizers().param_groups[0]["lr"]))  # type: ignore[union-attr]
+        if STOP and self.global_step == STOP[0][0]:
+            STOP.pop()[1].touch()
 
 
 class Rows(LightningDataModule):

@@ -20,6 +20,7 @@ from trainer.config.hydra_node import HydraFiles, is_multirun, problems_of_hydra
 from trainer.config.own_keys import slips_in_files
 from trainer.config.problems import raise_all
 from trainer.config.resolvers import own_resolvers
+from trainer.config.schedule import settle_interval
 from trainer.config.schema import Config
 from trainer.errors import TrainerError, UserError
 from trainer.garbage import no_collection
@@ -351,4 +352,5 @@ def _typed(config: dict[str, Any]) -> dict[str, Any]:
     unset = [name for name in typed.REQUIRED if config.get(name) is None]
     if unset:
         raise explain.missing(unset)
+    settle_interval(config)
     return typed.complete(config)

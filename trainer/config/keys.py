@@ -146,6 +146,7 @@ def _require_known(tree: Any, parts: list[str], depth: int, value: Any, override
         if _open_takes(parent, parts, depth, value, plus, cwd):
             return
         known += _arguments(parent, parts[:depth], cwd) or []
+        known += TRAINERS_OWN.get(parts[0], ()) if depth == 1 else ()
     raise _unknown(line, prefix, parts[depth:], known)
 
 

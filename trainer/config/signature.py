@@ -10,9 +10,14 @@ from typing import Any
 
 from trainer.config.annotation import Plain, plain_type
 from trainer.config.namespaces import canonical
+from trainer.config.schedule import READ_BY_TRAINER
 from trainer.config.sources import Definition, Found, Module, NotFound, Unknown, find, lookup
 
-TRAINERS_OWN = {"data": ("batch_size", "micro_batch", "num_workers")}
+TRAINERS_OWN = {
+    "data": ("batch_size", "micro_batch", "num_workers"),
+    "optimizer": ("no_decay_norm_bias",),
+    "scheduler": READ_BY_TRAINER,
+}
 """Keys of an open section that the trainer itself reads; handed to the target only where it names them."""
 
 _TAKE_NOTHING = {"torch.nn.Module", "torch.nn.modules.module.Module"} | {

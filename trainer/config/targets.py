@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from trainer.config.allow import DISCOVERY, refusal
 from trainer.config.build import DIRECTIVES
 from trainer.config.near import did_you_mean, listed, nearest
 from trainer.config.nodes import CONVERSIONS
+from trainer.config.schedule import FILLED
 from trainer.config.signature import TRAINERS_OWN, Argument, Signature, of
 from trainer.config.sources import Definition, Found, Module, NotFound, Unknown, find
 from trainer.config.typed import as_written
@@ -27,15 +29,19 @@ class Given:
     positional: int = 0
     named: tuple[str, ...] = ()
     filled: tuple[str, ...] = ()
-    """Where the target takes them and the config gives none."""
+    """Where the target takes them and the config gives none, or null."""
+    by_name: str = ""
+    """The one that is given in place, by its name where the target has it."""
 
 
 SECTIONS = {
     "model": Given(),
     "data": Given(named=TRAINERS_OWN["data"]),
     "task": Given(named=("model",)),
-    "optimizer": Given(positional=1),
-    "scheduler": Given(positional=1, named=("total_steps",)),
+    "optimizer": Given(positional=1, named=TRAINERS_OWN["optimizer"]),
+    "scheduler": Given(
+        positional=1, named=(*TRAINERS_OWN["scheduler"], "total_steps"), filled=FILLED, by_name="optimizer"
+    ),
 }
 """The open sections that are one target each, and what they are given."""
 
@@ -76,7 +82,8 @@ def _node(where: str, node: dict[str, Any], given: Given, cwd: Path, called: boo
 def _nested(where: str, value: Any, cwd: Path, called: bool) -> Iterator[UserError]:
     if isinstance(value, dict):
         if value.get("_target_"):
-            yield from _node(where, value, Given(), cwd, called)
+            given = SECTIONS["scheduler"] if re.fullmatch(r"scheduler(\.schedulers\[\d+\])+", where) else Given()
+            yield from _node(where, value, given, cwd, called)
             return
         called = called and value.get("_recursive_") is not False
         for name, item in value.items():
@@ -156,6 +163,8 @@ def _classes(module: Module) -> str:
 
 def _arguments(where: str, node: dict[str, Any], given: Given, signature: Signature) -> Iterator[UserError]:
     written = {name: value for name, value in node.items() if name not in DIRECTIVES}
+    if given.by_name in signature.names():
+        given = replace(given, positional=0, named=(*given.named, given.by_name))
     skipped = given.positional + len(node.get("_args_") or [])
     named = signature.arguments[skipped:]
     known = {argument.name: argument for argument in named}
@@ -179,7 +188,7 @@ def _type(where: str, argument: Argument, value: Any) -> Iterator[UserError]:
     # Null arguments of the model are filled from the data; the trainer's own keys are judged by check.py.
     if (value is None and where == "model") or argument.name in TRAINERS_OWN.get(where, ()):
         return
-    if value is None and where.startswith("logger."):
+    if value is None and (where.startswith("logger.") or (where.startswith("scheduler") and argument.name in FILLED)):
         return
     if argument.type is None or isinstance(value, dict) or argument.type.accepts(value):
         return

@@ -20,7 +20,7 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from trainer import strategies
 from trainer.checkpoint.io import RunCheckpointIO
 from trainer.config.batch import BatchPlan
-from trainer.config.build import accepts, instantiate, locate
+from trainer.config.build import instantiate, locate
 from trainer.config.schema import Config
 from trainer.errors import UserError
 from trainer.models.sync_batch_norm import synchronised
@@ -32,6 +32,7 @@ from trainer.worker.data import Data, Group
 from trainer.worker.loop import use_lean_loop
 from trainer.worker.manual import accumulated
 from trainer.worker.moments import use_moments
+from trainer.worker.optimization import Length, configure
 from trainer.worker.process import Rank
 from trainer.worker.trainer_arguments import trainer_arguments
 
@@ -110,7 +111,8 @@ def build_module(
         make_whole(module)  # what its hooks write into parameters on the meta device would be lost
     late.once_built(module, lambda: _adapt(module, config))
     if not is_overridden("configure_optimizers", module, LightningModule):
-        module.configure_optimizers = MethodType(_configure_optimizers(config, total_steps), module)  # type: ignore[method-assign]
+        length = Length(total_steps, data.steps_per_epoch, config.trainer.max_epochs)
+        module.configure_optimizers = MethodType(lambda self: configure(self, config, length), module)  # type: ignore[method-assign]
     return module
 
 
@@ -125,28 +127,6 @@ def _is_required(node: Mapping[str, Any], key: str) -> bool:
     """Whether the target of `node` must be given this argument."""
     parameter = inspect.signature(locate(node["_target_"], "model._target_")).parameters.get(key)
     return parameter is not None and parameter.default is parameter.empty
-
-
-def _configure_optimizers(
-    config: Config, total_steps: Callable[[], int | None]
-) -> Callable[[LightningModule], dict[str, Any]]:
-    """The `configure_optimizers` of a module that has none: the optimizer and the schedule of the config."""
-
-    def configure_optimizers(self: LightningModule) -> dict[str, Any]:
-        parameters = [parameter for parameter in self.parameters() if parameter.requires_grad]
-        if not parameters:
-            fix = "give it a configure_optimizers that returns None: it then trains without one"
-            raise UserError(f"{type(self).__name__} has no parameters for an optimizer", fix)
-        optimizer = instantiate(config.optimizer, parameters, where="optimizer")
-        if config.scheduler.get("_target_") is None:
-            return {"optimizer": optimizer}
-        # Ours take the length of the training; torch's own, such as StepLR, mostly do not.
-        target = locate(config.scheduler["_target_"], "scheduler._target_")
-        length = {"total_steps": total_steps()} if accepts(target, "total_steps") else {}
-        schedule = instantiate(config.scheduler, optimizer, where="scheduler", **length)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
-
-    return configure_optimizers
 
 
 def total_steps_of(config: Config, data: Data, callbacks: Sequence[Callback]) -> int | None:
