@@ -81,7 +81,7 @@ def test_each_mistake_is_one_problem_that_names_key_and_fix(workdir: Path, overr
 @pytest.mark.parametrize(
     "overrides",
     [
-        ["trainer.max_time=00:01:30:00", "trainer.max_epochs=null"],
+        ["trainer.max_time=00:01:30:00", "trainer.max_epochs=null", "scheduler=constant"],
         ["trainer.limit_val_batches=0", "checkpoint.keep_best=0", "checkpoint.mode=max"],
         ["data.batch_size=32", "data.micro_batch=4", "resources.cpu_processes=4"],
         ["data.batch_size=32", "data.micro_batch=4", "resources.cpu_processes=4", "trainer.accumulate_grad_batches=2"],

@@ -68,7 +68,10 @@ def problems_of_schedule(config: dict[str, Any]) -> Iterator[UserError]:
         if node.get(key):
             fix = f"leave scheduler.{key} out; the trainer calls the class with the optimizer"
             yield UserError(f"scheduler.{key}: not in this section", fix)
-    endless = all(config["trainer"].get(key) is None for key in ("max_steps", "max_epochs"))
+    options = config["trainer"]
+    endless = options.get("max_time") and options.get("max_steps") is None and options.get("max_epochs") is None
+    # A LightningModule may have an optimizer and a schedule of its own, to which this section is nothing.
+    endless = endless and str(config["model"].get("_target_")).startswith("trainer.models.")
     open_ended = [name for name in FILLED if name in node and node[name] is None] or [
         name for path, name in _NEED_LENGTH.items() if path == node["_target_"] and node.get(name) is None
     ]
