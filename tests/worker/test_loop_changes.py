@@ -22,9 +22,15 @@ from lightning.pytorch.trainer import call
 from lightning.pytorch.utilities.types import LRSchedulerConfig
 from torch import Tensor
 from torch.optim.lr_scheduler import ExponentialLR, ReduceLROnPlateau
+from torch.utils.data import DataLoader
 
 from tests.worker.test_loop import MICRO_BATCHES, both
 from tests.worker.two_loops import Net, Trace, Validated, train
+from trainer.config.batch import BatchPlan
+from trainer.data.loader import resumable
+from trainer.data.order import GlobalBatchSampler
+from trainer.worker.loop import use_lean_loop
+from trainer.worker.moments import use_moments
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*isinstance\\(treespec, LeafSpec\\)"),
@@ -485,3 +491,44 @@ def test_rows_of_a_profiler_have_lightnings_names() -> None:
         names.append({name for name in profiler.recorded_durations if "Callback" not in name})
     assert names[0] == names[1]
     assert "[_TrainingEpochLoop].train_dataloader_next" in names[1]
+
+
+class EndsEpochs(LightningModule):
+    """-1 from `on_train_batch_start`: the rest of the epoch is left out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = torch.nn.Linear(1, 1)
+        self.read: dict[int, list[list[int]]] = {}
+
+    def on_train_batch_start(self, batch: Tensor, batch_idx: int) -> int | None:
+        return -1 if batch_idx == 2 else None
+
+    def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
+        self.read.setdefault(self.current_epoch, []).append(batch.flatten().int().tolist())
+        return self.layer(batch).mean()
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+@pytest.mark.parametrize("lean", [False, True])
+def test_an_epoch_that_was_ended_early_is_not_continued_by_the_next(lean: bool) -> None:
+    module = EndsEpochs()
+    samples = torch.arange(32.0).reshape(-1, 1)
+    batches = resumable(DataLoader(samples, 4, shuffle=True), BatchPlan.of(4, None, 1), rank=0, seed=5)  # type: ignore[arg-type]
+    fits = Trainer(
+        accelerator="cpu",
+        max_epochs=3,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    (use_lean_loop if lean else use_moments)(fits)
+    fits.fit(module, batches)
+    order = GlobalBatchSampler(32, BatchPlan.of(4, None, 1), 0, 5)
+    for epoch in range(3):
+        order.seek(epoch, 0)
+        assert module.read[epoch] == list(order)[:2]
+    assert fits.global_step == 6

@@ -46,6 +46,12 @@ class Gathers(Protocol):
         ...
 
 
+def gathers(dataset: object) -> bool:
+    """Whether it is a `Gathers`. A tensor, which may be a dataset, has another method of that name, and what wraps one
+    may hand it out."""
+    return isinstance(dataset, Gathers) and hasattr(type(dataset), "gather") and not isinstance(dataset, torch.Tensor)
+
+
 @runtime_checkable
 class OfEpoch(Protocol):
     """A dataset in which an id means another sample in another epoch."""
@@ -152,7 +158,7 @@ class Ordered:
 
     def __iter__(self) -> Iterator[Any]:
         ours = self.batch_sampler
-        batches = self._gathered() if isinstance(self.dataset, Gathers) else super().__iter__()  # type: ignore[misc]
+        batches = self._gathered() if gathers(self.dataset) else super().__iter__()  # type: ignore[misc]
         if isinstance(ours, EvaluationBatches):
             yield from batches
             return
@@ -399,7 +405,7 @@ def _rebuilt(loader: DataLoader[Any], batches: Batches | EvaluationBatches, seed
     changed: dict[str, Any] = {}
     if isinstance(batches, ListedBatches):
         dataset = SeededUnits(loader, seed)
-    elif isinstance(dataset, Gathers):
+    elif gathers(dataset):
         changed = {"num_workers": 0, "prefetch_factor": None, "persistent_workers": False, "timeout": 0}
     else:
         if isinstance(batches, GlobalBatchSampler):

@@ -14,7 +14,7 @@ from trainer.config.own import problems_of_weights
 from trainer.config.problems import raise_all
 from trainer.data.arrays import ArrayDataModule
 from trainer.data.files import SPLITS
-from trainer.data.loader import Gathers
+from trainer.data.loader import Gathers, gathers
 from trainer.data.randomness import mix
 from trainer.errors import UserError
 
@@ -181,7 +181,7 @@ class Mixture(ArrayDataModule):
             self.val, self.test = ConcatDataset(parts["val"]), ConcatDataset(parts["test"])
 
     def _read_by_batch(self, parts: Sequence[Any]) -> bool:
-        by_batch = {name: isinstance(part, Gathers) for name, part in zip(self.sources, parts, strict=True)}
+        by_batch = {name: gathers(part) for name, part in zip(self.sources, parts, strict=True)}
         if len(set(by_batch.values())) > 1:
             one, other = (next(name for name, found in by_batch.items() if found is kind) for kind in (True, False))
             raise UserError(
@@ -192,7 +192,7 @@ class Mixture(ArrayDataModule):
 
     def _loader(self, dataset: Dataset[Any] | None, batch_size: int, shuffle: bool = False) -> DataLoader[Any]:
         assert dataset is not None, "setup() comes first"
-        workers = 0 if isinstance(dataset, Gathers) else self.num_workers
+        workers = 0 if gathers(dataset) else self.num_workers
         return DataLoader(
             dataset,
             batch_size=batch_size,
