@@ -251,7 +251,11 @@ def test_through_lightnings_trainer_and_back(store: CheckpointStore, tmp_path: P
     again = Tiny()
     second.fit(again, ckpt_path=str(store.path(4)), weights_only=True)
     assert second.global_step == 8
-    first.save_checkpoint(tmp_path / "by-hand")
-    writer.wait()
-    writer.raise_if_failed()
-    assert commit.read_commit(tmp_path / "by-hand")["step"] == 4
+    # A user's own call is the file that Lightning writes, for Lightning to load.
+    made = tmp_path / "hand" / "made.ckpt"
+    first.save_checkpoint(made)
+    assert torch.load(made, weights_only=False)["global_step"] == 4
+    loaded = Tiny.load_from_checkpoint(made, weights_only=False)
+    assert all(one.equal(two) for one, two in zip(loaded.parameters(), module.parameters(), strict=True))
+    with pytest.raises(TypeError, match="storage_options"):
+        first.save_checkpoint(tmp_path / "no.ckpt", storage_options={"theirs": 1})

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import IO, Any, cast
 
 import torch
-from lightning.fabric.plugins import CheckpointIO
+from lightning.fabric.plugins import CheckpointIO, TorchCheckpointIO
 
 from trainer.checkpoint import commit
 from trainer.checkpoint.commit import CommitInfo, SaveFailed, Staging
@@ -176,8 +176,8 @@ class CheckpointWriter:
 class RunCheckpointIO(CheckpointIO):
     """Checkpoints are folders under the commit protocol; a save goes through the writer of the run.
 
-    `storage_options` of `Trainer.save_checkpoint` are the fields of `CommitInfo`; without them (a user's own call)
-    step and epoch come from the checkpoint.
+    `storage_options` of `Trainer.save_checkpoint` are the fields of `CommitInfo`. A save without them is a user's own
+    call, or ModelCheckpoint's: it is the file that Lightning writes, where it was asked for.
     """
 
     def __init__(self, writer: CheckpointWriter) -> None:
@@ -185,7 +185,10 @@ class RunCheckpointIO(CheckpointIO):
         self.writer = writer
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
-        self.writer.save(checkpoint, Path(path), info_of(checkpoint, storage_options))
+        if is_users(path, storage_options, self.writer.store):
+            save_as_lightning(checkpoint, path, storage_options)
+        else:
+            self.writer.save(checkpoint, Path(path), info_of(checkpoint, storage_options))
 
     def load_checkpoint(
         self, path: str | Path, map_location: Any = None, weights_only: bool | None = None
@@ -204,6 +207,18 @@ class RunCheckpointIO(CheckpointIO):
 
     def teardown(self) -> None:
         self.writer.wait()
+
+
+def is_users(path: str | Path, storage_options: Any, store: CheckpointStore) -> bool:
+    """Whether this save is not one of the run's own checkpoints."""
+    if isinstance(storage_options, CommitInfo) or "step" in (storage_options or {}):
+        return False
+    return not store.owns(Path(path))
+
+
+def save_as_lightning(checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+    """Write the file that Lightning's own CheckpointIO would, from this process alone; for plain Lightning to load."""
+    TorchCheckpointIO().save_checkpoint(checkpoint, path, storage_options)
 
 
 def info_of(checkpoint: dict[str, Any], storage_options: Any) -> CommitInfo:

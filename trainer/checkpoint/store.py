@@ -74,6 +74,10 @@ class CheckpointStore:
         """Where the checkpoint of this step is, or will be."""
         return self.directory / f"step-{step:08d}"
 
+    def owns(self, path: Path) -> bool:
+        """Whether this is where `path` puts a checkpoint of some step."""
+        return path.parent == self.directory and _NAME.fullmatch(path.name) is not None
+
     def committed(self) -> list[Checkpoint]:
         """By step, oldest first, of a step the final one last. Sizes are compared, checksums are not; one of a newer
         format is left out."""

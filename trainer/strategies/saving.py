@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import timedelta
@@ -12,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed.tensor import DTensor
 
 from trainer.checkpoint.commit import COMMIT
-from trainer.checkpoint.io import RunCheckpointIO, info_of
+from trainer.checkpoint.io import RunCheckpointIO, info_of, is_users, save_as_lightning
 from trainer.checkpoint.named import by_number, named_groups, plain_name
 from trainer.checkpoint.stored import MODEL, OPTIMIZERS, PARAMETER_NAMES, Optimizers, Stored
 from trainer.errors import UserError
@@ -23,6 +25,9 @@ if TYPE_CHECKING:
     from lightning.pytorch.strategies import Strategy as _Base
 else:
     _Base = object
+
+
+log = logging.getLogger(__name__)
 
 
 def unwrapped(optimizer: Any) -> Any:
@@ -34,10 +39,14 @@ class WholeCheckpoints(_Base):
     """For a strategy in which rank 0 has everything: one file, with the names that others need to read it."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
-        module = _module_of(self)
-        checkpoint[PARAMETER_NAMES] = [
-            [group["params"] for group in named_groups(unwrapped(optimizer), module)] for optimizer in self.optimizers
-        ]
+        if _is_users(self, filepath, storage_options):
+            _leave_out_own(self, checkpoint)
+        else:
+            module = _module_of(self)
+            checkpoint[PARAMETER_NAMES] = [
+                [group["params"] for group in named_groups(unwrapped(optimizer), module)]
+                for optimizer in self.optimizers
+            ]
         super().save_checkpoint(checkpoint, filepath, storage_options)
 
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
@@ -78,6 +87,9 @@ class ShardedCheckpoints(_Base):
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
         """Collective. The states that Lightning collected are replaced by this rank's parts."""
         path = Path(self.broadcast(str(filepath)))
+        if _is_users(self, path, storage_options):
+            self._save_as_lightning(checkpoint, path)
+            return
         info = info_of(checkpoint, storage_options)
         info = type(info)(**{**asdict(info), "layout": "sharded"})
         checkpoint.pop("state_dict", None)
@@ -87,6 +99,18 @@ class ShardedCheckpoints(_Base):
         io = self.checkpoint_io
         assert isinstance(io, RunCheckpointIO), "sharded strategies save through RunCheckpointIO"
         io.writer.save_sharded(tensors, checkpoint, path, info, self._group())
+
+    def _save_as_lightning(self, checkpoint: dict[str, Any], path: Path) -> None:
+        """A user's own file: the whole weights and all else but the optimizer's state, which no rank has whole."""
+        io = self.checkpoint_io
+        assert isinstance(io, RunCheckpointIO), "sharded strategies save through RunCheckpointIO"
+        io.writer.wait()  # it uses the same group
+        weights = gathered(self._held()[0], self._group())
+        checkpoint.pop("optimizer_states", None)
+        if self.is_global_zero:
+            _leave_out_own(self, checkpoint)
+            log.warning("%s: weights without the optimizer's state, which is in shards", path)
+            save_as_lightning({**checkpoint, "state_dict": weights}, path)
 
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
         """Called by Lightning after setup, when parameters and optimizers are in their final form."""
@@ -115,6 +139,44 @@ class ShardedCheckpoints(_Base):
             timeout = getattr(self, "_timeout", None) or timedelta(minutes=10)
             self._checkpoint_group = dist.new_group(backend="gloo", timeout=timeout)
         return self._checkpoint_group
+
+
+def gathered(tensors: Mapping[str, torch.Tensor], group: dist.ProcessGroup | None) -> dict[str, torch.Tensor]:
+    """The weights among `tensors` (of which each rank holds a part), whole, on the CPU of rank 0; else empty."""
+    first = group is None or dist.get_rank(group) == 0
+    whole: dict[str, torch.Tensor] = {}
+    mine: dict[str, torch.Tensor] = {}
+    for name, tensor in tensors.items():
+        if not name.startswith(MODEL):
+            continue
+        if isinstance(tensor, DTensor):
+            full = tensor.full_tensor()
+            if first:
+                whole[name] = full.detach().cpu()
+        else:
+            mine[name] = tensor.detach().cpu()
+    parts: list[Any] = [mine]
+    if group is not None:
+        parts = [None] * dist.get_world_size(group)
+        dist.gather_object(mine, parts if first else None, dst=0, group=group)
+    if not first:
+        return {}
+    for part in parts:
+        whole.update(part)
+    return {name.removeprefix(MODEL): tensor for name, tensor in whole.items()}
+
+
+def _is_users(strategy: Any, path: Any, storage_options: Any) -> bool:
+    io = strategy.checkpoint_io
+    return isinstance(io, RunCheckpointIO) and is_users(path, storage_options, io.writer.store)
+
+
+def _leave_out_own(strategy: Any, checkpoint: dict[str, Any]) -> None:
+    """Of a file for plain Lightning: the state of the callbacks that only a run of this project has."""
+    callbacks = strategy.lightning_module.trainer.callbacks
+    own = {one.state_key for one in callbacks if type(one).__module__.partition(".")[0] == "trainer"}
+    if checkpoint.get("callbacks"):
+        checkpoint["callbacks"] = {key: state for key, state in checkpoint["callbacks"].items() if key not in own}
 
 
 def layout_of(path: Path) -> str:
