@@ -10,6 +10,7 @@ from typing import Any
 
 from trainer.config.batch import BatchPlan
 from trainer.config.callbacks import problems_of_callbacks
+from trainer.config.combinations import Job, problems_of_combinations, problems_of_packages
 from trainer.config.fits import problems_of_fit
 from trainer.config.loggers import problems_of_loggers
 from trainer.config.near import did_you_mean, listed
@@ -156,7 +157,7 @@ def check(config: dict[str, Any], cwd: Path | None = None, fits: bool = True) ->
     """
     values = [*_ranges(config), *_limits(config), *_names(config), *problems_of_callbacks(config)]
     cwd = cwd or Path.cwd()
-    targets = [*problems_of_targets(config, cwd), *problems_of_own(config, cwd), *problems_of_loggers(config)]
+    targets = [*problems_of_targets(config, cwd), *problems_of_own(config, cwd)]
     targets += problems_of_optimization(config, cwd)
     values += [*problems_of_schedule(config), *problems_of_optimizer(config)]
     # A model or data that is not there needs no second message.
@@ -164,6 +165,7 @@ def check(config: dict[str, Any], cwd: Path | None = None, fits: bool = True) ->
     # Splitting an impossible batch would be a second message about the same mistake.
     splits = not any(problem.message.startswith("data.") for problem in values)
     raise_all([*values, *targets, *_launch(config, splits)])
+    raise_all([*problems_of_packages(config), *problems_of_loggers(config)])
 
 
 def _ranges(config: dict[str, Any]) -> Iterator[UserError]:
@@ -235,6 +237,7 @@ def _launch(config: dict[str, Any], splits: bool) -> Iterator[TrainerError]:
             yield from problems_of_accumulation(config, plan)
     except UserError as error:
         yield error
+    yield from problems_of_combinations(Job(config, shape.world_size))
 
 
 def _local_checkpoints(options: dict[str, Any], nodes: int) -> Iterator[UserError]:

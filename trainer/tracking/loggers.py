@@ -65,7 +65,10 @@ class WandbCurves(WandbLogger):
 
 
 class NoLogger(DummyLogger):
-    """`self.logger` where nothing is tracked: takes every call and does nothing, on every rank."""
+    """`self.logger` where nothing is tracked: takes every call and does nothing, on every rank.
+
+    Its name and version are those of Lightning's own default, which say where ModelCheckpoint puts its files.
+    """
 
     def __init__(self, run: RunDirectory) -> None:
         super().__init__()
@@ -73,11 +76,11 @@ class NoLogger(DummyLogger):
 
     @property
     def name(self) -> str:
-        return self._run.name
+        return "lightning_logs"
 
     @property
-    def version(self) -> str:
-        return self._run.id
+    def version(self) -> int:  # type: ignore[override]
+        return 0
 
     @property
     def save_dir(self) -> str:

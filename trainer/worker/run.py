@@ -10,7 +10,7 @@ import torch
 import torch.distributed
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from trainer.callbacks import resuming, watching
+from trainer.callbacks import resuming, users, watching
 from trainer.callbacks.best import BestMetric, primary_metric_of
 from trainer.callbacks.boundary import Boundary
 from trainer.callbacks.clock import StepClock
@@ -21,7 +21,6 @@ from trainer.callbacks.steps import steps_taken
 from trainer.checkpoint import tiers
 from trainer.checkpoint.io import CheckpointWriter, RunCheckpointIO, SaveFailed
 from trainer.checkpoint.store import Checkpoint, CheckpointStore
-from trainer.config.build import instantiate
 from trainer.config.schema import Config
 from trainer.errors import DONE, JOB_FAILED, REQUEUE, UserError
 from trainer.resilience import memory, micro_batch
@@ -132,8 +131,7 @@ def _train(config: Config, attempt: Attempt, group: Group | None) -> None:
         best.forget()
         save(trainer)
 
-    own = [instantiate(node, where=f"callbacks.{name}") for name, node in config.callbacks.items() if node]
-    own = resuming.settled(own, resumes=resumed is not None)
+    own = resuming.settled(users.build(config.callbacks), resumes=resumed is not None)
     total_steps = config.trainer.max_steps
     if module.automatic_optimization:
         total_steps = build.total_steps_of(config, data, own)
