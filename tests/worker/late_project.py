@@ -22,16 +22,13 @@ class Data(LightningDataModule):
         super().__init__()
         self.batch_size = batch_size
 
-    def _loader(self) -> Any:
+    def train_dataloader(self) -> Any:
         generator = torch.Generator().manual_seed(5)
         inputs = torch.randn(SAMPLES, WIDTH, generator=generator)
         return DataLoader(TensorDataset(inputs, torch.arange(SAMPLES) % CLASSES), batch_size=self.batch_size)
 
-    def train_dataloader(self) -> Any:
-        return self._loader()
-
     def val_dataloader(self) -> Any:
-        return self._loader()
+        return self.train_dataloader()  # one of its own, in Lightning
 
 
 class Constant(nn.Linear):

@@ -43,7 +43,7 @@ def main() -> None:
             directory = RunDirectory(Path(path))
             assert run(directory.path) == 0, name
         newest = max(CheckpointStore(directory.checkpoints_dir).committed(), key=lambda one: one.step)
-        found[name] = evaluate(directory, newest.step, "val")
+        found[name] = evaluate(directory, newest.path, "val")
         if name in EXPORTED:
             folder = directory.path / "onnx"
             folder.mkdir()

@@ -79,12 +79,6 @@ class SeededBatches(Dataset[Any]):
     def __len__(self) -> int:
         return self.length
 
-    def __getattr__(self, name: str) -> Any:
-        """What the user's code asks `trainer.train_dataloader.dataset` for."""
-        if name.startswith("__") or "dataset" not in self.__dict__:
-            raise AttributeError(name)
-        return getattr(self.dataset, name)
-
     def __getitem__(self, tagged: int) -> Any:
         return self.__getitems__([tagged])
 
@@ -119,11 +113,6 @@ class SeededUnits(Dataset[Any]):
     def __len__(self) -> int:
         return len(self.dataset)  # type: ignore[arg-type]
 
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__") or "dataset" not in self.__dict__:
-            raise AttributeError(name)
-        return getattr(self.dataset, name)
-
     def __getitem__(self, unit: tuple[int, int, Any]) -> Any:
         return self.__getitems__(unit)
 
@@ -145,16 +134,30 @@ def _as_it_is(batch: Any) -> Any:
 class Ordered:
     """A DataLoader over one of our samplers, which it tells of each batch that it hands out.
 
-    `ordered` puts it before the user's own class of loader: their collating, worker functions and `__iter__` stay.
+    `_rebuilt` puts it before the user's own class of loader: their collating, worker functions and `__iter__` stay.
     """
 
     batch_sampler: Batches | EvaluationBatches
-    dataset: Any
+    _reads = False
+    """Whether an iterator is being made, which reads through `SeededBatches` or `SeededUnits`."""
     pin_memory: bool
     not_trained: Callable[[], int] = int
     """Batches handed out that nobody has trained on yet (`stream.Stream.not_trained`)."""
     epoch_is_over: Callable[[], bool] | None = None
     """Whether the training's epoch is; None: when this loader's is."""
+
+    @property
+    def dataset(self) -> Any:
+        """The user's own: a module's `setup` may look at it for the shape of a sample."""
+        given = vars(self)["dataset"]
+        return given.dataset if isinstance(given, (SeededBatches, SeededUnits)) and not self._reads else given
+
+    def _get_iterator(self) -> Any:
+        self._reads = True
+        try:
+            return super()._get_iterator()  # type: ignore[misc]
+        finally:
+            self._reads = False
 
     def __iter__(self) -> Iterator[Any]:
         ours = self.batch_sampler
@@ -204,7 +207,7 @@ class Ordered:
             yield tree_map_only(torch.Tensor, torch.Tensor.pin_memory, batch) if pin else batch
 
 
-class OrderedLoader(Ordered, DataLoader[Any]):  # type: ignore[misc]
+class OrderedLoader(Ordered, DataLoader[Any]):  # type: ignore[misc,override]
     """In the place of a plain DataLoader."""
 
 

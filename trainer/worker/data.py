@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch.distributed
@@ -35,6 +36,7 @@ Group = torch.distributed.ProcessGroup
 READ_BY_TRAINER = ("batch_size", "micro_batch", "num_workers")
 """Keys of `data` that are handed to the module only where its signature names them."""
 EVALUATIONS = ("val_dataloader", "test_dataloader", "predict_dataloader")
+LOADERS = ("train_dataloader", *EVALUATIONS)
 
 
 class Data:
@@ -63,6 +65,8 @@ class Data:
             self.module = instantiate(node, where="data")
         self._generators = Generators()
         self._owner: LightningDataModule | LightningModule | None = None
+        self._own: dict[str, Any] = {}
+        """Methods of the owner's that are not its class's."""
         self._facts: dict[str, Any] | None = None
         self._plan: BatchPlan | None = None
         self._made: tuple[int, Any] | None = None
@@ -128,6 +132,7 @@ class Data:
             self._generators = Generators()
         trainer.state.fn, trainer.state.status, trainer.state.stage = state
         _skip_once(owner, "setup", stage=TrainerFn.FITTING)
+        self._own = {name: vars(owner)[name] for name in LOADERS if name in vars(owner)}
         self._train = owner.train_dataloader
         owner.train_dataloader = self._train_dataloader  # type: ignore[method-assign]
         for name in EVALUATIONS:
@@ -162,11 +167,22 @@ class Data:
 
     def _made_by(self, original: Callable[[], Any], epoch: int) -> Any:
         """What the user's method returns. The random numbers that it draws are a function of seed and epoch."""
-        with generators_untouched():
+        with generators_untouched(), self._users_methods():
             self._generators.restore()
             if epoch:
                 seed_sample(self.config.seed, epoch, 0)
             return original()
+
+    @contextmanager
+    def _users_methods(self) -> Iterator[None]:
+        """The user's own loaders in the places of ours: `val_dataloader` may well return `self.train_dataloader()`."""
+        names = vars(self._owner)
+        ours = {name: names.pop(name) for name in LOADERS if name in names}
+        names.update(self._own)
+        try:
+            yield
+        finally:
+            names.update(ours)
 
     def _train_loaders(self, epoch: int) -> Any:
         if self._made is None or self._made[0] != epoch:

@@ -63,7 +63,10 @@ def _wait(module: LightningModule, hook: str) -> list[Callable[[], None]]:
         try:
             original(*arguments, **named)
         except TypeError as error:
-            raise _no_mesh(module, original) or error from error
+            refusal = _no_mesh(module, original)
+            if refusal is None:
+                raise
+            raise refusal from error
         # Once: the hook may be called again, and then changes nothing (Lightning's docs of `configure_model`).
         vars(module).pop(hook)
         if own is not None:
