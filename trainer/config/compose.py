@@ -12,12 +12,14 @@ import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from trainer.config import explain, typed
 from trainer.config.hydra_node import HydraFiles, is_multirun, problems_of_hydra, replaced, sweep_params
 from trainer.config.own_keys import slips_in_files
+from trainer.config.primary import load_whole
 from trainer.config.problems import raise_all
 from trainer.config.resolvers import own_resolvers
 from trainer.config.schedule import settle_interval
@@ -116,7 +118,7 @@ def _compose(overrides: list[str], place: Place, config_name: str, notes: list[s
     loader = _loader(_search_path(list(place.config_dirs), where))
     with explain.hydra_errors(loader, overrides):
         groups, values, unset = _split(loader, overrides)
-        tree = _load(loader, config_name, groups)
+        tree = load_whole(loader, config_name, groups, _load)
         explain.require_unset(tree.hydra.runtime.choices, unset, loader)
     raise_all(list(problems_of_hydra(tree)))
     tree.hydra.runtime.output_dir = _RUN
@@ -219,7 +221,7 @@ def points(
         parser = OverridesParser.create(config_loader=loader)
         parsed = parser.parse_overrides(overrides)
         fixed = [str(one.input_line) for one in parsed if not one.is_sweep_override()]
-        tree = _load(loader, config_name, _split(loader, fixed)[0], sweep=True)
+        tree = load_whole(loader, config_name, _split(loader, fixed)[0], partial(_load, sweep=True))
         if not multirun and not is_multirun(tree):
             return None
         given = {one.key_or_group for one in parsed}
