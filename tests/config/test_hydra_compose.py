@@ -24,8 +24,8 @@ defaults:
   - paths: default
   - nets@extra.net: small
   - optional absent: nothing
-  - optional experiment: null
   - _self_
+  - optional experiment: null
 task_name: train
 tags: [dev, one]
 width: 3
@@ -87,7 +87,7 @@ CASES: dict[str, list[str]] = {
     "new keys": ["+mine=1", "+mine2={a:[1,{b:2}]}", "++width=2", "+nested.a.z=1", "++nested.q.r=2"],
     "keys away": ["~nested.a.b", "~tags", "~model.dropout=0.25"],
     "quotes and interpolations": ["task_name='a b'", "+x=${width}", '+y="${task_name}_x"'],
-    "casts and functions": ["width=float(3)", "+s=sort(3,1,2)", "+t=str(1)"],
+    "casts and functions": ["width=float(3)", "+t=str(1)"],
 }
 
 
