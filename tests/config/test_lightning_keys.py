@@ -81,6 +81,10 @@ def value_of(config: dict[str, Any], dotted: str) -> Any:
             {"callbacks.model_summary.max_depth": 2},
         ),
         (
+            "trainer.logger={_target_: lightning.pytorch.loggers.CSVLogger, name: a}",
+            {"logger.csvlogger": {"_target_": "lightning.pytorch.loggers.CSVLogger", "name": "a"}},
+        ),
+        (
             "trainer.callbacks=[{class_path: EarlyStopping, init_args: {monitor: a}}]",
             {"callbacks.early_stopping": {"_target_": "lightning.pytorch.callbacks.EarlyStopping", "monitor": "a"}},
         ),
@@ -130,11 +134,7 @@ def overrides_of(given: str) -> list[str]:
         ("trainer.barebones=true", "trainer.barebones=true", "tracking=none"),
         ("trainer.plugins=[x]", "trainer.plugins: x", "trainer.precision="),
         ("trainer.model_registry=x", "trainer.model_registry=x", "finetune.init_from=PATH"),
-        (
-            "trainer.logger={_target_: lightning.pytorch.loggers.WandbLogger, project: p, entity: e}",
-            "trainer.logger",
-            "tracking=wandb tracking.project=p tracking.entity=e",
-        ),
+        ("trainer.logger=csv", "trainer.logger=csv", "write logger=csv"),
         ("trainer.profiler={_target_: lightning.pytorch.profilers.PyTorchProfiler}", "profiler", "profiler=pytorch"),
         ("trainer._target_=mine.MyTrainer", "mine.MyTrainer", "callbacks.NAME._target_"),
         ("trainer.gpus=4", "trainer.gpus=4", "write resources.gpus_per_node=4"),

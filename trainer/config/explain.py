@@ -11,6 +11,7 @@ from typing import Any
 from trainer.config.hydra_node import INSTEAD, NOT_USED
 from trainer.config.near import did_you_mean, listed
 from trainer.config.resolvers import no_resolver
+from trainer.config.typed import NAMED
 from trainer.errors import UserError
 
 UNUSED_PARTS = ("launcher", "sweeper", "help", "hydra_help", "hydra_logging", "job_logging")
@@ -163,7 +164,9 @@ def _composition(error: Exception, loader: Any, overrides: list[str]) -> UserErr
     if twice:
         group = twice[1] or twice[2]
         plain = next((o[1:] for o in overrides if o.startswith(f"+{group}=")), f"{group}=OPTION")
-        return UserError(f"{group}: chosen twice", f"the job has a {group} already: write {plain}")
+        option = plain.partition("=")[2]
+        several = f", or several at once: {group}=[default,{option}]" if group in NAMED else ""
+        return UserError(f"{group}: chosen twice", f"the job has a {group} already: write {plain}{several}")
     part = re.search(rf"hydra\.({'|'.join(UNUSED_PARTS)})\b[\w.]*\b", text)
     if part:
         if part[0].startswith("hydra.sweeper.params."):

@@ -269,30 +269,33 @@ def _callbacks(config: dict[str, Any], value: Any) -> UserError | None:
         return UserError("trainer.callbacks: each needs a class", "write callbacks.NAME._target_=my_package.MyCallback")
     section = config["callbacks"] = dict(config.get("callbacks") or {})
     for node in nodes:
-        name = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", _class_of(node)).lower()
-        while section.get(name) is not None:
-            name += "_too"
-        section[name] = _with_target(node, "lightning.pytorch.callbacks")
+        section[_free_name(_class_of(node), section)] = _with_target(node, "lightning.pytorch.callbacks")
     return None
 
 
+def _free_name(class_name: str, section: dict[str, Any]) -> str:
+    """`early_stopping` for EarlyStopping, where nothing in the section has that name."""
+    name = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", class_name).lower()
+    while section.get(name) is not None:
+        name += "_too"
+    return name
+
+
 def _logger(config: dict[str, Any], value: Any) -> UserError | None:
+    """Into the section `logger`, by the names of their classes."""
     if value is True:
         return None
     if value is False:
-        config["tracking"] = {**(config.get("tracking") or {}), "name": "none"}
+        config["tracking"], config["logger"] = {**(config.get("tracking") or {}), "name": "none"}, {}
         return None
     nodes = value if isinstance(value, list) else [value]
-    lines = []
+    if not all(isinstance(node, dict) and _class_of(node) for node in nodes):
+        fix = f"write logger={value if isinstance(value, str) else 'csv'}, or tracking=none to do without"
+        return UserError(f"trainer.logger={as_written(value)}: loggers are a group of their own", fix)
+    section = config["logger"] = dict(config.get("logger") or {})
     for node in nodes:
-        given = node if isinstance(node, dict) else {}
-        given = given.get("init_args") or given
-        if "wandb" in _class_of(node).lower() or node == "wandb":
-            keys = [f"tracking.{key}={given[key]}" for key in ("project", "entity", "group") if given.get(key)]
-            lines.append(" ".join(["tracking=wandb", *keys]))
-        else:
-            lines.append("tracking=none (metrics.jsonl of the run always has what is logged)")
-    return UserError("trainer.logger: what is logged where is the group tracking", f"write {'; '.join(lines)}")
+        section[_free_name(_class_of(node), section)] = _with_target(node, "lightning.pytorch.loggers")
+    return None
 
 
 def _plugins(config: dict[str, Any], value: Any) -> UserError | None:

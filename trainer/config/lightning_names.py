@@ -43,7 +43,7 @@ WRITE = {
     "amp_level": "trainer.precision=16-mixed",
     "amp_backend": "trainer.precision=16-mixed",
     "auto_lr_find": _CALLBACK.format(name="lr_finder") + "LearningRateFinder",
-    "auto_scale_batch_size": _CALLBACK.format(name="batch_size_finder") + "BatchSizeFinder",
+    "auto_scale_batch_size": "resilience.on_oom=halve: the global batch stays, its micro-batches fit the memory",
     "checkpoint_callback": f"{_LEAVE_OUT}: checkpoints are always written (section checkpoint)",
     "early_stop_callback": "callbacks=early_stopping",
     "flush_logs_every_n_steps": f"{_LEAVE_OUT}: each logged line is on disk at once",
