@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
@@ -48,6 +49,49 @@ def test_an_epoch_reads_each_sample_at_most_once_and_drops_only_the_last_part() 
     ids = list(itertools.chain.from_iterable(global_batches(2)))
     assert len(ids) == len(set(ids)) == SAMPLES // BATCH * BATCH
     assert global_batches(2, epoch=0) != global_batches(2, epoch=1)
+
+
+@pytest.mark.parametrize(("world_size", "micro_batch"), [(1, None), (1, 3), (2, 2), (4, 1), (3, 4)])
+def test_without_drop_last_an_epoch_ends_with_a_smaller_step(world_size: int, micro_batch: int | None) -> None:
+    """103 samples are 8 steps of 12 and one of 7: each sample once, and as many again as make 7 divide by the ranks."""
+    plan = BatchPlan.of(BATCH, micro_batch, world_size)
+    ranks = [GlobalBatchSampler(SAMPLES, plan, rank, seed=5, drop_last=False) for rank in range(world_size)]
+    read = [list(one) for one in ranks]
+    assert {len(batches) for batches in read} == {len(ranks[0])}
+    assert ranks[0].steps_per_epoch == 9
+    full = 8 * plan.accumulate
+    for rank, batches in enumerate(read):
+        assert batches[:full] == list(sampler(world_size, rank, micro_batch))
+    rest = [identity for batches in read for batch in batches[full:] for identity in batch]
+    order = [identity for batch in global_batches(1) for identity in batch]
+    assert len(rest) == -(-7 // world_size) * world_size
+    assert sorted({*rest, *order}) == list(range(SAMPLES))
+    assert rest[7:] == order[: len(rest) - 7]
+
+
+def test_a_smaller_last_step_is_resumed_and_counted() -> None:
+    plan = BatchPlan.of(BATCH, 3, 2)
+    one = GlobalBatchSampler(SAMPLES, plan, 0, seed=5, drop_last=False)
+    whole = list(one)
+    assert len(whole) == len(one) == 8 * 2 + 2  # 4 samples a rank in batches of 3
+    assert [len(batch) for batch in whole[-3:]] == [3, 3, 1]
+    one.seek(0, 8)
+    assert one.position == (0, 8)
+    assert list(one) == whole[16:]
+    one.seek(0, 9)
+    assert one.position == (1, 0)
+    one.seek(0, 19)
+    assert one.position == (2, 1)
+
+
+def test_whole_steps_are_kept_where_the_strategy_needs_them() -> None:
+    plan = replace(BatchPlan.of(BATCH, 3, 2), whole_steps=True)
+    assert len(GlobalBatchSampler(SAMPLES, plan, 0, seed=5, drop_last=False)) == 8 * 2
+
+
+def test_fewer_samples_than_a_global_batch_are_one_step() -> None:
+    plan = BatchPlan.of(64, None, 2)
+    assert [len(batch) for batch in GlobalBatchSampler(41, plan, 0, seed=0, drop_last=False)] == [21]
 
 
 def test_the_order_is_fixed_by_the_seed() -> None:

@@ -30,6 +30,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from trainer.callbacks.spikes import Spikes
 from trainer.config.schema import ResilienceOptions
+from trainer.data.order import GlobalBatchSampler
 from trainer.errors import TrainerError
 from trainer.runs.directory import RunDirectory
 from trainer.worker.noted import Noted, noted_by_the_loop, noted_of
@@ -406,11 +407,11 @@ def _first_bad(module: LightningModule) -> str | None:
 def _sample_ids(trainer: Trainer, pending: _Pending) -> list[int] | None:
     """This rank's, where the order of the samples is ours (`trainer/data/order.py`)."""
     sampler = getattr(trainer.train_dataloader, "batch_sampler", None)
-    rows = getattr(sampler, "_rows_of", None)
-    if rows is None:
+    if not isinstance(sampler, GlobalBatchSampler):
         return None
     first = pending.batch_idx - pending.batch_idx % trainer.accumulate_grad_batches
-    return [int(identity) for row in rows(pending.epoch)[first : pending.batch_idx + 1] for identity in row]
+    batches = range(first, pending.batch_idx + 1)
+    return [identity for batch in batches for identity in sampler.ids(pending.epoch, batch)]
 
 
 def _listed(ids: list[int] | None) -> str:

@@ -19,6 +19,8 @@ class BatchPlan:
     """Passes on a rank before each optimizer step."""
     world_size: int
     """Ranks that read different samples: all of the job, but for tensor parallel."""
+    whole_steps: bool = False
+    """An epoch does not end with a smaller step, whatever its loader says of `drop_last`."""
 
     @classmethod
     def of(cls, batch_size: int, micro_batch: int | None, world_size: int, accumulate: int | None = None) -> BatchPlan:

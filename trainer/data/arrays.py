@@ -68,7 +68,8 @@ class ArrayDataModule(LightningDataModule):
 
     def _loader(self, dataset: Dataset[Any] | None, batch_size: int, shuffle: bool = False) -> DataLoader[Any]:
         assert dataset is not None, "setup() comes first"
-        return DataLoader(dataset, batch_size=batch_size, shuffle=shuffle, pin_memory=torch.cuda.is_available())
+        pinned = torch.cuda.is_available()
+        return DataLoader(dataset, batch_size=batch_size, shuffle=shuffle, drop_last=shuffle, pin_memory=pinned)
 
 
 def stratified_split(labels: numpy.ndarray, fractions: list[float], seed: int) -> list[numpy.ndarray]:

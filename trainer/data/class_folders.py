@@ -97,6 +97,7 @@ class ClassFolders(ArrayDataModule):
             dataset,
             batch_size=batch_size if shuffle else min(batch_size, EVALUATION_BATCH),
             shuffle=shuffle,
+            drop_last=shuffle,
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
             pin_memory=torch.cuda.is_available(),

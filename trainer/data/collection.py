@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Any
 
 from lightning.pytorch.utilities.combined_loader import _SUPPORTED_MODES, CombinedLoader
@@ -136,7 +137,7 @@ def _plans(loaders: list[Any], plan: BatchPlan, given: int | None) -> list[Batch
                 f"use sizes that divide by {plan.world_size * plan.accumulate}, or leave data.batch_size out",
             )
         micro = size * plan.micro_batch // whole
-        plans.append(BatchPlan(micro * plan.accumulate * plan.world_size, micro, plan.accumulate, plan.world_size))
+        plans.append(replace(plan, global_batch=micro * plan.accumulate * plan.world_size, micro_batch=micro))
     return plans
 
 

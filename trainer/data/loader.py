@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -234,7 +235,7 @@ def resumable(
     shuffle = _shuffles(inner)
     if shuffle is not None:
         samples: int = len(getattr(inner, "data_source", loader.dataset))  # type: ignore[arg-type]
-        batches: Batches = GlobalBatchSampler(samples, plan, rank, seed, shuffle)
+        batches: Batches = GlobalBatchSampler(samples, plan, rank, seed, shuffle, drop_last=sampler.drop_last)
         return _rebuilt(loader, batches, seed)
     if sized_len(inner) is None:
         return Stream(loader, ranks, seed, name)
@@ -243,7 +244,7 @@ def resumable(
     if not all(type(index) is int for index in indices):
         own = _cut(drawn, plan.micro_batch)
         return _rebuilt(loader, _listed(loader, own, ranks, plan, name), seed)
-    batches = _own_order(indices, drawn, plan, ranks, seed, name)
+    batches = _own_order(indices, drawn, plan, ranks, seed, name, sampler.drop_last)
     return _rebuilt(loader, batches, seed)
 
 
@@ -356,7 +357,13 @@ def _drawn(sampler: Any, seed: int) -> Callable[[int], list[Any]]:
 
 
 def _own_order(
-    indices: list[int], drawn: Callable[[int], list[Any]], plan: BatchPlan, ranks: Ranks, seed: int, name: str
+    indices: list[int],
+    drawn: Callable[[int], list[Any]],
+    plan: BatchPlan,
+    ranks: Ranks,
+    seed: int,
+    name: str,
+    drop_last: bool,
 ) -> GlobalBatchSampler:
     """Samples in the order of a sampler of the user's own; `indices`: those of the first epoch."""
 
@@ -364,11 +371,11 @@ def _own_order(
         return torch.tensor(drawn(epoch) if epoch else indices)
 
     if ranks.compare(indices, name) is Shares.SAME:
-        return GlobalBatchSampler(len(indices), plan, ranks.rank, seed, order=order)
+        return GlobalBatchSampler(len(indices), plan, ranks.rank, seed, order=order, drop_last=drop_last)
     _say_own(name, ranks)
-    alone = BatchPlan(plan.micro_batch * plan.accumulate, plan.micro_batch, plan.accumulate, 1)
+    alone = replace(plan, global_batch=plan.micro_batch * plan.accumulate, world_size=1)
     fewest = ranks.least(len(indices))
-    return GlobalBatchSampler(fewest or 0, alone, 0, seed, order=order)
+    return GlobalBatchSampler(fewest or 0, alone, 0, seed, order=order, drop_last=drop_last)
 
 
 def _listed(

@@ -197,6 +197,7 @@ class Mixture(ArrayDataModule):
             dataset,
             batch_size=batch_size,
             shuffle=shuffle,
+            drop_last=shuffle,
             num_workers=workers,
             persistent_workers=workers > 0,
             pin_memory=torch.cuda.is_available(),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -51,8 +52,8 @@ class Batches(Sampler[Any]):
 
     def seek(self, epoch: int, step: int) -> None:
         """Make `step` of `epoch` the next one to be read. Takes effect at the next `iter()`."""
-        carried, delivered = divmod(step * self.accumulate, len(self))
-        self._epoch, self._delivered, self._sought = epoch + carried, delivered, True
+        carried, step = divmod(step, math.ceil(len(self) / self.accumulate))
+        self._epoch, self._delivered, self._sought = epoch + carried, step * self.accumulate, True
 
     def begin(self) -> tuple[int, int]:
         """Begin an iteration; returns its epoch and the number of the micro-batch that comes first."""
@@ -92,7 +93,9 @@ class GlobalBatchSampler(Batches):
     """The micro-batches of one rank.
 
     The global batch of step s is `order[s*B:(s+1)*B]`, at any world size; rank r takes the contiguous r-th part
-    of it. The samples after the last full global batch of an epoch are left out of that epoch.
+    of it. The samples after the last full global batch of an epoch make a smaller last step, as in Lightning; with
+    `drop_last`, or where the plan has whole steps only, they are left out of that epoch. Where they are no multiple of
+    the world size, the first samples of the epoch come again in that step, as in torch's DistributedSampler.
 
     Needs 4 bytes a sample while an epoch's order is drawn (8 from 2^31 samples) and that divided by the world
     size afterwards; 10^8 samples take about two seconds an epoch.
@@ -106,9 +109,11 @@ class GlobalBatchSampler(Batches):
         seed: int,
         shuffle: bool = True,
         order: Order | None = None,
+        drop_last: bool = True,
     ) -> None:
         """`order` replaces the built-in one, for a sampler of the user's own."""
-        if num_samples < plan.global_batch:
+        drop_last = drop_last or plan.whole_steps
+        if num_samples < (plan.global_batch if drop_last else 1):
             raise UserError(
                 f"data.batch_size={plan.global_batch} is more than the {num_samples} training samples",
                 f"use data.batch_size={max(1, num_samples // plan.world_size) * plan.world_size} or less",
@@ -119,44 +124,64 @@ class GlobalBatchSampler(Batches):
         self._order = order or self._built_in_order
         self.batch_size = plan.micro_batch
         """Lightning's DeepSpeed strategy reads it."""
-        self.drop_last = True
-        self.steps_per_epoch = num_samples // plan.global_batch
+        self.drop_last = drop_last
+        self._full_steps, rest = divmod(num_samples, plan.global_batch)
+        self._rest = 0 if drop_last else math.ceil(rest / plan.world_size)
+        """Samples of a rank in the smaller last step."""
+        self._most_steps = self._full_steps + bool(self._rest)
+        self.steps_per_epoch = self._most_steps
         self.tag = 0
         """Not 0: yield `epoch * tag + i` for i, so that a loader's worker processes know the epoch."""
-        self._rows: tuple[int, torch.Tensor] | None = None
+        self._rows: tuple[int, torch.Tensor, tuple[torch.Tensor, ...]] | None = None
 
     def __len__(self) -> int:
-        return self.steps_per_epoch * self.plan.accumulate
+        return self._batches_of(self.steps_per_epoch)
+
+    @property
+    def whole(self) -> int:
+        """Micro-batches of an epoch without a limit."""
+        return self._batches_of(self._most_steps)
+
+    def _batches_of(self, steps: int) -> int:
+        full = min(steps, self._full_steps) * self.plan.accumulate
+        return full if steps <= self._full_steps else full + math.ceil(self._rest / self.plan.micro_batch)
 
     def limit_steps(self, steps: int) -> None:
         """Let an epoch end after so many optimizer steps at most."""
-        self.steps_per_epoch = min(steps, self.num_samples // self.plan.global_batch)
+        self.steps_per_epoch = min(steps, self._most_steps)
         self._rows = None
 
     def ids(self, epoch: int, batch: int) -> list[int]:
-        found: list[int] = self._rows_of(epoch)[batch].tolist()
+        found: list[int] = self._row(epoch, batch).tolist()
         return found
 
     def rows(self) -> Iterator[tuple[int, torch.Tensor]]:
         """(epoch, ids of a micro-batch) from the position to the end of its epoch."""
         epoch, first = self.begin()
-        rows = self._rows_of(epoch)
-        for row in range(first, len(self)):
+        for batch in range(first, len(self)):
             self.asked += 1
-            yield epoch, rows[row]
+            yield epoch, self._row(epoch, batch)
 
     def __iter__(self) -> Iterator[list[int]]:
         for epoch, ids in self.rows():
             yield (ids.long() + epoch * self.tag).tolist() if self.tag else ids.tolist()
 
-    def _rows_of(self, epoch: int) -> torch.Tensor:
-        """The ids of this rank in `epoch`, (len(self), micro_batch)."""
+    def _row(self, epoch: int, batch: int) -> torch.Tensor:
+        """The ids of a micro-batch of this rank, (micro_batch,); fewer where an epoch ends with a smaller step."""
         if self._rows is None or self._rows[0] != epoch:
-            plan = self.plan
-            order = self._order(epoch)[: self.steps_per_epoch * plan.global_batch]
-            mine = order.view(self.steps_per_epoch, plan.world_size, -1)[:, self.rank]
-            self._rows = epoch, mine.reshape(len(self), plan.micro_batch)
-        return self._rows[1]
+            plan, order = self.plan, self._order(epoch)
+            steps = min(self.steps_per_epoch, self._full_steps)
+            full = order[: steps * plan.global_batch].view(steps, plan.world_size, plan.accumulate * plan.micro_batch)
+            mine = full[:, self.rank].reshape(-1, plan.micro_batch)
+            has_rest = self.steps_per_epoch > self._full_steps
+            self._rows = epoch, mine, self._rest_of(order).split(plan.micro_batch) if has_rest else ()
+        _, rows, rest = self._rows
+        return rows[batch] if batch < len(rows) else rest[batch - len(rows)]
+
+    def _rest_of(self, order: torch.Tensor) -> torch.Tensor:
+        """This rank's part, (_rest,), of what is left after the full global batches."""
+        first = self._full_steps * self.plan.global_batch + self.rank * self._rest
+        return order[torch.arange(first, first + self._rest) % len(order)]
 
     def _built_in_order(self, epoch: int) -> torch.Tensor:
         kind = torch.int32 if self.num_samples < 2**31 else torch.int64

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch.distributed
@@ -108,7 +109,10 @@ class Data:
                 micro_batch = micro_batch or micro_batch_of(loaders) or 1
                 accumulate = self.config.trainer.accumulate_grad_batches or 1
                 batch_size = micro_batch * self.place.world_size * accumulate
-            self._plan = BatchPlan.of(batch_size, micro_batch, self.place.world_size)
+            plan = BatchPlan.of(batch_size, micro_batch, self.place.world_size)
+            # DeepSpeed counts micro-batches over epochs: a step of fewer would shift all steps that follow.
+            counts_on = self.trainer.strategy.handles_gradient_accumulation and plan.accumulate > 1
+            self._plan = replace(plan, whole_steps=counts_on)
         return self._plan
 
     def set_up(self, module: LightningModule | None = None) -> None:

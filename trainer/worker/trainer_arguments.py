@@ -101,7 +101,7 @@ def limit_epoch(loader: Any, options: TrainerOptions, plan: BatchPlan, trainer: 
         return
     limit = batches(options.limit_train_batches)
     if limit is not None:
-        whole = sampler.num_samples // plan.global_batch * plan.accumulate
+        whole = sampler.whole
         count = int(whole * limit) if isinstance(limit, float) else min(whole, limit)
         if not count:
             raise UserError(
