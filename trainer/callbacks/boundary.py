@@ -79,9 +79,10 @@ class Boundary(Callback):
         save_locally: SaveFunction | None = None,
         best: BestMetric | None = None,
         save_final: SaveFunction | None = None,
+        after_start: Callable[[], None] | None = None,
     ) -> None:
         """`save_locally`: at the steps of `checkpoint.local_every_n_steps` that have no other save. `save_final`: once
-        more, where `on_train_end` has changed the weights."""
+        more, where `on_train_end` has changed the weights. `after_start`: once all of `on_train_start` has run."""
         self.next_step = 0
         self.due = False
         self._due = _Due()
@@ -89,6 +90,7 @@ class Boundary(Callback):
         """Since which boundary, what: until an optimizer has stepped."""
         self._best = best
         self._save_final = save_final
+        self._after_start = after_start
         self._last_weights = LastWeights(group)
         self._save = save
         self._save_locally = save_locally
@@ -180,6 +182,10 @@ class Boundary(Callback):
             self._act(trainer, steps_taken(trainer), due.request, only_locally)
         if is_last and self._saved_step == steps_taken(trainer):
             self._last_weights.saved(trainer)
+
+    def after_start(self, trainer: Trainer) -> None:
+        if self._after_start is not None:
+            self._after_start()
 
     def after_end(self, trainer: Trainer) -> None:
         if self._save_final is not None and self._last_weights.have_changed(trainer):

@@ -24,6 +24,7 @@ class RngState(Callback):
         self._data_rank = data_rank
         self._group = group
         self._saved: list[dict[str, Any]] | None = None
+        self._mine: dict[str, Any] | None = None
 
     def state_dict(self) -> dict[str, Any]:
         """Lightning calls this on every rank, so the ranks can gather here; only the first writes."""
@@ -43,6 +44,13 @@ class RngState(Callback):
             rng.seed_all(rng.seed_of_rank(self._seed, self._data_rank))
         elif len(self._saved) == trainer.world_size:
             rng.restore(self._saved[self._rank])
+            self._mine = self._saved[self._rank]
         else:
             rng.seed_all(rng.seed_of_rank(self._seed + steps_taken(trainer), self._data_rank))
         self._saved = None
+
+    def restore_again(self) -> None:
+        """After what draws numbers in `on_train_start`: the attempt before drew them before the checkpoint."""
+        if self._mine is not None:
+            rng.restore(self._mine)
+            self._mine = None

@@ -37,6 +37,9 @@ class Acts(Protocol):
     def act(self, trainer: Trainer, is_last: bool) -> None:
         """`is_last`: training ends here."""
 
+    def after_start(self, trainer: Trainer) -> None:
+        """Every `on_train_start` has been called."""
+
     def after_end(self, trainer: Trainer) -> None:
         """Every `on_train_end` has been called."""
 
@@ -85,13 +88,19 @@ class MomentEpochLoop(_TrainingEpochLoop):
         if not self._num_ready_batches_reached():
             self.act(BATCH, is_last=self.done)
 
+    @property
+    def present_actor(self) -> Acts | None:
+        """None where a callback trains for itself, without the others (LearningRateFinder)."""
+        callbacks: list[Any] = self.trainer.callbacks  # type: ignore[attr-defined]
+        return self.actor if self.actor in callbacks else None
+
     def act(self, moment: str, is_last: bool) -> None:
-        """Not where a callback trains for itself, without the others (LearningRateFinder)."""
-        if self.actor is None or self.actor not in self.trainer.callbacks:  # type: ignore[attr-defined]
+        actor = self.present_actor
+        if actor is None:
             return
         self.moment = moment
         try:
-            self.actor.act(self.trainer, is_last)
+            actor.act(self.trainer, is_last)
         finally:
             self.moment = None
 
@@ -143,10 +152,14 @@ class MomentFitLoop(_FitLoop):
         if loop.actor is not None and (loop.actor.due or self.is_at_the_end):
             loop.act(EPOCH, is_last=self.is_at_the_end)
 
+    def on_run_start(self) -> None:
+        super().on_run_start()
+        if (actor := self.epoch_loop.present_actor) is not None:
+            actor.after_start(self.trainer)
+
     def on_run_end(self) -> None:
         super().on_run_end()
-        actor = self.epoch_loop.actor
-        if actor is not None and actor in self.trainer.callbacks:  # type: ignore[attr-defined]
+        if (actor := self.epoch_loop.present_actor) is not None:
             actor.after_end(self.trainer)
 
     @property

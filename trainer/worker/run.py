@@ -143,6 +143,7 @@ def _train(config: Config, attempt: Attempt, group: Group | None) -> None:
         heartbeat,
         group,
     )
+    generators = RngState(config.seed, rank.rank, build.place_in_data(config, rank).rank, group)
     boundary = Boundary(
         save,
         config.checkpoint,
@@ -155,11 +156,12 @@ def _train(config: Config, attempt: Attempt, group: Group | None) -> None:
         save_locally=functools.partial(save, into=local) if local else None,
         best=best,
         save_final=save_final,
+        after_start=generators.restore_again,
     )
     clock = StepClock(metrics, boundary, heartbeat, Timeouts(config.resilience))
     guard = watching.make_guard(config.resilience, directory, rank.attempt, group)
     callbacks += [
-        RngState(config.seed, rank.rank, build.place_in_data(config, rank).rank, group),
+        generators,
         InMemory(rank.rank, group),
         best,
         *own,
