@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 
 from trainer.checkpoint.stored import MODEL, Stored, Weights
 
+COMPILED = "_orig_mod."
 MAX_FILE_BYTES = 5_000_000_000
 """What Hugging Face splits at, too."""
 
@@ -41,9 +42,9 @@ def export_safetensors(
 ) -> list[Path]:
     """Write `model.safetensors`, or `model-00001-of-00003.safetensors` ... with an index, into the folder `target`.
 
-    Without `outputs` names are those of the LightningModule's state dict, and tied parameters are there once under
-    each of their names. No more than one file is in memory: other parts of the checkpoint are not read, or mapped.
-    Returns the files. Raises UserError if there is no complete checkpoint.
+    Without `outputs` names are those of the LightningModule's state dict without what torch.compile adds, and tied
+    parameters are there once under each of their names. No more than one file is in memory: the rest of the checkpoint
+    are not read, or mapped. Returns the files. Raises UserError if there is no complete checkpoint.
     """
     stored: Weights = Stored(checkpoint, mapped=True) if isinstance(checkpoint, Path) else checkpoint
     parts = _split(stored, model_outputs(stored) if outputs is None else outputs, max_file_bytes)
@@ -67,7 +68,15 @@ def export_safetensors(
 def model_outputs(stored: Weights) -> list[Output]:
     """Every tensor of the model under its own name."""
     names = [name.removeprefix(MODEL) for name in sorted(stored.shapes) if name.startswith(MODEL)]
-    return [Output(name, (name,)) for name in names]
+    taken = {plain_name(name) for name in names}
+    if len(taken) < len(names):  # the same layer compiled and not, side by side
+        return [Output(name, (name,)) for name in names]
+    return [Output(plain_name(name), (name,)) for name in names]
+
+
+def plain_name(name: str) -> str:
+    """The name of a parameter without `_orig_mod.`, which torch.compile puts into those of a module that it wraps."""
+    return name.replace(COMPILED, "")
 
 
 def _made(stored: Weights, output: Output) -> torch.Tensor:

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from trainer.errors import EnvironmentFault, TrainerError
+from trainer.errors import EnvironmentFault, TrainerError, UserError
 
 FILE = "model.onnx"
 OPSET = 20
@@ -52,16 +52,23 @@ def export_onnx(
     names = [f"input_{number}" if number else "input" for number in range(len(inputs))]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter's and onnxscript's own, about their insides
-        program = torch.onnx.export(
-            _Network(network),
-            inputs,
-            dynamo=True,
-            verbose=False,
-            opset_version=OPSET,
-            input_names=names,
-            output_names=["output"],
-            dynamic_shapes=(tuple(_free(one) for one in inputs),),
-        )
+        try:
+            program = torch.onnx.export(
+                _Network(network),
+                inputs,
+                dynamo=True,
+                verbose=False,
+                opset_version=OPSET,
+                input_names=names,
+                output_names=["output"],
+                dynamic_shapes=(tuple(_free(one) for one in inputs),),
+            )
+        except Exception as error:
+            why = _reason(error)
+            raise UserError(
+                f"--format=onnx: {type(network).__name__} cannot be expressed in ONNX: {why}.",
+                "Use --format=safetensors, or take out of forward what depends on values.",
+            ) from error
         assert program is not None
         program.model.metadata_props.update(metadata)
         program.save(target / FILE)
@@ -79,6 +86,13 @@ def export_onnx(
                 "Nothing was exported. Use --format=safetensors, or report the model.",
             )
     return sorted(path for path in target.iterdir()), worst
+
+
+def _reason(error: BaseException) -> str:
+    """The first line that says something: the exporter's own begins with a heading of the steps that it tried."""
+    cause = error.__cause__ or error
+    lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
+    return f"{type(cause).__name__}: {lines[0] if lines else 'no reason given'}".rstrip(".")
 
 
 def _free(tensor: torch.Tensor) -> dict[int, object]:

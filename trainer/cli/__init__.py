@@ -7,7 +7,7 @@ import os
 import sys
 from importlib import import_module
 
-from trainer.errors import INTERRUPTED, USER_MUST_CHANGE, TrainerError
+from trainer.errors import ENVIRONMENT_MUST_CHANGE, INTERRUPTED, JOB_FAILED, USER_MUST_CHANGE, TrainerError
 from trainer.garbage import no_collection
 
 VERBS = {
@@ -57,9 +57,28 @@ def main(argv: list[str] | None = None) -> int:
         # `trainer ls | head`: the interpreter would complain once more when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except Exception as error:
+        if os.environ.get("TRAINER_TRACEBACK"):
+            raise
+        print(f"trainer: {_unexpected(error, arguments)}", file=sys.stderr)
+        return ENVIRONMENT_MUST_CHANGE if isinstance(error, OSError) else JOB_FAILED
     finally:
         if argv is None:
             gc.freeze()  # the process ends; Python would look for garbage in every module: 8% of `--cfg job`
+
+
+def _unexpected(error: Exception, arguments: list[str]) -> str:
+    """One message for what nobody foresaw; its traceback goes to a file, for who reports it."""
+    import tempfile
+    import traceback
+
+    told = f"{type(error).__name__}: {error}" if not isinstance(error, OSError) else str(error)
+    try:
+        with tempfile.NamedTemporaryFile("w", prefix="trainer-traceback-", suffix=".txt", delete=False) as file:
+            file.write(f"trainer {' '.join(arguments)}\n{''.join(traceback.format_exception(error))}")
+    except OSError:
+        return f"{told}\n  TRAINER_TRACEBACK=1 shows the traceback"
+    return f"{told}\n  not foreseen here; the traceback is in {file.name}"
 
 
 def _run(arguments: list[str]) -> int:

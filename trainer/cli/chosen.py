@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TextIO
 
 from trainer.checkpoint import commit
 from trainer.checkpoint.store import Checkpoint, CheckpointStore, best_of
-from trainer.cluster import torchrun
+from trainer.cluster import cause, torchrun
 from trainer.cluster.shape import LaunchShape, resolve
 from trainer.cluster.torchrun import Place
-from trainer.errors import UserError
+from trainer.errors import JOB_FAILED, TrainerError, UserError
 from trainer.runs.directory import RunDirectory
-from trainer.runs.files import read_live
+from trainer.runs.files import read_json, read_live
+from trainer.runs.registry import shortest
 from trainer.worker import start
 
 
@@ -49,21 +55,55 @@ def fallback_mode(run: RunDirectory) -> str:
     return str((read_live(run.live_dir / "rank-0.json").get("best") or {}).get("mode", "min"))
 
 
-def run_on_ranks(run: RunDirectory, verb: str, arguments: list[str], ranks: int | None = None) -> int:
-    """torchrun of `worker/start.py VERB RUN_DIR *arguments` on this machine, in the foreground; its exit code.
+def run_on_ranks(
+    run: RunDirectory, verb: str, arguments: list[str], ranks: int | None = None, quiet: bool = False
+) -> None:
+    """torchrun of `worker/start.py VERB RUN_DIR *arguments` on this machine, in the foreground.
 
-    The run's own shape, or with `ranks` that many processes on its kind of device.
+    The run's own shape, or with `ranks` that many processes on its kind of device. What the user's code prints is shown
+    (on stderr if `quiet`, for stdout is a command's JSON then); warnings and tracebacks go to `logs/VERB.log`.
+    Raises TrainerError with the message of the rank that failed first.
     """
     launch = run.launch()
     shape = LaunchShape.from_dict(launch["shape"]) if launch.get("shape") else resolve(run.config())
     if ranks is not None:
         shape = LaunchShape(1, ranks, shape.device)
     command = torchrun.command(run.path, f"{run.id}-{verb}", shape, Place(), 0, [start.__file__, verb])
-    seed = run.hash_seed()
-    variables = torchrun.environment(os.environ, run.code_dir, shape, Place(), 0, f"trainer.worker.{verb}", seed)
-    child = torchrun.start([*command, *arguments], variables)
-    try:
-        return child.wait()
-    finally:
-        child.kill()  # Ctrl-C: it ignores SIGINT, and its workers die with it
-        child.wait()
+    variables = torchrun.environment(
+        os.environ, run.code_dir, shape, Place(), 0, f"trainer.worker.{verb}", run.hash_seed()
+    )
+    with logged(run.logs_dir / f"{verb}.log", variables) as log:
+        child = torchrun.start([*command, *arguments], variables, stdout=sys.stderr if quiet else None, stderr=log)
+        try:
+            code = child.wait()
+        finally:
+            child.kill()  # Ctrl-C: it ignores SIGINT, and its workers die with it
+            child.wait()
+    raise_failure(code, f"trainer {verb} of {run.path.name}", Path(log.name), variables)
+
+
+@contextmanager
+def logged(path: Path, variables: dict[str, str]) -> Iterator[TextIO]:
+    """A new log, and in `variables` where a rank writes what it fails of."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    variables[cause.FAILURE_VARIABLE] = str(path.with_suffix(".failure.json"))
+    Path(variables[cause.FAILURE_VARIABLE]).unlink(missing_ok=True)
+    with path.open("w") as log:
+        yield log
+
+
+def raise_failure(code: int, what: str, log: Path, variables: dict[str, str]) -> None:
+    """Unless `code` is 0: TrainerError with what a process wrote of its failure, and where the log is."""
+    if code == 0:
+        return
+    told = read_json(Path(variables[cause.FAILURE_VARIABLE]), {})
+    where = f"the log is {shortest(log)}"
+    if not told:
+        lines = [line for line in cause.tail(log) if line.strip()]
+        how = f"killed by {cause.signal_name(-code)}" if code < 0 else f"exit {code}"
+        raise TrainerError(f"{what} failed ({how})", "\n  ".join([*lines[-3:], where]))
+    error = TrainerError(told["message"], "\n  ".join(filter(None, [told["fix"], where])))
+    error.code = told["code"]
+    if error.code != JOB_FAILED:  # ours: it says what to do, and the log knows no more
+        error.fix = told["fix"]
+    raise error

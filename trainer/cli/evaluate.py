@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 
 from trainer.cli.chosen import choose, run_on_ranks
-from trainer.errors import JOB_FAILED
 from trainer.runs.files import read_json
 from trainer.runs.registry import find, runs_dir_from
 
@@ -24,15 +22,14 @@ def main(argv: list[str]) -> int:
     options = parser.parse_args(argv)
     run = find(options.run, runs_dir_from(options.runs_dir))
     checkpoint = choose(run, options.checkpoint)
-    code = run_on_ranks(run, "evaluate", [checkpoint.path.name, options.split])
-    if code != 0:
-        print(f"trainer: the evaluation of {run.path.name} failed (exit {code})", file=sys.stderr)
-        return JOB_FAILED
+    run_on_ranks(run, "evaluate", [checkpoint.path.name, options.split], quiet=options.json)
     record = read_json(run.path / "evaluations" / f"step-{checkpoint.step:08d}-{options.split}.json")
     if options.json:
         print(json.dumps(record))
     else:
         print(f"{run.path.name}, step {checkpoint.step}:")
+        width = max((len(name) + 2 for name in record["metrics"]), default=0)
+        width = max(20, width)
         for name, value in sorted(record["metrics"].items()):
-            print(f"  {name:<20}{value:.4f}")
+            print(f"  {name:<{width}}{value:.4f}")
     return 0

@@ -8,16 +8,17 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 from trainer.checkpoint import commit
 from trainer.checkpoint.store import Checkpoint
-from trainer.cli.chosen import choose
+from trainer.cli.chosen import choose, logged, raise_failure
 from trainer.cli.common import size
 from trainer.cluster import torchrun
 from trainer.cluster.shape import LaunchShape
 from trainer.cluster.torchrun import Place
-from trainer.errors import JOB_FAILED, UserError
+from trainer.errors import UserError
 from trainer.runs.directory import RunDirectory
 from trainer.runs.files import read_json
 from trainer.runs.registry import find, runs_dir_from
@@ -30,20 +31,18 @@ _RECORD = "export.json"
 def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="trainer export", description=__doc__, epilog=_EXAMPLE, allow_abbrev=False)
     parser.add_argument("run", nargs="?", metavar="RUN|CHECKPOINT", help="a run, or a checkpoint's folder; the latest")
-    parser.add_argument("--format", choices=["safetensors", "onnx", "hf"], default="safetensors")
+    parser.add_argument("--format", choices=["safetensors", "onnx", "hf", "ckpt"], default="safetensors")
     parser.add_argument("--checkpoint", default="best", metavar="best|last|STEP")
     parser.add_argument("--out", type=Path, metavar="DIR", help="a new folder; RUN/exports/step-N-FORMAT")
     parser.add_argument("--keep-lora", action="store_true", help="write low-rank additions apart, not merged")
     parser.add_argument("--runs-dir", default=None)
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args(argv)
-    if options.keep_lora and options.format != "safetensors":
+    if options.keep_lora and options.format not in ("safetensors", "ckpt"):
         raise UserError(f"--keep-lora: --format={options.format} has no place for them", "use --format=safetensors")
     run, checkpoint = _source(options.run, options.checkpoint, options.runs_dir)
     target = _target(options.out, run, checkpoint, options.format)
-    code = _write(run, checkpoint, [options.format, "keep" if options.keep_lora else "merge"], target)
-    if code != 0:
-        return code if code > 0 else JOB_FAILED
+    _write(run, checkpoint, [options.format, "keep" if options.keep_lora else "merge"], target)
     record = read_json(target / _RECORD)
     if options.json:
         print(json.dumps({"path": str(target), **record}))
@@ -88,8 +87,8 @@ def _target(given: Path | None, run: RunDirectory | None, checkpoint: Checkpoint
     return run.path / "exports" / f"step-{checkpoint.step:08d}-{kind}"
 
 
-def _write(run: RunDirectory | None, checkpoint: Checkpoint, how: list[str], target: Path) -> int:
-    """Written beside the target and renamed: it is whole, or as it was before. The exit code of the process.
+def _write(run: RunDirectory | None, checkpoint: Checkpoint, how: list[str], target: Path) -> None:
+    """Written beside the target and renamed: it is whole, or as it was before. Raises TrainerError.
 
     `how`: the format, and what becomes of low-rank additions, as the worker's arguments."""
     staging = target.parent / f".{target.name}.{os.getpid()}"
@@ -98,16 +97,20 @@ def _write(run: RunDirectory | None, checkpoint: Checkpoint, how: list[str], tar
     code_dir = run.code_dir if run is not None else Path.cwd()
     seed = run.hash_seed() if run is not None else "0"
     command = [sys.executable, start.__file__, "export", str(run.path) if run else "-"]
+    variables = torchrun.environment(os.environ, code_dir, shape, Place(), 0, hash_seed=seed)
+    log = run.logs_dir / "export.log" if run else Path(tempfile.gettempdir(), f"trainer-export-{os.getpid()}.log")
     try:
-        done = subprocess.run(
-            [*command, str(checkpoint.path), *how, str(staging)],
-            env=torchrun.environment(os.environ, code_dir, shape, Place(), 0, hash_seed=seed),
-            stdin=subprocess.DEVNULL,
-            check=False,
-        )
-        if done.returncode == 0:
-            shutil.rmtree(target, ignore_errors=True)
-            os.rename(staging, target)
-        return done.returncode
+        with logged(log, variables) as output:
+            done = subprocess.run(
+                [*command, str(checkpoint.path), *how, str(staging)],
+                env=variables,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                check=False,
+            )
+        raise_failure(done.returncode, f"trainer export of {run.path.name if run else checkpoint.path}", log, variables)
+        shutil.rmtree(target, ignore_errors=True)
+        os.rename(staging, target)
     finally:
         shutil.rmtree(staging, ignore_errors=True)

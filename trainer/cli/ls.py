@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import sys
+from collections.abc import Mapping
 from typing import Any
 
 from trainer.cli.common import age, number, parser_of, table
 from trainer.cluster.jobs import states_of
+from trainer.errors import TrainerError
+from trainer.runs.directory import RunDirectory
 from trainer.runs.registry import all_runs, runs_dir_from
 from trainer.runs.state import STATES
 from trainer.runs.summary import summary
@@ -19,7 +23,7 @@ def main(argv: list[str]) -> int:
     options = parser.parse_args(argv)
     runs = all_runs(runs_dir_from(options.runs_dir))[::-1]
     jobs = states_of(runs)
-    rows = [summary(run, jobs) for run in (runs if options.state else runs[: options.n])]
+    rows = [row for run in (runs if options.state else runs[: options.n]) if (row := _summary(run, jobs))]
     if options.state:
         rows = [row for row in rows if row["state"] in options.state][: options.n]
     if options.json:
@@ -29,6 +33,16 @@ def main(argv: list[str]) -> int:
     else:
         print(table([_row(row) for row in rows], ["ID", "NAME", "STATE", "STEP", "BEST", "AGE", "STRATEGY", "WHERE"]))
     return 0
+
+
+def _summary(run: RunDirectory, jobs: Mapping[str, str] | None) -> dict[str, Any] | None:
+    """Null, and a line on stderr, for one that is damaged: the others are wanted all the same."""
+    try:
+        return summary(run, jobs)
+    except (TrainerError, OSError, KeyError, TypeError, ValueError) as error:
+        reason = error.message if isinstance(error, TrainerError) else f"{type(error).__name__}: {error}"
+        print(f"trainer: {run.path.name} is left out: {reason}", file=sys.stderr)
+        return None
 
 
 def _row(row: dict[str, Any]) -> list[str]:

@@ -6,12 +6,11 @@ import argparse
 import json
 import os
 import shutil
-import sys
 from pathlib import Path
 from typing import Any
 
 from trainer.cli.chosen import choose, run_on_ranks
-from trainer.errors import JOB_FAILED, UserError
+from trainer.errors import UserError
 from trainer.runs.directory import RunDirectory
 from trainer.runs.files import read_json
 from trainer.runs.registry import find, runs_dir_from
@@ -42,10 +41,7 @@ def main(argv: list[str]) -> int:
     staging.mkdir(parents=True)
     try:
         arguments = [checkpoint.path.name, options.split, json.dumps(data), str(staging)]
-        code = run_on_ranks(run, "predict", arguments, options.ranks)
-        if code != 0:
-            print(f"trainer: predicting with {run.path.name} failed (exit {code})", file=sys.stderr)
-            return JOB_FAILED
+        run_on_ranks(run, "predict", arguments, options.ranks, quiet=options.json)
         shutil.rmtree(target, ignore_errors=True)
         os.rename(staging, target)
     finally:
@@ -61,7 +57,10 @@ def _say(target: Path, as_json: bool) -> None:
         return
     print(f"{record['run']}, step {record['step']}, {record['split']} -> {target}")
     for output in record["outputs"].values():
-        print(f"  {output['file']:<24}{' x '.join(map(str, output['shape']))} {output['dtype']}")
+        each = ", a row for each batch" if output.get("row") == "batch" else ""
+        print(f"  {output['file']:<32}{' x '.join(map(str, output['shape']))} {output['dtype']}{each}")
+    if not record["outputs"]:
+        print("  nothing: predict_step returned None for each batch")
 
 
 def _data(run: RunDirectory, overrides: list[str]) -> dict[str, Any]:

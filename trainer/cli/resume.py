@@ -42,10 +42,18 @@ CHANGEABLE = {
         "hang_factor",
         "hang_after_s",
         "hang_slow_s",
+        "straggler_factor",
+        "straggler_after_s",
+        "on_oom",
+        "on_nonfinite",
+        "on_spike",
+        "spike_z",
     ),
+    "data": ("micro_batch", "num_workers"),
     "cluster": tuple(option.name for option in fields(Slurm) if option.name != "name"),
 }
-"""Section to keys that a resumed run may be given anew: they do not change what it computes at a step."""
+"""Section to keys that a resumed run may be given anew: they do not change what it computes at a step where nothing is
+wrong. The list in docs/reliability.md is this one."""
 
 
 def main(argv: list[str]) -> int:
@@ -76,7 +84,8 @@ def main(argv: list[str]) -> int:
 def changed_config(run: RunDirectory, overrides: list[str]) -> dict[str, Any]:
     """The frozen configuration with `overrides`, checked. Raises UserError for what would make it another run."""
     from trainer.config.check import check
-    from trainer.config.typed import to_config
+    from trainer.config.problems import raise_all
+    from trainer.config.typed import is_closed, problems_of, to_config
 
     config = read_plain(run.config_path)
     allowed = [f"{section}.{key}" for section, keys in CHANGEABLE.items() for key in keys]
@@ -91,6 +100,9 @@ def changed_config(run: RunDirectory, overrides: list[str]) -> dict[str, Any]:
             config[section][name] = None  # no limit, as in Lightning
         if section == "resources" and name in ("gpus", "cpu_processes", "nodes"):
             config["resources"]["gpus_per_node"] = None
+    raise_all(
+        [problem for section in config if is_closed(section) for problem in problems_of(section, config[section])]
+    )
     to_config(config)
     launched_from = Path(run.launch().get("cwd") or ".")
     check(config, launched_from if launched_from.is_dir() else None, fits=False)

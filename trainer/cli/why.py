@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from trainer.cli.advice import advice, standing_still
 from trainer.cli.common import parser_of
 from trainer.cluster.cause import tail
 from trainer.cluster.jobs import states_of, why_it_waits
@@ -14,15 +15,6 @@ from trainer.errors import EnvironmentFault
 from trainer.runs.directory import RunDirectory
 from trainer.runs.registry import find, runs_dir_from
 from trainer.runs.state import State, state_of
-
-_ADVICE = {
-    "out of memory": "the host or the GPU ran out of memory: a smaller data.micro_batch, which"
-    " resilience.on_oom=halve finds by itself, or strategy=fsdp, needs less",
-    "No space left": "the disk is full: make room, or keep fewer checkpoints (checkpoint.keep_last)",
-    "left no newer checkpoint": "the attempts end before their first checkpoint: a smaller checkpoint.every_n_steps",
-    "was lost": "nothing of yours: a requeued job goes on without the node",
-}
-"""A word of the reason, to what helps."""
 
 
 def main(argv: list[str]) -> int:
@@ -45,13 +37,15 @@ def _explain(run: RunDirectory, state: State) -> dict[str, Any]:
             return {"why": [error.message], "attempts": attempts}
     slow = [str(event["reason"]) for event in run.events() if event["event"] == "straggler"]
     if state.is_active:
-        return {"why": ([state.reason] if state.reason else []) + slow, "attempts": attempts}
+        still = [text for text in [standing_still(run)] if text]
+        return {"why": ([state.reason] if state.reason else []) + slow + still, "attempts": attempts}
     why = [state.reason] if state.reason else []
-    return {"why": why + [text for word, text in _ADVICE.items() if word in state.reason], "attempts": attempts}
+    last = (run.attempts() or [{}])[-1]
+    return {"why": why + advice(run, state.reason, last), "attempts": attempts}
 
 
 def _ended(run: RunDirectory, record: dict[str, Any]) -> dict[str, Any]:
-    kept = ("attempt", "outcome", "reason", "step", "rank", "host", "time", "log")
+    kept = ("attempt", "outcome", "reason", "where", "step", "rank", "host", "time", "log")
     found = {name: record.get(name) for name in kept}
     log = run.path / str(record["log"]) if record.get("log") else None
     return {**found, "line": _last_line(record, log)}
@@ -69,7 +63,9 @@ def _sheet(run: RunDirectory, found: dict[str, Any]) -> list[str]:
         when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(one["time"])) if one["time"] else ""
         place = f" on {one['host']}" if one["host"] else ""
         lines.append(f"  attempt {one['attempt']}, step {one['step']}, {when}{place}: {one['reason']}")
-        if one["line"] and one["line"] != one["reason"]:
+        if one["where"]:
+            lines.append(f"    in {one['where']}")
+        elif one["line"] and one["line"] not in one["reason"]:
             lines.append(f"    | {one['line']}")
         if one["log"]:
             lines.append(f"    in {one['log']}")

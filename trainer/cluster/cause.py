@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from trainer.errors import UserError
 from trainer.runs.files import read_json, read_live
 
 _TAIL_BYTES = 256 * 1024
@@ -37,6 +38,9 @@ TRACEBACK_BEGINS, TRACEBACK_ENDS = "--- traceback of what ended this rank", "---
 FAILURE_SUFFIX = ".failure.json"
 """Of `rank-R.failure.json` beside the rank's log: what the rank itself says of its end (`Failure`)."""
 
+FAILURE_VARIABLE = "TRAINER_FAILURE"
+"""In the environment of a command's ranks: the file for the message of the first that fails."""
+
 
 @dataclass(frozen=True)
 class Failure:
@@ -64,7 +68,7 @@ def failures(attempt_dir: Path) -> list[Failure]:
     for path in attempt_dir.glob(f"rank-*{FAILURE_SUFFIX}"):
         try:
             found.append(Failure(**read_json(path)))
-        except (OSError, ValueError, TypeError):  # half written, or of another version
+        except (OSError, UserError, TypeError):  # half written, or of another version
             continue
     return sorted(found, key=lambda one: (not one.is_final, bool(DRAGGED_ALONG.search(one.reason)), one.time))
 

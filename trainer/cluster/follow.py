@@ -266,13 +266,13 @@ class Follower:
         return read_live(self.run.live_dir / "rank-0.json")
 
 
-def fit_again(run: RunDirectory) -> str:
-    """The command that began the run, as it may be typed again."""
+def fit_again(run: RunDirectory, command: str | None = None) -> str:
+    """The command that began the run, as it may be typed again; `command`: how `trainer` is written."""
     try:
         typed = run.overrides_path.read_text().strip()
     except OSError:
         typed = ""
-    return f"{_command()} fit {typed}".rstrip()
+    return f"{command or _command()} fit {typed}".rstrip()
 
 
 def _command() -> str:

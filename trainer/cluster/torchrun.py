@@ -9,6 +9,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TextIO
 
 from trainer.cluster import processes
 from trainer.cluster.agent import PRELOAD_VARIABLE
@@ -105,7 +106,9 @@ def environment(
     return variables
 
 
-def start(arguments: list[str], variables: dict[str, str]) -> subprocess.Popen[bytes]:
+def start(
+    arguments: list[str], variables: dict[str, str], stdout: TextIO | None = None, stderr: TextIO | None = None
+) -> subprocess.Popen[bytes]:
     """Start torchrun so that it ignores the signals of stopping and does not outlive this process."""
     parent = os.getpid()
 
@@ -119,7 +122,7 @@ def start(arguments: list[str], variables: dict[str, str]) -> subprocess.Popen[b
         os.environ.update(variables)
         os.environ[TORCHRUN_PID_VARIABLE] = str(os.getpid())
 
-    return subprocess.Popen(arguments, stdin=subprocess.DEVNULL, preexec_fn=before_exec)
+    return subprocess.Popen(arguments, stdin=subprocess.DEVNULL, stdout=stdout, stderr=stderr, preexec_fn=before_exec)
 
 
 def workers(torchrun_pid: int) -> list[int]:

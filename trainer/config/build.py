@@ -33,7 +33,11 @@ def load(path: Path) -> Config:
     """Read a frozen `config.yaml`: closed sections as their dataclasses, open ones as plain dicts."""
     from trainer.config.typed import NAMED, OPEN, to_config
 
-    config = to_config(read_plain(path))
+    plain = read_plain(path)
+    try:
+        config = to_config(plain)
+    except (TypeError, ValueError, KeyError, AttributeError) as error:
+        raise _damaged(path, f"{type(error).__name__}: {error}" if str(error) else "a value has a wrong type") from None
     if path.with_name("manifest.json").exists() and not path_of(path.parent).exists():
         # A run that was made before targets got the containers that Hydra gives them.
         for section in OPEN:
@@ -44,11 +48,23 @@ def load(path: Path) -> Config:
 
 
 def read_plain(path: Path) -> dict[str, Any]:
-    """Read a frozen `config.yaml` as plain dicts, lists and scalars."""
+    """Read a frozen `config.yaml` as plain dicts, lists and scalars. Raises UserError where it is not one."""
     import yaml
 
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    return yaml.load(path.read_text(encoding="utf-8"), Loader=loader)
+    try:
+        found = yaml.load(path.read_text(encoding="utf-8"), Loader=loader)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise _damaged(path, error) from None
+    if not isinstance(found, dict):
+        raise _damaged(path, "it holds no keys")
+    return found
+
+
+def _damaged(path: Path, why: object) -> UserError:
+    said = str(why).strip().splitlines() or [type(why).__name__]
+    fix = "restore it from a backup: it is written once, and nothing writes it again"
+    return UserError(f"{path} cannot be read: {said[0]}", fix)
 
 
 def instantiate(node: dict[str, Any], *args: Any, where: str = "", **extra: Any) -> Any:

@@ -123,8 +123,11 @@ class RunDirectory:
         """What is recorded of each attempt's end, with its number as `attempt`, oldest first."""
         found = []
         for path in sorted(self.attempts_dir.glob("attempt-*.json")):
-            record = read_json(path)
-            if record is not None:
+            try:
+                record = read_json(path)
+            except UserError:  # damaged: as if the attempt had not come to say it
+                continue
+            if isinstance(record, dict):
                 found.append({"attempt": int(path.stem.rpartition("-")[2]), **record})
         return found
 

@@ -12,6 +12,8 @@ import zlib
 from pathlib import Path
 from typing import Any
 
+from trainer.errors import UserError
+
 _CHECKSUM = ', "crc32": '
 _LIVE_BYTES = 1024
 """A live file is padded to a multiple of it, so that the next content is most often as long."""
@@ -88,11 +90,14 @@ def append_line(path: Path, text: str) -> None:
 
 
 def read_json(path: Path, default: Any = None) -> Any:
-    """The content of a JSON file; `default` where there is none."""
+    """The content of a JSON file; `default` where there is none. Raises UserError where it is damaged."""
     try:
         return json.loads(path.read_text())
     except FileNotFoundError:
         return default
+    except ValueError as error:
+        fix = "restore it from a backup, or remove it: what it says of the run is lost then"
+        raise UserError(f"{path} is damaged: {error}", fix) from None
 
 
 def read_live(path: Path) -> dict[str, Any]:

@@ -29,6 +29,7 @@ from trainer.strategies.deferred import construct, make_whole
 from trainer.tracking.loggers import NoLogger
 from trainer.worker import fine_tuning, late
 from trainer.worker.data import Data, Group
+from trainer.worker.exact_means import use_exact_means
 from trainer.worker.loop import use_lean_loop
 from trainer.worker.manual import accumulated
 from trainer.worker.moments import use_moments
@@ -153,6 +154,7 @@ def build_trainer(
 
     It comes before the data, which may ask it for the ranks; `complete` gives it what comes after the model.
     """
+    use_exact_means()
     options = config.trainer
     device = device_of(config, rank)
     accumulate = accumulate_of(config, place_in_data(config, rank).world_size)

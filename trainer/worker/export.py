@@ -13,19 +13,22 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import lightning
 import torch
 from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities import CombinedLoader
+from torch import nn
 
 from trainer import __version__
 from trainer.checkpoint import hf_folder
-from trainer.checkpoint.export import export_safetensors
+from trainer.checkpoint.export import export_safetensors, model_outputs
 from trainer.checkpoint.huggingface import layout
 from trainer.checkpoint.lora import Merged, layers
 from trainer.checkpoint.store import Checkpoint
 from trainer.checkpoint.stored import MODEL, Stored, Weights
 from trainer.config.build import DIRECTIVES
 from trainer.config.schema import Config
-from trainer.errors import TrainerError, UserError
+from trainer.errors import UserError
 from trainer.runs.directory import RunDirectory
 from trainer.tasks.base import Task
 from trainer.worker import build, hydra_state, late, rng
@@ -34,6 +37,8 @@ from trainer.worker.process import Rank
 from trainer.worker.torch_setup import silence_known_warnings
 
 RECORD = "export.json"
+_OF_LIGHTNING = ("pytorch-lightning_version", "hyper_parameters", "hparams_name", "datamodule_hyper_parameters")
+_DEFAULTS: dict[str, Any] = {"pytorch-lightning_version": lightning.__version__, "loops": {}, "callbacks": {}}
 SAMPLES = 2
 """In the batch that the outputs are compared on; one would be taken for a fixed size."""
 
@@ -42,11 +47,7 @@ def main() -> int:
     run = None if sys.argv[1] == "-" else RunDirectory(Path(sys.argv[1]))
     checkpoint, kind, lora, target = Checkpoint.read(Path(sys.argv[2])), sys.argv[3], sys.argv[4], Path(sys.argv[5])
     silence_known_warnings()
-    try:
-        record = export(run, checkpoint, kind, target, keep_lora=lora == "keep")
-    except TrainerError as error:
-        print(f"trainer: {error}", file=sys.stderr)
-        return error.code
+    record = export(run, checkpoint, kind, target, keep_lora=lora == "keep")
     (target / RECORD).write_text(json.dumps(record, indent=1))
     return 0
 
@@ -57,7 +58,9 @@ def export(
     """Write the files; returns what goes into `export.json`."""
     metadata = metadata_of(run, checkpoint)
     more: dict[str, Any] = {}
-    if kind == "onnx":
+    if kind == "ckpt":
+        files = [_lightning_file(_weights(run, checkpoint, keep_lora), checkpoint, target, more)]
+    elif kind == "onnx":
         from trainer.checkpoint.to_onnx import export_onnx
 
         module, inputs = _module_and_inputs(_required(run, kind), checkpoint)
@@ -73,6 +76,24 @@ def export(
             files = export_safetensors(weights, target, metadata)
     sizes = {path.name: path.stat().st_size for path in files}
     return {"format": kind, "files": sizes, "metadata": metadata, **more}
+
+
+def _lightning_file(weights: Weights, checkpoint: Checkpoint, target: Path, more: dict[str, Any]) -> Path:
+    """`model.ckpt`: what `load_from_checkpoint` and `trainer.test(ckpt_path=...)` of plain Lightning read."""
+    if isinstance(weights, Merged):
+        more["lora_merged"] = len(weights.layers)
+    outputs = model_outputs(weights)
+    names = [source for output in outputs for source in output.sources]
+    tensors = {
+        name: torch.empty(*weights.shapes[MODEL + name][:1], dtype=weights.shapes[MODEL + name][1]) for name in names
+    }
+    weights.read({MODEL + name: tensor for name, tensor in tensors.items()})
+    state = Stored(checkpoint.path, mapped=True).state
+    kept = {key: state[key] for key in _OF_LIGHTNING if key in state}
+    kept["state_dict"] = {output.name: tensors[output.sources[0]] for output in outputs}
+    path = target / "model.ckpt"
+    torch.save({**_DEFAULTS, "epoch": checkpoint.epoch, "global_step": checkpoint.step, **kept}, path)
+    return path
 
 
 def metadata_of(run: RunDirectory | None, checkpoint: Checkpoint) -> dict[str, str]:
@@ -176,22 +197,59 @@ def _module_and_inputs(run: RunDirectory, checkpoint: Checkpoint) -> tuple[Any, 
         raise UserError(f"--format=onnx: {error.message}", fix) from error
     stored = Stored(checkpoint.path, mapped=True)
     stored.read({MODEL + name: value for name, value in module.state_dict().items()})
-    return (module.model if isinstance(module, Task) else module), _inputs(module, data)
+    network = not_compiled(module.model if isinstance(module, Task) else module)
+    return network, _inputs(module, data)
+
+
+def not_compiled(module: nn.Module) -> nn.Module:
+    """The module and all in it as they were before torch.compile: the exporter traces them itself."""
+    if isinstance(module, torch._dynamo.OptimizedModule):
+        return not_compiled(module._orig_mod)
+    module._compiled_call_impl = None
+    for name, child in list(module.named_children()):
+        setattr(module, name, not_compiled(child))
+    return module
 
 
 def _inputs(module: LightningModule, data: Data) -> tuple[torch.Tensor, ...]:
-    """The module's own `example_input_array`, else the first tensor of a training batch."""
+    """The module's own `example_input_array`, else the first tensor of a training batch.
+
+    Raises UserError where the forward takes something else: ONNX has tensors by position.
+    """
+    network = module.model if isinstance(module, Task) else module
+    if type(network).forward in (nn.Module.forward, LightningModule.forward):
+        raise _no_onnx(f"{type(network).__name__} has no forward", "Give it one, and set self.example_input_array.")
     example = module.example_input_array
+    if isinstance(example, dict):
+        raise _no_onnx("example_input_array is a dict", "Use a tensor, or a tuple of them in the order of forward.")
     if example is None:
-        batch = next(iter(data.training_loader()))
+        loader = data.training_loader()
+        batch = next(iter(loader))
+        if isinstance(loader, CombinedLoader):  # gives the number of the batch and of the loader, too
+            batch = batch[0]
         example = batch[0] if isinstance(batch, (list, tuple)) else batch
     inputs = tuple(example) if isinstance(example, (list, tuple)) else (example,)
     if not all(isinstance(one, torch.Tensor) for one in inputs):
-        raise UserError(
-            "--format=onnx: what the network takes cannot be told from a training batch.",
-            "Set self.example_input_array in the LightningModule: a tensor, or a tuple of them.",
-        )
-    return tuple(_samples(one) for one in inputs)
+        problem = "what the network takes cannot be told from a training batch"
+        raise _no_onnx(problem, "Set self.example_input_array in the LightningModule: a tensor, or a tuple of them.")
+    inputs = tuple(_samples(one) for one in inputs)
+    try:
+        with torch.no_grad():
+            output = network.eval()(*inputs)
+    except Exception as error:
+        shapes = ", ".join(str(tuple(one.shape)) for one in inputs)
+        problem = f"forward does not take inputs of {shapes} ({type(error).__name__}: {error})"
+        raise _no_onnx(
+            problem, "Set self.example_input_array to what it takes: a tensor, or a tuple of them."
+        ) from error
+    if not isinstance(output, torch.Tensor):
+        problem = f"forward returns a {type(output).__name__}, and only one tensor is written"
+        raise _no_onnx(problem, "Export a network of its own that returns a tensor.")
+    return inputs
+
+
+def _no_onnx(problem: str, fix: str) -> UserError:
+    return UserError(f"--format=onnx: {problem}.", f"{fix} Or use --format=safetensors.")
 
 
 def _samples(tensor: torch.Tensor) -> torch.Tensor:

@@ -10,14 +10,23 @@ import errno
 import json
 import os
 import re
+import sys
 import time
 import traceback
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-from trainer.cluster.cause import DRAGGED_ALONG, FAILURE_SUFFIX, TRACEBACK_BEGINS, TRACEBACK_ENDS, Failure
-from trainer.errors import DONE, JOB_FAILED, EnvironmentFault, TrainerError
-from trainer.runs.files import read_json, write_atomic
+from trainer.cluster.cause import (
+    DRAGGED_ALONG,
+    FAILURE_SUFFIX,
+    FAILURE_VARIABLE,
+    TRACEBACK_BEGINS,
+    TRACEBACK_ENDS,
+    Failure,
+    failures,
+)
+from trainer.errors import DONE, JOB_FAILED, EnvironmentFault, TrainerError, UserError
+from trainer.runs.files import write_atomic, write_new
 from trainer.worker.attempt import Attempt
 
 _MOST_LINES, _MOST_CHARACTERS = 12, 2000
@@ -44,7 +53,15 @@ _TENSORS = re.compile(
 """What torch says, as RuntimeError, of tensors and devices that do not fit."""
 _UNUSED = re.compile(r"parameters (that )?were not used in producing the loss")
 """trainer/strategies/ddp.py, and Lightning's own."""
-_TRANSIENT = ("ConnectionError", "TimeoutError", "DistError", "OutOfMemoryError", "MemoryError", "BlockingIOError")
+_TRANSIENT = (
+    "RollBack",
+    "ConnectionError",
+    "TimeoutError",
+    "DistError",
+    "OutOfMemoryError",
+    "MemoryError",
+    "BlockingIOError",
+)
 _TRANSIENT_ERRNO = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE, errno.EROFS, errno.ETIMEDOUT, errno.ENETDOWN)
 _WORKER_DIED = re.compile(r"DataLoader worker .*(killed|exited unexpectedly)|unable to open shared memory", re.I)
 _IN_WORKER = re.compile(r"^Caught (\S+) in DataLoader worker process (\d+)\.\nOriginal Traceback .*?\n", re.S)
@@ -74,9 +91,30 @@ def conclude(error: BaseException, attempt: Attempt) -> int:
     return DONE
 
 
+def reported(main: Callable[[], int]) -> int:
+    """Run the `main` of a command on this rank. What it raises is one message for the terminal, in the file that
+    `TRAINER_FAILURE` names, of the first rank that fails; the traceback goes to stderr, which then is a log."""
+    path = os.environ.get(FAILURE_VARIABLE)
+    if path is None:
+        return main()
+    try:
+        return main()
+    except Exception as error:
+        print_traceback(error)
+        reason, where = describe(error, Path(os.environ.get("PYTHONPATH", "").partition(os.pathsep)[0] or "."))
+        code, fix = JOB_FAILED, f"in {where}" if where else ""
+        if isinstance(error, TrainerError):
+            code, reason, fix = error.code, error.message, error.fix
+        if _is_transient(error, reason) and DRAGGED_ALONG.search(reason):
+            time.sleep(1.0)  # the rank whose end it noticed has the better message
+        write_new(Path(path), json.dumps({"message": reason, "fix": fix, "code": code}))
+        return code
+
+
 def print_traceback(error: BaseException) -> None:
     """Into this rank's log, between the marks."""
-    print(f"{TRACEBACK_BEGINS}\n{''.join(traceback.format_exception(error)).rstrip()}\n{TRACEBACK_ENDS}", flush=True)
+    text = "".join(traceback.format_exception(error)).rstrip()
+    print(f"{TRACEBACK_BEGINS}\n{text}\n{TRACEBACK_ENDS}", file=sys.stderr, flush=True)
 
 
 def _failure_of(error: BaseException, attempt: Attempt) -> Failure:
@@ -88,7 +126,7 @@ def _failure_of(error: BaseException, attempt: Attempt) -> Failure:
         final = True
     elif isinstance(error, TrainerError):
         # One that guards the training is raised in it: what it saw need not come again from an older checkpoint.
-        final, mend = True, not isinstance(error, EnvironmentFault) and not has_moved
+        final, mend = True, isinstance(error, UserError) or not (isinstance(error, EnvironmentFault) or has_moved)
     elif _is_transient(error, reason):
         return Failure(reason, where, step, attempt.rank.rank, time.time(), is_final=False, mend=False)
     elif _is_one_of(error, _ALWAYS) or type(error).__module__.startswith(_ALWAYS_FROM):
@@ -105,7 +143,7 @@ def _failure_of(error: BaseException, attempt: Attempt) -> Failure:
 def describe(error: BaseException, code_dir: Path | None = None) -> tuple[str, str | None]:
     """The exception as one message, and the user's own line that it came from: `model.py:12, in forward: ...`."""
     if isinstance(error, TrainerError):
-        return f"{type(error).__name__}: {error}", None
+        return str(error), None
     name, message = type(error).__name__, str(error)
     in_worker = _IN_WORKER.match(message)
     if in_worker:
@@ -185,11 +223,7 @@ def _has_checkpoint(attempt: Attempt) -> bool:
 def _came_before(attempt: Attempt, reason: str, step: int) -> bool:
     """Whether the attempt before this one ended with the same message at the same step."""
     folder = attempt.directory.logs_dir / f"attempt-{attempt.rank.attempt - 1:02d}"
-    for path in folder.glob(f"rank-*{FAILURE_SUFFIX}"):
-        before = read_json(path, {})
-        if before.get("step") == step and _constant(str(before.get("reason"))) == _constant(reason):
-            return True
-    return False
+    return any(one.step == step and _constant(one.reason) == _constant(reason) for one in failures(folder))
 
 
 def _constant(text: str) -> str:

@@ -18,8 +18,11 @@ def main() -> int:
     sys.argv = sys.argv[1:]
     with quick_imports():
         verb = importlib.import_module(f"trainer.worker.{sys.argv[0]}")
-    code: int = verb.main()
-    return code
+    try:
+        from trainer.worker.failure import reported
+    except ImportError:  # the older code
+        return int(verb.main())
+    return reported(verb.main)
 
 
 if __name__ == "__mp_main__":  # a worker that a DataLoader has spawned runs this file, too, before the user's code

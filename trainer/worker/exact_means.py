@@ -1,0 +1,29 @@
+"""`self.log(..., sync_dist=True)` of ranks that have evaluated unequal numbers of samples.
+
+Lightning averages the number of samples over the ranks in an integer: 17 and 16 become 16, and the mean over the 33 is
+3% too large. Its own samplers pad each rank to as many; here each sample is evaluated once, and shares may differ.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from lightning.pytorch.trainer.connectors.logger_connector.result import _ResultMetric
+
+_original = _ResultMetric.compute
+
+
+def use_exact_means() -> None:
+    """Replace how a logged mean is taken over the ranks, in this process. The local sums stay as they are."""
+    if _ResultMetric.compute is _original:
+        _ResultMetric.compute = _compute  # type: ignore[method-assign]
+
+
+def _compute(self: Any) -> torch.Tensor:
+    if not (self.is_tensor and self.meta.is_mean_reduction and self.meta.sync.should):
+        return _original(self)
+    value = self.meta.sync(self.value.clone())
+    precise = torch.float32 if value.device.type == "mps" else torch.float64
+    count = self.meta.sync(self.cumulated_batch_size.to(precise))
+    return (value.to(precise) / count).to(value.dtype)
