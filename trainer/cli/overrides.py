@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from trainer.config.compose import Composed, compose, points
 from trainer.config.hydra_node import is_multirun
@@ -19,7 +20,18 @@ from trainer.errors import TrainerError, UserError
 class Parser(argparse.ArgumentParser):
     """argparse whose errors are one message with the near option."""
 
+    given: Sequence[str] = ()
+
+    def parse_intermixed_args(self, args: Any = None, namespace: Any = None) -> Any:
+        self.given = tuple(args or ())
+        return super().parse_intermixed_args(args, namespace)
+
     def error(self, message: str) -> NoReturn:
+        from trainer.cli.lightning_cli import rewritten  # a mistake may take its time
+
+        line = rewritten(self.given)
+        if line and "unrecognized arguments" in message:
+            raise UserError(message, line)
         unknown = message.removeprefix("unrecognized arguments: ").split(" ")[0]
         options = [option for option in self._option_string_actions if option.startswith("--")]
         hint = did_you_mean(unknown, options) if unknown.startswith("-") else ""

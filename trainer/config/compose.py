@@ -64,6 +64,9 @@ class Place:
         return own_resolvers([*self.config_dirs, self.cwd / "conf"], self.cwd)
 
 
+TEMPLATES = frozenset(("ckpt_path", "train", "test", "task_name"))
+"""Top-level keys of the lightning-hydra-template that mean something to `fit`."""
+
 _RUN = "THE-RUN-DIRECTORY"
 """`hydra:runtime.output_dir` until name and folder of the run are resolved."""
 
@@ -93,7 +96,12 @@ def compose(
             OmegaConf.copy_cache(after.tree, tree)
         job = OmegaConf.masked_copy(tree, [key for key in tree if key != "hydra"])
         job._metadata.resolver_cache = tree._metadata.resolver_cache  # one `${now:...}` in both
-        config = _typed(_resolve(tree, job))
+        plain = _resolve(tree, job)
+        if plain.get("test") is True:
+            from trainer.config.lightning_names import left_for_later
+
+            notes.append(left_for_later(plain))
+        config = _typed(plain)
     output_dir = str(place.cwd / Path(config["runs_dir"]).expanduser() / f"{config['name']}-ID")
     tree.hydra.runtime.output_dir = output_dir
     config = replaced(config, _RUN, output_dir)
@@ -346,6 +354,11 @@ def _typed(config: dict[str, Any]) -> dict[str, Any]:
         from trainer.config.lightning_keys import translate  # not for a job that has none of them
 
         problems += translate(config)
+    if not TEMPLATES.isdisjoint(config):
+        from trainer.config.lightning_names import problems_at_top
+
+        problems += problems_at_top(config)
+        config.setdefault("name", config.get("task_name"))
     problems += [*slips_in_files(config), *typed.top_level_problems(config)]
     for section in typed.key_names(Config):
         if section in config and typed.is_closed(section):

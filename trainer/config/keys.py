@@ -197,13 +197,19 @@ def _homes(tree: Any, name: str) -> list[str]:
 
 def _unknown_at_top(tree: Any, parts: list[str], line: str, loader: Any) -> UserError:
     """Also finds `lr` under `optimizer`, which is how people type first."""
+    from trainer.config.lightning_names import TOP, refusal_at_top
+
+    homes = _homes(tree, parts[0]) if len(parts) == 1 else []
+    if not homes or parts[0] in TOP:
+        refused = refusal_at_top(line, parts[0], line.partition("=")[2])
+        if refused is not None:
+            return refused
     groups = _groups(loader)
     known = sorted({*key_names(Config), *groups})
     near, tail = nearest(parts[0], known), "".join(f".{part}" for part in parts[1:])
     value = f"={line.partition('=')[2]}" if near in groups and not tail else ""
     hint = f"did you mean {near}{tail}{value}? " if near else ""
     if len(parts) == 1:
-        homes = _homes(tree, parts[0])
         hint = f"did you mean {' or '.join(homes)}? " if homes else hint
     own = "" if hint or line.startswith("+") else f"; to add a key of your own: +{line}"
     return UserError(f"{line}: there is no key or group {parts[0]}", f"{hint}there are: {listed(known, 40)}{own}")

@@ -109,3 +109,54 @@ def refusal(key: str, value: Any) -> UserError:
     text = WRITE[key].format(value=as_written(value))
     line = text if text.startswith((_LEAVE_OUT, "`", "set ", "return ")) else f"write {text}"
     return UserError(f"trainer.{key}={as_written(value)}: not a key here", line)
+
+
+_EVALUATE = "`trainer evaluate RUN --split=test` after the training"
+TOP = {
+    "ckpt_path": WRITE["ckpt_path"],
+    "deterministic": "trainer.deterministic={value}",
+    "extras": f"{_LEAVE_OUT}; `trainer fit --cfg job` prints the configuration",
+    "hparams_search": "-m with several values, as in -m optimizer.lr=0.1,0.01: one job for each",
+    "lr_scheduler": "scheduler={value}",
+    "model_checkpoint": "callbacks=model_checkpoint",
+    "optimized_metric": "checkpoint.monitor={value}",
+    "paths": "runs_dir={value} for where runs are made; keys of your own are in your config files",
+    "print_config": "`trainer fit --cfg job` prints the configuration",
+    "seed_everything": "seed={value}",
+    "tags": "tracking.tags={value}",
+    "task_name": "name={value}",
+    "test": f"{_LEAVE_OUT}; {_EVALUATE}",
+    "train": f"{_LEAVE_OUT}; {_EVALUATE} is all that there is without training",
+}
+"""Top-level names of the lightning-hydra-template and of LightningCLI to what is written here for them."""
+
+
+def refusal_at_top(line: str, key: str, value: str) -> UserError | None:
+    """Of a top-level `key` that other projects have; None where the name is not one of theirs."""
+    from trainer.config.schema import TrainerOptions
+    from trainer.config.typed import key_names
+
+    text = TOP.get(key) or WRITE.get(key)
+    if text is None and key in (*TAKEN, *key_names(TrainerOptions)):
+        text = f"trainer.{key}={{value}}"
+    if text is None:
+        return None
+    text = text.format(value=value)
+    return UserError(
+        f"{line}: not a key here", text if text.startswith((_LEAVE_OUT, "`", "set ", "return ")) else f"write {text}"
+    )
+
+
+def problems_at_top(config: dict[str, Any]) -> list[UserError]:
+    """Top-level keys of a template's files whose values ask for what `trainer fit` does not do."""
+    problems = []
+    if config.get("ckpt_path") is not None:
+        problems.append(refusal_at_top(f"ckpt_path={config['ckpt_path']}", "ckpt_path", str(config["ckpt_path"])))
+    if config.get("train") is False:
+        problems.append(refusal_at_top("train=false", "train", "false"))
+    return [problem for problem in problems if problem is not None]
+
+
+def left_for_later(config: dict[str, Any]) -> str:
+    """What a template's file asks for and `fit` leaves to another command, as a line for the log; else empty."""
+    return f"test: true is left to you: {_EVALUATE}" if config.get("test") is True else ""

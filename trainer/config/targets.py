@@ -54,6 +54,8 @@ def problems_of_targets(config: dict[str, Any], cwd: Path) -> list[UserError]:
         if not node.get("_target_"):
             if section in ("model", "data", "optimizer"):
                 fix = f"choose one with {section}=NAME, or set {section}._target_=my_package.MyClass"
+                if isinstance(node.get("class_path"), str):  # LightningCLI's
+                    fix = f"write _target_: {node['class_path']} for class_path, and the init_args beside it"
                 problems.append(UserError(f"{section}._target_ is missing", fix))
             continue
         problems += _node(section, node, given, cwd)

@@ -1,0 +1,90 @@
+"""Names of the lightning-hydra-template and of LightningCLI outside of `trainer`: what to write is said, or done."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from trainer.cli.lightning_cli import rewritten
+from trainer.config.check import check
+from trainer.config.compose import compose
+from trainer.errors import UserError
+
+
+@pytest.mark.parametrize(
+    ("override", "fix"),
+    [
+        ("task_name=abc", "write name=abc"),
+        ("tags=[dev]", "write tracking.tags=[dev]"),
+        ("ckpt_path=x.ckpt", "finetune.init_from=x.ckpt"),
+        ("+ckpt_path=x.ckpt", "finetune.init_from=x.ckpt"),
+        ("train=false", "trainer evaluate RUN"),
+        ("test=true", "trainer evaluate RUN --split=test"),
+        ("extras.print_config=true", "trainer fit --cfg job"),
+        ("hparams_search=mnist_optuna", "-m optimizer.lr=0.1,0.01"),
+        ("optimized_metric=val/acc", "write checkpoint.monitor=val/acc"),
+        ("seed_everything=3", "write seed=3"),
+        ("devices=4", "write trainer.devices=4"),
+        ("limit_train_batches=4", "write trainer.limit_train_batches=4"),
+        ("learning_rate=0.1", "write optimizer.lr=0.1"),
+        ("epochs=3", "write trainer.max_epochs=3"),
+        ("lr_scheduler=step", "write scheduler=step"),
+    ],
+)
+def test_a_top_level_name_says_what_to_write(override: str, fix: str, workdir: Path) -> None:
+    with pytest.raises(UserError) as caught:
+        compose([override], config_dirs=[])
+    assert fix in caught.value.fix
+    assert "did you mean" not in caught.value.fix
+
+
+def test_keys_of_a_templates_files_are_taken(workdir: Path) -> None:
+    (workdir / "conf").mkdir()
+    text = (
+        "defaults:\n  - config\n  - _self_\ntask_name: train\ntags: [dev]\ntrain: true\ntest: true\nckpt_path: null\n"
+    )
+    (workdir / "conf/train.yaml").write_text(text + "extras:\n  print_config: true\n")
+    composed = compose(["resources.gpus=0"], config_dirs=[], config_name="train")
+    check(composed.config)
+    assert any("trainer evaluate RUN --split=test" in note for note in composed.notes)
+    for line in ("ckpt_path: a.ckpt", "train: false"):
+        (workdir / "conf/train.yaml").write_text(
+            f"{text}{line}\n".replace("ckpt_path: null\n", "").replace("train: true\n", "")
+        )
+        with pytest.raises(UserError):
+            compose(["resources.gpus=0"], config_dirs=[], config_name="train")
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("--trainer.max_epochs=5 --model.lr 0.1", "write trainer.max_epochs=5 model.lr=0.1"),
+        ("seed=1 --trainer.devices 2", "write seed=1 trainer.devices=2"),
+        ("--model my.Net --model.init_args.width=3", "write model._target_=my.Net model.width=3"),
+        ("--optimizer=Adam --optimizer.lr=0.1", "write optimizer._target_=torch.optim.Adam optimizer.lr=0.1"),
+        ("--lr_scheduler=StepLR", "write scheduler._target_=torch.optim.lr_scheduler.StepLR"),
+        ("--seed_everything 3 --print_config", "write seed=3 --cfg job"),
+        ("--ckpt_path=a.ckpt", "write finetune.init_from=a.ckpt"),
+        ("--config cfg/mine.yaml", "write experiment=mine; cfg/mine.yaml becomes conf/experiment/mine.yaml"),
+    ],
+)
+def test_a_command_line_of_lightning_cli_is_rewritten(line: str, says: str) -> None:
+    assert rewritten(line.split()).startswith(says)
+
+
+def test_other_options_are_left_alone() -> None:
+    assert rewritten(["--folow", "seed=1"]) == ""
+
+
+def test_a_class_path_says_what_to_write(workdir: Path) -> None:
+    (workdir / "conf/model").mkdir(parents=True)
+    (workdir / "conf/model/mine.yaml").write_text("class_path: my.Net\ninit_args:\n  width: 3\n")
+    with pytest.raises(UserError) as caught:
+        check(compose(["model=mine", "resources.gpus=0"], config_dirs=[]).config)
+    assert "_target_: my.Net" in str(caught.value)
+
+
+@pytest.mark.parametrize("option", ["default", "fdr", "limit", "profiler", "overfit", "fast"])
+def test_the_debug_presets_pass(option: str, workdir: Path) -> None:
+    check(compose([f"debug={option}", "resources.gpus=0"], config_dirs=[]).config)
