@@ -69,6 +69,15 @@ class InInit(LightningModule):
         return torch.optim.AdamW(self.parameters(), lr=0.01)
 
 
+class FromElsewhere(InInit):
+    """Starts from other weights."""
+
+    def make(self) -> None:
+        super().make()
+        for parameter in self.net.parameters():
+            nn.init.normal_(parameter, std=0.3, generator=torch.Generator().manual_seed(parameter.numel()))
+
+
 class InSetup(InInit):
     """Made when the data is known."""
 

@@ -69,6 +69,7 @@ ON_ONE_RANK = {
     "setup_single": Case("InSetup", "single"),
     "shards_alone": Case("Shards", "fsdp"),
     "setup_frozen": Case("InSetupFiltered", "single", FREEZE, like="Frozen"),
+    "setup_init_from": Case("InSetup", "single", ["finetune.init_from=other.ckpt"], like="FromElsewhere"),
     "none_single": Case("NoOptimizer", "single", like="NoOptimizer"),
     "bank_none": Case("Bank", "single", like="Bank"),
     "bank_list": Case("BankWithList", "single", like="Bank"),
@@ -127,6 +128,7 @@ def test_two_ranks(tmp_path: Path) -> None:
 
 @pytest.mark.filterwarnings("ignore")
 def test_one_rank(tmp_path: Path) -> None:
+    torch.save({"state_dict": late_project.FromElsewhere().state_dict()}, tmp_path / "other.ckpt")
     evaluated = run_all(tmp_path, 1, ON_ONE_RANK)
     assert evaluated["setup_single"]["onnx"] < 1e-5
 

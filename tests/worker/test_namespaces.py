@@ -51,16 +51,24 @@ def test_who_asks_whether_it_is_there_does_not_import_it() -> None:
     assert imported == "False"
 
 
-def test_spawned_loader_workers_have_it_too() -> None:
-    """multiprocessing runs the main file of its parent in a spawned process before it unpickles anything."""
-    probe = (
-        "import runpy, sys; runpy.run_{}({!r}, run_name='__mp_main__');"
-        "print([type(one).__name__ for one in sys.meta_path][0])"
+def test_spawned_loader_workers_have_it_too(tmp_path: Path) -> None:
+    (tmp_path / "rows.py").write_text(
+        "from importlib.util import find_spec\n"
+        "is_ours = 'trainer.' in type(find_spec('pytorch_lightning').loader).__module__\n"
+        "class Rows:\n"
+        "    def __len__(self): return 2\n"
+        "    def __getitem__(self, index): return int(is_ours)\n"
     )
-    for how, what in (("module", "trainer.worker.__main__"), ("path", str(ROOT / "trainer/worker/start.py"))):
-        command = [sys.executable, "-c", probe.format(how, what)]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
-        assert done.stdout == "OneLightning\n", what
+    probe = (
+        "from rows import Rows, is_ours\nfrom torch.utils.data import DataLoader\n"
+        "from trainer.config.batch import BatchPlan\nfrom trainer.data.loader import resumable\n"
+        "loader = DataLoader(Rows(), num_workers=1, multiprocessing_context='spawn')\n"
+        "print([is_ours, *(batch.item() for batch in resumable(loader, BatchPlan.of(1, 1, 1), 0, 0))])"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
+    command = [sys.executable, "-c", probe]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=True)
+    assert done.stdout == "[False, 1, 1]\n"
 
 
 def test_both_names_are_one_to_the_command_line(tmp_path: Path) -> None:

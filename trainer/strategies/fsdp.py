@@ -26,6 +26,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import (
     CPUOffloadPolicy,
     FSDPModule,
+    FullyShardedDataParallel,
     MixedPrecisionPolicy,
     OffloadPolicy,
     fully_shard,
@@ -36,6 +37,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from trainer.checkpoint.named import by_name, named_groups, set_options
 from trainer.checkpoint.stored import Optimizers, Stored, flatten
 from trainer.config.strategy import Fsdp
+from trainer.errors import UserError
 from trainer.strategies.blocks import prepare
 from trainer.strategies.buffers import BuffersOfRank0
 from trainer.strategies.deferred import Recipe, make_whole, recipes, replace_parameters
@@ -82,6 +84,9 @@ class RunFSDPStrategy(ShardedCheckpoints, BuffersOfRank0, ModelParallelStrategy)
         module = self.lightning_module
         assert module is not None
         self.accelerator.setup(trainer)
+        if any(isinstance(part, FullyShardedDataParallel) for part in module.modules()):
+            problem = f"strategy={self.options.name}: {type(module).__name__} has parts in FullyShardedDataParallel"
+            raise UserError(problem, "use fully_shard in its place, or leave it out: the strategy shards")
         if self.sizes[2] > 1:
             make_whole(module)  # DTensor's tensor parallel replaces parameters one layer at a time
         later = recipes(module)

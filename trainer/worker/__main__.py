@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 from trainer.runs.directory import RunDirectory
-from trainer.worker import failure, namespaces, process, stop
+from trainer.worker import failure, process, stop
 from trainer.worker.attempt import Attempt
 from trainer.worker.heartbeat import Heartbeat
 from trainer.worker.imports import quick_imports
@@ -34,9 +34,6 @@ def main() -> int:
 
     return run(run_path)
 
-
-if __name__ == "__mp_main__":  # a worker that a DataLoader has spawned runs this file, too, before the user's code
-    namespaces.install()
 
 if __name__ == "__main__":
     code = main()

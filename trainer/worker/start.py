@@ -25,8 +25,5 @@ def main() -> int:
     return reported(verb.main)
 
 
-if __name__ == "__mp_main__":  # a worker that a DataLoader has spawned runs this file, too, before the user's code
-    importlib.import_module("trainer.worker.namespaces").install()
-
 if __name__ == "__main__":
     sys.exit(main())
