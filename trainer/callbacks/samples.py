@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from trainer.data.collection import listen
 from trainer.runs.files import append_line
 from trainer.worker.process import Rank
 
@@ -15,18 +17,29 @@ from trainer.worker.process import Rank
 class SampleLog(Callback):
     """`samples/attempt-NN-rank-R.jsonl` in the run directory: {"epoch", "step", "ids"} for each micro-batch.
 
-    `step` counts the optimizer steps of the epoch from 0. Of loaders that the trainer has rebuilt;
-    nothing where there is none.
+    `step` counts the optimizer steps of the epoch from 0, or the batches of a loader whose order only its source knows;
+    its "ids" are a digest of the batch. Of several loaders each line has the "loader" by number.
     """
+
+    def __init__(self) -> None:
+        self._listening: list[Any] = []
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         rank = Rank.from_environment()
         path = Path(trainer.default_root_dir) / "samples" / f"attempt-{rank.attempt:02d}-rank-{rank.rank}.jsonl"
         path.parent.mkdir(exist_ok=True)
         combined = trainer.fit_loop._combined_loader
-        for loader in combined.flattened if combined is not None else []:
-            sampler: Any = getattr(loader, "batch_sampler", None)
-            if hasattr(sampler, "on_batch"):
-                sampler.on_batch = lambda epoch, step, ids: append_line(
-                    path, json.dumps({"epoch": epoch, "step": step, "ids": ids})
-                )
+        self._listening = list(combined.flattened) if combined is not None else []
+        for number, loader in enumerate(self._listening):
+            which = {"loader": number} if len(self._listening) > 1 else {}
+            listen(loader, partial(_write, path, which))
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Also to loaders that Lightning has made anew (`reload_dataloaders_every_n_epochs`)."""
+        combined = trainer.fit_loop._combined_loader
+        if combined is not None and list(map(id, combined.flattened)) != list(map(id, self._listening)):
+            self.on_train_start(trainer, pl_module)
+
+
+def _write(path: Path, which: dict[str, int], epoch: int, step: int, ids: list[Any]) -> None:
+    append_line(path, json.dumps({"epoch": epoch, "step": step, "ids": ids, **which}, default=str))

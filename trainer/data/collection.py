@@ -13,6 +13,7 @@ from torch.utils.data import BatchSampler, DataLoader, IterableDataset
 
 from trainer.config.batch import BatchPlan
 from trainer.data.loader import Ordered, described, evaluation, resumable, sized_len
+from trainer.data.order import Batches
 from trainer.data.ranks import Ranks
 from trainer.data.stream import Stream
 from trainer.errors import UserError
@@ -100,6 +101,15 @@ def connect(
             loader.begin_with(begins_with)
         if isinstance(loader, Stream):
             loader.fetches_ahead = fetches_ahead
+
+
+def listen(loader: Any, on_batch: Callable[[int, int, list[Any]], None]) -> None:
+    """Call `on_batch` with (epoch, step, ids) of each micro-batch that a rebuilt loader hands out, and of those that
+    were fetched ahead of the training."""
+    if isinstance(loader, Stream):
+        loader.on_batch = on_batch
+    elif isinstance(loader, Ordered) and isinstance(loader.batch_sampler, Batches):
+        loader.batch_sampler.listen(on_batch, loader.not_trained())
 
 
 def load_states(loaders: list[Any], states: list[dict[str, Any]]) -> None:

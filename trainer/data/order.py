@@ -65,8 +65,18 @@ class Batches(Sampler[Any]):
     def delivered(self) -> None:
         """Count one micro-batch. The loader calls it as it hands one out, not when a worker fetches one early."""
         if self.on_batch is not None:
-            self.on_batch(self._epoch, self._delivered // self.accumulate, self.ids(self._epoch, self._delivered))
+            self._report(self._delivered)
         self._delivered += 1
+
+    def listen(self, on_batch: Callable[[int, int, list[Any]], None], not_trained: int) -> None:
+        """Set `on_batch`, and call it for the last `not_trained` micro-batches that were handed out."""
+        self.on_batch = on_batch
+        for batch in range(max(0, self._delivered - not_trained), self._delivered):
+            self._report(batch)
+
+    def _report(self, batch: int) -> None:
+        assert self.on_batch is not None
+        self.on_batch(self._epoch, batch // self.accumulate, self.ids(self._epoch, batch))
 
     def state(self, not_trained: int, epoch_is_over: bool) -> dict[str, int]:
         """What `load` takes. `not_trained`: micro-batches handed out that nobody has trained on yet."""

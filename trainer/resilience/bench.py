@@ -263,7 +263,7 @@ def lost_steps(run: RunDirectory) -> int:
             except ValueError:
                 continue
             begun += 1
-            distinct.add((record["epoch"], record["step"]))
+            distinct.add((record["epoch"], record["step"], record.get("loader")))
     return begun - len(distinct)
 
 

@@ -49,7 +49,9 @@ def samples(run: Path) -> dict[str, list[int]]:
                 record = json.loads(line)
             except ValueError:  # cut short by a kill
                 continue
-            here.setdefault(f"rank {rank}, epoch {record['epoch']}, step {record['step']}", []).extend(record["ids"])
+            loader = f", loader {record['loader']}" if "loader" in record else ""
+            where = f"rank {rank}, epoch {record['epoch']}, step {record['step']}{loader}"
+            here.setdefault(where, []).extend(record["ids"])
         found.update(here)
     return found
 
