@@ -84,7 +84,7 @@ def describe(job: Job) -> list[tuple[str, str]]:
         ("run", f"{config['runs_dir']}/{config['name']}-ID"),
         ("shape", f"{job.shape}, strategy {config['strategy']['name']}, precision {options['precision']}"),
         ("model", config["model"]["_target_"]),
-        ("data", config["data"]["_target_"]),
+        ("data", config["data"]["_target_"] or "none: the model's own loaders"),
         ("batch", batch),
         ("until", " or ".join(limits)),
         ("validation", _validation(options)),

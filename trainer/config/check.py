@@ -16,6 +16,7 @@ from trainer.config.loggers import problems_of_loggers
 from trainer.config.near import did_you_mean, listed
 from trainer.config.optimization import problems_of_accumulation, problems_of_optimization
 from trainer.config.own import problems_of_own
+from trainer.config.own_loaders import problems_of_loaders
 from trainer.config.problems import raise_all
 from trainer.config.schedule import problems_of_optimizer, problems_of_schedule
 from trainer.config.strategy import (
@@ -158,6 +159,7 @@ def check(config: dict[str, Any], cwd: Path | None = None, fits: bool = True) ->
     values = [*_ranges(config), *_limits(config), *_names(config), *problems_of_callbacks(config)]
     cwd = cwd or Path.cwd()
     targets = [*problems_of_targets(config, cwd), *problems_of_own(config, cwd)]
+    targets += problems_of_loaders(config, cwd)
     targets += problems_of_optimization(config, cwd)
     values += [*problems_of_schedule(config), *problems_of_optimizer(config)]
     # A model or data that is not there needs no second message.

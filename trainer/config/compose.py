@@ -139,6 +139,13 @@ def _compose(overrides: list[str], place: Place, config_name: str, notes: list[s
         for override in sorted(values, key=_targets_first):
             note = set_value(tree, override, loader, where)
             notes += [note] if note else []
+    model = tree.get("model")
+    if model and not str(model.get("_target_")).startswith("trainer."):
+        from trainer.config.own_loaders import use_own_loaders  # reads source text: only of a user's own model
+
+        chosen = [one.partition("=")[0] for one in groups]
+        note = use_own_loaders(tree, chosen, [one.key_or_group for one in values], where)
+        notes += [note] if note else []
     _record(tree, groups, values)
     return tree
 

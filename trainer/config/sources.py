@@ -100,6 +100,22 @@ def _class_literal(found: Definition, name: str, hops: int) -> Any:
     return None
 
 
+def defines(found: Definition, method: str, but_not: str, hops: int = _MOST_HOPS) -> bool | None:
+    """Whether the class, or a base outside of the package `but_not`, has this method; null where nothing tells."""
+    if not isinstance(found.node, ast.ClassDef) or hops == 0:
+        return None
+    if found.module.name.partition(".")[0] == but_not:
+        return False
+    if any(method in _names_of(node) for node in found.node.body):
+        return True
+    answers: list[bool | None] = []
+    for base in found.node.bases:
+        dotted = ast.unparse(base.value if isinstance(base, ast.Subscript) else base)
+        above = lookup(found.module, dotted) if all(part.isidentifier() for part in dotted.split(".")) else None
+        answers.append(defines(above, method, but_not, hops - 1) if isinstance(above, Definition) else None)
+    return True if True in answers else None if None in answers else False
+
+
 def _literal(module: Module, value: ast.expr) -> Any:
     if isinstance(value, ast.Name) and module.file is not None:
         bound = _bindings(module.file).get(value.id, [])

@@ -52,7 +52,7 @@ def problems_of_targets(config: dict[str, Any], cwd: Path) -> list[UserError]:
     for section, given in SECTIONS.items():
         node = config[section]
         if not node.get("_target_"):
-            if section in ("model", "data", "optimizer"):
+            if section in ("model", "optimizer") or (section == "data" and "_target_" not in node):
                 fix = f"choose one with {section}=NAME, or set {section}._target_=my_package.MyClass"
                 if isinstance(node.get("class_path"), str):  # LightningCLI's
                     fix = f"write _target_: {node['class_path']} for class_path, and the init_args beside it"

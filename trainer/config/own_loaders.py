@@ -1,0 +1,53 @@
+"""A LightningModule that has its train loader itself: `data=none`, also where no data was chosen."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from trainer.config.sources import Definition, Unknown, defines, find
+from trainer.errors import UserError
+
+NONE = "none"
+DEFAULT = "digits"
+_SIZES = ("data.batch_size", "data.micro_batch", "data.num_workers")
+"""May be set without choosing data."""
+
+
+def use_own_loaders(tree: Any, groups: list[str], values: list[str], cwd: Path) -> str | None:
+    """Put `data=none` in the place of the default data where the model has loaders; returns a line that says so.
+
+    `groups`: those chosen on the command line; `values`: the keys set there. Lightning prefers a data module to the
+    module's own loaders, but here nobody asked for this one.
+    """
+    from omegaconf import open_dict
+
+    choices = tree.hydra.runtime.choices
+    asked = "data" in groups or any(key.startswith("data.") and key not in _SIZES for key in values)
+    model = tree.get("model")
+    if choices.get("data") != DEFAULT or asked or not model or not isinstance(model.get("_target_"), str):
+        return None
+    if not has_train_loader(model["_target_"], cwd):
+        return None
+    kept = {key.partition(".")[2]: tree.data[key.partition(".")[2]] for key in values if key in _SIZES}
+    with open_dict(tree):
+        tree.data = {"_target_": None, **kept}
+        choices["data"] = NONE
+    return f"data: the loaders of {model['_target_']}, which has a train_dataloader; choose others with data=NAME"
+
+
+def has_train_loader(target: str, cwd: Path) -> bool | None:
+    """Whether the class has a `train_dataloader` that is not Lightning's own; null where the text does not tell."""
+    found = find(target, cwd)
+    if isinstance(found, Definition):
+        return defines(found, "train_dataloader", but_not="lightning")
+    return None if isinstance(found, Unknown) else False
+
+
+def problems_of_loaders(config: dict[str, Any], cwd: Path) -> Iterator[UserError]:
+    """`data=none` with a model that has no loaders."""
+    target = config["model"].get("_target_")
+    if config["data"].get("_target_") is None and isinstance(target, str) and has_train_loader(target, cwd) is False:
+        name = target.rpartition(".")[2]
+        yield UserError(f"data=none: {name} has no train_dataloader of its own", "choose data: data=NAME")
