@@ -122,12 +122,12 @@ class MomentFitLoop(_FitLoop):
                 iter(self._data_fetcher)
 
     def _begin_epoch(self) -> None:
-        """Set our loaders to its beginning: the epoch before may have been cut short, a callback may have read from
-        them, or they are new (`reload_dataloaders_every_n_epochs`)."""
+        """Set our loader to its beginning: a callback may have read from it. In a collection each counts its own epochs:
+        a short one has several of them in one of the training's."""
         assert self._combined_loader is not None
-        for loader in self._combined_loader.flattened:
-            if isinstance(loader, OrderedLoader):
-                loader.load_state_dict({"epoch": self.trainer.current_epoch, "step": 0})
+        loaders = self._combined_loader.flattened
+        if len(loaders) == 1 and isinstance(loaders[0], OrderedLoader):
+            loaders[0].load_state_dict({"epoch": self.trainer.current_epoch, "step": 0})
 
     def _load_combined_loader_states(self) -> None:
         """Lightning leaves the loaders' state out where the checkpoint was written at the end of an epoch."""
