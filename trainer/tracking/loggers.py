@@ -15,6 +15,7 @@ from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
+from trainer.callbacks.steps import steps_taken
 from trainer.config.schema import Config
 from trainer.runs.directory import RunDirectory
 from trainer.tracking import user_loggers
@@ -30,10 +31,16 @@ class StepAxis:
     that the user gives, by `self.log("step", ...)` or as an argument, stays.
     """
 
-    def __init__(self, completed_steps: Callable[[], int]) -> None:
-        self.completed_steps = completed_steps
+    def __init__(self, counted: Callable[[], int]) -> None:
+        self._counted = counted
         self.trainer: Trainer | None = None
         """Once it is built."""
+
+    def completed_steps(self) -> int:
+        """What the heartbeat has, or already Lightning's own count: its callbacks come before ours at a step's end."""
+        if self.trainer is None or self.trainer.lightning_module is None:
+            return self._counted()
+        return max(self._counted(), steps_taken(self.trainer))
 
     def step(self, given: int | None) -> int:
         if given is None or self.trainer is None or given == self.trainer.fit_loop.epoch_loop._batches_that_stepped:
@@ -95,14 +102,18 @@ class Loggers:
         config: Config,
         run: RunDirectory,
         rank: Rank,
-        completed_steps: Callable[[], int],
+        counted: Callable[[], int],
         unsure: list[Any],
         group: torch.distributed.ProcessGroup | None = None,
     ) -> None:
-        """Collective. `unsure`: lines of metrics.jsonl that may not have got to W&B. `group`: the CPU group."""
-        self.axis = StepAxis(completed_steps)
+        """Collective.
+
+        `counted`: optimizer steps by the heartbeat. `unsure`: lines of metrics.jsonl that may not have got to W&B.
+        `group`: the CPU group.
+        """
+        self.axis = StepAxis(counted)
         self._experiment: Any = None
-        own = user_loggers.build(config.logger, run, completed_steps(), rank.is_first, group)
+        own = user_loggers.build(config.logger, run, counted(), rank.is_first, group)
         shown = [user_loggers.at_steps(logger, self.axis.step) for logger in own]
         if config.tracking.name == "wandb":
             names = identity(run, config.tracking)
@@ -110,7 +121,7 @@ class Loggers:
                 self._experiment = start(run, config.tracking, run.config(), unsure)
                 names = {**names, "project": self._experiment.project, "id": self._experiment.id}
             shown.append(WandbCurves(self._experiment, self.axis, run, names))
-        self.all: list[Logger] = [*(shown or [NoLogger(run)]), MetricsFile(run.metrics_path, completed_steps)]
+        self.all: list[Logger] = [*(shown or [NoLogger(run)]), MetricsFile(run.metrics_path, self.axis.completed_steps)]
 
     def finish(self, exit_code: int) -> None:
         """End each; the W&B run last."""
