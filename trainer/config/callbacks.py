@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from importlib.util import find_spec
 from typing import Any
 
 from trainer.errors import UserError
@@ -24,8 +23,6 @@ def problems_of_callbacks(config: dict[str, Any]) -> Iterator[UserError]:
     """Of the section `callbacks` of a composed configuration."""
     for name, node in config["callbacks"].items():
         target = str(node.get("_target_")) if isinstance(node, dict) else ""
-        if target.rpartition(".")[2].startswith("Rich") and target.startswith(_PACKAGES) and find_spec("rich") is None:
-            yield UserError(f"callbacks.{name}._target_={target}: needs the package rich", "pip install rich")
         refused = REFUSED.get(target.rpartition(".")[2])
         if refused is not None and target.startswith(_PACKAGES):
             yield UserError(f"callbacks.{name}._target_={target}: {refused[0]}", refused[1])
