@@ -205,6 +205,23 @@ class InSetupFiltered(InSetup):
     configure_optimizers = Frozen.configure_optimizers
 
 
+class StepsDirectly(InInit):
+    """Past Lightning, which counts no step of it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+
+    def training_step(self, batch: list[Tensor], batch_idx: int) -> Any:
+        loss = super().training_step(batch, batch_idx)
+        if self.trainer.training:
+            optimizer: Any = self.optimizers(use_pl_optimizer=False)
+            optimizer.zero_grad()
+            self.manual_backward(loss)
+            optimizer.step()
+        return loss
+
+
 class NoOptimizer(InInit):
     """Measures what never changes; Lightning counts its batches as steps."""
 

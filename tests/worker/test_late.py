@@ -70,6 +70,7 @@ ON_ONE_RANK = {
     "shards_alone": Case("Shards", "fsdp"),
     "setup_frozen": Case("InSetupFiltered", "single", FREEZE, like="Frozen"),
     "setup_init_from": Case("InSetup", "single", ["finetune.init_from=other.ckpt"], like="FromElsewhere"),
+    "steps_directly": Case("StepsDirectly", "single"),
     "none_single": Case("NoOptimizer", "single", like="NoOptimizer"),
     "bank_none": Case("Bank", "single", like="Bank"),
     "bank_list": Case("BankWithList", "single", like="Bank"),

@@ -16,7 +16,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from trainer.callbacks.boundary import Boundary
 from trainer.callbacks.metrics import TrainMetrics
-from trainer.callbacks.steps import Steps, steps_of
+from trainer.callbacks.steps import Steps, count_direct_steps, steps_of
 from trainer.worker.collectives import Timeouts
 from trainer.worker.heartbeat import Heartbeat
 from trainer.worker.noted import Noted, noted_by_the_loop, noted_of
@@ -47,6 +47,7 @@ class StepClock(Callback):
         self._batch_ended = 0.0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        count_direct_steps(trainer)
         self._steps = steps_of(trainer)
         self.step, self._wakes_at = self._steps.completed, 0
         self._is_manual, self._stride = not pl_module.automatic_optimization, 1

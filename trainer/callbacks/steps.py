@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any, Protocol
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.loops.progress import _ProcessedTracker, _ReadyCompletedTracker
+from torch.optim import Optimizer
 
 
 class Steps(Protocol):
@@ -28,6 +29,27 @@ def steps_of(trainer: Trainer) -> Steps:
         return _Batches(loop.batch_progress.total)
     assert isinstance(total, _ReadyCompletedTracker)
     return total
+
+
+def count_direct_steps(trainer: Trainer) -> None:
+    """Have Lightning count the steps of optimizers that a module steps past it, too.
+
+    `self.optimizers(use_pl_optimizer=False)` gives torch's own optimizers, of whose steps `trainer.global_step` knows
+    nothing: it stays 0, `max_steps` never comes, and no checkpoint could be told from another.
+    """
+    if trainer.lightning_module.automatic_optimization:
+        return
+    progress = trainer.fit_loop.epoch_loop.manual_optimization.optim_step_progress
+    total = progress.total
+
+    def count(*_: Any) -> None:
+        if total.ready == total.completed:  # else Lightning is about to count it
+            progress.increment_ready()
+            progress.increment_completed()
+
+    for optimizer in trainer.optimizers:
+        if isinstance(optimizer, Optimizer):
+            optimizer.register_step_post_hook(count)
 
 
 class _Batches:

@@ -122,8 +122,10 @@ class MomentFitLoop(_FitLoop):
                 iter(self._data_fetcher)
 
     def _begin_epoch(self) -> None:
-        """Set our loader to its beginning: a callback may have read from it. In a collection each counts its own epochs:
-        a short one has several of them in one of the training's."""
+        """Set our loader to its beginning: a callback may have read from it.
+
+        In a collection each counts its own epochs: a short one has several of them in one of the training's.
+        """
         assert self._combined_loader is not None
         loaders = self._combined_loader.flattened
         if len(loaders) == 1 and isinstance(loaders[0], OrderedLoader):
