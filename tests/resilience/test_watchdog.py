@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from trainer.resilience.watchdog import STACKS_SUFFIX, Allowances, Hang, HangWatch, Place, blame
+from trainer.resilience.watchdog import STACKS_SUFFIX, Allowances, Hang, HangWatch, Place, blame, uneven
 
 ALLOWANCES = Allowances(factor=10, floor_s=20, slow_s=100)
 DUMP = """Thread 0x00007f71d3fff6c0 (most recent call first):
@@ -112,3 +112,11 @@ def test_nobody_is_named_where_all_wait(tmp_path: Path) -> None:
     found = blame(hang(*both(12)), tmp_path)
     assert found.place is None
     assert "all ranks stand at" in found.where
+
+
+def test_ranks_with_different_numbers_of_batches_are_named() -> None:
+    told = uneven([place(0, 5), place(1, 5, "validate"), place(2, 5)])
+    assert told is not None
+    assert told.startswith("rank 1 had no batch left while ranks 0, 2 trained")
+    assert uneven(both(5)) is None
+    assert uneven(both(5, "validate")) is None

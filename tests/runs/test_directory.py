@@ -10,6 +10,9 @@ from typing import Any
 
 import pytest
 
+from trainer.cluster import torchrun
+from trainer.cluster.shape import LaunchShape
+from trainer.cluster.torchrun import Place
 from trainer.errors import EnvironmentFault, UserError
 from trainer.runs.directory import RunDirectory
 from trainer.runs.files import append_line, read_json, read_live, write_atomic, write_live
@@ -52,6 +55,19 @@ def test_what_is_frozen_can_be_read_back(tmp_path: Path) -> None:
     assert run.next_attempt() == 0
     (run.logs_dir / "attempt-07").mkdir()
     assert run.next_attempt() == 8
+
+
+def test_the_hash_seed_is_that_of_the_launch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PYTHONHASHSEED", raising=False)
+    assert make(tmp_path).hash_seed() == "0"
+    monkeypatch.setenv("PYTHONHASHSEED", "7")
+    run = make(tmp_path)
+    monkeypatch.setenv("PYTHONHASHSEED", "8")
+    assert run.hash_seed() == run.manifest()["python_hash_seed"] == "7"
+    run.manifest_path.write_text("{}")  # of a run that was made before
+    assert run.hash_seed() == "8"
+    shape, place = LaunchShape(1, 1, "cpu"), Place()
+    assert torchrun.environment({}, run.code_dir, shape, place, 0, hash_seed="7")["PYTHONHASHSEED"] == "7"
 
 
 @pytest.mark.parametrize("name", ["../x", "a/b", "", ".hidden", "-rf", "a b", "x\ny"])

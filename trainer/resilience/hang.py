@@ -13,7 +13,7 @@ from trainer.cluster.cause import Cause
 from trainer.errors import HUNG
 from trainer.resilience.collectives import Missing, missing, request_of, trace_of
 from trainer.resilience.stragglers import StragglerWatch, read_paces
-from trainer.resilience.watchdog import STACKS_SUFFIX, Allowances, Hang, HangWatch, blame, read_places
+from trainer.resilience.watchdog import STACKS_SUFFIX, Allowances, Hang, HangWatch, blame, read_places, uneven
 from trainer.runs.directory import RunDirectory
 
 _LOOK_EVERY_S = 0.5
@@ -96,7 +96,7 @@ class HangWatcher:
         stands = f" (step {place.step}, {place.phase})" if place else ""
         reason = (
             f"{who}{stands} did not move for {hang.still_s:.0f} s, {hang.allowed_s:.0f} s are allowed: {blamed.where}"
-        ) + (f"; {late}" if late else "")
+        ) + "".join(f"; {more}" for more in (late, uneven(hang.places)) if more)
         log = folder / f"rank-{place.rank}{STACKS_SUFFIX}" if place else self._node_log
         self.found[attempt] = Cause(reason, [], log, HUNG, place.rank if place else None, place.host if place else None)
         if self._records:

@@ -61,6 +61,19 @@ class Hang:
     allowed_s: float
 
 
+def uneven(places: list[Place]) -> str | None:
+    """The usual cause where some ranks train and others are past the epoch; None where they are not."""
+    training = [place.rank for place in places if place.phase == "train"]
+    beyond = [place.rank for place in places if place.phase in ("validate", "finish", "finished")]
+    if not training or not beyond:
+        return None
+    who, others = (f"rank{'s' * (len(ranks) > 1)} {', '.join(map(str, ranks[:8]))}" for ranks in (beyond, training))
+    return (
+        f"{who} had no batch left while {others} trained: a loader gives the ranks different numbers of batches;"
+        " give each rank as many as the others"
+    )
+
+
 class HangWatch:
     """One attempt's watch; call `look` about once a second with what `read_places` gives."""
 
