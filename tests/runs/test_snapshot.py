@@ -67,7 +67,9 @@ def assert_frozen(project: Path, live: Path, module: str, path: str = "") -> Run
 @pytest.mark.parametrize("in_git", [True, False])
 def test_a_folder_with_code_is_code_whatever_its_name(workdir: Path, name: str, in_git: bool) -> None:
     write(workdir, **{f"mine/{name}/__init__.py": "", "mine/__init__.py": "", f"{name}x/__init__.py": ""})
-    write(workdir, **{".gitignore": f"{name}/\n"})  # as many projects do, for the folder of that name at the top
+    write(
+        workdir, **{".project-root": "", ".gitignore": f"{name}/\n"}
+    )  # as many projects do, for the folder of that name at the top
     if in_git:
         git(workdir, "init")
     assert_frozen(workdir, workdir / f"mine/{name}/nets.py", f"mine.{name}.nets")
@@ -185,6 +187,15 @@ def test_a_project_in_a_folder_of_a_repository(workdir: Path, monkeypatch: pytes
     write(project, net="from common.blocks import Net\nedited\n")
     assert in_worker(run, project, "import net; print(net.Net.state)", path) == "launched"
     assert (run.code_dir / "projects/one/net.py").is_file()
+
+
+def test_a_module_that_puts_the_project_first_does_not_bring_back_the_live_code(workdir: Path) -> None:
+    head = "import os, sys\nsys.path.insert(0, os.getcwd())\n"
+    write(workdir, net=head + "from inner import state\n", inner="state = 'launched'\n")
+    run = launch(workdir)
+    write(workdir, inner="state = 'edited since'\n", late="state = 'new'\n")
+    shown = "import trainer.worker.frozen as f; f.install(); import net, late; print(net.state, late.state)"
+    assert in_worker(run, workdir, shown, str(Path(__file__).parents[2])) == "launched new"
 
 
 def test_a_run_made_before_imports_as_it_did(workdir: Path) -> None:

@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from hydra.core.hydra_config import HydraConfig
+
 from trainer.cli.job import check_all
 from trainer.config.compose import compose
 from trainer.runs.directory import RunDirectory
@@ -23,7 +25,7 @@ def new_run(folder: Path, overrides: list[str]) -> RunDirectory:
     with working_in(folder):
         given = [*(one for one in ONE_RANK if not _given(one, overrides)), *overrides]
         (job,) = check_all([compose(given, config_dirs=[], cwd=folder)])
-        return RunDirectory.create(job.config, overrides=given, choices={}, code_root=folder)
+        return RunDirectory.create(job.config, overrides=given, choices={}, code_root=folder, hydra=job.hydra)
 
 
 def _given(override: str, overrides: list[str]) -> bool:
@@ -42,6 +44,7 @@ def attempt(run: RunDirectory, folder: Path, outcome: str = "finished") -> str:
             train(run.path)
     finally:
         del os.environ["TRAINER_ATTEMPT"]
+        HydraConfig.instance().cfg = None
     assert run.attempts()[-1]["outcome"] == outcome, said.getvalue()
     return said.getvalue()
 

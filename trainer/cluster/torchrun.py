@@ -93,7 +93,9 @@ def environment(
     # The code as it was at launch goes before what the working directory holds by now, and before editable installs,
     # which come last on Python's path. `python -m` would put the working directory first of all; Python 3.11 and later
     # can be told not to (3.10: `process.frozen_code_first`).
-    paths = [*import_paths(code_dir), os.getcwd(), *filter(None, [inherited.get("PYTHONPATH")])]
+    frozen = import_paths(code_dir)
+    variables["TRAINER_FROZEN_CODE"] = os.pathsep.join(frozen)  # read by trainer/worker/frozen.py
+    paths = [*frozen, os.getcwd(), *filter(None, [inherited.get("PYTHONPATH")])]
     variables["PYTHONPATH"] = os.pathsep.join(paths)
     variables["PYTHONSAFEPATH"] = "1"
     if place.nodes == 1:

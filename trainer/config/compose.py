@@ -61,7 +61,7 @@ class Place:
     """Of the job in a sweep, from 0; null: no sweep."""
 
     def resolvers(self) -> AbstractContextManager[None]:
-        return own_resolvers([*self.config_dirs, self.cwd / "conf"], self.cwd)
+        return own_resolvers([*(self.cwd / folder for folder in self.config_dirs), self.cwd / "conf"], self.cwd)
 
 
 TEMPLATES = frozenset(("ckpt_path", "train", "test", "task_name"))

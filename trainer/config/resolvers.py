@@ -8,6 +8,7 @@ values are frozen.
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     import ast
 
 FILE = "resolvers.py"
+ROOT_VARIABLE = "PROJECT_ROOT"
 _MOST_FILES = 2000
 """Modules of a project that are searched for a resolver."""
 
@@ -28,10 +30,30 @@ _MOST_FILES = 2000
 @contextmanager
 def own_resolvers(folders: list[Path], cwd: Path) -> Iterator[None]:
     """Within it, what the `resolvers.py` of these config folders register is there. Raises UserError if one fails."""
-    files = [folder / FILE for folder in folders if (folder / FILE).is_file()]
-    if not files:
+    with _project_root(cwd):
+        files = [folder / FILE for folder in folders if (folder / FILE).is_file()]
+        if files:
+            with _registered(files, cwd):
+                yield
+        else:
+            yield
+
+
+@contextmanager
+def _project_root(cwd: Path) -> Iterator[None]:
+    """PROJECT_ROOT, which rootutils sets where a project with a file `.project-root` starts, for `${oc.env:...}`."""
+    is_missing = ROOT_VARIABLE not in os.environ and (cwd / ".project-root").exists()
+    if is_missing:
+        os.environ[ROOT_VARIABLE] = str(cwd)
+    try:
         yield
-        return
+    finally:
+        if is_missing:
+            del os.environ[ROOT_VARIABLE]
+
+
+@contextmanager
+def _registered(files: list[Path], cwd: Path) -> Iterator[None]:
     import runpy
 
     from omegaconf.basecontainer import BaseContainer

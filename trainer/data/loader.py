@@ -28,12 +28,13 @@ from trainer.data.randomness import generators_untouched, mix, seed_sample
 from trainer.data.ranks import Ranks, Shares
 from trainer.data.stream import Stream, is_stateful
 from trainer.errors import UserError
-from trainer.worker import namespaces
+from trainer.worker import frozen, namespaces
 
 _log = logging.getLogger(__name__)
 
 # Already done in a rank. A worker process that was spawned has imported nothing of the rank's; to read the dataset it
 # needs this file, and before the user's.
+frozen.install()
 namespaces.install()
 
 

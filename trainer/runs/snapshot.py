@@ -56,7 +56,8 @@ def snapshot(root: Path, target: Path, leave_out: Path) -> Snapshot:
     base = Path(top) if top and root.is_relative_to(top) else root
     here = root.relative_to(base)
     taken.paths = [(Path("code") / here).as_posix()]
-    _copy(root, project_files(root, leave_out), target / here, taken)
+    marker = [root / ".project-root"]  # by which rootutils finds where a project begins
+    _copy(root, [*project_files(root, leave_out), *marker], target / here, taken)
     for number, one in enumerate(import_roots(root)):
         taken.paths.append(_take_root(one, number, base, target, leave_out, taken))
     if here.parts:

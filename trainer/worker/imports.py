@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from importlib.util import find_spec
 from types import ModuleType
 
-from trainer.worker import namespaces
+from trainer.worker import frozen, namespaces
 
 
 @contextmanager
@@ -21,6 +21,7 @@ def quick_imports() -> Iterator[None]:
     torchmetrics, which Lightning imports, only to give it a name that the package srmrpy wants:
     https://github.com/Lightning-AI/torchmetrics/blob/v1.9.0/src/torchmetrics/__init__.py#L30
     """
+    frozen.install()
     namespaces.install()
     gc.disable()
     try:
