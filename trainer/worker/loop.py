@@ -96,21 +96,22 @@ class LeanTrainingEpochLoop(LeanOptimization):
         every = trainer.check_val_every_n_epoch
         return every is None or plan.epoch_number % every == 0
 
-    def _should_accumulate(self) -> bool:
-        if self.plan is not None and self.trainer.accumulate_grad_batches == 1:
-            return False
-        return super()._should_accumulate()
-
     @property
     def done(self) -> bool:
         """The same answer by fewer questions; in doubt it is Lightning's."""
         trainer = self.trainer
         if self.plan is None or self._restarting or trainer.should_stop:
             return super().done
-        if self._num_ready_batches_reached():
+        if self._is_last_of_epoch():
             return True
-        steps = self.automatic_optimization.optim_progress.optimizer.step.total.completed
-        return self.max_steps != -1 and steps >= self.max_steps
+        if self.max_steps == -1:
+            return False
+        return self.automatic_optimization.optim_progress.optimizer.step.total.completed >= self.max_steps
+
+    def _is_last_of_epoch(self) -> bool:
+        """`_num_ready_batches_reached`, without two properties."""
+        progress = self.batch_progress
+        return progress.is_last_batch or progress.current.ready == self.trainer.fit_loop.max_batches
 
     def on_advance_end(self, data_fetcher: _DataFetcher) -> None:
         """Lightning's where there is something to do: validation, a plateau, the end."""
@@ -120,12 +121,12 @@ class LeanTrainingEpochLoop(LeanOptimization):
             or self._skip_next_val
             or trainer.should_stop
             or trainer._signal_connector.received_sigterm
-            or self._has_plateaus(plan)
+            or (plan.strategy.lr_scheduler_configs != plan.without_plateaus and self._has_plateaus(plan))
             or (plan.has_validation and self._should_check_val_fx(data_fetcher))
         ):
             super().on_advance_end(data_fetcher)
             return  # it looks at the moment itself
-        if not self._should_accumulate():
+        if trainer.accumulate_grad_batches == 1 or not self._should_accumulate():
             self._batches_that_stepped += 1
         if self.actor is not None and self.actor.due:
             self.between_batches()
@@ -135,8 +136,12 @@ class LeanTrainingEpochLoop(LeanOptimization):
 
         Counters are raised by hand: ten calls of `increment_...` a step are 4 us.
         """
-        plan = self.plan
-        if plan is not None and not plan.is_of(self.trainer):
+        plan, trainer = self.plan, self.trainer
+        if plan is not None and (
+            trainer.callbacks != plan.callbacks  # type: ignore[attr-defined]
+            or plan.strategy._optimizers != plan.optimizers
+            or len(plan.module.__dict__) != plan.num_attributes
+        ):
             plan = self._plan_again(data_fetcher)
         if plan is None or self._restarting:
             super().advance(data_fetcher)
@@ -163,7 +168,8 @@ class LeanTrainingEpochLoop(LeanOptimization):
         else:
             if plan.has_start_hooks:
                 refused = self._start_hooks(plan, batch, batch_idx) == -1
-                plan = self._current(plan, data_fetcher)
+                if not plan.is_of(trainer):
+                    plan = self._current(data_fetcher)
             if refused:
                 progress.increment_by(0, is_last_batch=True)
             else:
@@ -176,7 +182,8 @@ class LeanTrainingEpochLoop(LeanOptimization):
             self._step_schedulers(plan, batch_idx)
         if refused:
             raise StopIteration
-        plan = self._current(plan, data_fetcher)
+        if trainer.callbacks != plan.callbacks or len(plan.module.__dict__) != plan.num_attributes:  # type: ignore[attr-defined]
+            plan = self._current(data_fetcher)
         self._call(plan, "on_train_batch_end", outputs, batch, batch_idx)
         self._end_batch()
         total.completed += 1
@@ -213,7 +220,7 @@ class LeanTrainingEpochLoop(LeanOptimization):
 
     def _step_schedulers(self, plan: Plan, batch_idx: int) -> None:
         """Learning rate schedulers by step, then those by epoch at its end; ReduceLROnPlateau follows validation."""
-        if not self._should_accumulate():
+        if self.trainer.accumulate_grad_batches == 1 or not self._should_accumulate():
             if plan.plain_scheduler_step:
                 total: Any = self.scheduler_progress.total
                 current: Any = self.scheduler_progress.current
@@ -227,19 +234,21 @@ class LeanTrainingEpochLoop(LeanOptimization):
                         current.completed += 1
             else:
                 self._update_learning_rates("step", update_plateau_schedulers=False)
-        if self._num_ready_batches_reached():
+        if self._is_last_of_epoch():
             self.update_lr_schedulers("epoch", update_plateau_schedulers=False)
 
     def _has_plateaus(self, plan: Plan) -> bool:
         """Whether a scheduler waits for a metric; a callback may have put others into the strategy at any time."""
         configs = plan.strategy.lr_scheduler_configs
-        return bool(configs) and any([config.reduce_on_plateau for config in configs])
+        if any(config.reduce_on_plateau for config in configs):
+            return True
+        plan.without_plateaus = list(configs)
+        return False
 
-    def _current(self, plan: Plan, data_fetcher: _DataFetcher) -> Plan:
+    def _current(self, data_fetcher: _DataFetcher) -> Plan:
         """The plan for the rest of this micro-batch, where a hook has changed what it was made of."""
-        if not plan.is_of(self.trainer) and plan.strategy._optimizers:
-            self.plan = plan = make_plan(self.trainer, data_fetcher)
-        return plan
+        self.plan = make_plan(self.trainer, data_fetcher)
+        return self.plan
 
     def _plan_again(self, data_fetcher: _DataFetcher) -> Plan | None:
         """In mid-epoch, between two micro-batches. None: the rest of the epoch is Lightning's."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import Any
 
 from lightning.fabric.plugins import Precision as FabricPrecision
-from lightning.pytorch import Callback, LightningDataModule, LightningModule
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.core import hooks as module_hooks
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.loops.fetchers import _DataFetcher, _PrefetchDataFetcher
@@ -119,6 +119,7 @@ FRAME: dict[Any, tuple[str, ...]] = {
     _ForwardRedirection: ("__call__", "on_after_inner_forward", "on_after_outer_forward"),
     _DDPForwardRedirection: ("on_after_inner_forward", "on_after_outer_forward"),
     LightningModule: ("_apply_batch_transfer_handler", "_call_batch_hook", "_on_before_batch_transfer"),
+    Trainer: ("num_training_batches",),
     call: ("_call_callback_hooks", "_call_lightning_module_hook", "_call_strategy_hook"),
     module_hooks: ("move_data_to_device",),
 }

@@ -13,7 +13,7 @@ strategy unknown here is right, too.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -33,6 +33,7 @@ from lightning.pytorch.trainer import call
 from lightning.pytorch.utilities.combined_loader import CombinedLoader, _MaxSizeCycle
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
+from lightning.pytorch.utilities.types import LRSchedulerConfig
 from torch.optim import Optimizer
 
 from trainer.worker.loop_own import HOOKS, TRANSFER_HOOKS, own, replaced_in_frame
@@ -77,6 +78,8 @@ class Plan:
     optimizers: list[Optimizer]
     num_attributes: int
     """Of the module, when this was looked up."""
+    without_plateaus: list[LRSchedulerConfig] = field(default_factory=list)
+    """The schedulers that were looked at last, if none of them waits for a metric."""
 
     def is_of(self, trainer: Trainer) -> bool:
         """Whether what was looked up still is what there is, as far as five comparisons tell."""

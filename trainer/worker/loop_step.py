@@ -61,7 +61,7 @@ class LeanOptimization(MomentEpochLoop):
         if optimization._skip_backward:  # as weight averaging asks for
             arguments = self._build_kwargs(OrderedDict(), batch, batch_idx)
             return optimization.run(strategy._optimizers[0], batch_idx, arguments)
-        accumulates = self._should_accumulate()
+        accumulates = self.trainer.accumulate_grad_batches != 1 and self._should_accumulate()
         self._outputs = None
         if accumulates and not plan.strategy_accumulates:
             with _block_parallel_sync_behavior(strategy, block=True):
@@ -91,10 +91,11 @@ class LeanOptimization(MomentEpochLoop):
 
     def _step_by_hook(self, plan: Plan, batch: Any, batch_idx: int) -> Closure:
         """`LightningModule.optimizer_step`, with Lightning's own `Closure`, into which a module may look."""
+        starts_step = batch_idx % self.trainer.accumulate_grad_batches == 0
         closure = Closure(
             step_fn=partial(self._result, plan, batch, batch_idx),
             backward_fn=partial(self._noted_backward, plan),
-            zero_grad_fn=partial(self._zero_grad, plan, batch_idx) if self._zeroes(batch_idx) else None,
+            zero_grad_fn=partial(self._zero_grad, plan, batch_idx) if starts_step else None,
         )
         call._call_lightning_module_hook(
             self.trainer,
@@ -138,7 +139,7 @@ class LeanOptimization(MomentEpochLoop):
             with torch.enable_grad():
                 return self._closure(plan, batch, batch_idx)
         loss, extra = self._forward(plan, batch, batch_idx)
-        if self._zeroes(batch_idx):
+        if batch_idx % self.trainer.accumulate_grad_batches == 0:
             self._zero_grad(plan, batch_idx)
         if loss is None:
             self._outputs = {}
@@ -151,10 +152,6 @@ class LeanOptimization(MomentEpochLoop):
         self.noted.forward_ended = perf_counter()
         self._backward(plan, loss)
         return shown
-
-    def _zeroes(self, batch_idx: int) -> bool:
-        """Whether this micro-batch is the first of a step."""
-        return batch_idx % self.trainer.accumulate_grad_batches == 0
 
     def _forward(self, plan: Plan, batch: Any, batch_idx: int) -> tuple[Tensor | None, dict[str, Any] | None]:
         """The loss of this micro-batch as a part of the step's, and what else `training_step` returned."""
