@@ -17,7 +17,7 @@ from trainer.cluster.torchrun import Place
 from trainer.errors import JOB_FAILED, TrainerError, UserError
 from trainer.runs.directory import RunDirectory
 from trainer.runs.files import read_json, read_live
-from trainer.runs.registry import shortest
+from trainer.runs.registry import reference_to, shortest
 from trainer.worker import start
 
 
@@ -36,7 +36,9 @@ def choose(run: RunDirectory, which: str) -> Checkpoint:
 def _chosen(run: RunDirectory, which: str) -> Checkpoint:
     committed = CheckpointStore(run.checkpoints_dir).committed()
     if not committed:
-        raise UserError(f"{run.path.name} has no checkpoint", "trainer resume it, or choose another run")
+        raise UserError(
+            f"{run.path.name} has no checkpoint", f"trainer why {reference_to(run)} says why; or choose another run"
+        )
     if which == "last":
         return committed[-1]
     if which == "best":

@@ -61,7 +61,7 @@ def _sheet(run: RunDirectory, found: dict[str, Any]) -> list[str]:
     lines += _block("metrics", [f"{name}  {number(value)}" for name, value in sorted(found["metrics"].items())])
     lines += _block("checkpoints", _checkpoints(found["checkpoints"]))
     lines += _block("attempts", [_attempt(one) for one in run.attempts()])
-    lines.append(f"  next         {_next(found, reference_to(run))}")
+    lines.append(f"  next         {_next(run, found)}")
     return lines
 
 
@@ -133,9 +133,12 @@ def _attempt(record: dict[str, Any]) -> str:
     return f"{record['attempt']}  {record['outcome']} {'at the start' if step is None else f'at step {step}'}{reason}"
 
 
-def _next(found: dict[str, Any], name: str) -> str:
+def _next(run: RunDirectory, found: dict[str, Any]) -> str:
+    name, ends = reference_to(run), run.attempts()
     if found["state"] in ("starting", "running", "queued", "requeued", "stopping"):
         return f"trainer logs -f {name}   or   trainer stop {name}"
     if found["state"] == "finished":
         return f"trainer evaluate {name}   or   trainer resume {name} trainer.max_steps=..."
+    if ends and ends[-1].get("mend"):  # a resume would fail again
+        return f"trainer why {name}   and, once it is mended, the command above"
     return f"trainer logs {name}   or   trainer resume {name}"

@@ -254,7 +254,7 @@ def _record(
     log = str(found.log.relative_to(run.path)) if found and found.log else None
     record.update(log=log, lines=found.lines if found else [], restarted=restarted, time=time.time())
     if found:
-        record.update(rank=found.rank, host=found.host)
+        record.update(rank=found.rank, host=found.host, where=found.where, mend=found.mend)
     run.attempts_dir.mkdir(exist_ok=True)
     path = run.attempts_dir / f"attempt-{attempt:02d}.json"
     had_saved = path.exists() and json.loads(path.read_text())["outcome"] == "requeue"
