@@ -58,7 +58,7 @@ def _say(target: Path, as_json: bool) -> None:
     print(f"{record['run']}, step {record['step']}, {record['split']} -> {target}")
     for output in record["outputs"].values():
         each = ", a row for each batch" if output.get("row") == "batch" else ""
-        print(f"  {output['file']:<32}{' x '.join(map(str, output['shape']))} {output['dtype']}{each}")
+        print(f"  {output['file']:<32}  {' x '.join(map(str, output['shape']))} {output['dtype']}{each}")
     if not record["outputs"]:
         print("  nothing: predict_step returned None for each batch")
 
