@@ -133,7 +133,7 @@ def test_emoji_declares_what_it_gives() -> None:
 
 
 def test_every_shipped_choice_is_in_the_matrix() -> None:
-    known = {choice for choice, _, _ in DATA.values()} | {"emoji", "mixture"}
+    known = {choice for choice, _, _ in DATA.values()} | {"emoji", "mixture", "none"}
     assert {path.stem for path in (conf_dir() / "data").glob("*.yaml")} == known
 
 
@@ -170,6 +170,7 @@ def test_a_pair_that_cannot_train_is_one_problem_with_those_that_can(overrides: 
 USERS = """
 from lightning.pytorch import LightningDataModule, LightningModule
 from torch import nn
+from trainer.data.digits import Digits
 from trainer.models.mlp import MLP
 
 class Silent(LightningDataModule):
@@ -188,6 +189,13 @@ class Mine(LightningModule):
 
 class Wide(MLP):
     pass
+
+class Scans(Digits):
+    def facts(self):
+        return {"vocab_size": 7, "sequence_length": 64}
+
+class Squares(Digits):
+    provides = ("input_shape",)
 """
 
 
@@ -200,7 +208,9 @@ class Wide(MLP):
         ({"_target_": "mine.Mine", "num_classes": None}, {"_target_": "trainer.data.digits.Digits"}, False),
         ({"_target_": "mine.Mine", "num_classes": 3}, {"_target_": "trainer.data.text.Text"}, False),
         ({"_target_": "mine.Mine", "num_classes": None}, {"_target_": "trainer.data.text.Text"}, True),
-        ({"_target_": "mine.Wide", "input_shape": None, "num_classes": 2}, {"_target_": "mine.Says"}, True),
+        ({"_target_": "mine.Wide", "input_shape": None, "num_classes": 2}, {"_target_": "mine.Says"}, False),
+        ({"_target_": "mine.Net", "vocab_size": None}, {"_target_": "mine.Scans"}, False),
+        ({"_target_": "mine.Net", "vocab_size": None}, {"_target_": "mine.Squares"}, True),
         ({"_target_": "mine.Gone", "x": None}, {"_target_": "trainer.data.text.Text"}, False),
     ],
 )

@@ -138,8 +138,7 @@ def offer_of(node: Mapping[str, Any], cwd: Path) -> Offer | None:
     found = find(target, cwd) if isinstance(target, str) else None
     if not isinstance(found, Definition):
         return None
-    provides, task = class_literal(found, "provides"), class_literal(found, "default_task")
-    by_direction = class_literal(found, "default_tasks")
+    provides, task, by_direction = (_said(found, name) for name in ("provides", "default_task", "default_tasks"))
     if isinstance(by_direction, dict):
         task = by_direction.get(node.get("direction"))
     if not isinstance(provides, (dict, tuple, list)):
@@ -149,6 +148,12 @@ def offer_of(node: Mapping[str, Any], cwd: Path) -> Offer | None:
     if isinstance(rate, int) and rate >= 100 and isinstance(seconds, (int, float)):  # of trainer.data.audio_folder
         node = {**node, "frames": 1 + round(rate * seconds) // (rate // 100)}
     return Offer(found.node.name, task, {name: _value(value, node) for name, value in facts.items()})
+
+
+def _said(found: Definition, name: str) -> Any:
+    """What a class says of itself. A user's subclass of one of ours may be another thing: what it inherits is not
+    taken for its own."""
+    return class_literal(found, name, inherited=found.module.name.partition(".")[0] == "trainer")
 
 
 def _offer_of_tables(node: Mapping[str, Any], cwd: Path) -> Offer | None:
@@ -200,7 +205,7 @@ def wants_of(node: Mapping[str, Any], cwd: Path) -> Wants | None:
         return None
     kinds = tuple(one.name for one in signature.arguments if one.required and one.name in FACTS)
     unset = tuple(name for name in kinds if name in node and node[name] is None)
-    tasks = class_literal(found, "for_tasks") if isinstance(found.node, ast.ClassDef) else None
+    tasks = _said(found, "for_tasks") if isinstance(found.node, ast.ClassDef) else None
     if target == _TIMM:
         tasks = (CLASSIFICATION,)
     if target == _HUGGING_FACE:

@@ -79,10 +79,10 @@ def lookup(module: Module, name: str) -> Found:
     return _walk_from(_member(module, first, _MOST_HOPS), rest, _MOST_HOPS)
 
 
-def class_literal(found: Definition, name: str) -> Any:
-    """The value of the class attribute `name`, of the class or of a base, where it is a literal or names one at the top
-    of its module; else null."""
-    return _class_literal(found, name, _MOST_HOPS)
+def class_literal(found: Definition, name: str, inherited: bool = True) -> Any:
+    """The value of the class attribute `name`, of the class or, if `inherited`, of a base, where it is a literal or
+    names one at the top of its module; else null."""
+    return _class_literal(found, name, _MOST_HOPS if inherited else 1)
 
 
 def _class_literal(found: Definition, name: str, hops: int) -> Any:
