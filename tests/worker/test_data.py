@@ -185,6 +185,8 @@ def test_each_stage_of_an_evaluation_is_set_up_once() -> None:
         "setup validate" if "setup validate" in CALLS else "validating",
     ]
     assert len(set(module.validated)) == 8
+    # Split again by setup("validate"), and yet none of them was trained on.
+    assert {one for _, ids in fit(Net(), Split).seen for one in ids}.isdisjoint(module.validated)
 
 
 def test_a_modules_own_loaders(tmp_path: Path) -> None:

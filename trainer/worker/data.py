@@ -131,11 +131,12 @@ class Data:
         trainer.state.fn, trainer.state.status, trainer.training = TrainerFn.FITTING, TrainerStatus.RUNNING, True
         with generators_untouched():
             self._prepare(owner)
-            self._generators.restore()
+            before = self._generators
+            before.restore()
             self._call("setup", stage=TrainerFn.FITTING)
             self._generators = Generators()
         trainer.state.fn, trainer.state.status, trainer.state.stage = state
-        _skip_once(owner, "setup", stage=TrainerFn.FITTING)
+        _skip_once(owner, "setup", before, stage=TrainerFn.FITTING)
         self._own = {name: vars(owner)[name] for name in LOADERS if name in vars(owner)}
         self._train = owner.train_dataloader
         owner.train_dataloader = self._train_dataloader  # type: ignore[method-assign]
@@ -283,16 +284,24 @@ def _restore_loaders_late(trainer: Trainer, data: Data) -> None:
     loop.setup_data = setup_data  # type: ignore[method-assign]
 
 
-def _skip_once(owner: Any, name: str, **arguments: Any) -> None:
-    """Make the next call of this method with these arguments do nothing: Lightning's, of what was called before."""
+def _skip_once(owner: Any, name: str, before: Generators | None = None, **arguments: Any) -> None:
+    """Make the next call of this method with these arguments do nothing: Lightning's, of what was called before.
+
+    Other calls draw their random numbers from the state `before`: a `setup` that splits the data whatever the stage
+    splits them for an evaluation as for the training.
+    """
     original = getattr(owner, name)
     skipped = False
 
     def called(*positional: Any, **given: Any) -> Any:
         nonlocal skipped
-        if skipped or positional or given != arguments:
+        if not (skipped or positional or given != arguments):
+            skipped = True
+            return None
+        if before is None:
             return original(*positional, **given)
-        skipped = True
-        return None
+        with generators_untouched():
+            before.restore()
+            return original(*positional, **given)
 
     setattr(owner, name, called)
