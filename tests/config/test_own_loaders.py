@@ -81,3 +81,9 @@ def test_none_needs_a_model_that_has_loaders(folder: Path, model: str, refused: 
             check(config, folder)
     else:
         check(config, folder)
+
+
+def test_a_class_may_have_the_name_of_its_base(folder: Path) -> None:
+    (folder / "same.py").write_text("from mine import *\n\nclass Own(Own):\n    pass\n")
+    assert made(folder, "model._target_=same.Own", "data=rows").config["data"]["_target_"] == "mine.Plain"
+    check(made(folder, "model._target_=same.Own", "data=rows").config, folder)

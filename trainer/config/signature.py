@@ -112,6 +112,8 @@ def _of_bases(found: Definition) -> Signature | None:
         if _takes_nothing(found.module, name):
             return Signature((), takes_more=False)
         where = lookup(found.module, name) if name else Unknown()
+        if where == found:  # `class Data(Data)`: the other of this name was imported by `*`
+            return None
         return _of_class(where) if isinstance(where, Definition) and isinstance(where.node, ast.ClassDef) else None
     return Signature((), takes_more=False)
 

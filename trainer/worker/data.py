@@ -27,8 +27,9 @@ from trainer.data.collection import (
     shared_evaluation,
     shared_training,
 )
+from trainer.data.loader import Ordered, described
 from trainer.data.randomness import Generators, generators_untouched, seed_sample
-from trainer.data.ranks import Ranks
+from trainer.data.ranks import Ranks, Shares
 from trainer.errors import UserError
 from trainer.worker.process import Rank
 from trainer.worker.trainer_arguments import fewer_samples, limit_epoch
@@ -255,6 +256,16 @@ class Data:
             return shared_evaluation(found, self.ranks)
 
         return loader
+
+    def require_shared(self, loader: Any) -> None:
+        """Raise UserError where a loader gives the same to every rank: its rows would be written by each."""
+        if self.ranks.world_size == 1 or isinstance(loader, Ordered):
+            return
+        if self.ranks.compare(next(iter(loader), None), described(loader)) is Shares.SAME:
+            raise UserError(
+                f"{described(loader)} gives the same samples to each of {self.ranks.world_size} ranks",
+                "predict with one: add --ranks 1",
+            )
 
     def steps_per_epoch(self) -> int | None:
         """Optimizer steps in an epoch; None where the loader has no length."""

@@ -155,6 +155,8 @@ def _use_split(data: Data, split: str) -> list[int | None]:
         others = [one for one in ("test", "val", "predict") if is_overridden(f"{one}_dataloader", data.owner)]
         fix = f"use --split={' or --split='.join(others)}, or give it a {name}" if others else f"give it a {name}"
         raise UserError(f"--split={split}: {type(data.owner).__name__} has no {name}", fix)
+    for loader in loaders:
+        data.require_shared(loader)
     data.owner.predict_dataloader = lambda: [_Batches(loader) for loader in loaders]  # type: ignore[method-assign]
     return [getattr(getattr(loader, "batch_sampler", None), "num_samples", None) for loader in loaders]
 
