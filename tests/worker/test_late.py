@@ -20,8 +20,11 @@ from tests.conftest import TrainerCli
 from tests.distributed.ranks import run_ranks
 from tests.worker import late_project
 from tests.worker.in_process import new_run, weights
+from trainer import strategies
+from trainer.config.strategy import Ddp
 from trainer.errors import UserError
 from trainer.runs.directory import RunDirectory
+from trainer.strategies.ddp import RunDDPStrategy
 from trainer.worker.late import once_built
 
 FIRST, LAST = 3, 8
@@ -174,3 +177,10 @@ def test_what_waits_is_called_once_and_the_hook_is_the_users_again() -> None:
     assert called == [0, 1]
     assert module.net is net
     assert "configure_model" not in vars(module)
+
+
+def test_ddp_without_anything_to_train_is_refused() -> None:
+    strategy = strategies.build(Ddp(), 2, torch.device("cpu"), 60.0)
+    assert isinstance(strategy, RunDDPStrategy)
+    with pytest.raises(UserError, match="no parameters that are trained"):
+        strategy._setup_model(late_project.Bank())

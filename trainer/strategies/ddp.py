@@ -28,6 +28,8 @@ _TWICE = (
     "  use checkpoint(..., use_reentrant=False), or one forward pass of each layer, or set strategy=fsdp"
 )
 
+_ONE_PROCESS = "there are no gradients to average: set resources.gpus=1 (on CPU resources.cpu_processes=1)"
+
 
 class RunDDPStrategy(WholeCheckpoints, BuffersOfRank0, DDPStrategy):
     def __init__(self, options: Ddp, **arguments: Any) -> None:
@@ -48,7 +50,7 @@ class RunDDPStrategy(WholeCheckpoints, BuffersOfRank0, DDPStrategy):
         """Lightning's, but with buffers that are sent when somebody reads them."""
         if not any(parameter.requires_grad for parameter in model.parameters()):
             problem = f"strategy=ddp: {type(self.lightning_module).__name__} has no parameters that are trained"
-            raise UserError(problem, "there are no gradients to average: run it in one process")
+            raise UserError(problem, _ONE_PROCESS)
         if self._broadcast_buffers == "always":
             return super()._setup_model(model)
         always_quiet = self._broadcast_buffers == "evaluation"

@@ -18,6 +18,7 @@ import torch
 import torch.distributed as dist
 from lightning.pytorch import Trainer
 from lightning.pytorch.accelerators import CUDAAccelerator
+from lightning.pytorch.core.optimizer import _init_optimizers_and_lr_schedulers
 from lightning.pytorch.strategies import DeepSpeedStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import nn
@@ -25,6 +26,7 @@ from torch import nn
 from trainer.checkpoint.named import named_groups, plain_name, set_options
 from trainer.checkpoint.stored import MODEL, OPTIMIZER, Optimizers, Stored
 from trainer.config.strategy import DeepspeedZero1, DeepspeedZero2, DeepspeedZero3
+from trainer.errors import UserError
 from trainer.strategies.blocks import prepare
 from trainer.strategies.deepspeed_muon import import_muon
 from trainer.strategies.saving import ShardedCheckpoints
@@ -57,6 +59,19 @@ class RunDeepSpeedStrategy(ShardedCheckpoints, DeepSpeedStrategy):
         assert self.model is not None
         prepare(self.model, self.options)
         super().setup(trainer)
+
+    def _init_optimizers(self) -> tuple[Any, Any]:
+        """Lightning's, which has a raw error for no optimizer. Raises UserError where there is not exactly one."""
+        module = self.lightning_module
+        assert module is not None
+        made, schedulers = _init_optimizers_and_lr_schedulers(module)
+        optimizers = [one for one in made if one.param_groups]
+        if len(optimizers) != 1 or len(schedulers) > 1:
+            has = f"{len(optimizers)} optimizers and {len(schedulers)} schedulers"
+            problem = f"strategy={self.options.name}: {type(module).__name__} has {has}"
+            fix = "DeepSpeed takes one optimizer and at most one scheduler: set strategy=fsdp or strategy=ddp"
+            raise UserError(problem, fix)
+        return optimizers[0], schedulers[0] if schedulers else None
 
     def _setup_model_and_optimizer(self, model: nn.Module, optimizer: Any, lr_scheduler: Any = None) -> Any:
         if optimizer is not None:
