@@ -61,7 +61,7 @@ def job(config: dict[str, Any], ranks: int = 2, **sections: dict[str, Any]) -> d
 
 def refusals(config: dict[str, Any]) -> str:
     try:
-        check(config)
+        check(config, fits=False)
     except TrainerError as error:
         return str(error)
     return ""
@@ -84,6 +84,8 @@ def built(config: dict[str, Any], folder: Path, ranks: int) -> Trainer | Excepti
 def test_strategies_and_precisions(quickstart: dict[str, Any], tmp_path: Path, ranks: int) -> None:
     """All of them: refused by the one is refused by the other, and no more than that."""
     refused = set()
+    transformer = compose(["model=transformer", "resources.gpus=0"], config_dirs=[]).config["model"]
+    quickstart = {**quickstart, "model": transformer}  # which tensor parallel can split
     for name, options in STRATEGIES.items():
         for precision in sorted(PRECISIONS):
             config = job(quickstart, ranks, trainer={"precision": precision})
@@ -236,7 +238,25 @@ def test_callbacks_that_cannot_have_shards(quickstart: dict[str, Any], strategy:
     arguments = {"pruning_fn": "l1_unstructured"} if kind == "ModelPruning" else {}
     config = job(quickstart, callbacks={"mine": {"_target_": f"{CALLBACKS}.{kind}", **arguments}})
     config["strategy"] = vars(STRATEGIES[strategy]())
-    assert bool(refusals(config)) is (kind != "ModelCheckpoint")
+    assert ("callbacks.mine" in refusals(config)) is (kind != "ModelCheckpoint")
+
+
+def test_networks_that_tensor_parallel_cannot_split(quickstart: dict[str, Any]) -> None:
+    """Ours, each made without memory: which of them has a layer that says how it is split."""
+    facts = {"input_shape": (1, 32, 32), "num_classes": 10, "vocab_size": 50, "sequence_length": 16}
+    refused = 0
+    for option in ("mlp", "resnet_small", "vgg_small", "vit_small", "efficientnet_lite0", "rnn_text", "transformer"):
+        node = compose([f"model={option}", "resources.gpus=0"], config_dirs=[]).config["model"]
+        given = {key: facts.get(key) if value is None else value for key, value in node.items()}
+        with torch.device("meta"):
+            network = instantiate(given, where="model")
+        splits = any(hasattr(part, "tensor_parallel") for part in network.modules())
+        config = {**job(quickstart, 2), "model": node, "strategy": vars(STRATEGIES["tp"]())}
+        assert ("strategy=tp" in refusals(config)) is not splits, option
+        one = {**config, "strategy": vars(STRATEGIES["tp"](tensor_parallel_size=1))}
+        assert "strategy=tp" not in refusals(one)
+        refused += not splits
+    assert refused == 6
 
 
 def test_packages_that_are_missing(quickstart: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -239,7 +239,7 @@ def _launch(config: dict[str, Any], splits: bool) -> Iterator[TrainerError]:
             yield from problems_of_accumulation(config, plan)
     except UserError as error:
         yield error
-    yield from problems_of_combinations(Job(config, shape.world_size))
+    yield from problems_of_combinations(Job(config, shape.world_size, shape.processes_per_node))
 
 
 def _local_checkpoints(options: dict[str, Any], nodes: int) -> Iterator[UserError]:

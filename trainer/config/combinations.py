@@ -26,6 +26,7 @@ class Job:
 
     config: dict[str, Any]
     world_size: int
+    processes_per_node: int
 
     @property
     def strategy(self) -> str:
@@ -83,6 +84,17 @@ def _strategy(job: Job) -> Iterator[UserError]:
             f"trainer.precision=16-mixed does not go with strategy={job.strategy}: FSDP2 has no loss scaling",
             "use trainer.precision=bf16-mixed, or strategy=ddp",
         )
+    model = str(job.config["model"].get("_target_"))
+    size = job.config["strategy"].get("tensor_parallel_size")
+    size = job.processes_per_node if size is None else size
+    if job.strategy == "tp" and model.startswith(_UNSPLIT) and size > 1 and job.world_size % size == 0:
+        yield UserError(
+            f"strategy=tp: {model} does not say which layers to split", "use strategy=fsdp, or model=transformer"
+        )
+
+
+_UNSPLIT = tuple(f"trainer.models.{name}." for name in ("mlp", "resnet", "vgg", "vit", "efficientnet_lite", "rnn"))
+"""The project's own networks without a method `tensor_parallel`."""
 
 
 _PACKAGES = {"RichProgressBar": "rich", "RichModelSummary": "rich", "DeviceStatsMonitor": "psutil"}
