@@ -36,3 +36,41 @@ def test_a_start_and_a_restart_are_timed_either_way(no_orphans: None) -> None:
     assert ended.returncode == 0, ended.stderr
     assert "| 1 | forked |" in ended.stdout
     assert "| 1 | each imports |" in ended.stdout
+
+
+def test_lightnings_suite_names_what_fails_with_our_loop_only(tmp_path: Path) -> None:
+    """On a stand-in for a clone of Lightning, with a test of each outcome."""
+    folder = tmp_path / "tests" / "tests_pytorch"
+    folder.mkdir(parents=True)
+    (tmp_path / "pyproject.toml").write_text("[tool.pytest.ini_options]\n")
+    (folder / "test_some.py").write_text(
+        """
+import pytest
+from lightning.pytorch import Trainer
+from lightning.pytorch.demos.boring_classes import BoringModel
+from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
+
+OFF = dict(accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False, max_steps=3)
+
+def test_trains():
+    trainer = Trainer(**OFF)
+    trainer.fit(BoringModel())
+    assert trainer.global_step == 3
+
+def test_wants_the_very_class():
+    assert type(Trainer(**OFF).fit_loop.epoch_loop) is _TrainingEpochLoop
+
+def test_never():
+    raise ValueError
+
+@pytest.mark.skip
+def test_not_here():
+    pass
+"""
+    )
+    command = [sys.executable, str(BENCHMARKS / "lightning_suite.py"), str(tmp_path), "tests_pytorch"]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=200)
+    assert ended.returncode == 1, ended.stderr
+    assert "| 4 | 1 | 2 | 1 | 0 | 1 | 3 |" in ended.stdout
+    newly = [line for line in ended.stdout.splitlines() if line.startswith("newly failing")]
+    assert newly == ["newly failing: tests/tests_pytorch/test_some.py::test_wants_the_very_class"]
