@@ -97,8 +97,7 @@ def check(kind: str, place: Rank, group: Any, folder: Path) -> None:
         if expected is None or expected:
             wanted = sorted(expected or range(48))
             wrong = Counter(read) - Counter(wanted), Counter(wanted) - Counter(read)
-            if kind not in ("nested",):
-                assert read == wanted, f"epoch {epoch}: too often {wrong[0]}, missing {wrong[1]}"
+            assert read == wanted, f"epoch {epoch}: too often {wrong[0]}, missing {wrong[1]}"
         per_rank = [[ids for at, ids in seen if at == epoch] for seen in everyone]
         for first, second in zip(*per_rank, strict=True):
             assert first != second or kind in ("with replacement", "weighted"), f"both ranks read {first}"

@@ -24,6 +24,7 @@ from trainer.config.batch import BatchPlan
 from trainer.data.arrays import Arrays
 from trainer.data.augment import CropAndFlip
 from trainer.data.loader import evaluation, first_samples, resumable
+from trainer.data.order import GlobalBatchSampler
 from trainer.errors import UserError
 
 
@@ -254,6 +255,20 @@ def test_samplers_of_torch_that_do_not_give_each_sample_once_keep_their_say(mode
     read = [one for batch in ids(rebuilt(Noisy(), sampler=chosen, shuffle=None)) for one in batch]
     assert len(read) == 16
     assert (sorted(read) == list(range(16))) == (mode == "part")
+
+
+@pytest.mark.parametrize("kind", [numpy.int64, torch.tensor])
+def test_indices_of_numpy_and_torch_are_integers(kind: Any) -> None:
+    class Permuted(Sampler[Any]):
+        def __len__(self) -> int:
+            return 40
+
+        def __iter__(self) -> Iterator[Any]:
+            return iter([kind(number) for number in reversed(range(40))])
+
+    assert ids(rebuilt(Noisy(), sampler=Permuted(), shuffle=None))[0] == list(range(39, 31, -1))
+    loader = rebuilt(Noisy(), sampler=Permuted(), shuffle=None)
+    assert isinstance(loader.batch_sampler, GlobalBatchSampler)
 
 
 def test_an_evaluation_of_a_part_reads_that_part() -> None:

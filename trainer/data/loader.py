@@ -6,6 +6,7 @@ import itertools
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from operator import index
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -129,9 +130,7 @@ class SeededUnits(Dataset[Any]):
             seed_sample(self.seed, epoch, number)
             if not self.makes_batches:
                 return self.collate(self.dataset[indices])
-            return self.collate(
-                self.fetch_many(indices) if self.fetch_many else [self.dataset[index] for index in indices]
-            )
+            return self.collate(self.fetch_many(indices) if self.fetch_many else [self.dataset[one] for one in indices])
 
 
 def _as_it_is(batch: Any) -> Any:
@@ -246,8 +245,8 @@ def resumable(
     if sized_len(inner) is None:
         return Stream(loader, ranks, seed, name)
     drawn = _drawn(inner, seed)
-    indices = drawn(0)
-    if not all(type(index) is int for index in indices):
+    indices = _integers(drawn(0))
+    if indices is None:
         own = _cut(drawn, plan.micro_batch)
         return _rebuilt(loader, _listed(loader, own, ranks, plan, name), seed)
     batches = _own_order(indices, drawn, plan, ranks, seed, name, sampler.drop_last)
@@ -272,8 +271,8 @@ def evaluation(
     if _shuffles(sampler.sampler) is None:
         if sized_len(sampler.sampler) is None:
             return loader
-        indices = _drawn(sampler.sampler, seed)(0)
-        if ranks.compare(indices, described(loader)) is Shares.OWN or not all(type(one) is int for one in indices):
+        indices = _integers(_drawn(sampler.sampler, seed)(0))
+        if ranks.compare(indices, described(loader)) is Shares.OWN or indices is None:
             return loader
         order = torch.tensor(indices)
     samples = len(loader.dataset) if order is None else len(order)  # type: ignore[arg-type]
@@ -362,6 +361,14 @@ def _drawn(sampler: Any, seed: int) -> Callable[[int], list[Any]]:
     return drawn
 
 
+def _integers(indices: list[Any]) -> list[int] | None:
+    """As Python's integers, also of NumPy and torch; None where they are something else."""
+    try:
+        return [index(one) for one in indices]
+    except TypeError:
+        return None
+
+
 def _own_order(
     indices: list[int],
     drawn: Callable[[int], list[Any]],
@@ -374,11 +381,12 @@ def _own_order(
     """Samples in the order of a sampler of the user's own; `indices`: those of the first epoch."""
 
     def order(epoch: int) -> torch.Tensor:
-        return torch.tensor(drawn(epoch) if epoch else indices)
+        return torch.tensor(_integers(drawn(epoch)) if epoch else indices)
 
     if ranks.compare(indices, name) is Shares.SAME:
         return GlobalBatchSampler(len(indices), plan, ranks.rank, seed, order=order, drop_last=drop_last)
     _say_own(name, ranks)
+    drawn = _as_many(drawn, len(indices), name)
     alone = replace(plan, global_batch=plan.micro_batch * plan.accumulate, world_size=1)
     fewest = ranks.least(len(indices))
     return GlobalBatchSampler(fewest or 0, alone, 0, seed, order=order, drop_last=drop_last)
@@ -392,7 +400,23 @@ def _listed(
         return ListedBatches(drawn, ranks.rank, ranks.world_size, plan.accumulate)
     _say_own(name, ranks)
     fewest = ranks.least(len(drawn(0)))
+    drawn = _as_many(drawn, fewest or 0, name)
     return ListedBatches(lambda epoch: drawn(epoch)[:fewest], 0, 1, plan.accumulate)
+
+
+def _as_many(drawn: Callable[[int], list[Any]], count: int, name: str) -> Callable[[int], list[Any]]:
+    """Of each rank's own, no later epoch may have less than the first: the other ranks would wait for ever."""
+
+    def as_many(epoch: int) -> list[Any]:
+        found = drawn(epoch)
+        if len(found) < count:
+            raise UserError(
+                f"{name}: its sampler gives this rank {len(found)} in epoch {epoch}, and {count} in the first epoch",
+                "give each rank as many in every epoch",
+            )
+        return found
+
+    return as_many
 
 
 def _say_own(name: str, ranks: Ranks) -> None:

@@ -7,6 +7,7 @@ draws the order (or the first batch) with the same random numbers, and they comp
 from __future__ import annotations
 
 import hashlib
+import logging
 import pickle
 from collections.abc import Mapping
 from enum import Enum
@@ -19,6 +20,7 @@ from torch import Tensor
 
 from trainer.errors import UserError
 
+_log = logging.getLogger(__name__)
 _MOST_BYTES = 1 << 20
 """Of a tensor that are looked at."""
 
@@ -64,7 +66,10 @@ class Ranks:
                 f"{what} gives other samples to each of the ranks that share one model by tensor parallel",
                 "give the ranks of a tensor parallel group the same samples: leave the sampler out, and it is done",
             )
-        return Shares.SAME if len(set.union(*digests.values())) == 1 else Shares.OWN
+        different = len(set.union(*digests.values()))
+        if 1 < different < len(digests) and self.rank == 0:
+            _log.warning("%s: some of the ranks have the same samples: %d shares for %d", what, different, len(digests))
+        return Shares.SAME if different == 1 else Shares.OWN
 
     def least(self, number: int | None) -> int | None:
         """The smallest of the ranks' numbers; None where one of them has none."""
@@ -113,6 +118,8 @@ def _digest(value: Any, digest: Any) -> None:
         for key in value:
             digest.update(f"{key}:".encode())
             _digest(value[key], digest)
+    elif isinstance(value, list) and value and type(value[0]) is int and all(type(one) is int for one in value):
+        _digest(torch.tensor(value), digest)  # the order of a whole epoch
     elif isinstance(value, (list, tuple)):
         digest.update(f"[{len(value)}".encode())
         for one in value:
