@@ -27,7 +27,7 @@ def checked(*overrides: str) -> None:
         ("data.num_workers=-1", "data.num_workers=0"),
         ("trainer.max_steps=-2", "trainer.max_steps=1"),
         ("trainer.max_epochs=0", "trainer.max_epochs=1"),
-        ("trainer.max_epochs=null", "trainer.max_epochs=10"),
+        ("trainer.max_epochs=-1", "trainer.max_epochs=10"),
         ("trainer.max_time=10m", "DD:HH:MM:SS"),
         ("trainer.precision=bf16-mix", "trainer.precision=bf16-mixed"),
         ("trainer.log_every_n_steps=0", "trainer.log_every_n_steps=1"),

@@ -31,6 +31,10 @@ def value_of(config: dict[str, Any], dotted: str) -> Any:
     ("given", "means"),
     [
         ("trainer.max_epochs=-1 trainer.max_steps=9", {"trainer.max_epochs": None, "trainer.max_steps": 9}),
+        ("trainer.max_steps=9", {"trainer.max_epochs": None, "trainer.max_steps": 9}),
+        ("trainer.max_steps=9 trainer.max_epochs=3", {"trainer.max_epochs": 3, "trainer.max_steps": 9}),
+        ("trainer.max_steps=-1", {"trainer.max_epochs": 10, "trainer.max_steps": None}),
+        ("trainer.max_time=00:00:05:00", {"trainer.max_epochs": None}),
         ("trainer.precision=16", {"trainer.precision": "16-mixed"}),
         ("trainer.precision=bf16", {"trainer.precision": "bf16-mixed"}),
         ("trainer.precision=32", {"trainer.precision": "32-true"}),

@@ -84,3 +84,10 @@ def test_an_accumulation_scheduler_beside_micro_batches(tmp_path: Path, monkeypa
     assert "32 in 4 micro-batches" in said
     assert "write data.batch_size=8" in said
     assert not problem(tmp_path, monkeypatch, "Plain", *more)
+
+
+def test_accumulation_under_manual_optimization(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said = problem(tmp_path, monkeypatch, "Manual", "trainer.accumulate_grad_batches=2")
+    assert "trainer.accumulate_grad_batches=2: the module optimizes manually" in said
+    assert not problem(tmp_path, monkeypatch, "Manual", "trainer.accumulate_grad_batches=1")
+    assert not problem(tmp_path, monkeypatch, "Plain", "data.micro_batch=16", "trainer.accumulate_grad_batches=2")

@@ -191,6 +191,17 @@ def test_every_schedule_that_ships_changes_the_rate_and_resumes(option: str, pro
     assert len({round(rate, 9) for rate in seen}) > 1
 
 
+def test_a_run_from_before_there_was_an_interval_steps_with_the_optimizer(project: Path) -> None:
+    written = f"scheduler={{_target_: {TORCHS}.StepLR, step_size: 4, gamma: 0.5}}"
+    run = new_run(project, ["model=plain", "data=rows", *SGD, "scheduler=empty", written, "trainer.max_epochs=1"])
+    text = run.config_path.read_text()
+    assert "  interval: epoch\n" in text
+    run.config_path.write_text(text.replace("  interval: epoch\n", ""))
+    recorded.EVENTS.clear()
+    attempt(run, project)
+    assert [round(rate, 6) for rate in rates()] == [0.1] * 3 + [0.05] * 4 + [0.025] * 4 + [0.0125]
+
+
 class Scored(recorded.Plain):
     """Says itself which metric counts, and that more of it is better."""
 

@@ -354,9 +354,21 @@ def _resolve(tree: Any, job: Any) -> dict[str, Any]:
     return plain  # type: ignore[return-value]
 
 
+DEFAULT_EPOCHS = 10
+
+
+def _limit(options: dict[str, Any]) -> None:
+    """The default number of epochs where nothing limits the training; beside another limit, as in Lightning, none."""
+    others = (options.get("max_steps") in (None, -1), options.get("max_time") is None, not options.get("fast_dev_run"))
+    if all(others) and options.get("max_epochs") is None:
+        options["max_epochs"] = DEFAULT_EPOCHS
+
+
 def _typed(config: dict[str, Any]) -> dict[str, Any]:
     """The closed part against the schema. Raises UserError with every problem."""
     problems: list[TrainerError] = []
+    if isinstance(config.get("trainer"), dict):
+        _limit(config["trainer"])
     if isinstance(config.get("trainer"), dict) and typed.is_lightnings(config["trainer"]):
         from trainer.config.lightning_keys import translate  # not for a job that has none of them
 

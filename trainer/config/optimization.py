@@ -26,7 +26,8 @@ def problems_of_optimization(config: dict[str, Any], cwd: Path) -> Iterator[User
     clips = [(key, value) for key, value in clips if value]
     schedulers = _schedulers(config)
     target = config["model"].get("_target_")
-    if not (clips or schedulers) or not isinstance(target, str):
+    accumulate = trainer.get("accumulate_grad_batches") or 1
+    if not (clips or schedulers or accumulate > 1) or not isinstance(target, str):
         return
     found = find(target, cwd)
     if not isinstance(found, Definition) or _flag(found, _MOST_BASES) is not False:
@@ -34,6 +35,9 @@ def problems_of_optimization(config: dict[str, Any], cwd: Path) -> Iterator[User
     for key, value in clips:
         by_value = trainer.get("gradient_clip_algorithm") == "value"
         yield clips_manually(f"gradient_clip_{key}", value, "value" if by_value else "norm")
+    if accumulate > 1:
+        fix = "leave it out, and accumulate in training_step"
+        yield UserError(f"trainer.accumulate_grad_batches={accumulate}: the module optimizes manually", fix)
     for name in schedulers:
         yield accumulates_manually(f"callbacks.{name}")
 

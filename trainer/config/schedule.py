@@ -69,14 +69,19 @@ def problems_of_schedule(config: dict[str, Any]) -> Iterator[UserError]:
             fix = f"leave scheduler.{key} out; the trainer calls the class with the optimizer"
             yield UserError(f"scheduler.{key}: not in this section", fix)
     options = config["trainer"]
-    endless = options.get("max_time") and options.get("max_steps") is None and options.get("max_epochs") is None
+    endless = (
+        ":" in str(options.get("max_time")) and options.get("max_steps") is None and options.get("max_epochs") is None
+    )
     # A LightningModule may have an optimizer and a schedule of its own, to which this section is nothing.
     endless = endless and str(config["model"].get("_target_")).startswith("trainer.models.")
     open_ended = [name for name in FILLED if name in node and node[name] is None] or [
         name for path, name in _NEED_LENGTH.items() if path == node["_target_"] and node.get(name) is None
     ]
     if endless and open_ended and not ("epochs" in node and "steps_per_epoch" in node):
-        fix = f"write trainer.max_steps=N, or scheduler.{open_ended[0]}=N; scheduler=constant needs no length"
+        fix = (
+            f"write trainer.max_epochs=10 or trainer.max_steps=N beside it, or scheduler.{open_ended[0]}=N; "
+            "scheduler=constant needs no length"
+        )
         yield UserError(f"{node['_target_']} needs the length of the training, and only max_time ends it", fix)
     validates = config["trainer"].get("limit_val_batches") != 0
     if is_plateau(node) and not validates and node.get("monitor") is None:

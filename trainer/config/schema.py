@@ -39,7 +39,7 @@ class TrainerOptions:
     max_steps: int | None = None
     """Optimizer steps; null or -1: no limit by steps."""
     max_epochs: int | None = None
-    """Passes over the training data; null or -1: no limit by epochs."""
+    """Passes over the training data; -1: no limit by epochs; null: the same beside another limit, else 10."""
     max_time: str | None = None
     """Training time over all attempts, DD:HH:MM:SS; null: no limit."""
     min_steps: int | None = None
