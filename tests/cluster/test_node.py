@@ -124,6 +124,21 @@ def test_restarts_are_counted_afresh_after_a_checkpoint(workdir: Path) -> None:
     assert [event["event"] for event in run.events()].count("failed") == 1
 
 
+def test_a_killed_torchrun_is_said_to_be_just_that(workdir: Path) -> None:
+    """No checkpoint was written, and the log claims none."""
+    run = make_run(workdir, max_restarts=1)
+    node = start_node(run, "train", preload="json")
+    wait_until(lambda: has_step(run))
+    os.kill(wait_until(lambda: processes.children(node.pid))[0], signal.SIGKILL)
+    log = run.logs_dir / "attempt-00" / "node-0.log"
+    said = wait_until(lambda: log.exists() and "again, 1 more try" in (text := log.read_text()) and text)
+    assert "was killed by SIGKILL; starting torchrun again, 1 more try" in said
+    assert "a checkpoint was written" not in said
+    wait_until(lambda: (run.logs_dir / "attempt-01" / "rank-0.log").exists())
+    os.kill(node.pid, signal.SIGTERM)
+    assert node.wait(180) == 75
+
+
 def test_a_rank_that_hangs_after_a_final_failure_is_killed(workdir: Path) -> None:
     run = make_run(workdir, max_restarts=3)
     assert start_node(run, "never_restart", FAILED_GRACE_S=0.5).wait(180) == 93

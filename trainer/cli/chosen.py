@@ -14,6 +14,7 @@ from trainer.checkpoint.store import Checkpoint, CheckpointStore, best_of
 from trainer.cluster import cause, torchrun
 from trainer.cluster.shape import LaunchShape, resolve
 from trainer.cluster.torchrun import Place
+from trainer.config.build import read_whole
 from trainer.errors import JOB_FAILED, TrainerError, UserError
 from trainer.runs.directory import RunDirectory
 from trainer.runs.files import read_json, read_live
@@ -67,7 +68,7 @@ def run_on_ranks(
     Raises TrainerError with the message of the rank that failed first.
     """
     launch = run.launch()
-    shape = LaunchShape.from_dict(launch["shape"]) if launch.get("shape") else resolve(run.config())
+    shape = LaunchShape.from_dict(launch["shape"]) if launch.get("shape") else resolve(read_whole(run.config_path))
     if ranks is not None:
         shape = LaunchShape(1, ranks, shape.device)
     command = torchrun.command(run.path, f"{run.id}-{verb}", shape, Place(), 0, [start.__file__, verb])

@@ -67,10 +67,11 @@ def _data(run: RunDirectory, overrides: list[str]) -> dict[str, Any]:
     """The section `data` of the run with the overrides in it. Raises UserError for keys that its target has not."""
     import yaml
 
+    from trainer.config.build import read_whole
     from trainer.config.problems import raise_all
     from trainer.config.targets import problems_of_targets
 
-    config = run.config()
+    config = read_whole(run.config_path)
     for override in overrides:
         key, separator, value = override.partition("=")
         if not separator or not key.startswith("data."):

@@ -11,7 +11,7 @@ from typing import Any
 from trainer.cli.common import how_to_watch, launched, parser_of
 from trainer.cluster import launchers
 from trainer.cluster.jobs import states_of
-from trainer.config.build import freeze, read_plain
+from trainer.config.build import freeze, read_whole
 from trainer.config.cluster import Slurm
 from trainer.config.near import did_you_mean
 from trainer.errors import UserError
@@ -87,7 +87,7 @@ def changed_config(run: RunDirectory, overrides: list[str]) -> dict[str, Any]:
     from trainer.config.problems import raise_all
     from trainer.config.typed import is_closed, problems_of, to_config
 
-    config = read_plain(run.config_path)
+    config = read_whole(run.config_path)
     allowed = [f"{section}.{key}" for section, keys in CHANGEABLE.items() for key in keys]
     for override in overrides:
         key, separator, value = override.partition("=")

@@ -61,6 +61,17 @@ def read_plain(path: Path) -> dict[str, Any]:
     return found
 
 
+def read_whole(path: Path) -> dict[str, Any]:
+    """`read_plain` of a configuration that a job can be made from. Raises UserError where a section is missing."""
+    from trainer.config.typed import REQUIRED
+
+    found = read_plain(path)
+    missing = [name for name in (*REQUIRED, "trainer", "resources") if name not in found]
+    if missing:
+        raise _damaged(path, f"it has no {', '.join(missing)}")
+    return found
+
+
 def _damaged(path: Path, why: object) -> UserError:
     said = str(why).strip().splitlines() or [type(why).__name__]
     fix = "restore it from a backup: it is written once, and nothing writes it again"

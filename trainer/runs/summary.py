@@ -45,15 +45,15 @@ def summary(run: RunDirectory, slurm_states: Mapping[str, str] | None = None) ->
         "state": state.name,
         "reason": state.reason or None,
         "step": step,
-        "max_steps": config["trainer"].get("max_steps"),
+        "max_steps": _in(config, "trainer", "max_steps"),
         "epoch": live.get("epoch", last_line.get("epoch")),
         "metrics": metrics,
         "best": best(run, live),
         "attempts": 1 + max([record["attempt"] for record in attempts] + _log_attempts(run), default=-1),
         "world_size": _world_size(launch, events),
-        "strategy": config["strategy"].get("name"),
-        "cluster": config["cluster"].get("name"),
-        "wandb_id": tracked.get("id", run.id) if config["tracking"].get("name") == "wandb" else None,
+        "strategy": _in(config, "strategy", "name"),
+        "cluster": _in(config, "cluster", "name"),
+        "wandb_id": tracked.get("id", run.id) if _in(config, "tracking", "name") == "wandb" else None,
         "tracking": {name: tracked.get(name) for name in _TRACKING} if tracked else None,
         "slurm_job_id": launch.get("slurm_job_id"),
         "checkpoints": saved,
@@ -125,6 +125,12 @@ def checkpoints(run: RunDirectory) -> list[dict[str, Any]]:
             }
         )
     return found
+
+
+def _in(config: dict[str, Any], section: str, key: str) -> Any:
+    """Null where a damaged configuration has no such section."""
+    found = config.get(section)
+    return found.get(key) if isinstance(found, dict) else None
 
 
 def _log_attempts(run: RunDirectory) -> list[int]:

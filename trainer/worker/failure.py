@@ -123,7 +123,7 @@ def _failure_of(error: BaseException, attempt: Attempt) -> Failure:
     has_moved, has_saved = first is not None and step > first, _has_checkpoint(attempt)
     mend = True
     if _UNUSED.search(reason):
-        final = True
+        final, reason = True, reason.removeprefix("RuntimeError: ")
     elif isinstance(error, TrainerError):
         # One that guards the training is raised in it: what it saw need not come again from an older checkpoint.
         final, mend = True, isinstance(error, UserError) or not (isinstance(error, EnvironmentFault) or has_moved)
