@@ -170,6 +170,43 @@ def test_resolvers_of_ones_own(workdir: Path) -> None:
     assert "resolvers.py: ModuleNotFoundError" in refused().message
 
 
+STRUCTURED = """
+from dataclasses import dataclass
+from enum import Enum
+from hydra.core.config_store import ConfigStore
+
+Act = Enum("Act", "relu gelu")
+
+@dataclass
+class Own:
+    _target_: str = "trainer.models.mlp.MLP"
+    width: int = 3
+    act: Act = Act.gelu
+
+ConfigStore.instance().store(group="model", name="stored_by_a_test", node=Own)
+"""
+
+
+def test_structured_configs_of_ones_own(workdir: Path) -> None:
+    write("conf/resolvers.py", STRUCTURED)
+    run = made(composed("model=stored_by_a_test", "model.width=4"))
+    assert run.config()["model"] == {"_target_": "trainer.models.mlp.MLP", "width": 4, "act": "gelu"}
+
+
+def test_hydras_option_for_the_folder_of_configs(workdir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write("configs/train.yaml", "defaults: [data: digits, model: mlp, _self_]\nname: mine\n")
+    assert fit(["--config-path", "configs", "-cn", "train", "--cfg", "job", "--package", "name"]) == 0
+    assert capsys.readouterr().out == "# @package name\nmine\n"
+
+
+def test_the_projects_root_is_known_as_with_rootutils(workdir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PROJECT_ROOT", raising=False)
+    assert "PROJECT_ROOT" in refused("name=${oc.env:PROJECT_ROOT}").message
+    write(".project-root", "")
+    assert composed("+root=${oc.env:PROJECT_ROOT}").config["root"] == str(workdir)
+    assert "PROJECT_ROOT" not in os.environ
+
+
 def test_a_resolver_that_is_not_there_is_refused_with_the_line(workdir: Path) -> None:
     said = refused("+a=${eval:'1 + 2'}")
     assert said.message == "a: there is no resolver eval for ${eval:...}"

@@ -46,7 +46,9 @@ def parser(verb: str, description: str) -> Parser:
     made.add_argument(
         "overrides", nargs="*", metavar="key=value", help="Hydra overrides: model=resnet18 optimizer.lr=0.1"
     )
-    made.add_argument("--config-dir", "-cd", action="append", default=[], type=Path, metavar="DIR")
+    made.add_argument(
+        "--config-dir", "-cd", "--config-path", "-cp", action="append", default=[], type=Path, metavar="DIR"
+    )
     made.add_argument("--config-name", "-cn", default="config", metavar="NAME")
     made.add_argument("--multirun", "-m", action="store_true", help="one job for each combination of key=a,b")
     return made

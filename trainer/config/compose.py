@@ -348,7 +348,7 @@ def _resolve(tree: Any, job: Any) -> dict[str, Any]:
             missing = sorted(OmegaConf.missing_keys(job))
             if missing:
                 raise explain.missing(missing)
-            plain = OmegaConf.to_container(job, resolve=True, throw_on_missing=True)
+            plain = OmegaConf.to_container(job, resolve=True, throw_on_missing=True, enum_to_str=True)
         except OmegaConfBaseException as error:
             raise explain.interpolation(error) from None
     return plain  # type: ignore[return-value]

@@ -29,12 +29,13 @@ def load_whole(loader: Any, config_name: str, groups: list[str], load: Load) -> 
     Raises what `load` raises.
     """
     tree = _with_plus(loader, config_name, groups, load)
-    if all(section in tree for section in _SHIPPED):
+    keys = set(tree.keys())  # `in tree` would resolve each
+    if keys.issuperset(_SHIPPED):
         return tree
     absent = [
         f"+{group}={option}"
         for group, option in _shipped_groups().items()
-        if group not in tree and group not in tree.hydra.runtime.choices
+        if group not in keys and group not in tree.hydra.runtime.choices
     ]
     groups[:] = [*groups, *absent]
     tree = load(loader, config_name, groups) if absent else tree
