@@ -140,7 +140,7 @@ def _compose(overrides: list[str], place: Place, config_name: str, notes: list[s
             note = set_value(tree, override, loader, where)
             notes += [note] if note else []
     model = tree.get("model")
-    if model and not str(model.get("_target_")).startswith("trainer."):
+    if model and hasattr(model, "keys") and not str(model.get("_target_")).startswith("trainer."):
         from trainer.config.own_loaders import use_own_loaders  # reads source text: only of a user's own model
 
         chosen = [one.partition("=")[0] for one in groups]
