@@ -69,6 +69,7 @@ class Model(LightningModule):
             "monitor": trainer.checkpoint_callback.monitor,
             "stopping": type(trainer.early_stopping_callback).__name__,
             "bar": type(trainer.progress_bar_callback).__name__,
+            "last": [type(one).__name__ for one in trainer.callbacks[-3:]],
             "bar_metrics": sorted(trainer.progress_bar_metrics),
         }
         print("FOUND " + json.dumps(found), flush=True)
@@ -155,6 +156,8 @@ def test_loggers_and_callbacks_beside_ours(trainer_cli: TrainerCli, project: Pat
             "monitor": "val_loss",
             "stopping": "EarlyStopping",
             "bar": "TQDMProgressBar",
+            # Ours see the state that all others have at the end of a step.
+            "last": ["OnExceptionCheckpoint", "StepClock", "Boundary"],
             "bar_metrics": first["bar_metrics"],
         }
     _check_curves(run)

@@ -46,6 +46,13 @@ class StepClock(Callback):
         self._is_first_step = True
         self._batch_ended = 0.0
 
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Go to the end, with the boundary: Lightning has put a module's own callbacks, and ModelCheckpoint, behind."""
+        callbacks = trainer.callbacks  # type: ignore[attr-defined]
+        last = [callback for callback in callbacks if callback is self or callback is self._boundary]
+        others = [callback for callback in callbacks if callback not in last]
+        trainer.callbacks = [*others, *last]  # type: ignore[attr-defined]
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         count_direct_steps(trainer)
         self._steps = steps_of(trainer)
