@@ -13,6 +13,7 @@ from trainer.config.callbacks import problems_of_callbacks
 from trainer.config.combinations import Job, problems_of_combinations, problems_of_packages
 from trainer.config.fits import problems_of_fit
 from trainer.config.loggers import problems_of_loggers
+from trainer.config.monitor import problems_of_monitor
 from trainer.config.near import did_you_mean, listed
 from trainer.config.optimization import problems_of_accumulation, problems_of_optimization
 from trainer.config.own import problems_of_own
@@ -161,6 +162,7 @@ def check(config: dict[str, Any], cwd: Path | None = None, fits: bool = True) ->
     targets = [*problems_of_targets(config, cwd), *problems_of_own(config, cwd)]
     targets += problems_of_loaders(config, cwd)
     targets += problems_of_optimization(config, cwd)
+    targets += problems_of_monitor(config, cwd)
     values += [*problems_of_schedule(config), *problems_of_optimizer(config)]
     # A model or data that is not there needs no second message.
     targets = targets or [*(problems_of_fit(config, cwd) if fits else ())]
