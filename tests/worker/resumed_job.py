@@ -83,6 +83,10 @@ CASES: dict[str, tuple[str, list[str]]] = {
         callback(f"{CALLBACKS}.EarlyStopping", monitor="train_loss_epoch", patience=1, check_on_train_epoch_end="true"),
     ),
     "averaging": ("Plain", callback(f"{CALLBACKS}.StochasticWeightAveraging", swa_lrs=0.05, swa_epoch_start=1)),
+    "averaging_at_the_end": (
+        "WithoutNorm",
+        callback(f"{CALLBACKS}.StochasticWeightAveraging", swa_lrs=0.05, swa_epoch_start=1),
+    ),
     "moving_average": ("Plain", callback(f"{CALLBACKS}.EMAWeightAveraging", decay=0.9)),
     "accumulation_scheduler": (
         "Plain",
@@ -105,7 +109,7 @@ BEST: dict[str, tuple[str, str, list[str]]] = {
     ),
     "best_found": ("Scores", "Data", [f"+model.scores={{epochs: [1,2,3], val_loss: {UP_AND_DOWN}}}"]),
     "best_found_score": ("Scores", "Data", [f"+model.scores={{epochs: [1,2,3], val_f1: {UP_AND_DOWN}}}"]),
-    "best_nan_first": ("Scores", "Data", ["+model.scores={val_loss: [.nan,0.4,.inf]}"]),
+    "best_nan_first": ("Scores", "Data", ["+model.scores={val_loss: [nan,0.4,inf]}"]),
     "best_equal": ("Scores", "Data", ["+model.scores={val_loss: [0.4,0.4,0.4]}"]),
     "best_unknown": ("Scores", "Data", [f"+model.scores={{energy: {UP_AND_DOWN}}}"]),
     "best_no_direction": ("Scores", "Data", [f"+model.scores={{energy: {UP_AND_DOWN}}}", "checkpoint.monitor=energy"]),

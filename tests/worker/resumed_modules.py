@@ -60,6 +60,12 @@ class Plain(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": schedule}
 
 
+class WithoutNorm(Plain):
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2))
+
+
 class Dropout(Plain):
     def __init__(self) -> None:
         super().__init__()
@@ -241,7 +247,7 @@ class Scores(Plain):
 
     def on_validation_epoch_end(self) -> None:
         for name, values in self.scores.items():
-            self.log(name, values[self.trainer.current_epoch])
+            self.log(name, float(values[self.trainer.current_epoch]))
 
 
 class HigherIsBetter(Plain):

@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from tests.worker import resumed_job
+from trainer.checkpoint.store import CheckpointStore
 from trainer.errors import DONE, NEVER_RESTART
 
 ROOT = Path(__file__).parents[2]
@@ -39,11 +41,18 @@ def test_a_killed_job_ends_as_the_one_that_was_not_and_as_with_lightning(name: s
 
 
 def test_the_final_checkpoint_has_the_averaged_weights_and_the_state_before_is_kept(results: Path) -> None:
-    kept = sorted(path.name for path in (results / "averaging" / "unharmed" / "checkpoints").iterdir())
-    assert kept[-2:] == ["step-00000013", "step-00000013-before-end"] or kept[-2:] == [
-        "step-00000012",
-        "step-00000012-before-end",
-    ]
+    folder = results / "averaging_at_the_end" / "unharmed" / "checkpoints"
+    kept = sorted(path.name for path in folder.iterdir())
+    assert kept[-2:] == ["step-00000012", "step-00000012-before-end"]
+    final, before = [torch.load(folder / name / "state.pt", weights_only=True) for name in kept[-2:]]
+    average = before["callbacks"]["StochasticWeightAveraging"]["average_model_state"]
+    assert all(torch.equal(final["state_dict"][key], average[key]) for key in average)
+    assert not torch.equal(final["state_dict"]["net.0.weight"], before["state_dict"]["net.0.weight"])
+    store = CheckpointStore(folder)
+    assert store.committed()[-1].path.name == "step-00000012"
+    newest, _ = store.newest_good()
+    assert newest is not None
+    assert newest.is_before_end
 
 
 @pytest.mark.parametrize(

@@ -85,7 +85,8 @@ class BestMetric(Callback):
         }
         results = trainer._results
         assert results is not None
-        self._validated = list(results.metrics(on_step=False)["callback"])
+        names = [name for item in results.values() for name in results._forked_name(item, on_step=False)]
+        self._validated = [name for name in dict.fromkeys(names) if name in self._last]
         self._higher_is_better = {
             item.meta.name: bool(item.value.higher_is_better)
             for item in results.values()

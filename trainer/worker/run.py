@@ -118,6 +118,8 @@ def _train(config: Config, attempt: Attempt, group: Group | None) -> None:
             guard.flush(trainer)
         heartbeat.update(phase="save")
         metrics.pause()
+        if into is store:
+            best.saved(steps_taken(trainer))
         _save(trainer, config, best, into)
         metrics.resume()
         clock.start_of_batch()
@@ -220,7 +222,6 @@ def _save(trainer: Trainer, config: Config, best: BestMetric, into: CheckpointSt
     for logger in trainer.loggers:
         logger.save()
     step = steps_taken(trainer)
-    best.saved(step)
     trainer.save_checkpoint(
         into.path(step),
         storage_options={
