@@ -74,11 +74,6 @@ def callback_class(node: Any) -> str | None:
 
 def _strategy(job: Job) -> Iterator[UserError]:
     precision = job.config["trainer"]["precision"]
-    if job.strategy == "single" and job.world_size > 1:
-        one = "resources.gpus=1" if job.config["resources"].get("gpus") else "resources.cpu_processes=1"
-        yield UserError(
-            f"strategy=single runs one process; this job has {job.world_size} ranks", f"use strategy=ddp, or {one}"
-        )
     if precision == "16-mixed" and job.strategy in FSDP:
         yield UserError(
             f"trainer.precision=16-mixed does not go with strategy={job.strategy}: FSDP2 has no loss scaling",
