@@ -22,7 +22,6 @@ from trainer.config.own_keys import slips_in_files
 from trainer.config.primary import load_whole
 from trainer.config.problems import raise_all
 from trainer.config.resolvers import own_resolvers
-from trainer.config.schedule import settle_interval
 from trainer.config.schema import Config
 from trainer.errors import TrainerError, UserError
 from trainer.garbage import no_collection
@@ -364,6 +363,18 @@ def _limit(options: dict[str, Any]) -> None:
         options["max_epochs"] = DEFAULT_EPOCHS
 
 
+def _settle_interval(config: dict[str, Any]) -> None:
+    node = config.get("scheduler")
+    if not isinstance(node, dict) or node.get("interval") is not None:
+        return
+    if str(node.get("_target_")).startswith("trainer.schedules."):
+        node["interval"] = "step"  # what `settle_interval` finds; most jobs have one of these, and need not import it
+    else:
+        from trainer.config.schedule import settle_interval
+
+        settle_interval(config)
+
+
 def _typed(config: dict[str, Any]) -> dict[str, Any]:
     """The closed part against the schema. Raises UserError with every problem."""
     problems: list[TrainerError] = []
@@ -386,5 +397,5 @@ def _typed(config: dict[str, Any]) -> dict[str, Any]:
     unset = [name for name in typed.REQUIRED if config.get(name) is None]
     if unset:
         raise explain.missing(unset)
-    settle_interval(config)
+    _settle_interval(config)
     return typed.complete(config)
