@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +16,12 @@ from trainer.callbacks.clock import StepClock
 from trainer.callbacks.in_memory import InMemory
 from trainer.callbacks.metrics import TrainMetrics
 from trainer.callbacks.rng import RngState
-from trainer.callbacks.steps import steps_taken
 from trainer.checkpoint import tiers
 from trainer.checkpoint.io import CheckpointWriter, RunCheckpointIO, SaveFailed
 from trainer.checkpoint.store import Checkpoint, CheckpointStore
 from trainer.config.schema import Config
 from trainer.errors import DONE, JOB_FAILED, REQUEUE, UserError
 from trainer.resilience import memory, micro_batch
-from trainer.resilience.lock import refuse_if_superseded
 from trainer.runs.directory import RunDirectory
 from trainer.tracking.loggers import Loggers
 from trainer.worker import build, failure, fine_tuning, hydra_state, late, logs, manual, moments, rng
@@ -32,6 +29,7 @@ from trainer.worker.attempt import Attempt
 from trainer.worker.collectives import FlightRecorder, Timeouts
 from trainer.worker.heartbeat import Heartbeat
 from trainer.worker.process import Rank
+from trainer.worker.saving import Saving
 from trainer.worker.stop import Request, StopTraining
 from trainer.worker.torch_setup import Group, init_process_group, silence_known_warnings
 
@@ -112,26 +110,7 @@ def _train(config: Config, attempt: Attempt, group: Group | None) -> None:
         late.once_built(module, lambda: fine_tuning.take_weights(module, config.finetune, say=rank.is_first))
     best = BestMetric(config.checkpoint, primary_metric_of(module), store, heartbeat, group)
 
-    def save(trainer: Trainer, into: CheckpointStore = store) -> None:
-        refuse_if_superseded(directory, rank.attempt)
-        if guard is not None:
-            guard.flush(trainer)
-        heartbeat.update(phase="save")
-        metrics.pause()
-        if into is store:
-            best.saved(steps_taken(trainer))
-        _save(trainer, config, best, into)
-        metrics.resume()
-        clock.start_of_batch()
-        heartbeat.update(phase="train")
-
-    def save_final(trainer: Trainer) -> None:
-        writer.wait()
-        if rank.is_first:
-            store.set_before_end(steps_taken(trainer))
-        trainer.strategy.barrier("before the final checkpoint")
-        best.forget()
-        save(trainer)
+    saving = Saving(config, attempt, writer, store, local, best)
 
     own = resuming.settled(users.build(config.callbacks), resumes=resumed is not None)
     total_steps = config.trainer.max_steps
@@ -147,21 +126,22 @@ def _train(config: Config, attempt: Attempt, group: Group | None) -> None:
     )
     generators = RngState(config.seed, rank.rank, build.place_in_data(config, rank).rank, group)
     boundary = Boundary(
-        save,
+        saving.save,
         config.checkpoint,
         config.resilience,
         directory.stop_request,
-        lambda: _failed(writer, directory, config, best),
+        saving.has_failed,
         config.trainer.max_steps,
         seconds_of(config.trainer.max_time),
         group,
-        save_locally=functools.partial(save, into=local) if local else None,
+        save_locally=saving.save_locally if local else None,
         best=best,
-        save_final=save_final,
+        save_final=saving.save_final,
         after_start=generators.restore_again,
     )
     clock = StepClock(metrics, boundary, heartbeat, Timeouts(config.resilience))
     guard = watching.make_guard(config.resilience, directory, rank.attempt, group)
+    saving.metrics, saving.clock, saving.guard = metrics, clock, guard
     callbacks += [
         generators,
         InMemory(rank.rank, group),
@@ -215,33 +195,6 @@ def _newest_checkpoint(
     if isinstance(chosen[0], UserError):
         raise chosen[0]
     return chosen[0]
-
-
-def _save(trainer: Trainer, config: Config, best: BestMetric, into: CheckpointStore) -> None:
-    """One checkpoint of the state after `steps_taken(trainer)` steps, on every rank."""
-    for logger in trainer.loggers:
-        logger.save()
-    step = steps_taken(trainer)
-    trainer.save_checkpoint(
-        into.path(step),
-        storage_options={
-            "step": step,
-            "epoch": trainer.current_epoch,
-            **best.measured_at(step),
-            "world_size": trainer.world_size,
-            "strategy": config.strategy.name,
-        },
-    )
-
-
-def _failed(writer: CheckpointWriter, directory: RunDirectory, config: Config, best: BestMetric) -> bool:
-    """Whether a save has failed and the training must end for it. Only the rank that writes knows."""
-    failure = writer.take_failure()
-    if failure is None:
-        return False
-    directory.event("checkpoint_failed", reason=str(failure))
-    best.reread()
-    return config.checkpoint.on_failure == "stop"
 
 
 def _after_commit(
