@@ -13,7 +13,12 @@ def test_a_killed_job_goes_on_from_the_local_checkpoint(trainer_cli: TrainerCli,
     local = workdir / "nvme"
     options = [
         *("experiment=quickstart", "tracking=none", "name=tiers", "resources.cpu_processes=1", "strategy=single"),
-        *("trainer.max_epochs=null", "trainer.max_steps=40", "checkpoint.every_n_steps=30"),
+        *(
+            "trainer.max_epochs=null",
+            "trainer.max_steps=40",
+            "checkpoint.every_n_steps=30",
+            "checkpoint.save_best=false",
+        ),
         *(f"checkpoint.local_dir={local}", "checkpoint.local_every_n_steps=8", "resilience.max_restarts=0"),
     ]
     # the third save is that of step 24: it dies with its folder not yet in place, after those of 8 and 16
