@@ -102,7 +102,8 @@ class LeanTrainingEpochLoop(LeanOptimization):
         trainer = self.trainer
         if self.plan is None or self._restarting or trainer.should_stop:
             return super().done
-        if self._is_last_of_epoch():
+        progress = self.batch_progress
+        if progress.is_last_batch or progress.current.ready == trainer.fit_loop.max_batches:
             return True
         if self.max_steps == -1:
             return False
@@ -185,11 +186,15 @@ class LeanTrainingEpochLoop(LeanOptimization):
         if trainer.callbacks != plan.callbacks or len(plan.module.__dict__) != plan.num_attributes:  # type: ignore[attr-defined]
             plan = self._current(data_fetcher)
         self._call(plan, "on_train_batch_end", outputs, batch, batch_idx)
-        self._end_batch()
+        results = self._results
+        if results:
+            trainer._logger_connector.on_batch_end()
+        else:  # without a `self.log` there are no metrics to collect
+            results.batch = None
         total.completed += 1
         current.completed += 1
-        if self._results:
-            self.trainer._logger_connector.update_train_step_metrics()
+        if results:
+            trainer._logger_connector.update_train_step_metrics()
 
     def _begin_batch(self, batch: Any) -> None:
         """`_LoggerConnector.on_batch_start`, which looks the results up through five properties."""
@@ -198,13 +203,6 @@ class LeanTrainingEpochLoop(LeanOptimization):
         results.batch = batch
         results.batch_size = None
         results.dataloader_idx = None
-
-    def _end_batch(self) -> None:
-        """`_LoggerConnector.on_batch_end`: without a `self.log` there are no metrics to collect."""
-        if self._results:
-            self.trainer._logger_connector.on_batch_end()
-        else:
-            self._results.batch = None
 
     def _start_hooks(self, plan: Plan, batch: Any, batch_idx: int) -> Any:
         """The module's answer; -1 ends the epoch."""

@@ -138,9 +138,20 @@ class LeanOptimization(MomentEpochLoop):
         if not torch.is_grad_enabled():  # an optimizer that does not see to it before it calls its closure
             with torch.enable_grad():
                 return self._closure(plan, batch, batch_idx)
-        loss, extra = self._forward(plan, batch, batch_idx)
-        if batch_idx % self.trainer.accumulate_grad_batches == 0:
+        if self.trainer.accumulate_grad_batches == 1 and plan.takes_batch_idx:  # `_forward`, without a call
+            self.noted.losses = []
+            if plan.frees_gradients_early:
+                plan.strategy._optimizers[0].zero_grad()
+            module = plan.module.__dict__
+            outer, module[FX] = module[FX], "training_step"
+            output = plan.training_step(batch, batch_idx)
+            module[FX] = outer
+            loss, extra = (output, None) if type(output) is Tensor else self._loss_of(output)
             self._zero_grad(plan, batch_idx)
+        else:
+            loss, extra = self._forward(plan, batch, batch_idx)
+            if batch_idx % self.trainer.accumulate_grad_batches == 0:
+                self._zero_grad(plan, batch_idx)
         if loss is None:
             self._outputs = {}
             return None
@@ -166,13 +177,16 @@ class LeanOptimization(MomentEpochLoop):
         module[FX] = outer
         if accumulate == 1 and type(output) is Tensor:
             return output, None
+        return self._loss_of(output)
+
+    def _loss_of(self, output: Any) -> tuple[Tensor | None, dict[str, Any] | None]:
         if output is None:
             if self.trainer.world_size > 1:
                 raise RuntimeError(_NONE_ON_RANKS)
             Closure.warning_cache.warn(
                 "`training_step` returned `None`. If this was on purpose, ignore this warning..."
             )
-        result = ClosureResult.from_training_step_output(output, accumulate)
+        result = ClosureResult.from_training_step_output(output, self.trainer.accumulate_grad_batches)
         return result.closure_loss, result.extra
 
     def _noted_backward(self, plan: Plan, loss: Tensor) -> None:
