@@ -216,7 +216,7 @@ def test_a_resume_reads_on_exactly_at_another_number_of_ranks_too(data: ArrayDat
     for one in first:
         assert len(read(one, 2)) == 2
     states = [one.state_dict() for one in first]
-    assert states == [{"epoch": 0, "step": 1}] * 2
+    assert states == [{"epoch": 0, "step": 1, "batches": 2, "accumulate": 2}] * 2
     for ranks in (1, 2, 4):
         resumed = [loader(data, rank, ranks) for rank in range(ranks)]
         for one in resumed:
