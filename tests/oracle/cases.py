@@ -1,0 +1,161 @@
+"""What is trained twice, by plain Lightning and by us: one case a hook, callback, loader, scheduler, logger or idiom."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+LIGHTNING = "lightning.pytorch.callbacks"
+
+
+@dataclass(frozen=True)
+class Case:
+    """A job by the paths of its parts, so that a configuration can name them.
+
+    `trainer` has Lightning's names for both. `differs` says, for a number of ranks, why the weights may differ; all
+    else is compared there, too.
+    """
+
+    name: str
+    model: str = "modules.Plain"
+    data: str | None = "data.Data"
+    trainer: dict[str, Any] = field(default_factory=dict)
+    callbacks: tuple[dict[str, Any], ...] = ()
+    model_arguments: dict[str, Any] = field(default_factory=dict)
+    worlds: tuple[int, ...] = (1, 2)
+    differs: dict[int, str] = field(default_factory=dict)
+    overrides: tuple[str, ...] = ()
+    """For us only: what is in the configuration here and in the module's code there."""
+
+    def node(self, part: str) -> dict[str, Any]:
+        """The configuration of `model` or `data`."""
+        target = getattr(self, part)
+        return {"_target_": f"tests.oracle.{target}", **(self.model_arguments if part == "model" else {})}
+
+
+def _callback(name: str, **arguments: Any) -> dict[str, Any]:
+    where = name if "." in name else f"{LIGHTNING}.{name}"
+    return {"_target_": where, **arguments}
+
+
+_STATISTICS = {2: "batch normalisation sees the samples of one rank, and which those are is not the same"}
+_PAIRS = {2: "the ranks' shares of a global batch are not the same, and the mean of means depends on them"}
+
+MODULES = [
+    Case("plain"),
+    Case("returns a dict", "modules.ReturnsDict"),
+    Case("skips batches by None", "modules.SkipsBatches", worlds=(1,)),
+    Case("skips epochs by -1", "modules.SkipsEpochs"),
+    Case("manual", "modules.Manual"),
+    Case("manual accumulation", "modules.ManualAccumulation"),
+    Case("manual scheduler", "modules.ManualScheduler"),
+    Case("two optimizers", "modules.Adversaries"),
+    Case("two optimizers, unequal steps", "modules.StepsTheCriticMoreOften"),
+    Case("optimizer_step", "modules.WarmsUpInOptimizerStep"),
+    Case("optimizer_zero_grad", "modules.OwnZeroGrad"),
+    Case("configure_gradient_clipping", "modules.OwnClipping"),
+    Case("backward", "modules.OwnBackward"),
+    Case("gradient hooks", "modules.ScalesGradients"),
+    Case("moving average of its own", "modules.Averages"),
+    Case("rate halved by epoch", "modules.HalvesItsRate"),
+    Case("epoch hooks", "modules.EpochHooks"),
+    Case("built in setup", "modules.BuiltInSetup"),
+    Case("built in configure_model", "modules.BuiltInConfigureModel"),
+    Case("no optimizer", "modules.NoOptimizer"),
+    Case("its own loaders", "modules.OwnLoaders", data=None),
+    Case("moves batches", "modules.MovesBatches"),
+    Case("batches with names", "modules.NamedBatches", "data.NamedData"),
+    Case("ragged targets", "modules.Ragged", "data.RaggedData"),
+    Case("torchmetrics", "modules.Measured"),
+    Case("callbacks of its own", "modules.OwnCallbacks"),
+    Case("buffers", "modules.Buffers"),
+    Case("batch normalisation", "modules.Normalised", differs=_STATISTICS),
+    Case("batch normalisation, synchronised", "modules.Normalised", trainer={"sync_batchnorm": True}),
+    Case("dataloader_iter", "modules.ReadsTheIterator"),
+    Case("writes through its logger", "modules.LogsByItself"),
+    Case("state of its own in the checkpoint", "modules.Checkpoints"),
+    Case("older package name", "other_package.OlderName"),
+    Case("older package name, data, callback", "other_package.OlderName", "other_package.OlderData",
+         callbacks=(_callback("tests.oracle.other_package.OlderCallback"),)),
+    Case("older package name, data alone", "modules.Plain", "other_package.OlderData",
+         callbacks=(_callback("pytorch_lightning.callbacks.EarlyStopping", monitor="val_loss", patience=5),)),
+]  # fmt: skip
+
+OPTIMIZERS = [
+    Case("length known", "modules.KnowsItsLength"),
+    Case("plateau", "modules.Plateau"),
+    Case("plateau of steps", "modules.PlateauOfSteps", worlds=(1,)),
+    Case("by epoch", "modules.StepsByEpoch"),
+    Case("every second step", "modules.StepsBySecondStep"),
+    Case("lr_scheduler_step", "modules.OwnSchedulerStep"),
+    Case("schedules in turn", "modules.SequentialSchedules"),
+    Case("parameter groups", "modules.Groups"),
+    Case("LBFGS", "modules.Newton"),
+    Case("partly frozen", "modules.PartlyFrozen"),
+]
+
+LOADERS = [
+    Case("data without validation", data="data.NoValidation"),
+    Case("subclass", data="data.SubclassData"),
+    Case("dict of loaders", "modules.TwoSources", "data.DictData"),
+    Case("list of loaders", "modules.ListedSources", "data.ListData"),
+    Case("shortest of several", "modules.TwoSources", "data.ShortestData"),
+    Case("several validations", "modules.SeveralValidations", "data.ValidationsData"),
+    Case("stream", data="data.StreamData"),
+    Case("sampler that shares out", data="data.StridedData"),
+    Case("DistributedSampler", data="data.DistributedData"),
+    Case("order of its own", data="data.BackwardsData"),
+    Case("batch sampler", data="data.BatchSamplerData"),
+    Case("batches from the dataset", data="data.UnbatchedData"),
+    Case("list of batches", data="data.Listed"),
+    Case("worker process", data="data.WorkersData"),
+    Case("smaller last batch", data="data.TailData", differs=_PAIRS),
+    Case("split in setup", data="data.SplitInSetup"),
+    Case("asks its trainer", data="data.AsksItsTrainer"),
+    Case("data moves batches", data="data.MovesBatchesItself"),
+]
+
+CALLBACKS = [
+    Case("early stopping", trainer={"max_epochs": 6},
+         callbacks=(_callback("EarlyStopping", monitor="val_loss", patience=1, min_delta=0.5),)),
+    Case("accumulation by epoch", trainer={"max_epochs": 3},
+         callbacks=(_callback("GradientAccumulationScheduler", scheduling={0: 1, 1: 3}),)),
+    Case("rate monitor", callbacks=(_callback("LearningRateMonitor", logging_interval="step"),)),
+    Case("device monitor", callbacks=(_callback("DeviceStatsMonitor"),)),
+    Case("summary", callbacks=(_callback("ModelSummary", max_depth=2),)),
+    Case("averaged weights", trainer={"max_epochs": 4},
+         callbacks=(_callback("StochasticWeightAveraging", swa_lrs=0.05, swa_epoch_start=2),)),
+    Case("exponential average", callbacks=(_callback("EMAWeightAveraging", decay=0.9),)),
+    Case("thawed at an epoch", trainer={"max_epochs": 3}, callbacks=(_callback("tests.oracle.callbacks.Thaw"),)),
+    Case("timer", trainer={"max_epochs": 2}, callbacks=(_callback("Timer", duration="00:01:00:00"),)),
+    Case("model checkpoint", callbacks=(_callback("ModelCheckpoint", monitor="val_loss", save_last=True),)),
+    Case("pruning", callbacks=(_callback("ModelPruning", pruning_fn="l1_unstructured", amount=0.3),)),
+    Case("changes gradients", callbacks=(_callback("tests.oracle.callbacks.Noise"),)),
+    Case("clips from the third batch", callbacks=(_callback("tests.oracle.callbacks.ClipsLate"),)),
+    Case("stops the training", callbacks=(_callback("tests.oracle.callbacks.StopsAt", step=4),)),
+    Case("keeps a state", callbacks=(_callback("tests.oracle.callbacks.Counts"),)),
+]  # fmt: skip
+
+TRAINER = [
+    Case("accumulation", trainer={"accumulate_grad_batches": 2}),
+    Case("accumulation with a rest", trainer={"accumulate_grad_batches": 4}),
+    Case("clipping by norm", trainer={"gradient_clip_val": 0.05}),
+    Case("clipping by value", trainer={"gradient_clip_val": 0.01, "gradient_clip_algorithm": "value"}),
+    Case("max_steps in mid-epoch", trainer={"max_steps": 4}),
+    Case("min_epochs", trainer={"min_epochs": 3, "max_epochs": 4},
+         callbacks=(_callback("EarlyStopping", monitor="val_loss", patience=0, min_delta=10.0),)),
+    Case("some training batches", trainer={"limit_train_batches": 2, "max_epochs": 3}),
+    Case("a part of the training batches", trainer={"limit_train_batches": 0.67}),
+    Case("one validation batch", "modules.Plateau", trainer={"limit_val_batches": 1}),
+    Case("validation within an epoch", "modules.EpochHooks", trainer={"val_check_interval": 0.34}),
+    Case("validation every second epoch", trainer={"check_val_every_n_epoch": 2, "max_epochs": 4}),
+    Case("sanity check", "modules.Measured", trainer={"num_sanity_val_steps": 2}),
+    Case("double precision", trainer={"precision": "64-true"}),
+    Case("bf16-mixed", trainer={"precision": "bf16-mixed"},
+         differs={2: "sums of half precision are not the same in another order"}),
+    Case("anomalies", trainer={"detect_anomaly": True}),
+    Case("overfit one batch", trainer={"overfit_batches": 1, "max_epochs": 3}),
+    Case("loaders made again", trainer={"reload_dataloaders_every_n_epochs": 1, "max_epochs": 3}),
+]  # fmt: skip
+
+CASES = [*MODULES, *OPTIMIZERS, *LOADERS, *CALLBACKS, *TRAINER]

@@ -1,0 +1,224 @@
+"""One rank of the comparison with plain Lightning: `rank.py FOLDER CASE...`, started by `fork_ranks.py`.
+
+Every case is trained twice in this process, by Lightning's Trainer as it comes and by a run of ours from its frozen
+configuration; only starting processes is left out. After each case the first rank writes what came out to `FOLDER/results.json`.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+import time
+import traceback
+import warnings
+from datetime import timedelta
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+import yaml
+from lightning.pytorch import LightningDataModule, Trainer, seed_everything
+from lightning.pytorch.plugins.environments import TorchElasticEnvironment
+
+from tests.oracle.cases import CASES, Case
+from trainer.checkpoint.io import load_state
+from trainer.checkpoint.store import CheckpointStore
+from trainer.config.build import instantiate
+from trainer.runs.directory import RunDirectory
+from trainer.runs.files import read_live
+
+EPOCHS = 2
+LONGEST = timedelta(seconds=120)
+"""A rank that failed waits so long for one that does not know yet."""
+Outcome = dict[str, Any]
+"""`weights`: name to tensor; `step`, `epoch`, `metrics`, and of ours the step `logged` last; or `error`."""
+
+
+def main() -> None:
+    folder, wanted = Path(sys.argv[1]), sys.argv[2:]
+    world = int(os.environ["WORLD_SIZE"])
+    groups = Groups(world)
+    warnings.simplefilter("ignore")
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    results = {}
+    for number, case in enumerate(CASES):
+        if case.name not in wanted:
+            continue
+        began = time.monotonic()
+        groups.renew()
+        theirs = attempted(lambda case=case, number=number: stock(case, folder / f"stock-{number}"))
+        groups.renew()
+        ours = attempted(lambda case=case, number=number: run_of_ours(case, folder, number))
+        results[case.name] = {**compared(ours, theirs), "seconds": round(time.monotonic() - began, 2)}
+        print(case.name, results[case.name], flush=True)
+        if dist.get_rank() == 0:
+            (folder / "results.json").write_text(json.dumps(results))
+
+
+class Groups:
+    """A new group of the ranks for each job, in which what an earlier one left behind cannot be in the way."""
+
+    def __init__(self, world: int) -> None:
+        self.init, self.destroy = dist.init_process_group, dist.destroy_process_group
+        rank, port = int(os.environ["RANK"]), int(os.environ["MASTER_PORT"])
+        self.rank, self.world = rank, world
+        self.store = dist.TCPStore("127.0.0.1", port, world, is_master=rank == 0, timeout=LONGEST)
+        self.number = 0
+        dist.init_process_group = lambda *_, **__: None
+        dist.destroy_process_group = lambda *_, **__: None
+
+    def renew(self) -> None:
+        """Wait for the other ranks, and begin again with them."""
+        if dist.is_initialized():
+            self.destroy()
+        self.number += 1
+        store = dist.PrefixStore(str(self.number), self.store)
+        self.init("gloo", store=store, rank=self.rank, world_size=self.world, timeout=LONGEST)
+        dist.barrier()
+
+
+def attempted(job: Any) -> Outcome:
+    try:
+        return job()
+    except BaseException as error:
+        traceback.print_exc()
+        return {"error": f"{type(error).__name__}: {error}"[:800]}
+
+
+def stock(case: Case, folder: Path) -> Outcome:
+    """Lightning alone, as a script of the user's own would call it."""
+    seed_everything(0, verbose=False)
+    module = instantiate(case.node("model"))
+    data: LightningDataModule | None = instantiate(case.node("data")) if case.data else None
+    options: dict[str, Any] = {"max_epochs": EPOCHS, "num_sanity_val_steps": 0, "log_every_n_steps": 1, **case.trainer}
+    with_checkpoints = any("ModelCheckpoint" in node["_target_"] for node in case.callbacks)
+    trainer = Trainer(
+        accelerator="cpu",
+        devices=dist.get_world_size(),
+        strategy="ddp" if dist.get_world_size() > 1 else "auto",
+        plugins=[TorchElasticEnvironment()] if dist.get_world_size() > 1 else None,
+        callbacks=[instantiate(node) for node in case.callbacks],
+        logger=logger_of(folder),
+        enable_checkpointing=with_checkpoints,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=str(folder),
+        **options,
+    )
+    if dist.get_world_size() > 1:
+        # On several ranks Lightning shuffles a training loader that does not shuffle. We do not, so that a job is the
+        # same on any number of ranks; docs/migrate.md says so.
+        connector = trainer._data_connector
+        connector._prepare_dataloader = partial(_unshuffled, connector._prepare_dataloader)  # type: ignore[method-assign]
+    trainer.fit(module, datamodule=data)
+    metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+    weights = {name: value.detach().clone() for name, value in module.state_dict().items()}
+    return {"weights": weights, "step": trainer.global_step, "epoch": trainer.current_epoch, "metrics": metrics}
+
+
+def _unshuffled(prepare: Any, loader: Any, shuffle: bool, mode: Any) -> Any:
+    return prepare(loader, shuffle=False, mode=mode)
+
+
+def logger_of(folder: Path) -> Any:
+    from lightning.pytorch.loggers import CSVLogger
+
+    return CSVLogger(str(folder))
+
+
+def run_of_ours(case: Case, folder: Path, number: int) -> Outcome:
+    """A run as `trainer fit` makes it, trained by what torchrun would have started."""
+    from trainer.worker.run import run
+
+    chosen: list[Any] = [None]
+    if dist.get_rank() == 0:
+        try:
+            chosen = [str(made(case, folder, number).path)]
+        except BaseException as error:
+            traceback.print_exc()
+            chosen = [error]
+    if dist.get_world_size() > 1:
+        dist.broadcast_object_list(chosen, src=0)
+    if isinstance(chosen[0], BaseException):
+        raise chosen[0]
+    directory = RunDirectory(Path(chosen[0]))
+    code = run(directory.path)
+    outcomes = directory.attempts()
+    if code != 0 or not outcomes or outcomes[-1]["outcome"] != "finished":
+        return {"error": f"exit code {code}, {outcomes[-1:]}"}
+    if dist.get_rank() != 0:
+        return {}
+    newest = CheckpointStore(directory.checkpoints_dir).committed()[-1]
+    state = load_state(newest.path)
+    live = read_live(directory.live_dir / "rank-0.json")
+    return {
+        "weights": state["state_dict"],
+        "step": newest.step,
+        "epoch": newest.epoch,
+        "metrics": live.get("validation") or {},
+        "logged": json.loads(directory.metrics_path.read_text().splitlines()[-1])["step"],
+    }
+
+
+def made(case: Case, folder: Path, number: int) -> RunDirectory:
+    """The run directory of this case, composed and checked."""
+    from trainer.cli.job import check_all
+    from trainer.config.compose import compose
+
+    home = folder / f"ours-{number}"
+    groups: dict[str, Any] = {
+        "model": case.node("model"),
+        "callbacks": {f"one_{place}": node for place, node in enumerate(case.callbacks)},
+    }
+    if case.data:
+        groups["data"] = case.node("data")
+    for group, node in groups.items():
+        (home / "conf" / group).mkdir(parents=True)
+        (home / "conf" / group / "it.yaml").write_text(yaml.safe_dump(node))
+    options = {"max_epochs": EPOCHS, "log_every_n_steps": 1, **case.trainer}
+    overrides = [
+        *(f"{group}=it" for group in groups),
+        *(f"trainer.{name}={value}" for name, value in options.items()),
+        *case.overrides,
+        "tracking=none",
+        "name=case",
+        f"runs_dir={home / 'runs'}",
+        f"resources.cpu_processes={dist.get_world_size()}",
+        "resources.gpus=0",
+        "checkpoint.asynchronous=false",
+        "resilience.collective_timeout_s=10",
+        "resilience.hang_slow_s=10",
+    ]
+    composed = compose(overrides, config_dirs=[home / "conf"], cwd=home)
+    (job,) = check_all([composed])
+    return RunDirectory.create(job.config, overrides=overrides, choices={}, code_root=home)
+
+
+def compared(ours: Outcome, theirs: Outcome) -> dict[str, Any]:
+    """Plain values for the test: what failed, how far the weights are apart, and the rest side by side."""
+    found: dict[str, Any] = {"ours": ours.get("error"), "theirs": theirs.get("error")}
+    if ours.get("error") or theirs.get("error") or not ours:
+        return found
+    names = sorted(set(ours["weights"]) ^ set(theirs["weights"]))
+    found["only in one"] = names
+    found["apart"] = max(
+        (
+            float((ours["weights"][name].double() - theirs["weights"][name].double()).abs().max())
+            for name in ours["weights"]
+            if name not in names and ours["weights"][name].numel()
+        ),
+        default=0.0,
+    )
+    found["steps"] = [ours["step"], theirs["step"]]
+    found["epochs"] = [ours["epoch"], theirs["epoch"]]
+    validated = [name for name in theirs["metrics"] if name.startswith("val_")]
+    found["metrics"] = {name: [ours["metrics"].get(name), theirs["metrics"][name]] for name in validated}
+    found["logged"] = ours["logged"]
+    return found
+
+
+if __name__ == "__main__":
+    main()
