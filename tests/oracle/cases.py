@@ -1,4 +1,4 @@
-"""What is trained twice, by plain Lightning and by us: one case a hook, callback, loader, scheduler, logger or idiom."""
+"""What plain Lightning and we train: one case for each hook, callback, loader, scheduler, logger and idiom."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
 """One rank of the comparison with plain Lightning: `rank.py FOLDER CASE...`, started by `fork_ranks.py`.
 
 Every case is trained twice in this process, by Lightning's Trainer as it comes and by a run of ours from its frozen
-configuration; only starting processes is left out. After each case the first rank writes what came out to `FOLDER/results.json`.
+configuration; only starting processes is left out. After each case the first rank writes what came out to
+`FOLDER/results.json`.
 """
 
 from __future__ import annotations
