@@ -26,6 +26,8 @@ class Case:
     differs: dict[int, str] = field(default_factory=dict)
     overrides: tuple[str, ...] = ()
     """For us only: what is in the configuration here and in the module's code there."""
+    unused: bool = False
+    """Not every backward pass reaches all parameters, of which DDP has to be told."""
 
     def node(self, part: str) -> dict[str, Any]:
         """The configuration of `model` or `data`."""
@@ -49,8 +51,8 @@ MODULES = [
     Case("manual", "modules.Manual"),
     Case("manual accumulation", "modules.ManualAccumulation"),
     Case("manual scheduler", "modules.ManualScheduler"),
-    Case("two optimizers", "modules.Adversaries"),
-    Case("two optimizers, unequal steps", "modules.StepsTheCriticMoreOften"),
+    Case("two optimizers", "modules.Adversaries", unused=True),
+    Case("two optimizers, unequal steps", "modules.StepsTheCriticMoreOften", unused=True),
     Case("optimizer_step", "modules.WarmsUpInOptimizerStep"),
     Case("optimizer_zero_grad", "modules.OwnZeroGrad"),
     Case("configure_gradient_clipping", "modules.OwnClipping"),

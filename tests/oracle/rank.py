@@ -27,7 +27,6 @@ from lightning.pytorch.plugins.environments import TorchElasticEnvironment
 from tests.oracle.cases import CASES, Case
 from trainer.checkpoint.io import load_state
 from trainer.checkpoint.store import CheckpointStore
-from trainer.config.build import instantiate
 from trainer.runs.directory import RunDirectory
 from trainer.runs.files import read_live
 
@@ -92,16 +91,16 @@ def attempted(job: Any) -> Outcome:
 def stock(case: Case, folder: Path) -> Outcome:
     """Lightning alone, as a script of the user's own would call it."""
     seed_everything(0, verbose=False)
-    module = instantiate(case.node("model"))
-    data: LightningDataModule | None = instantiate(case.node("data")) if case.data else None
+    module = hydra.utils.instantiate(case.node("model"))
+    data: LightningDataModule | None = hydra.utils.instantiate(case.node("data")) if case.data else None
     options: dict[str, Any] = {"max_epochs": EPOCHS, "num_sanity_val_steps": 0, "log_every_n_steps": 1, **case.trainer}
     with_checkpoints = any("ModelCheckpoint" in node["_target_"] for node in case.callbacks)
     trainer = Trainer(
         accelerator="cpu",
         devices=dist.get_world_size(),
-        strategy="ddp" if dist.get_world_size() > 1 else "auto",
+        strategy=("ddp_find_unused_parameters_true" if case.unused else "ddp") if dist.get_world_size() > 1 else "auto",
         plugins=[TorchElasticEnvironment()] if dist.get_world_size() > 1 else None,
-        callbacks=[instantiate(node) for node in case.callbacks],
+        callbacks=[hydra.utils.instantiate(node) for node in case.callbacks],
         logger=logger_of(folder),
         enable_checkpointing=with_checkpoints,
         enable_progress_bar=False,
@@ -184,6 +183,7 @@ def made(case: Case, folder: Path, number: int) -> RunDirectory:
         *(f"{group}=it" for group in groups),
         *(f"trainer.{name}={value}" for name, value in options.items()),
         *case.overrides,
+        f"strategy.find_unused_parameters={case.unused}",
         "tracking=none",
         "name=case",
         f"runs_dir={home / 'runs'}",
