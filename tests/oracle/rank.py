@@ -19,6 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import hydra.utils
 import torch.distributed as dist
 import yaml
 from lightning.pytorch import LightningDataModule, Trainer, seed_everything
