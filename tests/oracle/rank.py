@@ -35,7 +35,7 @@ EPOCHS = 2
 LONGEST = timedelta(seconds=120)
 """A rank that failed waits so long for one that does not know yet."""
 Outcome = dict[str, Any]
-"""`weights`: name to tensor; `step`, `epoch`, `metrics`, and of ours the step `logged` last; or `error`."""
+"""`weights`: name to tensor; `step`, `metrics`, and of ours the step `logged` last; or `error`."""
 
 
 def main() -> None:
@@ -117,7 +117,7 @@ def stock(case: Case, folder: Path) -> Outcome:
     trainer.fit(module, datamodule=data)
     metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
     weights = {name: value.detach().clone() for name, value in module.state_dict().items()}
-    return {"weights": weights, "step": trainer.global_step, "epoch": trainer.current_epoch, "metrics": metrics}
+    return {"weights": weights, "step": trainer.global_step, "metrics": metrics}
 
 
 def _unshuffled(prepare: Any, loader: Any, shuffle: bool, mode: Any) -> Any:
@@ -158,7 +158,6 @@ def run_of_ours(case: Case, folder: Path, number: int) -> Outcome:
     return {
         "weights": state["state_dict"],
         "step": newest.step,
-        "epoch": newest.epoch,
         "metrics": live.get("validation") or {},
         "logged": json.loads(directory.metrics_path.read_text().splitlines()[-1])["step"],
     }
@@ -215,7 +214,6 @@ def compared(ours: Outcome, theirs: Outcome) -> dict[str, Any]:
         default=0.0,
     )
     found["steps"] = [ours["step"], theirs["step"]]
-    found["epochs"] = [ours["epoch"], theirs["epoch"]]
     validated = [name for name in theirs["metrics"] if name.startswith("val_")]
     found["metrics"] = {name: [ours["metrics"].get(name), theirs["metrics"][name]] for name in validated}
     found["logged"] = ours["logged"]
