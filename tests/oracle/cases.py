@@ -26,6 +26,8 @@ class Case:
     differs: dict[int, str] = field(default_factory=dict)
     overrides: tuple[str, ...] = ()
     """For us only: what is in the configuration here and in the module's code there."""
+    stock: dict[str, Any] = field(default_factory=dict)
+    """For plain Lightning only."""
     unused: bool = False
     """Not every backward pass reaches all parameters, of which DDP has to be told."""
 
@@ -72,7 +74,6 @@ MODULES = [
     Case("callbacks of its own", "modules.OwnCallbacks"),
     Case("buffers", "modules.Buffers"),
     Case("batch normalisation", "modules.Normalised", differs=_STATISTICS),
-    Case("batch normalisation, synchronised", "modules.Normalised", trainer={"sync_batchnorm": True}),
     Case("dataloader_iter", "modules.ReadsTheIterator"),
     Case("writes through its logger", "modules.LogsByItself"),
     Case("state of its own in the checkpoint", "modules.Checkpoints"),
@@ -104,7 +105,7 @@ LOADERS = [
     Case("shortest of several", "modules.TwoSources", "data.ShortestData"),
     Case("several validations", "modules.SeveralValidations", "data.ValidationsData"),
     Case("stream", data="data.StreamData"),
-    Case("sampler that shares out", data="data.StridedData"),
+    Case("sampler that shares out", data="data.StridedData", stock={"use_distributed_sampler": False}),
     Case("DistributedSampler", data="data.DistributedData"),
     Case("order of its own", data="data.BackwardsData"),
     Case("batch sampler", data="data.BatchSamplerData"),

@@ -238,6 +238,7 @@ class NoOptimizer(Plain):
         with torch.no_grad():
             for parameter in self.parameters():
                 parameter.mul_(0.9)
+        return self.loss(batch)
 
     def configure_optimizers(self) -> Any:
         return None

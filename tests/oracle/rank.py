@@ -94,7 +94,8 @@ def stock(case: Case, folder: Path) -> Outcome:
     seed_everything(0, verbose=False)
     module = hydra.utils.instantiate(case.node("model"))
     data: LightningDataModule | None = hydra.utils.instantiate(case.node("data")) if case.data else None
-    options: dict[str, Any] = {"max_epochs": EPOCHS, "num_sanity_val_steps": 0, "log_every_n_steps": 1, **case.trainer}
+    options: dict[str, Any] = {"max_epochs": EPOCHS, "num_sanity_val_steps": 0, "log_every_n_steps": 1}
+    options |= {**case.trainer, **case.stock}
     with_checkpoints = any("ModelCheckpoint" in node["_target_"] for node in case.callbacks)
     trainer = Trainer(
         accelerator="cpu",

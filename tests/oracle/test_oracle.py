@@ -11,7 +11,7 @@ import pytest
 from tests.distributed.ranks import run_ranks
 from tests.oracle.cases import CASES, Case
 
-TOLERANCE = {1: 0.0, 2: 1e-6}
+TOLERANCE = {1: 0.0, 2: 1e-5}
 """Largest difference of a weight, by the number of ranks: two ranks add gradients in another order than Lightning's,
 because each has another half of the global batch."""
 AT_ONCE = 24
