@@ -7,6 +7,7 @@ configuration; only starting processes is left out. After each case the first ra
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 import os
@@ -75,6 +76,7 @@ class Groups:
         """Wait for the other ranks, and begin again with them."""
         if dist.is_initialized():
             self.destroy()
+        gc.collect()  # what holds threads of an old group must not be found by a worker process forked later
         self.number += 1
         store = dist.PrefixStore(str(self.number), self.store)
         self.init("gloo", store=store, rank=self.rank, world_size=self.world, timeout=LONGEST)
