@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import re
 from contextlib import nullcontext
 from datetime import timedelta
@@ -57,6 +58,26 @@ class RunDDPStrategy(WholeCheckpoints, BuffersOfRank0, DDPStrategy):
         device_ids = self.determine_ddp_device_ids()
         with torch.cuda.stream(torch.cuda.Stream()) if device_ids is not None else nullcontext():
             return DDPWithQuietBuffers(model, always_quiet=always_quiet, device_ids=device_ids, **self._ddp_kwargs)
+
+    def configure_ddp(self) -> None:
+        super().configure_ddp()
+        self._reduced = self._trained()
+
+    def _trained(self) -> set[nn.Parameter]:
+        assert self.model is not None
+        return {parameter for parameter in self.model.parameters() if parameter.requires_grad}
+
+    def reduce_thawed(self) -> None:
+        """Make DDP anew where parameters are trained that were frozen when it was made; between two epochs only.
+
+        It averages the gradients of those it found then, so that layers thawed later (Lightning's BaseFinetuning) would
+        be trained by each rank on its own samples: https://github.com/pytorch/pytorch/issues/22049
+        """
+        if not isinstance(self.model, DistributedDataParallel) or self._trained() <= self._reduced:
+            return
+        self.model = self.model.module
+        gc.collect()  # the old one, whose hooks on the parameters end with it
+        self.configure_ddp()
 
     def on_exception(self, exception: BaseException) -> None:
         """Lightning's message about unused parameters names an option of its Trainer, which is another here."""

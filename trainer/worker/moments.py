@@ -21,6 +21,7 @@ from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
 from lightning.pytorch.loops.utilities import _is_max_limit_reached
 
 from trainer.data.loader import OrderedLoader
+from trainer.strategies.ddp import RunDDPStrategy
 
 MOMENT = "moment"
 """Key in a checkpoint's `loops/fit_loop/epoch_loop.state_dict`."""
@@ -77,6 +78,8 @@ class MomentEpochLoop(_TrainingEpochLoop):
             # As at the start of any later epoch: with the generators and the sampler's epoch as they are now.
             iter(data_fetcher)
         self.resumes_at = None
+        if isinstance(self.trainer.strategy, RunDDPStrategy):
+            self.trainer.strategy.reduce_thawed()
 
     def on_advance_end(self, data_fetcher: _DataFetcher) -> None:
         super().on_advance_end(data_fetcher)
