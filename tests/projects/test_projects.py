@@ -43,7 +43,7 @@ PROJECTS = [
     Project("detection", "shapes", "test_found", 9),
     Project("nanogpt", "char", "test/loss", 16),
     Project("graphs", "gcn", "test_acc", 12),
-    Project("kfold", "cv", "test/auroc/dataloader_idx_0", 114),
+    Project("kfold", "cv", "test/auroc/dataloader_idx_0", 114, "dataloader_idx_0.predictions"),
     Project("imagenet", "imagenet", "test_acc1", 32),
 ]
 

@@ -10,7 +10,7 @@ import json
 import sys
 import time
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from torch.utils._pytree import tree_leaves
 
 from trainer.checkpoint.io import CheckpointWriter, RunCheckpointIO
 from trainer.checkpoint.store import CheckpointStore, step_of
+from trainer.data.order import EvaluationBatches
 from trainer.errors import UserError
 from trainer.runs.directory import RunDirectory
 from trainer.worker import build, hydra_state, logs, rng
@@ -39,9 +40,12 @@ RECORD = "predictions.json"
 class RowsWriter(Callback):
     """Hands what `predict_step` returns to `Rows`; of several loaders each has outputs of its own."""
 
-    def __init__(self, folder: Path, writes: bool, num_loaders: int = 1) -> None:
-        """`writes`: false on a rank that reads the same samples as another (tensor parallel)."""
-        self.rows, self.writes, self.num_loaders = Rows(folder), writes, num_loaders
+    def __init__(
+        self, folder: Path, writes: bool, num_loaders: int = 1, sizes: Sequence[list[int] | None] = ()
+    ) -> None:
+        """`writes`: false on a rank that reads the same samples as another (tensor parallel). `sizes`: of each loader
+        the samples of each batch of this rank, where they are known before one is looked at."""
+        self.rows, self.writes, self.num_loaders, self.sizes = Rows(folder), writes, num_loaders, sizes
 
     def on_predict_batch_end(
         self,
@@ -54,7 +58,8 @@ class RowsWriter(Callback):
     ) -> None:
         if self.writes:
             prefix = f"dataloader_idx_{dataloader_idx}" if self.num_loaders > 1 else ""
-            self.rows.add(outputs, _size_of(batch), prefix)
+            sizes = self.sizes[dataloader_idx] if self.sizes else None
+            self.rows.add(outputs, sizes[batch_idx] if sizes else _size_of(batch), prefix)
 
 
 def _size_of(batch: Any) -> int | None:
@@ -98,12 +103,13 @@ def predict(run: RunDirectory, checkpoint: Path, split: str, data_node: dict[str
         "forward", module, LightningModule
     ):
         raise UserError(f"{type(module).__name__} has no predict_step.", "Give it one, or a forward.")
-    counts = _use_split(data, split)
+    counts, sizes = _use_split(data, split)
     if config.trainer.limit_predict_batches is not None:
         counts = [None] * len(counts)  # not all are predicted
     place = build.place_in_data(config, rank)
     parts = folder / ".parts"
-    writer = RowsWriter(parts / str(place.rank), rank.rank % (rank.world_size // place.world_size) == 0, len(counts))
+    writes = rank.rank % (rank.world_size // place.world_size) == 0
+    writer = RowsWriter(parts / str(place.rank), writes, len(counts), sizes)
     build.complete(trainer, [writer], [])
     try:
         trainer.predict(
@@ -141,8 +147,9 @@ def _gathered(value: Any, group: Group | None, rank: Rank) -> list[Any]:
     return found
 
 
-def _use_split(data: Data, split: str) -> list[int | None]:
-    """Make the loaders of `split` those that are predicted; returns the number of samples of each, where it is known.
+def _use_split(data: Data, split: str) -> tuple[list[int | None], list[list[int] | None]]:
+    """Make the loaders of `split` those that are predicted; returns the number of samples of each, and those of each
+    batch of this rank, where they are known.
 
     Raises UserError where there is none.
     """
@@ -158,7 +165,9 @@ def _use_split(data: Data, split: str) -> list[int | None]:
     for loader in loaders:
         data.require_shared(loader)
     data.owner.predict_dataloader = lambda: [_Batches(loader) for loader in loaders]  # type: ignore[method-assign]
-    return [getattr(getattr(loader, "batch_sampler", None), "num_samples", None) for loader in loaders]
+    samplers = [getattr(loader, "batch_sampler", None) for loader in loaders]
+    counts = [getattr(sampler, "num_samples", None) for sampler in samplers]
+    return counts, [[len(ids) for ids in one] if isinstance(one, EvaluationBatches) else None for one in samplers]
 
 
 class _Batches:

@@ -47,6 +47,9 @@ class ImageNetLightningModel(pl.LightningModule):
     def test_step(self, batch, batch_idx):
         return self.eval_step(batch, batch_idx, "test")
 
+    def predict_step(self, batch, batch_idx):
+        return self(batch[0]).argmax(1)
+
     @staticmethod
     def accuracy(output, target, topk=(1,)):
         with torch.no_grad():
