@@ -162,4 +162,30 @@ TRAINER = [
     Case("loaders made again", trainer={"reload_dataloaders_every_n_epochs": 1, "max_epochs": 3}),
 ]  # fmt: skip
 
-CASES = [*MODULES, *OPTIMIZERS, *LOADERS, *CALLBACKS, *TRAINER]
+_NETWORK = {"_target_": "tests.oracle.modules.network"}
+
+CONFIGS = [
+    Case("its part of the configuration", "modules.TakesConfig",
+         model_arguments={"cfg": {"sizes": [12, 16], "optim": {"lr": 0.2}}}),
+    Case("partials", "modules.TakesPartials",
+         model_arguments={
+             "net": _NETWORK,
+             "optimizer": {"_target_": "torch.optim.Adam", "_partial_": True, "lr": 0.02, "betas": [0.8, 0.9]},
+             "scheduler": {"_target_": "torch.optim.lr_scheduler.StepLR", "_partial_": True, "step_size": 1},
+         }),
+    Case("not recursive", "modules.TakesNodes",
+         model_arguments={
+             "_recursive_": False,
+             "net": {**_NETWORK, "seed": 3},
+             "optimizer": {"_target_": "torch.optim.SGD", "lr": 0.3},
+         }),
+    *(Case(f"containers, {convert}", "modules.TakesContainers",
+           model_arguments={
+               "_convert_": convert, "plain": [1, 2], "config": {"more": {"a": 1}}, "nested": [{"b": [1]}, 2],
+           })
+      for convert in ("none", "partial", "object", "all")),
+    Case("logger of its own", "modules.LogsByItself", overrides=("logger=csv",)),
+    Case("W&B, offline", "modules.LogsByItself", overrides=("tracking=wandb", "tracking.mode=offline"), worlds=(1,)),
+]  # fmt: skip
+
+CASES = [*CONFIGS, *MODULES, *OPTIMIZERS, *LOADERS, *CALLBACKS, *TRAINER]

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections import namedtuple
 from typing import Any
 
+import hydra.utils
 import lightning.pytorch as pl
 import torch
 import torchmetrics
 from lightning.pytorch.utilities.types import STEP_OUTPUT
+from omegaconf import DictConfig
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -464,3 +466,52 @@ class Checkpoints(Plain):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.kept = checkpoint["kept"]
+
+
+class TakesConfig(Plain):
+    """Its part of the configuration as it is, read by attributes."""
+
+    def __init__(self, cfg: DictConfig) -> None:
+        super(Plain, self).__init__()
+        self.save_hyperparameters()
+        self.cfg = cfg
+        self.net = network(width=cfg.sizes[0])
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD(self.parameters(), lr=self.cfg.optim.lr)
+
+
+class TakesPartials(Plain):
+    """The optimizer and the schedule as functions that lack the parameters, as in lightning-hydra-template."""
+
+    def __init__(self, net: nn.Module, optimizer: Any, scheduler: Any) -> None:
+        super(Plain, self).__init__()
+        self.save_hyperparameters(logger=False, ignore=["net"])
+        self.net = net
+
+    def configure_optimizers(self) -> Any:
+        optimizer = self.hparams["optimizer"](params=self.parameters())
+        return {"optimizer": optimizer, "lr_scheduler": self.hparams["scheduler"](optimizer=optimizer)}
+
+
+class TakesNodes(Plain):
+    """`_recursive_: false`: what is below is called by the module itself."""
+
+    def __init__(self, net: Any, optimizer: Any) -> None:
+        super().__init__()
+        self.optimizer = optimizer
+        self.net = hydra.utils.instantiate(net)
+
+    def configure_optimizers(self) -> Any:
+        return hydra.utils.instantiate(self.optimizer, self.parameters())
+
+
+class TakesContainers(Plain):
+    """What arrives is what Hydra hands over: the weights depend on the types."""
+
+    def __init__(self, plain: Any, config: Any, nested: Any) -> None:
+        super().__init__()
+        seen = [type(one).__name__ for one in (plain, config, config["more"], nested, nested[0])]
+        self.scale = sum(len(name) for name in seen) / 100
+        with torch.no_grad():
+            self.net[0].bias.fill_(self.scale)

@@ -185,9 +185,9 @@ def made(case: Case, folder: Path, number: int) -> RunDirectory:
     overrides = [
         *(f"{group}=it" for group in groups),
         *(f"trainer.{name}={value}" for name, value in options.items()),
-        *case.overrides,
         f"strategy.find_unused_parameters={case.unused}",
         "tracking=none",
+        *case.overrides,
         "name=case",
         f"runs_dir={home / 'runs'}",
         f"resources.cpu_processes={dist.get_world_size()}",
@@ -198,7 +198,7 @@ def made(case: Case, folder: Path, number: int) -> RunDirectory:
     ]
     composed = compose(overrides, config_dirs=[home / "conf"], cwd=home)
     (job,) = check_all([composed])
-    return RunDirectory.create(job.config, overrides=overrides, choices={}, code_root=home)
+    return RunDirectory.create(job.config, overrides=overrides, choices={}, code_root=home, hydra=job.hydra)
 
 
 def compared(ours: Outcome, theirs: Outcome) -> dict[str, Any]:
