@@ -27,6 +27,7 @@ from trainer.tracking.loggers import Loggers
 from trainer.worker import build, failure, fine_tuning, hydra_state, late, logs, manual, moments, rng
 from trainer.worker.attempt import Attempt
 from trainer.worker.collectives import FlightRecorder, Timeouts
+from trainer.worker.data import Data
 from trainer.worker.heartbeat import Heartbeat
 from trainer.worker.process import Rank
 from trainer.worker.saving import Saving
@@ -108,50 +109,13 @@ def _train(config: Config, attempt: Attempt, group: Group | None) -> None:
     attempt.plan = data.plan
     if resumed is None:
         late.once_built(module, lambda: fine_tuning.take_weights(module, config.finetune, say=rank.is_first))
-    best = BestMetric(config.checkpoint, primary_metric_of(module), store, heartbeat, group)
-
-    saving = Saving(config, attempt, writer, store, local, best)
-
     own = resuming.settled(users.build(config.callbacks), resumes=resumed is not None)
     total_steps = config.trainer.max_steps
     if module.automatic_optimization:
         total_steps = build.total_steps_of(config, data, own)
-    metrics = TrainMetrics(
-        config.trainer.log_every_n_steps,
-        data.plan.global_batch / data.plan.accumulate,
-        data.facts.get("sequence_length"),
-        total_steps,
-        heartbeat,
-        group,
-    )
-    generators = RngState(config.seed, rank.rank, build.place_in_data(config, rank).rank, group)
-    boundary = Boundary(
-        saving.save,
-        config.checkpoint,
-        config.resilience,
-        directory.stop_request,
-        saving.has_failed,
-        config.trainer.max_steps,
-        seconds_of(config.trainer.max_time),
-        group,
-        save_locally=saving.save_locally if local else None,
-        best=best,
-        save_final=saving.save_final,
-        after_start=generators.restore_again,
-    )
-    clock = StepClock(metrics, boundary, heartbeat, Timeouts(config.resilience))
-    guard = watching.make_guard(config.resilience, directory, rank.attempt, group)
-    saving.metrics, saving.clock, saving.guard = metrics, clock, guard
-    callbacks += [
-        generators,
-        InMemory(rank.rank, group),
-        best,
-        *own,
-        *watching.callbacks(attempt, data.plan, build.device_of(config, rank), build.waits_in_forward(config, rank)),
-        *([guard] if guard else []),
-        clock,
-        boundary,
-    ]
+    best = BestMetric(config.checkpoint, primary_metric_of(module), store, heartbeat, group)
+    saving = Saving(config, attempt, writer, store, local, best)
+    boundary = _add_callbacks(callbacks, own, saving, config, attempt, data, total_steps, group)
     loggers = Loggers(config, directory, rank, lambda: heartbeat.step, unsure, group)
     build.complete(trainer, callbacks, loggers.all)
     loggers.axis.trainer = trainer
@@ -173,6 +137,60 @@ def _train(config: Config, attempt: Attempt, group: Group | None) -> None:
         _finish(writer, loggers, exit_code, config, heartbeat)
     if rank.is_first:
         tiers.remove_local(local)
+
+
+def _add_callbacks(
+    callbacks: list[Callback],
+    own: list[Callback],
+    saving: Saving,
+    config: Config,
+    attempt: Attempt,
+    data: Data,
+    total_steps: int | None,
+    group: Group | None,
+) -> Boundary:
+    """Put the user's `own` callbacks and ours into `callbacks`, in the order in which they are called.
+
+    Returns the last of them, which stops and saves.
+    """
+    directory, rank, heartbeat = attempt.directory, attempt.rank, attempt.heartbeat
+    metrics = TrainMetrics(
+        config.trainer.log_every_n_steps,
+        data.plan.global_batch / data.plan.accumulate,
+        data.facts.get("sequence_length"),
+        total_steps,
+        heartbeat,
+        group,
+    )
+    generators = RngState(config.seed, rank.rank, build.place_in_data(config, rank).rank, group)
+    boundary = Boundary(
+        saving.save,
+        config.checkpoint,
+        config.resilience,
+        directory.stop_request,
+        saving.has_failed,
+        config.trainer.max_steps,
+        seconds_of(config.trainer.max_time),
+        group,
+        save_locally=saving.save_locally if saving.saves_locally else None,
+        best=saving.best,
+        save_final=saving.save_final,
+        after_start=generators.restore_again,
+    )
+    clock = StepClock(metrics, boundary, heartbeat, Timeouts(config.resilience))
+    guard = watching.make_guard(config.resilience, directory, rank.attempt, group)
+    saving.metrics, saving.clock, saving.guard = metrics, clock, guard
+    callbacks += [
+        generators,
+        InMemory(rank.rank, group),
+        saving.best,
+        *own,
+        *watching.callbacks(attempt, data.plan, build.device_of(config, rank), build.waits_in_forward(config, rank)),
+        *([guard] if guard else []),
+        clock,
+        boundary,
+    ]
+    return boundary
 
 
 def _newest_checkpoint(

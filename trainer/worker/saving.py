@@ -33,11 +33,16 @@ class Saving:
         best: BestMetric,
     ) -> None:
         self._config, self._attempt, self._writer = config, attempt, writer
-        self._store, self._local, self._best = store, local, best
+        self._store, self._local, self.best = store, local, best
+
+    @property
+    def saves_locally(self) -> bool:
+        """Whether there is a folder for local saves (`checkpoint.local_dir`)."""
+        return self._local is not None
 
     def save(self, trainer: Trainer) -> None:
         """Into the run directory. Collective, as all of these are."""
-        self._best.saved(steps_taken(trainer))
+        self.best.saved(steps_taken(trainer))
         self._save(trainer, self._store)
 
     def save_locally(self, trainer: Trainer) -> None:
@@ -51,7 +56,7 @@ class Saving:
         if self._attempt.rank.is_first:
             self._store.set_before_end(steps_taken(trainer))
         trainer.strategy.barrier("before the final checkpoint")
-        self._best.forget()
+        self.best.forget()
         self._save(trainer, self._store)
 
     def has_failed(self) -> bool:
@@ -60,7 +65,7 @@ class Saving:
         if failure is None:
             return False
         self._attempt.directory.event("checkpoint_failed", reason=str(failure))
-        self._best.reread()
+        self.best.reread()
         return self._config.checkpoint.on_failure == "stop"
 
     def _save(self, trainer: Trainer, into: CheckpointStore) -> None:
@@ -85,7 +90,7 @@ class Saving:
             storage_options={
                 "step": step,
                 "epoch": trainer.current_epoch,
-                **self._best.measured_at(step),
+                **self.best.measured_at(step),
                 "world_size": trainer.world_size,
                 "strategy": self._config.strategy.name,
             },
