@@ -14,7 +14,7 @@ from trainer.cluster.shape import LaunchShape, resolve
 from trainer.config.batch import BatchPlan
 from trainer.config.check import check
 from trainer.config.compose import Composed, frozen_hydra
-from trainer.config.hydra_node import HydraFiles
+from trainer.config.hydra_files import HydraFiles
 from trainer.config.loggers import settle_loggers
 from trainer.config.problems import raise_all
 from trainer.config.strategy import ranks_per_sample

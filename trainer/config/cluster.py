@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 
-@dataclass
+@dataclass(eq=False, repr=False)
 class Local:
     """This machine."""
 
     name: str = "local"
 
 
-@dataclass
+@dataclass(eq=False, repr=False)
 class Slurm:
     """A cluster under SLURM: `job.sbatch` is rendered from these, submitted, and requeues itself until the run ends.
 

@@ -14,11 +14,10 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from trainer.config import explain, typed
-from trainer.config.hydra_node import HydraFiles, is_multirun, problems_of_hydra, replaced, sweep_params
-from trainer.config.own_keys import slips_in_files
+from trainer.config.hydra_node import is_multirun, problems_of_hydra, replaced, sweep_params
 from trainer.config.primary import load_whole
 from trainer.config.problems import raise_all
 from trainer.config.resolvers import own_resolvers
@@ -27,8 +26,11 @@ from trainer.errors import TrainerError, UserError
 from trainer.garbage import no_collection
 from trainer.paths import conf_dir
 
+if TYPE_CHECKING:
+    from trainer.config.hydra_files import HydraFiles
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, eq=False, repr=False)
 class Composed:
     """One job, composed."""
 
@@ -50,7 +52,7 @@ class Composed:
     """Lines for the user."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class Place:
     """Where a job is composed."""
 
@@ -110,7 +112,7 @@ def compose(
 
 def frozen_hydra(composed: Composed) -> HydraFiles:
     """What a run of this job keeps of Hydra's own node. Raises UserError where `hydra.run.dir` cannot be one."""
-    from trainer.config.hydra_node import hydra_files, require_free
+    from trainer.config.hydra_files import hydra_files, require_free
 
     with composed.place.resolvers(), _hydra_node(composed.tree):
         multirun = composed.place.number is not None
@@ -318,7 +320,7 @@ def _record(tree: Any, groups: list[str], values: list[Any]) -> None:
     )
 
 
-@dataclass
+@dataclass(eq=False, repr=False)
 class _Line:
     input_line: str
     key_or_group: str
@@ -389,7 +391,11 @@ def _typed(config: dict[str, Any]) -> dict[str, Any]:
 
         problems += problems_at_top(config)
         config.setdefault("name", config.get("task_name"))
-    problems += [*slips_in_files(config), *typed.top_level_problems(config)]
+    if not config.keys() <= set(typed.key_names(Config)):
+        from trainer.config.own_keys import slips_in_files  # not for a job without keys of its own
+
+        problems += slips_in_files(config)
+    problems += typed.top_level_problems(config)
     for section in typed.key_names(Config):
         if section in config and typed.is_closed(section):
             problems += typed.problems_of(section, config[section])

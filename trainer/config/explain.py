@@ -10,7 +10,6 @@ from typing import Any
 
 from trainer.config.hydra_node import INSTEAD, NOT_USED
 from trainer.config.near import did_you_mean, listed
-from trainer.config.resolvers import no_resolver
 from trainer.config.typed import NAMED
 from trainer.errors import UserError
 
@@ -66,6 +65,8 @@ def interpolation(error: Exception) -> UserError:
     key = getattr(error, "full_key", None) or ""
     unknown = re.search(r"Unsupported interpolation type (\S+)", str(error))
     if unknown:
+        from trainer.config.resolvers import no_resolver  # not for a job without such a mistake
+
         return no_resolver(key, unknown[1], Path.cwd())
     text = str(error).splitlines()[0].replace("Interpolation key", "the key") if str(error) else "cannot be merged"
     where = f"{key}: " if key else ""

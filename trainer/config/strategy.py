@@ -14,7 +14,7 @@ OFFLOAD = ("none", "cpu", "nvme")
 REDUCE_DTYPES = ("float32", "bfloat16")
 
 
-@dataclass
+@dataclass(eq=False, repr=False)
 class Single:
     """One process, no wrapping."""
 
@@ -25,7 +25,7 @@ class Single:
     """torch.compile of each block, before it is wrapped."""
 
 
-@dataclass
+@dataclass(eq=False, repr=False)
 class Ddp(Single):
     """A whole copy of the model on each rank; gradients averaged."""
 
@@ -41,7 +41,7 @@ class Ddp(Single):
     model is evaluated; auto: evaluation where they are running statistics of normalization layers, else always."""
 
 
-@dataclass
+@dataclass(eq=False, repr=False)
 class Fsdp(Single):
     """FSDP2: parameters, gradients and optimizer state in shards, over all ranks; each block gathered when needed."""
 
@@ -60,7 +60,7 @@ class Fsdp(Single):
     """Class name of the modules that are sharded one by one; null: the model's `blocks()`, or repeated ones."""
 
 
-@dataclass
+@dataclass(eq=False, repr=False)
 class Hsdp(Fsdp):
     """FSDP2 inside groups of ranks, copies between them: the slow links carry gradients only."""
 
@@ -69,7 +69,7 @@ class Hsdp(Fsdp):
     """Ranks that share one copy; null: those of a node."""
 
 
-@dataclass
+@dataclass(eq=False, repr=False)
 class Tp(Fsdp):
     """Tensor parallel through DTensor, and FSDP2 over what is left (2D)."""
 
@@ -78,7 +78,7 @@ class Tp(Fsdp):
     """Ranks that share each layer; null: those of a node. They read the same samples."""
 
 
-@dataclass
+@dataclass(eq=False, repr=False)
 class _Deepspeed(Single):
     reduce_bucket_size: int = 200_000_000
     """Elements of a gradient bucket."""
@@ -92,7 +92,7 @@ class _Deepspeed(Single):
     """A folder on the node's own NVMe, for nvme."""
 
 
-@dataclass
+@dataclass(eq=False, repr=False)
 class DeepspeedZero1(_Deepspeed):
     """Optimizer state in shards."""
 
@@ -100,7 +100,7 @@ class DeepspeedZero1(_Deepspeed):
     stage: int = 1
 
 
-@dataclass
+@dataclass(eq=False, repr=False)
 class DeepspeedZero2(_Deepspeed):
     """Optimizer state and gradients in shards."""
 
@@ -108,7 +108,7 @@ class DeepspeedZero2(_Deepspeed):
     stage: int = 2
 
 
-@dataclass
+@dataclass(eq=False, repr=False)
 class DeepspeedZero3(_Deepspeed):
     """Optimizer state, gradients and parameters in shards."""
 
@@ -118,7 +118,7 @@ class DeepspeedZero3(_Deepspeed):
     """none, cpu, nvme: where parameters live between their uses."""
 
 
-@dataclass
+@dataclass(eq=False, repr=False)
 class Auto(Single):
     """single on one rank; else fsdp on GPUs, ddp on CPU."""
 

@@ -15,7 +15,7 @@ from trainer.errors import EnvironmentFault, UserError
 from trainer.runs.files import append_line, fsync_folder, read_json, write_atomic
 
 if TYPE_CHECKING:
-    from trainer.config.hydra_node import HydraFiles
+    from trainer.config.hydra_files import HydraFiles
 
 _ALPHABET = "abcdefghijklmnopqrstuvwxyz234567"
 """Base 32 without the digits that look like letters."""

@@ -1,0 +1,114 @@
+"""The copy of Hydra's own node that a run keeps, and the link to the run where `hydra.run.dir` names a folder."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from trainer.config.hydra_node import SUBDIR, part_of, replaced
+from trainer.errors import UserError
+
+
+@dataclass(frozen=True)
+class HydraFiles:
+    """What a run keeps of Hydra: files of `.hydra/`, and where Hydra's own output folder would have been."""
+
+    placeholder: str
+    """Stands for the run directory, which has its name once it is made, in the files and in the configuration."""
+    texts: dict[str, str]
+    link: str | None
+    """Where a link to the run is made; null: `hydra.run.dir` is Hydra's default."""
+
+    def keep(self, run_path: Path, config: dict[str, Any], cwd: Path) -> dict[str, Any]:
+        """Write them into a run that has just been made; its configuration, with its own path in it."""
+        folder = run_path / SUBDIR
+        folder.mkdir()
+        for name, text in self.texts.items():
+            (folder / name).write_text(text.replace(self.placeholder, str(run_path)), encoding="utf-8")
+        if self.link is not None:
+            _link_to(run_path, cwd / Path(self.link).expanduser())
+        return replaced(config, self.placeholder, str(run_path))  # type: ignore[no-any-return]
+
+
+def hydra_files(tree: Any, job: Any, overrides: list[str], placeholder: str, multirun: bool) -> HydraFiles:
+    """The files that Hydra would write. To be called while `${hydra:...}` can be resolved."""
+    import yaml
+    from omegaconf import OmegaConf
+
+    _complete_logging(tree.hydra)
+    node = _resolved(tree.hydra)
+    node["mode"] = "MULTIRUN" if multirun else "RUN"
+    texts = {
+        "hydra.yaml": yaml.safe_dump({"hydra": node}, sort_keys=False, allow_unicode=True, width=110),
+        "config.yaml": OmegaConf.to_yaml(job),
+        "overrides.yaml": OmegaConf.to_yaml(OmegaConf.create(overrides)),
+    }
+    return HydraFiles(placeholder, texts, _link(tree.hydra, node, multirun))
+
+
+def _resolved(node: Any) -> dict[str, Any]:
+    """As plain values. A key that cannot be resolved stays as it is written, as long as nobody reads it."""
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    plain: dict[str, Any] = {}
+    for key in node:
+        inner = node._get_node(key)
+        if not OmegaConf.is_config(inner):
+            inner = OmegaConf.create({key: inner._value()})
+            inner._set_parent(node._get_parent())
+            plain.update(OmegaConf.to_container(inner, enum_to_str=True))  # type: ignore[arg-type]
+            continue
+        try:
+            plain[key] = OmegaConf.to_container(inner, resolve=True, enum_to_str=True)
+        except OmegaConfBaseException:
+            plain[key] = OmegaConf.to_container(inner, resolve=False, enum_to_str=True)
+    return plain
+
+
+def _complete_logging(node: Any) -> None:
+    """Keys of `hydra.job_logging` without a choice of one are changes to Hydra's default."""
+    from omegaconf import OmegaConf
+
+    written = part_of(node, "job_logging")
+    if written and "version" not in written:
+        import hydra.conf
+
+        default = Path(hydra.conf.__file__).parent / "hydra" / "job_logging" / "default.yaml"
+        node.job_logging = OmegaConf.merge(OmegaConf.load(default), node.job_logging)
+
+
+def _link(written: Any, node: dict[str, Any], multirun: bool) -> str | None:
+    """Hydra's output folder, where a file or the command line names one."""
+    defaults = {"run": "outputs/${now:", "sweep": "multirun/${now:"}
+    part = "sweep" if multirun else "run"
+    raw = written[part]._get_node("dir")._value()
+    if str(raw).startswith(defaults[part]):
+        return None
+    folder = node[part]["dir"]
+    return os.path.join(folder, str(node["sweep"]["subdir"])) if multirun else str(folder)
+
+
+def require_free(link: str, cwd: Path) -> None:
+    """Raise UserError where `hydra.run.dir` is there and is no link to a run."""
+    path = cwd / Path(link).expanduser()
+    if path.is_symlink() or not path.exists() or (path.is_dir() and path != cwd and not any(path.iterdir())):
+        return
+    fix = "the run is in runs_dir/NAME-ID, and hydra.run.dir becomes a link to it: name a folder that is not there, or "
+    raise UserError(
+        f"hydra.run.dir={link}: this is there already", f"{fix}leave it out and set runs_dir=FOLDER name=NAME"
+    )
+
+
+def _link_to(run_path: Path, link: Path) -> None:
+    """A link to a run before is replaced."""
+    try:
+        link.parent.mkdir(parents=True, exist_ok=True)
+        if link.is_dir() and not link.is_symlink():
+            link.rmdir()  # `require_free` has seen that it is empty
+        link.unlink(missing_ok=True)
+        link.symlink_to(run_path, target_is_directory=True)
+    except OSError as error:
+        print(f"hydra.run.dir={link}: no link to {run_path} could be made there ({error.strerror})", flush=True)
