@@ -83,6 +83,12 @@ def test_a_class_path_says_what_to_write(workdir: Path) -> None:
     with pytest.raises(UserError) as caught:
         check(compose(["model=mine", "resources.gpus=0"], config_dirs=[]).config)
     assert "_target_: my.Net" in str(caught.value)
+    (workdir / "conf/model/mine.yaml").write_text("_target_: trainer.models.mlp.MLP\nclass_path: my.Net\n")
+    with pytest.raises(UserError, match=r"write _target_: my\.Net for class_path"):
+        check(compose(["model=mine", "resources.gpus=0"], config_dirs=[]).config)
+    for written, meant in (("model.class_path=my.Net", "_target_=my.Net"), ("model.init_args.width=3", "width=3")):
+        with pytest.raises(UserError, match=f"write model.{meant}$"):
+            compose([written], config_dirs=[])
 
 
 @pytest.mark.parametrize("option", ["default", "fdr", "limit", "profiler", "overfit", "fast"])

@@ -88,6 +88,7 @@ ALWAYS: dict[str, Callable[[], object]] = {
     "Lightning's": throw(MisconfigurationException("no train_dataloader")),
     "Hydra's": throw(InstantiationException("Error in call to target")),
     "ours": throw(UserError("data.root is wrong", "set data.root=FOLDER")),
+    "early stopping": throw(RuntimeError("Early stopping conditioned on metric `val/loss` which is not available.")),
     "unused": throw(RuntimeError("parameters were not used in producing the loss, and DDP waits: a")),
 }
 MAYBE_ANOTHER_TIME: dict[str, Callable[[], object]] = {

@@ -73,7 +73,7 @@ def describe(job: Job) -> list[tuple[str, str]]:
     config, plan = job.config, job.batch()
     options, checkpoint = config["trainer"], config["checkpoint"]
     if plan is None:
-        batch = "as the data module's own loader has it, on each rank"
+        batch = "as the module's own loader has it, on each rank"
         accumulate = options["accumulate_grad_batches"] or 1
         batch += f", {accumulate} of them a step" if accumulate > 1 else ""
     else:
@@ -88,10 +88,19 @@ def describe(job: Job) -> list[tuple[str, str]]:
         ("batch", batch),
         ("until", " or ".join(limits)),
         ("validation", _validation(options)),
-        ("checkpoint", f"{' and '.join([*saves, 'at the end'])}; keeps {checkpoint['keep_last']} newest"),
+        ("checkpoint", _checkpoints(checkpoint, saves)),
         ("tracking", ", and ".join([_tracking(config["tracking"], job.said), *_own_loggers(config)])),
         *([("cost", cost)] if (cost := launchers.cost(config, job.shape)) else []),
     ]
+
+
+def _checkpoints(options: dict[str, Any], saves: list[str]) -> str:
+    best, kept = options["keep_best"], f"keeps {options['keep_last']} newest"
+    if best and options["save_best"]:
+        saves = [*saves, "at each best validation"]
+    if best:
+        kept += " and the best" if best == 1 else f" and {best} best"
+    return f"{', '.join(saves)}{' and ' if saves else ''}at the end; {kept}"
 
 
 def _settle_tracking(options: dict[str, Any]) -> dict[str, Said]:

@@ -174,6 +174,9 @@ def _unknown(line: str, prefix: str, rest: list[str], known: list[str]) -> UserE
     near = nearest(rest[0], known)
     tail = "".join(f".{part}" for part in rest[1:])
     hint = f"did you mean {prefix}{near}{tail}? " if near else ""
+    if rest[0] in ("class_path", "init_args"):  # LightningCLI's
+        written = line.replace(f"{prefix}class_path=", f"{prefix}_target_=").replace(f"{prefix}init_args.", prefix)
+        return UserError(f"{line}: there is no key {prefix}{rest[0]}", f"write {written}")
     visible = [name for name in known if not name.startswith("_")]
     return UserError(
         f"{line}: there is no key {prefix}{rest[0]}", f"{hint}keys of {prefix[:-1]}: {listed(visible, 30)}"

@@ -55,7 +55,7 @@ def problems_of_targets(config: dict[str, Any], cwd: Path) -> list[UserError]:
             if section in ("model", "optimizer") or (section == "data" and "_target_" not in node):
                 fix = f"choose one with {section}=NAME, or set {section}._target_=my_package.MyClass"
                 if isinstance(node.get("class_path"), str):  # LightningCLI's
-                    fix = f"write _target_: {node['class_path']} for class_path, and the init_args beside it"
+                    fix = _LIGHTNING_CLI["class_path"].format(node["class_path"])
                 problems.append(UserError(f"{section}._target_ is missing", fix))
             continue
         problems += _node(section, node, given, cwd)
@@ -156,6 +156,13 @@ def _not_found(key: str, path: str, found: NotFound) -> UserError:
     return UserError(f"{key}={path}: {found.parent} has no {found.name}", fix)
 
 
+_LIGHTNING_CLI = {
+    "class_path": "write _target_: {} for class_path, and the init_args beside it",
+    "init_args": "write what is under init_args one level up, beside _target_",
+}
+"""LightningCLI's key to the fix."""
+
+
 def _classes(module: Module) -> str:
     from trainer.config.sources import parsed
 
@@ -177,6 +184,8 @@ def _arguments(where: str, node: dict[str, Any], given: Given, signature: Signat
         elif not signature.takes_more and name not in given.named:
             hint = did_you_mean(name, [k for k in known if k not in written], prefix=f"{where}.")
             fix = f"{hint}it takes: {listed(known, 30)}"
+            if name in _LIGHTNING_CLI:
+                fix = _LIGHTNING_CLI[name].format(value)
             yield UserError(f"{where}.{name}: {target} takes no argument {name}", fix)
     if node.get("_partial_"):
         return

@@ -51,8 +51,11 @@ _TENSORS = re.compile(
     re.IGNORECASE,
 )
 """What torch says, as RuntimeError, of tensors and devices that do not fit."""
-_UNUSED = re.compile(r"parameters (that )?were not used in producing the loss")
-"""trainer/strategies/ddp.py, and Lightning's own."""
+_ALWAYS_SAID = re.compile(
+    r"parameters (that )?were not used in producing the loss|^RuntimeError: Early stopping condition"
+)
+"""Messages of a RuntimeError that comes again in each attempt: of trainer/strategies/ddp.py and DDP's own, and of
+EarlyStopping whose metric is not logged."""
 _TRANSIENT = (
     "RollBack",
     "ConnectionError",
@@ -122,7 +125,7 @@ def _failure_of(error: BaseException, attempt: Attempt) -> Failure:
     reason, where = describe(error, attempt.directory.code_dir)
     has_moved, has_saved = first is not None and step > first, _has_checkpoint(attempt)
     mend = True
-    if _UNUSED.search(reason):
+    if _ALWAYS_SAID.search(reason):
         final, reason = True, reason.removeprefix("RuntimeError: ")
     elif isinstance(error, TrainerError):
         # One that guards the training is raised in it: what it saw need not come again from an older checkpoint.
