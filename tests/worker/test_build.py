@@ -1,4 +1,4 @@
-"""A model that the data says too little for is refused at the prompt or, where only a rank can know, once in the ranks."""
+"""A model that the data says too little for is refused: at the prompt, or once where only a rank can know it."""
 
 from __future__ import annotations
 
