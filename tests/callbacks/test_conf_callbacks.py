@@ -8,10 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from lightning.pytorch.callbacks import EarlyStopping
 
 from tests.worker import recorded
 from tests.worker.in_process import fit
+from trainer.callbacks import users
 from trainer.config.compose import compose, group_options
+from trainer.errors import UserError
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:.*isinstance\\(treespec, LeafSpec\\)",
@@ -46,14 +50,12 @@ def lines(run: Any) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("option", group_options([], "callbacks"))
 def test_each_trains_and_logs_what_it_is_for(option: str, project: Path) -> None:
-    monitored = ["callbacks.early_stopping.monitor=val_loss"] if option == "early_stopping" else []
     run, _ = fit(
         project,
         "model=plain",
         "data=rows",
         "optimizer=sgd",
         f"callbacks={option}",
-        *monitored,
         "trainer.max_epochs=3",
         "optimizer.lr=0.01",
         "trainer.log_every_n_steps=4",
@@ -107,3 +109,19 @@ def test_several_are_a_list_of_options(workdir: Path, trainer_cli: Callable[...,
     text = (run / "metrics.jsonl").read_text()
     for part in ("lr-AdamW", "train/grad_norm", "DeviceStatsMonitor", "samples_per_sec"):
         assert part in text
+
+
+def test_early_stopping_without_a_metric_follows_the_validation_loss_and_resumes() -> None:
+    node = {"_target_": "lightning.pytorch.callbacks.EarlyStopping", "monitor": None, "patience": 2}
+    (callback,) = users.build({"stop": node})
+    assert isinstance(callback, EarlyStopping)
+    key = callback.state_key
+    assert callback._validate_condition_metric({"train_loss": torch.tensor(1.0), "val_loss": torch.tensor(2.0)})
+    assert (callback.monitor, callback.patience, callback.state_key) == ("val_loss", 2, key)
+    (other,) = users.build({"stop": node})
+    with pytest.raises(
+        UserError, match=r"callbacks\.stop\.monitor is null.*no validation loss was logged, but val_acc"
+    ):
+        other._validate_condition_metric({"val_acc": torch.tensor(1.0)})  # type: ignore[attr-defined]
+    (named,) = users.build({"stop": {**node, "monitor": "val_acc"}})
+    assert type(named) is EarlyStopping

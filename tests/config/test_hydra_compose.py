@@ -130,7 +130,7 @@ def test_the_frozen_configuration_has_the_own_keys_resolved(project: Path, monke
 def test_our_groups_are_there_in_a_config_that_does_not_know_them(project: Path) -> None:
     job = compose(["strategy=fsdp", "scheduler=constant"], config_dirs=[], cwd=project)
     assert (job.config["strategy"]["name"], job.choices["scheduler"]) == ("fsdp", "constant")
-    assert (job.config["name"], job.config["cluster"]["name"]) == ("own-digits", "local")
+    assert (job.config["name"], job.config["cluster"]["name"]) == ("train", "local")
     with pytest.raises(UserError, match="did you mean strategy=fsdp"):
         compose(["strategy=fspd"], config_dirs=[], cwd=project)
     swept = points(["strategy=fsdp", "width=1,2"], config_dirs=[], cwd=project)

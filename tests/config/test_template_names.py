@@ -39,6 +39,13 @@ def test_a_top_level_name_says_what_to_write(override: str, fix: str, workdir: P
     assert "did you mean" not in caught.value.fix
 
 
+def test_the_task_name_of_a_primary_config_without_a_name_names_the_run(workdir: Path) -> None:
+    (workdir / "conf").mkdir()
+    (workdir / "conf/train.yaml").write_text("defaults: [model: mlp, data: digits, _self_]\ntask_name: pretrain\n")
+    assert compose([], config_dirs=[], config_name="train").config["name"] == "pretrain"
+    assert compose(["name=other"], config_dirs=[], config_name="train").config["name"] == "other"
+
+
 def test_keys_of_a_templates_files_are_taken(workdir: Path) -> None:
     (workdir / "conf").mkdir()
     text = (

@@ -22,7 +22,9 @@ from trainer.config.schema import CheckpointOptions
 from trainer.errors import UserError
 from trainer.worker.heartbeat import Heartbeat
 
-DEFAULTS = ("val/loss", "val_loss", "valid_loss", "valid/loss", "validation_loss", "validation/loss", "loss")
+LOSSES = ("val/loss", "val_loss", "valid_loss", "valid/loss", "validation_loss", "validation/loss")
+"""Names of a validation loss."""
+DEFAULTS = (*LOSSES, "loss")
 """Looked for, in this order, where neither the configuration nor the module names a metric."""
 
 

@@ -390,7 +390,6 @@ def _typed(config: dict[str, Any]) -> dict[str, Any]:
         from trainer.config.lightning_names import problems_at_top
 
         problems += problems_at_top(config)
-        config.setdefault("name", config.get("task_name"))
     if not config.keys() <= set(typed.key_names(Config)):
         from trainer.config.own_keys import slips_in_files  # not for a job without keys of its own
 

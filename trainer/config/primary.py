@@ -42,6 +42,8 @@ def load_whole(loader: Any, config_name: str, groups: list[str], load: Load) -> 
     choices = tree.hydra.runtime.choices
     if choices.get("model") is None or choices.get("data") is None:
         tree.setdefault("name", config_name.rpartition("/")[2])
+    if "task_name" in keys:  # the lightning-hydra-template's
+        tree.setdefault("name", "${task_name}")
     for key, value in _NAMES.items():
         tree.setdefault(key, value)
     return tree
