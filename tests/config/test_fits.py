@@ -59,7 +59,7 @@ DATA: dict[str, tuple[str, Node, Make]] = {
     "table of text": ("hf_dataset", {"sequence_length": 16}, text_table),
     "table of texts with labels": ("hf_dataset", {"sequence_length": 16, "label_column": "odd"}, text_classes),
     "table of ids": ("hf_dataset", {"sequence_length": 8, "ids_column": "input_ids"}, token_table),
-    "table of pictures": ("hf_dataset", {"size": 8}, picture_table),
+    "table of images": ("hf_dataset", {"size": 8}, picture_table),
 }
 
 
@@ -150,8 +150,8 @@ def test_every_shipped_choice_is_in_the_matrix() -> None:
             r"model\.input_shape .*\n.*transformer.*fashion_mnist",
         ),
         (["model=gpt2_124m"], r"Transformer takes inputs of another kind"),
-        (["model=vit_b16"], r"model\.patch=16 does not divide the pictures of Digits, 8 x 8"),
-        (["model=vgg16"], r"the 5 stages of VGG halve the pictures of Digits"),
+        (["model=vit_b16"], r"model\.patch=16 does not divide the images of Digits, 8 x 8"),
+        (["model=vgg16"], r"the 5 stages of VGG halve the images of Digits"),
         (["model=gpt2_124m", "data=text", "data.sequence_length=2048"], r"model\.sequence_length=1024: Text has 2048"),
         (
             ["model=mlp", "data=mixture", "data.sources={a: {_target_: trainer.data.text.Text}}"],

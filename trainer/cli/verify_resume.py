@@ -28,6 +28,8 @@ def main(argv: list[str]) -> int:
     options = _parse(argv)
     if options.steps is not None and options.steps < 3:
         raise UserError(f"--steps {options.steps}: too few to be killed in between", "use --steps 10 or more")
+    if options.kills < 1:
+        raise UserError(f"--kills {options.kills}: nothing would be killed", "use --kills 1 or more")
     folder = Path(options.keep or tempfile.mkdtemp(prefix="trainer-verify-")).absolute()
     unharmed = _unharmed(options, folder)
     last = int(unharmed.attempts()[-1]["step"])

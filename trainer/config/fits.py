@@ -105,12 +105,12 @@ def _misfit_of_values(wants: Wants, offer: Offer) -> str | None:
         patch, sides = node.get("patch"), shape[1:]
         size = " x ".join(str(side) for side in sides)
         if isinstance(patch, int) and any(side is not None and side % patch for side in sides):
-            return f"model.patch={patch} does not divide the pictures of {offer.name}, {size}"
+            return f"model.patch={patch} does not divide the images of {offer.name}, {size}"
         stages = _stages(wants)
         if stages is not None and any(side is not None and side < 2**stages for side in sides):
-            return f"the {stages} stages of {wants.name} halve the pictures of {offer.name}, {size}, to nothing"
+            return f"the {stages} stages of {wants.name} halve the images of {offer.name}, {size}, to nothing"
         if wants.name == "RecurrentClassifier" and shape[0] not in (1, None):
-            return f"{wants.name} reads pictures of one channel, and those of {offer.name} have {shape[0]}"
+            return f"{wants.name} reads images of one channel, and those of {offer.name} have {shape[0]}"
     for name, word in (("sequence_length", "positions"), ("vocab_size", "token ids")):
         own, needed = node.get(name), offer.facts.get(name)
         if name in wants.kinds and isinstance(own, int) and isinstance(needed, int) and own < needed:
@@ -119,7 +119,7 @@ def _misfit_of_values(wants: Wants, offer: Offer) -> str | None:
 
 
 def _stages(wants: Wants) -> int | None:
-    """How often a VGG halves its pictures."""
+    """How often a VGG halves its images."""
     if wants.name != "VGG":
         return None
     convolutions = wants.node.get("convolutions")

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from trainer.config.lightning_names import TAKEN, WRITE, refusal
-from trainer.config.typed import _NEVER_NULL, as_written
+from trainer.config.typed import NEVER_NULL, as_written
 from trainer.errors import TrainerError, UserError
 
 Problems = list[TrainerError]
@@ -59,7 +59,7 @@ def translate(config: dict[str, Any]) -> Problems:
         problems.append(UserError(f"trainer._target_={target}: trainer makes Lightning's Trainer itself", fix))
     for directive in ("_convert_", "_recursive_", "_partial_"):
         options.pop(directive, None)
-    for key in [key for key, value in options.items() if value is None and (key in TAKEN or key in _NEVER_NULL)]:
+    for key in [key for key, value in options.items() if value is None and (key in TAKEN or key in NEVER_NULL)]:
         del options[key]  # Lightning's default
     for key in [key for key in options if key in WRITE]:
         problems.append(refusal(key, options.pop(key)))

@@ -114,7 +114,7 @@ def to_config(config: dict[str, Any]) -> Config:
 
 
 _TRAINER_KEYS = frozenset(field.name for field in fields(TrainerOptions))
-_NEVER_NULL = frozenset(field.name for field in fields(TrainerOptions) if field.default is not None)
+NEVER_NULL = frozenset(field.name for field in fields(TrainerOptions) if field.default is not None)
 PRECISIONS = ("auto", "32-true", "bf16-mixed", "bf16-true", "16-mixed", "16-true", "64-true")
 
 
@@ -128,7 +128,7 @@ def is_lightnings(options: dict[str, Any]) -> bool:
         or any(isinstance(options.get(key), dict) for key in ("max_time", "accumulate_grad_batches", "profiler"))
         or isinstance(options.get("val_check_interval"), (dict, str))
         or any(options.get(key) is not None for key in ("gradient_clip_val", "gradient_clip_algorithm"))
-        or any(options[key] is None for key in _NEVER_NULL & options.keys())
+        or any(options[key] is None for key in NEVER_NULL & options.keys())
     )
 
 

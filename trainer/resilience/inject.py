@@ -8,13 +8,13 @@ import signal
 import threading
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from trainer.cluster import processes
+from trainer.tracking.metrics_file import run_folder
 from trainer.worker.process import Rank
 
 
@@ -44,7 +44,7 @@ class InjectFault(Callback):
             _set_clock(self._delay_s)
             return
         if self._kind == "remove_checkpoints":
-            shutil.rmtree(Path(trainer.default_root_dir) / "checkpoints")
+            shutil.rmtree(run_folder(trainer) / "checkpoints")
             return
         action = _ACTIONS[self._kind]
         if self._delay_s:

@@ -18,6 +18,7 @@ from torch.distributed.tensor import DTensor
 from torch.utils._pytree import tree_leaves
 
 from trainer.runs.files import append_line
+from trainer.tracking.metrics_file import run_folder
 from trainer.worker.process import Rank
 
 LONGEST = 60
@@ -40,7 +41,7 @@ class ResumeTrace(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         rank = Rank.from_environment()
-        self._path = Path(trainer.default_root_dir) / "trace" / f"attempt-{rank.attempt:02d}-rank-{rank.rank}.jsonl"
+        self._path = run_folder(trainer) / "trace" / f"attempt-{rank.attempt:02d}-rank-{rank.rank}.jsonl"
         self._path.parent.mkdir(exist_ok=True)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.loggers.logger import DummyExperiment
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
@@ -120,6 +121,12 @@ class MetricsFile(Logger):
     @rank_zero_only
     def finalize(self, status: str) -> None:
         self.save()
+
+
+def run_folder(trainer: Trainer) -> Path:
+    """The run directory of a training, in which metrics.jsonl is. `trainer.default_root_dir` may be another folder."""
+    path = next((logger._path for logger in trainer.loggers if isinstance(logger, MetricsFile)), None)
+    return Path(trainer.default_root_dir) if path is None else path.parent
 
 
 @dataclass(frozen=True)

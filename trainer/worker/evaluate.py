@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from trainer.runs.files import write_atomic
 from trainer.worker import build, hydra_state, logs, rng
 from trainer.worker.data import Data
 from trainer.worker.process import Rank, die_with_parent
-from trainer.worker.torch_setup import Group, init_process_group, silence_known_warnings
+from trainer.worker.torch_setup import init_process_group, silence_known_warnings
 
 STEPS = {"test": "test_step", "val": "validation_step"}
 """Split to the method of the LightningModule that evaluates it."""
@@ -72,7 +72,7 @@ def evaluate(run: RunDirectory, checkpoint: Path, split: str) -> dict[str, float
     build.complete(trainer, [local], [])
     method = trainer.test if split == "test" else trainer.validate
     found = method(module, datamodule=data.module, ckpt_path=str(checkpoint), weights_only=True, verbose=False)
-    return {**merged(found), **_over_ranks(local.sums, group, rank)}
+    return {**merged(found), **_over_ranks(data.ranks.gather(local.sums))}
 
 
 class _LocalSums(Callback):
@@ -136,12 +136,8 @@ def _local_sums(results: Iterable[Any]) -> Sums:
     return found
 
 
-def _over_ranks(local: Sums, group: Group | None, rank: Rank) -> dict[str, float]:
+def _over_ranks(shares: Sequence[Sums]) -> dict[str, float]:
     """The metrics over all ranks, also those that were logged without `sync_dist`, which each rank has of its share."""
-    shares: list[Any] = [local]
-    if group is not None:
-        shares = [None] * rank.world_size
-        torch.distributed.all_gather_object(shares, local, group=group)
     metrics = {}
     for name in dict.fromkeys(name for share in shares for name in share):
         parts = [share[name] for share in shares if name in share]

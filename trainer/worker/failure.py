@@ -1,4 +1,4 @@
-"""What becomes of an exception that ends a rank: one message without a traceback, and whether it is tried again.
+"""Turns the exception that ends a rank into one message without a traceback, and decides whether it is tried again.
 
 Imports nothing heavy: it must work where torch cannot be imported. The traceback stays in the rank's log, between two
 marks (`trainer.cluster.cause`), so that a terminal that follows the log leaves it out.

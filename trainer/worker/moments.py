@@ -52,7 +52,7 @@ class MomentEpochLoop(_TrainingEpochLoop):
     moment: str | None = None
     """The one that it is right now."""
     resumes_at: str | None = None
-    """Of the checkpoint that was loaded; None once training goes on, and for a checkpoint written elsewhere."""
+    """Of the checkpoint that was loaded; None once training continues, and for a checkpoint written elsewhere."""
 
     def on_save_checkpoint(self) -> dict[str, Any]:
         state = super().on_save_checkpoint()
@@ -118,11 +118,6 @@ class MomentFitLoop(_FitLoop):
         super().setup_data()
         if self._combined_loader is not before and not has_state:
             self._begin_epoch()
-        if before is not None and self._combined_loader_states_to_load:
-            # By `trainer.estimated_stepping_batches` in `configure_optimizers`, before the checkpoint was loaded.
-            self._load_combined_loader_states()
-            if not self._combined_loader_states_to_load and self._data_fetcher is not None:
-                iter(self._data_fetcher)
 
     def _begin_epoch(self) -> None:
         """Set our loader to its beginning: a callback may have read from it.

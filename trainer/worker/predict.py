@@ -32,7 +32,7 @@ from trainer.worker import build, hydra_state, logs, rng
 from trainer.worker.data import Data
 from trainer.worker.process import Rank, die_with_parent
 from trainer.worker.rows import Rows, joined
-from trainer.worker.torch_setup import Group, init_process_group, silence_known_warnings
+from trainer.worker.torch_setup import init_process_group, silence_known_warnings
 
 RECORD = "predictions.json"
 
@@ -115,11 +115,11 @@ def predict(run: RunDirectory, checkpoint: Path, split: str, data_node: dict[str
         trainer.predict(
             module, datamodule=data.module, ckpt_path=str(checkpoint), weights_only=True, return_predictions=False
         )
-        for name in {name for names in _gathered(sorted(writer.rows.by_batch), group, rank) for name in names}:
+        for name in {name for names in data.ranks.gather(sorted(writer.rows.by_batch)) for name in names}:
             writer.rows.group_by_batch(name)
     finally:
         writer.rows.close()
-    layouts = _gathered(writer.rows.layout if writer.writes else None, group, rank)
+    layouts = data.ranks.gather(writer.rows.layout if writer.writes else None)
     outputs = joined(
         parts,
         [one for one in layouts if one is not None],
@@ -136,15 +136,6 @@ def predict(run: RunDirectory, checkpoint: Path, split: str, data_node: dict[str
         "world_size": rank.world_size,
         "time": time.time(),
     }
-
-
-def _gathered(value: Any, group: Group | None, rank: Rank) -> list[Any]:
-    """The value of each rank, in their order."""
-    if group is None:
-        return [value]
-    found: list[Any] = [None] * rank.world_size
-    torch.distributed.all_gather_object(found, value, group=group)
-    return found
 
 
 def _use_split(data: Data, split: str) -> tuple[list[int | None], list[list[int] | None]]:
