@@ -175,6 +175,14 @@ def test_a_wrong_option_inside_a_users_file_names_the_file(workdir: Path) -> Non
     assert "choose one of" in text
 
 
+def test_a_group_that_is_added_twice_names_what_to_write(workdir: Path) -> None:
+    write(workdir / "conf/experiment/mine.yaml", "# @package _global_\nname: mine\n")
+    said = refused("+experiment=mine")
+    assert "experiment: chosen twice" in said
+    assert "experiment stands in the job already: write experiment=mine" in said
+    assert composed("experiment=mine").config["name"] == "mine"
+
+
 def test_a_part_of_hydra_that_is_not_here_is_not_ignored(workdir: Path) -> None:
     write(
         workdir / "conf/experiment/mine.yaml", "# @package _global_\ndefaults:\n  - override /hydra/sweeper: optuna\n"

@@ -167,7 +167,7 @@ def _composition(error: Exception, loader: Any, overrides: list[str]) -> UserErr
         plain = next((o[1:] for o in overrides if o.startswith(f"+{group}=")), f"{group}=OPTION")
         option = plain.partition("=")[2]
         several = f", or several at once: {group}=[default,{option}]" if group in NAMED else ""
-        return UserError(f"{group}: chosen twice", f"the job has a {group} already: write {plain}{several}")
+        return UserError(f"{group}: chosen twice", f"{group} stands in the job already: write {plain}{several}")
     part = re.search(rf"hydra\.({'|'.join(UNUSED_PARTS)})\b[\w.]*\b", text)
     if part:
         if part[0].startswith("hydra.sweeper.params."):
