@@ -72,6 +72,8 @@ CASES: dict[str, tuple[str, list[str]]] = {
     "schedulers_by_epoch_and_step": ("ByEpochAndByStep", []),
     "hooks_of_the_module": ("HooksOfItsOwn", []),
     "hooks_of_the_module_lightnings_loop": ("HooksOfItsOwn", LIGHTNINGS_LOOP),
+    "skipped_rest_of_an_epoch": ("SkipsTheRest", []),
+    "skipped_rest_of_an_epoch_lightnings_loop": ("SkipsTheRest", LIGHTNINGS_LOOP),
     "two_optimizers": ("TwoOptimizers", []),
     "manual_accumulation": ("OneAccumulates", []),
     "metric_states": ("Measured", []),

@@ -133,6 +133,13 @@ class HooksOfItsOwn(Plain):
         self.ends[2] += 1
 
 
+class SkipsTheRest(Plain):
+    """The last batch of its first epoch."""
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> int | None:
+        return -1 if self.current_epoch == 0 and batch_idx == 3 else None
+
+
 class TwoOptimizers(Plain):
     def __init__(self) -> None:
         super().__init__()

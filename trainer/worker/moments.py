@@ -65,9 +65,12 @@ class MomentEpochLoop(_TrainingEpochLoop):
     def reset(self) -> None:
         if self.resumes_at == EPOCH:
             self.restarting = False  # the counts are those of the epoch before
+        stepped = self._batches_that_stepped
         super().reset()
         if self.resumes_at == BATCH:
-            # Nothing of the last batch is left to do, and no validation is under way.
+            # Nothing of the last batch is left to do, and no validation is under way. Lightning adds one to the step
+            # of the loggers where the module once skipped the rest of an epoch: that batch was never completed.
+            self._batches_that_stepped = stepped
             self.restarting = False
             if self.batch_progress.current.ready:
                 self.trainer._logger_connector._first_loop_iter = False
