@@ -25,6 +25,8 @@ from trainer.data.arrays import Arrays
 from trainer.data.augment import CropAndFlip
 from trainer.data.loader import evaluation, first_samples, resumable
 from trainer.data.order import GlobalBatchSampler
+from trainer.data.ranks import Ranks
+from trainer.data.stream import Stream
 from trainer.errors import UserError
 
 
@@ -315,3 +317,24 @@ def test_an_evaluation_is_the_same_each_time(workers: int) -> None:
     assert by_id(loader) == by_id(loader)
     shares = [evaluation(DataLoader(Noisy(), batch_size=16), rank, 3) for rank in range(3)]
     assert by_id(*shares) == by_id(loader)
+
+
+class Everything(IterableDataset[int]):
+    """Gives each worker process all that it has, or its share."""
+
+    def __init__(self, shares: bool) -> None:
+        self.shares = shares
+
+    def __iter__(self) -> Iterator[int]:
+        worker = torch.utils.data.get_worker_info()
+        first, step = (worker.id, worker.num_workers) if self.shares and worker else (0, 1)
+        return iter(range(first, 8, step))
+
+
+@pytest.mark.parametrize("shares", [False, True])
+def test_workers_that_all_read_the_whole_stream_are_told(shares: bool, caplog: pytest.LogCaptureFixture) -> None:
+    """The ranks take turns of batches, and so of workers: what one rank reads the other reads, too."""
+    loader = DataLoader(Everything(shares), batch_size=1, num_workers=2, multiprocessing_context="fork")
+    read = [int(batch) for batch in Stream(loader, Ranks(0, 2), 0, "a stream")]
+    assert read == ([0, 2, 4, 6] if shares else list(range(8)))
+    assert ("its 2 worker processes read the same samples" in caplog.text) == (not shares)

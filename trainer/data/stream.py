@@ -3,6 +3,7 @@ of tensors, loaders with a `state_dict` of their own."""
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -180,7 +181,26 @@ class Stream:
                     else "%s: every rank reads the same batches, so each takes one in turn; to read less, " + SHARE_IT,
                     self.name,
                 )
+            self._look_at_workers()
         return self._stride
+
+    def _look_at_workers(self) -> None:
+        """Warn where each worker process reads the whole stream: the ranks' turns are then turns of the workers, and
+        what one rank reads another reads, too. The second batch is the second worker's first."""
+        workers = getattr(self.source, "num_workers", 0)
+        if self._begun is None or workers < 2 or self._is_stateful or self._stride == 1:
+            return
+        epoch, iterator, first = self._begun
+        second = self._next(iterator)
+        if second is _END:
+            return
+        self._begun = epoch, itertools.chain([second], iterator), first
+        if self.ranks.rank == 0 and digest_of(first) == digest_of(second):
+            _log.warning(
+                "%s: its %d worker processes read the same samples, each of them all; give each its share by"
+                " torch.utils.data.get_worker_info(), or set num_workers=1",
+                *(self.name, workers),
+            )
 
     def _ending_together(self, batches: Iterator[Any]) -> Iterator[Any]:
         if self.ranks.world_size == 1:

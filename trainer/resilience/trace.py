@@ -52,7 +52,9 @@ class ResumeTrace(Callback):
             "parameters": {name: _checksum(value) for name, value in pl_module.named_parameters()},
             "buffers": {name: _checksum(value) for name, value in pl_module.named_buffers()},
             "options": _options(trainer),
-            "optimizer": {str(number): _checksum(one.state_dict().get("state", {})) for number, one in _optimizers(trainer)},
+            "optimizer": {
+                str(number): _checksum(one.state_dict().get("state", {})) for number, one in _optimizers(trainer)
+            },
             "schedulers": _schedulers(trainer),
             "frozen": {name: str(not value.requires_grad) for name, value in pl_module.named_parameters()},
             "accumulation": {"accumulate_grad_batches": trainer.accumulate_grad_batches},
