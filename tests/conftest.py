@@ -29,7 +29,18 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 ROOT = Path(__file__).parents[1]
 CPU_TABLE, CPU_ROWS = "CPU seconds, and seconds in all, by file: the most expensive", 25
-FIRST = ("slurm/", "distributed/", "faults/", "test_docs", "test_resume", "cli/", "launch/", "tracking/", "resilience/")
+FIRST = (
+    "slurm/",
+    "projects/",
+    "distributed/",
+    "faults/",
+    "test_docs",
+    "test_resume",
+    "cli/",
+    "launch/",
+    "tracking/",
+    "resilience/",
+)
 FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
 """Where Debian's package dataset-fashion-mnist puts the IDX files."""
 _NOT_INHERITED = ("WANDB_", "TRAINER_", "SLURM_", "HYDRA_", "PL_", "TORCHELASTIC_")
