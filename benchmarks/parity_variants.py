@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
@@ -21,10 +21,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 
-from trainer.config.build import instantiate
+from trainer.config.build import freeze, instantiate
 from trainer.config.schema import Config
 from trainer.config.typed import to_config
 from trainer.runs.directory import RunDirectory
+from trainer.runs.files import write_atomic
 from trainer.worker import rng, run
 from trainer.worker.heartbeat import Heartbeat
 from trainer.worker.process import Rank
@@ -97,6 +98,7 @@ def ours(name: str, steps: int, rank: Rank, pace: Pace, folder: Path) -> Trained
 
     run.build.build_module = keeping
     config = config_of(name, steps, rank, folder)
+    write_atomic(directory.config_path, freeze(asdict(config)))
     run._train(config, run.Attempt(directory, rank, heartbeat), run.init_process_group(config, rank))
     heartbeat.stop("finished")
     losses = {}

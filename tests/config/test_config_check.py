@@ -100,3 +100,11 @@ def test_all_problems_come_at_once_values_first(workdir: Path) -> None:
     first = [problem.message.partition("=")[0] for problem in caught.value.problems]
     assert first == ["trainer.max_steps", "seed", "model.dropout"]
     assert str(caught.value).startswith("3 problems")
+
+
+def test_an_argument_that_only_the_job_can_give_is_asked_for(workdir: Path) -> None:
+    """The trainer hands `data.batch_size` on where it is set, and a class that needs it starts without one."""
+    (workdir / "own.py").write_text("class Rows:\n    def __init__(self, batch_size, folder='x'): ...\n")
+    with pytest.raises(UserError, match=r"data\.batch_size is missing: own\.Rows needs it"):
+        check(compose(["data._target_=own.Rows"], config_dirs=[]).config)
+    check(compose(["data._target_=own.Rows", "data.batch_size=32"], config_dirs=[]).config)

@@ -24,7 +24,7 @@ class Stored(Digits):
 
 
 def job(folder: Path) -> list[str]:
-    options = ["data._target_=stored.Stored", f"+data.folder={folder}", "trainer.max_steps=4"]
+    options = ["data._target_=stored.Stored", f"+data.folder={folder}", "data.batch_size=32", "trainer.max_steps=4"]
     return [*options, *on_slurm(ranks=2), "cluster.preflight=true"]
 
 

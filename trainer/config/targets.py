@@ -189,8 +189,10 @@ def _arguments(where: str, node: dict[str, Any], given: Given, signature: Signat
             yield UserError(f"{where}.{name}: {target} takes no argument {name}", fix)
     if node.get("_partial_"):
         return
+    # The trainer hands its own keys of `data` on where they have a value.
+    own = {name for name in given.named if where != "data" or written.get(name) is not None}
     for argument in named:
-        if argument.required and argument.name not in {*written, *given.named, *given.filled}:
+        if argument.required and argument.name not in {*written, *own, *given.filled}:
             fix = f"set {where}.{argument.name}=VALUE"
             yield UserError(f"{where}.{argument.name} is missing: {target} needs it", fix)
 

@@ -45,7 +45,9 @@ def source_folder(cwd: Path) -> Path | None:
 
 
 def _folders(cwd: Path) -> list[Path]:
-    scripts = {Path(sys.executable).parent, Path(sys.argv[0]).absolute().parent}
+    scripts = {Path(sys.executable).parent}
+    if Path(sys.argv[0]).is_file():  # not the `-c` of a command in the command line
+        scripts.add(Path(sys.argv[0]).absolute().parent)
     entries = [Path(entry) for entry in (*os.environ.get("PYTHONPATH", "").split(os.pathsep), *sys.path) if entry]
     source = source_folder(cwd)
     folders = [entry.absolute() for entry in entries if entry.absolute() not in scripts]
