@@ -25,6 +25,7 @@ from trainer.data.arrays import Arrays
 from trainer.data.augment import CropAndFlip
 from trainer.data.loader import evaluation, first_samples, resumable
 from trainer.data.order import GlobalBatchSampler
+from trainer.data.randomness import OwnGenerators, seed_sample
 from trainer.data.ranks import Ranks
 from trainer.data.stream import Stream
 from trainer.errors import UserError
@@ -338,3 +339,24 @@ def test_workers_that_all_read_the_whole_stream_are_told(shares: bool, caplog: p
     read = [int(batch) for batch in Stream(loader, Ranks(0, 2), 0, "a stream")]
     assert read == ([0, 2, 4, 6] if shares else list(range(8)))
     assert ("its 2 worker processes read the same samples" in caplog.text) == (not shares)
+
+
+def _drawn() -> list[float]:
+    return [random.random(), float(numpy.random.rand()), float(torch.rand(()))]
+
+
+def test_own_generators_keep_their_place_and_leave_the_others_theirs() -> None:
+    """As one sequence inside and one outside, also from what a checkpoint holds."""
+    seed_sample(1, 2, 3)
+    expected = [_drawn() for _ in range(4)]
+    seed_sample(4, 5, 6)
+    outside = [_drawn() for _ in range(4)]
+
+    seed_sample(1, 2, 3)
+    own = OwnGenerators()
+    seed_sample(4, 5, 6)
+    for turn in range(4):
+        with own.inside():
+            assert _drawn() == expected[turn]
+        assert _drawn() == outside[turn]
+        own = OwnGenerators.of(own.plain())

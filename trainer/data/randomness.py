@@ -80,6 +80,48 @@ class Generators:
         torch.set_rng_state(torch_state)
 
 
+class OwnGenerators:
+    """Generators that take the place of Python's, NumPy's and torch's for a while, and keep where they are.
+
+    They begin as those are now. About 20 microseconds a time: NumPy's are exchanged, not copied, which alone would take
+    140. NumPy forgets the second of a pair of normal numbers when its generator is exchanged.
+    """
+
+    def __init__(self) -> None:
+        self._put(random.getstate(), numpy.random.get_state(), torch.get_rng_state())
+
+    def _put(self, python: Any, legacy: Any, torch_state: torch.Tensor) -> None:
+        self._python, self._torch, self._numpy = python, torch_state, numpy.random.MT19937(0)
+        self._numpy.state = {"bit_generator": legacy[0], "state": {"key": legacy[1], "pos": legacy[2]}}
+
+    @classmethod
+    def of(cls, states: tuple[Any, Any, Any]) -> OwnGenerators:
+        """The inverse of `plain`."""
+        found = cls()
+        found._put(*states)
+        return found
+
+    def plain(self) -> tuple[Any, Any, Any]:
+        """Tuples, numbers, an array and a tensor, as `Generators.plain`."""
+        state: Any = self._numpy.state
+        return self._python, ("MT19937", state["state"]["key"], state["state"]["pos"], 0, 0.0), self._torch
+
+    @contextmanager
+    def inside(self) -> Iterator[None]:
+        """What draws numbers here draws them from these."""
+        python, torch_state, outer = random.getstate(), torch.get_rng_state(), numpy.random.get_bit_generator()  # type: ignore[attr-defined]
+        random.setstate(self._python)
+        torch.set_rng_state(self._torch)
+        numpy.random.set_bit_generator(self._numpy)  # type: ignore[attr-defined]
+        try:
+            yield
+        finally:
+            self._python, self._torch = random.getstate(), torch.get_rng_state()
+            numpy.random.set_bit_generator(outer)  # type: ignore[attr-defined]
+            random.setstate(python)
+            torch.set_rng_state(torch_state)
+
+
 @contextmanager
 def generators_untouched() -> Iterator[None]:
     """Put Python's, NumPy's and torch's CPU generators back as they were. About 20 microseconds."""

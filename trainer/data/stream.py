@@ -11,7 +11,7 @@ from typing import Any
 from torch.utils.data import DataLoader
 
 from trainer.data.plain_state import plain, restored
-from trainer.data.randomness import Generators, generators_untouched, seed_sample
+from trainer.data.randomness import OwnGenerators, generators_untouched, seed_sample
 from trainer.data.ranks import Ranks, Shares, digest_of
 from trainer.errors import UserError
 
@@ -62,7 +62,7 @@ class Stream:
         """Batches read in this iteration to the state of the source after them; the newest few."""
         self._begun: tuple[int, Iterator[Any], Any] | None = None
         """The epoch, an iterator and its first batch, which was looked at."""
-        self._generators = Generators()
+        self._generators = OwnGenerators()
         self._saved_generators: Any = None
         # torchdata's are in the middle of the epoch once they are iterated; others may read up to there with the batch
         # that comes next, and need the random numbers of the epoch's beginning.
@@ -143,7 +143,7 @@ class Stream:
         """The epoch, an iterator over the source, where its state is if it has one, and the first batch."""
         iterator = self._iterator()
         if self._has_state and self._delivered and self._continues_inside and self._saved_generators is not None:
-            self._generators = Generators.of(self._saved_generators)
+            self._generators = OwnGenerators.of(self._saved_generators)
         first = self._next(iterator)
         if first is _END and self._has_state and not self._delivered:  # its state was that of an epoch's end
             iterator = self._iterator()
@@ -155,17 +155,14 @@ class Stream:
         with generators_untouched():
             seed_sample(self.seed, self._epoch, 0)
             iterator = iter(self.source)
-            self._generators = Generators()
+            self._generators = OwnGenerators()
         return iterator
 
     def _next(self, iterator: Iterator[Any]) -> Any:
         if not self._draws_here:
             return next(iterator, _END)
-        with generators_untouched():
-            self._generators.restore()
-            batch = next(iterator, _END)
-            self._generators = Generators()
-        return batch
+        with self._generators.inside():
+            return next(iterator, _END)
 
     def _stride_of(self) -> int:
         """Batches of which a rank takes one; decided by the first batch."""
