@@ -264,3 +264,13 @@ def test_printed_parts(workdir: Path) -> None:
     assert "\nhydra:\n" in "\n" + printed(job, "all")
     with pytest.raises(UserError, match="--package nope"):
         printed(job, "job", "nope")
+
+
+@pytest.mark.parametrize("written", ["callbacks=emma", "callbacks=[default,emma]", "callbacks=early_stoping"])
+def test_a_slip_in_a_callback_is_no_part_of_hydra(written: str) -> None:
+    """Hydra has callbacks of its own, under hydra/callbacks."""
+    with pytest.raises(UserError) as caught:
+        compose([written], config_dirs=[])
+    assert "there is no callbacks e" in caught.value.message
+    assert "choose one of: " in caught.value.fix
+    assert "early_stopping" in caught.value.fix

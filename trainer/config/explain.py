@@ -124,7 +124,7 @@ def _missing_config(error: Any, loader: Any, overrides: list[str]) -> UserError:
         fix = f"{did_you_mean(group, groups)}groups: {listed(groups)}"
         return UserError(f"{where}: there is no config group {group}", fix)
     part = group.removeprefix("hydra/")
-    if part in INSTEAD:
+    if group != part and part in INSTEAD:
         return UserError(f"{where}: {NOT_USED}", f"leave it out; {INSTEAD[part]}")
     options = loader.get_group_options(group)
     if part in ("job_logging", "hydra_logging") and group != part:
