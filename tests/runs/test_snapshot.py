@@ -134,6 +134,7 @@ def test_linked_packages_and_namespaces_are_frozen(workdir: Path, tmp_path_facto
 
 
 def test_src_is_frozen_installed_or_not(workdir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "mine", types.ModuleType("mine"))  # that of another project, imported already
     project = workdir / "project"
     write(project, **{"src/mine/__init__.py": "", "conf/model/m.yaml": ""})
     live = project / "src/mine/nets.py"

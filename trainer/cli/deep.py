@@ -11,8 +11,8 @@ from typing import Any
 
 from trainer.cli.job import Job
 from trainer.config.problems import raise_all
+from trainer.config.sources import source_folder
 from trainer.errors import TrainerError, UserError
-from trainer.runs.import_roots import source_folder
 from trainer.worker import start
 
 TIMEOUT_S = 1800.0

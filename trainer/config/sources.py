@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 from trainer.config.namespaces import canonical
-from trainer.runs.import_roots import source_folder
 
 _MADE_AT_RUN_TIME = ("globals()", "sys.modules[", "__getattr__", "exec(", "setattr(")
 _MOST_HOPS = 12
@@ -264,19 +263,29 @@ def _names_of(node: ast.AST) -> list[str]:
     return names
 
 
+def source_folder(cwd: Path) -> Path | None:
+    """`src` of a project whose modules are in there; none where `src` itself is a package."""
+    folder = cwd / "src"
+    return folder if folder.is_dir() and not (folder / "__init__.py").exists() else None
+
+
 @cache
 def _top(name: str, cwd: Path) -> Module | None:
     spec = PathFinder.find_spec(name, [str(cwd)])
     if spec is None or spec.origin is None:
-        spec = _installed(name) or spec
+        spec = installed_spec(name) or spec
     source = source_folder(cwd) if spec is None else None
     if source is not None:
         spec = PathFinder.find_spec(name, [str(source)])
     return _module(name, spec) if spec else None
 
 
-def _installed(name: str) -> ModuleSpec | None:
-    """A top-level module as Python finds it, editable installs included; finding does not import it."""
+def installed_spec(name: str) -> ModuleSpec | None:
+    """Where Python finds the top-level module `name`, editable installs included, without importing it.
+
+    Unlike `importlib.util.find_spec` it does not answer with a module of that name that is imported already, from
+    wherever that was.
+    """
     for finder in sys.meta_path:
         find_spec = getattr(finder, "find_spec", None)
         spec = find_spec(name, None, None) if find_spec else None

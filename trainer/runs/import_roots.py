@@ -11,10 +11,10 @@ import sysconfig
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.machinery import PathFinder, all_suffixes
-from importlib.util import find_spec
 from pathlib import Path
 
 import trainer
+from trainer.config.sources import installed_spec, source_folder
 
 _MOST_NAMES = 500
 """Modules in one folder; more is no project."""
@@ -36,12 +36,6 @@ def import_roots(cwd: Path) -> list[ImportRoot]:
     roots = [_root(folder, cwd) for folder in _folders(cwd)]
     roots += _of_finders(cwd)
     return [root for root in roots if root.modules]
-
-
-def source_folder(cwd: Path) -> Path | None:
-    """`src` of a project whose modules are in there; none where `src` itself is a package."""
-    folder = cwd / "src"
-    return folder if folder.is_dir() and not (folder / "__init__.py").exists() else None
 
 
 def _folders(cwd: Path) -> list[Path]:
@@ -103,10 +97,7 @@ def _taken_from(name: str, folder: Path, cwd: Path) -> bool:
     """Whether `import name` at the prompt gives the module in this folder."""
     spec = PathFinder.find_spec(name, [str(cwd)])
     if spec is None or spec.origin is None:
-        try:
-            spec = find_spec(name) or spec
-        except (ImportError, ValueError):  # of a module that is only half there
-            return False
+        spec = installed_spec(name) or spec
     if spec is None or (spec.origin is None and not spec.submodule_search_locations):
         return True  # nobody else has it: in `src`, which is not on the path yet
     places = [spec.origin] if spec.origin else list(spec.submodule_search_locations or ())
