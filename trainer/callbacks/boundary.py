@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -79,7 +79,7 @@ class Boundary(Callback):
         save_locally: SaveFunction | None = None,
         best: BestMetric | None = None,
         save_final: SaveFunction | None = None,
-        after_start: Callable[[], None] | None = None,
+        after_start: Sequence[Callable[[], None]] = (),
     ) -> None:
         """`save_locally`: at the steps of `checkpoint.local_every_n_steps` that have no other save. `save_final`: once
         more, where `on_train_end` has changed the weights. `after_start`: once all of `on_train_start` has run."""
@@ -184,8 +184,8 @@ class Boundary(Callback):
             self._last_weights.saved(trainer)
 
     def after_start(self, trainer: Trainer) -> None:
-        if self._after_start is not None:
-            self._after_start()
+        for act in self._after_start:
+            act()
 
     def after_end(self, trainer: Trainer) -> None:
         if self._save_final is not None and self._last_weights.have_changed(trainer):

@@ -37,6 +37,8 @@ class InMemory(Callback):
         self._changed: set[str] = set()
         """Non-persistent buffers that an earlier attempt had changed."""
         self._saved: dict[str, Any] | None = None
+        self._restored: dict[str, Any] | None = None
+        """What was restored in `on_train_start`, until all of those hooks have run."""
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self._trainer = trainer
@@ -76,6 +78,18 @@ class InMemory(Callback):
         }
         if not saved:
             return
+        if len(saved["ranks"]) == trainer.world_size:
+            _restore_results(trainer, _moved(saved["ranks"][self._rank]["results"], pl_module.device))
+        self._restored = saved
+        self._restore(trainer, pl_module, saved)
+
+    def restore_again(self) -> None:
+        """After every `on_train_start`: one that resets a metric did so before the checkpoint, not after it."""
+        saved, self._restored = self._restored, None
+        if saved is not None and self._trainer is not None:
+            self._restore(self._trainer, self._trainer.lightning_module, saved)
+
+    def _restore(self, trainer: Trainer, pl_module: LightningModule, saved: dict[str, Any]) -> None:
         device = pl_module.device
         trainer._logger_connector._callback_metrics.update(_moved(saved["callback_metrics"], device))
         frozen = set(saved["frozen"])
@@ -86,7 +100,6 @@ class InMemory(Callback):
                 parameter.grad = saved["gradients"][name].to(parameter)
         if len(saved["ranks"]) == trainer.world_size:
             mine = saved["ranks"][self._rank]
-            _restore_results(trainer, _moved(mine["results"], device))
             _restore_metrics(pl_module, mine["metrics"])
             for name, value in mine["buffers"].items():
                 self._changed.add(name)

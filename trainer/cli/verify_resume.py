@@ -109,7 +109,7 @@ def _kills(options: argparse.Namespace, last: int, epoch: int | None) -> list[tu
     choose = random.Random(options.seed)
     first = min(last, epoch or last) - 1
     steps = sorted([choose.randint(1, max(1, first)), *choose.choices(range(1, last), k=options.kills - 1)])
-    kinds = ["kill"] * (options.kills - 1) + ["kill_node" if options.kills > 1 else "kill"]
+    kinds = ["kill"] * (options.kills - 1) + ["kill_all" if options.kills > 1 else "kill"]
     return list(zip(kinds, steps[: options.kills], strict=True))
 
 
@@ -121,7 +121,8 @@ def _faults(kills: list[tuple[str, int]]) -> list[str]:
             f"{where}._target_=trainer.resilience.inject.InjectFault",
             f"{where}.kind={kind}",
             f"{where}.step={step}",
-            f"{where}.ranks=[]",
+            # One rank ends the whole job: for another the node process would be gone already.
+            f"{where}.ranks={[0] if kind == 'kill_all' else []}",
             f"{where}.attempt={attempt}",
         ]
     return overrides
@@ -145,7 +146,7 @@ def _train(options: argparse.Namespace, runs_dir: Path, kills: list[tuple[str, i
         done = command(["fit", *overrides], Path.cwd(), timeout_s=3600)
         said = done.stdout + done.stderr
         run = _only_run(runs_dir)
-        if run is not None and not is_finished(run) and any(kind == "kill_node" for kind, _ in kills):
+        if run is not None and not is_finished(run) and any(kind == "kill_all" for kind, _ in kills):
             done = command(["resume", run.id, "--runs-dir", str(runs_dir)], Path.cwd(), timeout_s=3600)
             said += done.stdout + done.stderr
     except subprocess.TimeoutExpired:

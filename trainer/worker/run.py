@@ -163,6 +163,7 @@ def _add_callbacks(
         group,
     )
     generators = RngState(config.seed, rank.rank, build.place_in_data(config, rank).rank, group)
+    in_memory = InMemory(rank.rank, group)
     boundary = Boundary(
         saving.save,
         config.checkpoint,
@@ -175,14 +176,14 @@ def _add_callbacks(
         save_locally=saving.save_locally if saving.saves_locally else None,
         best=saving.best,
         save_final=saving.save_final,
-        after_start=generators.restore_again,
+        after_start=[generators.restore_again, in_memory.restore_again],
     )
     clock = StepClock(metrics, boundary, heartbeat, Timeouts(config.resilience))
     guard = watching.make_guard(config.resilience, directory, rank.attempt, group)
     saving.metrics, saving.clock, saving.guard = metrics, clock, guard
     callbacks += [
         generators,
-        InMemory(rank.rank, group),
+        in_memory,
         saving.best,
         *own,
         *watching.callbacks(attempt, data.plan, build.device_of(config, rank), build.waits_in_forward(config, rank)),

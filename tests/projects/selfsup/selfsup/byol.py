@@ -13,6 +13,12 @@ class BYOLMAWeightUpdate(pl.Callback):
     def __init__(self, initial_tau: float = 0.9):
         self.initial_tau = self.current_tau = initial_tau
 
+    def state_dict(self):
+        return {"current_tau": self.current_tau}
+
+    def load_state_dict(self, state_dict):
+        self.current_tau = state_dict["current_tau"]
+
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
         with torch.no_grad():
             for online, target in zip(pl_module.online.parameters(), pl_module.target.parameters(), strict=True):
