@@ -9,7 +9,7 @@ and once more with ours.
 
 The checkout must be of the installed version (of a tag whose loops are the same); only its tests are used, on the
 installed package. What fails with both loops lacks a package, or a GPU, and says nothing. A test that fails with ours
-only is listed, and is a bug, or a difference that the docstring of `trainer/worker/loop.py` tells: those are in
+only is listed, and is a bug, or a difference that the docstring of `trainer/train/loop.py` tells: those are in
 `KNOWN`. Exit code 1 where there are others.
 """
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from lightning.pytorch import Trainer
 
-from trainer.worker.loop import LeanTrainingEpochLoop, use_lean_loop
+from trainer.train.loop import LeanTrainingEpochLoop, use_lean_loop
 
 _OUT = os.environ["LIGHTNING_SUITE_OUT"]
 _batches = 0

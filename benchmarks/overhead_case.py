@@ -18,10 +18,10 @@ from parity_turns import Blocks, Pace, Ranks
 from parity_variants import config_of
 
 from trainer.runs.directory import RunDirectory
-from trainer.worker import run
-from trainer.worker.collectives import FlightRecorder
-from trainer.worker.heartbeat import Heartbeat
-from trainer.worker.process import Rank
+from trainer.runtime.flight_recorder import FlightRecorder
+from trainer.runtime.heartbeat import Heartbeat
+from trainer.runtime.process import Rank
+from trainer.train import run
 
 CASE = "resnet"
 BATCH = {1: 24, 2: 18}

@@ -12,7 +12,7 @@ from parity_data import CASES
 from parity_turns import Blocks, Ranks
 from parity_variants import VARIANTS, Ended, train
 
-from trainer.worker import run
+from trainer.train import run
 
 
 def measure(name: str, ranks: int, rounds: int, blocks: Blocks, folder: Path) -> dict[str, Any]:

@@ -12,8 +12,8 @@ from lightning.pytorch import LightningDataModule
 from parity_turns import Blocks, Pace
 from torch import Tensor
 
-from trainer.config.build import read_plain
-from trainer.worker.process import Rank
+from trainer.config.instantiate import read_plain
+from trainer.runtime.process import Rank
 
 Batch = tuple[Tensor, Tensor]
 

@@ -16,7 +16,7 @@ from multiprocessing.context import ForkProcess
 from pathlib import Path
 from typing import Any, Protocol
 
-from trainer.worker.process import die_with_parent
+from trainer.runtime.process import die_with_parent
 
 WAIT_S = 120.0
 """How long the conductor waits for a rank before it gives up; a turn takes a few seconds."""

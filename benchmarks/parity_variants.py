@@ -21,14 +21,15 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 
-from trainer.config.build import freeze, instantiate
+from trainer.config.instantiate import freeze, instantiate
 from trainer.config.schema import Config
 from trainer.config.typed import to_config
+from trainer.core.files import write_atomic
 from trainer.runs.directory import RunDirectory
-from trainer.runs.files import write_atomic
-from trainer.worker import rng, run
-from trainer.worker.heartbeat import Heartbeat
-from trainer.worker.process import Rank
+from trainer.runtime import rng
+from trainer.runtime.heartbeat import Heartbeat
+from trainer.runtime.process import Rank
+from trainer.train import run
 
 SEED = 0
 LEARNING_RATE = 1e-3

@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 """How long a job takes to its first step, and again after a rank was killed: ranks forked from a process that has
-imported what they need (`trainer/cluster/agent.py`), and ranks that each import for themselves.
+imported what they need (`trainer/supervise/agent.py`), and ranks that each import for themselves.
 
     .venv/bin/python benchmarks/start.py             one, two and four ranks; about six minutes on two quiet cores
     .venv/bin/python benchmarks/start.py --keep      also writes benchmarks/results/start.md
@@ -26,9 +26,9 @@ from typing import Any
 
 from kept import keep
 
-from trainer.cluster import processes
+from trainer.core import processes
+from trainer.core.files import read_live
 from trainer.runs.directory import RunDirectory
-from trainer.runs.files import read_live
 
 WAYS = {"each imports": {"TRAINER_PRELOAD": ""}, "forked": {}}
 TICK_S = 1 / os.sysconf("SC_CLK_TCK")

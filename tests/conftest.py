@@ -16,8 +16,8 @@ from typing import Any
 
 import pytest
 
-from trainer.cluster.hardware import count_gpus
-from trainer.cluster.processes import children
+from trainer.core.hardware import count_gpus
+from trainer.core.processes import children
 from trainer.runs.directory import RunDirectory
 
 MARK = "TRAINER_TEST_MARK"
@@ -33,13 +33,14 @@ FIRST = (
     "slurm/",
     "projects/",
     "distributed/",
-    "faults/",
+    "faultbench/",
     "test_docs",
     "test_resume",
     "cli/",
     "launch/",
     "tracking/",
-    "resilience/",
+    "supervise/",
+    "runtime/",
 )
 FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
 """Where Debian's package dataset-fashion-mnist puts the IDX files."""

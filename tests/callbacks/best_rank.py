@@ -14,7 +14,7 @@ import torch.distributed
 from trainer.callbacks.best import BestMetric
 from trainer.checkpoint.store import CheckpointStore
 from trainer.config.schema import CheckpointOptions
-from trainer.errors import UserError
+from trainer.core.errors import UserError
 
 
 def main() -> None:

@@ -14,7 +14,7 @@ import torch.distributed
 from trainer.callbacks import boundary
 from trainer.callbacks.boundary import Boundary
 from trainer.config.schema import CheckpointOptions, ResilienceOptions
-from trainer.worker.stop import StopTraining
+from trainer.runtime.stop import StopTraining
 
 
 class Clock:

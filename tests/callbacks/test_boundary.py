@@ -16,7 +16,7 @@ from tests.callbacks.boundary_job import Clock, Job
 from tests.distributed.ranks import run_ranks
 from trainer.callbacks import boundary
 from trainer.callbacks.boundary import SHORT_STEPS
-from trainer.worker.stop import Request, StopTraining
+from trainer.runtime.stop import Request, StopTraining
 
 
 @pytest.fixture

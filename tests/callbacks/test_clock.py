@@ -14,17 +14,17 @@ from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from torch import Tensor
 from torch.nn import functional
 
-from tests.worker.two_loops import MICRO_BATCH, SAMPLES, Lines, Net, loader
+from tests.train.two_loops import MICRO_BATCH, SAMPLES, Lines, Net, loader
 from trainer.callbacks.boundary import Boundary
 from trainer.callbacks.clock import StepClock
 from trainer.callbacks.metrics import TrainMetrics
 from trainer.config.schema import CheckpointOptions, ResilienceOptions
-from trainer.worker.collectives import Timeouts
-from trainer.worker.heartbeat import Heartbeat
-from trainer.worker.loop import use_lean_loop
-from trainer.worker.moments import act_at_moments
-from trainer.worker.process import Rank
-from trainer.worker.stop import StopTraining
+from trainer.runtime.flight_recorder import Timeouts
+from trainer.runtime.heartbeat import Heartbeat
+from trainer.runtime.process import Rank
+from trainer.runtime.stop import StopTraining
+from trainer.train.loop import use_lean_loop
+from trainer.train.moments import act_at_moments
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*isinstance\\(treespec, LeafSpec\\)"),

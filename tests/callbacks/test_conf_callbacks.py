@@ -11,11 +11,11 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import EarlyStopping
 
-from tests.worker import recorded
-from tests.worker.in_process import fit
+from tests.train import recorded
+from tests.train.in_process import fit
 from trainer.callbacks import users
 from trainer.config.compose import compose, group_options
-from trainer.errors import UserError
+from trainer.core.errors import UserError
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:.*isinstance\\(treespec, LeafSpec\\)",
@@ -40,7 +40,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("project")
     for group, option, target in (("model", "plain", "Plain"), ("data", "rows", "Rows")):
         (folder / "conf" / group).mkdir(parents=True)
-        (folder / "conf" / group / f"{option}.yaml").write_text(f"_target_: tests.worker.recorded.{target}\n")
+        (folder / "conf" / group / f"{option}.yaml").write_text(f"_target_: tests.train.recorded.{target}\n")
     return folder
 
 

@@ -11,7 +11,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.plugins import MixedPrecision
 
-from tests.worker.two_loops import Net, train
+from tests.train.two_loops import Net, train
 from trainer.callbacks.guard import Guard
 from trainer.config.schema import ResilienceOptions
 

@@ -16,7 +16,7 @@ from trainer.checkpoint import commit
 from trainer.checkpoint.commit import CommitInfo, SaveFailed, Staging
 from trainer.checkpoint.faults import POINTS
 from trainer.checkpoint.store import CheckpointStore
-from trainer.errors import UserError
+from trainer.core.errors import UserError
 
 SAVER = """
 import sys

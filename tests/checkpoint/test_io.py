@@ -21,7 +21,7 @@ from trainer.checkpoint import io as checkpoint_io
 from trainer.checkpoint.commit import CommitInfo, SaveFailed
 from trainer.checkpoint.io import CheckpointWriter, RunCheckpointIO, load_state
 from trainer.checkpoint.store import Checkpoint, CheckpointStore
-from trainer.errors import UserError
+from trainer.core.errors import UserError
 
 BOUND_S = 30.0
 

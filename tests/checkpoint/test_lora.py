@@ -7,7 +7,7 @@ import torch
 
 from trainer.checkpoint.lora import Merged, layers
 from trainer.checkpoint.stored import MODEL
-from trainer.errors import UserError
+from trainer.core.errors import UserError
 
 
 class InMemory:

@@ -19,7 +19,7 @@ from trainer.checkpoint.faults import POINTS
 from trainer.checkpoint.io import CheckpointWriter
 from trainer.checkpoint.store import CheckpointStore
 from trainer.checkpoint.stored import Stored
-from trainer.errors import UserError
+from trainer.core.errors import UserError
 
 RANKS = Path(__file__).with_name("sharded_ranks.py")
 NOT_IN_THIS_SAVE = ("prune.renamed", "prune.removed")

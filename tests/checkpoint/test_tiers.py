@@ -11,7 +11,7 @@ import pytest
 from trainer.checkpoint.commit import CommitInfo, Staging, write_checkpoint
 from trainer.checkpoint.store import CheckpointStore
 from trainer.checkpoint.tiers import newest_good
-from trainer.errors import UserError
+from trainer.core.errors import UserError
 
 
 def save(store: CheckpointStore, step: int) -> Path:

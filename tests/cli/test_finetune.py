@@ -10,7 +10,7 @@ import torch
 
 from tests.conftest import TrainerCli
 from trainer.cli.initial import settle_start
-from trainer.errors import UserError
+from trainer.core.errors import UserError
 
 APART = Path(sys.prefix) / "transformers"
 """Where ./launch/test puts transformers and peft."""

@@ -16,9 +16,9 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from tests.conftest import TrainerCli
-from trainer.errors import UserError
-from trainer.worker import export
-from trainer.worker.evaluate import _require_split
+from trainer.core.errors import UserError
+from trainer.export import run
+from trainer.train.evaluate import _require_split
 
 CODE = '''
 import os
@@ -253,20 +253,20 @@ BATCH = [torch.zeros(4, 3), torch.zeros(4)]
 )
 def test_onnx_of_another_forward_is_refused_with_the_reason(module: LightningModule, batch: Any, message: str) -> None:
     with pytest.raises(UserError, match=f"--format=onnx: .*{message}") as caught:
-        export._inputs(module, Loaders(batch))  # type: ignore[arg-type]
+        run._inputs(module, Loaders(batch))  # type: ignore[arg-type]
     assert "--format=safetensors" in caught.value.fix
 
 
 def test_onnx_of_two_inputs_takes_the_example() -> None:
     module = OfTwo((torch.ones(2, 3), torch.ones(2, 3)))
-    assert len(export._inputs(module, Loaders(BATCH))) == 2  # type: ignore[arg-type]
+    assert len(run._inputs(module, Loaders(BATCH))) == 2  # type: ignore[arg-type]
 
 
 def test_a_module_as_it_was_before_torch_compile() -> None:
     inner = nn.Linear(2, 2)
     module = nn.Sequential(torch.compile(inner, backend="eager"), nn.Sequential(torch.compile(inner, backend="eager")))
     assert any("_orig_mod" in name for name in module.state_dict())
-    plain = export.not_compiled(module)
+    plain = run.not_compiled(module)
     assert not any("_orig_mod" in name for name in plain.state_dict())
     assert torch.equal(plain(torch.ones(1, 2)), inner(inner(torch.ones(1, 2))))
 

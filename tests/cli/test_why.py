@@ -17,9 +17,9 @@ from trainer.cli import main
 from trainer.cli.advice import advice, standing_still
 from trainer.cli.resume import changed_config
 from trainer.config.compose import compose
-from trainer.errors import DONE, UserError
+from trainer.core.errors import DONE, UserError
+from trainer.core.files import write_live
 from trainer.runs.directory import RunDirectory
-from trainer.runs.files import write_live
 from trainer.runs.registry import find
 
 GONE = 2**30

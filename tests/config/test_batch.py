@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from trainer.config.batch import BatchPlan
-from trainer.errors import UserError
+from trainer.core.errors import UserError
 
 
 def test_without_micro_batch_each_rank_takes_its_part_in_one_pass() -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from trainer.config.compose import Composed, compose, points, printed
 from trainer.config.explain import UNUSED_PARTS
-from trainer.errors import UserError
+from trainer.core.errors import UserError
 from trainer.runs.registry import VARIABLE, runs_dir_from
 
 

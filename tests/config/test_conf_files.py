@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from trainer.config.check import check
+from trainer.checks.config import check
 from trainer.config.compose import compose
+from trainer.core.errors import UserError
+from trainer.core.paths import conf_dir
 from trainer.data import places
-from trainer.errors import UserError
-from trainer.paths import conf_dir
 
 FILES = sorted(path for path in conf_dir().rglob("*.yaml") if path.name != "config.yaml")
 

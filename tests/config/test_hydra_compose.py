@@ -11,8 +11,8 @@ from hydra import initialize_config_dir
 from omegaconf import OmegaConf
 
 from trainer.config.compose import compose, points
-from trainer.errors import UserError
-from trainer.paths import conf_dir
+from trainer.core.errors import UserError
+from trainer.core.paths import conf_dir
 
 TARGET = "_target_: trainer.models.mlp.MLP\n"
 FILES = {

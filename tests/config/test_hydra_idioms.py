@@ -13,12 +13,12 @@ from omegaconf import OmegaConf
 from trainer.cli.fit import main as fit
 from trainer.config.compose import Composed, compose, frozen_hydra, points, printed
 from trainer.config.hydra_node import replaced
+from trainer.config.hydra_record import env_set, hydra_node
 from trainer.config.own_keys import slip_of
 from trainer.config.schema import Config
 from trainer.config.typed import key_names
-from trainer.errors import UserError
+from trainer.core.errors import UserError
 from trainer.runs.directory import RunDirectory
-from trainer.runs.hydra import env_set, hydra_node
 
 
 def composed(*overrides: str) -> Composed:

@@ -14,9 +14,9 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from torch import nn
 
 from tests.config import recorder
-from trainer.config.build import instantiate
-from trainer.config.check import problems_of_targets
-from trainer.errors import UserError
+from trainer.checks.config import problems_of_targets
+from trainer.config.instantiate import instantiate
+from trainer.core.errors import UserError
 
 KEPT = "tests.config.recorder.Kept"
 LEAF = {"_target_": KEPT, "x": 1}

@@ -14,7 +14,7 @@ from trainer.config.compose import compose
 from trainer.config.lightning_names import TAKEN, WRITE
 from trainer.config.schema import TrainerOptions
 from trainer.config.typed import key_names
-from trainer.errors import UserError
+from trainer.core.errors import UserError
 
 
 def composed(*overrides: str) -> dict[str, Any]:

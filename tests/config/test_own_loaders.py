@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from trainer.config.check import check
+from trainer.checks.config import check
 from trainer.config.compose import Composed, compose
-from trainer.errors import UserError
+from trainer.core.errors import UserError
 
 MODULES = """
 import lightning.pytorch as pl

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from trainer.config.check import check
+from trainer.checks.config import check
 from trainer.config.compose import compose
-from trainer.errors import UserError
+from trainer.core.errors import UserError
 
 TORCHS = "torch.optim.lr_scheduler"
 NO_LIMIT = ["trainer.max_epochs=null", "trainer.max_time=00:00:01:00"]

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from trainer.checks.config import check
 from trainer.cli.lightning_cli import rewritten
-from trainer.config.check import check
 from trainer.config.compose import compose
-from trainer.errors import UserError
+from trainer.core.errors import UserError
 
 
 @pytest.mark.parametrize(

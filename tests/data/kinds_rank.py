@@ -19,10 +19,10 @@ from torch import distributed, nn
 
 from tests.data.kinds import KINDS, ids_of
 from trainer.config.schema import TrainerOptions
-from trainer.worker import rng
-from trainer.worker.data import Data
-from trainer.worker.loop import use_lean_loop
-from trainer.worker.process import Rank
+from trainer.runtime import rng
+from trainer.runtime.process import Rank
+from trainer.train.data import Data
+from trainer.train.loop import use_lean_loop
 
 EPOCHS = 3
 

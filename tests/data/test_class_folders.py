@@ -13,11 +13,11 @@ import torch
 from PIL import Image
 
 from trainer.config.batch import BatchPlan
+from trainer.core.errors import UserError
 from trainer.data.audio_folder import AudioFolder, mel_filters
 from trainer.data.class_folders import LabelledFiles
 from trainer.data.image_folder import ImageFolder, read_image
 from trainer.data.loader import resumable
-from trainer.errors import UserError
 from trainer.tasks.classification import IGNORED
 
 

@@ -8,12 +8,12 @@ import numpy
 import pytest
 import torch
 
+from trainer.core.errors import UserError
 from trainer.data import emoji, places
 from trainer.data.arrays import Arrays
 from trainer.data.augment import CropAndFlip
 from trainer.data.emoji import END, IGNORED, LETTERS, LONGEST, PAD, START, Emoji, Named, encode
 from trainer.data.faces import Faces
-from trainer.errors import UserError
 
 
 def named(direction: str, crop: CropAndFlip | None = None) -> Named:

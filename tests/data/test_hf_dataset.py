@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from tests.data.saved_tables import pictures, png, save_parquet, save_splits, save_to_disk
+from trainer.core.errors import UserError
 from trainer.data.class_folders import LabelledFiles
 from trainer.data.hf_dataset import hf_dataset
 from trainer.data.image_folder import read_image
@@ -19,7 +20,6 @@ from trainer.data.row_splits import rows_of_splits
 from trainer.data.tables import find_tables
 from trainer.data.text_table import TextTable, TokenTable
 from trainer.data.tokens import TokenWindows
-from trainer.errors import UserError
 from trainer.tasks.classification import IGNORED
 
 CLASSES = {"label": {"names": ["cat", "dog", "emu"], "_type": "ClassLabel"}}

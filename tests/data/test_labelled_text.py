@@ -16,12 +16,12 @@ from tokenizers.processors import TemplateProcessing
 
 from tests.conftest import TrainerCli
 from tests.data.saved_tables import save_splits, save_to_disk
+from trainer.core.errors import UserError
 from trainer.data.arrays import Arrays
 from trainer.data.hf_dataset import hf_dataset
 from trainer.data.labelled_text import LabelledText
 from trainer.data.mixture import Mixture
 from trainer.data.text_table import TextTable
-from trainer.errors import UserError
 from trainer.models.rnn import RecurrentTextClassifier
 
 MOODS = {"mood": {"names": ["sad", "glad"], "_type": "ClassLabel"}}

@@ -21,6 +21,7 @@ from torch.utils.data import (
 )
 
 from trainer.config.batch import BatchPlan
+from trainer.core.errors import UserError
 from trainer.data.arrays import Arrays
 from trainer.data.augment import CropAndFlip
 from trainer.data.loader import evaluation, first_samples, resumable
@@ -28,7 +29,6 @@ from trainer.data.order import GlobalBatchSampler
 from trainer.data.randomness import OwnGenerators, seed_sample
 from trainer.data.ranks import Ranks
 from trainer.data.stream import Stream
-from trainer.errors import UserError
 
 
 class Noisy(Dataset[dict[str, Any]]):

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from trainer.core.errors import UserError
 from trainer.data.arrays import ArrayDataModule, Arrays
 from trainer.data.digits import Digits
 from trainer.data.image_folder import ImageFolder
 from trainer.data.mixture import Mixed, MixedOneByOne, Mixture, OneAfterAnother, shares
 from trainer.data.text import Text
-from trainer.errors import UserError
 
 
 def numbers(begin: int, count: int) -> Arrays:

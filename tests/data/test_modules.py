@@ -11,15 +11,15 @@ import numpy
 import pytest
 import torch
 
+from trainer.core.errors import UserError
 from trainer.data.arrays import Arrays, stratified_split
+from trainer.data.baselines import bits_per_byte
 from trainer.data.digit_strips import END, PAD, START, DigitStrips
 from trainer.data.digits import Digits, _read_table
 from trainer.data.fashion_mnist import FashionMNIST
 from trainer.data.idx import read_idx
-from trainer.data.ngram import bits_per_byte
 from trainer.data.text import Text
 from trainer.data.tokens import TokenWindows
-from trainer.errors import UserError
 
 
 def arrays(*datasets: object) -> list[Arrays]:

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from trainer.config.batch import BatchPlan
+from trainer.core.errors import UserError
 from trainer.data.order import EvaluationBatches, GlobalBatchSampler
-from trainer.errors import UserError
 
 SAMPLES, BATCH = 103, 12
 FIRST_BATCH = [95, 77, 14, 84, 67, 18, 35, 75, 55, 44, 86, 48]

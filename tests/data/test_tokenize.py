@@ -12,13 +12,13 @@ import pytest
 import torch
 
 from tests.data.saved_tables import save_parquet, save_to_disk
+from trainer.core.errors import UserError
 from trainer.data import tokenize as module
 from trainer.data.text import Text
 from trainer.data.token_shards import TokenShards
 from trainer.data.tokenize import Settings, Shard, tokenize
 from trainer.data.tokenizers import BytePairs, Bytes
 from trainer.data.tokens import TokenWindows
-from trainer.errors import UserError
 
 
 @pytest.fixture

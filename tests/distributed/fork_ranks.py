@@ -18,8 +18,8 @@ import traceback
 from pathlib import Path
 from typing import TypedDict
 
-from trainer.cluster.processes import die_with_parent
-from trainer.worker.imports import quick_imports
+from trainer.core.processes import die_with_parent
+from trainer.runtime.imports import quick_imports
 
 
 class Request(TypedDict):
@@ -36,7 +36,7 @@ class Request(TypedDict):
 def main() -> None:
     die_with_parent(signal.SIGKILL, int(sys.argv[1]))
     with quick_imports():
-        for name in ("deepspeed", "torch.distributed.fsdp", "torch.distributed.tensor.parallel", "trainer.worker.run"):
+        for name in ("deepspeed", "torch.distributed.fsdp", "torch.distributed.tensor.parallel", "trainer.train.run"):
             importlib.import_module(name)
     replies = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)

@@ -14,19 +14,19 @@ from torch import nn
 from transformers import BertConfig, BertForSequenceClassification, GPT2Config, GPT2LMHeadModel
 
 from trainer.checkpoint.commit import CommitInfo
-from trainer.checkpoint.export import export_safetensors
-from trainer.checkpoint.hf_folder import transposed_layers, without_values, write_folder
 from trainer.checkpoint.io import CheckpointWriter
 from trainer.checkpoint.lora import Merged
 from trainer.checkpoint.store import CheckpointStore
 from trainer.checkpoint.stored import Stored
 from trainer.config.schema import FineTuneOptions
-from trainer.errors import UserError
+from trainer.core.errors import UserError
+from trainer.export.hf_folder import transposed_layers, without_values, write_folder
+from trainer.export.weights import export_safetensors
 from trainer.models.hf import HuggingFace
 from trainer.models.transformer import Transformer
 from trainer.strategies.deferred import construct, make_whole
 from trainer.tasks.language_modelling import LanguageModelling
-from trainer.worker.fine_tuning import prepare, take_weights
+from trainer.train.fine_tuning import prepare, take_weights
 
 VOCABULARY, LENGTH = 61, 16
 LLAMA = {

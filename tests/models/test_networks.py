@@ -12,7 +12,8 @@ import yaml
 from torch import nn
 from torch.nn import functional
 
-from trainer.errors import UserError
+from trainer.core.errors import UserError
+from trainer.core.paths import conf_dir
 from trainer.models.mlp import MLP
 from trainer.models.resnet import ResNet
 from trainer.models.rnn import RecurrentClassifier, RecurrentDecoder
@@ -20,7 +21,6 @@ from trainer.models.rotary import Rotary
 from trainer.models.transformer import Transformer
 from trainer.models.vgg import VGG
 from trainer.models.vit import ViT
-from trainer.paths import conf_dir
 
 
 def build(name: str, **facts: Any) -> nn.Module:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from torch import nn
 
-from trainer.errors import UserError
+from trainer.core.errors import UserError
 from trainer.models.timm import create
 
 

@@ -29,8 +29,8 @@ from lightning.pytorch.plugins.environments import TorchElasticEnvironment
 from tests.oracle.cases import CASES, Case
 from trainer.checkpoint.io import load_state
 from trainer.checkpoint.store import CheckpointStore
+from trainer.core.files import read_live
 from trainer.runs.directory import RunDirectory
-from trainer.runs.files import read_live
 
 EPOCHS = 2
 LONGEST = timedelta(seconds=120)
@@ -135,7 +135,7 @@ def logger_of(folder: Path) -> Any:
 
 def run_of_ours(case: Case, folder: Path, number: int) -> Outcome:
     """A run as `trainer fit` makes it, trained by what torchrun would have started."""
-    from trainer.worker.run import run
+    from trainer.train.run import run
 
     chosen: list[Any] = [None]
     if dist.get_rank() == 0:

@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 
-from trainer.cluster import torchrun
-from trainer.cluster.shape import LaunchShape
-from trainer.cluster.torchrun import Place
-from trainer.errors import EnvironmentFault, UserError
+from trainer.config.shape import LaunchShape
+from trainer.core.errors import EnvironmentFault, UserError
+from trainer.core.files import append_line, read_json, read_live, write_atomic, write_live
 from trainer.runs.directory import RunDirectory
-from trainer.runs.files import append_line, read_json, read_live, write_atomic, write_live
+from trainer.supervise import torchrun
+from trainer.supervise.torchrun import Place
 
 
 def make(root: Path, name: str = "job", code: Path | None = None, runs_dir: str = "runs") -> RunDirectory:

@@ -15,10 +15,10 @@ import pytest
 from tests.checkpoint.test_commit import save
 from tests.runs.test_directory import make
 from trainer.checkpoint.store import CheckpointStore
-from trainer.cluster import processes
-from trainer.errors import UserError
+from trainer.core import processes
+from trainer.core.errors import UserError
+from trainer.core.files import write_atomic, write_live
 from trainer.runs.directory import RunDirectory
-from trainer.runs.files import write_atomic, write_live
 from trainer.runs.registry import all_runs, find
 from trainer.runs.state import state_of
 from trainer.runs.summary import summary

@@ -10,8 +10,8 @@ from typing import Any
 
 from tests.conftest import TrainerCli, clean_environment
 from tests.slurm.conftest import Testbed, wait_until
-from trainer.checkpoint.export import export_safetensors
 from trainer.checkpoint.store import CheckpointStore
+from trainer.export.weights import export_safetensors
 from trainer.runs.directory import RunDirectory
 
 PACE = '''

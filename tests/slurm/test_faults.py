@@ -17,7 +17,7 @@ from tests.conftest import TrainerCli
 from tests.slurm.conftest import Testbed, wait_until
 from tests.slurm.jobs import curve, kill, newest_checkpoint, on_slurm, paced, story, submit, wait_for_event, weights
 from trainer.cli import main
-from trainer.errors import DONE
+from trainer.core.errors import DONE
 from trainer.runs.directory import RunDirectory
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(900)]
@@ -51,7 +51,7 @@ def kill_a_rank(scene: Scene) -> None:
 
 
 def kill_torchrun(scene: Scene) -> None:
-    kill(scene.testbed, scene.nodes[1], "-f", "cluster/agent[.]py")
+    kill(scene.testbed, scene.nodes[1], "-f", "supervise/agent[.]py")
 
 
 def kill_slurmd(scene: Scene) -> None:

@@ -15,7 +15,7 @@ from tests.conftest import TrainerCli, clean_environment
 from tests.slurm.conftest import Testbed, wait_until
 from tests.slurm.jobs import on_slurm, paced, story, submit, wait_for_event, wait_for_step
 from trainer.cli import main
-from trainer.errors import DONE
+from trainer.core.errors import DONE
 from trainer.runs.directory import RunDirectory
 from trainer.runs.registry import all_runs
 

@@ -9,7 +9,7 @@ import pytest
 from tests.conftest import TrainerCli
 from tests.slurm.conftest import Testbed
 from tests.slurm.jobs import on_slurm, submit
-from trainer.cluster.slurm import lost_nodes, query
+from trainer.slurm import lost_nodes, query
 
 pytestmark = pytest.mark.slurm
 

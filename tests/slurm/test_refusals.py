@@ -11,10 +11,10 @@ import pytest
 
 from tests.slurm.conftest import Testbed
 from trainer.cli import main
-from trainer.cluster.slurm.options import check_values
 from trainer.config.cluster import Slurm
-from trainer.errors import DONE, ENVIRONMENT_MUST_CHANGE, USER_MUST_CHANGE
+from trainer.core.errors import DONE, ENVIRONMENT_MUST_CHANGE, USER_MUST_CHANGE
 from trainer.runs.registry import all_runs
+from trainer.slurm.options import check_values
 
 pytestmark = [pytest.mark.slurm, pytest.mark.usefixtures("limited")]
 JOB = ["cluster=slurm", "experiment=quickstart", "tracking=none", "resources.nodes=2", "resources.gpus=8"]
@@ -142,14 +142,14 @@ def test_a_folder_of_any_name_arrives_literally_or_is_refused(
         timeout=10,
         check=True,
     ).stdout
-    assert printed.splitlines()[-4:] == [name, "-m", "trainer.cluster.node", str(run.path)]
+    assert printed.splitlines()[-4:] == [name, "-m", "trainer.supervise.node", str(run.path)]
     assert not (workdir / "pwned").exists()
 
 
 def test_a_submission_while_the_controller_is_away_is_kept_and_submitted_later(
     fit: Fit, workdir: Path, testbed: Testbed, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from trainer.cluster.slurm import submit
+    from trainer.slurm import submit
 
     checks = submit.submit
 

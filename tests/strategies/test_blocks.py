@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from trainer.config.strategy import Auto, Ddp, Fsdp, Hsdp, Single, Tp
-from trainer.errors import UserError
+from trainer.core.errors import UserError
 from trainer.models.transformer import Transformer
 from trainer.strategies import chosen_by_auto, data_parallel, mesh_sizes
 from trainer.strategies.blocks import blocks_of, prepare

@@ -16,8 +16,8 @@ from tests.oracle.data import Rows
 from tests.oracle.modules import Plain
 from trainer import strategies
 from trainer.config.strategy import STRATEGIES
-from trainer.worker.loop import use_lean_loop
-from trainer.worker.moments import use_moments
+from trainer.train.loop import use_lean_loop
+from trainer.train.moments import use_moments
 
 
 class OnEpochStart(Plain):

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import clean_environment
-from trainer.errors import UserError
+from trainer.core.errors import UserError
 from trainer.tracking import client_settings
 from trainer.tracking.client_settings import Said
 

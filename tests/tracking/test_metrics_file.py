@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 from lightning.pytorch import Trainer
 
-from tests.worker.two_loops import MICRO_BATCH, SAMPLES, Lines, Validated, loader
-from trainer.tracking.metrics_file import MetricsFile, rewind
+from tests.train.two_loops import MICRO_BATCH, SAMPLES, Lines, Validated, loader
+from trainer.runs.metrics_lines import rewind
+from trainer.tracking.metrics_file import MetricsFile
 
 
 def read(path: Path) -> list[dict]:

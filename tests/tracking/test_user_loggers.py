@@ -12,7 +12,7 @@ from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from trainer.config.loggers import problems_of_loggers, settle_loggers
-from trainer.errors import UserError
+from trainer.core.errors import UserError
 from trainer.runs.directory import RunDirectory
 from trainer.tracking import user_loggers
 

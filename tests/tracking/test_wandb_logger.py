@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.tracking.wandb_server import WandbServer
-from tests.worker import in_process
+from tests.train import in_process
 
 MODULE = """
 import torch

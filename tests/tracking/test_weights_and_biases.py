@@ -13,7 +13,7 @@ import pytest
 
 from tests.tracking.wandb_server import KEY, WandbServer
 from trainer.config.schema import TrackingOptions
-from trainer.errors import UserError
+from trainer.core.errors import UserError
 from trainer.runs.directory import RunDirectory
 from trainer.tracking import weights_and_biases
 

@@ -14,13 +14,13 @@ import torch.distributed
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torchmetrics import Metric
 
-from trainer.callbacks.steps import steps_taken
 from trainer.checkpoint.store import CheckpointStore, best_of
 from trainer.config.direction import direction_of, is_loss
-from trainer.config.near import did_you_mean, listed
 from trainer.config.schema import CheckpointOptions
-from trainer.errors import UserError
-from trainer.worker.heartbeat import Heartbeat
+from trainer.core.errors import UserError
+from trainer.core.near import did_you_mean, listed
+from trainer.runtime.heartbeat import Heartbeat
+from trainer.runtime.steps import steps_taken
 
 LOSSES = ("val/loss", "val_loss", "valid_loss", "valid/loss", "validation_loss", "validation/loss")
 """Names of a validation loss."""

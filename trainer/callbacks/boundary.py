@@ -1,6 +1,6 @@
 """What may happen between two optimizer steps: the ranks agree to stop, to save, or that the time is up.
 
-What they agreed on, and the save of a new best, is done at the next moment of `worker/moments.py`: with nothing of the
+What they agreed on, and the save of a new best, is done at the next moment of `train/moments.py`: with nothing of the
 step left to do, its validation and, where the epoch ends with it, the end of the epoch among it. So a resume neither
 repeats nor skips a validation, a hook, or the step of a scheduler.
 
@@ -28,10 +28,10 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from trainer.callbacks.best import BestMetric
 from trainer.callbacks.last_weights import LastWeights
-from trainer.callbacks.steps import steps_taken
 from trainer.config.schema import CheckpointOptions, ResilienceOptions
-from trainer.worker import stop
-from trainer.worker.stop import Request
+from trainer.runtime import stop
+from trainer.runtime.steps import steps_taken
+from trainer.runtime.stop import Request
 
 SaveFunction = Callable[[Trainer], None]
 

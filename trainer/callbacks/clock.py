@@ -3,7 +3,7 @@
 Lightning calls every callback on every batch. Here a batch that nobody asked for costs a few integer comparisons,
 whatever the number of listeners.
 
-Lightning says what a step is (`callbacks/steps.py`). Under manual optimization a batch may be none, one or several.
+Lightning says what a step is (`runtime/steps.py`). Under manual optimization a batch may be none, one or several.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from trainer.callbacks.boundary import Boundary
 from trainer.callbacks.metrics import TrainMetrics
-from trainer.callbacks.steps import Steps, count_direct_steps, steps_of
-from trainer.worker.collectives import Timeouts
-from trainer.worker.heartbeat import Heartbeat
-from trainer.worker.noted import Noted, noted_by_the_loop, noted_of
+from trainer.runtime.flight_recorder import Timeouts
+from trainer.runtime.heartbeat import Heartbeat
+from trainer.runtime.noted import Noted, noted_by_the_loop, noted_of
+from trainer.runtime.steps import Steps, count_direct_steps, steps_of
 
 
 class StepClock(Callback):

@@ -7,7 +7,7 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from trainer.worker.heartbeat import Heartbeat
+from trainer.runtime.heartbeat import Heartbeat
 
 
 class DataTime(Callback):

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from trainer.worker.heartbeat import Heartbeat
+from trainer.runtime.heartbeat import Heartbeat
 
 EVERY_N_BATCHES = 8
 """Two events and a question cost about 10 us."""
@@ -20,7 +20,7 @@ class DeviceTime(Callback):
     """Appends to `Heartbeat.forwards`; for a rank on CUDA."""
 
     only_looks = True
-    """The loop need not copy the loss for it (`worker/loop_plan.py`)."""
+    """The loop need not copy the loss for it (`train/loop_plan.py`)."""
 
     def __init__(self, heartbeat: Heartbeat) -> None:
         self._heartbeat = heartbeat

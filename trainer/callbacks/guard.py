@@ -30,10 +30,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 from trainer.callbacks.spikes import Spikes
 from trainer.config.schema import ResilienceOptions
+from trainer.core.errors import TrainerError
 from trainer.data.order import GlobalBatchSampler
-from trainer.errors import TrainerError
 from trainer.runs.directory import RunDirectory
-from trainer.worker.noted import Noted, noted_by_the_loop, noted_of
+from trainer.runtime.noted import Noted, noted_by_the_loop, noted_of
 
 _EVENTS = ("not_finite", "loss_spike")
 _DONE = {"stop": "stopped", "skip": "skipped", "rollback": "rolled back"}

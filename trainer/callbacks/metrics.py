@@ -10,8 +10,8 @@ import torch
 import torch.distributed
 from lightning.pytorch import LightningModule, Trainer
 
-from trainer.callbacks.steps import has_optimizer
-from trainer.worker.heartbeat import Heartbeat
+from trainer.runtime.heartbeat import Heartbeat
+from trainer.runtime.steps import has_optimizer
 
 SAY_EVERY_S = 1.0
 """Lines of progress in the log: steps of a millisecond would make a hundred of them a second."""

@@ -7,8 +7,8 @@ from typing import Any
 import torch.distributed
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from trainer.callbacks.steps import steps_taken
-from trainer.worker import rng
+from trainer.runtime import rng
+from trainer.runtime.steps import steps_taken
 
 
 class RngState(Callback):

@@ -9,10 +9,10 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from trainer.core.files import append_line
 from trainer.data.collection import listen
-from trainer.runs.files import append_line
+from trainer.runtime.process import Rank
 from trainer.tracking.metrics_file import run_folder
-from trainer.worker.process import Rank
 
 
 class SampleLog(Callback):

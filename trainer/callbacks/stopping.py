@@ -8,8 +8,8 @@ from lightning.pytorch.callbacks import EarlyStopping
 from torch import Tensor
 
 from trainer.callbacks.best import LOSSES
-from trainer.config.near import listed
-from trainer.errors import UserError
+from trainer.core.errors import UserError
+from trainer.core.near import listed
 
 
 class StopsByLoss(EarlyStopping):

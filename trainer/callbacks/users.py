@@ -9,8 +9,8 @@ from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import RichProgressBar, TQDMProgressBar
 
 from trainer.callbacks.stopping import StopsByLoss
-from trainer.config.build import instantiate
 from trainer.config.combinations import callback_class
+from trainer.config.instantiate import instantiate
 
 
 def build(section: Mapping[str, Any]) -> list[Callback]:

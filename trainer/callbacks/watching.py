@@ -12,10 +12,10 @@ from trainer.callbacks.device_time import DeviceTime
 from trainer.callbacks.guard import Guard
 from trainer.config.batch import BatchPlan
 from trainer.config.schema import ResilienceOptions
-from trainer.resilience.memory import MemoryReport
 from trainer.runs.directory import RunDirectory
-from trainer.worker.attempt import Attempt
-from trainer.worker.heartbeat import Heartbeat
+from trainer.runtime.attempt import Attempt
+from trainer.runtime.heartbeat import Heartbeat
+from trainer.runtime.memory import MemoryReport
 
 
 def make_guard(

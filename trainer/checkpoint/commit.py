@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from trainer.checkpoint.faults import fault_point
-from trainer.errors import EnvironmentFault, UserError
+from trainer.core.errors import EnvironmentFault, UserError
 
 FORMAT = 1
 """Version of what is inside a checkpoint folder. A reader refuses a newer one."""

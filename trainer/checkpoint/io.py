@@ -20,10 +20,10 @@ from lightning.fabric.plugins import CheckpointIO, TorchCheckpointIO
 
 from trainer.checkpoint import commit
 from trainer.checkpoint.commit import CommitInfo, SaveFailed, Staging
+from trainer.checkpoint.host_copies import HostBuffers, nbytes
 from trainer.checkpoint.plain import plain_checkpoint
-from trainer.checkpoint.snapshot import HostBuffers, nbytes
 from trainer.checkpoint.store import Checkpoint, CheckpointStore
-from trainer.errors import TrainerError, UserError
+from trainer.core.errors import TrainerError, UserError
 
 log = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ from collections.abc import Collection
 import torch
 
 from trainer.checkpoint.stored import MODEL, Weights
-from trainer.errors import UserError
+from trainer.core.errors import UserError
 
 BASE, ADDED = ".base_layer.", ".lora_"
 """In the names that peft gives: the layer as it was, and what is added to it."""

@@ -18,7 +18,7 @@ import numpy
 import torch
 from omegaconf import Container, OmegaConf
 
-from trainer.errors import UserError
+from trainer.core.errors import UserError
 
 log = logging.getLogger(__name__)
 

@@ -33,7 +33,7 @@ from torch.distributed.tensor import DTensor
 
 from trainer.checkpoint import commit
 from trainer.checkpoint.commit import CommitInfo, SaveFailed, Staging
-from trainer.checkpoint.snapshot import HostBuffers
+from trainer.checkpoint.host_copies import HostBuffers
 from trainer.checkpoint.store import CheckpointStore
 
 SHARDS = "shards"

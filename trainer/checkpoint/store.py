@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from trainer.checkpoint import commit
-from trainer.errors import UserError
+from trainer.core.errors import UserError
 
 BEFORE_END = "-before-end"
 """After the name of a checkpoint beside the final one of its step: the state before `on_train_end` changed the weights

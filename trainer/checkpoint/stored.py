@@ -16,7 +16,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from trainer.checkpoint import commit, sharded
 from trainer.checkpoint.io import load_state, wait_visible
 from trainer.checkpoint.named import by_name
-from trainer.errors import UserError
+from trainer.core.errors import UserError
 
 MODEL = "model/"
 OPTIMIZER = "optimizer/"

@@ -7,8 +7,8 @@ import os
 import sys
 from importlib import import_module
 
-from trainer.errors import ENVIRONMENT_MUST_CHANGE, INTERRUPTED, JOB_FAILED, USER_MUST_CHANGE, TrainerError
-from trainer.garbage import no_collection
+from trainer.core.errors import ENVIRONMENT_MUST_CHANGE, INTERRUPTED, JOB_FAILED, USER_MUST_CHANGE, TrainerError
+from trainer.core.garbage import no_collection
 
 VERBS = {
     "Train": {
@@ -110,7 +110,7 @@ def _help() -> str:
 
 
 def _unknown(verb: str) -> int:
-    from trainer.config.near import did_you_mean, listed
+    from trainer.core.near import did_you_mean, listed
 
     hint = did_you_mean(verb, _names())
     print(f"trainer: there is no verb {verb}\n  {hint}verbs: {listed(_names())}", file=sys.stderr)

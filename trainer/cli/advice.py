@@ -6,9 +6,9 @@ import re
 import time
 from typing import Any
 
-from trainer.cluster.follow import fit_again
+from trainer.core.files import read_live
+from trainer.launch.follow import fit_again
 from trainer.runs.directory import RunDirectory
-from trainer.runs.files import read_live
 from trainer.runs.registry import reference_to
 
 _STILL_S = 60.0

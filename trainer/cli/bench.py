@@ -10,10 +10,10 @@ from dataclasses import asdict
 from pathlib import Path
 
 from trainer.cli.common import table
-from trainer.config.near import did_you_mean, listed
-from trainer.errors import DONE, JOB_FAILED, UserError
-from trainer.resilience.bench import FaultBench, Result
-from trainer.resilience.cases import KINDS
+from trainer.core.errors import DONE, JOB_FAILED, UserError
+from trainer.core.near import did_you_mean, listed
+from trainer.faultbench.bench import FaultBench, Result
+from trainer.faultbench.cases import KINDS
 
 _DESCRIPTION = """Train small jobs of two ranks, hurt each of them in one way, and compare what they end with, bit for
 bit, with a job that was left alone. Ends with 0 when every job ended as required."""

@@ -10,8 +10,8 @@ from trainer.cli import deep
 from trainer.cli.job import Job, check_all, describe
 from trainer.cli.overrides import compose_all, parser
 from trainer.config.problems import Problems
-from trainer.errors import DONE, TrainerError
-from trainer.planner.folder import expand
+from trainer.core.errors import DONE, TrainerError
+from trainer.starter.folder import expand
 
 _DESCRIPTION = """Check a job without launching it: keys, types, arguments of every _target_, launch shape, batch split.
 With -m every job of the sweep is checked. --deep also makes the model (without memory for its weights) and, where

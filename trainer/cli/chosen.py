@@ -11,15 +11,15 @@ from typing import TextIO
 
 from trainer.checkpoint import commit
 from trainer.checkpoint.store import Checkpoint, CheckpointStore, best_of
-from trainer.cluster import cause, torchrun
-from trainer.cluster.shape import LaunchShape, resolve
-from trainer.cluster.torchrun import Place
-from trainer.config.build import read_whole
-from trainer.errors import JOB_FAILED, TrainerError, UserError
+from trainer.config.instantiate import read_whole
+from trainer.config.shape import LaunchShape, resolve
+from trainer.core.errors import JOB_FAILED, TrainerError, UserError
+from trainer.core.files import read_json, read_live
+from trainer.runs import cause
 from trainer.runs.directory import RunDirectory
-from trainer.runs.files import read_json, read_live
 from trainer.runs.registry import reference_to, shortest
-from trainer.worker import start
+from trainer.supervise import entry, torchrun
+from trainer.supervise.torchrun import Place
 
 
 def choose(run: RunDirectory, which: str) -> Checkpoint:
@@ -59,21 +59,22 @@ def fallback_mode(run: RunDirectory) -> str:
 
 
 def run_on_ranks(
-    run: RunDirectory, verb: str, arguments: list[str], ranks: int | None = None, quiet: bool = False
+    run: RunDirectory, module: str, arguments: list[str], ranks: int | None = None, quiet: bool = False
 ) -> None:
-    """torchrun of `worker/start.py VERB RUN_DIR *arguments` on this machine, in the foreground.
+    """torchrun of `module` with the run directory and `arguments` on this machine, in the foreground.
 
     The run's own shape, or with `ranks` that many processes on its kind of device. What the user's code prints is shown
     (on stderr if `quiet`, for stdout is a command's JSON then); warnings and tracebacks go to `logs/VERB.log`.
     Raises TrainerError with the message of the rank that failed first.
     """
+    verb = module.rpartition(".")[2]
     launch = run.launch()
     shape = LaunchShape.from_dict(launch["shape"]) if launch.get("shape") else resolve(read_whole(run.config_path))
     if ranks is not None:
         shape = LaunchShape(1, ranks, shape.device)
-    command = torchrun.command(run.path, f"{run.id}-{verb}", shape, Place(), 0, [start.__file__, verb])
+    command = torchrun.command(run.path, f"{run.id}-{verb}", shape, Place(), 0, entry.started(module, run.code_dir))
     variables = torchrun.environment(
-        os.environ, run.code_dir, shape, Place(), 0, f"trainer.worker.{verb}", run.hash_seed()
+        os.environ, run.code_dir, shape, Place(), 0, entry.module_of(module, run.code_dir), run.hash_seed()
     )
     with logged(run.logs_dir / f"{verb}.log", variables) as log:
         child = torchrun.start([*command, *arguments], variables, stdout=sys.stderr if quiet else None, stderr=log)

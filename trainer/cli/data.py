@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from trainer.errors import DONE, UserError
+from trainer.core.errors import DONE, UserError
 
 
 def main(argv: list[str]) -> int:

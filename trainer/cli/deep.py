@@ -12,15 +12,15 @@ from typing import Any
 from trainer.cli.job import Job
 from trainer.config.problems import raise_all
 from trainer.config.sources import source_folder
-from trainer.errors import TrainerError, UserError
-from trainer.worker import start
+from trainer.core.errors import TrainerError, UserError
+from trainer.supervise import entry
 
 TIMEOUT_S = 1800.0
 """Preparing the data, tokens of many files for one, may be most of it."""
 
 
 def counted(jobs: list[Job]) -> list[dict[str, Any]]:
-    """`trainer.worker.deep.Facts` of each job, `error` taken out. Raises what is wrong with any of them."""
+    """`trainer.train.deep.Facts` of each job, `error` taken out. Raises what is wrong with any of them."""
     asked = [{"config": job.config, "with_data": _with_data(job.composed.overrides)} for job in jobs]
     outside = {key: value for key, value in os.environ.items() if key not in ("RANK", "LOCAL_RANK", "WORLD_SIZE")}
     # The user's own modules, from where the prompt finds them.
@@ -28,7 +28,7 @@ def counted(jobs: list[Job]) -> list[dict[str, Any]]:
     outside["PYTHONPATH"] = os.pathsep.join(str(path) for path in paths if path)
     try:
         done = subprocess.run(
-            [sys.executable, start.__file__, "deep"],
+            [sys.executable, *entry.started(entry.DEEP)],
             input=json.dumps(asked),
             stdout=subprocess.PIPE,
             text=True,

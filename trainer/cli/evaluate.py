@@ -6,8 +6,9 @@ import argparse
 import json
 
 from trainer.cli.chosen import choose, run_on_ranks
-from trainer.runs.files import read_json
+from trainer.core.files import read_json
 from trainer.runs.registry import find, runs_dir_from
+from trainer.supervise import entry
 
 _EXAMPLE = "example: trainer evaluate k3v9 --split test --checkpoint best"
 
@@ -22,7 +23,7 @@ def main(argv: list[str]) -> int:
     options = parser.parse_args(argv)
     run = find(options.run, runs_dir_from(options.runs_dir))
     checkpoint = choose(run, options.checkpoint)
-    run_on_ranks(run, "evaluate", [checkpoint.path.name, options.split], quiet=options.json)
+    run_on_ranks(run, entry.EVALUATE, [checkpoint.path.name, options.split], quiet=options.json)
     record = read_json(run.path / "evaluations" / f"step-{checkpoint.step:08d}-{options.split}.json")
     if options.json:
         print(json.dumps(record))

@@ -15,14 +15,13 @@ from trainer.checkpoint import commit
 from trainer.checkpoint.store import Checkpoint
 from trainer.cli.chosen import choose, logged, raise_failure
 from trainer.cli.common import size
-from trainer.cluster import torchrun
-from trainer.cluster.shape import LaunchShape
-from trainer.cluster.torchrun import Place
-from trainer.errors import UserError
+from trainer.config.shape import LaunchShape
+from trainer.core.errors import UserError
+from trainer.core.files import read_json
 from trainer.runs.directory import RunDirectory
-from trainer.runs.files import read_json
 from trainer.runs.registry import find, runs_dir_from
-from trainer.worker import start
+from trainer.supervise import entry, torchrun
+from trainer.supervise.torchrun import Place
 
 _EXAMPLE = "example: trainer export k3v9 --format hf --out my_model"
 _RECORD = "export.json"
@@ -96,7 +95,7 @@ def _write(run: RunDirectory | None, checkpoint: Checkpoint, how: list[str], tar
     shape = LaunchShape(1, 1, "cpu")
     code_dir = run.code_dir if run is not None else Path.cwd()
     seed = run.hash_seed() if run is not None else "0"
-    command = [sys.executable, start.__file__, "export", str(run.path) if run else "-"]
+    command = [sys.executable, *entry.started(entry.EXPORT, code_dir), str(run.path) if run else "-"]
     variables = torchrun.environment(os.environ, code_dir, shape, Place(), 0, hash_seed=seed)
     log = run.logs_dir / "export.log" if run else Path(tempfile.gettempdir(), f"trainer-export-{os.getpid()}.log")
     try:

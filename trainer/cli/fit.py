@@ -7,8 +7,8 @@ import sys
 
 from trainer.cli.overrides import compose_all, parser
 from trainer.config.compose import printed
-from trainer.errors import DONE, UserError
-from trainer.planner.folder import expand
+from trainer.core.errors import DONE, UserError
+from trainer.starter.folder import expand
 
 _DESCRIPTION = """Train: compose the job, check it, launch it and follow it until it ends.
 Ctrl-C saves a checkpoint and stops; `trainer resume` goes on."""

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from trainer.cli.overrides import Parser
-from trainer.errors import DONE, EnvironmentFault, UserError
+from trainer.core.errors import DONE, EnvironmentFault, UserError
 
 _DESCRIPTION = "Write a small project: a model, data and an experiment of your own, to be changed."
 _TEMPLATES = Path(__file__).with_name("templates")

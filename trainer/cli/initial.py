@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer.checkpoint import commit
-from trainer.errors import UserError
+from trainer.core.errors import UserError
 from trainer.runs.registry import find
 
 FILES = (".safetensors", ".ckpt", ".pt", ".pth")

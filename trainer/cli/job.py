@@ -7,18 +7,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from trainer.checks.config import check
 from trainer.cli.initial import settle_start
 from trainer.cli.overrides import of_point
-from trainer.cluster import launchers
-from trainer.cluster.shape import LaunchShape, resolve
 from trainer.config.batch import BatchPlan
-from trainer.config.check import check
 from trainer.config.compose import Composed, frozen_hydra
 from trainer.config.hydra_files import HydraFiles
 from trainer.config.loggers import settle_loggers
 from trainer.config.problems import raise_all
+from trainer.config.shape import LaunchShape, resolve
 from trainer.config.strategy import ranks_per_sample
-from trainer.errors import TrainerError
+from trainer.core.errors import TrainerError
+from trainer.launch import launchers
 from trainer.tracking.client_settings import DEFAULT_PROJECT, Said, mode_of, problems_of, settle
 
 

@@ -9,11 +9,11 @@ from pathlib import Path
 
 from trainer.cli.common import how_to_watch, launched
 from trainer.cli.job import Job, describe
-from trainer.cluster import launchers
-from trainer.cluster.follow import follow
-from trainer.errors import DONE, INTERRUPTED
+from trainer.core.errors import DONE, INTERRUPTED
+from trainer.core.files import read_live
+from trainer.launch import launchers
+from trainer.launch.follow import follow
 from trainer.runs.directory import RunDirectory
-from trainer.runs.files import read_live
 from trainer.runs.summary import best as best_of_run
 from trainer.tracking.client_settings import note_environment
 
@@ -24,7 +24,7 @@ def plan(job: Job) -> str:
     script = launchers.preview(job.config, job.shape)
     if script is not None:
         return "\n".join([*lines, "", script])
-    command = f"{Path(sys.executable).name} -m trainer.cluster.node {job.config['runs_dir']}/{job.config['name']}-ID"
+    command = f"{Path(sys.executable).name} -m trainer.supervise.node {job.config['runs_dir']}/{job.config['name']}-ID"
     return "\n".join([*lines, f"{'command':<11}{command}", ""])
 
 

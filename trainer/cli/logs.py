@@ -9,8 +9,8 @@ import time
 from pathlib import Path
 
 from trainer.cli.common import parser_of
-from trainer.cluster.jobs import states_of
-from trainer.errors import UserError
+from trainer.core.errors import UserError
+from trainer.launch.jobs import states_of
 from trainer.runs.directory import RunDirectory
 from trainer.runs.registry import find, reference_to, runs_dir_from
 from trainer.runs.state import state_of

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from trainer.cli.common import age, number, parser_of, table
-from trainer.cluster.jobs import states_of
-from trainer.errors import TrainerError
+from trainer.core.errors import TrainerError
+from trainer.launch.jobs import states_of
 from trainer.runs.directory import RunDirectory
 from trainer.runs.registry import all_runs, runs_dir_from
 from trainer.runs.state import STATES

@@ -13,8 +13,8 @@ from typing import Any, NoReturn
 
 from trainer.config.compose import Composed, compose, points
 from trainer.config.hydra_node import is_multirun
-from trainer.config.near import did_you_mean
-from trainer.errors import TrainerError, UserError
+from trainer.core.errors import TrainerError, UserError
+from trainer.core.near import did_you_mean
 
 
 class Parser(argparse.ArgumentParser):

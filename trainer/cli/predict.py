@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from trainer.cli.chosen import choose, run_on_ranks
-from trainer.errors import UserError
+from trainer.core.errors import UserError
+from trainer.core.files import read_json
 from trainer.runs.directory import RunDirectory
-from trainer.runs.files import read_json
 from trainer.runs.registry import find, runs_dir_from
+from trainer.supervise import entry
 
 _EXAMPLE = "example: trainer predict k3v9 --checkpoint last data.root=new_pictures"
 
@@ -41,7 +42,7 @@ def main(argv: list[str]) -> int:
     staging.mkdir(parents=True)
     try:
         arguments = [checkpoint.path.name, options.split, json.dumps(data), str(staging)]
-        run_on_ranks(run, "predict", arguments, options.ranks, quiet=options.json)
+        run_on_ranks(run, entry.PREDICT, arguments, options.ranks, quiet=options.json)
         shutil.rmtree(target, ignore_errors=True)
         os.rename(staging, target)
     finally:
@@ -67,7 +68,7 @@ def _data(run: RunDirectory, overrides: list[str]) -> dict[str, Any]:
     """The section `data` of the run with the overrides in it. Raises UserError for keys that its target has not."""
     import yaml
 
-    from trainer.config.build import read_whole
+    from trainer.config.instantiate import read_whole
     from trainer.config.problems import raise_all
     from trainer.config.targets import problems_of_targets
 

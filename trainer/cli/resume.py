@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from trainer.cli.common import how_to_watch, launched, parser_of
-from trainer.cluster import launchers
-from trainer.cluster.jobs import states_of
-from trainer.config.build import freeze, read_whole
 from trainer.config.cluster import Slurm
-from trainer.config.near import did_you_mean
-from trainer.errors import UserError
+from trainer.config.instantiate import freeze, read_whole
+from trainer.core.errors import UserError
+from trainer.core.files import read_json, write_atomic
+from trainer.core.near import did_you_mean
+from trainer.launch import launchers
+from trainer.launch.jobs import states_of
 from trainer.runs.directory import RunDirectory
-from trainer.runs.files import read_json, write_atomic
 from trainer.runs.registry import find, reference_to, runs_dir_from
 from trainer.runs.state import state_of
 from trainer.tracking.client_settings import note_environment
@@ -83,7 +83,7 @@ def main(argv: list[str]) -> int:
 
 def changed_config(run: RunDirectory, overrides: list[str]) -> dict[str, Any]:
     """The frozen configuration with `overrides`, checked. Raises UserError for what would make it another run."""
-    from trainer.config.check import check
+    from trainer.checks.config import check
     from trainer.config.problems import raise_all
     from trainer.config.typed import is_closed, problems_of, to_config
 
@@ -117,8 +117,8 @@ def _parsed(value: str) -> Any:
 
 
 def _launch(run: RunDirectory, config: dict[str, Any], options: argparse.Namespace) -> int:
-    from trainer.cluster.follow import follow
-    from trainer.cluster.shape import resolve
+    from trainer.config.shape import resolve
+    from trainer.launch.follow import follow
 
     cluster, overrides = config["cluster"]["name"], options.overrides
     if overrides:

@@ -8,8 +8,8 @@ import os
 import shutil
 import sys
 
-from trainer.cluster.jobs import states_of
-from trainer.errors import USER_MUST_CHANGE, UserError
+from trainer.core.errors import USER_MUST_CHANGE, UserError
+from trainer.launch.jobs import states_of
 from trainer.runs.registry import find, reference_to, runs_dir_from
 from trainer.runs.state import state_of
 

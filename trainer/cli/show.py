@@ -10,8 +10,8 @@ from typing import Any
 from trainer.checkpoint import commit
 from trainer.checkpoint.store import BEFORE_END
 from trainer.cli.common import age, duration, number, parser_of, size
-from trainer.cluster.jobs import states_of
-from trainer.errors import JOB_FAILED
+from trainer.core.errors import JOB_FAILED
+from trainer.launch.jobs import states_of
 from trainer.runs.directory import RunDirectory
 from trainer.runs.ledger import by_rank
 from trainer.runs.registry import find, reference_to, runs_dir_from

@@ -6,14 +6,14 @@ import json
 import time
 
 from trainer.cli.common import parser_of
-from trainer.cluster import processes
-from trainer.cluster.jobs import states_of
-from trainer.cluster.launchers import cancel, signal_stop
-from trainer.cluster.node import request_stop
-from trainer.errors import JOB_FAILED, UserError
+from trainer.core import processes
+from trainer.core.errors import JOB_FAILED, UserError
+from trainer.launch.jobs import states_of
+from trainer.launch.launchers import cancel, signal_stop
 from trainer.runs.directory import RunDirectory
 from trainer.runs.registry import find, reference_to, runs_dir_from
 from trainer.runs.state import State, is_alive, state_of
+from trainer.supervise.node import request_stop
 
 _POLL_S = 0.2
 

@@ -6,8 +6,8 @@ import argparse
 import json
 import sys
 
-from trainer.cluster.jobs import states_of
-from trainer.errors import DONE, ENVIRONMENT_MUST_CHANGE
+from trainer.core.errors import DONE, ENVIRONMENT_MUST_CHANGE
+from trainer.launch.jobs import states_of
 from trainer.runs.registry import all_runs, find, runs_dir_from
 from trainer.runs.state import state_of
 from trainer.tracking.upload import upload

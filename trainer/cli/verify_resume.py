@@ -9,9 +9,9 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-from trainer.errors import DONE, JOB_FAILED, UserError
-from trainer.resilience.bench import Comparer, command, is_finished, lost_steps
-from trainer.resilience.diagnosis import diagnose, steps_per_epoch
+from trainer.core.errors import DONE, JOB_FAILED, UserError
+from trainer.faultbench.bench import Comparer, command, is_finished, lost_steps
+from trainer.faultbench.diagnosis import diagnose, steps_per_epoch
 from trainer.runs.directory import RunDirectory
 
 _DESCRIPTION = """Train this configuration past the end of an epoch, train it again with kills at random moments (all
@@ -118,7 +118,7 @@ def _faults(kills: list[tuple[str, int]]) -> list[str]:
     for attempt, (kind, step) in enumerate(kills):
         where = f"++callbacks.verify_{attempt}"
         overrides += [
-            f"{where}._target_=trainer.resilience.inject.InjectFault",
+            f"{where}._target_=trainer.faultbench.inject.InjectFault",
             f"{where}.kind={kind}",
             f"{where}.step={step}",
             # One rank ends the whole job: for another the node process would be gone already.
@@ -138,7 +138,7 @@ def _train(options: argparse.Namespace, runs_dir: Path, kills: list[tuple[str, i
         "tracking=none",
         "cluster=local",
         "++callbacks.sample_log._target_=trainer.callbacks.samples.SampleLog",
-        "++callbacks.resume_trace._target_=trainer.resilience.trace.ResumeTrace",
+        "++callbacks.resume_trace._target_=trainer.faultbench.trace.ResumeTrace",
         *(_faults(kills) if kills else []),
     ]
     said = ""

@@ -9,9 +9,9 @@ from typing import Any
 
 from trainer.cli.advice import advice, standing_still
 from trainer.cli.common import parser_of
-from trainer.cluster.cause import tail
-from trainer.cluster.jobs import states_of, why_it_waits
-from trainer.errors import EnvironmentFault
+from trainer.core.errors import EnvironmentFault
+from trainer.launch.jobs import states_of, why_it_waits
+from trainer.runs.cause import tail
 from trainer.runs.directory import RunDirectory
 from trainer.runs.registry import find, runs_dir_from
 from trainer.runs.state import State, state_of

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import sys
 
-from trainer.errors import UserError
+from trainer.core.errors import UserError
 
 _COMPUTING = {
     *("collections", "copy", "datetime", "decimal", "enum", "fractions", "functools", "itertools", "math"),
@@ -65,7 +65,8 @@ _CLOSED_PATHS = (
         "numpy.memmap",
     ),
     *("numpy.genfromtxt", "numpy.f2py", "numpy.distutils", "numpy.testing", "numpy.lib.npyio"),
-    *("deepspeed.launcher", "deepspeed.ops.op_builder", "trainer.cli", "trainer.runs", "trainer.cluster"),
+    *("deepspeed.launcher", "deepspeed.ops.op_builder", "trainer.cli"),
+    *("trainer.runs", "trainer.core", "trainer.supervise", "trainer.slurm", "trainer.launch", "trainer.starter"),
 )
 DISCOVERY = {f"hydra.utils.get_{kind}" for kind in ("class", "method", "static_method", "object")}
 """Give the object whose `path` they are told; that is judged like a `_target_`."""

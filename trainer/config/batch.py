@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from trainer.errors import UserError
+from trainer.core.errors import UserError
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from trainer.errors import UserError
+from trainer.core.errors import UserError
 
 REFUSED = {
     "BatchSizeFinder": (

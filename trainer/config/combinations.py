@@ -1,5 +1,5 @@
 """What the worker, a strategy or a callback of Lightning would refuse after the launch, where the configuration alone
-decides it: found here instead, with the line to write. `tests/worker/test_combinations.py` asks both sides.
+decides it: found here instead, with the line to write. `tests/train/test_combinations.py` asks both sides.
 
 Of callbacks those are known that Lightning ships; what a user's own class does is the user's.
 """
@@ -14,7 +14,7 @@ from typing import Any
 
 from trainer.config.namespaces import canonical
 from trainer.config.typed import as_written
-from trainer.errors import EnvironmentFault, TrainerError, UserError
+from trainer.core.errors import EnvironmentFault, TrainerError, UserError
 
 FSDP = ("fsdp", "hsdp", "tp")
 """Strategies of FSDP2, which are Lightning's ModelParallelStrategy."""

@@ -22,9 +22,9 @@ from trainer.config.primary import load_whole
 from trainer.config.problems import raise_all
 from trainer.config.resolvers import own_resolvers
 from trainer.config.schema import Config
-from trainer.errors import TrainerError, UserError
-from trainer.garbage import no_collection
-from trainer.paths import conf_dir
+from trainer.core.errors import TrainerError, UserError
+from trainer.core.garbage import no_collection
+from trainer.core.paths import conf_dir
 
 if TYPE_CHECKING:
     from trainer.config.hydra_files import HydraFiles

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from trainer.config.hydra_node import INSTEAD, NOT_USED
-from trainer.config.near import did_you_mean, listed
 from trainer.config.typed import NAMED
-from trainer.errors import UserError
+from trainer.core.errors import UserError
+from trainer.core.near import did_you_mean, listed
 
 UNUSED_PARTS = ("launcher", "sweeper", "help", "hydra_help", "hydra_logging", "job_logging")
 """Groups of Hydra's own node whose work `trainer` does by itself."""

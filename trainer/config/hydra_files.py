@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer.config.hydra_node import SUBDIR, part_of, replaced
-from trainer.errors import UserError
+from trainer.core.errors import UserError
 
 
 @dataclass(frozen=True)

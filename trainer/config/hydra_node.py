@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from trainer.errors import UserError
+from trainer.core.errors import UserError
 
 SUBDIR = ".hydra"
 _SWEEPER = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"

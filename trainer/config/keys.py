@@ -5,14 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from trainer.config.build import DIRECTIVES
-from trainer.config.near import did_you_mean, listed, nearest
+from trainer.config.instantiate import DIRECTIVES
 from trainer.config.own_keys import slip_of
 from trainer.config.retarget import drop_leftovers
 from trainer.config.schema import Config
 from trainer.config.signature import TRAINERS_OWN, argument_names
 from trainer.config.typed import NAMED, OPEN, as_written, closed_class, key_names
-from trainer.errors import UserError
+from trainer.core.errors import UserError
+from trainer.core.near import did_you_mean, listed, nearest
 
 
 def set_value(tree: Any, override: Any, loader: Any, cwd: Path) -> str | None:

@@ -12,7 +12,7 @@ from typing import Any
 
 from trainer.config.lightning_names import TAKEN, WRITE, refusal
 from trainer.config.typed import NEVER_NULL, as_written
-from trainer.errors import TrainerError, UserError
+from trainer.core.errors import TrainerError, UserError
 
 Problems = list[TrainerError]
 
@@ -195,8 +195,8 @@ def _count(devices: Any) -> int | None:
 
 def _processes(config: dict[str, Any], accelerator: str, devices: int | None, nodes: int) -> dict[str, Any]:
     """The keys of `resources` that so many devices on each of `nodes` are. Raises TrainerError."""
-    from trainer.cluster.hardware import count_gpus
-    from trainer.errors import EnvironmentFault
+    from trainer.core.errors import EnvironmentFault
+    from trainer.core.hardware import count_gpus
 
     resources, is_local = config["resources"], (config.get("cluster") or {}).get("name") == "local"
     on_gpus = accelerator in ("gpu", "cuda") or bool(resources.get("gpus") or resources.get("gpus_per_node"))
@@ -249,8 +249,8 @@ def _strategy(config: dict[str, Any], value: Any) -> UserError | None:
     elif value in _STRATEGIES:
         wanted, more = _STRATEGIES[value]
     else:
-        from trainer.config.near import listed
         from trainer.config.strategy import STRATEGIES
+        from trainer.core.near import listed
 
         return UserError(
             f"trainer.strategy={value}: not a strategy here", f"write strategy= one of {listed(STRATEGIES)}"

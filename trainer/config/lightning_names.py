@@ -7,7 +7,7 @@ from __future__ import annotations
 from typing import Any
 
 from trainer.config.typed import as_written
-from trainer.errors import UserError
+from trainer.core.errors import UserError
 
 TAKEN = (
     "accelerator",

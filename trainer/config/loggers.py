@@ -11,7 +11,7 @@ from importlib.util import find_spec
 from typing import Any
 
 from trainer.config.namespaces import canonical
-from trainer.errors import EnvironmentFault, TrainerError, UserError
+from trainer.core.errors import EnvironmentFault, TrainerError, UserError
 
 _MOVED = {"name": "run_name", "save_dir": "dir"}
 """Arguments of WandbLogger that have another name in `tracking`."""

@@ -9,7 +9,7 @@ from typing import Any
 
 from trainer.config import sources
 from trainer.config.direction import direction_of
-from trainer.errors import UserError
+from trainer.core.errors import UserError
 
 _TELL = ("torchmetrics", "primary_metric", "higher_is_better")
 """What in a module's source may tell it once it runs."""

@@ -1,7 +1,7 @@
 """The two names of Lightning: `pytorch_lightning` is the package `lightning.pytorch` under another name.
 
 Installed side by side they are two copies of the same source, with two classes of each name, and a module on one of
-them is no LightningModule of the other. Here both names mean the same (`trainer/worker/namespaces.py` does it for
+them is no LightningModule of the other. Here both names mean the same (`trainer/runtime/namespaces.py` does it for
 imports); this file is for what reads names as text.
 """
 

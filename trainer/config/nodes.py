@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from trainer.config.allow import DISCOVERY, require_allowed
-from trainer.errors import UserError
+from trainer.core.errors import UserError
 
 ABOUT_THE_CALL = ("_target_", "_convert_", "_recursive_", "_partial_")
 """Keys of a node that are never arguments."""

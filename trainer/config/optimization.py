@@ -12,7 +12,7 @@ from typing import Any
 
 from trainer.config.batch import BatchPlan
 from trainer.config.sources import Definition, find, lookup
-from trainer.errors import UserError
+from trainer.core.errors import UserError
 
 _SCHEDULER = "GradientAccumulationScheduler"
 _FLAG = "automatic_optimization"

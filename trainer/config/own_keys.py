@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from trainer.config.near import listed
 from trainer.config.schema import Config
 from trainer.config.typed import OPEN, is_closed, key_names
-from trainer.errors import UserError
+from trainer.core.errors import UserError
+from trainer.core.near import listed
 
 _LONG = 8
 """Letters of a name in which two slips are likely enough."""

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer.config.sources import Definition, Unknown, defines, find
-from trainer.errors import UserError
+from trainer.core.errors import UserError
 
 NONE = "none"
 DEFAULT = "digits"

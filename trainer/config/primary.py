@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from trainer.paths import conf_dir
+from trainer.core.paths import conf_dir
 
 _OF_THE_JOB = ("model", "data")
 _SHIPPED = ("name", "runs_dir", "task", "optimizer", "scheduler", "strategy", "cluster", "checkpoint", "tracking")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from trainer.errors import TrainerError, UserError
+from trainer.core.errors import TrainerError, UserError
 
 
 class Problems(UserError):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from trainer.errors import UserError
+from trainer.core.errors import UserError
 
 READ_BY_TRAINER = ("interval", "frequency", "monitor", "strict", "name")
 """Keys of `scheduler` that mean what they mean in Lightning's `lr_scheduler` dictionary; handed to the target only

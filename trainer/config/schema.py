@@ -18,7 +18,7 @@ from omegaconf import MISSING
 
 @dataclass(eq=False, repr=False)
 class Resources:
-    """The launch shape; `cluster/shape.py` derives what SLURM, torchrun and Lightning are told from it."""
+    """The launch shape; `config/shape.py` derives what SLURM, torchrun and Lightning are told from it."""
 
     nodes: int | None = None
     """Number of machines; null: 1 here, on SLURM what `gpus` needs."""
@@ -103,7 +103,7 @@ class TrainerOptions:
     default_root_dir: str | None = None
     """`trainer.default_root_dir` of modules and callbacks; null: the run directory. Checkpoints are in the run."""
     lean_loop: bool = True
-    """The short training loop of `worker/loop.py`; false: Lightning's own."""
+    """The short training loop of `train/loop.py`; false: Lightning's own."""
 
 
 @dataclass(eq=False, repr=False)

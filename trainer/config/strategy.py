@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from trainer.errors import UserError
+from trainer.core.errors import UserError
 
 ACTIVATION_CHECKPOINTING = ("none", "full", "selective")
 BROADCAST_BUFFERS = ("auto", "always", "evaluation")

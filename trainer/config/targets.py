@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from trainer.config.allow import DISCOVERY, refusal
-from trainer.config.build import DIRECTIVES
-from trainer.config.near import did_you_mean, listed, nearest
+from trainer.config.instantiate import DIRECTIVES
 from trainer.config.nodes import CONVERSIONS
 from trainer.config.schedule import FILLED
 from trainer.config.signature import TRAINERS_OWN, Argument, Signature, of
 from trainer.config.sources import Definition, Found, Module, NotFound, Unknown, find
 from trainer.config.typed import as_written
-from trainer.errors import UserError
+from trainer.core.errors import UserError
+from trainer.core.near import did_you_mean, listed, nearest
 
 _REFUSED_FIX = "name a model, data module, optimizer or callback, or write a function of your own"
 

@@ -15,10 +15,10 @@ from functools import cache
 from typing import Any
 
 from trainer.config.cluster import CLUSTERS
-from trainer.config.near import did_you_mean, listed
 from trainer.config.schema import Config, TrainerOptions
 from trainer.config.strategy import STRATEGIES
-from trainer.errors import UserError
+from trainer.core.errors import UserError
+from trainer.core.near import did_you_mean, listed
 
 OPEN = ("model", "data", "task", "optimizer", "scheduler", "callbacks", "logger")
 """Sections that hold a `_target_` and its arguments."""

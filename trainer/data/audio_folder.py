@@ -23,7 +23,7 @@ class AudioFolder(ClassFolders):
 
     suffixes = (".wav",)
     provides: ClassVar[dict[str, Any]] = {"input_shape": [1, "mels", "frames"], "num_classes": None}
-    """`frames`: trainer/config/fits.py derives it from `rate` and `seconds`, as `shape` does."""
+    """`frames`: trainer/checks/fits.py derives it from `rate` and `seconds`, as `shape` does."""
 
     def __init__(
         self,

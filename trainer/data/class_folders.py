@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from trainer.core.errors import UserError
 from trainer.data import places
 from trainer.data.arrays import EVALUATION_BATCH, ArrayDataModule
 from trainer.data.files import SPLITS, split_by_name
-from trainer.errors import UserError
 from trainer.tasks.classification import IGNORED
 
 _log = logging.getLogger(__name__)

@@ -12,11 +12,11 @@ from lightning.pytorch.utilities.combined_loader import _SUPPORTED_MODES, Combin
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset
 
 from trainer.config.batch import BatchPlan
+from trainer.core.errors import UserError
 from trainer.data.loader import Ordered, described, evaluation, resumable, sized_len
 from trainer.data.order import Batches
 from trainer.data.ranks import Ranks
 from trainer.data.stream import Stream
-from trainer.errors import UserError
 
 _log = logging.getLogger(__name__)
 

@@ -11,10 +11,10 @@ from typing import Any, ClassVar
 import torch
 from torch.utils.data import Dataset
 
+from trainer.core.errors import UserError
 from trainer.data.arrays import ArrayDataModule, Arrays
 from trainer.data.digits import Digits
 from trainer.data.randomness import uniform
-from trainer.errors import UserError
 
 START, END, PAD = 10, 11, 12
 """Tokens beyond the digits."""

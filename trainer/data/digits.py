@@ -12,8 +12,8 @@ from typing import Any, ClassVar
 import numpy
 import torch
 
+from trainer.core.errors import UserError
 from trainer.data.arrays import ArrayDataModule, Arrays, stratified_split
-from trainer.errors import UserError
 
 SPLIT_SEED = 0
 

@@ -12,11 +12,11 @@ from typing import Any, ClassVar
 import numpy
 import torch
 
+from trainer.core.errors import UserError
 from trainer.data import places
 from trainer.data.arrays import ArrayDataModule, Arrays
 from trainer.data.augment import CropAndFlip
 from trainer.data.files import split_by_name
-from trainer.errors import UserError
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789 -"
 START, END, PAD = len(LETTERS), len(LETTERS) + 1, len(LETTERS) + 2

@@ -10,9 +10,9 @@ from typing import Any, ClassVar
 import numpy
 import torch
 
+from trainer.core.errors import UserError
 from trainer.data.arrays import ArrayDataModule, Arrays, stratified_split
 from trainer.data.augment import CropAndFlip
-from trainer.errors import UserError
 
 SPLIT_SEED = 0
 FACES = 100

@@ -8,11 +8,11 @@ from typing import Any, ClassVar
 import numpy
 import torch
 
+from trainer.core.errors import UserError
 from trainer.data import places
 from trainer.data.arrays import ArrayDataModule, Arrays, stratified_split
 from trainer.data.augment import CropAndFlip, Normalize
 from trainer.data.idx import read_idx
-from trainer.errors import UserError
 
 SPLIT_SEED = 0
 VALIDATION_FRACTION = 1 / 12

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+from trainer.core.errors import UserError
 from trainer.data import places
-from trainer.errors import UserError
 
 _log = logging.getLogger(__name__)
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from trainer.config.near import listed
+from trainer.core.errors import UserError
+from trainer.core.near import listed
 from trainer.data.arrays import ArrayDataModule
 from trainer.data.labelled_text import LabelledText
 from trainer.data.picture_table import PictureTable
 from trainer.data.tables import IDS, IMAGES, LABELS, TEXTS, find_tables, require_column, require_one_kind
 from trainer.data.text_table import TextTable, TokenTable
-from trainer.errors import UserError
 
 
 def hf_dataset(

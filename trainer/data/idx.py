@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy
 
-from trainer.errors import UserError
+from trainer.core.errors import UserError
 
 _UNSIGNED_BYTE = 8
 

@@ -9,8 +9,8 @@ from typing import Any, BinaryIO, ClassVar
 import numpy
 import torch
 
+from trainer.core.errors import EnvironmentFault
 from trainer.data.class_folders import ClassFolders, Read
-from trainer.errors import EnvironmentFault
 
 MEAN = torch.tensor([0.485, 0.456, 0.406])[:, None, None]
 DEVIATION = torch.tensor([0.229, 0.224, 0.225])[:, None, None]

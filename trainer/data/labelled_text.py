@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import numpy
 import torch
 
+from trainer.core.errors import UserError
 from trainer.data.arrays import ArrayDataModule, Arrays
 from trainer.data.cache import cache_root, prepared
 from trainer.data.files import SPLITS
@@ -19,7 +20,6 @@ from trainer.data.row_splits import rows_of_splits
 from trainer.data.tables import Tables
 from trainer.data.text_table import NAMED, Rows
 from trainer.data.tokenizers import Tokenizer, TokenizerChoice, token_type
-from trainer.errors import UserError
 from trainer.tasks.classification import IGNORED
 
 _log = logging.getLogger(__name__)

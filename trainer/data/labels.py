@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy
 
+from trainer.core.errors import UserError
 from trainer.data.tables import Tables, column_of
-from trainer.errors import UserError
 from trainer.tasks.classification import IGNORED
 
 _log = logging.getLogger(__name__)

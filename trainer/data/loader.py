@@ -24,12 +24,12 @@ from torch.utils.data import (
 from torch.utils.data.dataloader import default_collate
 
 from trainer.config.batch import BatchPlan
+from trainer.core.errors import UserError
 from trainer.data.order import Batches, EvaluationBatches, GlobalBatchSampler, ListedBatches
 from trainer.data.randomness import generators_untouched, mix, seed_sample
 from trainer.data.ranks import Ranks, Shares
 from trainer.data.stream import Stream, is_stateful
-from trainer.errors import UserError
-from trainer.worker import frozen, namespaces
+from trainer.runtime import frozen, namespaces
 
 _log = logging.getLogger(__name__)
 

@@ -10,13 +10,13 @@ import torch
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import ConcatDataset, DataLoader, Dataset
 
-from trainer.config.own import problems_of_weights
 from trainer.config.problems import raise_all
+from trainer.core.errors import UserError
 from trainer.data.arrays import ArrayDataModule
 from trainer.data.files import SPLITS
 from trainer.data.loader import Gathers, gathers
+from trainer.data.mixture_weights import problems_of_weights
 from trainer.data.randomness import mix
-from trainer.errors import UserError
 
 SHARED = ("input_shape", "output_shape", "num_classes", "vocab_size", "sequence_length", "pad_id")
 """Facts in which the sources must agree, for their samples to share a batch and a model."""

@@ -10,8 +10,8 @@ import torch
 from torch.utils.data import Sampler
 
 from trainer.config.batch import BatchPlan
+from trainer.core.errors import UserError
 from trainer.data.randomness import mix
-from trainer.errors import UserError
 
 Order = Callable[[int], torch.Tensor]
 """Epoch to the sample ids of that epoch, the same on every rank."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from trainer.errors import UserError
+from trainer.core.errors import UserError
 
 FASHION_MNIST = ("/usr/share/datasets/fashion-mnist", "data/fashion-mnist")
 """Where Debian's package puts the files, and the usual place in a project."""

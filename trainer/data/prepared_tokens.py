@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import numpy
 
 from trainer.data.arrays import ArrayDataModule
+from trainer.data.baselines import bits_per_byte
 from trainer.data.cache import cache_root
 from trainer.data.files import SPLITS
 from trainer.data.tokenizers import Tokenizer, TokenizerChoice, token_type, write_tokens
@@ -87,8 +88,6 @@ class PreparedText(PreparedTokens):
 
     def baselines(self, split: str) -> dict[str, float]:
         """Bits a byte on `split` of models that count; empty where the tokens are not bytes."""
-        from trainer.data.ngram import bits_per_byte
-
         if self.choice.name != "bytes" or self.folder is None:
             return {}
         kind = token_type(self.meta["vocab_size"])

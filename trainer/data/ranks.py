@@ -18,7 +18,7 @@ import torch
 import torch.distributed
 from torch import Tensor
 
-from trainer.errors import UserError
+from trainer.core.errors import UserError
 
 _log = logging.getLogger(__name__)
 _MOST_BYTES = 1 << 20

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 import numpy
 import torch
 
+from trainer.core.errors import UserError
 from trainer.data.files import SPLITS
 from trainer.data.randomness import uniform
-from trainer.errors import UserError
 
 
 def rows_of_splits(counts: Mapping[str, int], held_out: float) -> dict[str, tuple[str, numpy.ndarray]]:

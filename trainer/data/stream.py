@@ -10,10 +10,10 @@ from typing import Any
 
 from torch.utils.data import DataLoader
 
+from trainer.core.errors import UserError
 from trainer.data.plain_state import plain, restored
 from trainer.data.randomness import OwnGenerators, generators_untouched, seed_sample
 from trainer.data.ranks import Ranks, Shares, digest_of
-from trainer.errors import UserError
 
 _log = logging.getLogger(__name__)
 _END = object()

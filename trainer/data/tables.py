@@ -14,9 +14,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from trainer.config.near import did_you_mean, listed
+from trainer.core.errors import EnvironmentFault, UserError
+from trainer.core.near import did_you_mean, listed
 from trainer.data.files import SPLITS
-from trainer.errors import EnvironmentFault, UserError
 
 SPLIT_NAMES = {"train": "train", "val": "val", "valid": "val", "validation": "val", "dev": "val", "test": "test"}
 IDS = ("input_ids",)

@@ -10,13 +10,13 @@ from typing import Any
 
 import numpy
 
+from trainer.core.errors import UserError
 from trainer.data.cache import prepared
 from trainer.data.files import SPLITS, not_text
 from trainer.data.prepared_tokens import META, PreparedText, PreparedTokens
 from trainer.data.row_splits import rows_of_splits
 from trainer.data.tables import Tables, column_of, num_rows, pyarrow
 from trainer.data.tokenizers import BytePairs, token_type
-from trainer.errors import UserError
 
 _log = logging.getLogger(__name__)
 

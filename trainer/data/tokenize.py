@@ -15,11 +15,11 @@ from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 
+from trainer.core.errors import UserError
 from trainer.data.files import NOT_SOURCES, SPLITS
 from trainer.data.places import SHARDS
 from trainer.data.tables import BESIDE_TABLES, SUFFIXES, column_of
 from trainer.data.tokenizers import BytePairs, Bytes, Tokenizer, write_tokens
-from trainer.errors import UserError
 
 UNIT_BYTES = 64 * 2**20
 """About this much input makes a shard."""

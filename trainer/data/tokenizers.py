@@ -9,7 +9,7 @@ from typing import Protocol
 
 import numpy
 
-from trainer.errors import UserError
+from trainer.core.errors import UserError
 
 END_OF_TEXT = "<|endoftext|>"
 ENDS = (END_OF_TEXT, "<|end_of_text|>", "</s>", "[SEP]")

@@ -9,7 +9,7 @@ import numpy
 import torch
 from torch.utils.data import Dataset
 
-from trainer.errors import UserError
+from trainer.core.errors import UserError
 
 EVALUATION_TOKENS = 8192
 """Of an evaluation batch on a rank. With 256 windows of 256 bytes a decoder of 3 million parameters took twice the

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from trainer.config.near import did_you_mean
-from trainer.errors import UserError
+from trainer.core.errors import UserError
+from trainer.core.near import did_you_mean
 
 
 class HuggingFace(nn.Module):

@@ -8,7 +8,7 @@ from math import prod
 
 from torch import Tensor, nn
 
-from trainer.errors import UserError
+from trainer.core.errors import UserError
 
 NORMS: dict[str, type[nn.Module]] = {"batch": nn.BatchNorm1d, "layer": nn.LayerNorm}
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from trainer.errors import UserError
+from trainer.core.errors import UserError
 from trainer.models.layers import GELU, Attention, Block, init_transformer
 
 

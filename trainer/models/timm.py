@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import nn
 
-from trainer.config.near import did_you_mean
-from trainer.errors import UserError
+from trainer.core.errors import UserError
+from trainer.core.near import did_you_mean
 
 
 def create(

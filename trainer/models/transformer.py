@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from trainer.errors import UserError
+from trainer.core.errors import UserError
 from trainer.models.layers import GELU, Attention, Block, SwiGLU, init_transformer
 from trainer.models.rotary import Rotary
 

@@ -7,7 +7,7 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
-from trainer.errors import UserError
+from trainer.core.errors import UserError
 
 CONVOLUTIONS: dict[int, tuple[int, ...]] = {
     11: (1, 1, 2, 2, 2),

@@ -11,8 +11,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trainer.errors import EnvironmentFault, UserError
-from trainer.runs.files import append_line, fsync_folder, read_json, write_atomic
+from trainer.core.errors import EnvironmentFault, UserError
+from trainer.core.files import append_line, fsync_folder, read_json, write_atomic
 
 if TYPE_CHECKING:
     from trainer.config.hydra_files import HydraFiles
@@ -57,9 +57,9 @@ class RunDirectory:
         `hydra`: with the files that Hydra would write; `config`, too, names the run directory by its placeholder.
         Raises UserError for a name that cannot be one of a folder, EnvironmentFault where it cannot be written.
         """
-        from trainer.config.build import freeze
+        from trainer.config.instantiate import freeze
+        from trainer.runs.code_snapshot import snapshot
         from trainer.runs.manifest import manifest_of
-        from trainer.runs.snapshot import snapshot
 
         run = cls(_make_folder(Path(config["runs_dir"]).expanduser(), config["name"]))
         for folder in (run.live_dir, run.logs_dir, run.attempts_dir, run.checkpoints_dir, run.stop_request.parent):
@@ -101,7 +101,7 @@ class RunDirectory:
 
     def config(self) -> dict[str, Any]:
         """The frozen configuration as plain dicts."""
-        from trainer.config.build import read_plain
+        from trainer.config.instantiate import read_plain
 
         return read_plain(self.config_path)
 
@@ -111,6 +111,13 @@ class RunDirectory:
 
     def manifest(self) -> dict[str, Any]:
         return read_json(self.manifest_path, {})
+
+    def collectives_request(self, attempt: int) -> Path:
+        """A file that asks every rank of this attempt for its trace of collectives."""
+        return self.live_dir / f"collectives-{attempt:02d}.request"
+
+    def collectives_trace(self, attempt: int, rank: int) -> Path:
+        return self.logs_dir / f"attempt-{attempt:02d}" / f"rank-{rank}.collectives.json"
 
     def hash_seed(self) -> str:
         """PYTHONHASHSEED for every process of the run: what it was at `fit`, or 0.

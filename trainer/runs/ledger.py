@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from trainer.core.files import read_live
 from trainer.runs.directory import RunDirectory
-from trainer.runs.files import read_live
 
 CLASSES = (
     "queue",
@@ -29,7 +29,7 @@ CLASSES = (
 )
 """`queue` ends when SLURM starts the job, at first and after each requeue; `start` is from then, or from the command,
 to the first process (on SLURM with the preflight), and joining the others; `import` is once a launch, also where it is
-done for all ranks of a node (`cluster/agent.py`); `build` has loading the checkpoint,
+done for all ranks of a node (`supervise/agent.py`); `build` has loading the checkpoint,
 `first_step` compilation; `train` are the useful steps, `redone` those that an earlier attempt had done already; `data`
 is waiting for a batch, in whatever step; `save` is how long the training stood still for checkpoints, which are written
 behind its back; `finish` waits for the last of them and for the trackers."""

@@ -11,7 +11,7 @@ from dataclasses import asdict
 from importlib import metadata
 from typing import Any
 
-from trainer.runs.snapshot import Snapshot
+from trainer.runs.code_snapshot import Snapshot
 
 SCHEMA_VERSION = 1
 _PACKAGES = ("trainer", "torch", "lightning", "hydra-core", "omegaconf", "wandb", "deepspeed", "numpy")
@@ -19,7 +19,7 @@ _PACKAGES = ("trainer", "torch", "lightning", "hydra-core", "omegaconf", "wandb"
 
 def manifest_of(choices: dict[str, str], taken: Snapshot) -> dict[str, Any]:
     """Plain data; versions come from the installed packages' metadata, nothing is imported."""
-    from trainer.cluster.hardware import count_gpus
+    from trainer.core.hardware import count_gpus
 
     return {
         "schema_version": SCHEMA_VERSION,

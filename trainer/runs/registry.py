@@ -6,8 +6,8 @@ import os
 import shlex
 from pathlib import Path
 
-from trainer.config.near import did_you_mean
-from trainer.errors import UserError
+from trainer.core.errors import UserError
+from trainer.core.near import did_you_mean
 from trainer.runs.directory import RunDirectory
 
 VARIABLE = "TRAINER_RUNS_DIR"

@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from trainer.cluster import processes
+from trainer.core import processes
+from trainer.core.files import read_live
 from trainer.runs.directory import RunDirectory
-from trainer.runs.files import read_live
 
 STATES = ("queued", "starting", "running", "stopping", "requeued", "dead", "failed", "stopped", "finished")
 ACTIVE = ("queued", "starting", "running", "stopping", "requeued")

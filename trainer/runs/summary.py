@@ -12,8 +12,8 @@ from typing import Any
 from trainer.checkpoint import commit
 from trainer.checkpoint.store import BEFORE_END, CheckpointStore, best_of, is_named_as_checkpoint, step_of
 from trainer.checkpoint.tiers import local_folder
+from trainer.core.files import read_live
 from trainer.runs.directory import RunDirectory
-from trainer.runs.files import read_live
 from trainer.runs.ledger import ledger
 from trainer.runs.state import state_of
 

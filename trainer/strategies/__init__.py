@@ -18,7 +18,7 @@ from trainer.config.strategy import (
     Tp,
     ranks_in_group,
 )
-from trainer.errors import UserError
+from trainer.core.errors import UserError
 
 if TYPE_CHECKING:
     import torch

@@ -16,7 +16,7 @@ from torch import nn
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 from trainer.config.strategy import Single
-from trainer.errors import UserError
+from trainer.core.errors import UserError
 
 _KEPT = (
     torch.ops.aten.mm.default,

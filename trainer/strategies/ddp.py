@@ -16,7 +16,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from trainer.config.strategy import Ddp
-from trainer.errors import UserError
+from trainer.core.errors import UserError
 from trainer.strategies.blocks import prepare
 from trainer.strategies.buffers import BuffersOfRank0, DDPWithQuietBuffers
 from trainer.strategies.saving import WholeCheckpoints

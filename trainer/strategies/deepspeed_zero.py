@@ -26,7 +26,7 @@ from torch import nn
 from trainer.checkpoint.named import named_groups, plain_name, set_options
 from trainer.checkpoint.stored import MODEL, OPTIMIZER, Optimizers, Stored
 from trainer.config.strategy import DeepspeedZero1, DeepspeedZero2, DeepspeedZero3
-from trainer.errors import UserError
+from trainer.core.errors import UserError
 from trainer.strategies.blocks import prepare
 from trainer.strategies.deepspeed_muon import import_muon
 from trainer.strategies.saving import ShardedCheckpoints

@@ -37,7 +37,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from trainer.checkpoint.named import by_name, named_groups, set_options
 from trainer.checkpoint.stored import Optimizers, Stored, flatten
 from trainer.config.strategy import Fsdp
-from trainer.errors import UserError
+from trainer.core.errors import UserError
 from trainer.strategies.blocks import prepare
 from trainer.strategies.buffers import BuffersOfRank0
 from trainer.strategies.deferred import Recipe, make_whole, recipes, replace_parameters

@@ -9,7 +9,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
-from trainer.errors import UserError
+from trainer.core.errors import UserError
 
 REPLICATE, SHARD, TENSOR = AXES = ("dp_replicate", "dp_shard", "tp")
 

@@ -19,7 +19,7 @@ from trainer.checkpoint.commit import COMMIT
 from trainer.checkpoint.io import RunCheckpointIO, info_of, is_users, save_as_lightning
 from trainer.checkpoint.named import by_number, named_groups, plain_name
 from trainer.checkpoint.stored import MODEL, OPTIMIZERS, PARAMETER_NAMES, Optimizers, Stored
-from trainer.errors import UserError
+from trainer.core.errors import UserError
 
 if TYPE_CHECKING:
     from lightning.pytorch.strategies import Strategy as _Base

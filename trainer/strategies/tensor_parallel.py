@@ -15,7 +15,7 @@ from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
-from trainer.errors import UserError
+from trainer.core.errors import UserError
 
 STYLES = {"column": ColwiseParallel, "row": RowwiseParallel}
 

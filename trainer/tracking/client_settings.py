@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from trainer.errors import UserError
+from trainer.core.errors import UserError
 from trainer.runs.directory import RunDirectory
 
 DEFAULT_PROJECT = "trainer"

@@ -15,13 +15,13 @@ from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-from trainer.callbacks.steps import steps_taken
 from trainer.config.schema import Config
 from trainer.runs.directory import RunDirectory
+from trainer.runtime.process import Rank
+from trainer.runtime.steps import steps_taken
 from trainer.tracking import user_loggers
 from trainer.tracking.metrics_file import MetricsFile
 from trainer.tracking.weights_and_biases import finish, identity, masked, start
-from trainer.worker.process import Rank
 
 
 class StepAxis:

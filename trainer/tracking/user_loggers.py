@@ -11,7 +11,7 @@ from typing import Any
 import torch.distributed
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 
-from trainer.config.build import accepts, instantiate, locate
+from trainer.config.instantiate import accepts, instantiate, locate
 from trainer.runs.directory import RunDirectory
 
 EVENT = "loggers"

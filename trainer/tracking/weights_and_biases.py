@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer.config.schema import TrackingOptions
-from trainer.errors import UserError
+from trainer.core.errors import UserError
 from trainer.runs.directory import RunDirectory
 from trainer.runs.registry import reference_to
 from trainer.tracking import client_settings

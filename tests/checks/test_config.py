@@ -1,0 +1,110 @@
+"""What `check` finds in a composed configuration."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from trainer.checks.config import check
+from trainer.config.compose import compose
+from trainer.config.problems import Problems
+from trainer.core.errors import UserError
+
+
+def checked(*overrides: str) -> None:
+    check(compose(["resources.gpus=0", *overrides], config_dirs=[]).config)
+
+
+@pytest.mark.parametrize(
+    ("override", "fix"),
+    [
+        ("resources.gpus=-1", "resources.gpus=0"),
+        ("resources.cpu_processes=0", "resources.cpu_processes=1"),
+        ("data.batch_size=0", "data.batch_size=1"),
+        ("data.batch_size=many", "data.batch_size=32"),
+        ("data.micro_batch=-1", "data.micro_batch=1"),
+        ("data.num_workers=-1", "data.num_workers=0"),
+        ("trainer.max_steps=-2", "trainer.max_steps=1"),
+        ("trainer.max_epochs=0", "trainer.max_epochs=1"),
+        ("trainer.max_epochs=-1", "trainer.max_epochs=10"),
+        ("trainer.max_time=10m", "DD:HH:MM:SS"),
+        ("trainer.precision=bf16-mix", "trainer.precision=bf16-mixed"),
+        ("trainer.log_every_n_steps=0", "trainer.log_every_n_steps=1"),
+        ("trainer.val_check_interval=0", "trainer.val_check_interval=1"),
+        ("trainer.val_check_interval=1.5", "trainer.val_check_interval=1 or more"),
+        ("trainer.val_check_interval=0.0", "trainer.val_check_interval=1 or more"),
+        ("trainer.limit_train_batches=0", "trainer.limit_train_batches=1 or more"),
+        ("trainer.limit_val_batches=-1", "trainer.limit_val_batches=0 or more"),
+        ("trainer.limit_test_batches=2.5", "trainer.limit_test_batches=0.25"),
+        ("trainer.check_val_every_n_epoch=0", "trainer.check_val_every_n_epoch=1"),
+        ("trainer.num_sanity_val_steps=-2", "trainer.num_sanity_val_steps=-1"),
+        ("trainer.profiler=xla", "advanced, pytorch, simple"),
+        ("trainer.deterministic=maybe", "false, true, warn"),
+        ("trainer.accumulate_grad_batches=2", "data.batch_size=128 data.micro_batch=32"),
+        ("trainer.gradient_clip_norm=0", "above 0"),
+        ("checkpoint.every_minutes=nan", "above 0"),
+        ("checkpoint.keep_last=0", "checkpoint.keep_last=1"),
+        ("checkpoint.mode=maximum", "max, min"),
+        ("checkpoint.on_failure=ignore", "stop, warn"),
+        ("tracking.mode=ofline", "did you mean tracking.mode=offline?"),
+        ("resilience.max_restarts=-1", "resilience.max_restarts=0"),
+        ("seed=-1", "seed=0"),
+        ("name='a b/c'", "name=a-b-c"),
+        ("name=.hidden", "name=hidden"),
+        ("runs_dir=taken", "directory"),
+        ("runs_dir=", "TRAINER_RUNS_DIR"),
+        ("data.batch_size=33", "data.batch_size=32 or data.batch_size=34"),
+        ("strategy=single resources.cpu_processes=2", "resources.cpu_processes=1"),
+        ("strategy.activation_checkpointing=ful", "did you mean strategy.activation_checkpointing=full?"),
+        ("strategy.broadcast_buffers=never", "always, auto, evaluation"),
+        ("strategy=fsdp strategy.reduce_dtype=bf16", "bfloat16, float32"),
+        ("strategy=fsdp strategy.prefetch=-1", "strategy.prefetch=0"),
+        ("strategy=hsdp strategy.shard_size=3 resources.cpu_processes=4", "1, 2, 4"),
+        ("strategy=tp strategy.tensor_parallel_size=3 resources.cpu_processes=2", "1, 2"),
+        ("strategy=tp strategy.tensor_parallel_size=0", "strategy.tensor_parallel_size=1"),
+        ("strategy=deepspeed_zero2 strategy.offload_optimizer=gpu", "cpu, none, nvme"),
+        ("strategy=deepspeed_zero3 strategy.reduce_bucket_size=0", "strategy.reduce_bucket_size=1"),
+        ("model.dropout=much", "model.dropout"),
+    ],
+)
+def test_each_mistake_is_one_problem_that_names_key_and_fix(workdir: Path, override: str, fix: str) -> None:
+    (workdir / "taken").write_text("")
+    with pytest.raises(UserError) as caught:
+        checked(*override.split(" ") if override.startswith("strategy") else [override])
+    assert not isinstance(caught.value, Problems)
+    key = override.partition("=")[0]
+    assert key in caught.value.message
+    assert fix in caught.value.fix
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["trainer.max_time=00:01:30:00", "trainer.max_epochs=null", "scheduler=constant"],
+        ["trainer.limit_val_batches=0", "checkpoint.keep_best=0", "checkpoint.mode=max"],
+        ["data.batch_size=32", "data.micro_batch=4", "resources.cpu_processes=4"],
+        ["data.batch_size=32", "data.micro_batch=4", "resources.cpu_processes=4", "trainer.accumulate_grad_batches=2"],
+        ["trainer.limit_train_batches=3.0", "trainer.limit_val_batches=0.0", "trainer.overfit_batches=0.5"],
+        ["strategy=single", "resources.cpu_processes=1"],
+        ["callbacks=early_stopping", "optimizer=sgd", "scheduler=constant", "tracking=none"],
+    ],
+)
+def test_what_is_right_passes(workdir: Path, overrides: list[str]) -> None:
+    checked(*overrides)
+
+
+def test_all_problems_come_at_once_values_first(workdir: Path) -> None:
+    with pytest.raises(Problems) as caught:
+        checked("trainer.max_steps=0", "model.dropout=much", "seed=-1")
+    first = [problem.message.partition("=")[0] for problem in caught.value.problems]
+    assert first == ["trainer.max_steps", "seed", "model.dropout"]
+    assert str(caught.value).startswith("3 problems")
+
+
+def test_an_argument_that_only_the_job_can_give_is_asked_for(workdir: Path) -> None:
+    """The trainer hands `data.batch_size` on where it is set, and a class that needs it starts without one."""
+    (workdir / "own.py").write_text("class Rows:\n    def __init__(self, batch_size, folder='x'): ...\n")
+    with pytest.raises(UserError, match=r"data\.batch_size is missing: own\.Rows needs it"):
+        check(compose(["data._target_=own.Rows"], config_dirs=[]).config)
+    check(compose(["data._target_=own.Rows", "data.batch_size=32"], config_dirs=[]).config)

@@ -1,0 +1,228 @@
+"""Which models and data go together: what the prompt says, against networks that are built and fed a batch."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.data.test_every_kind import (
+    audio_folder,
+    fashion_mnist,
+    image_folder,
+    picture_table,
+    text,
+    text_classes,
+    text_table,
+    token_shards,
+    token_table,
+)
+from trainer.checks.config import check
+from trainer.checks.fits import FACTS, misfit, offer_of, problems_of_fit, wants_of
+from trainer.config.compose import compose
+from trainer.config.instantiate import instantiate, read_plain
+from trainer.core.errors import UserError
+from trainer.core.paths import conf_dir
+from trainer.data.arrays import ArrayDataModule
+from trainer.data.digit_strips import DigitStrips
+from trainer.data.digits import Digits
+from trainer.data.emoji import Emoji
+from trainer.data.faces import Faces
+
+Node = dict[str, Any]
+Make = Callable[[Path, int], ArrayDataModule]
+TINY_GPT2 = {"model_type": "gpt2", "n_layer": 1, "n_head": 2, "n_embd": 8}
+TINY_BERT = {"model_type": "bert", "num_hidden_layers": 1, "num_attention_heads": 2, "hidden_size": 8}
+TINY_VIT = {"model_type": "vit", "num_hidden_layers": 1, "num_attention_heads": 2, "hidden_size": 8}
+MODELS: dict[str, tuple[str, Node]] = {
+    path.stem: (path.stem, {}) for path in (conf_dir() / "model").glob("*.yaml") if path.stem not in ("hf", "timm")
+}
+if importlib.util.find_spec("transformers") is not None:
+    MODELS["hf causal"] = ("hf", {"config": TINY_GPT2})
+    MODELS["hf text"] = ("hf", {"class_name": "AutoModelForSequenceClassification", "config": TINY_BERT})
+if importlib.util.find_spec("timm") is not None:
+    MODELS["timm"] = ("timm", {"architecture": "resnet18"})
+DATA: dict[str, tuple[str, Node, Make]] = {
+    "digits": ("digits", {}, lambda root, _: Digits()),
+    "faces": ("faces", {}, lambda root, _: Faces()),
+    "fashion_mnist": ("fashion_mnist", {}, fashion_mnist),
+    "strips read": ("digit_strips", {}, lambda root, _: DigitStrips(train_samples=40)),
+    "strips drawn": ("digit_strips", {"direction": "draw"}, lambda root, _: DigitStrips(direction="draw")),
+    "text": ("text", {"sequence_length": 16}, text),
+    "token_shards": ("token_shards", {"sequence_length": 16}, token_shards),
+    "image_folder": ("image_folder", {"size": 8}, image_folder),
+    "audio_folder": ("audio_folder", {"seconds": 0.2, "mels": 8}, audio_folder),
+    "table of text": ("hf_dataset", {"sequence_length": 16}, text_table),
+    "table of texts with labels": ("hf_dataset", {"sequence_length": 16, "label_column": "odd"}, text_classes),
+    "table of ids": ("hf_dataset", {"sequence_length": 8, "ids_column": "input_ids"}, token_table),
+    "table of images": ("hf_dataset", {"size": 8}, picture_table),
+}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Node, ArrayDataModule, list[torch.Tensor]]]:
+    """Each data set's section of the configuration, the module itself, and a batch of two."""
+    made = {}
+    for name, (choice, options, make) in DATA.items():
+        root = tmp_path_factory.mktemp(choice)
+        module = make(root, 0)
+        module.prepare_data()
+        module.setup("fit")
+        module.batch_size = 2
+        batch = next(iter(module.train_dataloader()))
+        saved = str(root / "saved") if choice == "hf_dataset" else str(root)
+        node = read_plain(conf_dir() / "data" / f"{choice}.yaml") | {"root": saved} | options
+        made[name] = (node, module, [one[:2] for one in batch])
+    return made
+
+
+def trains(node: Node, module: ArrayDataModule, batch: list[torch.Tensor]) -> bool:
+    """Whether the network can be made from the facts, and its first step be computed: without values, but for the one
+    that must know how long its sequences are."""
+    device = torch.device("cpu" if "Text" in node["_target_"] else "meta")
+    facts = module.facts()
+    filled = {key: facts[key] if value is None and key in facts else value for key, value in node.items()}
+    try:
+        with device:
+            task = instantiate({"_target_": module.default_task}, model=instantiate(filled, where="model"))
+            task.training_step(tuple(one.to(device) for one in batch), 0)
+    except (UserError, TypeError, RuntimeError, ValueError, IndexError, AttributeError, UserWarning):
+        return False
+    return True
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_the_prompt_refuses_what_could_not_train_and_nothing_else(
+    model: str, data: dict[str, tuple[Node, ArrayDataModule, list[torch.Tensor]]]
+) -> None:
+    choice, options = MODELS[model]
+    node = read_plain(conf_dir() / "model" / f"{choice}.yaml") | options
+    wants = wants_of(node, Path.cwd())
+    assert wants is not None
+    for name, (data_node, module, batch) in data.items():
+        offer = offer_of(data_node, Path.cwd())
+        assert offer is not None, name
+        problem = misfit(wants, offer)
+        assert (problem is None) == trains(node, module, batch), (name, problem)
+
+
+def test_every_data_class_declares_its_facts_as_they_are(
+    data: dict[str, tuple[Node, ArrayDataModule, list[torch.Tensor]]],
+) -> None:
+    for name, (node, module, _) in data.items():
+        offer, facts = offer_of(node, Path.cwd()), module.facts()
+        assert offer is not None
+        assert offer.task == module.default_task, name
+        assert set(offer.facts) == set(facts) & set(FACTS), name
+        for key, value in offer.facts.items():
+            assert value is None or value == facts[key], (name, key)
+
+
+def test_emoji_declares_what_it_gives() -> None:
+    """Its font may not be here: the facts do not need it."""
+    for direction in ("read", "draw"):
+        node = {"_target_": "trainer.data.emoji.Emoji", "direction": direction, "side": 16}
+        module, offer = Emoji(direction=direction, side=16), offer_of(node, Path.cwd())
+        assert offer is not None
+        assert (offer.task, set(offer.facts)) == (module.default_task, set(module.facts()))
+        assert offer.facts["input_shape"] == module.facts()["input_shape"]
+
+
+def test_every_shipped_choice_is_in_the_matrix() -> None:
+    known = {choice for choice, _, _ in DATA.values()} | {"emoji", "mixture", "none"}
+    assert {path.stem for path in (conf_dir() / "data").glob("*.yaml")} == known
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (
+            ["model=transformer"],
+            r"model\.vocab_size and model\.sequence_length are null: Transformer needs them, and Digits gives "
+            r"input_shape, num_classes\n  models for this data: .*mlp.*; data for this model: text, token_shards",
+        ),
+        (
+            ["model=resnet18", "data=text"],
+            r"model\.input_shape .*\n.*transformer.*fashion_mnist",
+        ),
+        (["model=gpt2_124m"], r"Transformer takes inputs of another kind"),
+        (["model=vit_b16"], r"model\.patch=16 does not divide the images of Digits, 8 x 8"),
+        (["model=vgg16"], r"the 5 stages of VGG halve the images of Digits"),
+        (["model=gpt2_124m", "data=text", "data.sequence_length=2048"], r"model\.sequence_length=1024: Text has 2048"),
+        (
+            ["model=mlp", "data=mixture", "data.sources={a: {_target_: trainer.data.text.Text}}"],
+            "Text gives vocab_size",
+        ),
+        (["model=image_to_sequence", "data=digit_strips", "data.direction=draw"], "for the task ImageToSequence"),
+    ],
+)
+@pytest.mark.usefixtures("workdir")
+def test_a_pair_that_cannot_train_is_one_problem_with_those_that_can(overrides: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        check(compose(["resources.gpus=0", *overrides], config_dirs=[]).config)
+    assert "problems in the configuration" not in caught.value.message
+
+
+USERS = """
+from lightning.pytorch import LightningDataModule, LightningModule
+from torch import nn
+from trainer.data.digits import Digits
+from trainer.models.mlp import MLP
+
+class Silent(LightningDataModule):
+    pass
+
+class Says(LightningDataModule):
+    provides = ("input_shape",)
+
+class Net(nn.Module):
+    def __init__(self, vocab_size: int, width: int = 3):
+        super().__init__()
+
+class Mine(LightningModule):
+    def __init__(self, num_classes: int, lr: float = 0.1):
+        super().__init__()
+
+class Wide(MLP):
+    pass
+
+class Scans(Digits):
+    def facts(self):
+        return {"vocab_size": 7, "sequence_length": 64}
+
+class Squares(Digits):
+    provides = ("input_shape",)
+"""
+
+
+@pytest.mark.parametrize(
+    ("model", "data", "refused"),
+    [
+        ({"_target_": "mine.Net", "vocab_size": None}, {"_target_": "mine.Silent"}, False),
+        ({"_target_": "mine.Net", "vocab_size": None}, {"_target_": "mine.Says"}, True),
+        ({"_target_": "mine.Net", "vocab_size": 7}, {"_target_": "mine.Says"}, False),
+        ({"_target_": "mine.Mine", "num_classes": None}, {"_target_": "trainer.data.digits.Digits"}, False),
+        ({"_target_": "mine.Mine", "num_classes": 3}, {"_target_": "trainer.data.text.Text"}, False),
+        ({"_target_": "mine.Mine", "num_classes": None}, {"_target_": "trainer.data.text.Text"}, True),
+        ({"_target_": "mine.Wide", "input_shape": None, "num_classes": 2}, {"_target_": "mine.Says"}, False),
+        ({"_target_": "mine.Net", "vocab_size": None}, {"_target_": "mine.Scans"}, False),
+        ({"_target_": "mine.Net", "vocab_size": None}, {"_target_": "mine.Squares"}, True),
+        ({"_target_": "mine.Gone", "x": None}, {"_target_": "trainer.data.text.Text"}, False),
+    ],
+)
+def test_what_a_users_class_does_not_say_is_not_complained_about(
+    workdir: Path, model: Node, data: Node, refused: bool
+) -> None:
+    (workdir / "mine.py").write_text(USERS)
+    config = {"model": model, "data": data, "task": {}}
+    assert bool(list(problems_of_fit(config, workdir))) == refused
+
+
+def test_a_task_of_the_users_own_choice_is_left_to_him(workdir: Path) -> None:
+    config = compose(["resources.gpus=0", "model=mlp", "data=digits"], config_dirs=[]).config
+    config["task"] = {"_target_": "trainer.tasks.language_modelling.LanguageModelling"}
+    assert list(problems_of_fit(config, workdir)) == []

@@ -1,0 +1,84 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from trainer.config.shape import LaunchShape, resolve
+from trainer.core.errors import EnvironmentFault, UserError
+
+
+def config(cluster: str = "local", strategy: str = "ddp", **resources: Any) -> dict[str, Any]:
+    keys = ("nodes", "gpus", "gpus_per_node", "cpu_processes", "min_nodes")
+    return {
+        "resources": {**dict.fromkeys(keys), "spare_nodes": 0, **resources},
+        "cluster": {"name": cluster},
+        "strategy": {"name": strategy},
+    }
+
+
+@pytest.mark.parametrize(
+    ("resources", "gpus_here", "expected"),
+    [
+        ({}, 0, LaunchShape(1, 2, "cpu")),
+        ({}, 4, LaunchShape(1, 4, "cuda")),
+        ({"gpus": 2}, 4, LaunchShape(1, 2, "cuda")),
+        ({"gpus_per_node": 2}, 4, LaunchShape(1, 2, "cuda")),
+        ({"gpus": 0}, 4, LaunchShape(1, 2, "cpu")),
+        ({"gpus": 0, "cpu_processes": 3}, 4, LaunchShape(1, 3, "cpu")),
+        ({"cpu_processes": 1}, 0, LaunchShape(1, 1, "cpu")),
+        ({"strategy": "single"}, 0, LaunchShape(1, 1, "cpu")),
+        ({"strategy": "single"}, 8, LaunchShape(1, 1, "cuda")),
+        ({"cluster": "slurm", "gpus": 16, "nodes": 2}, 0, LaunchShape(2, 8, "cuda")),
+        ({"cluster": "slurm", "gpus": 16, "gpus_per_node": 4}, 0, LaunchShape(4, 4, "cuda")),
+        ({"cluster": "slurm", "nodes": 2, "cpu_processes": 4}, 8, LaunchShape(2, 2, "cpu")),
+        ({"cluster": "slurm", "nodes": 3}, 0, LaunchShape(3, 1, "cpu")),
+    ],
+)
+def test_resolves(resources: dict[str, Any], gpus_here: int, expected: LaunchShape) -> None:
+    shape = resolve(config(**resources), gpus_here)
+    assert shape == expected
+    assert shape.world_size == expected.nodes * expected.processes_per_node
+    assert LaunchShape.from_dict(shape.to_dict()) == shape
+
+
+@pytest.mark.parametrize(
+    ("resources", "gpus_here", "named", "fix"),
+    [
+        ({"gpus": -1}, 4, "resources.gpus=-1", "resources.gpus=0"),
+        ({"nodes": 0}, 4, "resources.nodes=0", "resources.nodes=1"),
+        ({"cpu_processes": 0}, 0, "resources.cpu_processes=0", "resources.cpu_processes=1"),
+        ({"gpus": 5}, 4, "this machine has 4", "resources.gpus=4"),
+        ({"gpus": 2, "gpus_per_node": 4}, 4, "resources.gpus_per_node=4", "resources.gpus=4"),
+        ({"nodes": 2}, 4, "resources.nodes=2", "cluster=slurm"),
+        ({"cluster": "slurm", "nodes": 3, "gpus": 8}, 0, "resources.nodes=3", "resources.gpus=6 or 9"),
+        ({"cluster": "slurm", "nodes": 2, "cpu_processes": 3}, 0, "resources.cpu_processes=3", "=2 or 4"),
+        ({"min_nodes": 2}, 0, "resources.min_nodes=2", "resources.min_nodes=1"),
+        ({"strategy": "single", "gpus": 2}, 4, "strategy=single", "strategy=ddp"),
+        ({"strategy": "single", "cpu_processes": 2}, 0, "strategy=single", "resources.cpu_processes=1"),
+    ],
+)
+def test_refuses_and_says_the_fix(resources: dict[str, Any], gpus_here: int, named: str, fix: str) -> None:
+    with pytest.raises(UserError) as raised:
+        resolve(config(**resources), gpus_here)
+    assert named in raised.value.message
+    assert fix in raised.value.fix
+
+
+def test_gpus_asked_of_a_machine_without_any_is_the_environments_fault() -> None:
+    with pytest.raises(EnvironmentFault, match="no GPU") as raised:
+        resolve(config(gpus=2), gpus_here=0)
+    assert raised.value.code == 3
+    assert "resources.gpus=0" in raised.value.fix
+
+
+@pytest.mark.parametrize(
+    ("shape", "text"),
+    [
+        (LaunchShape(1, 1, "cpu"), "1 CPU process"),
+        (LaunchShape(1, 2, "cpu"), "2 CPU processes"),
+        (LaunchShape(2, 4, "cuda"), "8 GPUs on 2 nodes"),
+    ],
+)
+def test_reads_well(shape: LaunchShape, text: str) -> None:
+    assert str(shape) == text

@@ -1,0 +1,53 @@
+from __future__ import annotations
+
+import pytest
+
+from trainer.launch.bar import duration, render, short
+
+BEAT = {
+    "step": 120,
+    "max_steps": 400,
+    "epoch": 3,
+    "phase": "train",
+    "metrics": {"train/loss": 0.23456},
+    "rate": 45210.0,
+    "rate_unit": "tokens/s",
+    "eta_s": 130.0,
+}
+
+
+def test_everything_on_a_wide_terminal() -> None:
+    line = render(BEAT, 120)
+    assert line.startswith("━━━━━━━━━─────────────────────  step 120/400")
+    for part in ("30%", "loss 0.2346", "45.2k tokens/s", "epoch 3", "2:10 left"):
+        assert part in line
+
+
+def test_forty_columns_keep_all_but_the_rate() -> None:
+    assert render(BEAT, 39) == "step 120/400 30% loss 0.2346 2:10 left"
+
+
+@pytest.mark.parametrize("width", range(1, 130))
+def test_never_wider_than_the_terminal(width: int) -> None:
+    assert len(render(BEAT, width)) <= width
+
+
+def test_before_the_first_step_and_without_a_limit() -> None:
+    assert render({"step": 0, "phase": "build"}, 80) == "step 0  build"
+    assert render({"step": 7, "phase": "train", "metrics": {}}, 80) == "step 7"
+    assert "100%" in render({**BEAT, "step": 400}, 80)
+
+
+def test_durations() -> None:
+    assert [duration(seconds) for seconds in (0, 65, 3723, 90061)] == ["0:00", "1:05", "1:02:03", "1 d 01:01"]
+
+
+def test_rates() -> None:
+    assert [short(rate) for rate in (0.5, 12.34, 912.0, 4521.0, 45210.0, 1.2e6)] == [
+        "0.50",
+        "12.3",
+        "912",
+        "4,521",
+        "45.2k",
+        "1.20M",
+    ]

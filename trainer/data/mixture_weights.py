@@ -1,0 +1,31 @@
+"""What can be wrong with the weights of a mixture. Imports no torch: the prompt asks, too."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from trainer.config.typed import as_written
+from trainer.core.errors import UserError
+from trainer.core.near import did_you_mean
+
+
+def problems_of_weights(weights: Mapping[str, Any], sources: Iterable[str]) -> Iterator[UserError]:
+    """Of a mixture: one weight for each source, and each more than 0."""
+    names = list(sources)
+    each = f"give one weight for each of {', '.join(names)}"
+    for name in weights:
+        if name not in names:
+            hint = did_you_mean(name, names, prefix="data.weights.")
+            yield UserError(f"data.weights.{name}: there is no source of this name", hint + each)
+    missing = [name for name in names if name not in weights]
+    if missing:
+        yield UserError(f"data.weights says nothing of {', '.join(missing)}", each)
+    for name, weight in weights.items():
+        if isinstance(weight, bool) or not isinstance(weight, (int, float)):
+            problem, fix = "expected a number", f"write data.weights.{name}=1"
+        elif not 0 < weight < float("inf"):
+            problem, fix = "must be more than 0", "leave out that source, or raise it"
+        else:
+            continue
+        yield UserError(f"data.weights.{name}={as_written(weight)}: {problem}", fix)

@@ -1,0 +1,125 @@
+"""Faults on request inside of a real training: for `trainer bench faults`, `trainer verify-resume` and the tests."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from trainer.core import processes
+from trainer.runtime.process import Rank
+from trainer.tracking.metrics_file import run_folder
+
+
+class InjectFault(Callback):
+    """One fault on the ranks in `ranks` (none: on all), once, in attempt `attempt` after optimizer step `step`.
+
+    `delay_s`: what kills does so this much later, from a thread, which is at any place inside of a step; `slow` waits
+    so long in that step and in each after it, in every attempt; `clock` sets this process's clock forward by it.
+    """
+
+    def __init__(self, kind: str, step: int, ranks: list[int], delay_s: float = 0.0, attempt: int = 0) -> None:
+        if kind not in _ACTIONS:
+            raise ValueError(f"there is no fault {kind!r}; choose one of {', '.join(_ACTIONS)}")
+        self._kind, self._step, self._ranks, self._delay_s = kind, step, ranks, delay_s
+        self._rank = Rank.from_environment()
+        is_now = kind == "slow" or self._rank.attempt == attempt
+        self._armed = is_now and (self._rank.rank in ranks or not ranks)
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        if not self._armed or trainer.global_step < self._step or self._kind in _OF_LOSS:
+            return
+        if self._kind == "slow":
+            time.sleep(self._delay_s)
+            return
+        self._armed = False
+        if self._kind == "clock":
+            _set_clock(self._delay_s)
+            return
+        if self._kind == "remove_checkpoints":
+            shutil.rmtree(run_folder(trainer) / "checkpoints")
+            return
+        action = _ACTIONS[self._kind]
+        if self._delay_s:
+            threading.Timer(self._delay_s, action).start()
+        else:
+            action()
+
+    def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: torch.Tensor) -> None:
+        """Another loss, and with it every gradient."""
+        if self._kind in _OF_LOSS and self._armed and trainer.global_step >= self._step:
+            self._armed = False
+            factor = _OF_LOSS[self._kind]
+            loss.data.mul_(factor)
+            loss.register_hook(lambda gradient: gradient * factor)
+
+
+def _send(signum: int, pid: Callable[[], int]) -> Callable[[], None]:
+    return lambda: os.kill(pid(), signum)
+
+
+def _node() -> int:
+    """torchrun's parent."""
+    return int(processes._stat(os.getppid())[1])
+
+
+def _raise() -> None:
+    raise RuntimeError("a fault on request")
+
+
+def _spin() -> None:
+    """Nothing ends this but a signal; the rank's threads go on."""
+    while True:
+        time.sleep(3600)
+
+
+def _kill_all() -> None:
+    for pid in (_node(), os.getppid(), os.getpid()):
+        os.kill(pid, signal.SIGKILL)
+
+
+def _kill_loader_worker() -> None:
+    import multiprocessing
+
+    for child in multiprocessing.active_children():
+        os.kill(int(child.pid or 0), signal.SIGKILL)
+
+
+_OF_LOSS = {"bad_loss": float("nan"), "spike": 1e4}
+"""By what the loss of one micro-batch is multiplied."""
+
+
+def _out_of_memory() -> None:
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB (on request)")
+
+
+def _set_clock(forward_s: float) -> None:
+    """As Python code sees it; the monotonic clock goes on."""
+    real = time.time
+    time.time = lambda: real() + forward_s
+
+
+_ACTIONS: dict[str, Callable[[], None]] = {
+    "kill": _send(signal.SIGKILL, os.getpid),
+    "segfault": _send(signal.SIGSEGV, os.getpid),
+    "kill_torchrun": _send(signal.SIGKILL, os.getppid),
+    "kill_node": _send(signal.SIGKILL, _node),
+    "kill_all": _kill_all,
+    "kill_loader_worker": _kill_loader_worker,
+    "terminate": _send(signal.SIGTERM, os.getpid),
+    "terminate_node": _send(signal.SIGTERM, _node),
+    "stop": _send(signal.SIGSTOP, os.getpid),
+    "hang": _spin,
+    **dict.fromkeys(("bad_loss", "spike", "slow", "clock", "remove_checkpoints"), lambda: None),
+    "out_of_memory": _out_of_memory,
+    "raise": _raise,
+    "exit": lambda: os._exit(0),
+}
+"""Name to what happens."""

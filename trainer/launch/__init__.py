@@ -1,0 +1,1 @@
+"""Launchers by cluster, and following a job from the terminal. Imports no torch."""

@@ -1,0 +1,283 @@
+"""Following a run until it ends: progress, what went wrong on the way, how it ended and what to type next."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import shutil
+import signal
+import socket
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any, TextIO
+
+from trainer.core import processes
+from trainer.core.errors import DONE, ENVIRONMENT_MUST_CHANGE, INTERRUPTED, JOB_FAILED, USER_MUST_CHANGE
+from trainer.core.files import read_live, write_atomic
+from trainer.launch import bar, local
+from trainer.launch.jobs import is_over, states_of
+from trainer.runs import cause
+from trainer.runs.directory import RunDirectory
+from trainer.runs.registry import reference_to, shortest
+from trainer.runs.state import state_of
+from trainer.runs.summary import best as best_of_run
+from trainer.supervise.node import request_stop
+
+POLL_S = 0.2
+_SLURM_POLL_S = 3.0
+"""How often SLURM is asked whether the job lives: a call each time."""
+_NOTABLE = re.compile(r"\b(warning|error|skipped)\b|Warning:|Error:", re.IGNORECASE)
+"""Lines of the log that a terminal shows above the bar."""
+_SHOWN_LINES = 12
+
+
+def follow(run: RunDirectory, *, detached_ok: bool = False, stream: TextIO | None = None) -> int:
+    """Show `run` until it ends; returns the exit code of the command line.
+
+    Ctrl-C (also SIGTERM, SIGHUP) asks the run to save and stop, a second one kills it. With `detached_ok` it only
+    ends the following.
+    """
+    follower = Follower(run, stream or sys.stdout)
+    with _signals(follower):
+        while not follower.is_over():
+            follower.show()
+            if follower.interrupts and detached_ok:
+                follower.say(f"no longer following; the run goes on. To stop it: {_command()} stop {reference_to(run)}")
+                return INTERRUPTED
+            follower.act_on_interrupts()
+            time.sleep(POLL_S)
+        follower.show()
+        local.reap()
+        return follower.conclude()
+
+
+@contextmanager
+def _signals(follower: Follower) -> Iterator[None]:
+    """Count the requests to end; restore the former handlers on leaving."""
+
+    def count(signum: int, frame: FrameType | None) -> None:
+        follower.interrupts += 1
+
+    before = {signum: signal.signal(signum, count) for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
+
+
+class Follower:
+    """What was shown so far, and what is to be shown next."""
+
+    def __init__(self, run: RunDirectory, stream: TextIO) -> None:
+        self.run = run
+        self.interrupts = 0
+        self._stream = stream
+        self._is_terminal = stream.isatty()
+        self._bar_shown = False
+        self._acted = 0
+        self._attempt: int | None = None
+        self._offset = 0
+        self._in_traceback = False
+        self._since = time.time()
+        self._first_attempt = int(run.launch().get("attempt") or 0)
+        self._asked, self._is_in_slurm = time.monotonic(), True
+
+    def is_over(self) -> bool:
+        """Whether the process of the run is gone; where that is another machine's, whether the run has an end."""
+        launch = self.run.launch()
+        if launch.get("slurm_job_id"):
+            return not self._lives_in_slurm()
+        if launch.get("pid") is None:
+            return self._end() is not None
+        if launch.get("host") == socket.gethostname() and launch.get("boot_id") == processes.boot_id():
+            return not processes.is_alive(launch["pid"], launch.get("pid_started"))
+        return self._end() is not None
+
+    def _lives_in_slurm(self) -> bool:
+        """Whether the job waits, runs, or will be run again; while SLURM does not answer, as before."""
+        if time.monotonic() - self._asked >= _SLURM_POLL_S:
+            self._asked, states = time.monotonic(), states_of([self.run])
+            if states is not None or is_over(self.run):
+                self._is_in_slurm = state_of(self.run, states).is_active
+        return self._is_in_slurm
+
+    def show(self) -> None:
+        """Print what is new."""
+        attempt = self._newest_attempt()
+        if attempt is not None and attempt != self._attempt:
+            if self._attempt is not None:
+                self._show_log()
+                self._show_restart(self._attempt, attempt)
+            self._attempt, self._offset, self._in_traceback = attempt, 0, False
+        self._show_log()
+        if self._is_terminal:
+            self._show_bar()
+
+    def act_on_interrupts(self) -> None:
+        if self.interrupts == 0 or self._acted >= 2 or self._acted == self.interrupts:
+            return
+        if self._acted == 0:
+            self._acted = 1
+            request_stop(self.run, "the command that follows it was interrupted")
+            self.say("stopping: saving a checkpoint first (Ctrl-C again kills the run at once)")
+        if self.interrupts >= 2:
+            self._acted = 2
+            self._kill()
+
+    def _kill(self) -> None:
+        self.say("killing the run")
+        launch = self.run.launch()
+        if launch.get("pid") is not None and processes.is_alive(launch["pid"], launch.get("pid_started")):
+            processes.kill_tree(launch["pid"])
+        attempt = self._newest_attempt() or 0
+        if self._end() is None:
+            reason = "killed by a second Ctrl-C: what came after the last checkpoint is lost"
+            step = self._heartbeat().get("step")
+            record = {"outcome": "stopped", "exit_code": INTERRUPTED, "reason": reason, "step": step}
+            self.run.attempts_dir.mkdir(exist_ok=True)
+            write_atomic(self.run.attempts_dir / f"attempt-{attempt:02d}.json", json.dumps(record))
+            self.run.event("stopped", attempt=attempt, step=step, reason=reason)
+
+    def conclude(self) -> int:
+        """The last lines, and the exit code."""
+        end = self._end() or {"outcome": "dead", "reason": "its processes were killed", "exit_code": JOB_FAILED}
+        outcome, heartbeat = end["outcome"], self._heartbeat()
+        step = end.get("step") if end.get("step") is not None else heartbeat.get("step", 0)
+        if outcome in ("failed", "hung", "dead"):
+            self._show_failure(end)
+        words = {"requeue": "saved, to be run again,", "dead": "died"}
+        self.say(f"{words.get(outcome, outcome)} at step {step} after {bar.duration(time.time() - self._since)}")
+        best = best_of_run(self.run, heartbeat)
+        if best:
+            self.say(f"  best    {best['metric']} {best['value']:.4g} at step {best['step']}")
+        self.say(f"  run     {shortest(self.run.path)}")
+        self.say(f"  next    {self._next(end)}")
+        if outcome == "finished":
+            return DONE
+        if outcome == "stopped" or self._acted:
+            return INTERRUPTED
+        code = end.get("exit_code")
+        return code if code in (USER_MUST_CHANGE, ENVIRONMENT_MUST_CHANGE) else JOB_FAILED
+
+    def _next(self, end: dict[str, Any]) -> str:
+        """What to type now. A resume takes the run's own copy of the code: it cannot mend a mistake in that."""
+        if end["outcome"] == "finished":
+            return f"{_command()} show {reference_to(self.run)}"
+        if end.get("mend"):
+            return f"mend it, then: {fit_again(self.run)}"
+        return f"{_command()} resume {reference_to(self.run)}"
+
+    def say(self, line: str) -> None:
+        """Print a line above the bar. A reader that is gone (a closed terminal or pipe) must not end the run."""
+        self._write(("\r\x1b[K" if self._bar_shown else "") + line + "\n")
+        self._bar_shown = False
+
+    def _write(self, text: str) -> None:
+        try:
+            self._stream.write(text)
+            self._stream.flush()
+        except (OSError, ValueError):
+            self._is_terminal = False
+            self._stream = open(os.devnull, "w")  # noqa: SIM115  until the end of the process
+
+    def _show_bar(self) -> None:
+        heartbeat = self._heartbeat()
+        if heartbeat.get("attempt") != self._attempt:
+            heartbeat = {"step": heartbeat.get("step", 0), "phase": "start"}
+        width = shutil.get_terminal_size().columns - 1
+        self._write("\r\x1b[K" + bar.render(heartbeat, width))
+        self._bar_shown = True
+
+    def _show_log(self) -> None:
+        """New whole lines of the first rank's log; on a terminal only those that somebody must see."""
+        if self._attempt is None:
+            return
+        try:
+            with (self._log_dir(self._attempt) / "rank-0.log").open("rb") as file:
+                file.seek(self._offset)
+                text = file.read()
+        except OSError:
+            return
+        whole = text[: text.rfind(b"\n") + 1]
+        self._offset += len(whole)
+        for line in whole.decode(errors="replace").splitlines():
+            if line in (cause.TRACEBACK_BEGINS, cause.TRACEBACK_ENDS):
+                self._in_traceback = line == cause.TRACEBACK_BEGINS
+            elif not self._in_traceback and (not self._is_terminal or _NOTABLE.search(line)):
+                self.say(line)
+
+    def _show_restart(self, died: int, following: int) -> None:
+        record = self._record(died)
+        reason = record.get("reason")
+        if record.get("outcome") == "requeue":
+            self.say(f"attempt {died} ended: {reason}; going on as attempt {following}")
+            return
+        if reason is None:  # the node process may not have written it yet
+            reason = cause.find(self._log_dir(died)).reason
+        self.say(f"attempt {died} died: {reason}; restarting as attempt {following}")
+
+    def _show_failure(self, end: dict[str, Any]) -> None:
+        lines, log, where = end.get("lines") or [], end.get("log"), end.get("where")
+        if not lines and log is None:
+            found = cause.find(self._log_dir(self._attempt or 0))
+            lines, where = found.lines, found.where
+            log = str(found.log.relative_to(self.run.path)) if found.log else None
+        if lines and not lines[0].startswith(cause.TRACEBACK):  # a traceback is in the log
+            for line in lines[-_SHOWN_LINES:]:
+                self.say(f"  | {line}")
+        self.say(f"{end['outcome']}: {end.get('reason') or 'no reason recorded'}")
+        if where:
+            self.say(f"  in      {where}")
+        launch_log = self.run.logs_dir / "launch.log"
+        if log is None and launch_log.exists() and launch_log.stat().st_size:
+            log = "logs/launch.log"
+            for line in cause.tail(launch_log)[-_SHOWN_LINES:]:
+                self.say(f"  | {line}")
+        self.say(f"  log     {shortest(self.run.path / log) if log else shortest(self.run.logs_dir)}")
+
+    def _log_dir(self, attempt: int) -> Path:
+        return self.run.logs_dir / f"attempt-{attempt:02d}"
+
+    def _newest_attempt(self) -> int | None:
+        """The newest attempt since this launch; older ones are history."""
+        numbers = [folder.name.partition("-")[2] for folder in self.run.logs_dir.glob("attempt-*")]
+        return max((int(n) for n in numbers if n.isdigit() and int(n) >= self._first_attempt), default=None)
+
+    def _record(self, attempt: int) -> dict[str, Any]:
+        try:
+            return dict(json.loads((self.run.attempts_dir / f"attempt-{attempt:02d}.json").read_text()))
+        except (OSError, ValueError):
+            return {}
+
+    def _end(self) -> dict[str, Any] | None:
+        """How this launch ended, where that was recorded."""
+        attempt = self._newest_attempt()
+        if attempt is None:
+            return None
+        record = self._record(attempt)
+        return record if record and not record.get("restarted") else None
+
+    def _heartbeat(self) -> dict[str, Any]:
+        return read_live(self.run.live_dir / "rank-0.json")
+
+
+def fit_again(run: RunDirectory, command: str | None = None) -> str:
+    """The command that began the run, as it may be typed again; `command`: how `trainer` is written."""
+    try:
+        typed = run.overrides_path.read_text().strip()
+    except OSError:
+        typed = ""
+    return f"{command or _command()} fit {typed}".rstrip()
+
+
+def _command() -> str:
+    """How `trainer` is to be typed: an environment that is not activated needs its path."""
+    own = Path(sys.prefix) / "bin" / "trainer"
+    return "trainer" if shutil.which("trainer") or not own.exists() else shlex.quote(shortest(own))

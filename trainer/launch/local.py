@@ -1,0 +1,56 @@
+"""Launching on this machine: the node process in a session of its own, so that Ctrl-C reaches only the follower."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+from trainer.config.shape import LaunchShape, resolve
+from trainer.core.files import write_atomic
+from trainer.runs.directory import RunDirectory
+from trainer.supervise.node import FOLLOWER_VARIABLE, NODES_VARIABLE, RENDEZVOUS_VARIABLE, record_launch
+
+_started: list[subprocess.Popen[bytes]] = []
+"""Kept: a Popen that is collected while its process runs warns."""
+
+
+class LocalLauncher:
+    """Starts a run here. `detached`: the run goes on when this process is killed; else it saves and ends."""
+
+    def __init__(self, detached: bool = False) -> None:
+        self.detached = detached
+
+    def launch(self, run: RunDirectory) -> None:
+        """Start `run`, and write which process it is into its `launch.json`."""
+        launch = run.launch()
+        shape = LaunchShape.from_dict(launch["shape"]) if launch.get("shape") else resolve(run.config())
+        # A resumed run goes on in the directory of its first launch, to which relative paths of data refer.
+        attempt = run.next_attempt()
+        write_atomic(run.launch_path, json.dumps({"cwd": os.getcwd(), **launch}, indent=1))
+        record_launch(run, shape, os.getpid(), attempt)  # until the node has a process id
+        run.stop_request.unlink(missing_ok=True)
+        run.logs_dir.mkdir(exist_ok=True)
+        # Not the working directory first of all: a folder there may be called like a module of ours.
+        variables = {**os.environ, "PYTHONSAFEPATH": "1", "TRAINER_ATTEMPT": str(attempt)}
+        for name in (NODES_VARIABLE, RENDEZVOUS_VARIABLE):  # of the job that this command may run in
+            variables.pop(name, None)
+        if not self.detached:
+            variables[FOLLOWER_VARIABLE] = str(os.getpid())
+        with (run.logs_dir / "launch.log").open("ab") as log:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "trainer.supervise.node", str(run.path)],
+                env=variables,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        _started.append(process)
+        record_launch(run, shape, process.pid, attempt)
+
+
+def reap() -> None:
+    """Collect the node processes of this process that have ended."""
+    _started[:] = [process for process in _started if process.poll() is None]

@@ -1,0 +1,84 @@
+"""One launch of a run at a time: a lock for the node process, and a fence for a writer that the lock did not stop."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import socket
+import time
+from typing import Any
+
+from trainer.core.errors import EnvironmentFault, UserError
+from trainer.runs.directory import RunDirectory
+from trainer.runs.registry import reference_to
+
+_DYING_S = 5.0
+"""A launch that was killed a moment ago lets go of its lock when the kernel has cleared it away."""
+_OTHER_HOST_S = 120.0
+"""The lock of a host that is gone lasts until the file server forgets it (NFSv4: a lease of 90 s)."""
+
+
+class RunLock:
+    """`control/lock`, held from `take` until this process ends, however it ends."""
+
+    def __init__(self, run: RunDirectory) -> None:
+        self._run = run
+        self._path = run.stop_request.parent / "lock"
+        self._descriptor: int | None = None
+
+    def take(self, attempt: int) -> None:
+        """Raises UserError where another launch of this run is alive. Without locks there is the fence only."""
+        self._path.parent.mkdir(exist_ok=True)
+        descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600)
+        began = time.monotonic()
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                holder = self._holder(descriptor)
+                patience_s = _DYING_S if holder.get("host") == socket.gethostname() else _OTHER_HOST_S
+                if time.monotonic() - began > patience_s:
+                    os.close(descriptor)
+                    raise self._refusal(holder) from None
+                time.sleep(0.2)
+            except OSError:  # not supported here
+                os.close(descriptor)
+                return
+        os.ftruncate(descriptor, 0)
+        mine = {"host": socket.gethostname(), "pid": os.getpid(), "attempt": attempt}
+        os.pwrite(descriptor, json.dumps(mine).encode(), 0)
+        self._descriptor = descriptor
+
+    @property
+    def is_taken(self) -> bool:
+        """Whether a launch has taken it, which may have ended since."""
+        try:
+            return self._path.stat().st_size > 0
+        except FileNotFoundError:
+            return False
+
+    def _holder(self, descriptor: int) -> dict[str, Any]:
+        try:
+            return dict(json.loads(os.pread(descriptor, 4096, 0)))
+        except ValueError:
+            return {}
+
+    def _refusal(self, holder: dict[str, Any]) -> UserError:
+        name = reference_to(self._run)
+        where = f"process {holder.get('pid', '?')} on {holder.get('host', '?')}, attempt {holder.get('attempt', '?')}"
+        return UserError(
+            f"{self._run.path.name} is trained already ({where}); two at once would overwrite each other's checkpoints",
+            f"to watch it: trainer logs -f {name}; to end it: trainer stop {name}",
+        )
+
+
+def refuse_if_superseded(run: RunDirectory, attempt: int) -> None:
+    """Before a save: raises EnvironmentFault when a later attempt of this run has begun, whose files these are now."""
+    newest = run.next_attempt() - 1
+    if newest > attempt:
+        raise EnvironmentFault(
+            f"attempt {newest} of this run has begun; attempt {attempt} may not write any more",
+            "nothing is lost: the later attempt goes on; find out why this one was not ended",
+        )

@@ -1,0 +1,45 @@
+"""Reading back and rewinding `metrics.jsonl`; `tracking/metrics_file.py` writes it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from trainer.core.files import write_atomic
+
+RECENT_S = 5.0
+"""Longer than W&B's client keeps a row to itself (tracking/weights_and_biases.py sets 1 s)."""
+
+
+@dataclass(frozen=True)
+class Rewound:
+    """What `rewind` did."""
+
+    dropped: int
+    """Lines taken out."""
+    recent: list[dict[str, Any]]
+    """Lines kept that were written within `RECENT_S` before the last one: a process that was killed then may not have
+    got them to another tracker."""
+
+
+def rewind(path: Path, step: int) -> Rewound:
+    """Drop the lines of steps after `step`, and a last line cut short by a crash."""
+    if not path.exists():
+        return Rewound(0, [])
+    lines = path.read_text().splitlines()
+    read = [(line, parsed) for line in lines if (parsed := _parsed(line)) is not None]
+    last = max((parsed["time"] for _, parsed in read), default=0.0)
+    kept = [(line, parsed) for line, parsed in read if parsed["step"] <= step]
+    if len(kept) != len(lines):
+        write_atomic(path, "".join(f"{line}\n" for line, _ in kept))
+    return Rewound(len(lines) - len(kept), [parsed for _, parsed in kept if last - parsed["time"] <= RECENT_S])
+
+
+def _parsed(line: str) -> dict[str, Any] | None:
+    try:
+        parsed = json.loads(line)
+        return {**parsed, "step": int(parsed["step"]), "time": float(parsed["time"])}
+    except (ValueError, KeyError, TypeError):
+        return None

@@ -1,0 +1,240 @@
+"""Turns the exception that ends a rank into one message without a traceback, and decides whether it is tried again.
+
+Imports nothing heavy: it must work where torch cannot be imported. The traceback stays in the rank's log, between two
+marks (`trainer.runs.cause`), so that a terminal that follows the log leaves it out.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import re
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+from trainer.core.errors import DONE, JOB_FAILED, EnvironmentFault, TrainerError, UserError
+from trainer.core.files import write_atomic, write_new
+from trainer.runs.cause import (
+    DRAGGED_ALONG,
+    FAILURE_SUFFIX,
+    FAILURE_VARIABLE,
+    TRACEBACK_BEGINS,
+    TRACEBACK_ENDS,
+    Failure,
+    failures,
+)
+from trainer.runtime.attempt import Attempt
+
+_MOST_LINES, _MOST_CHARACTERS = 12, 2000
+"""Of a message: torch lists every key of a state dict that does not fit."""
+_STAYS_S = 30.0
+"""Longest wait for the other ranks: the node process ends them sooner (`supervisor.FAILED_GRACE_S`)."""
+_ALWAYS = ("ImportError", "SyntaxError", "NameError", "NotImplementedError", "MisconfigurationException")
+"""Never helped by another attempt: by the names of the class and its bases, which need not be imported."""
+_ALWAYS_FROM = ("hydra.errors", "omegaconf.errors")
+"""Modules of whose exceptions the same is true."""
+_MISTAKES = (
+    *("TypeError", "AttributeError", "LookupError", "ValueError", "ArithmeticError", "AssertionError"),
+    *("FileNotFoundError", "NotADirectoryError", "IsADirectoryError", "PermissionError", "PicklingError"),
+)
+"""Mistakes in code, configuration or paths when they come before any work is done."""
+_TENSORS = re.compile(
+    r"shapes? .*cannot be multiplied|size mismatch|sizes? of tensor|must match the size|is invalid for input of size"
+    r"|Expected .*(size|dim|channels|tensor|dtype|scalar type|input)|expected scalar type|must have the same dtype"
+    r"|Input type .* should be the same|No CUDA|Found no NVIDIA|CUDA .*not available|not compiled with CUDA"
+    r"|invalid device ordinal|in loading state_dict|does not require grad|inplace operation|second time"
+    r"|not implemented for|Can't call numpy|size of the target|batch.*size.*to match|Sizes of tensors must match",
+    re.IGNORECASE,
+)
+"""What torch says, as RuntimeError, of tensors and devices that do not fit."""
+_ALWAYS_SAID = re.compile(
+    r"parameters (that )?were not used in producing the loss|^RuntimeError: Early stopping condition"
+)
+"""Messages of a RuntimeError that comes again in each attempt: of trainer/strategies/ddp.py and DDP's own, and of
+EarlyStopping whose metric is not logged."""
+_TRANSIENT = (
+    "RollBack",
+    "ConnectionError",
+    "TimeoutError",
+    "DistError",
+    "OutOfMemoryError",
+    "MemoryError",
+    "BlockingIOError",
+)
+_TRANSIENT_ERRNO = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE, errno.EROFS, errno.ETIMEDOUT, errno.ENETDOWN)
+_WORKER_DIED = re.compile(r"DataLoader worker .*(killed|exited unexpectedly)|unable to open shared memory", re.I)
+_IN_WORKER = re.compile(r"^Caught (\S+) in DataLoader worker process (\d+)\.\nOriginal Traceback .*?\n", re.S)
+_FRAME = re.compile(r'^  File "(.+)", line (\d+), in (.+)$', re.M)
+_INSTALLED = ("site-packages", "dist-packages")
+_OWN = Path(__file__).resolve().parents[1]
+
+
+def conclude(error: BaseException, attempt: Attempt) -> int:
+    """Record what ended this rank, and return the exit code of its process (`docs/architecture.md`).
+
+    After a failure that would come again the job's outcome is recorded, and this rank stays until the others have
+    failed, too, or are ended: torchrun would start them again.
+    """
+    failure = _failure_of(error, attempt)
+    print_traceback(error)
+    folder = attempt.directory.logs_dir / f"attempt-{attempt.rank.attempt:02d}"
+    try:
+        write_atomic(folder / f"rank-{attempt.rank.rank}{FAILURE_SUFFIX}", json.dumps(failure.to_dict()))
+    except OSError:  # a full disk: the log has it
+        pass
+    if not failure.is_final:
+        attempt.heartbeat.stop("failed")
+        return JOB_FAILED
+    attempt.fail(failure)
+    _wait_for_others(folder, attempt.rank.world_size)
+    return DONE
+
+
+def reported(main: Callable[[], int]) -> int:
+    """Run the `main` of a command on this rank. What it raises is one message for the terminal, in the file that
+    `TRAINER_FAILURE` names, of the first rank that fails; the traceback goes to stderr, which then is a log."""
+    path = os.environ.get(FAILURE_VARIABLE)
+    if path is None:
+        return main()
+    try:
+        return main()
+    except Exception as error:
+        print_traceback(error)
+        reason, where = describe(error, Path(os.environ.get("PYTHONPATH", "").partition(os.pathsep)[0] or "."))
+        code, fix = JOB_FAILED, f"in {where}" if where else ""
+        if isinstance(error, TrainerError):
+            code, reason, fix = error.code, error.message, error.fix
+        if _is_transient(error, reason) and DRAGGED_ALONG.search(reason):
+            time.sleep(1.0)  # the rank whose end it noticed has the better message
+        write_new(Path(path), json.dumps({"message": reason, "fix": fix, "code": code}))
+        return code
+
+
+def print_traceback(error: BaseException) -> None:
+    """Into this rank's log, between the marks."""
+    text = "".join(traceback.format_exception(error)).rstrip()
+    print(f"{TRACEBACK_BEGINS}\n{text}\n{TRACEBACK_ENDS}", file=sys.stderr, flush=True)
+
+
+def _failure_of(error: BaseException, attempt: Attempt) -> Failure:
+    step, first = attempt.heartbeat.step, attempt.first_step
+    reason, where = describe(error, attempt.directory.code_dir)
+    has_moved, has_saved = first is not None and step > first, _has_checkpoint(attempt)
+    mend = True
+    if _ALWAYS_SAID.search(reason):
+        final, reason = True, reason.removeprefix("RuntimeError: ")
+    elif isinstance(error, TrainerError):
+        # One that guards the training is raised in it: what it saw need not come again from an older checkpoint.
+        final, mend = True, isinstance(error, UserError) or not (isinstance(error, EnvironmentFault) or has_moved)
+    elif _is_transient(error, reason):
+        return Failure(reason, where, step, attempt.rank.rank, time.time(), is_final=False, mend=False)
+    elif _is_one_of(error, _ALWAYS) or type(error).__module__.startswith(_ALWAYS_FROM):
+        final = True
+    elif _is_one_of(error, _MISTAKES) or (isinstance(error, RuntimeError) and _TENSORS.search(reason)):
+        final = not has_moved or not has_saved
+    else:
+        final, mend = False, not has_saved
+    if not final and _came_before(attempt, reason, step):
+        final = mend = True
+    return Failure(reason, where, step, attempt.rank.rank, time.time(), is_final=final, mend=mend)
+
+
+def describe(error: BaseException, code_dir: Path | None = None) -> tuple[str, str | None]:
+    """The exception as one message, and the user's own line that it came from: `model.py:12, in forward: ...`."""
+    if isinstance(error, TrainerError):
+        return str(error), None
+    name, message = type(error).__name__, str(error)
+    in_worker = _IN_WORKER.match(message)
+    if in_worker:
+        where = _last_own(_frames_in(message), code_dir)
+        said = [line for line in message.splitlines() if line and not line.startswith((" ", "Caught", "Original"))]
+        told = "\n".join(said) or f"{in_worker[1]} in DataLoader worker process {in_worker[2]}"
+        return _short(told), where
+    frames = [(frame.filename, frame.lineno or 0, frame.name) for frame in traceback.extract_tb(error.__traceback__)]
+    if isinstance(error, SyntaxError) and error.filename:
+        frames.append((error.filename, error.lineno or 0, "<module>"))
+        message = error.msg
+    return _short(f"{name}: {message}" if message else name), _last_own(frames, code_dir)
+
+
+def _short(text: str) -> str:
+    lines = text.strip().splitlines()
+    if len(lines) > _MOST_LINES:
+        lines = [*lines[:_MOST_LINES], f"... {len(lines) - _MOST_LINES} more lines in the log"]
+    kept = "\n".join(lines)
+    return kept if len(kept) <= _MOST_CHARACTERS else f"{kept[:_MOST_CHARACTERS]} ..."
+
+
+def _frames_in(text: str) -> list[tuple[str, int, str]]:
+    return [(file, int(line), name) for file, line, name in _FRAME.findall(text)]
+
+
+def _last_own(frames: Iterable[tuple[str, int, str]], code_dir: Path | None) -> str | None:
+    """The innermost frame that is neither an installed package's nor this project's own."""
+    for file, line, name in reversed(list(frames)):
+        path = Path(file)
+        if any(part in file for part in _INSTALLED) or file.startswith("<") or _is_below(path, _OWN):
+            continue
+        if file.startswith(os.path.dirname(os.__file__)):  # the standard library
+            continue
+        code = _line_of(path, line)
+        shown = next((path.relative_to(base) for base in _roots(code_dir) if _is_below(path, base)), path)
+        return f"{shown}:{line}" + (f", in {name}" if name != "<module>" else "") + (f": {code}" if code else "")
+    return None
+
+
+def _roots(code_dir: Path | None) -> Iterator[Path]:
+    if code_dir is not None:
+        yield code_dir
+    yield Path.cwd()
+
+
+def _is_below(path: Path, folder: Path) -> bool:
+    return path.is_absolute() and path.is_relative_to(folder)
+
+
+def _line_of(path: Path, number: int) -> str:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace").splitlines()[number - 1].strip()[:120]
+    except (OSError, IndexError):
+        return ""
+
+
+def _is_one_of(error: BaseException, names: tuple[str, ...]) -> bool:
+    return any(base.__name__ in names for base in type(error).__mro__)
+
+
+def _is_transient(error: BaseException, reason: str) -> bool:
+    """Whether the machine, the network or another rank may be at fault."""
+    if _is_one_of(error, _TRANSIENT) or _WORKER_DIED.search(reason):
+        return True
+    if isinstance(error, OSError):
+        return error.errno in _TRANSIENT_ERRNO
+    return isinstance(error, RuntimeError) and DRAGGED_ALONG.search(reason) is not None
+
+
+def _has_checkpoint(attempt: Attempt) -> bool:
+    from trainer.checkpoint.store import CheckpointStore
+
+    return bool(CheckpointStore(attempt.directory.checkpoints_dir).committed())
+
+
+def _came_before(attempt: Attempt, reason: str, step: int) -> bool:
+    """Whether the attempt before this one ended with the same message at the same step."""
+    folder = attempt.directory.logs_dir / f"attempt-{attempt.rank.attempt - 1:02d}"
+    return any(one.step == step and _constant(one.reason) == _constant(reason) for one in failures(folder))
+
+
+def _constant(text: str) -> str:
+    """Without addresses, which differ from process to process."""
+    return re.sub(r"0x[0-9a-f]+", "0x", text)
+
+
+def _wait_for_others(folder: Path, world_size: int) -> None:
+    deadline = time.monotonic() + _STAYS_S
+    while time.monotonic() < deadline and len(list(folder.glob(f"rank-*{FAILURE_SUFFIX}"))) < world_size:
+        time.sleep(0.05)

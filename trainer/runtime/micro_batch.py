@@ -1,0 +1,65 @@
+"""A micro-batch that needs no more memory than before, or half: more of them a step, so that the global batches and
+their samples stay.
+
+An attempt that ran out of memory is followed by one with half the micro-batch (`resilience.on_oom`). One on fewer nodes
+than the run asked for (`resources.min_nodes`) does not give its ranks larger ones.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.distributed
+
+from trainer.config.batch import BatchPlan
+from trainer.runs.directory import RunDirectory
+from trainer.runtime.process import Rank
+
+OUT_OF_MEMORY = "out_of_memory"
+"""The event."""
+
+
+def smaller(plan: BatchPlan) -> int | None:
+    """The largest one of at most half the size that divides a rank's share of the global batch; None below 1."""
+    return _largest_part(plan.global_batch // plan.world_size, plan.micro_batch // 2)
+
+
+def limited(
+    data: dict[str, Any],
+    directory: RunDirectory,
+    rank: Rank,
+    readers: int,
+    group: torch.distributed.ProcessGroup | None,
+) -> dict[str, Any]:
+    """The `data` section with the micro-batch of this attempt; the first rank reads of the attempts before.
+
+    `readers`: ranks that read different samples.
+    """
+    chosen: list[Any] = [None]
+    if rank.is_first:
+        chosen = [_limit(data, directory, rank.world_size, readers)]
+    if group is not None:
+        torch.distributed.broadcast_object_list(chosen, src=0, group=group)
+    if chosen[0] is None:
+        return data
+    batch_size, most = chosen[0]
+    return {**data, "batch_size": batch_size, "micro_batch": _largest_part(batch_size // readers, most)}
+
+
+def _limit(data: dict[str, Any], directory: RunDirectory, ranks: int, readers: int) -> tuple[int, int] | None:
+    """The global batch and the largest micro-batch; None where nothing limits it."""
+    events = [event for event in directory.events() if event["event"] == OUT_OF_MEMORY and event.get("micro_batch")]
+    batch_size = data.get("batch_size") or (events[-1]["batch_size"] if events else None)
+    if batch_size is None:
+        return None
+    limits = [event["micro_batch"] for event in events[-1:]]
+    shape = directory.launch().get("shape")
+    asked = shape["nodes"] * shape["processes_per_node"] if shape else ranks
+    if asked > ranks:
+        limits.append(max(1, batch_size * ranks // (asked * readers)))
+    return (batch_size, min([*limits, data.get("micro_batch") or batch_size])) if limits else None
+
+
+def _largest_part(share: int, most: int) -> int | None:
+    return next((size for size in range(most, 0, -1) if share % size == 0), None)

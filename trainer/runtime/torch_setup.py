@@ -1,0 +1,53 @@
+"""What every command on ranks needs of torch and Lightning before it builds anything: a process group, and quiet."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from datetime import timedelta
+
+import torch
+import torch.distributed
+
+from trainer.config.schema import Config
+from trainer.runtime.process import Rank
+
+Group = torch.distributed.ProcessGroup
+
+
+def device_of(config: Config, rank: Rank) -> torch.device:
+    """This rank's device: the configuration says how many GPUs the job has, none means CPU."""
+    return torch.device("cuda", rank.local_rank) if config.resources.gpus else torch.device("cpu")
+
+
+def init_process_group(config: Config, rank: Rank, timeout_s: float | None = None) -> Group | None:
+    """Join the other ranks before anything slow, and make the CPU group that agreements use; None for one rank.
+
+    `timeout_s`: of a collective; None: `resilience.collective_timeout_s`.
+    """
+    if rank.world_size == 1:
+        return None
+    timeout = timedelta(seconds=timeout_s or config.resilience.collective_timeout_s)
+    device = device_of(config, rank)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+        torch.distributed.init_process_group("cpu:gloo,cuda:nccl", timeout=timeout, device_id=device)
+    else:
+        torch.distributed.init_process_group("gloo", timeout=timeout)
+    return torch.distributed.new_group(backend="gloo", timeout=timeout)
+
+
+def silence_known_warnings() -> None:
+    """Advice of Lightning that does not hold here, each with the reason. Nothing broader: new ones must be seen."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # its "GPU available", tips and adverts
+    reasons = {
+        "The `srun` command is available on your system but is not used": "torchrun starts the ranks, under srun too",
+        ".*isinstance\\(treespec, LeafSpec\\)": "Lightning 2.6 with torch 2.13; gone with Lightning's next release",
+        "It is recommended to use `self.log\\(.*sync_dist=True": "the tasks reduce over the ranks themselves",
+        "The .*dataloader.* does not have many workers": "whether workers pay depends on the data: docs/data.md",
+        "The number of training batches .* is smaller than the logging": "our logging counts steps over epochs",
+        "Be aware that when using `ckpt_path`, callbacks": "an evaluation needs none of them",
+        "You defined a `validation_step` but have no `val_dataloader`": "a data module may have no validation",
+    }
+    for message in reasons:
+        warnings.filterwarnings("ignore", message=message)

@@ -1,0 +1,287 @@
+"""What the job script asks before and after each attempt: `python -m trainer.slurm.attempt begin|end ...`.
+
+`begin RUN_DIR` prints lines for the script's `eval`. `end RUN_DIR CODE` says why srun ended with CODE, has the job
+requeued where that helps, and ends with 75 when the script should try again on the nodes that it has.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import signal
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from trainer.checkpoint.store import CheckpointStore
+from trainer.config.elastic import most_nodes
+from trainer.config.shape import LaunchShape
+from trainer.core.errors import (
+    DONE,
+    ENVIRONMENT_MUST_CHANGE,
+    JOB_FAILED,
+    NEVER_RESTART,
+    REQUEUE,
+    USER_MUST_CHANGE,
+    TrainerError,
+)
+from trainer.core.files import write_atomic
+from trainer.runs import cause
+from trainer.runs.directory import RunDirectory
+from trainer.slurm import ending, lost_nodes, preflight, query
+from trainer.slurm.commands import SlurmRefused, patiently
+from trainer.slurm.commands import run as call
+from trainer.slurm.submit import script_path, submit
+from trainer.supervise.node import NODES_VARIABLE, RENDEZVOUS_VARIABLE
+from trainer.supervise.supervisor import CODES, last_step
+
+_HOPELESS = (NEVER_RESTART, USER_MUST_CHANGE, ENVIRONMENT_MUST_CHANGE)
+
+
+def begin(run: RunDirectory) -> list[str]:
+    """Number an attempt and write it down. The lines are bash: exports, or an `exit`."""
+    job_id = os.environ["SLURM_JOB_ID"]
+    if run.stop_request.exists():
+        return _end_here(run, "stopped", DONE, "stopped before it started")
+    launch, step = run.launch(), newest_step(run)
+    nodes = query.hostnames(os.environ["SLURM_JOB_NODELIST"])
+    is_restart = "TRAINER_ATTEMPT" in os.environ
+    if not is_restart:
+        if str(launch.get("slurm_job_id")) != job_id:
+            # Resubmitted by hand: another job with other attempts.
+            run.event("queued", slurm_job_id=job_id)
+        _explain_silence(run)
+        most = int(run.config()["cluster"]["attempts_without_progress"])
+        if _without_progress(run, step) >= most:
+            last = [record["reason"] for record in run.attempts() if record.get("reason")]
+            why = f"; the last ended so: {last[-1]}" if last else ""
+            return _end_here(run, "failed", NEVER_RESTART, f"{most} attempts in a row left no newer checkpoint{why}")
+    wanted = LaunchShape.from_dict(launch["shape"])
+    bad = _bad_nodes(run, nodes, is_restart)
+    fit = [node for node in nodes if node not in bad]
+    count = most_nodes(run.config(), wanted, len(fit))
+    if count is None:
+        if patiently(lambda: query.job(job_id)).get("JobState") != "RUNNING":
+            return [f"exit {JOB_FAILED}"]  # SLURM ended it during the preflight
+        told = "preflight: " + "; ".join(f"{node}: {problem}" for node, problem in bad.items())
+        if not bad:
+            told = f"SLURM gave {len(nodes)} nodes, and the run needs {wanted.nodes}"
+        return _end_here(run, "failed", NEVER_RESTART, told)
+    chosen = fit[:count]
+    attempt = run.next_attempt()
+    launch.update(slurm_job_id=job_id, attempt=attempt, host=None, boot_id=None, pid=None, pid_started=None)
+    write_atomic(run.launch_path, json.dumps(launch, indent=1))
+    (run.logs_dir / f"attempt-{attempt:02d}").mkdir(parents=True, exist_ok=True)
+    name = "restarted" if is_restart else "allocated"
+    since = {"since": int(os.environ["TRAINER_JOB_BEGAN"])} if not is_restart else {}
+    run.event(name, attempt=attempt, slurm_job_id=job_id, nodes=chosen, checkpoint=step, **since)
+    fewer = f" ({count} of {wanted.nodes} nodes)" if count < wanted.nodes else ""
+    print(ending.beginning(attempt, chosen) + fewer, file=sys.stderr, flush=True)
+    # Two jobs may share a node, and the last attempt's port may not be free yet.
+    port = 20000 + (int(job_id) * 8 + attempt % 8) % 10000
+    variables = {
+        "TRAINER_ATTEMPT": str(attempt),
+        NODES_VARIABLE: str(count),
+        "TRAINER_LEFT_OUT": ",".join(node for node in nodes if node not in chosen),
+        RENDEZVOUS_VARIABLE: f"{chosen[0]}:{port}",
+    }
+    return [f"export {name}={shlex.quote(value)}" for name, value in variables.items()]
+
+
+def _bad_nodes(run: RunDirectory, nodes: list[str], is_restart: bool) -> dict[str, str]:
+    """Node to what the preflight of this allocation found wrong with it."""
+    if not run.config()["cluster"].get("preflight") or not preflight.folder(run).is_dir():
+        return {}
+    bad, bytes_per_s = preflight.judge(run, nodes)
+    if not is_restart:
+        run.event("preflight", bad=bad, bytes_per_s=bytes_per_s)
+        speed = f", all-reduce at {bytes_per_s / 1e9:.2f} GB/s" if bytes_per_s else ""
+        told = "; ".join(f"{node} is left out: {problem}" for node, problem in bad.items())
+        print(f"preflight: {told or f'{len(nodes)} nodes are fit'}{speed}", file=sys.stderr, flush=True)
+    return bad
+
+
+def _end_here(run: RunDirectory, outcome: str, code: int, reason: str) -> list[str]:
+    """Record an attempt that is not made, and have the script exit."""
+    _record(run, run.next_attempt(), outcome, code, reason)
+    print(f"{run.path.name} {outcome}: {reason}", file=sys.stderr)
+    return [f"exit {code}"]
+
+
+def newest_step(run: RunDirectory) -> int | None:
+    """The step of the newest committed checkpoint."""
+    return max((checkpoint.step for checkpoint in CheckpointStore(run.checkpoints_dir).committed()), default=None)
+
+
+def _explain_silence(run: RunDirectory) -> None:
+    """Write down how the last attempt ended where `end` could not: the script's own node was lost, or SLURM killed the
+    script before srun had returned."""
+    events = run.events()
+    begun = [event for event in events if event["event"] in ("allocated", "restarted")]
+    if not begun:
+        return
+    attempt, nodes = begun[-1]["attempt"], begun[-1]["nodes"]
+    ends = [record for record in run.attempts() if record["attempt"] >= attempt]
+    outcome = ends[-1]["outcome"] if ends else None
+    is_told = outcome in ("finished", "stopped") or any(
+        event["event"] in ("failed", "hung", "requeued") and event["time"] > begun[-1]["time"] for event in events
+    )
+    if is_told:
+        return
+    said = ending.by_slurm(run, begun[-1]["slurm_job_id"], attempt)
+    if outcome == "requeue":  # the ranks had saved
+        attempt, step = ends[-1]["attempt"], ends[-1]["step"]
+        _record(run, attempt, "requeue", REQUEUE, f"saved: {said or 'asked to make room'}", step=step)
+        return
+    lost = lost_nodes.sentence(lost_nodes.note_lost(run, nodes))
+    reason = lost or said or f"{nodes[0]}, where the job script ran, was lost"
+    _record(run, attempt, "requeue", REQUEUE, f"not saved: {reason}")
+
+
+def _without_progress(run: RunDirectory, step: int | None) -> int:
+    """How many allocations in a row, up to now, began with the checkpoint that still is the newest."""
+    count = 0
+    for event in reversed(run.events()):
+        if event["event"] in ("queued", "resumed"):  # a person wants it tried again
+            break
+        if event["event"] == "allocated":
+            if event.get("checkpoint") != step:
+                break
+            count += 1
+    return count
+
+
+def end(run: RunDirectory, code: int) -> int:
+    """What to do after srun ended with `code`; the code with which the script goes on (75: once more) or exits."""
+    attempt, job_id = int(os.environ["TRAINER_ATTEMPT"]), os.environ["SLURM_JOB_ID"]
+    record = next((one for one in reversed(run.attempts()) if one["attempt"] >= attempt), None)
+    if record is not None:
+        attempt = record["attempt"]
+        if record.get("restarted") and (run.logs_dir / f"attempt-{attempt + 1:02d}").is_dir():
+            attempt, record = attempt + 1, None  # torchrun had begun another, and was killed
+    outcome = record["outcome"] if record else None
+    if run.stop_request.exists() and outcome in (None, "requeue", "hung"):
+        _record(run, attempt, "stopped", DONE, "asked to stop")
+        return DONE
+    if record and (outcome in ("finished", "stopped") or record.get("exit_code") in _HOPELESS):
+        _say(attempt, record["outcome"], record.get("step"), record.get("reason"))
+        return int(record.get("exit_code", CODES.get(record["outcome"], JOB_FAILED)))
+    job = patiently(lambda: query.job(job_id))
+    is_running = job.get("JobState") == "RUNNING"
+    said = ending.by_slurm(run, job_id, attempt)
+    if outcome == "requeue":
+        said = said or ("its time limit was near" if is_running else "asked to make room")
+        _record(run, attempt, "requeue", REQUEUE, f"saved: {said}", step=record["step"] if record else None)
+    elif is_running:
+        return _after_failure(run, attempt, code, record)
+    else:
+        lost = lost_nodes.note_lost(run, query.hostnames(os.environ["SLURM_JOB_NODELIST"]))
+        reason = lost_nodes.sentence(lost) or said or f"the job is {job.get('JobState', 'gone')}"
+        _record(run, attempt, "requeue", REQUEUE, f"not saved: {reason}")
+    if is_running or said == ending.TIME_LIMIT:
+        return requeue(run)
+    if int(job.get("Restarts", "0")) > int(os.environ.get("SLURM_RESTART_COUNT") or 0):
+        run.event("requeued", slurm_job_id=job_id)
+        lost_nodes.exclude(run, job_id)
+    return JOB_FAILED
+
+
+def _after_failure(run: RunDirectory, attempt: int, code: int, record: dict[str, Any] | None) -> int:
+    """Ranks died, or what supervises them, and SLURM goes on with the job: again on the same nodes, if they are well
+    and it has not failed too often since the newest checkpoint."""
+    lost = lost_nodes.note_lost(run, query.hostnames(os.environ["SLURM_JOB_NODELIST"]))
+    if lost:
+        _record(run, attempt, "requeue", REQUEUE, f"not saved: {lost_nodes.sentence(lost)}")
+        return requeue(run)
+    is_single = int(os.environ[NODES_VARIABLE]) == 1
+    if record and is_single:  # torchrun has tried often enough
+        run.event(record["outcome"], attempt=attempt, step=record.get("step"), reason=record.get("reason"))
+        _say(attempt, record["outcome"], record.get("step"), record.get("reason"))
+        return int(record.get("exit_code", JOB_FAILED))
+    folder = run.logs_dir / f"attempt-{attempt:02d}"
+    found = cause.find(folder, folder / "node-0.log")
+    if record and record.get("restarted"):  # the node process has said why: nothing moved any more
+        found = replace(found, reason=record["reason"])
+    if record is None and found.exit_code is None and not cause.is_traceback(found):
+        found = cause.Cause(f"its processes were killed: srun ended with {code}", found.lines, found.log, None)
+    failures = _failures_since_checkpoint(run, attempt)
+    goes_on = failures <= int(run.config()["resilience"]["max_restarts"])
+    outcome, exit_code = (record["outcome"], record["exit_code"]) if record else ("failed", JOB_FAILED)
+    _record(run, attempt, outcome, exit_code, found.reason, found=found, restarted=goes_on)
+    return REQUEUE if goes_on else int(exit_code) or JOB_FAILED
+
+
+def _failures_since_checkpoint(run: RunDirectory, attempt: int) -> int:
+    """Attempts of this allocation from the one that committed the newest checkpoint on: that one has died since."""
+    events = run.events()
+    first = [int(one["attempt"]) for one in events if one["event"] == "allocated"]
+    writers = [int(one["attempt"]) for one in events if one["event"] == "checkpoint" and "attempt" in one]
+    return attempt - max([*first[-1:], *writers[-1:]], default=attempt) + 1
+
+
+def requeue(run: RunDirectory) -> int:
+    """Have SLURM run this job again. Where it may not, submit another job of the same run."""
+    job_id = os.environ["SLURM_JOB_ID"]
+    try:
+        patiently(lambda: call("scontrol", "requeue", job_id))
+    except SlurmRefused as refused:
+        print(f"SLURM does not requeue this job ({refused}); submitting another", file=sys.stderr, flush=True)
+        other = submit(script_path(run), Path(run.launch()["cwd"]), f"--dependency=afterany:{job_id}")
+        write_atomic(run.launch_path, json.dumps({**run.launch(), "slurm_job_id": other}, indent=1))
+        run.event("requeued", slurm_job_id=other)
+        return DONE
+    run.event("requeued", slurm_job_id=job_id)
+    lost_nodes.exclude(run, job_id)
+    return DONE
+
+
+def _record(
+    run: RunDirectory,
+    attempt: int,
+    outcome: str,
+    code: int,
+    reason: str,
+    *,
+    step: int | None = None,
+    found: cause.Cause | None = None,
+    restarted: bool = False,
+) -> None:
+    step = last_step(run) if step is None else step
+    record: dict[str, Any] = {"outcome": outcome, "exit_code": code, "reason": reason, "step": step}
+    log = str(found.log.relative_to(run.path)) if found and found.log else None
+    record.update(log=log, lines=found.lines if found else [], restarted=restarted, time=time.time())
+    if found:
+        record.update(rank=found.rank, host=found.host, where=found.where, mend=found.mend)
+    run.attempts_dir.mkdir(exist_ok=True)
+    path = run.attempts_dir / f"attempt-{attempt:02d}.json"
+    had_saved = path.exists() and json.loads(path.read_text())["outcome"] == "requeue"
+    write_atomic(path, json.dumps(record))
+    if not restarted and not had_saved:  # the rank has written the event when it saved
+        run.event("preempted" if outcome == "requeue" else outcome, attempt=attempt, step=step, reason=reason)
+    _say(attempt, "died" if restarted else outcome, step, reason)
+
+
+def _say(attempt: int, outcome: str, step: int | None, reason: str | None) -> None:
+    print(
+        f"attempt {attempt} {outcome} at step {step}" + (f": {reason}" if reason else ""), file=sys.stderr, flush=True
+    )
+
+
+def main(arguments: list[str]) -> int:
+    verb, run = arguments[0], RunDirectory(Path(arguments[1]))
+    if verb == "begin":
+        print("\n".join(begin(run)))
+        return DONE
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # SLURM sends it more than once
+    return end(run, int(arguments[2]))
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except (TrainerError, SlurmRefused) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(getattr(error, "code", JOB_FAILED))

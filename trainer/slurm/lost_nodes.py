@@ -1,0 +1,63 @@
+"""The nodes that a run has lost: named in its events, and left out afterwards where there are others."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterable
+
+from trainer.core.errors import EnvironmentFault
+from trainer.runs.directory import RunDirectory
+from trainer.slurm import facts, query
+from trainer.slurm.commands import SlurmRefused, patiently
+from trainer.slurm.commands import run as call
+
+_GONE = re.compile(r"DOWN|FAIL|NOT_RESPONDING|POWERED_DOWN|REBOOT")
+
+
+def note_lost(run: RunDirectory, nodes: list[str]) -> dict[str, str]:
+    """Those of `nodes` that are lost, after writing them into the events."""
+    lost = patiently(lambda: find(nodes))
+    for node, state in lost.items():
+        run.event("node_lost", node=node, reason=state)
+    return lost
+
+
+def sentence(lost: dict[str, str]) -> str:
+    """Empty where none is."""
+    return "; ".join(f"{node} was lost ({state})" for node, state in lost.items())
+
+
+def exclude(run: RunDirectory, job_id: str) -> None:
+    """Keep the requeued job off the nodes that this run has lost, the newest first, as long as the partition has more
+    others than it needs: nobody would take the exclusion back from a job that then waits for ever."""
+    lost = list(dict.fromkeys(str(one["node"]) for one in reversed(run.events()) if one["event"] == "node_lost"))
+    if not lost:
+        return
+    config, launch = run.config(), run.launch()
+    wanted = int(launch["shape"]["nodes"]) + int(config["resources"]["spare_nodes"])
+    given = config["cluster"]["exclude"]
+    try:
+        others = facts.usable_nodes(query.job(job_id).get("Partition", ""))
+        others -= set(query.hostnames(given)) if given else set()
+        excluded = [node for node in lost if len(others := others - {node}) > wanted]
+        if excluded:
+            names = ",".join([*([given] if given else []), *excluded])
+            call("scontrol", "update", f"JobId={job_id}", f"ExcNodeList={names}")
+    except (SlurmRefused, EnvironmentFault) as error:
+        print(f"the lost nodes are not excluded: {error}", file=sys.stderr, flush=True)
+
+
+def find(names: Iterable[str]) -> dict[str, str]:
+    """Those of these nodes that do not work any more, with what SLURM says of them."""
+    try:
+        shown = call("scontrol", "--oneliner", "show", "node", ",".join(names))
+    except SlurmRefused:
+        return {}
+    lost = {}
+    for line in shown.splitlines():
+        name, state = re.search(r"NodeName=(\S+)", line), re.search(r" State=(\S+)", line)
+        if name and state and ("*" in state[1] or _GONE.search(state[1])):
+            reason = re.search(r" Reason=(.+?)(?: \[|$)", line)
+            lost[name[1]] = f"{state[1].lower()}" + (f", {reason[1]}" if reason else "")
+    return lost

@@ -1,0 +1,143 @@
+"""Why a job waits, as sentences with the numbers behind SLURM's reason."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections import Counter
+from collections.abc import Callable
+
+from trainer.slurm import query
+from trainer.slurm.commands import SlurmRefused, run
+
+_LIMIT = re.compile(r"([\w/]+)=(\d+(?:\.\d+)?)\((\d+(?:\.\d+)?)\)")
+"""`node=1(1)`: the limit, and how much of it is used; N in place of a number: no limit."""
+_SIMPLE = {
+    "JobHeldUser": "it is held by its owner; `scontrol release {JobId}` lets it go",
+    "JobHeldAdmin": "it is held by an administrator of the cluster",
+    "JobHoldMaxRequeue": "SLURM holds it: it was requeued too often; `scontrol release {JobId}` lets it go",
+    "Licenses": "it waits for licenses ({Licenses})",
+    "Reservation": "its reservation has not begun, or is full",
+    "ReservationDeleted": "its reservation is gone; submit it again without cluster.reservation",
+    "InactiveLimit": "the partition {Partition} is inactive",
+    "PartitionDown": "the partition {Partition} is down",
+    "PartitionInactive": "the partition {Partition} starts no jobs now",
+    "PartitionNodeLimit": "it asks for more nodes ({NumNodes}) than the partition {Partition} allows or has up",
+    "PartitionTimeLimit": "it asks for more time ({TimeLimit}) than the partition {Partition} allows",
+    "DependencyNeverSatisfied": "a job that it waits for has failed ({Dependency}): it will never start",
+    "BadConstraints": "no node has what it asks for (features {Features})",
+    "None": "SLURM has not looked at it yet",
+}
+"""SLURM's reasons (man squeue, JOB REASON CODES) that need no further question."""
+
+
+def explain(job_id: str) -> list[str]:
+    """Sentences, the reason first. Empty where SLURM does not know the job."""
+    job = query.job(job_id)
+    if not job:
+        return []
+    reason = job.get("Reason", "None")
+    return [_sentence(reason, job), *_expected_start(reason, job)]
+
+
+def _sentence(reason: str, job: dict[str, str]) -> str:
+    name, _, rest = reason.partition(",")
+    if name in _SIMPLE:
+        return _SIMPLE[name].format_map({**job, "JobId": job.get("JobId", "")})
+    for start, explained in _ASKING.items():
+        if name.startswith(start):
+            return explained(name, rest, job)
+    return f"SLURM gives the reason {reason}"
+
+
+def _priority(name: str, rest: str, job: dict[str, str]) -> str:
+    listed = run(
+        "squeue", "--noheader", "--states=PENDING", f"--partition={job['Partition']}", "--format=%i %Q"
+    ).split()
+    own = int(job.get("Priority", "0"))
+    before = sum(
+        (-int(priority), int(job_id)) < (-own, int(job["JobId"]))
+        for job_id, priority in zip(listed[::2], listed[1::2], strict=True)
+        if job_id.isdigit()
+    )
+    plural = "s wait" if before != 1 else " waits"
+    return f"{before} job{plural} before it in the partition {job['Partition']} (its priority is {own})"
+
+
+def _resources(name: str, rest: str, job: dict[str, str]) -> str:
+    states = run("sinfo", "--noheader", "--Node", f"--partition={job['Partition']}", "--format=%T").split()
+    counts = ", ".join(f"{count} {state}" for state, count in sorted(Counter(states).items()))
+    return f"it waits for {_nodes(job)} of the partition {job['Partition']}, whose nodes are: {counts}"
+
+
+def _nodes(job: dict[str, str]) -> str:
+    number = job.get("NumNodes", "?").partition("-")[0]
+    gpus = re.search(r"gres/gpu=(\d+)", job.get("TRES", "") + job.get("ReqTRES", ""))
+    return f"{number} node{'' if number == '1' else 's'}" + (f" with {gpus[1]} GPUs in all" if gpus else "")
+
+
+def _not_available(name: str, rest: str, job: dict[str, str]) -> str:
+    which = re.search(r"UnavailableNodes:(\S+)", rest)
+    text = _resources(name, rest, job)
+    return text + (f"; not available: {which[1]}" if which else "")
+
+
+def _begin_time(name: str, rest: str, job: dict[str, str]) -> str:
+    left_s = int(job["StartTime"]) - time.time() if job.get("StartTime", "").isdigit() else 0.0
+    again = " (SLURM lets a requeued job wait, 2 minutes by default)" if job.get("Restarts", "0") != "0" else ""
+    return f"it may not start for another {max(0.0, left_s):.0f} s{again}"
+
+
+def _dependency(name: str, rest: str, job: dict[str, str]) -> str:
+    return f"it waits for other jobs: {job.get('Dependency', '')}"
+
+
+def _limit(name: str, rest: str, job: dict[str, str]) -> str:
+    if name.startswith("QOS"):
+        what, arguments = f"QOS {job['QOS']}", ["flags=qos", f"qos={job['QOS']}"]
+    else:
+        what, arguments = f"account {job['Account']}", ["flags=assoc", f"accounts={job['Account']}"]
+    try:
+        shown = run("scontrol", "--oneliner", "show", "assoc_mgr", *arguments)
+    except SlurmRefused:
+        shown = ""
+    limits = sorted(set(_limits(shown)))
+    numbers = "; ".join(limits) or "its numbers are not shown to you"
+    return f"a limit of the {what} is reached ({name}): {numbers}; the job asks for {_nodes(job)}"
+
+
+def _limits(shown: str) -> list[str]:
+    """Each limit that is set: `MaxTRESPU node 1, used 1`."""
+    found = []
+    for field in shown.split():
+        name = field.partition("=")[0]
+        for what, limit, used in _LIMIT.findall(field):
+            found.append(f"{name if what == name else f'{name} {what}'} is {limit}, used {used}")
+    return found
+
+
+_ASKING: dict[str, Callable[[str, str, dict[str, str]], str]] = {
+    "Priority": _priority,
+    "Resources": _resources,
+    "ReqNodeNotAvail": _not_available,
+    "Nodes_required_for_job_are_DOWN": _not_available,
+    "BeginTime": _begin_time,
+    "Dependency": _dependency,
+    "QOS": _limit,
+    "Assoc": _limit,
+    "MaxJobsPer": _limit,
+}
+"""How a reason begins, to what finds its numbers."""
+
+
+def _expected_start(reason: str, job: dict[str, str]) -> list[str]:
+    start = job.get("StartTime", "")
+    if reason == "BeginTime" or not start.isdigit():
+        return []
+    left_s = int(start) - time.time()
+    if left_s <= 0:
+        return []
+    hours, minutes = divmod(int(left_s / 60), 60)
+    when = time.strftime("%Y-%m-%d %H:%M", time.localtime(int(start)))
+    wait = f"{hours} h {minutes} min" if hours else f"{minutes} min" if minutes else "less than a minute"
+    return [f"SLURM expects it to start at {when}, in {wait}, if the jobs before it take all their time"]

@@ -1,0 +1,123 @@
+"""The job script of a run, from the template `slurm/job.sbatch`."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+from trainer.config.shape import LaunchShape
+from trainer.core.errors import UserError
+from trainer.core.paths import slurm_dir
+from trainer.slurm.options import sbatch_options
+
+_PLAIN = re.compile(r"[A-Za-z0-9_./:,=@%+-]*")
+_CPUS = '${SLURM_CPUS_PER_TASK:+"--cpus-per-task=$SLURM_CPUS_PER_TASK"}'
+"""srun does not take it over from sbatch (since 22.05)."""
+_NOT_IN_A_PATH = re.compile(r'[\x00-\x1f\x7f\x80-\x9f\u2028\u2029"\\%]')
+"""SLURM replaces %x in the path of a log and has no way to quote the others."""
+
+
+def script(config: dict[str, Any], shape: LaunchShape, run_path: Path, cwd: Path, cpus_per_process: int | None) -> str:
+    """The text of `job.sbatch` for a run that works in `cwd`. `config` has passed the checks.
+
+    Raises UserError for a path that SLURM cannot take.
+    """
+    refused = _NOT_IN_A_PATH.search(str(run_path))
+    if refused:
+        raise UserError(
+            f"runs_dir: {str(run_path.parent)!r} holds {refused[0]!r}, which cannot be written in a job script",
+            "set runs_dir to a folder with an ordinary name",
+        )
+    cluster = config["cluster"]
+    options = [
+        ("job-name", run_path.name),
+        ("output", f"{run_path}/logs/slurm-%j.log"),
+        *sbatch_options(config, shape, cpus_per_process),
+    ]
+    values = {
+        "RUN": run_path.name,
+        # In a comment, where a quotation means nothing; a line break was refused above.
+        "SCRIPT": shlex.quote(str(run_path / "job.sbatch")),
+        "OPTIONS": "\n".join(_line(name, value) for name, value in options),
+        "RUN_DIR": shlex.quote(str(run_path)),
+        "PYTHON": shlex.quote(sys.executable),
+        "SETUP": "\n".join(_setup(cluster)),
+        "PREFLIGHT": "\n".join(_preflight(cluster, [run_path.parent, cwd])),
+        "SRUN": " ".join(_srun(cluster, [run_path.parent, cwd])),
+        "NODE_PYTHON": " ".join(_node_python(cluster, [run_path.parent, cwd])),
+    }
+    template = (slurm_dir() / "job.sbatch").read_text()
+    return re.sub(r"@([A-Z_]+)@", lambda match: values[match[1]], template)
+
+
+def _line(name: str, value: str) -> str:
+    """A directive. SLURM reads quotation marks as a shell does, and nothing inside them (22.05, seen)."""
+    if not value:
+        return f"#SBATCH --{name}"
+    return f"#SBATCH --{name}={value}" if _PLAIN.fullmatch(value) else f'#SBATCH --{name}="{value}"'
+
+
+def _setup(cluster: dict[str, Any]) -> list[str]:
+    lines = [f"module load {shlex.quote(name)}" for name in cluster["modules"]]
+    lines += [str(line) for line in cluster["setup"]]
+    return ["", "# cluster.modules and cluster.setup", *lines] if lines else []
+
+
+def _preflight(cluster: dict[str, Any], folders: list[Path]) -> list[str]:
+    if not cluster["preflight"]:
+        return []
+    options = [_CPUS, "--ntasks-per-node=1", "--mpi=none", *_pyxis(cluster, folders)]
+    node = """bash -c 'trap "" USR1; exec "$@"' node"""
+    python = " ".join(_node_python(cluster, folders))
+    return [
+        "# Step 0 (cluster.preflight): every node looks at itself, all ranks reduce together; begin reads the results.",
+        f"timeout 60 srun {' '.join(options)} {node} \\",
+        f'    {python} -m trainer.slurm.preflight "$run_dir" $(scontrol show hostnames)',
+    ]
+
+
+def _pyxis(cluster: dict[str, Any], folders: list[Path]) -> list[str]:
+    if not cluster["container"] or cluster["container_runtime"] != "pyxis":
+        return []
+    mounts = ",".join(_mounts(cluster, folders))
+    return [f"--container-image={shlex.quote(cluster['container'])}", f"--container-mounts={shlex.quote(mounts)}"]
+
+
+def _srun(cluster: dict[str, Any], folders: list[Path]) -> list[str]:
+    return [
+        '--nodes="$TRAINER_NODES"',
+        '--ntasks="$TRAINER_NODES"',
+        "--ntasks-per-node=1",
+        _CPUS,
+        '${TRAINER_LEFT_OUT:+"--exclude=$TRAINER_LEFT_OUT"}',
+        "--kill-on-bad-exit=1",
+        "--wait=120",
+        "--mpi=none",
+        *_pyxis(cluster, folders),
+    ]
+
+
+def _node_python(cluster: dict[str, Any], folders: list[Path]) -> list[str]:
+    python = shlex.quote(cluster["python"]) if cluster["python"] else '"$python"'
+    if not cluster["container"] or cluster["container_runtime"] != "apptainer":
+        return [python]
+    return [
+        "apptainer exec --nv",
+        *(f"--bind {shlex.quote(bind)}" for bind in _mounts(cluster, folders)),
+        shlex.quote(cluster["container"]),
+        python,
+    ]
+
+
+def _mounts(cluster: dict[str, Any], folders: list[Path]) -> list[str]:
+    """HOST:INSIDE for what the job cannot do without, then for what the config adds."""
+    for folder in folders:
+        if re.search(r"[:,\s]", str(folder)):
+            raise UserError(
+                f"{str(folder)!r} cannot be shown inside a container: it holds a colon, a comma or a space",
+                "use a folder with an ordinary name, or leave cluster.container out",
+            )
+    return [*(f"{folder}:{folder}" for folder in folders), *cluster["container_mounts"]]

@@ -1,0 +1,105 @@
+"""The plan for a folder as an experiment file, or as plain overrides."""
+
+from __future__ import annotations
+
+import json
+import re
+import textwrap
+from pathlib import Path
+from typing import Any, TextIO
+
+from trainer.core.errors import UserError
+from trainer.core.files import write_atomic
+from trainer.core.hardware import count_gpus, usable_cores
+from trainer.starter.choose import Machine, Plan, choose
+from trainer.starter.look import look
+
+LINE = 108
+"""Columns of a comment in the file."""
+
+
+def experiment_for(root: Path, others: list[str], keep: bool, say: TextIO) -> list[str]:
+    """`others` with the experiment of this folder before them; see `trainer.starter.folder.expand`."""
+    named = {override.lstrip("+~").partition("=")[0] for override in others}
+    if "experiment" in named:
+        raise UserError(
+            f"data={root} looks at the folder and chooses the whole experiment, and experiment= is another one",
+            "leave experiment= out, or keep it and name the kind of data: data=image_folder data.root=...",
+        )
+    target = _file_of(root)
+    if keep and target.exists():
+        print(f"conf/experiment/{target.name} is for {root} already: delete it to look at the folder again", file=say)
+        return [f"experiment={target.stem}", *others]
+    machine = _machine(others)
+    plan = choose(look(root), machine)
+    plan.without(named)
+    print(_told(plan, machine), file=say)
+    name = [] if "name" in named else [f"name={target.stem}"]
+    if not keep:
+        return [*_as_overrides(plan), *name, *others]
+    target.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(target, as_yaml(plan, target.stem))
+    print(
+        f"wrote {target.relative_to(Path.cwd())}; edit it, and train again with: trainer fit experiment={target.stem}"
+    )
+    return [f"experiment={target.stem}", *others]
+
+
+def as_yaml(plan: Plan, name: str) -> str:
+    """The text of the experiment file."""
+    lines = ["# @package _global_"]
+    lines += [f"# {plan.found.root}:", *_comment(f"{plan.found}.")]
+    lines += ["# Chosen by `trainer fit data=FOLDER`; every value can be changed.", "defaults:"]
+    lines += [f"  - override /{group}: {option}" for group, option in plan.groups.items()]
+    lines += [f"name: {name}"]
+    for section, values in plan.values.items():
+        lines += ["", *_comment(f"{plan.groups.get(section, section)}: {plan.reasons[section]}.")]
+        lines += [f"{section}:", *(f"  {key}: {json.dumps(value)}" for key, value in values.items())] if values else []
+    return "\n".join(lines) + "\n"
+
+
+def _file_of(root: Path) -> Path:
+    """Where the experiment of this folder is or goes; a number is added where the name has another folder's."""
+    name = re.sub(r"[^A-Za-z0-9_-]+", "-", root.stem if root.is_file() else root.name).strip("-") or "data"
+    number, folder = 1, Path.cwd() / "conf" / "experiment"
+    while True:
+        path = folder / (f"{name}.yaml" if number == 1 else f"{name}-{number}.yaml")
+        if not path.exists() or f"  root: {json.dumps(str(root))}\n" in path.read_text():
+            return path
+        number += 1
+
+
+def _as_overrides(plan: Plan) -> list[str]:
+    groups = [f"{group}={option}" for group, option in plan.groups.items()]
+    return groups + [
+        f"{section}.{key}={_quoted(value)}" for section, values in plan.values.items() for key, value in values.items()
+    ]
+
+
+def _quoted(value: Any) -> str:
+    """As Hydra's grammar reads it back."""
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _machine(overrides: list[str]) -> Machine:
+    """What the command line leaves of this machine."""
+    found = dict(override.lstrip("+").split("=", 1) for override in overrides if "=" in override)
+    gpus, processes = (found.get(f"resources.{key}", "") for key in ("gpus", "cpu_processes"))
+    cores = usable_cores()
+    return Machine(
+        int(gpus) if gpus.isdigit() else count_gpus(), min(cores, int(processes)) if processes.isdigit() else cores
+    )
+
+
+def _told(plan: Plan, machine: Machine) -> str:
+    lines = [f"{plan.found.root}: {plan.found}", f"this machine: {machine}"]
+    for section in plan.values:
+        chosen = [plan.groups[section]] if section in plan.groups else []
+        values = {key: value for key, value in plan.values[section].items() if key != "root" and value is not None}
+        chosen += [f"{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in values.items()]
+        lines.append(f"  {section:<11}{' '.join(chosen)}\n             {plan.reasons[section]}")
+    return "\n".join(lines)
+
+
+def _comment(text: str) -> list[str]:
+    return textwrap.wrap(text, LINE, initial_indent="# ", subsequent_indent="# ")

@@ -1,0 +1,147 @@
+"""What runs on one node, alone, under srun or by hand: `python -m trainer.supervise.node RUN_DIR`.
+
+It says in `launch.json` that it is the run, takes the signals, has `supervisor.py` start and watch torchrun, and turns
+the outcome that the workers wrote into the job's exit code (`trainer/core/errors.py`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import socket
+import sys
+from dataclasses import replace
+from pathlib import Path
+from types import FrameType
+
+from trainer.config.shape import LaunchShape, resolve
+from trainer.core import processes
+from trainer.core.errors import TrainerError
+from trainer.core.files import write_atomic
+from trainer.runs.directory import RunDirectory
+from trainer.runs.lock import RunLock
+from trainer.supervise.supervisor import Supervisor
+from trainer.supervise.torchrun import Place
+
+FOLLOWER_VARIABLE = "TRAINER_FOLLOWER"
+"""Process id of the command that started this node and with which it ends; unset: it stands alone."""
+RENDEZVOUS_VARIABLE = "TRAINER_RENDEZVOUS"
+"""HOST:PORT of the first node."""
+NODES_VARIABLE = "TRAINER_NODES"
+"""How many nodes this attempt has: fewer than the run asked for where `resources.min_nodes` allows it."""
+
+
+def record_launch(run: RunDirectory, shape: LaunchShape, pid: int, attempt: int) -> None:
+    """Write into `launch.json` which process the run is by now: its state is read from that after any crash.
+
+    `attempt` is the first of this launch; torchrun's restarts count on from it.
+    """
+    launch = {
+        "cluster": "local",
+        **run.launch(),
+        "shape": shape.to_dict(),
+        "host": socket.gethostname(),
+        "boot_id": processes.boot_id(),
+        "pid": pid,
+        "pid_started": processes.started_ticks(pid),
+        "attempt": attempt,
+        "slurm_job_id": os.environ.get("SLURM_JOB_ID"),
+    }
+    write_atomic(run.launch_path, json.dumps(launch, indent=1))
+
+
+def _parse(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="launch/node", description="Run this node's part of a run.")
+    parser.add_argument("run_dir", type=Path)
+    parser.add_argument("--nodes", type=int, help="number of nodes of the job; default: as the run was made for")
+    parser.add_argument("--node-rank", type=int, help="number of this node, from 0")
+    parser.add_argument("--rendezvous", help="HOST:PORT on the first node, the same on every node")
+    return parser.parse_args(arguments)
+
+
+def _place(options: argparse.Namespace, shape: LaunchShape) -> Place:
+    nodes = options.nodes or int(os.environ.get(NODES_VARIABLE) or shape.nodes)
+    rank = options.node_rank
+    if rank is None:
+        rank = int(os.environ.get("SLURM_NODEID", "0"))
+    rendezvous = options.rendezvous or os.environ.get(RENDEZVOUS_VARIABLE)
+    if nodes > 1 and not rendezvous:
+        sys.exit(f"error: {nodes} nodes must meet\n  add --rendezvous HOST:PORT, the same on every node")
+    return Place(nodes, rank, rendezvous)
+
+
+def _handle_signals(node: Supervisor, follower: int | None) -> None:
+    """SIGTERM and USR1 are passed on as they are. Ctrl-C by hand stops the run; a second one kills it."""
+
+    def forward(signum: int, frame: FrameType | None) -> None:
+        if follower is not None and os.getppid() != follower:
+            request_stop(node.run, "the command that followed this run was killed")
+        node.requested.add(signal.SIGTERM if signum == signal.SIGHUP else signum)
+
+    def interrupt(signum: int, frame: FrameType | None) -> None:
+        if node.run.stop_request.exists():
+            processes.kill_tree(os.getpid())
+        request_stop(node.run, "Ctrl-C")
+
+    for signum in (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP):
+        signal.signal(signum, forward)
+    signal.signal(signal.SIGINT, interrupt)
+
+
+def request_stop(run: RunDirectory, who: str) -> None:
+    """Ask the ranks to save and leave; `who` is for the reader of the run directory."""
+    if not run.stop_request.exists():
+        run.stop_request.parent.mkdir(exist_ok=True)
+        write_atomic(run.stop_request, who + "\n")
+        run.event("stop_requested", reason=who)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = _parse(arguments)
+    run = RunDirectory(options.run_dir.resolve())
+    launch = run.launch()
+    shape = LaunchShape.from_dict(launch["shape"]) if launch.get("shape") else resolve(run.config())
+    place = _place(options, shape)
+    lock = RunLock(run)
+    if place.node_rank == 0:
+        lock.take(run.next_attempt())
+    node = Supervisor(run, LaunchShape(place.nodes, shape.processes_per_node, shape.device), place)
+    follower = os.environ.pop(FOLLOWER_VARIABLE, None)
+    _handle_signals(node, int(follower) if follower else None)
+    if follower:
+        processes.die_with_parent(signal.SIGTERM, int(follower))
+    if launch.get("cwd") and os.path.isdir(launch["cwd"]):
+        os.chdir(launch["cwd"])
+    if place.node_rank == 0:
+        # Of an attempt on fewer nodes the run keeps the shape that it asked for, and has again when they are back.
+        asked = replace(shape, nodes=options.nodes) if options.nodes else shape
+        record_launch(run, asked, os.getpid(), node.base)
+    terminal = _redirect_output(node.node_log)
+    code = node.supervise()
+    print(f"node {place.node_rank} ends with code {code}", flush=True)
+    try:
+        os.write(terminal, f"attempt {node.attempt} ended with code {code}; log: {node.node_log}\n".encode())
+    except OSError:  # nobody reads any more
+        pass
+    return code
+
+
+def _redirect_output(log: Path) -> int:
+    """Point stdout and stderr at `log`; returns a descriptor of what stdout was."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    terminal = os.dup(1)
+    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    os.close(descriptor)
+    return terminal
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except TrainerError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.code)

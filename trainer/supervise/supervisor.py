@@ -1,0 +1,257 @@
+"""Watches over torchrun on one node: passes on signals, ends what should have ended, says why an attempt died."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+from trainer.config.shape import LaunchShape
+from trainer.core import processes
+from trainer.core.errors import DONE, HUNG, JOB_FAILED, NEVER_RESTART, REQUEUE
+from trainer.core.files import read_live, write_atomic
+from trainer.runs import cause
+from trainer.runs.directory import RunDirectory
+from trainer.supervise import entry, torchrun
+from trainer.supervise.hang import HangWatcher
+from trainer.supervise.torchrun import Place
+
+POLL_S = 0.1
+FAILED_GRACE_S = 3.0
+"""What the other ranks get once one has recorded that the job failed for good."""
+SURVIVOR_GRACE_S = 10.0
+"""What torchrun's survivors get once one rank has died: torchrun itself waits 30 s for those stuck in a collective."""
+ENDED_GRACE_S = 30.0
+"""What the other ranks get once the first has recorded a good end."""
+_CLOSING = re.compile(rb"Sending process (\d+) closing signal SIGTERM")
+"""torchrun to its survivors; torch/distributed/elastic/multiprocessing/api.py"""
+CODES = {"finished": DONE, "stopped": DONE, "requeue": REQUEUE, "failed": JOB_FAILED, "hung": HUNG}
+
+
+class Supervisor:
+    """One node's part of one launch of a run: one or more rounds of torchrun."""
+
+    def __init__(self, run: RunDirectory, shape: LaunchShape, place: Place) -> None:
+        self.run = run
+        self.shape = shape
+        self.place = place
+        self.config = run.config()
+        attempt = os.environ.get("TRAINER_ATTEMPT")
+        self.base = int(attempt) if attempt else run.next_attempt()
+        self.node_log = self._attempt_dir(self.base) / f"node-{place.node_rank}.log"
+        self.requested: set[int] = set()
+        """Signals received."""
+        self._told: set[tuple[int, int]] = set()
+        self._attempts = [self.base]
+        """Those of this launch, torchrun's restarts among them."""
+        self._log_offset = 0
+        self._closing: dict[int, float] = {}
+        self._hangs = HangWatcher(run, shape.world_size, self.node_log, records=place.node_rank == 0)
+        self._stop_seen_at: float | None = None
+        self._outcome_seen_at: float | None = None
+
+    def supervise(self) -> int:
+        """Run torchrun until the job ends, and return the job's exit code."""
+        most = int(self.config["resilience"]["max_restarts"])
+        # Several nodes must number their attempts alike: what started them all starts them all again.
+        restarts, first = most if self.place.nodes == 1 else 0, self.base
+        while True:
+            code = self._round(first, restarts)
+            outcome = self._outcome()
+            if outcome is None and code == 0:
+                outcome = self._fail("failed", JOB_FAILED, cause.Cause("the workers left no outcome", [], None, 0))
+            if outcome is not None:
+                return int(outcome.get("exit_code", CODES.get(outcome["outcome"], JOB_FAILED)))
+            found = self._cause(self.attempt)
+            if self.place.nodes > 1:
+                return self._give_up(found)  # one place decides for all nodes: slurm/attempt.py
+            restarts = most - self._failures_since_checkpoint()
+            if restarts < 0 or most == 0 or self._stop_seen_at is not None:
+                return self._give_up(found)
+            self._record_death(self.attempt, found)
+            first = self.attempt + 1
+            tries = f"{restarts + 1} more {'try' if restarts == 0 else 'tries'}"
+            print(f"attempt {self.attempt} died: {found.reason}; starting torchrun again, {tries}", flush=True)
+
+    @property
+    def attempt(self) -> int:
+        """The newest attempt of this launch."""
+        return self._attempts[-1]
+
+    def _round(self, first: int, restarts: int) -> int:
+        """One torchrun, which makes attempts from number `first` on; returns its exit code."""
+        if first != self.attempt:
+            self._attempts.append(first)
+            self._attempt_dir(first).mkdir(exist_ok=True)  # also where no rank comes to write there: it is the newest
+        given = os.environ.get("TRAINER_WORKER_MODULE")
+        worker = given or entry.module_of(entry.RANK, self.run.code_dir)
+        arguments = torchrun.command(
+            self.run.path,
+            f"{self.run.id}-{first}",
+            self.shape,
+            self.place,
+            restarts,
+            ["-m", worker],
+        )
+        preload = None if given else entry.module_of(entry.PRELOAD, self.run.code_dir)
+        seed = self.run.hash_seed()
+        variables = torchrun.environment(os.environ, self.run.code_dir, self.shape, self.place, first, preload, seed)
+        print(
+            f"attempt {first}: {self.shape}, {variables['OMP_NUM_THREADS']} threads each, on {socket.gethostname()}",
+            flush=True,
+        )
+        child = torchrun.start(arguments, variables)
+        while child.poll() is None:
+            time.sleep(POLL_S)
+            self._forward(child.pid)
+            self._note_restarts()
+            self._end_survivors()
+            self._enforce_end(child)
+            if self._outcome_seen_at is None and self._stop_seen_at is None:
+                hung = self._hangs.look(self.attempt, child.pid)
+                if hung is not None and self.place.node_rank == 0:
+                    self._record_death(self.attempt, hung)
+        self._note_restarts()
+        if child.returncode < 0 and self._outcome() is None:
+            name = cause.signal_name(-child.returncode)
+            print(f"torchrun on {socket.gethostname()} was killed by {name}", flush=True)
+        return int(child.returncode)
+
+    def _forward(self, torchrun_pid: int) -> None:
+        """Tell each worker once, and not before it has a handler: until then it ignores the signal."""
+        for signum in self.requested:
+            for pid in torchrun.workers(torchrun_pid):
+                if (pid, signum) not in self._told and processes.handles(pid, signum):
+                    self._told.add((pid, signum))
+                    processes.send(pid, signum)
+
+    def _note_restarts(self) -> None:
+        """When torchrun has begun another attempt, write down why the last one died."""
+        while self._attempt_dir(self.attempt + 1).is_dir():
+            died = self.attempt
+            self._attempts.append(died + 1)
+            if self.place.node_rank == 0 and not self._outcome_path(died).exists():
+                found = self._cause(died)
+                self._record_death(died, found)
+                print(f"attempt {died} died: {found.reason}; torchrun restarts the workers", flush=True)
+
+    def _end_survivors(self) -> None:
+        """Kill the ranks that torchrun is closing and that do not leave: the restart waits for them."""
+        now = time.monotonic()
+        with self.node_log.open("rb") as file:
+            file.seek(self._log_offset)
+            text = file.read()
+        text = text[: text.rfind(b"\n") + 1]
+        self._log_offset += len(text)
+        self._closing.update({int(match[1]): now for match in _CLOSING.finditer(text)})
+        for pid, since in list(self._closing.items()):
+            if now - since > SURVIVOR_GRACE_S:
+                del self._closing[pid]
+                processes.send(pid, signal.SIGKILL)
+
+    def _enforce_end(self, child: subprocess.Popen[bytes]) -> None:
+        """Kill what is left when it should have ended: after an outcome, or after a request to stop."""
+        now = time.monotonic()
+        outcome = self._outcome()
+        if outcome is not None:
+            self._outcome_seen_at = self._outcome_seen_at or now
+            is_failed = outcome["outcome"] == "failed"
+            grace_s = FAILED_GRACE_S if is_failed else ENDED_GRACE_S + self._finish_timeout_s()
+            if now - self._outcome_seen_at > grace_s:
+                print(f"the outcome is {outcome['outcome']}; killing the ranks that go on", flush=True)
+                processes.kill_tree(child.pid)
+        elif self.requested or self.run.stop_request.exists():
+            self._stop_seen_at = self._stop_seen_at or now
+            # The ranks' own deadline comes first; it saves what it can.
+            limit_s = float(self.config["resilience"]["stop_deadline_s"]) + ENDED_GRACE_S
+            if now - self._stop_seen_at > limit_s:
+                found = cause.Cause(f"asked to stop, it had not after {limit_s:.0f} s", [], None, None)
+                self._fail("hung", HUNG, found)
+                processes.kill_tree(child.pid)
+
+    def _finish_timeout_s(self) -> float:
+        return float(self.config["tracking"].get("finish_timeout_s", 0))
+
+    def _failures_since_checkpoint(self) -> int:
+        """Attempts of this launch from the one that committed the newest checkpoint on: that one has died since."""
+        writers = [int(event["attempt"]) for event in self.run.events() if event["event"] == "checkpoint"]
+        return self.attempt - max([self.base, *writers[-1:]]) + 1
+
+    def _cause(self, attempt: int) -> cause.Cause:
+        """Why this attempt of the launch died: it hung, or what its logs say."""
+        return self._hangs.found.get(attempt) or cause.find(self._attempt_dir(attempt), self.node_log)
+
+    def _record_death(self, attempt: int, found: cause.Cause) -> None:
+        """Of an attempt that another one follows."""
+        is_hang = attempt in self._hangs.found
+        self._record(attempt, "hung" if is_hang else "failed", HUNG if is_hang else JOB_FAILED, found)
+
+    def _give_up(self, found: cause.Cause) -> int:
+        code = found.exit_code
+        if code in (HUNG, NEVER_RESTART):
+            outcome = self._fail("hung" if code == HUNG else "failed", code, found)
+        else:
+            outcome = self._fail("failed", 128 - code if code is not None and code < 0 else JOB_FAILED, found)
+        return int(outcome["exit_code"])
+
+    def _attempt_dir(self, attempt: int) -> Path:
+        return self.run.logs_dir / f"attempt-{attempt:02d}"
+
+    def _outcome_path(self, attempt: int) -> Path:
+        return self.run.attempts_dir / f"attempt-{attempt:02d}.json"
+
+    def _outcome(self) -> dict[str, Any] | None:
+        """How this launch ended, as a worker wrote it: a final outcome of the newest attempt, or of the one before,
+        when torchrun restarted workers that had ended well."""
+        for attempt in reversed(self._attempts):
+            try:
+                record = json.loads(self._outcome_path(attempt).read_text())
+            except (OSError, ValueError):
+                continue
+            if not record.get("restarted"):
+                return dict(record)
+        return None
+
+    def _fail(self, outcome: str, code: int, found: cause.Cause) -> dict[str, Any]:
+        """Record the end that no worker could record any more."""
+        record = self._record(self.attempt, outcome, code, found, is_final=True)
+        print(f"attempt {self.attempt} {outcome}: {found.reason}", flush=True)
+        return record
+
+    def _record(
+        self, attempt: int, outcome: str, code: int, found: cause.Cause, is_final: bool = False
+    ) -> dict[str, Any]:
+        step = last_step(self.run)
+        log = str(found.log.relative_to(self.run.path)) if found.log else None
+        record = {
+            "outcome": outcome,
+            "exit_code": code,
+            "reason": found.reason,
+            "step": step,
+            "log": log,
+            "lines": found.lines,
+            "where": found.where,
+            "mend": found.mend,
+            "restarted": not is_final,
+            "time": time.time(),
+        }
+        path = self._outcome_path(attempt)
+        # Any of several nodes: the others read it, and end.
+        if self.place.node_rank == 0 or not path.exists():
+            path.parent.mkdir(exist_ok=True)
+            write_atomic(path, json.dumps(record))
+            if is_final and self.place.rendezvous is None:  # else attempt.py, which knows whether it is the end
+                self.run.event(outcome, attempt=attempt, step=step, reason=found.reason)
+        return record
+
+
+def last_step(run: RunDirectory) -> int | None:
+    """The step in the first rank's last heartbeat."""
+    step = read_live(run.live_dir / "rank-0.json").get("step")
+    return None if step is None else int(step)

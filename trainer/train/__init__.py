@@ -1,0 +1,1 @@
+"""Training: the job of a rank, the loop, fine-tuning, evaluation, prediction."""

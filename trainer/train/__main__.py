@@ -1,0 +1,42 @@
+"""One rank of one attempt: `python -m trainer.train RUN_DIR`, started by torchrun.
+
+The order matters. SLURM may signal while torch is still being imported, so the handlers stand first; whatever
+happens then, also a failed import, must end in this rank's log.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from trainer.runs.directory import RunDirectory
+from trainer.runtime import failure, process, stop
+from trainer.runtime.attempt import Attempt
+from trainer.runtime.heartbeat import Heartbeat
+from trainer.runtime.imports import quick_imports
+
+
+def main() -> int:
+    stop.install_handlers()
+    process.frozen_code_first()
+    run_path = Path(sys.argv[1])
+    process.die_with_parent()
+    process.redirect_output(run_path)
+    process.dump_stacks_when_asked(run_path)
+    try:
+        with quick_imports():
+            from trainer.train.run import run
+    except ImportError as error:
+        # No restart makes torch or Lightning importable.
+        rank, directory = process.Rank.from_environment(), RunDirectory(run_path)
+        heartbeat = Heartbeat(directory.live_dir / f"rank-{rank.rank}.json", rank)
+        return failure.conclude(error, Attempt(directory, rank, heartbeat))
+
+    return run(run_path)
+
+
+if __name__ == "__main__":
+    code = main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    sys.exit(code)

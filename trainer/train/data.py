@@ -1,0 +1,318 @@
+"""The data of a rank: the user's data module, or the loaders of the LightningModule itself, set up once a stage."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import torch.distributed
+from lightning.fabric.utilities.distributed import _InfiniteBarrier
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.trainer import call
+from lightning.pytorch.trainer.states import TrainerFn, TrainerStatus
+from lightning.pytorch.utilities.model_helpers import is_overridden
+
+from trainer.config.batch import BatchPlan
+from trainer.config.instantiate import accepts, instantiate, locate
+from trainer.config.schema import Config
+from trainer.core.errors import UserError
+from trainer.data.collection import (
+    connect,
+    leaves,
+    length_of,
+    load_states,
+    micro_batch_of,
+    shared_evaluation,
+    shared_training,
+)
+from trainer.data.loader import Ordered, described
+from trainer.data.randomness import Generators, generators_untouched, seed_sample
+from trainer.data.ranks import Ranks, Shares
+from trainer.runtime.process import Rank
+from trainer.train.trainer_arguments import fewer_samples, limit_epoch
+
+Group = torch.distributed.ProcessGroup
+READ_BY_TRAINER = ("batch_size", "micro_batch", "num_workers")
+"""Keys of `data` that are handed to the module only where its signature names them."""
+EVALUATIONS = ("val_dataloader", "test_dataloader", "predict_dataloader")
+LOADERS = ("train_dataloader", *EVALUATIONS)
+
+
+class Data:
+    """What is trained on, and its loaders, rebuilt so that they are sharded and resume exactly.
+
+    `prepare_data` (once a node, or once) and `setup("fit")` are called here and not again by Lightning: what they
+    make is needed to build the model and the schedule that Lightning is given. They see `self.trainer`, the Trainer
+    that will train. Both, and the making of each loader, draw their random numbers from the same state on every rank
+    and in every attempt, apart from those of the model.
+    """
+
+    def __init__(self, config: Config, place: Rank, trainer: Trainer, group: Group | None = None) -> None:
+        """Instantiate the data module. `place`: this rank among those that read different samples. `group`: of all
+        ranks, on the CPU; None for one."""
+        self.config, self.place, self.trainer = config, place, trainer
+        self.ranks = Ranks(place.rank, place.world_size, group)
+        self.module: LightningDataModule | None = None
+        """None: the LightningModule has the loaders."""
+        if config.data.get("_target_") is not None:
+            target = locate(config.data["_target_"], "data._target_")
+            node = {
+                key: value
+                for key, value in config.data.items()
+                if key not in READ_BY_TRAINER or (value is not None and accepts(target, key))
+            }
+            self.module = instantiate(node, where="data")
+        self._generators = Generators()
+        self._owner: LightningDataModule | LightningModule | None = None
+        self._own: dict[str, Any] = {}
+        """Methods of the owner's that are not its class's."""
+        self._facts: dict[str, Any] | None = None
+        self._plan: BatchPlan | None = None
+        self._made: tuple[int, Any] | None = None
+        """The epoch for which the user's method made the train loader, and what it returned."""
+        self._built: Any = None
+        self._is_handed_out = False
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What the data says of itself after `setup("fit")`; models may ask for it."""
+        if self._facts is None:
+            if not hasattr(self.module, "facts"):
+                return {}
+            self.set_up()
+            self._facts = self.module.facts()  # type: ignore[union-attr]
+        return self._facts
+
+    @property
+    def owner(self) -> LightningDataModule | LightningModule:
+        """What has the loaders, once it is set up."""
+        assert self._owner is not None
+        return self._owner
+
+    def default_task(self) -> str:
+        """The import path of the task around a network that is no LightningModule."""
+        task = getattr(self.module, "default_task", None)
+        if not isinstance(task, str):
+            problem = "the model is no LightningModule, and the data names no task for it"
+            raise UserError(problem, "choose a task: task._target_=..., or give the data module a default_task")
+        return task
+
+    @property
+    def plan(self) -> BatchPlan:
+        """`data.batch_size` where given; else the module's own loader says the micro-batch, as in Lightning."""
+        if self._plan is None:
+            batch_size, micro_batch = self.config.data.get("batch_size"), self.config.data.get("micro_batch")
+            if batch_size is None:
+                loaders = self._train_loaders(self.epoch_of_loaders())
+                micro_batch = micro_batch or micro_batch_of(loaders) or 1
+                accumulate = self.config.trainer.accumulate_grad_batches or 1
+                batch_size = micro_batch * self.place.world_size * accumulate
+            plan = BatchPlan.of(batch_size, micro_batch, self.place.world_size)
+            # DeepSpeed counts micro-batches over epochs: a step of fewer would shift all steps that follow.
+            counts_on = self.trainer.strategy.handles_gradient_accumulation and plan.accumulate > 1
+            self._plan = replace(plan, whole_steps=counts_on)
+        return self._plan
+
+    def set_up(self, module: LightningModule | None = None) -> None:
+        """Prepare the data and set it up for "fit", once. `module`: what will be trained, where it is there already."""
+        if self._owner is not None:
+            return
+        trainer = self.trainer
+        if module is not None:
+            trainer.strategy.connect(module)
+            module.trainer = trainer
+        if self.module is not None:
+            trainer.datamodule = self.module  # type: ignore[attr-defined]
+            self.module.trainer = trainer
+        owner = self._owner = self.module or self._with_loaders(module)
+        state = trainer.state.fn, trainer.state.status, trainer.state.stage
+        trainer.state.fn, trainer.state.status, trainer.training = TrainerFn.FITTING, TrainerStatus.RUNNING, True
+        with generators_untouched():
+            self._prepare(owner)
+            before = self._generators
+            before.restore()
+            self._call("setup", stage=TrainerFn.FITTING)
+            self._generators = Generators()
+        trainer.state.fn, trainer.state.status, trainer.state.stage = state
+        _skip_once(owner, "setup", before, stage=TrainerFn.FITTING)
+        self._own = {name: vars(owner)[name] for name in LOADERS if name in vars(owner)}
+        self._train = owner.train_dataloader
+        owner.train_dataloader = self._train_dataloader  # type: ignore[method-assign]
+        for name in EVALUATIONS:
+            if is_overridden(name, owner):
+                setattr(owner, name, self._sharded(getattr(owner, name)))
+        _restore_loaders_late(trainer, self)
+
+    def _with_loaders(self, module: LightningModule | None) -> LightningModule:
+        if module is not None and is_overridden("train_dataloader", module):
+            return module
+        name = "the model" if module is None else type(module).__name__
+        raise UserError(f"data=none: {name} has no train_dataloader of its own", "choose data: data=...")
+
+    def _call(self, hook: str, **arguments: Any) -> Any:
+        if self.module is not None:
+            return call._call_lightning_datamodule_hook(self.trainer, hook, **arguments)
+        return call._call_lightning_module_hook(self.trainer, hook, **arguments)
+
+    def _prepare(self, owner: LightningDataModule | LightningModule) -> None:
+        trainer = self.trainer
+        if not is_overridden("prepare_data", owner):
+            return
+        with _InfiniteBarrier():  # the others wait for as long as a download takes
+            if trainer.local_rank == 0 and (owner.prepare_data_per_node or trainer.node_rank == 0):
+                self._call("prepare_data")
+        _skip_once(owner, "prepare_data")
+
+    def epoch_of_loaders(self) -> int:
+        """The epoch at which the loaders of the current one are made (`reload_dataloaders_every_n_epochs`)."""
+        every = self.trainer.reload_dataloaders_every_n_epochs  # type: ignore[attr-defined]
+        return self.trainer.current_epoch // every * every if every else 0
+
+    def _made_by(self, original: Callable[[], Any], epoch: int) -> Any:
+        """What the user's method returns. The random numbers that it draws are a function of seed and epoch."""
+        with generators_untouched(), self._users_methods():
+            self._generators.restore()
+            if epoch:
+                seed_sample(self.config.seed, epoch, 0)
+            return original()
+
+    @contextmanager
+    def _users_methods(self) -> Iterator[None]:
+        """The user's own loaders in the places of ours: `val_dataloader` may well return `self.train_dataloader()`."""
+        names = vars(self._owner)
+        ours = {name: names.pop(name) for name in LOADERS if name in names}
+        names.update(self._own)
+        try:
+            yield
+        finally:
+            names.update(ours)
+
+    def _train_loaders(self, epoch: int) -> Any:
+        if self._made is None or self._made[0] != epoch:
+            self._made, self._built = (epoch, self._made_by(self._train, epoch)), None
+        return self._made[1]
+
+    def training_loader(self) -> Any:
+        """The train loader, rebuilt, or the collection of them."""
+        options = self.config.trainer
+        loaders = self._train_loaders(self.epoch_of_loaders())
+        if self._built is None:
+            self._built = shared_training(
+                loaders,
+                self.plan,
+                self.ranks,
+                self.config.seed,
+                self.config.data.get("batch_size"),
+                lambda loader, plan: fewer_samples(loader, options, plan),
+                is_shared=not options.use_distributed_sampler,
+            )
+            connect(leaves(self._built), self._not_trained, self._epoch_is_over, self.trainer.current_epoch)
+        limit_epoch(self._built, options, self.plan, self.trainer)
+        return self._built
+
+    def _train_dataloader(self) -> Any:
+        """Lightning's call: for the first epoch what is there, later (`reload_dataloaders_every_n_epochs`) new ones."""
+        if self._is_handed_out:
+            self._made = None
+            if self.config.data.get("batch_size") is None:
+                self._plan = None
+        self._is_handed_out = True
+        loaders = self.training_loader()
+        self.restore(leaves(loaders))
+        return loaders
+
+    def restore(self, loaders: list[Any]) -> None:
+        """Give the loaders the states of the checkpoint that Lightning has loaded, once."""
+        loop = self.trainer.fit_loop
+        if loop._combined_loader_states_to_load:
+            load_states(loaders, loop._combined_loader_states_to_load)
+            loop._combined_loader_states_to_load = []
+
+    def _not_trained(self, number: int) -> int:
+        """Batches of this loader that Lightning has fetched ahead of the training."""
+        fetcher = self.trainer.fit_loop._data_fetcher
+        ahead = getattr(fetcher, "batches", None)
+        if fetcher is None or not ahead:
+            return 0
+        spec = fetcher.combined_loader._spec
+        return sum(spec.flatten_up_to(batch)[number] is not None for batch, _, _ in ahead)
+
+    def _epoch_is_over(self) -> bool:
+        """Whether the next batch to be trained on is the first of an epoch."""
+        loop = self.trainer.fit_loop.epoch_loop
+        progress = loop.batch_progress
+        return progress.current.ready == 0 or progress.is_last_batch or loop._num_ready_batches_reached()
+
+    def _sharded(self, original: Callable[[], Any]) -> Callable[[], Any]:
+        """Evaluation loaders that give each sample once over all the ranks."""
+
+        def loader() -> Any:
+            found = self._made_by(original, self.epoch_of_loaders())
+            if not self.config.trainer.use_distributed_sampler:
+                return found
+            return shared_evaluation(found, self.ranks)
+
+        return loader
+
+    def require_shared(self, loader: Any) -> None:
+        """Raise UserError where a loader gives the same to every rank: its rows would be written by each."""
+        if self.ranks.world_size == 1 or isinstance(loader, Ordered):
+            return
+        if self.ranks.compare(next(iter(loader), None), described(loader)) is Shares.SAME:
+            raise UserError(
+                f"{described(loader)} gives the same samples to each of {self.ranks.world_size} ranks",
+                "predict with one: add --ranks 1",
+            )
+
+    def steps_per_epoch(self) -> int | None:
+        """Optimizer steps in an epoch; None where the loader has no length."""
+        length = length_of(self.training_loader())
+        return None if length is None else math.ceil(length / self.plan.accumulate)
+
+
+def _restore_loaders_late(trainer: Trainer, data: Data) -> None:
+    """Restore train loaders that were made before Lightning has read the checkpoint.
+
+    `trainer.estimated_stepping_batches` in `configure_optimizers` makes them; Lightning then forgets to restore them,
+    and reads from the first epoch. With `reload_dataloaders_every_n_epochs` it counts from the resume.
+    """
+    loop = trainer.fit_loop
+    set_up_data = loop.setup_data
+
+    def setup_data() -> None:
+        combined = loop._combined_loader
+        if combined is not None and loop._combined_loader_states_to_load and not loop._should_reload_train_dl:
+            data.restore(combined.flattened)
+            assert loop._data_fetcher is not None
+            iter(loop._data_fetcher)
+        set_up_data()
+        if loop._combined_loader is not combined:
+            loop._last_train_dl_reload_epoch = data.epoch_of_loaders()
+
+    loop.setup_data = setup_data  # type: ignore[method-assign]
+
+
+def _skip_once(owner: Any, name: str, before: Generators | None = None, **arguments: Any) -> None:
+    """Make the next call of this method with these arguments do nothing: Lightning's, of what was called before.
+
+    Other calls draw their random numbers from the state `before`: a `setup` that splits the data whatever the stage
+    splits them for an evaluation as for the training.
+    """
+    original = getattr(owner, name)
+    skipped = False
+
+    def called(*positional: Any, **given: Any) -> Any:
+        nonlocal skipped
+        if not (skipped or positional or given != arguments):
+            skipped = True
+            return None
+        if before is None:
+            return original(*positional, **given)
+        with generators_untouched():
+            before.restore()
+            return original(*positional, **given)
+
+    setattr(owner, name, called)

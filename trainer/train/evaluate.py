@@ -1,0 +1,151 @@
+"""One rank of an evaluation of a run's checkpoint: `train/start.py evaluate RUN_DIR FOLDER SPLIT`.
+
+Reads the run directory and writes nothing into it but `evaluations/step-N-SPLIT.json`.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch.distributed
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities.model_helpers import is_overridden
+
+from trainer.checkpoint.io import CheckpointWriter, RunCheckpointIO
+from trainer.checkpoint.store import CheckpointStore, step_of
+from trainer.core.errors import UserError
+from trainer.core.files import write_atomic
+from trainer.runs.directory import RunDirectory
+from trainer.runtime import hydra_state, logs, rng
+from trainer.runtime.process import Rank, die_with_parent
+from trainer.runtime.torch_setup import init_process_group, silence_known_warnings
+from trainer.train import build
+from trainer.train.data import Data
+
+STEPS = {"test": "test_step", "val": "validation_step"}
+"""Split to the method of the LightningModule that evaluates it."""
+Sums = dict[str, tuple[str, float, float]]
+"""Name of a metric to its reduction (mean, sum, min, max), its value (of a mean: the sum) and, of a mean, the count."""
+
+_REDUCTIONS: dict[str, Callable[[list[float]], float]] = {"sum": sum, "min": min, "max": max}
+
+
+def main() -> int:
+    run, folder_name, split = RunDirectory(Path(sys.argv[1])), sys.argv[2], sys.argv[3]
+    checkpoint = run.checkpoints_dir / folder_name
+    step = step_of(checkpoint)
+    die_with_parent()
+    silence_known_warnings()
+    logs.start(run.config())
+    metrics = evaluate(run, checkpoint, split)
+    rank = Rank.from_environment()
+    if rank.is_first:
+        record = {"step": step, "split": split, "metrics": metrics, "world_size": rank.world_size, "time": time.time()}
+        folder = run.path / "evaluations"
+        folder.mkdir(exist_ok=True)
+        write_atomic(folder / f"step-{step:08d}-{split}.json", json.dumps(record))
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+    return 0
+
+
+def evaluate(run: RunDirectory, checkpoint: Path, split: str) -> dict[str, float]:
+    """The metrics of `split` (val or test) as one process would have them: each sample counted once over all ranks.
+
+    Of several loaders each metric is there once a loader, with Lightning's suffix `/dataloader_idx_N`. Raises UserError
+    where the module or the data has nothing to evaluate.
+    """
+    config, rank = hydra_state.load(run), Rank.from_environment()
+    group = init_process_group(config, rank)
+    store = CheckpointStore(run.checkpoints_dir)
+    trainer = build.build_trainer(config, rank, RunCheckpointIO(CheckpointWriter(store)), str(run.path))
+    rng.seed_all(config.seed)
+    data = build.build_data(config, rank, trainer, group)
+    module = build.build_module(config, data, lambda: None, defer=build.defers(config, rank))
+    data.set_up(module)
+    _require_split(split, module, data)
+    local = _LocalSums()
+    build.complete(trainer, [local], [])
+    method = trainer.test if split == "test" else trainer.validate
+    found = method(module, datamodule=data.module, ckpt_path=str(checkpoint), weights_only=True, verbose=False)
+    return {**merged(found), **_over_ranks(data.ranks.gather(local.sums))}
+
+
+class _LocalSums(Callback):
+    """Keeps what this rank has summed before Lightning throws it away."""
+
+    def __init__(self) -> None:
+        self.sums: Sums = {}
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        results = trainer._results
+        self.sums = _local_sums(results.values() if results is not None else ())
+
+    on_test_end = on_validation_end
+
+
+def _require_split(split: str, module: LightningModule, data: Data) -> None:
+    """Lightning's own refusals name methods of its Trainer, not what to type here."""
+    has = {one: _has_step(one, module) and has_loader(one, data) for one in STEPS}
+    if has[split]:
+        return
+    name = type(module).__name__
+    problem = f"--split={split}: {name} has no {STEPS[split]}"
+    if _has_step(split, module):
+        problem = f"--split={split}: {type(data.owner).__name__} has no {split}_dataloader"
+    other = next((f"use --split={one}" for one in STEPS if has[one]), None)
+    method = STEPS[split] if not _has_step(split, module) else f"{split}_dataloader"
+    raise UserError(problem, f"{other}, or give it a {method}" if other else f"give it a {method}")
+
+
+def _has_step(split: str, module: LightningModule) -> bool:
+    return is_overridden(STEPS[split], module, LightningModule)
+
+
+def has_loader(split: str, data: Data) -> bool:
+    """Whether what has the loaders, the data module or the LightningModule, has one for `split`."""
+    name = f"{split}_dataloader"
+    return name in vars(data.owner) or is_overridden(name, data.owner)
+
+
+def merged(found: Iterable[Mapping[str, float]]) -> dict[str, float]:
+    """The metrics of all loaders; a name that two of them have with different values gets the loader's suffix."""
+    metrics: dict[str, float] = {}
+    for number, one in enumerate(found):
+        for name, value in one.items():
+            clashes = name in metrics and metrics[name] != value and metrics[name] == metrics[name]
+            metrics[f"{name}/dataloader_idx_{number}" if clashes else name] = float(value)
+    return metrics
+
+
+def _local_sums(results: Iterable[Any]) -> Sums:
+    """What this rank has summed of the metrics that were logged as numbers; torchmetrics reduce themselves."""
+    found: Sums = {}
+    for one in results:
+        meta = one.meta
+        if not (meta.on_epoch and meta.logger and one.is_tensor) or meta.sync.rank_zero_only:
+            continue
+        numbered = meta.add_dataloader_idx and meta.dataloader_idx is not None
+        suffix = f"/dataloader_idx_{meta.dataloader_idx}" if numbered else ""
+        count = float(one.cumulated_batch_size) if meta.is_mean_reduction else 0.0
+        found[f"{meta.forked_name(False)}{suffix}"] = (meta.reduce_fx.__name__, float(one.value), count)
+    return found
+
+
+def _over_ranks(shares: Sequence[Sums]) -> dict[str, float]:
+    """The metrics over all ranks, also those that were logged without `sync_dist`, which each rank has of its share."""
+    metrics = {}
+    for name in dict.fromkeys(name for share in shares for name in share):
+        parts = [share[name] for share in shares if name in share]
+        kind, values = parts[0][0], [value for _, value, _ in parts]
+        if kind == "mean":
+            count = sum(weight for _, _, weight in parts)
+            metrics[name] = sum(values) / count if count else float("nan")
+        else:
+            metrics[name] = _REDUCTIONS[kind](values)
+    return metrics

@@ -1,0 +1,251 @@
+"""The half of `train/loop.py` that optimizes: forward, backward and the optimizer's step of one micro-batch."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from functools import partial
+from time import perf_counter
+from typing import Any, NoReturn
+
+import torch
+from lightning.pytorch.loops.optimization.automatic import Closure, ClosureResult
+from lightning.pytorch.loops.utilities import _block_parallel_sync_behavior
+from lightning.pytorch.trainer import call
+from torch import Tensor
+from torch.optim import Optimizer
+
+from trainer.runtime.noted import Noted
+from trainer.train.loop_plan import Plan
+from trainer.train.moments import MomentEpochLoop
+
+FX = "_current_fx_name"
+"""The attribute that tells `self.log` in which hook it was called. Written to `__dict__`, because assigning an
+attribute of an nn.Module costs 2 us, 44 times a step."""
+
+
+_NONE = "`training_step` returned `None`. If this was on purpose, ignore this warning..."
+_NONE_ON_RANKS = (
+    "Skipping the `training_step` by returning None in distributed training is not supported."
+    " It is recommended that you rewrite your training logic to avoid having to skip the step in the first place."
+    " Return a loss that is 0 instead, such as `0 * self(batch).sum()`: the other ranks wait for this one's gradients."
+)
+
+
+class LeanOptimization(MomentEpochLoop):
+    """What `_AutomaticOptimization`, the strategy and the precision plugin do together, in one place."""
+
+    _outputs: dict[str, Any] | None = None
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.noted = Noted()
+
+    def _call(self, plan: Plan, name: str, *arguments: Any) -> None:
+        hooks = plan.hooks[name]
+        if hooks:
+            module = plan.module.__dict__
+            outer, module[FX] = module[FX], name
+            for hook in hooks:
+                hook(*arguments)
+            module[FX] = outer
+
+    def _train(self, plan: Plan, batch: Any, batch_idx: int) -> dict[str, Any]:
+        """`_AutomaticOptimization.run`: forward, backward and, unless gradients accumulate, the optimizer's step.
+
+        As in Lightning the optimizer is given a closure, so that those which evaluate it more than once (LBFGS, SAM)
+        work, and those with hooks before the step see them in the same order.
+
+        Raises MisconfigurationException where the closure was not run: nothing has been trained.
+        """
+        strategy, optimization = plan.strategy, self.automatic_optimization
+        if optimization._skip_backward:  # as weight averaging asks for
+            arguments = self._build_kwargs(OrderedDict(), batch, batch_idx)
+            return optimization.run(strategy._optimizers[0], batch_idx, arguments)
+        accumulates = self.trainer.accumulate_grad_batches != 1 and self._should_accumulate()
+        self._outputs = None
+        if accumulates and not plan.strategy_accumulates:
+            with _block_parallel_sync_behavior(strategy, block=True):
+                self._closure(plan, batch, batch_idx)
+        else:
+            progress = optimization.optim_progress.optimizer.step
+            total: Any = progress.total
+            current: Any = progress.current
+            if not accumulates:
+                total.ready += 1
+                current.ready += 1
+            if plan.plain_optimizer_step:
+                closure: Any = partial(self._closure_of_step, plan, batch, batch_idx)
+                strategy._optimizers[0].step(closure=closure)
+            else:
+                closure = self._step_by_hook(plan, batch, batch_idx)
+            if not accumulates:
+                total.completed += 1
+                current.completed += 1
+            if not plan.plain_optimizer_step:
+                result = closure.consume_result()
+                return {} if result.loss is None else dict(result.asdict())
+        outputs, self._outputs = self._outputs, None
+        if outputs is None:
+            _not_run()
+        return outputs
+
+    def _step_by_hook(self, plan: Plan, batch: Any, batch_idx: int) -> Closure:
+        """`LightningModule.optimizer_step`, with Lightning's own `Closure`, into which a module may look."""
+        starts_step = batch_idx % self.trainer.accumulate_grad_batches == 0
+        closure = Closure(
+            step_fn=partial(self._result, plan, batch, batch_idx),
+            backward_fn=partial(self._noted_backward, plan),
+            zero_grad_fn=partial(self._zero_grad, plan, batch_idx) if starts_step else None,
+        )
+        call._call_lightning_module_hook(
+            self.trainer,
+            "optimizer_step",
+            self.trainer.current_epoch,
+            batch_idx,
+            plan.strategy._lightning_optimizers[0],
+            closure,
+        )
+        return closure
+
+    def _result(self, plan: Plan, batch: Any, batch_idx: int) -> ClosureResult:
+        """What `Closure` wants of the forward pass."""
+        loss, extra = self._forward(plan, batch, batch_idx)
+        return ClosureResult(loss, extra=extra or {})
+
+    def _closure_of_step(self, plan: Plan, batch: Any, batch_idx: int) -> Tensor | None:
+        """What `Precision._wrap_closure` and `_after_closure` make of the closure."""
+        loss = self._closure(plan, batch, batch_idx)
+        trainer = self.trainer
+        clips = plan.clips or trainer.gradient_clip_val
+        if not (clips or plan.hooks["on_before_optimizer_step"]):
+            return loss
+        optimizer = plan.strategy._optimizers[0]
+        module = plan.module.__dict__
+        outer, module[FX] = module[FX], "optimizer_step"
+        self._call(plan, "on_before_optimizer_step", optimizer)
+        if clips or trainer.gradient_clip_val:
+            trainer.precision_plugin._clip_gradients(
+                plan.module,
+                optimizer,
+                trainer.gradient_clip_val,
+                gradient_clip_algorithm=trainer.gradient_clip_algorithm,
+            )
+        module[FX] = outer
+        return loss
+
+    def _closure(self, plan: Plan, batch: Any, batch_idx: int) -> Tensor | None:
+        """Forward, zero the gradients if they are not being accumulated, backward; the detached loss."""
+        if not torch.is_grad_enabled():  # an optimizer that does not see to it before it calls its closure
+            with torch.enable_grad():
+                return self._closure(plan, batch, batch_idx)
+        if self.trainer.accumulate_grad_batches == 1 and plan.takes_batch_idx:  # `_forward`, without a call
+            self.noted.losses = []
+            if plan.frees_gradients_early:
+                plan.strategy._optimizers[0].zero_grad()
+            module = plan.module.__dict__
+            outer, module[FX] = module[FX], "training_step"
+            output = plan.training_step(batch, batch_idx)
+            module[FX] = outer
+            loss, extra = (output, None) if type(output) is Tensor else self._loss_of(output)
+            self._zero_grad(plan, batch_idx)
+        else:
+            loss, extra = self._forward(plan, batch, batch_idx)
+            if batch_idx % self.trainer.accumulate_grad_batches == 0:
+                self._zero_grad(plan, batch_idx)
+        if loss is None:
+            self._outputs = {}
+            return None
+        learnt = shown = loss.detach()
+        if plan.copies_loss:
+            shown = learnt.clone()
+        self._outputs = {"loss": shown, **extra} if extra else {"loss": shown}
+        self.noted.losses.append(learnt)
+        self.noted.forward_ended = perf_counter()
+        self._backward(plan, loss)
+        return shown
+
+    def _forward(self, plan: Plan, batch: Any, batch_idx: int) -> tuple[Tensor | None, dict[str, Any] | None]:
+        """The loss of this micro-batch as a part of the step's, and what else `training_step` returned."""
+        accumulate = self.trainer.accumulate_grad_batches
+        if batch_idx % accumulate == 0:
+            self.noted.losses = []
+            if plan.frees_gradients_early:
+                plan.strategy._optimizers[0].zero_grad()
+        module = plan.module.__dict__
+        outer, module[FX] = module[FX], "training_step"
+        output = plan.training_step(batch, batch_idx) if plan.takes_batch_idx else plan.training_step(batch)
+        module[FX] = outer
+        if accumulate == 1 and type(output) is Tensor:
+            return output, None
+        return self._loss_of(output)
+
+    def _loss_of(self, output: Any) -> tuple[Tensor | None, dict[str, Any] | None]:
+        if output is None:
+            if self.trainer.world_size > 1:
+                raise RuntimeError(_NONE_ON_RANKS)
+            Closure.warning_cache.warn(
+                "`training_step` returned `None`. If this was on purpose, ignore this warning..."
+            )
+        result = ClosureResult.from_training_step_output(output, self.trainer.accumulate_grad_batches)
+        return result.closure_loss, result.extra
+
+    def _noted_backward(self, plan: Plan, loss: Tensor) -> None:
+        self.noted.losses.append(loss.detach())
+        self.noted.forward_ended = perf_counter()
+        self._backward(plan, loss)
+
+    def _zero_grad(self, plan: Plan, batch_idx: int) -> None:
+        trainer = self.trainer
+        optimizer = plan.strategy._optimizers[0]
+        progress = self.automatic_optimization.optim_progress.optimizer.zero_grad
+        total: Any = progress.total
+        current: Any = progress.current
+        total.ready += 1
+        current.ready += 1
+        if plan.hooks["on_before_zero_grad"]:
+            self._call(plan, "on_before_zero_grad", optimizer)
+        total.started += 1
+        current.started += 1
+        if plan.plain_zero_grad:
+            if not plan.frees_gradients_early or _has_gradients(optimizer):
+                optimizer.zero_grad()
+        else:
+            call._call_lightning_module_hook(
+                trainer, "optimizer_zero_grad", trainer.current_epoch, batch_idx, optimizer
+            )
+        total.completed += 1
+        current.completed += 1
+
+    def _backward(self, plan: Plan, loss: Tensor) -> None:
+        """`Strategy.backward`, which lets the precision plugin call two hooks around the module's `backward`."""
+        names = plan.module.__dict__
+        outer, names[FX] = names[FX], "backward"
+        if plan.plain_backward:
+            hooks = plan.hooks
+            if hooks["on_before_backward"]:
+                self._call(plan, "on_before_backward", loss)
+            plan.module.backward(loss)
+            if hooks["on_after_backward"]:
+                self._call(plan, "on_after_backward")
+        else:
+            self.noted.by_loop = True
+            try:
+                plan.strategy.backward(loss, plan.strategy._optimizers[0])
+            finally:
+                self.noted.by_loop = False
+        names[FX] = outer
+
+
+def _has_gradients(optimizer: Optimizer) -> bool:
+    """Whether `training_step` went backward itself."""
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            if parameter.grad is not None:
+                return True
+    return False
+
+
+def _not_run() -> NoReturn:
+    """Raise what Lightning raises where its closure was not run."""
+    Closure(step_fn=_not_run).consume_result()
+    raise AssertionError
