@@ -1,1 +1,1 @@
-"""What every other room may use and that knows of none: errors, paths, files, processes, hardware."""
+"""Foundations that every other package may import: errors, paths, files, processes, hardware."""

@@ -1,22 +1,22 @@
-"""The exit codes, and the errors that end a command with one of them and without a traceback."""
+"""Exit codes, and the exceptions that end a command with one of them and no traceback."""
 
 from __future__ import annotations
 
-# Of the command line.
+# Exit codes of the command line.
 DONE = 0
 JOB_FAILED = 1
 USER_MUST_CHANGE = 2
 ENVIRONMENT_MUST_CHANGE = 3
 INTERRUPTED = 130
-"""What a shell shows for Ctrl-C; `trainer fit` returns it after the clean stop."""
+"""What a shell reports for Ctrl-C. `trainer fit` returns it after a clean stop."""
 
-# Of a job's node process (`launch/node`), beside 0, 1 and 128 + signal.
+# Exit codes of a job's node process (`launch/node`), beside 0, 1 and 128 + signal.
 REQUEUE = 75
-"""Saved; run me again. sysexits.h calls it EX_TEMPFAIL."""
+"""Checkpoint saved; requeue the job. sysexits.h calls it EX_TEMPFAIL."""
 NEVER_RESTART = 93
-"""Running again would end the same way: no progress, wrong configuration, failed import."""
+"""A restart would fail the same way: no progress, invalid configuration, failed import."""
 HUNG = 124
-"""Killed because nothing moved; what timeout(1) returns."""
+"""Killed because it made no progress. timeout(1) returns the same code."""
 
 
 class TrainerError(Exception):
@@ -34,12 +34,12 @@ class TrainerError(Exception):
 
 
 class UserError(TrainerError):
-    """The user must change something: configuration, arguments."""
+    """A failure that the user fixes by changing the configuration or the arguments."""
 
     code = USER_MUST_CHANGE
 
 
 class EnvironmentFault(TrainerError):
-    """The environment must change: no SLURM, no GPU, disk full."""
+    """A failure that is fixed by changing the environment: no SLURM, no GPU, disk full."""
 
     code = ENVIRONMENT_MUST_CHANGE

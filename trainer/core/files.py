@@ -1,4 +1,7 @@
-"""Writing files so that a reader, also on NFS, sees the old content or the new, or knows that it saw half of it."""
+"""Atomic file writes and heartbeat files.
+
+A reader, also on NFS, sees either the old or the new content. For heartbeats it can detect a partial write.
+"""
 
 from __future__ import annotations
 
@@ -16,49 +19,58 @@ from trainer.core.errors import UserError
 
 _CHECKSUM = ', "crc32": '
 _LIVE_BYTES = 1024
-"""A live file is padded to a multiple of it, so that the next content is most often as long."""
+"""Heartbeat files are padded to a multiple of this, so that the next content usually has the same length."""
 _READS, _READ_AGAIN_S = 3, 0.002
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:
-    """Write aside in the same folder, fsync, rename, fsync the folder. The file is private to the user (0600)."""
+    """Write a file atomically: temporary file in the same folder, fsync, rename, fsync of the folder.
+
+    The file is private to the user (0600).
+    """
     data = content.encode() if isinstance(content, str) else content
-    descriptor, aside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(descriptor, "wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(aside, path)
+        os.replace(temporary, path)
     except BaseException:
-        Path(aside).unlink(missing_ok=True)
+        Path(temporary).unlink(missing_ok=True)
         raise
     fsync_folder(path.parent)
 
 
 def write_new(path: Path, content: str) -> bool:
-    """Write a file that is whole from its first moment, unless there is one; returns whether it was written."""
-    aside = path.parent / f".{path.name}.{socket.gethostname()}.{os.getpid()}"
-    write_atomic(aside, content)
+    """Create a file atomically unless it exists, and return whether it was created."""
+    temporary = path.parent / f".{path.name}.{socket.gethostname()}.{os.getpid()}"
+    write_atomic(temporary, content)
     try:
-        os.link(aside, path)
+        os.link(temporary, path)
     except FileExistsError:
         return False
     except OSError:  # a file system without hard links
         if path.exists():
             return False
-        os.replace(aside, path)
+        os.replace(temporary, path)
     finally:
-        aside.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
     return True
 
 
 def write_live(path: Path, content: dict[str, Any]) -> None:
-    """Write a JSON object in place: for what is written anew every second by one thread of a process, in a sixth of the
-    time of a file that is made and renamed, which on a cluster also is its server's time, from every rank.
+    """Overwrite a heartbeat file with a JSON object in place.
 
-    It ends with a checksum of itself, by which `read_live` knows half of it, and blanks up to the length that the file
-    has already, so that one write is all. Nothing is flushed: a crash of the machine may leave any content or none.
+    For files that one thread of a process rewrites every second. This takes a sixth of the time of creating and
+    renaming a file; on a cluster every rank saves that time on the file server too.
+
+    The content ends with a CRC-32 of itself, by which `read_live` detects a partial write, and with blanks up to the
+    current length of the file, so that one write is enough. Nothing is flushed: after a crash of the machine the file
+    may have any content or none.
+
+    Raises:
+        OSError: If the content could not be written completely.
     """
     text = json.dumps(content)
     data = f"{text[:-1]}{_CHECKSUM}{zlib.crc32(text.encode())}}}".encode()
@@ -66,13 +78,13 @@ def write_live(path: Path, content: dict[str, Any]) -> None:
     try:
         length = max(-(-len(data) // _LIVE_BYTES) * _LIVE_BYTES, os.fstat(descriptor).st_size)
         if os.pwrite(descriptor, data.ljust(length), 0) < len(data):
-            raise OSError(errno.ENOSPC, "not written whole", str(path))
+            raise OSError(errno.ENOSPC, "incomplete write", str(path))
     finally:
         os.close(descriptor)
 
 
 def fsync_folder(folder: Path) -> None:
-    """Make the names in `folder` durable."""
+    """Flush the directory entries of `folder` to disk."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -81,7 +93,7 @@ def fsync_folder(folder: Path) -> None:
 
 
 def append_line(path: Path, text: str) -> None:
-    """Append one line by one write, which O_APPEND makes atomic among the processes of a machine."""
+    """Append one line with a single write, which O_APPEND makes atomic among the processes of one machine."""
     descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
     try:
         os.write(descriptor, text.encode() + b"\n")
@@ -90,19 +102,26 @@ def append_line(path: Path, text: str) -> None:
 
 
 def read_json(path: Path, default: Any = None) -> Any:
-    """The content of a JSON file; `default` where there is none. Raises UserError where it is damaged."""
+    """Return the content of a JSON file, or `default` if the file does not exist.
+
+    Raises:
+        UserError: If the file is not valid JSON.
+    """
     try:
         return json.loads(path.read_text())
     except FileNotFoundError:
         return default
     except ValueError as error:
-        fix = "restore it from a backup, or remove it: what it says of the run is lost then"
+        fix = "restore it from a backup, or remove it; the information it holds about the run is then lost"
         raise UserError(f"{path} is damaged: {error}", fix) from None
 
 
 def read_live(path: Path) -> dict[str, Any]:
-    """What `write_live` wrote; empty where there is nothing that can be read. Met while it is written it is read again;
-    without a checksum it is by an older version."""
+    """Return the content of a heartbeat file, or an empty dict if it cannot be read.
+
+    A partial write (wrong checksum) is read again, up to three times. A file without a checksum was written by an
+    older version and is accepted.
+    """
     for attempt in range(_READS):
         if attempt:
             time.sleep(_READ_AGAIN_S)

@@ -1,4 +1,4 @@
-"""Python's search for garbage, left out where all that is made is kept."""
+"""Pauses of Python's cyclic garbage collector."""
 
 from __future__ import annotations
 
@@ -9,7 +9,11 @@ from contextlib import contextmanager
 
 @contextmanager
 def no_collection() -> Iterator[None]:
-    """For imports and for Hydra's trees: the search is 5% of the CPU time of `--cfg job` and finds nothing there."""
+    """Disable the garbage collector inside the block.
+
+    For imports and for composing Hydra configs, which keep all that they allocate: there the collector takes 5% of the
+    CPU time of `trainer fit --cfg job` and frees nothing.
+    """
     was_enabled = gc.isenabled()
     gc.disable()
     try:

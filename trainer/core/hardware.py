@@ -1,4 +1,4 @@
-"""What this machine has, found without torch: the control plane never imports it."""
+"""GPUs and CPU cores of this machine, counted without torch, which the control plane never imports."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ _ROOT = Path("/")
 
 
 def count_gpus(environment: Mapping[str, str] = os.environ, root: Path = _ROOT) -> int:
-    """NVIDIA GPUs that a process started from here may use.
+    """Return the number of NVIDIA GPUs that a process started from here may use.
 
-    A container may see every GPU of its host under /proc and only its own device files, and a driver that was
-    just loaded may have no device files yet: the smaller of the two counts that are not zero is taken.
+    A container may see every GPU of its host under /proc but only its own device files. A driver that was just loaded
+    may have no device files yet. So the result is the smaller of the two counts that are not zero, limited by
+    `CUDA_VISIBLE_DEVICES`.
     """
     listed = _count(root / "proc/driver/nvidia/gpus", re.compile(r".+"))
     device_files = _count(root / "dev", re.compile(r"nvidia\d+"))
@@ -34,7 +35,7 @@ def _count(folder: Path, name: re.Pattern[str]) -> int:
 
 
 def _count_visible(visible: str, present: int) -> int:
-    """CUDA reads CUDA_VISIBLE_DEVICES up to the first entry that is no device; UUIDs are taken on trust."""
+    """Count the devices that CUDA uses: those before the first invalid entry. UUIDs are not verified."""
     count = 0
     for entry in (part.strip() for part in visible.split(",")):
         is_device = entry.startswith(("GPU-", "MIG-")) or (entry.isdigit() and int(entry) < present)
@@ -45,7 +46,11 @@ def _count_visible(visible: str, present: int) -> int:
 
 
 def usable_cores(environment: Mapping[str, str] = os.environ, root: Path = _ROOT) -> int:
-    """CPU cores that this process may use: the affinity mask, SLURM's share of the node, a container's quota."""
+    """Return the number of CPU cores that this process may use, at least 1.
+
+    It is the smallest of the affinity mask, SLURM's share of the node (`SLURM_CPUS_ON_NODE`) and the cgroup v2 quota
+    of a container.
+    """
     counts = [len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1]
     on_node = environment.get("SLURM_CPUS_ON_NODE", "")
     if on_node.isdigit():

@@ -1,4 +1,4 @@
-"""Names that were probably meant."""
+"""Suggestions for misspelt names ("did you mean ...?")."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from collections.abc import Iterable
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:
-    """The known name that `name` is most likely a slip of; null when none is close.
+    """Return the known name that is closest to the misspelt `name`, or None if none is close.
 
-    difflib's ratio alone misses `batchsize` for `batch_size` among many and prefers long names, so separators
-    and case are taken out first.
+    difflib's ratio alone misses `batchsize` for `batch_size` among many names and prefers long names, so separators
+    and case are removed first.
     """
     from difflib import get_close_matches
 
@@ -22,13 +22,13 @@ def nearest(name: str, known: Iterable[str]) -> str | None:
 
 
 def did_you_mean(name: str, known: Iterable[str], *, prefix: str = "") -> str:
-    """`did you mean prefix.near? ` or an empty text; the first half of most fixes."""
+    """Return `did you mean PREFIX+NAME? `, or an empty string if no known name is close."""
     near = nearest(name, known)
     return f"did you mean {prefix}{near}? " if near else ""
 
 
 def listed(names: Iterable[str], limit: int = 20) -> str:
-    """Names in one line, sorted, cut after `limit`."""
+    """Join names into one line, sorted, and abbreviate after `limit` of them."""
     ordered = sorted(set(names))
     more = f" and {len(ordered) - limit} more" if len(ordered) > limit else ""
     return (", ".join(ordered[:limit]) or "none") + more

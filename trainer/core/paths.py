@@ -1,4 +1,4 @@
-"""Where the configs and the SLURM templates that ship with this package are."""
+"""Paths of the configs and the SLURM template that ship with this package."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ _PACKAGE = Path(__file__).resolve().parents[1]
 
 
 def _shipped(in_wheel: str, in_checkout: str) -> Path:
-    """A wheel holds the folder inside the package; a checkout has it beside the package."""
+    """Return the folder inside the package (a wheel), or else beside the package (a checkout)."""
     inside = _PACKAGE / in_wheel
     return inside if inside.is_dir() else _PACKAGE.parent / in_checkout
 
 
 def conf_dir() -> Path:
-    """The Hydra groups that ship with the package."""
+    """Return the folder of the Hydra config groups that ship with the package."""
     return _shipped("_conf", "conf")
 
 
 def slurm_dir() -> Path:
-    """The SLURM job script template."""
+    """Return the folder of the SLURM job script template."""
     return _shipped("_slurm", "slurm")

@@ -1,4 +1,4 @@
-"""Processes of this machine, as the kernel knows them: who lives, whose child, which signals it handles. Linux."""
+"""Processes of this machine, read from /proc: liveness, children, signal handlers. Linux only."""
 
 from __future__ import annotations
 
@@ -9,37 +9,40 @@ import time
 from pathlib import Path
 
 PR_SET_PDEATHSIG = 1
-"""prctl(2)"""
+"""Option of prctl(2): the signal to send when the parent dies."""
 _LIBC = ctypes.CDLL(None, use_errno=True)
-"""Loaded here, not after a fork, where loading could deadlock."""
+"""Loaded at import, because loading it after a fork could deadlock."""
 
 
 def die_with_parent(signum: int, parent: int) -> None:
-    """Have the kernel send `signum` to this process when its parent, process `parent`, dies."""
+    """Ask the kernel to send `signum` to this process when its parent, process `parent`, dies."""
     _LIBC.prctl(PR_SET_PDEATHSIG, signum)
-    if os.getppid() != parent:  # it died before the call
+    if os.getppid() != parent:  # the parent died before the call
         os.kill(os.getpid(), signum)
 
 
 def children(pid: int) -> list[int]:
-    """The live children of `pid`; none when it is gone."""
+    """Return the live children of `pid`, or an empty list if it has exited."""
     try:
-        listed = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        pids = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
     except OSError:
         return []
-    return [int(child) for child in listed if is_alive(int(child))]
+    return [int(child) for child in pids if is_alive(int(child))]
 
 
 def descendants(pid: int) -> list[int]:
-    """All live processes below `pid`, parents before children."""
-    found: list[int] = []
+    """Return all live descendants of `pid`, parents before children."""
+    pids: list[int] = []
     for child in children(pid):
-        found += [child, *descendants(child)]
-    return found
+        pids += [child, *descendants(child)]
+    return pids
 
 
 def _stat(pid: int) -> list[str]:
-    """The fields of /proc/PID/stat from the third (state) on; the second may hold spaces. Empty when gone."""
+    """Return the fields of /proc/PID/stat from the third (state) on, or an empty list if the process has exited.
+
+    The second field, the command, may contain spaces.
+    """
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
@@ -47,25 +50,31 @@ def _stat(pid: int) -> list[str]:
 
 
 def is_alive(pid: int, started: int | None = None) -> bool:
-    """Whether `pid` runs (a zombie does not) and, where `started` is given, is still the same process."""
+    """Return whether `pid` is running (a zombie is not) and, if `started` is given, is still the same process.
+
+    `started` is a start time from `started_ticks`.
+    """
     fields = _stat(pid)
     return bool(fields) and fields[0] not in "ZX" and (started is None or int(fields[19]) == started)
 
 
 def started_ticks(pid: int) -> int | None:
-    """When `pid` started, in clock ticks since boot: with the pid it names a process for good. None when gone."""
+    """Return the start time of `pid` in clock ticks since boot, or None if it has exited.
+
+    Together with the pid it identifies a process even after the pid was reused.
+    """
     fields = _stat(pid)
     return int(fields[19]) if fields else None
 
 
 def leads_session(pid: int) -> bool:
-    """Whether `pid` has called setsid(2)."""
+    """Return whether `pid` is a session leader, that is, has called setsid(2)."""
     fields = _stat(pid)
     return bool(fields) and int(fields[3]) == pid
 
 
 def handles(pid: int, signum: int) -> bool:
-    """Whether `pid` has a handler of its own for `signum`."""
+    """Return whether `pid` has installed a handler for `signum`."""
     try:
         status = Path(f"/proc/{pid}/status").read_text()
     except OSError:
@@ -75,7 +84,7 @@ def handles(pid: int, signum: int) -> bool:
 
 
 def send(pid: int, signum: int) -> None:
-    """Send a signal; a process that is gone already is no error."""
+    """Send a signal; do nothing if the process has exited."""
     try:
         os.kill(pid, signum)
     except ProcessLookupError:
@@ -83,7 +92,10 @@ def send(pid: int, signum: int) -> None:
 
 
 def kill_tree(pid: int, timeout_s: float = 10.0) -> None:
-    """SIGKILL `pid` and all below it, `pid` first so that it starts nothing anew, and wait until they are gone."""
+    """Kill `pid` and all its descendants with SIGKILL, and wait up to `timeout_s` seconds until they have exited.
+
+    `pid` is killed first, so that it starts no new processes.
+    """
     targets = [pid, *descendants(pid)]
     deadline = time.monotonic() + timeout_s
     while targets and time.monotonic() < deadline:
@@ -94,7 +106,7 @@ def kill_tree(pid: int, timeout_s: float = 10.0) -> None:
 
 
 def boot_id() -> str:
-    """Changes with every boot of this machine, after which no recorded pid means anything."""
+    """Return the id of this boot of the machine, or an empty string. Recorded pids are invalid after a reboot."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:
