@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 from trainer.data.fashion_mnist import FashionMNIST
-from trainer.data.places import EMOJI
+from trainer.data.locations import EMOJI
 
 Command = Callable[..., "subprocess.CompletedProcess[str]"]
 LIMIT_S = 3000

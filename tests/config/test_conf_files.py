@@ -11,7 +11,7 @@ from trainer.checks.config import check
 from trainer.config.compose import compose
 from trainer.core.errors import UserError
 from trainer.core.paths import conf_dir
-from trainer.data import places
+from trainer.data import locations
 
 FILES = sorted(path for path in conf_dir().rglob("*.yaml") if path.name != "config.yaml")
 
@@ -30,9 +30,9 @@ def test_composes_and_passes_check(path: Path, workdir: Path, monkeypatch: pytes
         folder.mkdir(parents=True)
         for name in ("0.parquet", "meta.json", "train-images-idx3-ubyte", "font.ttf"):  # check looks
             (folder / name).touch()
-    monkeypatch.setattr(places, "FASHION_MNIST", ("somewhere",))
+    monkeypatch.setattr(locations, "FASHION_MNIST", ("somewhere",))
     monkeypatch.setattr("trainer.config.loggers.find_spec", lambda name: True)
-    monkeypatch.setattr(places, "EMOJI", ("somewhere/font.ttf",))
+    monkeypatch.setattr(locations, "EMOJI", ("somewhere/font.ttf",))
     paths = re.findall(r"^(\w+): \?\?\?", path.read_text(), re.MULTILINE)
     filled = [f"{group}.{key}=somewhere" for key in paths]
     beside = ["model=transformer"] if names(path) == "strategy/tp.yaml" else []  # the default cannot be split

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from trainer.core.errors import UserError
-from trainer.data import emoji, places
+from trainer.data import emoji, locations
 from trainer.data.arrays import Arrays
 from trainer.data.augment import CropAndFlip
 from trainer.data.emoji import END, IGNORED, LETTERS, LONGEST, PAD, START, Emoji, Named, encode
@@ -62,9 +62,9 @@ def test_the_parts_have_no_name_in_common(monkeypatch: pytest.MonkeyPatch, tmp_p
     assert min(len(part) for part in parts) >= 5
 
 
-@pytest.mark.skipif(not Path(places.EMOJI[0]).is_file(), reason="apt-get install fonts-noto-color-emoji")
+@pytest.mark.skipif(not Path(locations.EMOJI[0]).is_file(), reason="apt-get install fonts-noto-color-emoji")
 def test_the_font_draws_over_a_thousand() -> None:
-    found = emoji.drawn(Path(places.EMOJI[0]), 8)
+    found = emoji.drawn(Path(locations.EMOJI[0]), 8)
     assert len(found) > 1000
     assert all(picture.shape == (3, 8, 8) for picture in found.values())
     red, green, blue = found["RED APPLE"].reshape(3, -1).mean(1)

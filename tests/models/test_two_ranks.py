@@ -10,7 +10,7 @@ from torch import nn
 
 from tests.distributed.ranks import run_ranks
 from tests.models import two_ranks
-from trainer.models.sync_batch_norm import SyncBatchNorm, synchronised
+from trainer.models.sync_batch_norm import SyncBatchNorm, convert_sync_batch_norm
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +46,7 @@ def test_is_found_at_any_depth_and_keeps_what_it_replaces() -> None:
     model(torch.randn(8, 4))
     before = {key: value.clone() for key, value in model.state_dict().items()}
     plain = model.eval()(torch.ones(2, 4))
-    synchronised(model, torch.device("cpu"))
+    convert_sync_batch_norm(model, torch.device("cpu"))
     assert isinstance(model[1][0], SyncBatchNorm)
     assert (model[1][0].eps, model[1][0].momentum, model[1][0].training) == (0.1, 0.5, False)
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())

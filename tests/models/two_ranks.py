@@ -17,11 +17,11 @@ from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 
 from trainer.models.efficientnet_lite import EfficientNetLite
+from trainer.models.image_sequence import ImageToSequence, SequenceToImage
 from trainer.models.mlp import MLP
-from trainer.models.picture_sequence import ImageToSequence, SequenceToImage
 from trainer.models.resnet import ResNet
 from trainer.models.rnn import RecurrentClassifier, RecurrentDecoder, RecurrentTextClassifier
-from trainer.models.sync_batch_norm import synchronised
+from trainer.models.sync_batch_norm import convert_sync_batch_norm
 from trainer.models.transformer import Transformer
 from trainer.models.vgg import VGG
 from trainer.models.vit import ViT
@@ -77,7 +77,7 @@ def train(name: str, rank: int, ranks: int, synchronise: bool = True) -> Trained
     torch.manual_seed(0)
     model = MODELS[name]()
     if synchronise:
-        synchronised(model, torch.device("cpu"))
+        convert_sync_batch_norm(model, torch.device("cpu"))
     *inputs, target = (part.chunk(ranks)[rank] for part in batch(name))
     network = DistributedDataParallel(model) if ranks > 1 else model
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)

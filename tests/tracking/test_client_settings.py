@@ -13,7 +13,7 @@ import pytest
 from tests.conftest import clean_environment
 from trainer.core.errors import UserError
 from trainer.tracking import client_settings
-from trainer.tracking.client_settings import Said
+from trainer.tracking.client_settings import Setting
 
 KEY = "local" + "0" * 40
 
@@ -101,26 +101,26 @@ def test_the_client_reads_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 @pytest.mark.parametrize(
     ("option", "variables", "recorded", "expected"),
     [
-        ("auto", {"WANDB_API_KEY": KEY}, None, Said("online", "key in WANDB_API_KEY")),
-        ("auto", {}, None, Said("offline", "no key found")),
-        ("auto", {"WANDB_API_KEY": KEY, "WANDB_MODE": "disabled"}, None, Said("disabled", "WANDB_MODE")),
-        ("auto", {"WANDB_API_KEY": KEY, "WANDB_DISABLED": "true"}, None, Said("disabled", "WANDB_DISABLED")),
-        ("auto", {"WANDB_API_KEY": KEY, "WANDB_DISABLED": "false"}, None, Said("online", "key in WANDB_API_KEY")),
-        ("auto", {"WANDB_MODE": "online"}, None, Said("online", "WANDB_MODE")),
-        ("auto", {"WANDB_API_KEY": KEY, "WANDB_MODE": ""}, None, Said("online", "key in WANDB_API_KEY")),
+        ("auto", {"WANDB_API_KEY": KEY}, None, Setting("online", "key in WANDB_API_KEY")),
+        ("auto", {}, None, Setting("offline", "no key found")),
+        ("auto", {"WANDB_API_KEY": KEY, "WANDB_MODE": "disabled"}, None, Setting("disabled", "WANDB_MODE")),
+        ("auto", {"WANDB_API_KEY": KEY, "WANDB_DISABLED": "true"}, None, Setting("disabled", "WANDB_DISABLED")),
+        ("auto", {"WANDB_API_KEY": KEY, "WANDB_DISABLED": "false"}, None, Setting("online", "key in WANDB_API_KEY")),
+        ("auto", {"WANDB_MODE": "online"}, None, Setting("online", "WANDB_MODE")),
+        ("auto", {"WANDB_API_KEY": KEY, "WANDB_MODE": ""}, None, Setting("online", "key in WANDB_API_KEY")),
         # Where the job runs nothing is set: what was set where it was launched counts.
-        ("auto", {"WANDB_API_KEY": KEY}, Said("offline", "WANDB_MODE"), Said("offline", "WANDB_MODE")),
+        ("auto", {"WANDB_API_KEY": KEY}, Setting("offline", "WANDB_MODE"), Setting("offline", "WANDB_MODE")),
         # A resume from a shell that says otherwise.
-        ("auto", {"WANDB_MODE": "disabled"}, Said("offline", "WANDB_MODE"), Said("disabled", "WANDB_MODE")),
-        ("offline", {"WANDB_API_KEY": KEY, "WANDB_MODE": "online"}, None, Said("offline", "tracking.mode")),
-        ("online", {"WANDB_MODE": "disabled"}, None, Said("online", "tracking.mode")),
+        ("auto", {"WANDB_MODE": "disabled"}, Setting("offline", "WANDB_MODE"), Setting("disabled", "WANDB_MODE")),
+        ("offline", {"WANDB_API_KEY": KEY, "WANDB_MODE": "online"}, None, Setting("offline", "tracking.mode")),
+        ("online", {"WANDB_MODE": "disabled"}, None, Setting("online", "tracking.mode")),
     ],
 )
 def test_mode(
     option: str,
     variables: dict[str, str],
-    recorded: Said | None,
-    expected: Said,
+    recorded: Setting | None,
+    expected: Setting,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -135,8 +135,8 @@ def test_a_settings_file_is_obeyed_where_it_is_the_stricter(tmp_path: Path, monk
     with_key = {"WANDB_API_KEY": KEY}
     for text, recorded, expected in (
         ("offline", None, "offline"),
-        ("disabled", Said("offline", "WANDB_MODE"), "disabled"),
-        ("online", Said("offline", "WANDB_MODE"), "offline"),
+        ("disabled", Setting("offline", "WANDB_MODE"), "disabled"),
+        ("online", Setting("offline", "WANDB_MODE"), "offline"),
     ):
         settings.write_text(f"[default]\nmode = {text}\n")
         assert client_settings.mode_of("auto", with_key, tmp_path, recorded).value == expected
@@ -166,7 +166,7 @@ def test_what_the_client_would_refuse_is_refused() -> None:
     with pytest.raises(UserError, match="WANDB_MODE: W&B has no mode 'Offline'"):
         client_settings.read({"WANDB_MODE": "Offline"}, Path("/nowhere"))
     tracking = {"project": "a/b", "tags": ["", "x" * 65, "good"]}
-    filled = {"project": Said("a/b", "WANDB_PROJECT")}
+    filled = {"project": Setting("a/b", "WANDB_PROJECT")}
     problems = client_settings.problems_of(tracking, {"WANDB_RUN_ID": "abc"}, filled)
     assert [problem.message.split(":")[0] for problem in problems] == [
         "WANDB_PROJECT=a/b",

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer.core.errors import EnvironmentFault, TrainerError, UserError
-from trainer.data import places
+from trainer.data import locations
 from trainer.data.mixture_weights import problems_of_weights
 
 HF_DATASET = "trainer.data.hf_dataset.hf_dataset"
@@ -19,15 +19,15 @@ MIXTURE = "trainer.data.mixture.Mixture"
 HUGGING_FACE = "trainer.models.hf.HuggingFace"
 
 _PLACES: dict[str, tuple[str, Callable[..., Path] | None]] = {
-    "trainer.data.text.Text": ("root", places.text),
-    "trainer.data.image_folder.ImageFolder": ("root", places.class_folders),
-    "trainer.data.audio_folder.AudioFolder": ("root", places.class_folders),
-    "trainer.data.token_shards.TokenShards": ("root", places.token_shards),
-    "trainer.data.fashion_mnist.FashionMNIST": ("root", places.fashion_mnist),
-    "trainer.data.emoji.Emoji": ("font", places.emoji),
+    "trainer.data.text.Text": ("root", locations.text),
+    "trainer.data.image_folder.ImageFolder": ("root", locations.class_folders),
+    "trainer.data.audio_folder.AudioFolder": ("root", locations.class_folders),
+    "trainer.data.token_shards.TokenShards": ("root", locations.token_shards),
+    "trainer.data.fashion_mnist.FashionMNIST": ("root", locations.fashion_mnist),
+    "trainer.data.emoji.Emoji": ("font", locations.emoji),
 }
 """Data module to its argument that names files, and what finds them."""
-_KNOWN_PLACES = (places.fashion_mnist, places.emoji)
+_KNOWN_PLACES = (locations.fashion_mnist, locations.emoji)
 """Those that know where to look when the argument is null."""
 
 

@@ -19,7 +19,7 @@ from trainer.config.shape import LaunchShape, resolve
 from trainer.config.strategy import ranks_per_sample
 from trainer.core.errors import TrainerError
 from trainer.launch import launchers
-from trainer.tracking.client_settings import DEFAULT_PROJECT, Said, mode_of, problems_of, settle
+from trainer.tracking.client_settings import DEFAULT_PROJECT, Setting, mode_of, problems_of, settle
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Job:
     shape: LaunchShape
     hydra: HydraFiles
     """What the run keeps of Hydra's own node."""
-    said: dict[str, Said] = field(default_factory=dict)
+    said: dict[str, Setting] = field(default_factory=dict)
     """What W&B's variables and settings files filled in of the section `tracking`."""
 
     @property
@@ -103,7 +103,7 @@ def _checkpoints(options: dict[str, Any], saves: list[str]) -> str:
     return f"{', '.join(saves)}{' and ' if saves else ''}at the end; {kept}"
 
 
-def _settle_tracking(options: dict[str, Any]) -> dict[str, Said]:
+def _settle_tracking(options: dict[str, Any]) -> dict[str, Setting]:
     if options["name"] != "wandb":
         return {}
     said = settle(options, os.environ, Path.cwd())
@@ -116,7 +116,7 @@ def _own_loggers(config: dict[str, Any]) -> list[str]:
     return [f"logger {name}" for name, node in config["logger"].items() if node]
 
 
-def _tracking(options: dict[str, Any], said: dict[str, Said]) -> str:
+def _tracking(options: dict[str, Any], said: dict[str, Setting]) -> str:
     """`wandb offline (WANDB_MODE), project digits (WANDB_PROJECT)`."""
     if options["name"] != "wandb":
         return str(options["name"])

@@ -15,7 +15,7 @@ from trainer.launch import launchers
 from trainer.launch.follow import follow
 from trainer.runs.directory import RunDirectory
 from trainer.runs.summary import best as best_of_run
-from trainer.tracking.client_settings import note_environment
+from trainer.tracking.client_settings import record_environment
 
 
 def plan(job: Job) -> str:
@@ -38,7 +38,7 @@ def launch(job: Job, arguments: argparse.Namespace, after: RunDirectory | None =
         code_root=Path.cwd(),
         hydra=job.hydra,
     )
-    note_environment(run, job.config["tracking"])
+    record_environment(run, job.config["tracking"])
     linked = run.manifest()["code"]["left_out"]
     if linked:
         some = ", ".join(linked[:5]) + (f" and {len(linked) - 5} more" if len(linked) > 5 else "")

@@ -19,7 +19,7 @@ from trainer.launch.jobs import states_of
 from trainer.runs.directory import RunDirectory
 from trainer.runs.registry import find, reference_to, runs_dir_from
 from trainer.runs.state import state_of
-from trainer.tracking.client_settings import note_environment
+from trainer.tracking.client_settings import record_environment
 
 CHANGEABLE = {
     "trainer": ("max_steps", "max_epochs", "max_time"),
@@ -127,7 +127,7 @@ def _launch(run: RunDirectory, config: dict[str, Any], options: argparse.Namespa
         write_atomic(run.config_path, freeze(config))
         launch = read_json(run.launch_path, {})
         write_atomic(run.launch_path, json.dumps({**launch, "shape": shape.to_dict()}, indent=1))
-    note_environment(run, config["tracking"])
+    record_environment(run, config["tracking"])
     run.event("resumed", overrides=overrides)
     launchers.launcher(cluster, detached=options.detach, keep_script=not overrides).launch(run)
     if options.json:

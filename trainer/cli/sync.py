@@ -40,7 +40,7 @@ def main(argv: list[str]) -> int:
             rows.append({"id": run.id, "uploaded": done.uploaded, "already": done.already, "failed": failed})
             said = _sentence(done.uploaded, done.already, len(failed))
             if failed:
-                print(f"{done.said}\n", file=sys.stderr)
+                print(f"{done.output}\n", file=sys.stderr)
         if not options.json:
             print(f"{run.path.name}: {said}")
     if options.json:

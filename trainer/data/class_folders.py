@@ -11,7 +11,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from trainer.core.errors import UserError
-from trainer.data import places
+from trainer.data import locations
 from trainer.data.arrays import EVALUATION_BATCH, ArrayDataModule
 from trainer.data.files import SPLITS, split_by_name
 from trainer.tasks.classification import IGNORED
@@ -144,5 +144,5 @@ class ClassFolders(ArrayDataModule):
 
 def _folders(root: Path) -> list[Path]:
     return [
-        path for path in places.class_folders(str(root)).iterdir() if path.is_dir() and not path.name.startswith(".")
+        path for path in locations.class_folders(str(root)).iterdir() if path.is_dir() and not path.name.startswith(".")
     ]

@@ -13,7 +13,7 @@ from torch.utils.data import BatchSampler, DataLoader, IterableDataset
 
 from trainer.config.batch import BatchPlan
 from trainer.core.errors import UserError
-from trainer.data.loader import Ordered, described, evaluation, resumable, sized_len
+from trainer.data.loader import Ordered, describe, evaluation, resumable, sized_len
 from trainer.data.order import Batches
 from trainer.data.ranks import Ranks
 from trainer.data.stream import Stream
@@ -71,7 +71,7 @@ def shared_training(
         if isinstance(loader, DataLoader) and not isinstance(loader.dataset, IterableDataset):
             loader = fewer(loader, own)
         if not isinstance(loader, DataLoader) or is_shared:
-            return Stream(loader, ranks, seed, described(loader), is_shared)
+            return Stream(loader, ranks, seed, describe(loader), is_shared)
         if given is not None:
             loader = _of_size(loader, own.micro_batch)
         return resumable(loader, own, ranks.rank, seed, ranks)

@@ -13,7 +13,7 @@ import numpy
 import torch
 
 from trainer.core.errors import UserError
-from trainer.data import places
+from trainer.data import locations
 from trainer.data.arrays import ArrayDataModule, Arrays
 from trainer.data.augment import CropAndFlip
 from trainer.data.files import split_by_name
@@ -74,7 +74,7 @@ class Emoji(ArrayDataModule):
         self, batch_size: int = 32, direction: str = "read", side: int = 16, font: str | None = None, seed: int = 0
     ) -> None:
         """`direction`: read (picture to name) or draw (name to picture). `side`: pixels. `font`: the file of Noto
-        Color Emoji; null: `places.EMOJI`. `seed`: of the shifts of the pictures that are read in training."""
+        Color Emoji; null: `locations.EMOJI`. `seed`: of the shifts of the pictures that are read in training."""
         super().__init__(batch_size)
         if direction not in TASKS:
             raise UserError(f"data.direction={direction} is not known", f"use {' or '.join(TASKS)}")
@@ -84,7 +84,7 @@ class Emoji(ArrayDataModule):
     def setup(self, stage: str | None = None) -> None:
         if self.train is not None:
             return
-        pictures = drawn(places.emoji(self.font), self.side)
+        pictures = drawn(locations.emoji(self.font), self.side)
         parts = split_by_name(list(pictures), str, HELD_OUT)
         crop = CropAndFlip(self.seed, padding=1, flip=False) if self.direction == "read" else None
         for split, names in parts.items():

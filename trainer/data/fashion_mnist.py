@@ -9,7 +9,7 @@ import numpy
 import torch
 
 from trainer.core.errors import UserError
-from trainer.data import places
+from trainer.data import locations
 from trainer.data.arrays import ArrayDataModule, Arrays, stratified_split
 from trainer.data.augment import CropAndFlip, Normalize
 from trainer.data.idx import read_idx
@@ -35,7 +35,7 @@ class FashionMNIST(ArrayDataModule):
         train_samples: int | None = None,
         seed: int = 0,
     ) -> None:
-        """`root`: folder of the four IDX files, gzipped or not; null: `places.FASHION_MNIST`. `augment`: flips, and
+        """`root`: folder of the four IDX files, gzipped or not; null: `locations.FASHION_MNIST`. `augment`: flips, and
         random crops of pictures that `crop_padding` pixels were added to on each side; 0: flips only.
 
         `train_samples`: use the first so many training pictures only; null: all. `seed`: of the augmentation.
@@ -47,7 +47,7 @@ class FashionMNIST(ArrayDataModule):
     def setup(self, stage: str | None = None) -> None:
         if self.train is not None:
             return
-        folder = places.fashion_mnist(self.root)
+        folder = locations.fashion_mnist(self.root)
         images, labels = (_read(folder, f"train-{part}") for part in ("images-idx3-ubyte", "labels-idx1-ubyte"))
         train, val = stratified_split(labels, [1 - VALIDATION_FRACTION], SPLIT_SEED)
         normalize = Normalize(MEAN, DEVIATION)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from trainer.core.errors import UserError
-from trainer.data import places
+from trainer.data import locations
 
 _log = logging.getLogger(__name__)
 
@@ -94,7 +94,7 @@ def _paths(root: Path, patterns: Sequence[str]) -> Iterator[Path]:
     if root.is_file():
         yield root
         return
-    for path in sorted(places.text(str(root)).rglob("*")):
+    for path in sorted(locations.text(str(root)).rglob("*")):
         parts = path.relative_to(root).parts
         hidden = any(part.startswith(".") or part in NOT_SOURCES for part in parts)
         if not hidden and path.is_file() and any(path.match(pattern) for pattern in patterns):

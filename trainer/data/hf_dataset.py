@@ -8,8 +8,8 @@ from pathlib import Path
 from trainer.core.errors import UserError
 from trainer.core.near import listed
 from trainer.data.arrays import ArrayDataModule
+from trainer.data.image_table import ImageTable
 from trainer.data.labelled_text import LabelledText
-from trainer.data.picture_table import PictureTable
 from trainer.data.tables import IDS, IMAGES, LABELS, TEXTS, find_tables, require_column, require_one_kind
 from trainer.data.text_table import TextTable, TokenTable
 
@@ -58,7 +58,7 @@ def hf_dataset(
         label = _column("label_column", label_column, LABELS, there)
         if label is None:
             raise UserError(f"data.root={root} has pictures ({image}) and no labels", _fix("label_column", there))
-        return PictureTable(
+        return ImageTable(
             tables, image, label, batch_size, num_workers, size, augment, grey, mirror, held_out, max_bad, cache
         )
     text = _column("text_column", text_column, TEXTS, there)

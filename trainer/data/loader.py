@@ -230,7 +230,7 @@ def resumable(
     `Stream`: an IterableDataset, a sampler without a length, a loader with a `state_dict` of its own.
     """
     ranks = ranks or Ranks(rank, plan.world_size)
-    name = described(loader)
+    name = describe(loader)
     sampler = loader.sampler if loader.batch_sampler is None else loader.batch_sampler
     if _never_ends(loader):
         loader, sampler = _ending(loader), sampler.sampler  # type: ignore[union-attr]
@@ -267,14 +267,14 @@ def evaluation(
     sampler = loader.batch_sampler
     if isinstance(loader.dataset, IterableDataset) or type(sampler) is not BatchSampler:
         if world_size > 1 and rank == 0:
-            _log.warning("%s: as it is on every rank, which must itself see to its share", described(loader))
+            _log.warning("%s: as it is on every rank, which must itself see to its share", describe(loader))
         return loader
     order = None
     if _shuffles(sampler.sampler) is None:
         if sized_len(sampler.sampler) is None:
             return loader
         indices = _integers(_drawn(sampler.sampler, seed)(0))
-        if ranks.compare(indices, described(loader)) is Shares.OWN or indices is None:
+        if ranks.compare(indices, describe(loader)) is Shares.OWN or indices is None:
             return loader
         order = torch.tensor(indices)
     samples = len(loader.dataset) if order is None else len(order)  # type: ignore[arg-type]
@@ -291,7 +291,7 @@ def first_samples(loader: DataLoader[Any], count: int) -> DataLoader[Any]:
     return DataLoader(subset, loader.batch_size, collate_fn=loader.collate_fn, pin_memory=loader.pin_memory)
 
 
-def described(loader: Any) -> str:
+def describe(loader: Any) -> str:
     """`Loader over Rows`, for messages."""
     dataset = getattr(loader, "dataset", None)
     kind = "train_dataloader" if isinstance(loader, (list, tuple)) else type(loader).__name__

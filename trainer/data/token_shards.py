@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any, ClassVar
 
-from trainer.data import places
+from trainer.data import locations
 from trainer.data.arrays import ArrayDataModule
 from trainer.data.files import SPLITS
 from trainer.data.tokenizers import token_type
@@ -29,7 +29,7 @@ class TokenShards(ArrayDataModule):
     def setup(self, stage: str | None = None) -> None:
         if self.train is not None:
             return
-        self.meta = json.loads((places.token_shards(str(self.root)) / places.SHARDS).read_text())
+        self.meta = json.loads((locations.token_shards(str(self.root)) / locations.SHARDS).read_text())
         kind = token_type(self.meta["vocab_size"])
         self.train, self.val, self.test = (
             TokenWindows(sorted(self.root.glob(f"{split}-*.bin")), self.sequence_length, kind) for split in SPLITS

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from trainer.core.errors import UserError
 from trainer.data.files import NOT_SOURCES, SPLITS
-from trainer.data.places import SHARDS
+from trainer.data.locations import SHARDS
 from trainer.data.tables import BESIDE_TABLES, SUFFIXES, column_of
 from trainer.data.tokenizers import BytePairs, Bytes, Tokenizer, write_tokens
 

@@ -8,7 +8,7 @@ from torch.nn import functional
 from trainer.models.rotary import Rotary
 
 
-class ToResidual(nn.Linear):
+class ResidualLinear(nn.Linear):
     """The last layer of a branch."""
 
 
@@ -39,7 +39,7 @@ class Attention(nn.Module):
         self.query = nn.Linear(dim, heads * self.size, bias)
         self.key = nn.Linear(dim, kv_heads * self.size, bias)
         self.value = nn.Linear(dim, kv_heads * self.size, bias)
-        self.out = ToResidual(heads * self.size, dim, bias)
+        self.out = ResidualLinear(heads * self.size, dim, bias)
 
     def forward(self, features: Tensor, angles: tuple[Tensor, Tensor] | None = None) -> Tensor:
         number, length, _ = features.shape
@@ -67,7 +67,7 @@ class GELU(nn.Module):
         super().__init__()
         self.approximate = approximate
         self.up = nn.Linear(dim, width, bias)
-        self.down = ToResidual(width, dim, bias)
+        self.down = ResidualLinear(width, dim, bias)
 
     def forward(self, features: Tensor) -> Tensor:
         return self.down(functional.gelu(self.up(features), approximate=self.approximate))
@@ -80,7 +80,7 @@ class SwiGLU(nn.Module):
         super().__init__()
         self.gate = nn.Linear(dim, width, bias)
         self.up = nn.Linear(dim, width, bias)
-        self.down = ToResidual(width, dim, bias)
+        self.down = ResidualLinear(width, dim, bias)
 
     def forward(self, features: Tensor) -> Tensor:
         return self.down(functional.silu(self.gate(features)) * self.up(features))
@@ -91,7 +91,7 @@ def init_transformer(model: nn.Module, layers: int) -> None:
     GPT-2's. Also fills the buffers, so that it completes a model made on the meta device."""
     for module in model.modules():
         if isinstance(module, (nn.Linear, nn.Embedding)):
-            residual = isinstance(module, ToResidual)
+            residual = isinstance(module, ResidualLinear)
             nn.init.normal_(module.weight, std=0.02 / (2 * layers) ** 0.5 if residual else 0.02)
             if isinstance(module, nn.Linear) and module.bias is not None:
                 nn.init.zeros_(module.bias)

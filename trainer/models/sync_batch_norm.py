@@ -66,7 +66,7 @@ class SyncBatchNorm(_BatchNorm):
         self.running_var.lerp_(variance.to(self.running_var.dtype), share)
 
 
-def synchronised(model: nn.Module, device: torch.device) -> nn.Module:
+def convert_sync_batch_norm(model: nn.Module, device: torch.device) -> nn.Module:
     """`model` with each batch normalisation replaced, its parameters and buffers kept; on a GPU by torch's own."""
     if device.type == "cuda":
         return nn.SyncBatchNorm.convert_sync_batchnorm(model)
@@ -76,5 +76,5 @@ def synchronised(model: nn.Module, device: torch.device) -> nn.Module:
             made.__dict__.update({key: child.__dict__[key] for key in ("_parameters", "_buffers", "training")})
             setattr(model, name, made)
         else:
-            synchronised(child, device)
+            convert_sync_batch_norm(child, device)
     return model

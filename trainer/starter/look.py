@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from trainer.core.errors import EnvironmentFault, UserError
-from trainer.data.places import SHARDS
+from trainer.data.locations import SHARDS
 
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".ppm")
 """What `trainer.data.image_folder` reads."""

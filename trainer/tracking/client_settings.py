@@ -51,35 +51,35 @@ IDENTITY = ("project", "entity", "group", "run_name", "tags", "notes", "job_type
 
 
 @dataclass(frozen=True)
-class Said:
+class Setting:
     """A setting and where it was found: the name of a variable, the path of a file, or an option."""
 
     value: str
     source: str
 
 
-def read(environ: Mapping[str, str], cwd: Path) -> dict[str, Said]:
+def read(environ: Mapping[str, str], cwd: Path) -> dict[str, Setting]:
     """Every setting that a variable or a settings file gives. An empty value is none.
 
     Raises UserError for a mode that the client does not know.
     """
-    found: dict[str, Said] = {}
+    found: dict[str, Setting] = {}
     for path in settings_files(environ, cwd):
         found.update(_of_file(path))
     for name, variables in _VARIABLES.items():
         for variable in variables:
             if environ.get(variable, "").strip():
-                found[name] = Said(environ[variable], variable)
+                found[name] = Setting(environ[variable], variable)
                 break
     if environ.get("WANDB_DISABLED", "").strip().lower() in _TRUE:
-        found["mode"] = Said("disabled", "WANDB_DISABLED")
+        found["mode"] = Setting("disabled", "WANDB_DISABLED")
     mode = found.get("mode")
     if mode is not None:
         if mode.value not in MODES:
             raise UserError(
                 f"{mode.source}: W&B has no mode {mode.value!r}", f"it may be one of: {', '.join(sorted(MODES))}"
             )
-        found["mode"] = Said(_SAME.get(mode.value, mode.value), mode.source)
+        found["mode"] = Setting(_SAME.get(mode.value, mode.value), mode.source)
     return found
 
 
@@ -90,7 +90,7 @@ def settings_files(environ: Mapping[str, str], cwd: Path) -> list[Path]:
     return [general / "settings", cwd / (".wandb" if (cwd / ".wandb").exists() else "wandb") / "settings"]
 
 
-def _of_file(path: Path) -> dict[str, Said]:
+def _of_file(path: Path) -> dict[str, Setting]:
     parser = configparser.ConfigParser()
     try:
         parser.read(path)
@@ -98,10 +98,10 @@ def _of_file(path: Path) -> dict[str, Said]:
     except (OSError, configparser.Error):  # not there, or not one: the client leaves it out, too
         return {}
     names = {_IN_FILES.get(name, name): name for name in _VARIABLES if name != "dir"}
-    return {names[key]: Said(value, str(path)) for key, value in section.items() if key in names and value.strip()}
+    return {names[key]: Setting(value, str(path)) for key, value in section.items() if key in names and value.strip()}
 
 
-def mode_of(option: str, environ: Mapping[str, str], cwd: Path, recorded: Said | None = None) -> Said:
+def mode_of(option: str, environ: Mapping[str, str], cwd: Path, recorded: Setting | None = None) -> Setting:
     """The mode that a run logs in: online, offline, shared or disabled.
 
     Args:
@@ -110,7 +110,7 @@ def mode_of(option: str, environ: Mapping[str, str], cwd: Path, recorded: Said |
             a settings file only where it is stricter.
     """
     if option != "auto":
-        return Said(option, "tracking.mode")
+        return Setting(option, "tracking.mode")
     now = read(environ, cwd).get("mode")
     if now is not None and (recorded is None or now.source in environ):
         return now
@@ -118,7 +118,7 @@ def mode_of(option: str, environ: Mapping[str, str], cwd: Path, recorded: Said |
     if found:
         return max(found, key=lambda said: _STRICTER.index(said.value))
     where = key_source(environ, cwd)
-    return Said("online", f"key in {where}") if where else Said("offline", "no key found")
+    return Setting("online", f"key in {where}") if where else Setting("offline", "no key found")
 
 
 def key_source(environ: Mapping[str, str], cwd: Path) -> str | None:
@@ -153,7 +153,7 @@ def _hosts(base_url: str | None) -> list[str]:
     return public if host in (*public, "forge.coreweave.com") else [host]
 
 
-def settle(tracking: dict[str, Any], environ: Mapping[str, str], cwd: Path) -> dict[str, Said]:
+def settle(tracking: dict[str, Any], environ: Mapping[str, str], cwd: Path) -> dict[str, Setting]:
     """Fill what is null in the section `tracking` with what W&B's variables and files say; returns what was filled."""
     said = read(environ, cwd)
     filled = {name: said[name] for name in IDENTITY if tracking.get(name) is None and name in said}
@@ -164,7 +164,9 @@ def settle(tracking: dict[str, Any], environ: Mapping[str, str], cwd: Path) -> d
     return filled
 
 
-def problems_of(tracking: Mapping[str, Any], environ: Mapping[str, str], filled: Mapping[str, Said]) -> list[UserError]:
+def problems_of(
+    tracking: Mapping[str, Any], environ: Mapping[str, str], filled: Mapping[str, Setting]
+) -> list[UserError]:
     """What W&B's client would refuse of a settled section `tracking`, and of variables that cannot be obeyed here."""
     found = []
     keys = {name: filled[name].source if name in filled else f"tracking.{name}" for name in ("project", "tags")}
@@ -185,15 +187,15 @@ def problems_of(tracking: Mapping[str, Any], environ: Mapping[str, str], filled:
     return found
 
 
-def recorded_mode(events: list[dict[str, Any]]) -> Said | None:
+def recorded_mode(events: list[dict[str, Any]]) -> Setting | None:
     """The mode that the last command to launch or resume the run was told by the environment; None: by nobody."""
     for event in reversed(events):
         if event["event"] == "wandb" and event.get("mode"):
-            return Said(event["mode"], event["source"])
+            return Setting(event["mode"], event["source"])
     return None
 
 
-def note_environment(run: RunDirectory, tracking: Mapping[str, Any]) -> None:
+def record_environment(run: RunDirectory, tracking: Mapping[str, Any]) -> None:
     """Write the event `wandb` of a launch: the job may run where these variables and files are not."""
     if tracking["name"] != "wandb":
         return

@@ -30,7 +30,7 @@ class Upload:
     uploaded: int
     already: int
     failed: list[Path]
-    said: str
+    output: str
     """The last lines of `wandb sync`."""
 
 

@@ -25,7 +25,7 @@ from trainer.core.errors import UserError
 from trainer.runs.directory import RunDirectory
 from trainer.runs.registry import reference_to
 from trainer.tracking import client_settings
-from trainer.tracking.client_settings import DEFAULT_PROJECT, Said
+from trainer.tracking.client_settings import DEFAULT_PROJECT, Setting
 
 _SECRET = re.compile(r"token|secret|password|passwd|api_?key|credential", re.IGNORECASE)
 
@@ -56,7 +56,7 @@ def start(
         except (wandb.errors.CommError, wandb.errors.UsageError) as error:
             print(f"wandb: {error}; going on offline, `trainer sync {reference_to(run)}` uploads it later", flush=True)
             wandb.teardown()
-            mode = Said("offline", "the server could not be used")
+            mode = Setting("offline", "the server could not be used")
             experiment = wandb.init(settings=settings, **{**arguments, "mode": "offline"})
     except pydantic.ValidationError as error:
         (first, *_) = error.errors()
@@ -105,7 +105,7 @@ def identity(
     return {name: value for name, value in found.items() if value is not None}
 
 
-def _note(run: RunDirectory, experiment: Any, mode: Said, options: TrackingOptions) -> None:
+def _note(run: RunDirectory, experiment: Any, mode: Setting, options: TrackingOptions) -> None:
     """The event `tracking`: what this attempt logs to, and why. Without a server the entity is not known yet."""
     url = experiment.url if mode.value in ("online", "shared") else None
     fields = {} if mode.value == "disabled" else {"id": experiment.id, "project": experiment.project, "url": url}

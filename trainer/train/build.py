@@ -23,7 +23,7 @@ from trainer.config.batch import BatchPlan
 from trainer.config.instantiate import instantiate, locate
 from trainer.config.schema import Config
 from trainer.core.errors import UserError
-from trainer.models.sync_batch_norm import synchronised
+from trainer.models.sync_batch_norm import convert_sync_batch_norm
 from trainer.runs.directory import RunDirectory
 from trainer.runtime.process import Rank
 from trainer.runtime.torch_setup import device_of
@@ -116,7 +116,7 @@ def build_module(
 def _adapt(module: LightningModule, config: Config) -> None:
     """What the configuration changes in a module that has all of its parameters."""
     if config.trainer.sync_batchnorm:
-        synchronised(module, torch.device("cuda" if config.resources.gpus else "cpu"))
+        convert_sync_batch_norm(module, torch.device("cuda" if config.resources.gpus else "cpu"))
     fine_tuning.prepare(module, config.finetune)
 
 

@@ -28,7 +28,7 @@ from trainer.data.collection import (
     shared_evaluation,
     shared_training,
 )
-from trainer.data.loader import Ordered, described
+from trainer.data.loader import Ordered, describe
 from trainer.data.randomness import Generators, generators_untouched, seed_sample
 from trainer.data.ranks import Ranks, Shares
 from trainer.runtime.process import Rank
@@ -261,9 +261,9 @@ class Data:
         """Raise UserError where a loader gives the same to every rank: its rows would be written by each."""
         if self.ranks.world_size == 1 or isinstance(loader, Ordered):
             return
-        if self.ranks.compare(next(iter(loader), None), described(loader)) is Shares.SAME:
+        if self.ranks.compare(next(iter(loader), None), describe(loader)) is Shares.SAME:
             raise UserError(
-                f"{described(loader)} gives the same samples to each of {self.ranks.world_size} ranks",
+                f"{describe(loader)} gives the same samples to each of {self.ranks.world_size} ranks",
                 "predict with one: add --ranks 1",
             )
 

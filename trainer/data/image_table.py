@@ -58,7 +58,7 @@ class LabelledRows(Sequence[tuple[Row, int]]):
         return Row(self.paths[file], number - (int(self.ends[file - 1]) if file else 0)), int(self.labels[number])
 
 
-class PictureColumn:
+class ImageColumn:
     """The bytes of the picture in a row. Files are opened in the process that reads them."""
 
     def __init__(self, root: Path, column: str, opened_as: Mapping[Path, Path]) -> None:
@@ -85,7 +85,7 @@ class PictureColumn:
         return BytesIO(value)
 
 
-class PictureTable(ImageFolder):
+class ImageTable(ImageFolder):
     """Batches of (n, 3, size, size) float32 (with `grey` 1 channel) and (n,) int64, as from class folders."""
 
     def __init__(
@@ -114,7 +114,7 @@ class PictureTable(ImageFolder):
 
     def reader(self, training: bool) -> tuple[Read, bool]:
         random = training and self.augment
-        column = PictureColumn(self.tables.root, self.image, self._opened_as())
+        column = ImageColumn(self.tables.root, self.image, self._opened_as())
         read = partial(_read, column=column, size=self.size, random=random, grey=self.grey, mirror=self.mirror)
         return read, random
 
@@ -145,7 +145,7 @@ class PictureTable(ImageFolder):
         return {path: folder / name for path, name in names.items()}
 
 
-def _read(row: Row, column: PictureColumn, size: int, random: bool, grey: bool, mirror: bool) -> torch.Tensor:
+def _read(row: Row, column: ImageColumn, size: int, random: bool, grey: bool, mirror: bool) -> torch.Tensor:
     return read_image(column(row), size, random, grey, mirror)
 
 
