@@ -15,8 +15,8 @@ Command = Callable[..., "subprocess.CompletedProcess[str]"]
 def test_prints_the_plan_and_writes_nothing(trainer_cli: Command, workdir: Path) -> None:
     done = trainer_cli("check", "resources.gpus=0")
     assert done.returncode == 0
-    assert "32 samples a step = 2 ranks x 16" in done.stdout
-    assert "nothing wrong found" in done.stdout
+    assert "32 samples per step = 2 ranks x 16" in done.stdout
+    assert "no problems found" in done.stdout
     assert list(workdir.iterdir()) == []
 
 

@@ -55,7 +55,7 @@ def test_the_others_are_listed_beside_a_damaged_one(
     assert main(["ls"]) == 0
     said = capsys.readouterr()
     assert other.id in said.out
-    assert f"{run.path.name} is left out: {run.config_path} cannot be read" in said.err
+    assert f"skipped {run.path.name}: {run.config_path} cannot be read" in said.err
 
 
 def test_what_nobody_foresaw_is_one_message_and_a_file(

@@ -53,7 +53,7 @@ def test_a_trained_run_predicts_and_is_exported(trainer_cli: TrainerCli, workdir
     shards.write_bytes(bytes([content[0] ^ 1]) + content[1:])
     assert [one["verified"] for one in shown(trainer_cli, 1)] == [True, False]
     sheet = trainer_cli("show", "--verify").stdout
-    assert "checksums right" in sheet
+    assert "checksums match" in sheet
     assert "DAMAGED: shards/__0_0.distcp: checksum differs" in sheet
     damaged = trainer_cli("export", "--checkpoint", "30")
     assert (damaged.returncode, "checksum differs" in damaged.stderr) == (2, True)

@@ -75,7 +75,7 @@ def test_dry_run_prints_the_plan_and_writes_nothing(trainer_cli: Command, workdi
     done = trainer_cli("fit", "--dry-run", "resources.gpus=0", "resources.cpu_processes=4", "data.micro_batch=2")
     assert done.returncode == 0
     assert "4 CPU processes" in done.stdout
-    assert "32 samples a step = 4 ranks x 2 x 4 accumulated" in done.stdout
+    assert "32 samples per step = 4 ranks x 2 x 4 accumulated" in done.stdout
     assert "trainer.supervise.node runs/mlp-digits-ID" in done.stdout
     assert list(workdir.iterdir()) == []
 

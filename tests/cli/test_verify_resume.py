@@ -23,8 +23,8 @@ class Drift(Callback):
 def test_an_exact_job_is_found_equal(trainer_cli: TrainerCli, workdir: Path) -> None:
     done = trainer_cli("verify-resume", "model.dropout=0.1", *JOB, timeout=180)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "8 steps (an epoch has 39: its end is not reached; --steps 59 would), 2 kills" in done.stdout
-    assert "kills that hit: 2; steps done again: " in done.stdout
+    assert "8 steps (not to the end of an epoch of 39; for that use --steps 59), 2 kills" in done.stdout
+    assert "kills: 2; repeated steps: " in done.stdout
     assert "equal bit for bit" in done.stdout
     (killed,) = (workdir / "verified" / "killed").iterdir()
     assert len(list((killed / "logs").glob("attempt-*"))) == 3
@@ -36,5 +36,5 @@ def test_what_differs_is_named(trainer_cli: TrainerCli, workdir: Path) -> None:
     done = trainer_cli("verify-resume", "+callbacks.drift._target_=drift.Drift", *JOB, "--kills", "1", timeout=180)
     assert done.returncode == 1, done.stdout + done.stderr
     assert "the first batch after resume 1: the weights before the batch: " in done.stdout
-    assert "likely reason: something changes them when a training starts" in done.stdout
+    assert "likely cause: something changes them when a training starts" in done.stdout
     assert "deterministic" not in done.stdout

@@ -14,7 +14,7 @@ import pytest
 from tests.runs.test_directory import make
 from tests.runs.test_state import ended, launched
 from trainer.cli import main
-from trainer.cli.advice import advice, standing_still
+from trainer.cli.advice import advice, stalled
 from trainer.cli.resume import changed_config
 from trainer.config.compose import compose
 from trainer.core.errors import DONE, UserError
@@ -92,7 +92,7 @@ def test_a_mistake_is_mended_before_it_is_fitted_again(tmp_path: Path, capsys: p
     launched(run, GONE)
     assert main(["why", str(run.path)]) == DONE
     said = capsys.readouterr().out
-    assert "resume would fail in the same way: mend it, then: trainer fit model=mlp data=digits" in said
+    assert "resuming would fail the same way; fix the cause, then run: trainer fit model=mlp data=digits" in said
     assert "    in mine.py:3" in said
     assert "trainer resume" not in said
 
@@ -104,9 +104,9 @@ def test_ranks_that_stand_at_different_places_are_said_to(tmp_path: Path) -> Non
     told = advice(run, REASONS["hang"], {})
     assert "rank 0 at step 6 (train), rank 1 at step 5 (validate)" in told[0]
     assert "trainer.limit_train_batches" in told[0]
-    assert standing_still(run) == told[0]  # as long as it lives, too: nothing has moved since 1970
+    assert stalled(run) == told[0]  # as long as it lives, too: nothing has moved since 1970
     write_live(run.live_dir / "rank-0.json", {"step": 6, "phase": "train", "moved": time.time()})
-    assert standing_still(run) is None
+    assert stalled(run) is None
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The command `trainer`: finds the verb, runs it, and turns expected failures into one message and a code."""
+"""The command `trainer`: dispatches to the verb, and reports an expected failure as one message and an exit code."""
 
 from __future__ import annotations
 
@@ -13,36 +13,36 @@ from trainer.core.garbage import no_collection
 VERBS = {
     "Train": {
         "fit": "compose, check, launch and follow a training job",
-        "check": "everything that can be found wrong before a job is launched",
-        "init": "write a small project of your own",
-        "verify-resume": "kill your own job at random moments and compare its end with the unharmed one",
-        "bench": "real jobs with real faults, compared bit for bit with one that was left alone",
+        "check": "check a configuration without launching anything",
+        "init": "create a project with a model, data and configs to edit",
+        "verify-resume": "check that a killed and resumed job ends bit for bit the same",
+        "bench": "run jobs with injected faults and check how they end",
     },
-    "Data": {"data": "tokenize text into shards"},
+    "Data": {"data": "tokenize text into token shards"},
     "Runs": {
-        "ls": "all runs here, with their true state",
-        "show": "one run: steps, metrics, checkpoints, attempts",
-        "why": "why it waits in the queue, or how and where it ended",
-        "logs": "the log of a rank; -f follows it",
-        "stop": "save a checkpoint and end",
-        "resume": "go on from the newest good checkpoint",
-        "evaluate": "the metrics of a checkpoint on held-out data",
-        "predict": "what a checkpoint makes of each sample, in its order",
-        "export": "the weights of a checkpoint as safetensors, ONNX or in Hugging Face's layout",
-        "sync": "upload to Weights & Biases what was logged offline",
+        "ls": "list runs and their states",
+        "show": "show the steps, metrics, checkpoints and attempts of a run",
+        "why": "explain why a run is queued, or how and where it failed",
+        "logs": "print the log of a rank; -f follows it",
+        "stop": "save a checkpoint and stop a run",
+        "resume": "resume a run from its newest good checkpoint",
+        "evaluate": "compute the metrics of a checkpoint on held-out data",
+        "predict": "write the predictions of a checkpoint, in sample order",
+        "export": "export weights as safetensors, ONNX or Hugging Face",
+        "sync": "upload offline runs to Weights & Biases",
         "rm": "delete runs",
     },
 }
-"""Group to verb to one line of help. The verb `x` is the module `trainer.cli.x`, imported when it is used."""
+"""Help of each verb by group. The verb `x` is the module `trainer.cli.x`, imported when it is used."""
 
-_USAGE = """trainer: one training job from a laptop to a cluster, without changing it
+_USAGE = """usage: trainer VERB [options] [key=value ...]
 
-usage: trainer VERB [options] [key=value ...]
+Run the same training job on a laptop and on a cluster.
 """
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run `trainer VERB ...` and return the exit code; a user's mistake ends without a traceback."""
+    """Run `trainer VERB ...` and return the exit code. Expected failures print no traceback."""
     arguments = sys.argv[1:] if argv is None else argv
     try:
         code = _run(arguments)
@@ -54,7 +54,7 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:
-        # `trainer ls | head`: the interpreter would complain once more when it flushes at exit.
+        # `trainer ls | head`: the interpreter would report the broken pipe again when it flushes stdout at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Exception as error:
@@ -64,21 +64,21 @@ def main(argv: list[str] | None = None) -> int:
         return ENVIRONMENT_MUST_CHANGE if isinstance(error, OSError) else JOB_FAILED
     finally:
         if argv is None:
-            gc.freeze()  # the process ends; Python would look for garbage in every module: 8% of `--cfg job`
+            gc.freeze()  # a garbage collection at exit would take 8% of the time of `--cfg job`
 
 
 def _unexpected(error: Exception, arguments: list[str]) -> str:
-    """One message for what nobody foresaw; its traceback goes to a file, for who reports it."""
+    """Return the message of an unexpected exception, and write its traceback to a file for a bug report."""
     import tempfile
     import traceback
 
-    told = f"{type(error).__name__}: {error}" if not isinstance(error, OSError) else str(error)
+    message = f"{type(error).__name__}: {error}" if not isinstance(error, OSError) else str(error)
     try:
         with tempfile.NamedTemporaryFile("w", prefix="trainer-traceback-", suffix=".txt", delete=False) as file:
             file.write(f"trainer {' '.join(arguments)}\n{''.join(traceback.format_exception(error))}")
     except OSError:
-        return f"{told}\n  TRAINER_TRACEBACK=1 shows the traceback"
-    return f"{told}\n  not foreseen here; the traceback is in {file.name}"
+        return f"{message}\n  set TRAINER_TRACEBACK=1 to see the traceback"
+    return f"{message}\n  unexpected error; the traceback is in {file.name}"
 
 
 def _run(arguments: list[str]) -> int:
@@ -95,7 +95,7 @@ def _run(arguments: list[str]) -> int:
         return _unknown(verb)
     with no_collection():
         module = import_module(f"trainer.cli.{verb.replace('-', '_')}")
-    return module.main(arguments[1:])
+    return int(module.main(arguments[1:]))
 
 
 def _names() -> dict[str, str]:
@@ -106,12 +106,12 @@ def _help() -> str:
     lines = [_USAGE]
     for group, verbs in VERBS.items():
         lines += [f"{group}:", *(f"  {name:<15}{text}" for name, text in verbs.items()), ""]
-    return "\n".join([*lines, "trainer VERB --help says more about a verb."])
+    return "\n".join([*lines, "See `trainer VERB --help` for the options of a verb."])
 
 
 def _unknown(verb: str) -> int:
     from trainer.core.near import did_you_mean, listed
 
     hint = did_you_mean(verb, _names())
-    print(f"trainer: there is no verb {verb}\n  {hint}verbs: {listed(_names())}", file=sys.stderr)
+    print(f"trainer: unknown verb {verb}\n  {hint}verbs: {listed(_names())}", file=sys.stderr)
     return USER_MUST_CHANGE

@@ -1,4 +1,4 @@
-"""What helps a run that ended badly, as commands that can be typed as they stand."""
+"""Advice for a run that failed: sentences with commands that can be copied to a shell."""
 
 from __future__ import annotations
 
@@ -11,73 +11,83 @@ from trainer.launch.follow import fit_again
 from trainer.runs.directory import RunDirectory
 from trainer.runs.registry import reference_to
 
-_STILL_S = 60.0
-_HELPS = (
+_STALLED_S = 60.0
+_REMEDIES = (
     (
         r"out of memory",
-        "a smaller micro-batch needs less memory, and the global batch stays as it is",
+        "use a smaller micro-batch; the global batch size stays the same",
         "resilience.on_oom=halve",
     ),
-    (r"No space left|Disk quota", "the disk is full: make room, or keep fewer checkpoints", "checkpoint.keep_last=1"),
+    (
+        r"No space left|Disk quota",
+        "the disk is full: free some space, or keep fewer checkpoints",
+        "checkpoint.keep_last=1",
+    ),
     (
         r"left no newer checkpoint",
-        "the attempts end before their first checkpoint: write one sooner",
+        "the attempts fail before their first checkpoint: save one earlier",
         "checkpoint.every_minutes=5",
     ),
     (
         r"NaN|infinite|not finite",
-        "one bad batch can be left out; of many the learning rate or the precision is the cause",
+        "skip a single bad batch; if there are many, the learning rate or the precision is the likely cause",
         "resilience.on_nonfinite=skip",
     ),
-    (r"loss spike|jumped", "the batches that made the loss jump can be left out", "resilience.on_spike=skip"),
+    (r"loss spike|jumped", "skip the batches that cause the loss spike", "resilience.on_spike=skip"),
     (
         r"did not move for .* are allowed|no progress for",
-        "steps that may take longer than that are allowed more time",
+        "if a step may take longer than this limit, raise it",
         "resilience.hang_after_s=600",
     ),
 )
-"""What a reason says, to what helps and the override for `trainer resume` that does it."""
+"""Pattern of a reason, advice, and the override of `trainer resume` that follows it."""
 _UNEVEN = re.compile(
     r"did not move|it had not after|no progress|has not come to|Connection closed|monitored.?barrier", re.I
 )
 
 
 def advice(run: RunDirectory, reason: str, record: dict[str, Any]) -> list[str]:
-    """Sentences on what to do about `reason`, the commands in them complete. `record`: the end of the last attempt."""
+    """Return sentences on what to do about `reason`, each with a complete command.
+
+    Args:
+        run: The run.
+        reason: Why its last attempt ended.
+        record: The record of that attempt.
+    """
     if record.get("mend"):
-        return [f"a resume would fail in the same way: mend it, then: {fit_again(run, 'trainer')}"]
+        return [f"resuming would fail the same way; fix the cause, then run: {fit_again(run, 'trainer')}"]
     if "was lost" in reason:
-        return ["nothing of yours: a requeued job goes on without the node"]
-    told = [
+        return ["not caused by your code: the requeued job resumes without the lost node"]
+    sentences = [
         f"{text}: trainer resume {reference_to(run)} {override}"
-        for pattern, text, override in _HELPS
+        for pattern, text, override in _REMEDIES
         if re.search(pattern, reason)
     ]
     if _UNEVEN.search(reason) and (uneven := _unequal_ranks(run)):
-        told.insert(0, uneven)
-    return told
+        sentences.insert(0, uneven)
+    return sentences
 
 
-def standing_still(run: RunDirectory) -> str | None:
-    """Of a run whose processes live: ranks that wait for each other at different places for a minute."""
-    beats = _beats(run).values()
-    moved = max((float(beat.get("moved") or 0) for beat in beats), default=0.0)
-    return _unequal_ranks(run) if time.time() - moved > _STILL_S else None
+def stalled(run: RunDirectory) -> str | None:
+    """Return where the ranks of a running run are if they have waited for each other for a minute, else None."""
+    heartbeats = _heartbeats(run).values()
+    last_progress = max((float(beat.get("moved") or 0) for beat in heartbeats), default=0.0)
+    return _unequal_ranks(run) if time.time() - last_progress > _STALLED_S else None
 
 
-def _beats(run: RunDirectory) -> dict[str, dict[str, Any]]:
+def _heartbeats(run: RunDirectory) -> dict[str, dict[str, Any]]:
     return {path.stem: read_live(path) for path in sorted(run.live_dir.glob("rank-*.json"))}
 
 
 def _unequal_ranks(run: RunDirectory) -> str | None:
-    """A rank that has left its loop while others go on: they had unequal numbers of batches."""
-    beats = _beats(run)
-    phases = {name: str(beat.get("phase")) for name, beat in beats.items()}
-    steps = {name: int(beat.get("step") or 0) for name, beat in beats.items()}
-    if len(beats) < 2 or (len(set(steps.values())) == 1 and len(set(phases.values())) == 1):
+    """Return the positions of the ranks if they differ: a rank that had fewer batches has left the loop."""
+    heartbeats = _heartbeats(run)
+    phases = {name: str(beat.get("phase")) for name, beat in heartbeats.items()}
+    steps = {name: int(beat.get("step") or 0) for name, beat in heartbeats.items()}
+    if len(heartbeats) < 2 or (len(set(steps.values())) == 1 and len(set(phases.values())) == 1):
         return None
-    stands = ", ".join(f"{name.replace('-', ' ')} at step {steps[name]} ({phases[name]})" for name in beats)
+    positions = ", ".join(f"{name.replace('-', ' ')} at step {steps[name]} ({phases[name]})" for name in heartbeats)
     return (
-        f"the ranks stand at different places: {stands}. If a loader of yours gives them unequal numbers of batches, "
-        "set trainer.limit_train_batches to the smallest number, or have each rank yield as many"
+        f"the ranks are at different positions: {positions}. If a data loader of yours gives them unequal numbers of "
+        "batches, set trainer.limit_train_batches to the smallest number, or yield the same number on each rank"
     )

@@ -1,4 +1,4 @@
-"""`trainer bench faults`: real jobs with real faults, each compared bit for bit with the job that was left alone."""
+"""`trainer bench faults`: run jobs with injected faults and compare each bit for bit with an undisturbed job."""
 
 from __future__ import annotations
 
@@ -10,16 +10,20 @@ from dataclasses import asdict
 from pathlib import Path
 
 from trainer.cli.common import table
+from trainer.cli.options import make_parser
 from trainer.core.errors import DONE, JOB_FAILED, UserError
 from trainer.core.near import did_you_mean, listed
 from trainer.faultbench.bench import FaultBench, Result
 from trainer.faultbench.cases import KINDS
 
-_DESCRIPTION = """Train small jobs of two ranks, hurt each of them in one way, and compare what they end with, bit for
-bit, with a job that was left alone. Ends with 0 when every job ended as required."""
+_DESCRIPTION = (
+    "Run small training jobs of two ranks, inject one fault into each, and compare its final state bit for bit with "
+    "that of an undisturbed job. The exit code is 0 if every job ended as required, else 1."
+)
 
 
 def main(argv: list[str]) -> int:
+    """Run `trainer bench` and return the exit code."""
     options = _parse(argv)
     strategies = options.strategies.split(",")
     kinds = options.kinds.split(",") if options.kinds else []
@@ -27,54 +31,67 @@ def main(argv: list[str]) -> int:
         raise UserError(f"--at-once {options.at_once} must be at least 1", "leave it out for one job at a time")
     for kind in kinds:
         if kind not in KINDS:
-            raise UserError(f"there is no fault {kind}", f"{did_you_mean(kind, KINDS)}choose of: {listed(KINDS)}")
+            raise UserError(f"--kinds: unknown fault {kind}", f"{did_you_mean(kind, KINDS)}use one of: {listed(KINDS)}")
     folder = Path(options.keep or tempfile.mkdtemp(prefix="trainer-faults-")).absolute()
     out = Path(options.out) if options.out else None
-    done = earlier(out, options.seed) if out else []
-    known = {result.number for result in done}
-    more = f", {len(done)} of them done" if done else ""
+    results = read_results(out, options.seed) if out else []
+    known = {result.number for result in results}
+    more = f", {len(results)} of them done" if results else ""
     print(f"{options.n} faults{more}, seed {options.seed}, {listed(strategies)}; runs in {folder}", flush=True)
 
     def report(result: Result) -> None:
-        done.append(result)
-        said = result.problem or "as required"
+        results.append(result)
         print(
             f"{result.number:>4}  {result.strategy:<16}{result.case:<28}{result.lost_steps:>3} steps lost"
-            f"{result.down_s:>7.1f} s  {said}",
+            f"{result.down_s:>7.1f} s  {result.problem or 'as required'}",
             flush=True,
         )
         if out:
-            write(out, options.seed, done)
+            write_results(out, options.seed, results)
 
     numbers = [number for number in range(options.n) if number not in known]
     FaultBench(folder, options.seed, strategies, kinds).run(numbers, report, options.at_once)
-    print("\n" + summary_table(done))
-    survived = sum(result.problem is None for result in done)
-    print(f"\n{survived} of {len(done)} ended as required")
-    return DONE if survived == len(done) else JOB_FAILED
+    print("\n" + summary_table(results))
+    survived = sum(result.problem is None for result in results)
+    print(f"\n{survived} of {len(results)} ended as required")
+    return DONE if survived == len(results) else JOB_FAILED
 
 
 def _parse(argv: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="trainer bench", description=_DESCRIPTION, epilog="example: trainer bench faults --n 20 --seed 1"
+    parser = make_parser("bench", _DESCRIPTION, "trainer bench faults --n 20 --seed 1", allow_abbrev=True)
+    parser.add_argument("what", choices=["faults"], help="the benchmark to run")
+    parser.add_argument(
+        "--n", type=int, default=len(KINDS), metavar="N", help=f"number of faults (default: {len(KINDS)}, one per kind)"
     )
-    parser.add_argument("what", choices=["faults"])
-    parser.add_argument("--n", type=int, default=len(KINDS), help="how many faults; default: each kind once")
-    parser.add_argument("--seed", type=int, default=0, help="draws ranks, steps and moments")
-    parser.add_argument("--at-once", type=int, default=1, metavar="N", help="jobs side by side")
-    parser.add_argument("--strategies", default="ddp", help="in turn, such as ddp,fsdp,deepspeed_zero2")
-    parser.add_argument("--kinds", help=f"only these: {listed(KINDS)}")
-    parser.add_argument("--keep", metavar="DIR", help="where the runs are made; those that failed stay")
+    parser.add_argument(
+        "--seed", type=int, default=0, metavar="N", help="seed of the ranks, steps and times that are hit (default: 0)"
+    )
+    parser.add_argument("--at-once", type=int, default=1, metavar="N", help="jobs to run in parallel (default: 1)")
+    parser.add_argument(
+        "--strategies",
+        default="ddp",
+        metavar="A,B",
+        help="strategies to use in turn, such as ddp,fsdp,deepspeed_zero2 (default: ddp)",
+    )
+    parser.add_argument(
+        "--kinds", metavar="A,B", help=f"kinds of fault (default: all): {listed(KINDS, limit=len(KINDS))}"
+    )
+    parser.add_argument(
+        "--keep",
+        metavar="DIR",
+        help="directory of the runs; runs that ended as required are deleted (default: a temporary directory)",
+    )
     parser.add_argument(
         "--out",
         metavar="FILE",
-        help="results as FILE.json and FILE.md, after each case; what is there and as required is not run again",
+        help="write results to FILE.json and FILE.md after each job; jobs that FILE.json holds as ended as required "
+        "are not repeated",
     )
     return parser.parse_args(argv)
 
 
 def summary_table(results: list[Result]) -> str:
-    """One row a kind: how many, survived, steps lost, seconds down."""
+    """Return a table with one row per kind: jobs, jobs that ended as required, steps lost, seconds of downtime."""
     rows = []
     for kind in dict.fromkeys(result.kind for result in results):
         of_kind = [result for result in results if result.kind == kind]
@@ -94,18 +111,23 @@ def summary_table(results: list[Result]) -> str:
     return table(rows, ["fault", "jobs", "as required", "steps lost", "most", "seconds down", "most"])
 
 
-def earlier(out: Path, seed: int) -> list[Result]:
-    """What a run with this `--out` has done already, without what did not end as required."""
+def read_results(out: Path, seed: int) -> list[Result]:
+    """Return the results that an earlier call wrote to `out`, only those that ended as required.
+
+    Raises:
+        UserError: If they have another seed.
+    """
     try:
         content = json.loads(out.with_suffix(".json").read_text())
     except FileNotFoundError:
         return []
     if content["seed"] != seed:
-        raise UserError(f"{out} has results of --seed {content['seed']}", "use that seed, or another --out")
+        raise UserError(f"{out} holds results of --seed {content['seed']}", "use that seed, or another --out")
     return [Result(**result) for result in content["results"] if result["problem"] is None]
 
 
-def write(out: Path, seed: int, results: list[Result]) -> None:
+def write_results(out: Path, seed: int, results: list[Result]) -> None:
+    """Write the results to `out` with the suffixes .json (all of them) and .md (a summary)."""
     out.parent.mkdir(parents=True, exist_ok=True)
     content = {"seed": seed, "results": [asdict(result) for result in results]}
     out.with_suffix(".json").write_text(json.dumps(content, indent=1) + "\n")

@@ -1,4 +1,4 @@
-"""`trainer check`: everything about a job, or every job of a sweep, that can be found wrong before it is launched."""
+"""`trainer check`: find the problems of a job, or of every job of a sweep, before it is launched."""
 
 from __future__ import annotations
 
@@ -8,48 +8,52 @@ from typing import Any
 
 from trainer.cli import deep
 from trainer.cli.job import Job, check_all, describe
-from trainer.cli.overrides import compose_all, parser
+from trainer.cli.overrides import compose_all, overrides_parser
 from trainer.config.problems import Problems
 from trainer.core.errors import DONE, TrainerError
 from trainer.starter.folder import expand
 
-_DESCRIPTION = """Check a job without launching it: keys, types, arguments of every _target_, launch shape, batch split.
-With -m every job of the sweep is checked. --deep also makes the model (without memory for its weights) and, where
-the command line names data or an experiment, prepares the data: it counts parameters and operations."""
+_DESCRIPTION = (
+    "Check a job without launching it: keys, types, the arguments of every _target_, the launch shape and the batch "
+    "split. With -m every job of the sweep is checked. --deep also builds the model (on the meta device, without "
+    "memory for its weights) and counts its parameters and FLOPs; if the command line names data or an experiment, it "
+    "also prepares the data."
+)
 
 
 def main(argv: list[str]) -> int:
-    """Returns 0 and prints the plan, or raises what is wrong; with --json both are printed as JSON."""
-    made = parser("check", _DESCRIPTION)
-    made.add_argument("--json", action="store_true", help="print one JSON object: ok, problems, jobs")
-    made.add_argument("--deep", action="store_true", help="count the model's parameters and FLOPs; takes seconds")
-    arguments = made.parse_intermixed_args(argv)
+    """Run `trainer check`: print the plan and return 0, or raise the problems. With --json both are printed."""
+    parser = overrides_parser("check", _DESCRIPTION, "trainer check experiment=quickstart trainer.max_steps=100")
+    parser.add_argument("--json", action="store_true", help="print one JSON object: ok, problems, jobs")
+    parser.add_argument(
+        "--deep", action="store_true", help="also count the model's parameters and FLOPs; takes seconds"
+    )
+    arguments = parser.parse_intermixed_args(argv)
     try:
-        say = sys.stderr if arguments.json else sys.stdout
-        arguments.overrides = expand(arguments.overrides, arguments.config_dir, keep=False, say=say)
-        # --deep makes the model, with data of its own size where none is named.
+        stream = sys.stderr if arguments.json else sys.stdout
+        arguments.overrides = expand(arguments.overrides, arguments.config_dir, keep=False, say=stream)
+        # --deep counts a model that is named without data as published: it need not fit the default data.
         jobs = check_all(compose_all(arguments), fits=not arguments.deep)
-        counted = deep.counted(jobs) if arguments.deep else [None] * len(jobs)
+        counts: list[dict[str, Any] | None] = [*deep.count(jobs)] if arguments.deep else [None] * len(jobs)
     except TrainerError as error:
         if not arguments.json:
             raise
-        _print({"ok": False, "problems": _listed(error), "jobs": []})
+        _print({"ok": False, "problems": _problems(error), "jobs": []})
         return error.code
     if arguments.json:
-        _print(
-            {"ok": True, "problems": [], "jobs": [_facts(job, found) for job, found in zip(jobs, counted, strict=True)]}
-        )
+        facts = [_facts(job, counted) for job, counted in zip(jobs, counts, strict=True)]
+        _print({"ok": True, "problems": [], "jobs": facts})
         return DONE
-    for job, found in zip(jobs, counted, strict=True):
-        lines = [*describe(job), *(deep.described(found) if found else [])]
+    for job, counted in zip(jobs, counts, strict=True):
+        lines = [*describe(job), *(deep.describe(counted) if counted else [])]
         print("\n".join(f"{word:<11}{text}" for word, text in lines), end="\n\n")
-    print("nothing wrong found" if len(jobs) == 1 else f"nothing wrong found in {len(jobs)} jobs")
+    print("no problems found" if len(jobs) == 1 else f"no problems found in {len(jobs)} jobs")
     return DONE
 
 
-def _listed(error: TrainerError) -> list[dict[str, str]]:
-    found = error.problems if isinstance(error, Problems) else (error,)
-    return [{"message": one.message, "fix": one.fix} for one in found]
+def _problems(error: TrainerError) -> list[dict[str, str]]:
+    problems = error.problems if isinstance(error, Problems) else (error,)
+    return [{"message": one.message, "fix": one.fix} for one in problems]
 
 
 def _facts(job: Job, counted: dict[str, Any] | None) -> dict[str, Any]:

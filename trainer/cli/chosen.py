@@ -1,4 +1,4 @@
-"""Which checkpoint a command means, and the processes in which it works on it."""
+"""The checkpoint that a command refers to, and the processes that work on it."""
 
 from __future__ import annotations
 
@@ -23,49 +23,60 @@ from trainer.supervise.torchrun import Place
 
 
 def choose(run: RunDirectory, which: str) -> Checkpoint:
-    """A committed checkpoint by step, the newest (`last`), or the one with the best monitored metric (`best`).
+    """Return a committed checkpoint: `last`, `best` (by the monitored metric), or the one of a step.
 
-    Raises UserError where there is none, or where its checksums are wrong.
+    Raises:
+        UserError: If the checkpoint does not exist, or its checksums do not match.
     """
-    chosen = _chosen(run, which)
-    problems = commit.verify(chosen.path)
+    checkpoint = _select(run, which)
+    problems = commit.verify(checkpoint.path)
     if problems:
-        raise UserError(f"{chosen.path} is damaged: {'; '.join(problems)}", "use another: --checkpoint=STEP")
-    return chosen
+        raise UserError(f"{checkpoint.path} is damaged: {'; '.join(problems)}", "use another: --checkpoint=STEP")
+    return checkpoint
 
 
-def _chosen(run: RunDirectory, which: str) -> Checkpoint:
+def _select(run: RunDirectory, which: str) -> Checkpoint:
     committed = CheckpointStore(run.checkpoints_dir).committed()
     if not committed:
         raise UserError(
-            f"{run.path.name} has no checkpoint", f"trainer why {reference_to(run)} says why; or choose another run"
+            f"{run.path.name} has no checkpoint",
+            f"see why: trainer why {reference_to(run)}; or choose another run",
         )
     if which == "last":
         return committed[-1]
     if which == "best":
         return best_of(committed, mode=fallback_mode(run)) or committed[-1]
-    for checkpoint in reversed(committed):  # of a step the final one
+    for checkpoint in reversed(committed):  # the last step may have two: before and after on_train_end
         if str(checkpoint.step) == which:
             return checkpoint
     steps = ", ".join(str(checkpoint.step) for checkpoint in committed)
     raise UserError(
-        f"--checkpoint={which}: {run.path.name} has no such checkpoint", f"use best, last, or one of {steps}"
+        f"--checkpoint={which}: {run.path.name} has no such checkpoint",
+        f"use best, last or a step: {steps}",
     )
 
 
 def fallback_mode(run: RunDirectory) -> str:
-    """The direction of the monitored metric for checkpoints from before they said it themselves."""
+    """Return "min" or "max" for checkpoints of older versions, whose COMMIT has no `monitor_mode`."""
     return str((read_live(run.live_dir / "rank-0.json").get("best") or {}).get("mode", "min"))
 
 
 def run_on_ranks(
     run: RunDirectory, module: str, arguments: list[str], ranks: int | None = None, quiet: bool = False
 ) -> None:
-    """torchrun of `module` with the run directory and `arguments` on this machine, in the foreground.
+    """Run `module` under torchrun on this machine, in the foreground.
 
-    The run's own shape, or with `ranks` that many processes on its kind of device. What the user's code prints is shown
-    (on stderr if `quiet`, for stdout is a command's JSON then); warnings and tracebacks go to `logs/VERB.log`.
-    Raises TrainerError with the message of the rank that failed first.
+    Output of the user's code is shown; warnings and tracebacks go to `logs/VERB.log`.
+
+    Args:
+        run: The run; its directory is the first argument of the module.
+        module: The module to run.
+        arguments: Further arguments of the module.
+        ranks: Number of processes, on the run's kind of device. By default those of the run's launch shape.
+        quiet: Send the module's stdout to stderr, because the command prints JSON.
+
+    Raises:
+        TrainerError: With the message of the rank that failed first.
     """
     verb = module.rpartition(".")[2]
     launch = run.launch()
@@ -81,14 +92,14 @@ def run_on_ranks(
         try:
             code = child.wait()
         finally:
-            child.kill()  # Ctrl-C: it ignores SIGINT, and its workers die with it
+            child.kill()  # on Ctrl-C: torchrun ignores SIGINT, and its workers die with it
             child.wait()
     raise_failure(code, f"trainer {verb} of {run.path.name}", Path(log.name), variables)
 
 
 @contextmanager
 def logged(path: Path, variables: dict[str, str]) -> Iterator[TextIO]:
-    """A new log, and in `variables` where a rank writes what it fails of."""
+    """Open a new log, and add to `variables` the path to which a rank writes why it failed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     variables[cause.FAILURE_VARIABLE] = str(path.with_suffix(".failure.json"))
     Path(variables[cause.FAILURE_VARIABLE]).unlink(missing_ok=True)
@@ -97,17 +108,21 @@ def logged(path: Path, variables: dict[str, str]) -> Iterator[TextIO]:
 
 
 def raise_failure(code: int, what: str, log: Path, variables: dict[str, str]) -> None:
-    """Unless `code` is 0: TrainerError with what a process wrote of its failure, and where the log is."""
+    """Do nothing if `code` is 0, else raise what a process wrote about its failure, and the path of the log.
+
+    Raises:
+        TrainerError: With the exit code that the failed process asks for.
+    """
     if code == 0:
         return
-    told = read_json(Path(variables[cause.FAILURE_VARIABLE]), {})
+    failure = read_json(Path(variables[cause.FAILURE_VARIABLE]), {})
     where = f"the log is {shortest(log)}"
-    if not told:
+    if not failure:
         lines = [line for line in cause.tail(log) if line.strip()]
-        how = f"killed by {cause.signal_name(-code)}" if code < 0 else f"exit {code}"
+        how = f"killed by {cause.signal_name(-code)}" if code < 0 else f"exit code {code}"
         raise TrainerError(f"{what} failed ({how})", "\n  ".join([*lines[-3:], where]))
-    error = TrainerError(told["message"], "\n  ".join(filter(None, [told["fix"], where])))
-    error.code = told["code"]
-    if error.code != JOB_FAILED:  # ours: it says what to do, and the log knows no more
-        error.fix = told["fix"]
+    error = TrainerError(failure["message"], "\n  ".join(filter(None, [failure["fix"], where])))
+    error.code = failure["code"]
+    if error.code != JOB_FAILED:  # a known error: its fix is enough, the log has nothing to add
+        error.fix = failure["fix"]
     raise error

@@ -1,4 +1,4 @@
-"""`trainer data tokenize`: text files to token shards."""
+"""`trainer data tokenize`: write text files as token shards."""
 
 from __future__ import annotations
 
@@ -6,24 +6,55 @@ import argparse
 import sys
 from pathlib import Path
 
+from trainer.cli.options import HelpFormatter, make_parser
 from trainer.core.errors import DONE, UserError
+
+_DESCRIPTION = (
+    "Tokenize text into shards of token ids for data=token_shards. Inputs are text files, JSON lines, Parquet or Arrow "
+    "files, or folders of them; the last argument is the folder to write."
+)
+_EXAMPLE = "trainer data tokenize texts/ shards/ --tokenizer bpe --vocab-size 16000"
 
 
 def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="trainer data", description="prepare data for training")
+    """Run `trainer data` and return the exit code."""
+    parser = make_parser("data", "Prepare data for training.", _EXAMPLE, allow_abbrev=True)
     verbs = parser.add_subparsers(dest="what", required=True, metavar="tokenize")
-    _add_tokenize(verbs.add_parser("tokenize", help="text, JSON lines, Parquet or Arrow to token shards"))
+    _add_tokenize(verbs)
     return _tokenize(parser.parse_args(argv))
 
 
-def _add_tokenize(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("inputs", nargs="+", type=Path, help="folders or files; the last one is the folder to write")
-    parser.add_argument("--tokenizer", default="bytes", help="bytes, bpe or the path of a tokenizer.json")
-    parser.add_argument("--vocab-size", type=int, default=32_000, help="of bpe")
-    parser.add_argument("--text-key", default="text", help="key of a JSON line, or column of a table, with the text")
-    parser.add_argument("--held-out", type=float, default=0.005, help="fraction of documents for each of val, test")
-    parser.add_argument("--workers", type=int, default=2, help="processes")
-    parser.epilog = "example: trainer data tokenize texts/ shards/, then trainer fit data=token_shards data.root=shards"
+def _add_tokenize(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = verbs.add_parser(
+        "tokenize",
+        help="write text, JSON lines, Parquet or Arrow files as token shards",
+        description=_DESCRIPTION,
+        epilog=f"example:\n  {_EXAMPLE}\n  trainer fit model=transformer data=token_shards data.root=shards",
+        formatter_class=HelpFormatter,
+    )
+    parser.add_argument("inputs", nargs="+", type=Path, metavar="PATH", help="input files or folders, then the output")
+    parser.add_argument(
+        "--tokenizer",
+        default="bytes",
+        help="bytes, bpe (trained on the inputs) or the path of a tokenizer.json (default: bytes)",
+    )
+    parser.add_argument(
+        "--vocab-size", type=int, default=32_000, metavar="N", help="vocabulary size of bpe (default: 32000)"
+    )
+    parser.add_argument(
+        "--text-key",
+        default="text",
+        metavar="KEY",
+        help="key of a JSON line, or column of a table, that holds the text (default: text)",
+    )
+    parser.add_argument(
+        "--held-out",
+        type=float,
+        default=0.005,
+        metavar="FRACTION",
+        help="fraction of the documents for each of val and test (default: 0.005)",
+    )
+    parser.add_argument("--workers", type=int, default=2, metavar="N", help="number of processes (default: 2)")
 
 
 def _tokenize(options: argparse.Namespace) -> int:
@@ -31,7 +62,7 @@ def _tokenize(options: argparse.Namespace) -> int:
 
     *inputs, out = options.inputs
     if not inputs:
-        raise UserError("trainer data tokenize needs an input and a folder to write", "trainer data tokenize IN OUT")
+        raise UserError("trainer data tokenize needs an input and an output folder", "trainer data tokenize IN OUT")
 
     def show(done: int, units: int, totals: Shard) -> None:
         print(f"shard {done}/{units}  {sum(totals.tokens.values()):,} tokens  {totals.bad} bad records", flush=True)

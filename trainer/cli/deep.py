@@ -1,4 +1,4 @@
-"""`trainer check --deep`: what only the data plane can tell, asked of a process of its own."""
+"""`trainer check --deep`: facts that need torch, computed in a separate process."""
 
 from __future__ import annotations
 
@@ -16,23 +16,28 @@ from trainer.core.errors import TrainerError, UserError
 from trainer.supervise import entry
 
 TIMEOUT_S = 1800.0
-"""Preparing the data, tokens of many files for one, may be most of it."""
+"""Most of it may be spent on preparing the data, such as tokenizing many files."""
 
 
-def counted(jobs: list[Job]) -> list[dict[str, Any]]:
-    """`trainer.train.deep.Facts` of each job, `error` taken out. Raises what is wrong with any of them."""
-    asked = [{"config": job.config, "with_data": _with_data(job.composed.overrides)} for job in jobs]
-    outside = {key: value for key, value in os.environ.items() if key not in ("RANK", "LOCAL_RANK", "WORLD_SIZE")}
-    # The user's own modules, from where the prompt finds them.
-    paths = [os.getcwd(), source_folder(Path.cwd()), outside.get("PYTHONPATH")]
-    outside["PYTHONPATH"] = os.pathsep.join(str(path) for path in paths if path)
+def count(jobs: list[Job]) -> list[dict[str, Any]]:
+    """Return the fields of `trainer.train.deep.Facts` for each job, without `error`.
+
+    Raises:
+        TrainerError: If the process fails or takes too long.
+        UserError: With the errors of all jobs.
+    """
+    requests = [{"config": job.config, "with_data": _with_data(job.composed.overrides)} for job in jobs]
+    environment = {key: value for key, value in os.environ.items() if key not in ("RANK", "LOCAL_RANK", "WORLD_SIZE")}
+    # The user's modules are found where the command line finds them.
+    paths = [os.getcwd(), source_folder(Path.cwd()), environment.get("PYTHONPATH")]
+    environment["PYTHONPATH"] = os.pathsep.join(str(path) for path in paths if path)
     try:
-        done = subprocess.run(
+        process = subprocess.run(
             [sys.executable, *entry.started(entry.DEEP)],
-            input=json.dumps(asked),
+            input=json.dumps(requests),
             stdout=subprocess.PIPE,
             text=True,
-            env={"PYTHONHASHSEED": "0", **outside, "CUDA_VISIBLE_DEVICES": ""},
+            env={"PYTHONHASHSEED": "0", **environment, "CUDA_VISIBLE_DEVICES": ""},
             timeout=TIMEOUT_S,
             check=False,
         )
@@ -40,29 +45,29 @@ def counted(jobs: list[Job]) -> list[dict[str, Any]]:
         raise TrainerError(
             f"--deep took more than {TIMEOUT_S:g} s", "leave --deep out; the run itself has no such limit"
         ) from None
-    if done.returncode != 0:
-        raise TrainerError(f"--deep ended with exit code {done.returncode}", "what it printed above says why")
-    found: list[dict[str, Any]] = json.loads(done.stdout)
-    raise_all([UserError(**one["error"]) for one in found if one["error"]])
-    return [{key: value for key, value in one.items() if key != "error"} for one in found]
+    if process.returncode != 0:
+        raise TrainerError(f"--deep ended with exit code {process.returncode}", "see its output above")
+    answers: list[dict[str, Any]] = json.loads(process.stdout)
+    raise_all([UserError(**one["error"]) for one in answers if one["error"]])
+    return [{key: value for key, value in one.items() if key != "error"} for one in answers]
 
 
-def described(found: dict[str, Any]) -> list[tuple[str, str]]:
-    """As lines of the plan."""
-    count, learns = found["parameters"], found["trainable"]
-    lines = [("parameters", f"{count:,}" + ("" if learns == count else f", {learns:,} of them trained"))]
-    if not count and found["not_counted"]:
+def describe(counted: dict[str, Any]) -> list[tuple[str, str]]:
+    """Return the facts as lines of the plan: a title and a text."""
+    total, trainable = counted["parameters"], counted["trainable"]
+    lines = [("parameters", f"{total:,}" + ("" if trainable == total else f", {trainable:,} of them trainable"))]
+    if not total and counted["not_counted"]:
         lines = []
-    if found["not_counted"]:
-        return [*lines, ("operations", f"not counted: {found['not_counted']}")]
-    forward, training, tokens = found["forward_flops"], found["training_flops"], found["tokens"]
-    of = f"a token, in samples of {tokens:,}" if tokens else "a sample"
-    each = f"forward {_giga(forward / (tokens or 1))}, training {_giga(training / (tokens or 1))} {of}"
-    at = ", ".join(f"{key} {value}" for key, value in (found["at"] or {}).items())
-    return [*lines, ("operations", each), *([("counted at", at)] if at else [])]
+    if counted["not_counted"]:
+        return [*lines, ("FLOPs", f"not counted: {counted['not_counted']}")]
+    forward, training, tokens = counted["forward_flops"], counted["training_flops"], counted["tokens"]
+    unit = f"per token, for sequences of {tokens:,}" if tokens else "per sample"
+    flops = f"forward {_flops(forward / (tokens or 1))}, training {_flops(training / (tokens or 1))} {unit}"
+    at = ", ".join(f"{key} {value}" for key, value in (counted["at"] or {}).items())
+    return [*lines, ("FLOPs", flops), *([("counted at", at)] if at else [])]
 
 
-def _giga(operations: float) -> str:
+def _flops(operations: float) -> str:
     for size, unit in ((1e12, "TFLOP"), (1e9, "GFLOP"), (1e6, "MFLOP")):
         if operations >= size:
             return f"{operations / size:.4g} {unit}"
@@ -70,7 +75,7 @@ def _giga(operations: float) -> str:
 
 
 def _with_data(overrides: list[str]) -> bool:
-    """Whether the job's data is to be looked at: not where only a model is named, which is counted as published."""
+    """Return whether to prepare the job's data: no if only a model is named, which is counted as published."""
     names = [override.lstrip("+~").partition("=")[0] for override in overrides]
     data = any(name in ("data", "experiment") or name.startswith("data.") for name in names)
     return data or "model" not in names

@@ -1,25 +1,32 @@
-"""`trainer evaluate [RUN]`: the metrics of one of a run's checkpoints on held-out data."""
+"""`trainer evaluate [RUN]`: compute the metrics of a checkpoint on held-out data."""
 
 from __future__ import annotations
 
-import argparse
 import json
 
 from trainer.cli.chosen import choose, run_on_ranks
+from trainer.cli.options import add_checkpoint_option, add_output_options, add_run, make_parser
+from trainer.core.errors import DONE
 from trainer.core.files import read_json
 from trainer.runs.registry import find, runs_dir_from
 from trainer.supervise import entry
 
-_EXAMPLE = "example: trainer evaluate k3v9 --split test --checkpoint best"
+_DESCRIPTION = (
+    "Compute the metrics of one of a run's checkpoints on held-out data, with the launch shape of the run, on this "
+    "machine. The metrics are also written to RUN/evaluations/."
+)
 
 
 def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="trainer evaluate", description=__doc__, epilog=_EXAMPLE)
-    parser.add_argument("run", nargs="?", help="id, prefix, name or path; the latest without it")
-    parser.add_argument("--split", choices=["test", "val"], default="test")
-    parser.add_argument("--checkpoint", default="best", metavar="best|last|STEP")
-    parser.add_argument("--runs-dir", default=None)
-    parser.add_argument("--json", action="store_true")
+    """Run `trainer evaluate` and return the exit code."""
+    example = "trainer evaluate k3v9 --split test --checkpoint best"
+    parser = make_parser("evaluate", _DESCRIPTION, example, allow_abbrev=True)
+    add_run(parser)
+    parser.add_argument(
+        "--split", choices=["test", "val"], default="test", help="part of the data to use (default: test)"
+    )
+    add_checkpoint_option(parser)
+    add_output_options(parser)
     options = parser.parse_args(argv)
     run = find(options.run, runs_dir_from(options.runs_dir))
     checkpoint = choose(run, options.checkpoint)
@@ -29,8 +36,7 @@ def main(argv: list[str]) -> int:
         print(json.dumps(record))
     else:
         print(f"{run.path.name}, step {checkpoint.step}:")
-        width = max((len(name) + 2 for name in record["metrics"]), default=0)
-        width = max(20, width)
+        width = max([20, *(len(name) + 2 for name in record["metrics"])])
         for name, value in sorted(record["metrics"].items()):
             print(f"  {name:<{width}}{value:.4f}")
-    return 0
+    return DONE

@@ -1,8 +1,7 @@
-"""`trainer export [RUN|CHECKPOINT]`: the weights of a checkpoint for other programs."""
+"""`trainer export [RUN|CHECKPOINT]`: write the weights of a checkpoint in a format that other programs read."""
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import shutil
@@ -15,60 +14,85 @@ from trainer.checkpoint import commit
 from trainer.checkpoint.store import Checkpoint
 from trainer.cli.chosen import choose, logged, raise_failure
 from trainer.cli.common import size
+from trainer.cli.options import Parser, add_checkpoint_option, add_output_options, make_parser
 from trainer.config.shape import LaunchShape
-from trainer.core.errors import UserError
+from trainer.core.errors import DONE, UserError
 from trainer.core.files import read_json
 from trainer.runs.directory import RunDirectory
 from trainer.runs.registry import find, runs_dir_from
 from trainer.supervise import entry, torchrun
 from trainer.supervise.torchrun import Place
 
-_EXAMPLE = "example: trainer export k3v9 --format hf --out my_model"
+_DESCRIPTION = (
+    "Write the weights of a checkpoint as safetensors, as a Hugging Face model, as ONNX (compared with torch first) or "
+    "as a Lightning checkpoint. LoRA adapters are merged into the weights."
+)
 _RECORD = "export.json"
 
 
+def _parser() -> Parser:
+    parser = make_parser("export", _DESCRIPTION, "trainer export k3v9 --format hf --out my_model")
+    parser.add_argument(
+        "run",
+        nargs="?",
+        metavar="RUN|CHECKPOINT",
+        help="a run (id or its prefix, name, path or SLURM job id) or the folder of a checkpoint (default: the latest "
+        "run)",
+    )
+    parser.add_argument(
+        "--format",
+        choices=["safetensors", "onnx", "hf", "ckpt"],
+        default="safetensors",
+        help="hf: the layout of from_pretrained; ckpt: for load_from_checkpoint of Lightning (default: safetensors)",
+    )
+    add_checkpoint_option(parser)
+    parser.add_argument(
+        "--out", type=Path, metavar="DIR", help="folder to create (default: RUN/exports/step-STEP-FORMAT)"
+    )
+    parser.add_argument(
+        "--keep-lora",
+        action="store_true",
+        help="keep LoRA adapters as separate tensors (safetensors and ckpt only)",
+    )
+    add_output_options(parser)
+    return parser
+
+
 def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="trainer export", description=__doc__, epilog=_EXAMPLE, allow_abbrev=False)
-    parser.add_argument("run", nargs="?", metavar="RUN|CHECKPOINT", help="a run, or a checkpoint's folder; the latest")
-    parser.add_argument("--format", choices=["safetensors", "onnx", "hf", "ckpt"], default="safetensors")
-    parser.add_argument("--checkpoint", default="best", metavar="best|last|STEP")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="a new folder; RUN/exports/step-N-FORMAT")
-    parser.add_argument("--keep-lora", action="store_true", help="write low-rank additions apart, not merged")
-    parser.add_argument("--runs-dir", default=None)
-    parser.add_argument("--json", action="store_true")
-    options = parser.parse_args(argv)
+    """Run `trainer export` and return the exit code."""
+    options = _parser().parse_args(argv)
     if options.keep_lora and options.format not in ("safetensors", "ckpt"):
-        raise UserError(f"--keep-lora: --format={options.format} has no place for them", "use --format=safetensors")
+        raise UserError(f"--keep-lora: --format={options.format} cannot hold LoRA adapters", "use --format=safetensors")
     run, checkpoint = _source(options.run, options.checkpoint, options.runs_dir)
     target = _target(options.out, run, checkpoint, options.format)
     _write(run, checkpoint, [options.format, "keep" if options.keep_lora else "merge"], target)
     record = read_json(target / _RECORD)
     if options.json:
         print(json.dumps({"path": str(target), **record}))
-        return 0
+        return DONE
     print(f"step {checkpoint.step} -> {target}")
     for name, num_bytes in record["files"].items():
         print(f"  {name:<32}{size(num_bytes)}")
     if "lora_merged" in record:
-        print(f"  the low-rank additions of {record['lora_merged']} layers are merged into their weights")
+        print(f"  merged the LoRA adapters of {record['lora_merged']} layers into their weights")
     if "largest_difference" in record:
-        print(f"  its outputs differ from torch's by at most {record['largest_difference']:.2g}")
-    return 0
+        print(f"  outputs differ from torch's by at most {record['largest_difference']:.2g}")
+    return DONE
 
 
 def _source(reference: str | None, which: str, runs_dir: str | None) -> tuple[RunDirectory | None, Checkpoint]:
-    """The run, if the checkpoint is in one, and the checkpoint."""
+    """Return the checkpoint, and its run if it lies in a run directory."""
     if reference and (Path(reference) / commit.COMMIT).exists():
         path = Path(reference).absolute()
         try:
             checkpoint = Checkpoint.read(path)
         except (OSError, ValueError) as error:
             raise UserError(
-                f"{path} is not a complete checkpoint: {error}", "trainer show lists those of a run"
+                f"{path} is not a complete checkpoint: {error}", "`trainer show RUN` lists the checkpoints of a run"
             ) from None
         problems = commit.verify(path)
         if problems:
-            raise UserError(f"{path} is damaged: {'; '.join(problems)}", "export another")
+            raise UserError(f"{path} is damaged: {'; '.join(problems)}", "export another checkpoint")
         run = RunDirectory(path.parent.parent)
         return (run if run.exists() else None), checkpoint
     run = find(reference, runs_dir_from(runs_dir))
@@ -76,20 +100,28 @@ def _source(reference: str | None, which: str, runs_dir: str | None) -> tuple[Ru
 
 
 def _target(given: Path | None, run: RunDirectory | None, checkpoint: Checkpoint, kind: str) -> Path:
-    """Where to write. A folder of the user's own must be new; one of ours is replaced."""
+    """Return the folder to write. With --out it must be new or empty; below the run directory it is replaced."""
     if given is not None:
         if given.exists() and not (given.is_dir() and not any(given.iterdir())):
-            raise UserError(f"--out={given} is there already", "name a new folder, or remove this one")
+            raise UserError(f"--out={given} already exists", "name a new folder, or remove this one")
         return given.absolute()
     if run is None:
-        raise UserError("this checkpoint is in no run directory", "say where to write: --out=DIR")
+        raise UserError("this checkpoint is not in a run directory", "name an output folder: --out=DIR")
     return run.path / "exports" / f"step-{checkpoint.step:08d}-{kind}"
 
 
 def _write(run: RunDirectory | None, checkpoint: Checkpoint, how: list[str], target: Path) -> None:
-    """Written beside the target and renamed: it is whole, or as it was before. Raises TrainerError.
+    """Export in a separate process into a temporary folder, and rename it, so that the target is never partial.
 
-    `how`: the format, and what becomes of low-rank additions, as the worker's arguments."""
+    Args:
+        run: The run of the checkpoint, if there is one.
+        checkpoint: The checkpoint.
+        how: Arguments FORMAT and LORA of `trainer.export.run`.
+        target: The folder to write.
+
+    Raises:
+        TrainerError: With the message of the process.
+    """
     staging = target.parent / f".{target.name}.{os.getpid()}"
     staging.mkdir(parents=True)
     shape = LaunchShape(1, 1, "cpu")
@@ -100,7 +132,7 @@ def _write(run: RunDirectory | None, checkpoint: Checkpoint, how: list[str], tar
     log = run.logs_dir / "export.log" if run else Path(tempfile.gettempdir(), f"trainer-export-{os.getpid()}.log")
     try:
         with logged(log, variables) as output:
-            done = subprocess.run(
+            process = subprocess.run(
                 [*command, str(checkpoint.path), *how, str(staging)],
                 env=variables,
                 stdin=subprocess.DEVNULL,
@@ -108,7 +140,8 @@ def _write(run: RunDirectory | None, checkpoint: Checkpoint, how: list[str], tar
                 stderr=output,
                 check=False,
             )
-        raise_failure(done.returncode, f"trainer export of {run.path.name if run else checkpoint.path}", log, variables)
+        source = run.path.name if run else checkpoint.path
+        raise_failure(process.returncode, f"trainer export of {source}", log, variables)
         shutil.rmtree(target, ignore_errors=True)
         os.rename(staging, target)
     finally:

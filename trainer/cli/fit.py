@@ -5,29 +5,36 @@ from __future__ import annotations
 import argparse
 import sys
 
-from trainer.cli.overrides import compose_all, parser
+from trainer.cli.options import add_watching_options
+from trainer.cli.overrides import compose_all, overrides_parser
 from trainer.config.compose import printed
 from trainer.core.errors import DONE, UserError
 from trainer.starter.folder import expand
 
-_DESCRIPTION = """Train: compose the job, check it, launch it and follow it until it ends.
-Ctrl-C saves a checkpoint and stops; `trainer resume` goes on."""
+_DESCRIPTION = (
+    "Train a model: compose the configuration, check it, launch the job and follow it until it ends. Ctrl-C saves a "
+    "checkpoint and stops the job; `trainer resume` resumes it."
+)
+_EXAMPLES = (
+    "trainer fit experiment=quickstart trainer.max_epochs=2",
+    "trainer fit experiment=quickstart -m optimizer.lr=0.001,0.003",
+    "trainer fit experiment=quickstart --cfg job",
+)
 
 
 def main(argv: list[str]) -> int:
-    """Returns 0 when all jobs finished, else the first other code."""
+    """Run `trainer fit`; return 0 if all jobs finished, else the exit code of the first that did not."""
     arguments = _parse(argv)
-    look_only = bool(arguments.cfg or arguments.dry_run)
-    arguments.overrides = expand(
-        arguments.overrides, arguments.config_dir, keep=not look_only, say=sys.stderr if arguments.cfg else sys.stdout
-    )
+    writes_nothing = bool(arguments.cfg or arguments.dry_run)
+    stream = sys.stderr if arguments.cfg else sys.stdout
+    arguments.overrides = expand(arguments.overrides, arguments.config_dir, keep=not writes_nothing, say=stream)
     composed = compose_all(arguments)
-    _require_following(arguments)
+    _refuse_detached_sweep(arguments)  # again: a config file may ask for the sweep
     if arguments.cfg:
         for one in composed:
             sys.stdout.write(printed(one, arguments.cfg, arguments.package, arguments.resolve))
         return DONE
-    from trainer.cli.job import check_all  # not for --cfg
+    from trainer.cli.job import check_all  # imported late: --cfg does not need it
     from trainer.cli.launching import launch, plan, sweep
 
     jobs = check_all(composed)
@@ -41,24 +48,26 @@ def main(argv: list[str]) -> int:
 
 
 def _parse(argv: list[str]) -> argparse.Namespace:
-    made = parser("fit", _DESCRIPTION)
-    made.add_argument("--cfg", "-c", choices=["job", "hydra", "all"], help="print the configuration and do nothing")
-    made.add_argument("--package", "-p", metavar="KEY", help="with --cfg: only this part of it")
-    made.add_argument("--resolve", action="store_true", help="with --cfg: with interpolations replaced")
-    made.add_argument("--dry-run", action="store_true", help="check, print the plan and the job script, write nothing")
-    watching = made.add_mutually_exclusive_group()
-    watching.add_argument(
-        "--follow", action="store_true", help="show the progress until the end (on this machine: always)"
+    parser = overrides_parser("fit", _DESCRIPTION, *_EXAMPLES)
+    parser.add_argument(
+        "--cfg", "-c", choices=["job", "hydra", "all"], help="print the composed configuration and exit"
     )
-    watching.add_argument("--detach", action="store_true", help="return once it is launched")
-    arguments = made.parse_intermixed_args(argv)
+    parser.add_argument("--package", "-p", metavar="KEY", help="with --cfg: print only this part of the configuration")
+    parser.add_argument("--resolve", action="store_true", help="with --cfg: resolve interpolations")
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="check the job, print its plan and its job script, and exit; writes nothing",
+    )
+    add_watching_options(parser)
+    arguments: argparse.Namespace = parser.parse_intermixed_args(argv)
     if not arguments.cfg and (arguments.package or arguments.resolve):
         option = "--package" if arguments.package else "--resolve"
-        raise UserError(f"{option} is about what --cfg prints", f"add --cfg job, or leave {option} out")
-    _require_following(arguments)
+        raise UserError(f"{option} changes what --cfg prints", f"add --cfg job, or leave {option} out")
+    _refuse_detached_sweep(arguments)
     return arguments
 
 
-def _require_following(arguments: argparse.Namespace) -> None:
+def _refuse_detached_sweep(arguments: argparse.Namespace) -> None:
     if arguments.multirun and arguments.detach:
         raise UserError("--detach with --multirun: the jobs run one after the other", "leave one of the two out")

@@ -1,4 +1,4 @@
-"""`trainer init`: a small project of one's own that trains at once."""
+"""`trainer init`: create a small project that trains as it stands."""
 
 from __future__ import annotations
 
@@ -6,28 +6,36 @@ import re
 import sys
 from pathlib import Path
 
-from trainer.cli.overrides import Parser
+from trainer.cli.options import make_parser
 from trainer.core.errors import DONE, EnvironmentFault, UserError
 
-_DESCRIPTION = "Write a small project: a model, data and an experiment of your own, to be changed."
+_DESCRIPTION = (
+    "Create a small project with a LightningModule, a LightningDataModule and their configs. It trains as it stands; "
+    "edit it from there."
+)
 _TEMPLATES = Path(__file__).with_name("templates")
 _SUFFIX = ".template"
 
 
 def main(argv: list[str]) -> int:
-    """Returns 0 after writing the project; never writes into a folder that has something in it."""
-    made = Parser(prog="trainer init", description=_DESCRIPTION, allow_abbrev=False)
-    made.add_argument("name", metavar="NAME", help="folder to make; its last part names the project")
-    folder = Path(made.parse_args(argv).name)
+    """Run `trainer init` and return the exit code."""
+    parser = make_parser("init", _DESCRIPTION, "trainer init my-project")
+    parser.add_argument("name", metavar="NAME", help="folder to create; its last part names the project")
+    folder = Path(parser.parse_args(argv).name)
     write_project(folder, _package(folder.name))
     print(f"wrote {folder}\nnext:\n  cd {folder}\n  trainer fit experiment=mine")
     return DONE
 
 
 def write_project(folder: Path, package: str) -> None:
-    """Fill the templates in. Raises UserError where the folder has something in it."""
+    """Write the project from the templates.
+
+    Raises:
+        UserError: If the folder is not empty.
+        EnvironmentFault: If it cannot be written.
+    """
     if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
-        raise UserError(f"{folder} exists already", "choose another name, or an empty folder")
+        raise UserError(f"{folder} already exists", "choose another name, or an empty folder")
     try:
         for template in sorted(_TEMPLATES.rglob(f"*{_SUFFIX}")):
             target = folder / _target(template.relative_to(_TEMPLATES), package)
@@ -35,7 +43,7 @@ def write_project(folder: Path, package: str) -> None:
             text = template.read_text(encoding="utf-8")
             target.write_text(text.replace("{{name}}", folder.name).replace("{{package}}", package), encoding="utf-8")
     except OSError as error:
-        raise EnvironmentFault(f"cannot write {folder}: {error.strerror}", "choose a folder you can write") from None
+        raise EnvironmentFault(f"cannot write {folder}: {error.strerror}", "choose a writable folder") from None
 
 
 def _target(template: Path, package: str) -> Path:
@@ -45,14 +53,14 @@ def _target(template: Path, package: str) -> Path:
 
 
 def _package(name: str) -> str:
-    """The import name: `my-net` is the package `my_net`."""
+    """Return the import name of a project: `my_net` for `my-net`."""
     if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_-]{0,60}", name):
-        raise UserError(f"{name!r} cannot name a project", "use letters, digits, '_' and '-', a letter first")
+        raise UserError(
+            f"{name!r} is not a valid project name", "use letters, digits, '_' and '-', beginning with a letter"
+        )
     package = name.replace("-", "_").lower()
     if package in sys.stdlib_module_names or _is_installed(package):
-        raise UserError(
-            f"{name}: there is a Python module {package} already", f"choose another name, such as my-{name}"
-        )
+        raise UserError(f"{name}: a Python module {package} already exists", f"choose another name, such as my-{name}")
     return package
 
 

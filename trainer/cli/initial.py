@@ -1,4 +1,4 @@
-"""What `finetune.init_from` means: made a path once, so that every attempt starts from the same weights."""
+"""`finetune.init_from`: resolved to a path once, so that every attempt starts from the same weights."""
 
 from __future__ import annotations
 
@@ -13,7 +13,11 @@ FILES = (".safetensors", ".ckpt", ".pt", ".pth")
 
 
 def settle_start(config: dict[str, Any]) -> None:
-    """Put an absolute path into `finetune.init_from` of a composed configuration. Raises UserError."""
+    """Replace `finetune.init_from` of a composed configuration by an absolute path.
+
+    Raises:
+        UserError: If it names neither a file, a checkpoint nor a run with a good checkpoint.
+    """
     reference = config["finetune"]["init_from"]
     if reference is not None:
         config["finetune"]["init_from"] = str(_path(reference, Path(config["runs_dir"])).absolute())
@@ -23,11 +27,11 @@ def _path(reference: str, runs_dir: Path) -> Path:
     path = Path(reference).expanduser()
     if path.is_file():
         if path.suffix not in FILES:
-            raise UserError(f"finetune.init_from={reference}: unknown kind of file", f"use one of {', '.join(FILES)}")
+            raise UserError(f"finetune.init_from={reference}: unknown file type", f"use one of {', '.join(FILES)}")
         return path
     if (path / commit.COMMIT).is_file() or any(path.glob("*.safetensors")):
         return path
-    from trainer.cli.chosen import choose  # not for a command that starts from nothing
+    from trainer.cli.chosen import choose  # imported late: most jobs do not start from a run
 
     try:
         return choose(find(reference, runs_dir), "best").path

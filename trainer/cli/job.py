@@ -1,4 +1,4 @@
-"""The checked jobs of a command line, and their plan."""
+"""The checked jobs of a command line, and the plan that is printed for them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 from trainer.checks.config import check
 from trainer.cli.initial import settle_start
-from trainer.cli.overrides import of_point
+from trainer.cli.overrides import name_point
 from trainer.config.batch import BatchPlan
 from trainer.config.compose import Composed, frozen_hydra
 from trainer.config.hydra_files import HydraFiles
@@ -24,21 +24,22 @@ from trainer.tracking.client_settings import DEFAULT_PROJECT, Setting, mode_of, 
 
 @dataclass(frozen=True)
 class Job:
-    """One job of the command line, checked."""
+    """One checked job of the command line."""
 
     composed: Composed
     shape: LaunchShape
     hydra: HydraFiles
-    """What the run keeps of Hydra's own node."""
-    said: dict[str, Setting] = field(default_factory=dict)
-    """What W&B's variables and settings files filled in of the section `tracking`."""
+    """The part of Hydra's own node that the run keeps."""
+    tracking_sources: dict[str, Setting] = field(default_factory=dict)
+    """Options of the section `tracking` that W&B's environment variables and settings files filled in."""
 
     @property
     def config(self) -> dict[str, Any]:
+        """The resolved configuration."""
         return self.composed.config
 
     def batch(self) -> BatchPlan | None:
-        """Null where the data module's own loader says the batch size."""
+        """Return the split of the global batch, or None if the data module's own loader sets the batch size."""
         data = self.config["data"]
         if data.get("batch_size") is None:
             return None
@@ -48,9 +49,16 @@ class Job:
 
 
 def check_all(composed: list[Composed], fits: bool = True) -> list[Job]:
-    """Check every job before the first is launched, and resolve its shape into `resources`. Raises UserError.
+    """Check every job, and write its launch shape into `resources`, before the first job is launched.
 
-    `fits`: also whether its model and data go together."""
+    Args:
+        composed: The composed configurations.
+        fits: Also check that the model of each job accepts its data.
+
+    Raises:
+        UserError: With all problems of the first job that has any.
+        EnvironmentFault: If this machine cannot launch the job.
+    """
     jobs = []
     for one in composed:
         try:
@@ -62,22 +70,22 @@ def check_all(composed: list[Composed], fits: bool = True) -> list[Job]:
             launchers.check(one.config, shape)
             jobs.append(Job(one, shape, frozen_hydra(one), _settle_tracking(one.config["tracking"])))
         except TrainerError as error:
-            raise of_point(error, one.overrides, len(composed)) from None
+            raise name_point(error, one.overrides, len(composed)) from None
     for job in jobs:
-        _settle(job)
+        _freeze_shape(job)
     return jobs
 
 
 def describe(job: Job) -> list[tuple[str, str]]:
-    """The plan of a job as pairs of a word and a text."""
+    """Return the plan of a job as pairs of a title and a text."""
     config, plan = job.config, job.batch()
     options, checkpoint = config["trainer"], config["checkpoint"]
     if plan is None:
-        batch = "as the module's own loader has it, on each rank"
+        batch = "set by the module's own loader, per rank"
         accumulate = options["accumulate_grad_batches"] or 1
-        batch += f", {accumulate} of them a step" if accumulate > 1 else ""
+        batch += f", gradients accumulated over {accumulate}" if accumulate > 1 else ""
     else:
-        batch = f"{plan.global_batch} samples a step = {plan.split(job.shape.world_size)}"
+        batch = f"{plan.global_batch} samples per step = {plan.split(job.shape.world_size)}"
     limits = [f"{options[key]} {word}" for key, word in _LIMITS.items() if options[key] is not None]
     saves = [f"every {checkpoint[key]:g} {word}" for key, word in _SAVES.items() if checkpoint[key] is not None]
     return [
@@ -89,7 +97,7 @@ def describe(job: Job) -> list[tuple[str, str]]:
         ("until", " or ".join(limits)),
         ("validation", _validation(options)),
         ("checkpoint", _checkpoints(checkpoint, saves)),
-        ("tracking", ", and ".join([_tracking(config["tracking"], job.said), *_own_loggers(config)])),
+        ("tracking", ", and ".join([_tracking(config["tracking"], job.tracking_sources), *_own_loggers(config)])),
         *([("cost", cost)] if (cost := launchers.cost(config, job.shape)) else []),
     ]
 
@@ -97,59 +105,62 @@ def describe(job: Job) -> list[tuple[str, str]]:
 def _checkpoints(options: dict[str, Any], saves: list[str]) -> str:
     best, kept = options["keep_best"], f"keeps {options['keep_last']} newest"
     if best and options["save_best"]:
-        saves = [*saves, "at each best validation"]
+        saves = [*saves, "after each best validation"]
     if best:
-        kept += " and the best" if best == 1 else f" and {best} best"
+        kept += " and the best" if best == 1 else f" and the {best} best"
     return f"{', '.join(saves)}{' and ' if saves else ''}at the end; {kept}"
 
 
 def _settle_tracking(options: dict[str, Any]) -> dict[str, Setting]:
     if options["name"] != "wandb":
         return {}
-    said = settle(options, os.environ, Path.cwd())
+    sources = settle(options, os.environ, Path.cwd())
     if mode_of(options["mode"], os.environ, Path.cwd()).value != "disabled":
-        raise_all(problems_of(options, os.environ, said))
-    return said
+        raise_all(problems_of(options, os.environ, sources))
+    return sources
 
 
 def _own_loggers(config: dict[str, Any]) -> list[str]:
     return [f"logger {name}" for name, node in config["logger"].items() if node]
 
 
-def _tracking(options: dict[str, Any], said: dict[str, Setting]) -> str:
-    """`wandb offline (WANDB_MODE), project digits (WANDB_PROJECT)`."""
+def _tracking(options: dict[str, Any], sources: dict[str, Setting]) -> str:
+    """Return such as `wandb offline (WANDB_MODE), project digits (WANDB_PROJECT)`."""
     if options["name"] != "wandb":
         return str(options["name"])
     mode = mode_of(options["mode"], os.environ, Path.cwd())
     if mode.value == "disabled":
         return f"wandb disabled ({mode.source}): only metrics.jsonl"
-    names = [f"project {options['project'] or DEFAULT_PROJECT}", *(f"{k} {options[k]}" for k in _NAMED if options[k])]
-    told = [f"{name} ({said[name.split()[0]].source})" if name.split()[0] in said else name for name in names]
-    return ", ".join([f"wandb {mode.value} ({mode.source})", *told])
+    values = {"project": options["project"] or DEFAULT_PROJECT, **{key: options[key] for key in _NAMED if options[key]}}
+    parts = [
+        f"{key} {value} ({sources[key].source})" if key in sources else f"{key} {value}"
+        for key, value in values.items()
+    ]
+    return ", ".join([f"wandb {mode.value} ({mode.source})", *parts])
 
 
 _NAMED = ("entity", "group")
 
 
 def _validation(options: dict[str, Any]) -> str:
-    """When the model is validated, in words."""
+    """Describe when the model is validated."""
     interval, epochs = options["val_check_interval"], options["check_val_every_n_epoch"]
-    which = "each epoch" if epochs in (None, 1) else f"each {epochs}th epoch"
+    which = "each epoch" if epochs in (None, 1) else f"one of {epochs} epochs"
     if options["limit_val_batches"] == 0:
         return "none"
     if interval is None or (interval == 1.0 and isinstance(interval, float)):
         return f"at the end of {which}"
     if interval <= 1 and isinstance(interval, float):
         return f"after each {interval:g} of {which}"
-    return f"every {interval:g} optimizer steps, " + ("counted over epochs" if epochs is None else f"in {which}")
+    return f"every {interval:g} optimizer steps" + (", counted over epochs" if epochs is None else f" within {which}")
 
 
 _LIMITS = {"max_steps": "steps", "max_epochs": "epochs", "max_time": "(DD:HH:MM:SS)"}
 _SAVES = {"every_n_steps": "steps", "every_minutes": "minutes"}
 
 
-def _settle(job: Job) -> None:
-    """Write the shape that was resolved into the configuration that is frozen, so that every rank reads the same."""
+def _freeze_shape(job: Job) -> None:
+    """Write the resolved shape into the configuration before it is frozen, so that every rank reads the same."""
     resources = job.config["resources"]
     resources["nodes"] = job.shape.nodes
     if job.shape.device == "cuda":

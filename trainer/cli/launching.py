@@ -1,4 +1,4 @@
-"""How `trainer fit` starts and follows its checked jobs: one, or those of a sweep in turn."""
+"""Launching and following the checked jobs of `trainer fit`: one job, or those of a sweep in turn."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from trainer.tracking.client_settings import record_environment
 
 
 def plan(job: Job) -> str:
-    """What would be launched and how, with the job script where there is one."""
+    """Return the plan of a job with its job script or command, as text."""
     lines = [f"{word:<11}{text}" for word, text in describe(job)]
     script = launchers.preview(job.config, job.shape)
     if script is not None:
@@ -29,8 +29,16 @@ def plan(job: Job) -> str:
 
 
 def launch(job: Job, arguments: argparse.Namespace, after: RunDirectory | None = None) -> tuple[int, RunDirectory]:
-    """Make the run, start it (on SLURM not before the run `after` has ended) and, unless detached, follow it; the exit
-    code and the RunDirectory."""
+    """Create the run, launch it and, unless detached, follow it.
+
+    Args:
+        job: The checked job.
+        arguments: The options of `trainer fit`.
+        after: On SLURM, start only after this run has ended (`afterany`).
+
+    Returns:
+        The exit code, and the run.
+    """
     run = RunDirectory.create(
         job.config,
         overrides=job.composed.overrides,
@@ -42,7 +50,7 @@ def launch(job: Job, arguments: argparse.Namespace, after: RunDirectory | None =
     linked = run.manifest()["code"]["left_out"]
     if linked:
         some = ", ".join(linked[:5]) + (f" and {len(linked) - 5} more" if len(linked) > 5 else "")
-        print(f"not in the run's copy of your code, but linked there, because of their size or number: {some}")
+        print(f"linked, not copied, into the run's code snapshot because of their size or number: {some}")
     facts = dict(describe(job))
     validated = f"; validated {facts['validation']}" if job.config["trainer"]["val_check_interval"] else ""
     print(f"run {run.path.name}: {facts['shape']}; {facts['batch']}; until {facts['until']}{validated}", flush=True)
@@ -57,17 +65,17 @@ def launch(job: Job, arguments: argparse.Namespace, after: RunDirectory | None =
 
 
 def sweep(jobs: list[Job], arguments: argparse.Namespace) -> int:
-    """One job after the other; Ctrl-C ends the sweep with the job that it stops."""
+    """Launch the jobs one after the other. Ctrl-C stops the current job and ends the sweep."""
     rows: list[tuple[str, int, RunDirectory]] = []
     code = DONE
     varied = _varied(jobs)
     for number, job in enumerate(jobs, start=1):
-        what = " ".join(one for one in job.composed.overrides if one in varied)
-        print(f"\njob {number} of {len(jobs)}: {what}", flush=True)
+        values = " ".join(one for one in job.composed.overrides if one in varied)
+        print(f"\njob {number} of {len(jobs)}: {values}", flush=True)
         at_once = job.config["cluster"].get("sweep_at_once")
         outcome, run = launch(job, arguments, rows[-at_once][2] if at_once and len(rows) >= at_once else None)
         code = code or outcome
-        rows.append((what, outcome, run))
+        rows.append((values, outcome, run))
         if outcome == INTERRUPTED:
             break
     print(f"\n{len(rows)} of {len(jobs)} jobs")
@@ -79,17 +87,17 @@ def sweep(jobs: list[Job], arguments: argparse.Namespace) -> int:
 
 
 def _varied(jobs: list[Job]) -> set[str]:
-    """The overrides that not all jobs of a sweep have."""
+    """Return the overrides that differ among the jobs of a sweep."""
     counts = Counter(override for job in jobs for override in job.composed.overrides)
     return {override for override, count in counts.items() if count < len(jobs) or len(jobs) == 1}
 
 
 def _state(run: RunDirectory) -> str:
-    """`finished`, or as which job it was submitted."""
+    """Return `finished`, `launched` or `submitted as job ID`."""
     return "finished" if any(one["outcome"] == "finished" for one in run.attempts()) else launched(run)
 
 
 def _best(run: RunDirectory) -> str:
-    """The monitored metric of the run's best checkpoint."""
+    """Return the monitored metric of the run's best checkpoint as text."""
     best = best_of_run(run, read_live(run.live_dir / "rank-0.json"))
     return f"{best['metric']} {best['value']:.4g}" if best else ""

@@ -1,4 +1,4 @@
-"""A LightningCLI command line in the words of this one: `--trainer.max_epochs 5` is `trainer.max_epochs=5`."""
+"""Translation of LightningCLI options into overrides: `--trainer.max_epochs 5` is `trainer.max_epochs=5`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _MODULES = {"optimizer": "torch.optim.", "scheduler": "torch.optim.lr_scheduler.
 
 
 def rewritten(arguments: Sequence[str]) -> str:
-    """What to write instead; empty where nothing is LightningCLI's."""
+    """Return the command line to write instead, or an empty string if no argument is one of LightningCLI."""
     words: list[str] = []
     notes: list[str] = []
     changed = False
@@ -33,7 +33,7 @@ def rewritten(arguments: Sequence[str]) -> str:
             words.append(f"experiment={name}")
             notes.append(
                 f"{value} becomes conf/experiment/{name}.yaml, with `# @package _global_` in its first line, _target_ "
-                "for class_path, and what is under init_args one level up"
+                "for class_path, and the keys of init_args one level up"
             )
             continue
         words.append(_override(option, value))

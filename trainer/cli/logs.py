@@ -1,4 +1,4 @@
-"""`trainer logs [RUN]`: the log of a rank; `-f` follows it through restarts until the run ends."""
+"""`trainer logs [RUN]`: print the log of a rank; `-f` follows it through restarts until the run ends."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import sys
 import time
 from pathlib import Path
 
-from trainer.cli.common import parser_of
-from trainer.core.errors import UserError
+from trainer.cli.options import Parser, add_output_options, add_run, make_parser
+from trainer.core.errors import DONE, UserError
 from trainer.launch.jobs import states_of
 from trainer.runs.directory import RunDirectory
 from trainer.runs.registry import find, reference_to, runs_dir_from
@@ -17,17 +17,27 @@ from trainer.runs.state import state_of
 
 _POLL_S = 0.3
 _STATE_EVERY_S = 2.0
-"""How often -f asks whether the run still lives; on SLURM that is a call."""
+"""How often -f checks that the run is active; on SLURM each check is a call of squeue or sacct."""
+
+
+def _parser() -> Parser:
+    description = "Print the log of a rank, or of a node, from the newest attempt of a run."
+    parser = make_parser("logs", description, "trainer logs -f k3v9", "trainer logs k3v9 --rank 3 --attempt 0")
+    add_run(parser)
+    parser.add_argument(
+        "-f", "--follow", action="store_true", help="print new output until the run ends, through restarts"
+    )
+    parser.add_argument("--rank", type=int, metavar="N", help="print the log of rank N (default: 0)")
+    parser.add_argument("--node", type=int, metavar="N", help="print the log of node N, with torchrun's messages")
+    parser.add_argument("--attempt", type=int, metavar="N", help="print attempt N, from 0 (default: the newest)")
+    parser.add_argument("--all", action="store_true", help="print every attempt, oldest first")
+    add_output_options(parser)
+    return parser
 
 
 def main(argv: list[str]) -> int:
-    parser = parser_of("logs", "The log of a run, of its newest attempt.", "trainer logs -f k3v9")
-    parser.add_argument("-f", "--follow", action="store_true", help="go on until the run ends, through restarts")
-    parser.add_argument("--rank", type=int, metavar="R", help="another rank than 0")
-    parser.add_argument("--node", type=int, metavar="N", help="the log of node N: torchrun's own words")
-    parser.add_argument("--attempt", type=int, metavar="N", help="another attempt than the newest")
-    parser.add_argument("--all", action="store_true", help="every attempt, oldest first")
-    options = parser.parse_args(argv)
+    """Run `trainer logs` and return the exit code."""
+    options = _parser().parse_args(argv)
     run = find(options.run, runs_dir_from(options.runs_dir))
     name = f"node-{options.node}.log" if options.node is not None else f"rank-{options.rank or 0}.log"
     if options.json:
@@ -39,52 +49,56 @@ def main(argv: list[str]) -> int:
             if options.all:
                 print(f"==> {path.parent.name} <==")
             sys.stdout.write(path.read_text(errors="replace"))
-    return 0
+    return DONE
 
 
 def _logs(run: RunDirectory, name: str) -> list[Path]:
-    """The files of this name, by attempt."""
+    """Return the log files of this name, by attempt."""
     return sorted(run.logs_dir.glob(f"attempt-*/{name}"), key=lambda path: int(path.parent.name.partition("-")[2]))
 
 
 def _chosen(run: RunDirectory, name: str, options: argparse.Namespace) -> list[Path]:
-    found = _logs(run, name)
+    logs = _logs(run, name)
     if options.attempt is not None:
-        found = [path for path in found if path.parent.name == f"attempt-{options.attempt:02d}"]
-    if not found:
-        there = sorted({path.name for path in run.logs_dir.glob("attempt-*/*.log")})
+        logs = [path for path in logs if path.parent.name == f"attempt-{options.attempt:02d}"]
+    if not logs:
+        existing = sorted({path.name for path in run.logs_dir.glob("attempt-*/*.log")})
         raise UserError(
             f"{run.path.name} has no {name} yet",
-            f"there is: {', '.join(there) or 'nothing'}; trainer show {reference_to(run)}",
+            f"existing logs: {', '.join(existing) or 'none'}; see trainer show {reference_to(run)}",
         )
-    return found if options.all else found[-1:]
+    return logs if options.all else logs[-1:]
 
 
 def _follow(run: RunDirectory, name: str, options: argparse.Namespace) -> None:
-    """Print what is there and what comes, until the run has ended and everything is printed."""
-    done: dict[Path, int] = {}
+    """Print the existing and all new output until the run has ended and everything is printed."""
+    offsets: dict[Path, int] = {}
     if not options.all:
-        done = {path: path.stat().st_size for path in _logs(run, name)[:-1]}
-    asked, active = 0.0, True
+        offsets = {path: path.stat().st_size for path in _logs(run, name)[:-1]}
+    checked, active = 0.0, True
     while True:
-        if time.monotonic() - asked >= _STATE_EVERY_S:
-            asked, active = time.monotonic(), state_of(run, states_of([run])).is_active
-        printed = _print_new(run, name, done)
+        if time.monotonic() - checked >= _STATE_EVERY_S:
+            checked, active = time.monotonic(), state_of(run, states_of([run])).is_active
+        printed = _print_new(run, name, offsets)
         if not active and not printed:
             return
         time.sleep(_POLL_S)
 
 
-def _print_new(run: RunDirectory, name: str, done: dict[Path, int]) -> bool:
-    """Print what the files have grown by; a file that is new after the first is announced."""
+def _print_new(run: RunDirectory, name: str, offsets: dict[Path, int]) -> bool:
+    """Print the output behind `offsets`, with a heading before each later attempt, and advance the offsets.
+
+    Returns:
+        Whether anything was printed.
+    """
     printed = False
     for path in _logs(run, name):
-        if path not in done and done:
+        if path not in offsets and offsets:
             print(f"==> {path.parent.name} <==")
         with path.open("rb") as file:
-            file.seek(done.get(path, 0))
+            file.seek(offsets.get(path, 0))
             new = file.read()
-        done[path] = done.get(path, 0) + len(new)
+        offsets[path] = offsets.get(path, 0) + len(new)
         if new:
             sys.stdout.write(new.decode(errors="replace"))
             sys.stdout.flush()

@@ -1,4 +1,4 @@
-"""`trainer ls`: all runs here, with their true state."""
+"""`trainer ls`: list the runs with their current states."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-from trainer.cli.common import age, number, parser_of, table
-from trainer.core.errors import TrainerError
+from trainer.cli.common import age, number, table
+from trainer.cli.options import Parser, add_output_options, make_parser
+from trainer.core.errors import DONE, TrainerError
 from trainer.launch.jobs import states_of
 from trainer.runs.directory import RunDirectory
 from trainer.runs.registry import all_runs, runs_dir_from
@@ -16,11 +17,27 @@ from trainer.runs.state import STATES
 from trainer.runs.summary import summary
 
 
+def _parser() -> Parser:
+    description = (
+        "List the runs, newest first. The state is that of the processes and of the SLURM queue now, not only what the "
+        "run last recorded."
+    )
+    parser = make_parser("ls", description, "trainer ls --state running --state queued")
+    parser.add_argument(
+        "--state",
+        choices=STATES,
+        action="append",
+        metavar="STATE",
+        help=f"list only runs in this state; may be repeated: {', '.join(STATES)}",
+    )
+    parser.add_argument("-n", type=int, metavar="N", help="list only the newest N runs")
+    add_output_options(parser)
+    return parser
+
+
 def main(argv: list[str]) -> int:
-    parser = parser_of("ls", "All runs, newest first, with their true state.", "trainer ls --state running", run=False)
-    parser.add_argument("--state", choices=STATES, action="append", help="only these; may be repeated")
-    parser.add_argument("-n", type=int, default=None, metavar="N", help="the newest N")
-    options = parser.parse_args(argv)
+    """Run `trainer ls` and return the exit code."""
+    options = _parser().parse_args(argv)
     runs = all_runs(runs_dir_from(options.runs_dir))[::-1]
     jobs = states_of(runs)
     rows = [row for run in (runs if options.state else runs[: options.n]) if (row := _summary(run, jobs))]
@@ -29,19 +46,19 @@ def main(argv: list[str]) -> int:
     if options.json:
         print(json.dumps(rows, indent=1))
     elif not rows:
-        print(f"no runs in {runs_dir_from(options.runs_dir)}; trainer fit starts one")
+        print(f"no runs in {runs_dir_from(options.runs_dir)}; start one with trainer fit")
     else:
         print(table([_row(row) for row in rows], ["ID", "NAME", "STATE", "STEP", "BEST", "AGE", "STRATEGY", "WHERE"]))
-    return 0
+    return DONE
 
 
 def _summary(run: RunDirectory, jobs: Mapping[str, str] | None) -> dict[str, Any] | None:
-    """Null, and a line on stderr, for one that is damaged: the others are wanted all the same."""
+    """Return the summary of a run; for a damaged run print a warning to stderr and return None."""
     try:
         return summary(run, jobs)
     except (TrainerError, OSError, KeyError, TypeError, ValueError) as error:
         reason = error.message if isinstance(error, TrainerError) else f"{type(error).__name__}: {error}"
-        print(f"trainer: {run.path.name} is left out: {reason}", file=sys.stderr)
+        print(f"trainer: skipped {run.path.name}: {reason}", file=sys.stderr)
         return None
 
 

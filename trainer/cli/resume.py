@@ -1,4 +1,4 @@
-"""`trainer resume [RUN] [key=value ...]`: go on with a run where its newest good checkpoint is."""
+"""`trainer resume [RUN] [key=value ...]`: resume a run from its newest good checkpoint."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from trainer.cli.common import how_to_watch, launched, parser_of
+from trainer.cli.common import how_to_watch, launched
+from trainer.cli.options import add_output_options, add_run, add_watching_options, make_parser
 from trainer.config.cluster import Slurm
 from trainer.config.instantiate import freeze, read_whole
-from trainer.core.errors import UserError
+from trainer.core.errors import DONE, UserError
 from trainer.core.files import read_json, write_atomic
 from trainer.core.near import did_you_mean
 from trainer.launch import launchers
@@ -52,18 +53,23 @@ CHANGEABLE = {
     "data": ("micro_batch", "num_workers"),
     "cluster": tuple(option.name for option in fields(Slurm) if option.name != "name"),
 }
-"""Section to keys that a resumed run may be given anew: they do not change what it computes at a step where nothing is
-wrong. The list in docs/reliability.md is this one."""
+"""Keys that `trainer resume` may change, by section: they do not affect the result of a step that goes well.
+docs/reliability.md has the same list."""
+_DESCRIPTION = (
+    "Resume a run from its newest good checkpoint, with the configuration and the code snapshot that it was launched "
+    "with. Overrides may change limits, resources, checkpoint intervals and reliability options."
+)
 
 
 def main(argv: list[str]) -> int:
-    parser = parser_of(
-        "resume", "Go on with a run from its newest good checkpoint.", "trainer resume k3v9 trainer.max_steps=2000"
+    """Run `trainer resume` and return the exit code."""
+    parser = make_parser("resume", _DESCRIPTION, "trainer resume k3v9 trainer.max_steps=2000")
+    add_run(parser)
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key=value", help=f"changes in the sections {', '.join(CHANGEABLE)}"
     )
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="limits, resources and checkpoint intervals")
-    watching = parser.add_mutually_exclusive_group()
-    watching.add_argument("--follow", action="store_true", help="show the progress until the end (here: always)")
-    watching.add_argument("--detach", action="store_true", help="return once it is launched")
+    add_watching_options(parser)
+    add_output_options(parser)
     options = parser.parse_intermixed_args(argv)
     if options.run and "=" in options.run:
         options.overrides.insert(0, options.run)
@@ -71,18 +77,22 @@ def main(argv: list[str]) -> int:
     run = find(options.run, runs_dir_from(options.runs_dir))
     state = state_of(run, states_of([run]))
     if state.is_active:
-        raise UserError(f"{run.path.name} is {state.name} already", how_to_watch(run))
+        raise UserError(f"{run.path.name} is already {state.name}", how_to_watch(run))
     changed = changed_config(run, options.overrides)
     if state.name == "finished" and not any(one.startswith("trainer.max_") for one in options.overrides):
         raise UserError(
             f"{run.path.name} has finished",
-            f"to train on, raise its limit: trainer resume {reference_to(run)} trainer.max_steps=...",
+            f"to train further, raise its limit: trainer resume {reference_to(run)} trainer.max_steps=...",
         )
     return _launch(run, changed, options)
 
 
 def changed_config(run: RunDirectory, overrides: list[str]) -> dict[str, Any]:
-    """The frozen configuration with `overrides`, checked. Raises UserError for what would make it another run."""
+    """Return the frozen configuration with `overrides` applied, checked.
+
+    Raises:
+        UserError: For an override that a resumed run cannot change, or a configuration that is invalid.
+    """
     from trainer.checks.config import check
     from trainer.config.problems import raise_all
     from trainer.config.typed import is_closed, problems_of, to_config
@@ -92,8 +102,8 @@ def changed_config(run: RunDirectory, overrides: list[str]) -> dict[str, Any]:
     for override in overrides:
         key, separator, value = override.partition("=")
         if not separator or key not in allowed:
-            fix = did_you_mean(key, allowed) + f"a resumed run may change {', '.join(allowed)}"
-            raise UserError(f"{override}: a resumed run cannot change this", f"{fix}; for the rest: trainer fit")
+            fix = did_you_mean(key, allowed) + f"a resumed run can change {', '.join(allowed)}"
+            raise UserError(f"{override}: a resumed run cannot change this", f"{fix}; for all else use trainer fit")
         section, name = key.split(".")
         config[section][name] = _parsed(value)
         if section == "trainer" and config[section][name] == -1:
@@ -110,7 +120,7 @@ def changed_config(run: RunDirectory, overrides: list[str]) -> dict[str, Any]:
 
 
 def _parsed(value: str) -> Any:
-    """A YAML scalar, as Hydra reads it: 10, 0.5, null, text."""
+    """Parse a YAML scalar as Hydra does: 10, 0.5, null, text."""
     import yaml
 
     return yaml.safe_load(value)
@@ -135,5 +145,5 @@ def _launch(run: RunDirectory, config: dict[str, Any], options: argparse.Namespa
     if options.detach or (cluster != "local" and not options.follow):
         if not options.json:
             print(f"{launched(run)}; {how_to_watch(run)}")
-        return 0
+        return DONE
     return follow(run, detached_ok=cluster != "local")

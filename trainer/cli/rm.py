@@ -1,27 +1,30 @@
-"""`trainer rm RUN...`: delete runs with all that is in their directories."""
+"""`trainer rm RUN...`: delete runs with everything in their directories."""
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import shutil
 import sys
 
-from trainer.core.errors import USER_MUST_CHANGE, UserError
+from trainer.cli.options import RUN_HELP, add_output_options, make_parser
+from trainer.core.errors import DONE, USER_MUST_CHANGE, UserError
 from trainer.launch.jobs import states_of
 from trainer.runs.registry import find, reference_to, runs_dir_from
 from trainer.runs.state import state_of
 
+_DESCRIPTION = (
+    "Delete runs with everything in their directories: checkpoints, logs, metrics, exports. Runs that are active must "
+    "be stopped first. Asks for confirmation unless --yes is given."
+)
+
 
 def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(
-        prog="trainer rm", description="Delete runs, checkpoints and all.", epilog="example: trainer rm k3v9 --yes"
-    )
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="id, prefix, name, path or SLURM job")
-    parser.add_argument("--yes", "-y", action="store_true", help="do not ask")
-    parser.add_argument("--runs-dir", metavar="DIR", help="where the runs are: TRAINER_RUNS_DIR, else ./runs")
-    parser.add_argument("--json", action="store_true", help="for programs; asks nothing, so it needs --yes")
+    """Run `trainer rm` and return the exit code."""
+    parser = make_parser("rm", _DESCRIPTION, "trainer rm k3v9 --yes", allow_abbrev=True)
+    parser.add_argument("runs", nargs="+", metavar="RUN", help=RUN_HELP)
+    parser.add_argument("--yes", "-y", action="store_true", help="delete without asking")
+    add_output_options(parser)
     options = parser.parse_args(argv)
     runs_dir = runs_dir_from(options.runs_dir)
     runs = list({run.path: run for run in (find(name, runs_dir) for name in options.runs)}.values())
@@ -33,16 +36,16 @@ def main(argv: list[str]) -> int:
     if not options.yes and not _confirmed([run.path.name for run in runs]):
         return USER_MUST_CHANGE
     for run in runs:
-        # Renamed first: a run that is half deleted is none, whatever happens meanwhile.
+        # Rename first, so that a deletion that is interrupted leaves no partial run.
         doomed = run.path.with_name(f".deleting-{run.path.name}")
         os.rename(run.path, doomed)
         shutil.rmtree(doomed)
     names = [run.path.name for run in runs]
     print(json.dumps({"deleted": names}) if options.json else f"deleted {', '.join(names)}")
-    return 0
+    return DONE
 
 
 def _confirmed(names: list[str]) -> bool:
     if not sys.stdin.isatty():
-        raise UserError("there is no terminal to ask on", "add --yes to delete without asking")
+        raise UserError("cannot ask for confirmation without a terminal", "add --yes to delete without asking")
     return input(f"delete {', '.join(names)}? [y/N] ").strip().lower() in ("y", "yes")

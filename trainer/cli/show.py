@@ -1,4 +1,4 @@
-"""`trainer show [RUN]`: one run on one sheet."""
+"""`trainer show [RUN]`: show everything that is recorded about a run."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from typing import Any
 
 from trainer.checkpoint import commit
 from trainer.checkpoint.store import BEFORE_END
-from trainer.cli.common import age, duration, number, parser_of, size
-from trainer.core.errors import JOB_FAILED
+from trainer.cli.common import age, duration, number, size
+from trainer.cli.options import add_output_options, add_run, make_parser
+from trainer.core.errors import DONE, JOB_FAILED
 from trainer.launch.jobs import states_of
 from trainer.runs.directory import RunDirectory
 from trainer.runs.ledger import by_rank
@@ -19,64 +20,77 @@ from trainer.runs.summary import summary
 
 
 def main(argv: list[str]) -> int:
-    parser = parser_of("show", "Everything known of one run.", "trainer show k3v9 --json")
-    parser.add_argument("--verify", action="store_true", help="read every checkpoint again and compare its checksums")
-    parser.add_argument("--ranks", action="store_true", help="also where each rank stands, and its time")
+    """Run `trainer show` and return the exit code: 1 if --verify finds a damaged checkpoint."""
+    description = (
+        "Show the state, progress, time ledger, metrics, checkpoints and attempts of a run, and the commands that "
+        "usually come next."
+    )
+    parser = make_parser("show", description, "trainer show k3v9 --verify")
+    add_run(parser)
+    parser.add_argument(
+        "--verify",
+        action="store_true",
+        help="read every checkpoint and compare its checksums; the exit code is 1 if one is damaged",
+    )
+    parser.add_argument(
+        "--ranks", action="store_true", help="also show the host, position, speed and time ledger of each rank"
+    )
+    add_output_options(parser)
     options = parser.parse_args(argv)
     run = find(options.run, runs_dir_from(options.runs_dir))
-    found = summary(run, states_of([run]))
+    facts = summary(run, states_of([run]))
     if options.verify:
-        for one in found["checkpoints"]:
-            one["problems"] = commit.verify(Path(one["path"]))
-            one["verified"] = not one["problems"]
+        for checkpoint in facts["checkpoints"]:
+            checkpoint["problems"] = commit.verify(Path(checkpoint["path"]))
+            checkpoint["verified"] = not checkpoint["problems"]
     if options.ranks:
-        found["ranks"] = by_rank(run)
-    print(json.dumps(found, indent=1) if options.json else "\n".join(_sheet(run, found)))
-    damaged = any(one["verified"] is False for one in found["checkpoints"])
-    return JOB_FAILED if damaged else 0
+        facts["ranks"] = by_rank(run)
+    print(json.dumps(facts, indent=1) if options.json else "\n".join(_sheet(run, facts)))
+    damaged = any(checkpoint["verified"] is False for checkpoint in facts["checkpoints"])
+    return JOB_FAILED if damaged else DONE
 
 
-def _sheet(run: RunDirectory, found: dict[str, Any]) -> list[str]:
-    lines = [f"{found['name']}  {found['id']}  {found['state']}" + (f": {found['reason']}" if found["reason"] else "")]
-    lines.append(f"  directory    {found['path']}")
+def _sheet(run: RunDirectory, facts: dict[str, Any]) -> list[str]:
+    lines = [f"{facts['name']}  {facts['id']}  {facts['state']}" + (f": {facts['reason']}" if facts["reason"] else "")]
+    lines.append(f"  directory    {facts['path']}")
     command = run.overrides_path.read_text().strip() if run.overrides_path.exists() else ""
     lines.append(f"  command      trainer fit {command}")
-    ranks = f"{found['world_size'] or '?'} rank{'' if found['world_size'] == 1 else 's'}"
-    lines.append(f"  runs on      {ranks}, {found['strategy']}, {found['cluster']}")
-    if found["tracking"]:
-        lines.append(f"  tracking     {_tracking(found['tracking'])}")
-    limit = f" of {found['max_steps']}" if found["max_steps"] else ""
-    if found["step"] is not None:
-        lines.append(f"  step         {found['step']}{limit}, epoch {found['epoch']}")
-    if found["started"]:
-        ended = found["ended"] or time.time()
-        lines.append(f"  started      {age(found['started'])} ago, for {duration(ended - found['started'])}")
-    if found["best"]:
-        best = found["best"]
+    ranks = f"{facts['world_size'] or '?'} rank{'' if facts['world_size'] == 1 else 's'}"
+    lines.append(f"  runs on      {ranks}, {facts['strategy']}, {facts['cluster']}")
+    if facts["tracking"]:
+        lines.append(f"  tracking     {_tracking(facts['tracking'])}")
+    limit = f" of {facts['max_steps']}" if facts["max_steps"] else ""
+    if facts["step"] is not None:
+        lines.append(f"  step         {facts['step']}{limit}, epoch {facts['epoch']}")
+    if facts["started"]:
+        ended = facts["ended"] or time.time()
+        lines.append(f"  started      {age(facts['started'])} ago, for {duration(ended - facts['started'])}")
+    if facts["best"]:
+        best = facts["best"]
         lines.append(f"  best         {best['metric']} {number(best['value'])} at step {best['step']}")
-    if found["ledger"]:
-        lines += _block("time", _time(found["ledger"]))
-    lines += _block("stragglers", [event["reason"] for event in found["stragglers"]])
-    lines += _block("ranks", _ranks(found.get("ranks", [])))
-    lines += _block("metrics", [f"{name}  {number(value)}" for name, value in sorted(found["metrics"].items())])
-    lines += _block("checkpoints", _checkpoints(found["checkpoints"]))
-    lines += _block("attempts", [_attempt(one) for one in run.attempts()])
-    lines.append(f"  next         {_next(run, found)}")
+    if facts["ledger"]:
+        lines += _block("time", _time(facts["ledger"]))
+    lines += _block("stragglers", [event["reason"] for event in facts["stragglers"]])
+    lines += _block("ranks", _ranks(facts.get("ranks", [])))
+    lines += _block("metrics", [f"{name}  {number(value)}" for name, value in sorted(facts["metrics"].items())])
+    lines += _block("checkpoints", _checkpoints(facts["checkpoints"]))
+    lines += _block("attempts", [_attempt(record) for record in run.attempts()])
+    lines.append(f"  next         {_next(run, facts)}")
     return lines
 
 
-def _tracking(told: dict[str, Any]) -> str:
-    """`W&B offline (WANDB_MODE), project trainer, in /runs/a/wandb`."""
-    project = f", project {told['project']}" if told["project"] else ""
-    where = told["url"] or (f"in {told['dir']}" if told["dir"] else "")
-    return f"W&B {told['mode']} ({told['source']}){project}" + (f", {where}" if where else "")
+def _tracking(tracking: dict[str, Any]) -> str:
+    """Return such as `W&B offline (WANDB_MODE), project trainer, in /runs/a/wandb`."""
+    project = f", project {tracking['project']}" if tracking["project"] else ""
+    where = tracking["url"] or (f"in {tracking['dir']}" if tracking["dir"] else "")
+    return f"W&B {tracking['mode']} ({tracking['source']}){project}" + (f", {where}" if where else "")
 
 
 def _time(ledger: dict[str, Any]) -> list[str]:
-    """Effective training time and goodput, then the classes that took any."""
+    """Return a line with the effective training time and the goodput, and one with the classes of the ledger."""
     effective, goodput = ledger["effective"] or 0.0, ledger["goodput"] or 0.0
-    told = f"{_seconds(ledger['wall_s'])}: {effective:.0%} effective training, {goodput:.0%} goodput"
-    return [told, _classes(ledger["seconds"])]
+    total = f"{_seconds(ledger['wall_s'])}: {effective:.0%} effective training, {goodput:.0%} goodput"
+    return [total, _classes(ledger["seconds"])]
 
 
 def _classes(spent: dict[str, float]) -> str:
@@ -86,10 +100,10 @@ def _classes(spent: dict[str, float]) -> str:
 
 
 def _ranks(rows: list[dict[str, Any]]) -> list[str]:
-    """Of each two lines: where it stands and how fast it is, and its time."""
+    """Return two lines per rank: its position and speed, and its time ledger."""
     lines = []
     for row in rows:
-        own = f", {row['own_s']:.3g} s of {row['batch_s']:.3g} s a batch alone" if row["own_s"] else ""
+        own = f", {row['own_s']:.3g} s of {row['batch_s']:.3g} s per batch without waiting" if row["own_s"] else ""
         lines.append(f"{row['rank']}  {row['host']}, {row['device']}: {row['phase']} at step {row['step']}{own}")
         lines.append(f"   {_classes(row['seconds'] or {})}")
     return lines
@@ -103,42 +117,45 @@ def _block(title: str, rows: list[str]) -> list[str]:
     return [f"  {title if index == 0 else '':<13}{row}" for index, row in enumerate(rows)]
 
 
-def _checkpoints(found: list[dict[str, Any]]) -> list[str]:
-    """Step, size, metrics and state of each, in columns."""
-    rows = [[_step(one), size(one["bytes"]), _measured(one), _state(one)] for one in found]
+def _checkpoints(checkpoints: list[dict[str, Any]]) -> list[str]:
+    """Return the step, size, metrics and state of each checkpoint, in columns."""
+    rows = [[_step(one), size(one["bytes"]), _metrics(one), _state(one)] for one in checkpoints]
     widths = [max((len(row[column]) for row in rows), default=0) for column in range(4)]
     return [
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True) if width).rstrip() for row in rows
     ]
 
 
-def _step(one: dict[str, Any]) -> str:
-    return f"step {one['step']}" + (", before on_train_end" if one["path"].endswith(BEFORE_END) else "")
+def _step(checkpoint: dict[str, Any]) -> str:
+    return f"step {checkpoint['step']}" + (", before on_train_end" if checkpoint["path"].endswith(BEFORE_END) else "")
 
 
-def _measured(one: dict[str, Any]) -> str:
-    return ", ".join(f"{name} {number(value)}" for name, value in (one["metrics"] or {}).items())
+def _metrics(checkpoint: dict[str, Any]) -> str:
+    return ", ".join(f"{name} {number(value)}" for name, value in (checkpoint["metrics"] or {}).items())
 
 
-def _state(one: dict[str, Any]) -> str:
-    where = f", on this node only: {one['path']}" if one["local"] else ""
-    if one["verified"] is not None:
-        return ("checksums right" if one["verified"] else f"DAMAGED: {'; '.join(one['problems'])}") + where
-    return ("complete" if one["committed"] else "not complete") + where
+def _state(checkpoint: dict[str, Any]) -> str:
+    where = f", node-local: {checkpoint['path']}" if checkpoint["local"] else ""
+    if checkpoint["verified"] is not None:
+        return (
+            "checksums match" if checkpoint["verified"] else f"DAMAGED: {'; '.join(checkpoint['problems'])}"
+        ) + where
+    return ("complete" if checkpoint["committed"] else "incomplete") + where
 
 
 def _attempt(record: dict[str, Any]) -> str:
     reason = f": {record['reason']}" if record.get("reason") else ""
     step = record.get("step")
-    return f"{record['attempt']}  {record['outcome']} {'at the start' if step is None else f'at step {step}'}{reason}"
+    place = "before the first step" if step is None else f"at step {step}"
+    return f"{record['attempt']}  {record['outcome']} {place}{reason}"
 
 
-def _next(run: RunDirectory, found: dict[str, Any]) -> str:
+def _next(run: RunDirectory, facts: dict[str, Any]) -> str:
     name, ends = reference_to(run), run.attempts()
-    if found["state"] in ("starting", "running", "queued", "requeued", "stopping"):
+    if facts["state"] in ("starting", "running", "queued", "requeued", "stopping"):
         return f"trainer logs -f {name}   or   trainer stop {name}"
-    if found["state"] == "finished":
+    if facts["state"] == "finished":
         return f"trainer evaluate {name}   or   trainer resume {name} trainer.max_steps=..."
     if ends and ends[-1].get("mend"):  # a resume would fail again
-        return f"trainer why {name}   and, once it is mended, the command above"
+        return f"trainer why {name}   and, after fixing the cause, the command above"
     return f"trainer logs {name}   or   trainer resume {name}"

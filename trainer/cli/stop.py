@@ -1,13 +1,13 @@
-"""`trainer stop [RUN]`: save a checkpoint and end."""
+"""`trainer stop [RUN]`: save a checkpoint and stop the run."""
 
 from __future__ import annotations
 
 import json
 import time
 
-from trainer.cli.common import parser_of
+from trainer.cli.options import add_output_options, add_run, make_parser
 from trainer.core import processes
-from trainer.core.errors import JOB_FAILED, UserError
+from trainer.core.errors import DONE, JOB_FAILED, UserError
 from trainer.launch.jobs import states_of
 from trainer.launch.launchers import cancel, signal_stop
 from trainer.runs.directory import RunDirectory
@@ -18,16 +18,29 @@ from trainer.supervise.node import request_stop
 _POLL_S = 0.2
 
 
+_DESCRIPTION = (
+    "Ask a run to save a checkpoint and stop, and wait until it has. A stopped run is not requeued; `trainer resume` "
+    "resumes it. The exit code is 1 if the run is still active when the wait is over."
+)
+
+
 def main(argv: list[str]) -> int:
-    parser = parser_of("stop", "Ask a run to save a checkpoint and end; waits until it has.", "trainer stop k3v9")
-    parser.add_argument("--now", action="store_true", help="kill it; goes back to the last checkpoint on resume")
-    parser.add_argument("--wait", type=float, default=180.0, metavar="SECONDS", help="how long to wait (180)")
+    """Run `trainer stop` and return the exit code."""
+    parser = make_parser("stop", _DESCRIPTION, "trainer stop k3v9")
+    add_run(parser)
+    parser.add_argument(
+        "--now",
+        action="store_true",
+        help="kill the job without saving; the steps since the last checkpoint are lost",
+    )
+    parser.add_argument("--wait", type=float, default=180.0, metavar="SECONDS", help="seconds to wait (default: 180)")
+    add_output_options(parser)
     options = parser.parse_args(argv)
     run = find(options.run, runs_dir_from(options.runs_dir))
     state = state_of(run, states_of([run]))
     if not state.is_active:
         raise UserError(
-            f"{run.path.name} is not running: {state.name}", f"trainer resume {reference_to(run)} goes on with it"
+            f"{run.path.name} is not running: {state.name}", f"resume it with: trainer resume {reference_to(run)}"
         )
     request_stop(run, "trainer stop")
     if options.now:
@@ -40,8 +53,8 @@ def main(argv: list[str]) -> int:
     else:
         print(f"{run.path.name}: {state.name}" + (f" ({state.reason})" if state.reason else ""))
         if not state.is_active:
-            print(f"  trainer resume {reference_to(run)} goes on from its last checkpoint")
-    return JOB_FAILED if state.is_active else 0
+            print(f"  resume from its last checkpoint: trainer resume {reference_to(run)}")
+    return JOB_FAILED if state.is_active else DONE
 
 
 def _kill(run: RunDirectory) -> None:
@@ -51,7 +64,8 @@ def _kill(run: RunDirectory) -> None:
         return
     if not is_alive(run, launch) or launch.get("pid") is None:
         raise UserError(
-            "--now can only kill what runs on this machine", f"without --now: trainer stop {reference_to(run)}"
+            "--now can only kill jobs of this machine and of SLURM",
+            f"stop it without --now: trainer stop {reference_to(run)}",
         )
     processes.kill_tree(launch["pid"])
 

@@ -1,28 +1,30 @@
-"""`trainer sync [RUN...]`: upload to Weights & Biases what was logged offline."""
+"""`trainer sync [RUN...]`: upload offline runs to Weights & Biases."""
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
+from typing import Any
 
+from trainer.cli.options import RUN_HELP, add_output_options, make_parser
 from trainer.core.errors import DONE, ENVIRONMENT_MUST_CHANGE
 from trainer.launch.jobs import states_of
+from trainer.runs.directory import RunDirectory
 from trainer.runs.registry import all_runs, find, runs_dir_from
 from trainer.runs.state import state_of
 from trainer.tracking.upload import upload
 
+_DESCRIPTION = (
+    "Upload what runs logged offline to Weights & Biases. Segments that were uploaded before are skipped, and so are "
+    "runs that are still active. The exit code is 3 if a segment could not be uploaded."
+)
+
 
 def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(
-        prog="trainer sync",
-        description="Upload to Weights & Biases what runs logged offline; what is there already is left out.",
-        epilog="example: trainer sync k3v9",
-        allow_abbrev=False,
-    )
-    parser.add_argument("runs", nargs="*", metavar="RUN", help="id, prefix, name, path or SLURM job; all runs here")
-    parser.add_argument("--runs-dir", metavar="DIR", help="where the runs are: TRAINER_RUNS_DIR, else ./runs")
-    parser.add_argument("--json", action="store_true", help="for programs")
+    """Run `trainer sync` and return the exit code."""
+    parser = make_parser("sync", _DESCRIPTION, "trainer sync k3v9")
+    parser.add_argument("runs", nargs="*", metavar="RUN", help=f"{RUN_HELP} (default: all runs)")
+    add_output_options(parser)
     options = parser.parse_args(argv)
     runs_dir = runs_dir_from(options.runs_dir)
     runs = [find(name, runs_dir) for name in options.runs] or all_runs(runs_dir)
@@ -31,28 +33,34 @@ def main(argv: list[str]) -> int:
     for run in runs:
         state = state_of(run, jobs)
         if state.is_active:
-            # Its file has no end yet, and is marked as uploaded once for all.
+            # wandb marks a file as synced when it has uploaded it, so a file that still grows must wait.
             rows.append({"id": run.id, "uploaded": 0, "already": 0, "failed": [], "skipped": state.name})
-            said = f"{state.name}; sync it when it has ended"
+            result = f"{state.name}; sync it after it has ended"
         else:
-            done = upload(run)
-            failed = [str(path) for path in done.failed]
-            rows.append({"id": run.id, "uploaded": done.uploaded, "already": done.already, "failed": failed})
-            said = _sentence(done.uploaded, done.already, len(failed))
-            if failed:
-                print(f"{done.output}\n", file=sys.stderr)
+            row, result = _upload(run)
+            rows.append(row)
         if not options.json:
-            print(f"{run.path.name}: {said}")
+            print(f"{run.path.name}: {result}")
     if options.json:
         print(json.dumps(rows, indent=1))
     if any(row["failed"] for row in rows):
         print(
-            "trainer: not everything was uploaded; nothing is lost, the segments stay where they are\n"
-            "  give a key (WANDB_API_KEY, or: wandb login) and a network that reaches the server, and sync again",
+            "trainer: some segments were not uploaded; nothing is lost, they stay in the run directories\n"
+            "  set WANDB_API_KEY (or run: wandb login), check that the server can be reached, and sync again",
             file=sys.stderr,
         )
         return ENVIRONMENT_MUST_CHANGE
     return DONE
+
+
+def _upload(run: RunDirectory) -> tuple[dict[str, Any], str]:
+    """Upload the segments of a run, and return the row for --json and a sentence."""
+    done = upload(run)
+    failed = [str(path) for path in done.failed]
+    if failed:
+        print(f"{done.output}\n", file=sys.stderr)
+    row = {"id": run.id, "uploaded": done.uploaded, "already": done.already, "failed": failed}
+    return row, _sentence(done.uploaded, done.already, len(failed))
 
 
 def _sentence(uploaded: int, already: int, failed: int) -> str:

@@ -1,4 +1,4 @@
-"""`trainer verify-resume [key=value ...]`: does a job of this configuration survive being killed, bit for bit?"""
+"""`trainer verify-resume [key=value ...]`: check that a killed and resumed job ends bit for bit the same."""
 
 from __future__ import annotations
 
@@ -9,102 +9,111 @@ import subprocess
 import tempfile
 from pathlib import Path
 
+from trainer.cli.options import make_parser
 from trainer.core.errors import DONE, JOB_FAILED, UserError
 from trainer.faultbench.bench import Comparer, command, is_finished, lost_steps
 from trainer.faultbench.diagnosis import diagnose, steps_per_epoch
 from trainer.runs.directory import RunDirectory
 
-_DESCRIPTION = """Train this configuration past the end of an epoch, train it again with kills at random moments (all
-ranks, which are restarted, and the whole job, which is resumed), and compare what the two end with: samples, weights,
-optimizer, schedules, callbacks, random number generators. Ends with 0 when they are equal bit for bit, else with 1,
-what differs first in the order of the steps, and its likely reason."""
+_DESCRIPTION = (
+    "Train this configuration past the end of an epoch, and train it again with kills at random times: of all ranks, "
+    "which are restarted, and of the whole job, which is resumed. Then compare the samples, weights, optimizer, "
+    "schedulers, callbacks and random number generators of the two runs. The exit code is 0 if they are equal bit for "
+    "bit; else it is 1, and the first difference and its likely cause are printed."
+)
 STEPS = 20
-"""At least, unless --steps says otherwise."""
-MOST_STEPS = 300
-"""An epoch that takes more is not trained to its end, unless --steps says so."""
+"""Optimizer steps of a run, at least, if --steps is not given."""
+MAX_STEPS = 300
+"""A longer epoch is not trained to its end if --steps is not given."""
 
 
 def main(argv: list[str]) -> int:
+    """Run `trainer verify-resume` and return the exit code."""
     options = _parse(argv)
     if options.steps is not None and options.steps < 3:
-        raise UserError(f"--steps {options.steps}: too few to be killed in between", "use --steps 10 or more")
+        raise UserError(f"--steps {options.steps}: too few to kill a job in between", "use --steps 10 or more")
     if options.kills < 1:
-        raise UserError(f"--kills {options.kills}: nothing would be killed", "use --kills 1 or more")
+        raise UserError(f"--kills {options.kills} must be at least 1", "leave it out for 2 kills")
     folder = Path(options.keep or tempfile.mkdtemp(prefix="trainer-verify-")).absolute()
-    unharmed = _unharmed(options, folder)
-    last = int(unharmed.attempts()[-1]["step"])
-    kills = _kills(options, last, steps_per_epoch(unharmed.path))
+    undisturbed = _train_undisturbed(options, folder)
+    last = int(undisturbed.attempts()[-1]["step"])
+    kills = _kills(options, last, steps_per_epoch(undisturbed.path))
     killed = _train(options, folder / "killed", kills)
     attempts = len(list(killed.logs_dir.glob("attempt-*")))
-    print(f"kills that hit: {attempts - 1}; steps done again: {lost_steps(killed)}", flush=True)
+    print(f"kills: {attempts - 1}; repeated steps: {lost_steps(killed)}", flush=True)
     comparer = Comparer()
     try:
-        difference = comparer.difference(killed.path, unharmed.path, last)
+        difference = comparer.difference(killed.path, undisturbed.path, last)
     finally:
         comparer.close()
     if difference is None:
-        print("equal bit for bit: samples, weights, optimizer, schedules, callbacks, random number generators")
+        print("equal bit for bit: samples, weights, optimizer, schedulers, callbacks, random number generators")
         if not options.keep:
             shutil.rmtree(folder)
         return DONE
-    _explain(killed, unharmed, difference)
+    _explain(killed, undisturbed, difference)
     return JOB_FAILED
 
 
-def _explain(killed: RunDirectory, unharmed: RunDirectory, difference: str) -> None:
-    found = diagnose(killed.path, unharmed.path)
-    if found is None:
-        print(f"first difference: {difference}, at the end; every batch before it went as in the other run")
+def _explain(killed: RunDirectory, undisturbed: RunDirectory, difference: str) -> None:
+    diagnosis = diagnose(killed.path, undisturbed.path)
+    if diagnosis is None:
+        print(f"first difference: {difference}, at the end; every batch before it is equal")
     else:
-        print(f"first difference: {found.where}: {found.what}")
-        if found.also:
-            print(f"  also there: {found.also}")
-        if found.effect:
-            print(f"  effect: {found.effect}")
-        print(f"  likely reason: {found.reason}")
+        print(f"first difference: {diagnosis.where}: {diagnosis.what}")
+        if diagnosis.also:
+            print(f"  also different there: {diagnosis.also}")
+        if diagnosis.effect:
+            print(f"  effect: {diagnosis.effect}")
+        print(f"  likely cause: {diagnosis.reason}")
         print(f"  at the end: {difference}")
-    print(f"  the runs: {unharmed.path} and {killed.path}")
+    print(f"  the runs: {undisturbed.path} and {killed.path}")
 
 
-def _unharmed(options: argparse.Namespace, folder: Path) -> RunDirectory:
-    """The run that nothing happens to; sets `options.steps` so that it goes past the end of an epoch."""
-    asked = options.steps
-    options.steps = asked or STEPS
+def _train_undisturbed(options: argparse.Namespace, folder: Path) -> RunDirectory:
+    """Train without kills. Sets `options.steps` so that the run goes past the end of an epoch, if it was not given."""
+    given = options.steps
+    options.steps = given or STEPS
     run = _train(options, folder / "unharmed", [])
     epoch = steps_per_epoch(run.path)
-    wanted = 0 if epoch is None else epoch + max(3, min(STEPS, epoch // 2))
-    if asked is None and options.steps < wanted <= MOST_STEPS:
+    past_epoch = 0 if epoch is None else epoch + max(3, min(STEPS, epoch // 2))
+    if given is None and options.steps < past_epoch <= MAX_STEPS:
         shutil.rmtree(folder / "unharmed")
-        options.steps = wanted
+        options.steps = past_epoch
         run = _train(options, folder / "unharmed", [])
-    ends = "an epoch has no known end"
+    length = "epochs of unknown length"
     if epoch is not None and epoch < options.steps:
-        ends = f"an epoch has {epoch}: its end is passed"
+        length = f"past the end of an epoch of {epoch}"
     elif epoch is not None:
-        ends = f"an epoch has {epoch}: its end is not reached; --steps {epoch + STEPS} would"
-    print(f"{options.steps} steps ({ends}), {options.kills} kills, seed {options.seed}; runs in {folder}", flush=True)
+        length = f"not to the end of an epoch of {epoch}; for that use --steps {epoch + STEPS}"
+    print(f"{options.steps} steps ({length}), {options.kills} kills, seed {options.seed}; runs in {folder}", flush=True)
     return run
 
 
 def _parse(argv: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="trainer verify-resume",
-        description=_DESCRIPTION,
-        epilog="example: trainer verify-resume experiment=mine --steps 30",
+    example = "trainer verify-resume experiment=quickstart --steps 30"
+    parser = make_parser("verify-resume", _DESCRIPTION, example, allow_abbrev=True)
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="Hydra overrides, as for trainer fit")
+    parser.add_argument(
+        "--steps",
+        type=int,
+        metavar="N",
+        help=f"optimizer steps of each run (default: {STEPS}, or past the end of an epoch of up to {MAX_STEPS})",
     )
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="as for trainer fit")
-    text = f"optimizer steps of each run; default: {STEPS}, or past the end of an epoch of up to {MOST_STEPS}"
-    parser.add_argument("--steps", type=int, default=None, help=text)
-    parser.add_argument("--kills", type=int, default=2, help="how often; default: 2")
-    parser.add_argument("--seed", type=int, default=0, help="draws the moments")
-    parser.add_argument("--keep", metavar="DIR", help="where the runs are made, and stay")
-    return parser.parse_intermixed_args(argv)
+    parser.add_argument("--kills", type=int, default=2, metavar="N", help="number of kills (default: 2)")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the times of the kills (default: 0)")
+    parser.add_argument(
+        "--keep", metavar="DIR", help="directory of the runs, which are kept (default: a temporary directory)"
+    )
+    options: argparse.Namespace = parser.parse_intermixed_args(argv)
+    return options
 
 
 def _kills(options: argparse.Namespace, last: int, epoch: int | None) -> list[tuple[str, int]]:
-    """(kind, step) for attempt 0, 1, ...: all ranks somewhere inside of a step; the last kill is of the whole job.
+    """Draw the kills: (kind, step) for attempt 0, 1, and so on.
 
-    The first falls into the first epoch, so that a resumed attempt passes its end.
+    Each kills all ranks at any place inside a step; the last one kills the whole job. The first is in the first epoch,
+    so that a resumed attempt passes the end of the epoch.
     """
     choose = random.Random(options.seed)
     first = min(last, epoch or last) - 1
@@ -121,7 +130,7 @@ def _faults(kills: list[tuple[str, int]]) -> list[str]:
             f"{where}._target_=trainer.faultbench.inject.InjectFault",
             f"{where}.kind={kind}",
             f"{where}.step={step}",
-            # One rank ends the whole job: for another the node process would be gone already.
+            # One rank kills the whole job: a second one would find no node process.
             f"{where}.ranks={[0] if kind == 'kill_all' else []}",
             f"{where}.attempt={attempt}",
         ]
@@ -141,23 +150,23 @@ def _train(options: argparse.Namespace, runs_dir: Path, kills: list[tuple[str, i
         "++callbacks.resume_trace._target_=trainer.faultbench.trace.ResumeTrace",
         *(_faults(kills) if kills else []),
     ]
-    said = ""
+    output = ""
     try:
         done = command(["fit", *overrides], Path.cwd(), timeout_s=3600)
-        said = done.stdout + done.stderr
+        output = done.stdout + done.stderr
         run = _only_run(runs_dir)
         if run is not None and not is_finished(run) and any(kind == "kill_all" for kind, _ in kills):
             done = command(["resume", run.id, "--runs-dir", str(runs_dir)], Path.cwd(), timeout_s=3600)
-            said += done.stdout + done.stderr
+            output += done.stdout + done.stderr
     except subprocess.TimeoutExpired:
         raise UserError("the training takes more than an hour", "use fewer --steps, or a smaller data set") from None
     if run is None or not is_finished(run):
-        print(said[-4000:])
+        print(output[-4000:])
         when = "killed and resumed" if kills else "undisturbed"
-        raise UserError(f"the job did not finish ({when}); what it logged is above", "make `trainer fit` work first")
+        raise UserError(f"the job did not finish ({when}); its output is above", "make `trainer fit` work first")
     return run
 
 
 def _only_run(runs_dir: Path) -> RunDirectory | None:
-    found = sorted(runs_dir.glob("*")) if runs_dir.exists() else []
-    return RunDirectory(found[0]) if len(found) == 1 else None
+    paths = sorted(runs_dir.glob("*")) if runs_dir.exists() else []
+    return RunDirectory(paths[0]) if len(paths) == 1 else None
