@@ -19,14 +19,14 @@ from trainer.config.compose import Composed, compose
 from trainer.core.errors import UserError
 from trainer.starter.choose import Machine, choose
 from trainer.starter.folder import expand
-from trainer.starter.look import IdxFiles, Pictures, Recordings, Texts, Tokens, look
+from trainer.starter.scan import AudioFiles, IdxFiles, Images, Texts, Tokens, scan
 from trainer.starter.write import as_yaml
 
 Command = Callable[..., "subprocess.CompletedProcess[str]"]
 CPU, GPUS = Machine(0, 2), Machine(8, 64)
 
 
-def pictures(root: Path, classes: int, each: int, side: int, mode: str = "RGB") -> Path:
+def images(root: Path, classes: int, each: int, side: int, mode: str = "RGB") -> Path:
     for label in range(classes):
         (root / f"class{label}").mkdir(parents=True)
         for number in range(each):
@@ -57,40 +57,40 @@ def tokens(root: Path) -> Path:
 
 
 def test_sees_what_a_folder_holds(tmp_path: Path) -> None:
-    grey = pictures(tmp_path / "grey", classes=2, each=5, side=28, mode="L")
-    assert look(grey) == Pictures(grey, files=8, classes=2, side=28, grey=True)
-    photos = pictures(tmp_path / "split" / "train", classes=3, each=4, side=90).parent
-    pictures(photos / "test", classes=3, each=1, side=90)
-    assert look(photos) == Pictures(photos, files=12, classes=3, side=90, grey=False)
+    grey = images(tmp_path / "grey", classes=2, each=5, side=28, mode="L")
+    assert scan(grey) == Images(grey, files=8, classes=2, side=28, grey=True)
+    photos = images(tmp_path / "split" / "train", classes=3, each=4, side=90).parent
+    images(photos / "test", classes=3, each=1, side=90)
+    assert scan(photos) == Images(photos, files=12, classes=3, side=90, grey=False)
     voices = tmp_path / "voices"
     for number in range(10):
         recording(voices / "yes" / f"{number}.wav", 8000, 0.5)
         recording(voices / "no" / f"{number}.wav", 8000, 1.5)
     (voices / "readme.txt").write_text("two words")
-    assert look(voices) == Recordings(voices, files=16, classes=2, rate=8000, seconds=1.5)
+    assert scan(voices) == AudioFiles(voices, files=16, classes=2, rate=8000, seconds=1.5)
     prose = texts(tmp_path / "prose")
-    assert look(prose) == Texts(prose, 5, 5 * 43 * 200, (".txt",))
-    assert look(prose / "1.txt") == Texts(prose / "1.txt", 1, 43 * 200, (".txt",))
+    assert scan(prose) == Texts(prose, 5, 5 * 43 * 200, (".txt",))
+    assert scan(prose / "1.txt") == Texts(prose / "1.txt", 1, 43 * 200, (".txt",))
     shards = tokens(tmp_path / "shards")
-    assert look(shards) == Tokens(shards, 10_000_000, 1000)
+    assert scan(shards) == Tokens(shards, 10_000_000, 1000)
     (tmp_path / "idx").mkdir()
     (tmp_path / "idx" / "train-images-idx3-ubyte.gz").touch()
-    assert look(tmp_path / "idx") == IdxFiles(tmp_path / "idx")
+    assert scan(tmp_path / "idx") == IdxFiles(tmp_path / "idx")
 
 
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("a.bin", r"holds 1 \.bin: no pictures, WAV files, text or token shards"),
+        ("a.bin", r"holds 1 \.bin: no images, WAV files, text or token shards"),
         ("dataset_info.json", r"Hugging Face dataset.*\n.*data=hf_dataset data\.root="),
         ("a.jsonl", r"trainer data tokenize .*, then trainer fit data=\./shards"),
-        ("a.png", "1 pictures, but not in a folder for each class"),
+        ("a.png", "1 images, but not in one folder per class"),
     ],
 )
 def test_what_cannot_be_trained_on_says_why(tmp_path: Path, name: str, message: str) -> None:
     (tmp_path / name).touch()
     with pytest.raises(UserError, match=message):
-        look(tmp_path)
+        scan(tmp_path)
 
 
 def composed(name: str, text: str, folder: Path) -> Composed:
@@ -106,9 +106,9 @@ def test_each_kind_gives_an_experiment_that_composes(tmp_path: Path, machine: Ma
     for name in ("meta.json", "train-images-idx3-ubyte"):  # check looks
         (root / name).touch()
     kinds = [
-        Pictures(root, 1438, 10, 8, True),
-        Pictures(root, 1_200_000, 1000, 400, False),
-        Recordings(root, 900, 5, 8000, 1.2),
+        Images(root, 1438, 10, 8, True),
+        Images(root, 1_200_000, 1000, 400, False),
+        AudioFiles(root, 900, 5, 8000, 1.2),
         Texts(root, 3, 1_000_000, (".txt", ".md")),
         Tokens(root, 10_000_000_000, 50_257),
         IdxFiles(root),
@@ -126,45 +126,45 @@ def test_more_data_and_more_machine_make_a_larger_model(tmp_path: Path) -> None:
     few, many = (Tokens(tmp_path, count, 50_257) for count in (10_000_000, 10_000_000_000))
     assert choose(few, GPUS).values["model"]["dim"] < choose(many, GPUS).values["model"]["dim"]
     assert choose(many, CPU).values["model"]["dim"] == 256
-    photos = Pictures(tmp_path, 1_200_000, 1000, 400, False)
+    photos = Images(tmp_path, 1_200_000, 1000, 400, False)
     assert choose(photos, CPU).groups["model"] == "vgg_small"
-    assert choose(Pictures(tmp_path, 1438, 10, 8, True), CPU).groups["model"] == "resnet_small"
-    assert choose(Recordings(tmp_path, 90_000, 5, 8000, 1.2), CPU).groups["model"] == "resnet_small"
+    assert choose(Images(tmp_path, 1438, 10, 8, True), CPU).groups["model"] == "resnet_small"
+    assert choose(AudioFiles(tmp_path, 90_000, 5, 8000, 1.2), CPU).groups["model"] == "resnet_small"
     assert choose(photos, CPU).values["data"]["size"] == 64
     assert choose(photos, GPUS).groups["model"] == "resnet50"
     assert choose(photos, GPUS).values["data"]["size"] == 224
 
 
 def test_characters_are_not_mirrored(tmp_path: Path) -> None:
-    grey, coloured = (choose(Pictures(tmp_path, 1000, 10, 28, grey), CPU).values["data"] for grey in (True, False))
+    grey, coloured = (choose(Images(tmp_path, 1000, 10, 28, grey), CPU).values["data"] for grey in (True, False))
     assert (grey["mirror"], coloured["mirror"]) == (False, True)
 
 
 def test_writes_once_and_then_keeps_what_was_edited(workdir: Path) -> None:
-    root, said = texts(workdir / "prose"), io.StringIO()
-    assert expand(["seed=1", "data=./prose"], [], keep=True, say=said) == ["experiment=prose", "seed=1"]
-    assert "43,000 bytes in 5 files" in said.getvalue()
+    root, output = texts(workdir / "prose"), io.StringIO()
+    assert expand(["seed=1", "data=./prose"], [], keep=True, stream=output) == ["experiment=prose", "seed=1"]
+    assert "43,000 bytes in 5 files" in output.getvalue()
     path = workdir / "conf" / "experiment" / "prose.yaml"
     path.write_text(path.read_text().replace("lr: 0.002", "lr: 0.005"))
-    assert expand(["data=./prose"], [], keep=True, say=said) == ["experiment=prose"]
+    assert expand(["data=./prose"], [], keep=True, stream=output) == ["experiment=prose"]
     config = compose(["experiment=prose"], config_dirs=[], cwd=workdir).config
     assert (config["optimizer"]["lr"], config["name"], config["data"]["root"]) == (0.005, "prose", str(root))
     other = texts(workdir / "other").rename(workdir / "conf" / "prose")
-    assert expand([f"data={other}"], [], keep=True, say=said) == ["experiment=prose-2"]
+    assert expand([f"data={other}"], [], keep=True, stream=output) == ["experiment=prose-2"]
 
 
 def test_without_a_file_the_job_is_the_same(workdir: Path) -> None:
     texts(workdir / "my prose")
-    plain = expand(["data=./my prose"], [], keep=False, say=io.StringIO())
+    plain = expand(["data=./my prose"], [], keep=False, stream=io.StringIO())
     assert not (workdir / "conf").exists()
-    written = expand(["data=./my prose"], [], keep=True, say=io.StringIO())
+    written = expand(["data=./my prose"], [], keep=True, stream=io.StringIO())
     assert compose(plain, config_dirs=[], cwd=workdir).config == compose(written, config_dirs=[], cwd=workdir).config
 
 
 def test_the_command_line_wins(workdir: Path) -> None:
     texts(workdir / "prose")
     given = ["data=./prose", "model=rnn_decoder", "optimizer.lr=0.1", "name=mine", "resources.cpu_processes=1"]
-    config = compose(expand(given, [], keep=True, say=io.StringIO()), config_dirs=[], cwd=workdir).config
+    config = compose(expand(given, [], keep=True, stream=io.StringIO()), config_dirs=[], cwd=workdir).config
     assert config["model"]["_target_"].endswith("RecurrentDecoder")
     assert (config["optimizer"]["lr"], config["name"], config["strategy"]["name"]) == (0.1, "mine", "single")
 
@@ -172,7 +172,7 @@ def test_the_command_line_wins(workdir: Path) -> None:
 def test_options_of_the_group_are_left_alone(workdir: Path) -> None:
     (workdir / "text").mkdir()
     for overrides in (["data=text"], ["data=nothing"], ["model=mlp"], ["data.root=./text"]):
-        assert expand(overrides, [], keep=True, say=io.StringIO()) == overrides
+        assert expand(overrides, [], keep=True, stream=io.StringIO()) == overrides
 
 
 @pytest.mark.parametrize(
@@ -182,17 +182,17 @@ def test_options_of_the_group_are_left_alone(workdir: Path) -> None:
 def test_mistakes_are_named(workdir: Path, overrides: list[str], message: str) -> None:
     texts(workdir / "prose")
     with pytest.raises(UserError, match=message):
-        expand(overrides, [], keep=True, say=io.StringIO())
+        expand(overrides, [], keep=True, stream=io.StringIO())
 
 
 @pytest.fixture
 def scans(tmp_path: Path) -> Path:
     """The digits of scikit-learn as PNG files in a folder a class."""
-    found = load_digits()
-    for number, (scan, label) in enumerate(zip(found.images, found.target, strict=True)):
+    digits = load_digits()
+    for number, (image, label) in enumerate(zip(digits.images, digits.target, strict=True)):
         folder = tmp_path / "scans" / str(label)
         folder.mkdir(parents=True, exist_ok=True)
-        Image.fromarray((scan * 255 / 16).round().astype(numpy.uint8)).save(folder / f"{number}.png")
+        Image.fromarray((image * 255 / 16).round().astype(numpy.uint8)).save(folder / f"{number}.png")
     return tmp_path / "scans"
 
 
@@ -217,7 +217,7 @@ def test_a_folder_of_scans_is_learnt(
     options = ("tracking=none", "resources.gpus=0", "resources.cpu_processes=1")
     done = trainer_cli("fit", f"data={scans}", *options, *cut_short, timeout=600)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "grey pictures in 10 class folders, 1,438 to train on, 8 pixels a side" in done.stdout
+    assert "grey images in 10 class folders, 1,438 to train on, 8 pixels a side" in done.stdout
     assert "wrote conf/experiment/scans.yaml" in done.stdout
     assert accuracy(trainer_cli) >= at_least
 

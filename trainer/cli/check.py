@@ -31,7 +31,7 @@ def main(argv: list[str]) -> int:
     arguments = parser.parse_intermixed_args(argv)
     try:
         stream = sys.stderr if arguments.json else sys.stdout
-        arguments.overrides = expand(arguments.overrides, arguments.config_dir, keep=False, say=stream)
+        arguments.overrides = expand(arguments.overrides, arguments.config_dir, keep=False, stream=stream)
         # --deep counts a model that is named without data as published: it need not fit the default data.
         jobs = check_all(compose_all(arguments), fits=not arguments.deep)
         counts: list[dict[str, Any] | None] = [*deep.count(jobs)] if arguments.deep else [None] * len(jobs)

@@ -27,7 +27,7 @@ def main(argv: list[str]) -> int:
     arguments = _parse(argv)
     writes_nothing = bool(arguments.cfg or arguments.dry_run)
     stream = sys.stderr if arguments.cfg else sys.stdout
-    arguments.overrides = expand(arguments.overrides, arguments.config_dir, keep=not writes_nothing, say=stream)
+    arguments.overrides = expand(arguments.overrides, arguments.config_dir, keep=not writes_nothing, stream=stream)
     composed = compose_all(arguments)
     _refuse_detached_sweep(arguments)  # again: a config file may ask for the sweep
     if arguments.cfg:

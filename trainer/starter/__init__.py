@@ -1,1 +1,1 @@
-"""What `trainer fit data=FOLDER` makes of a folder of data: a project to begin with."""
+"""`trainer fit data=FOLDER`: choose an experiment that fits the files in a folder."""

@@ -1,4 +1,4 @@
-"""`trainer fit data=path/to/folder`: whether a command line names a folder in place of an option of `data`."""
+"""`trainer fit data=path/to/folder`: find a folder that is named in place of an option of `data`."""
 
 from __future__ import annotations
 
@@ -9,24 +9,30 @@ from trainer.config.compose import group_options
 from trainer.core.errors import UserError
 
 
-def expand(overrides: list[str], config_dirs: list[Path], keep: bool, say: TextIO) -> list[str]:
-    """The overrides with `data=FOLDER` replaced by an experiment for that folder; all others stay, and win.
+def expand(overrides: list[str], config_dirs: list[Path], keep: bool, stream: TextIO) -> list[str]:
+    """Replace `data=FOLDER` among the overrides by an experiment for that folder. All other overrides take precedence.
 
-    `keep`: write the experiment to `conf/experiment/` of the working directory and choose it there (an earlier one
-    of the same folder is used as it is now); otherwise nothing is written. What was chosen and why goes to `say`.
-    Raises UserError for a folder that cannot be trained on.
+    Args:
+        overrides: The overrides of the command line.
+        config_dirs: Config directories of the command line, whose options of `data` are no folders.
+        keep: Write the experiment to `conf/experiment/` of the working directory and select it. A file that was
+            written for the same folder before is used as it is. If false, nothing is written.
+        stream: Where the choices and their reasons are printed.
+
+    Raises:
+        UserError: If the folder holds nothing to train on.
     """
-    place, root = _folder(overrides, config_dirs)
+    index, root = _folder(overrides, config_dirs)
     if root is None:
         return overrides
-    from trainer.starter.write import experiment_for  # not for most commands, which name their data
+    from trainer.starter.write import experiment_for  # imported late: most commands name an option of data
 
-    return experiment_for(root, overrides[:place] + overrides[place + 1 :], keep, say)
+    return experiment_for(root, overrides[:index] + overrides[index + 1 :], keep, stream)
 
 
 def _folder(overrides: list[str], config_dirs: list[Path]) -> tuple[int, Path | None]:
-    """The place of `data=PATH` among the overrides, and the path; None where `data` is an option of the group."""
-    for place, override in enumerate(overrides):
+    """Return the index of `data=PATH` among the overrides and the path, or None if `data` is an option of the group."""
+    for index, override in enumerate(overrides):
         key, equals, value = override.partition("=")
         value = value.strip("'\"")
         if (
@@ -38,9 +44,7 @@ def _folder(overrides: list[str], config_dirs: list[Path]) -> tuple[int, Path | 
             continue
         path = Path(value).expanduser()
         if path.exists():
-            return place, path.resolve()
+            return index, path.resolve()
         if value.startswith(("/", "./", "../", "~")):
-            raise UserError(
-                f"data={value}: there is no such file or folder", "name one that exists, or an option of data"
-            )
+            raise UserError(f"data={value}: no such file or folder", "name one that exists, or an option of data")
     return 0, None

@@ -1,4 +1,4 @@
-"""The plan for a folder as an experiment file, or as plain overrides."""
+"""Writing the plan for a folder as an experiment file, or as overrides."""
 
 from __future__ import annotations
 
@@ -12,28 +12,28 @@ from trainer.core.errors import UserError
 from trainer.core.files import write_atomic
 from trainer.core.hardware import count_gpus, usable_cores
 from trainer.starter.choose import Machine, Plan, choose
-from trainer.starter.look import look
+from trainer.starter.scan import scan
 
 LINE = 108
-"""Columns of a comment in the file."""
+"""Width of the comments in the file, in columns."""
 
 
-def experiment_for(root: Path, others: list[str], keep: bool, say: TextIO) -> list[str]:
-    """`others` with the experiment of this folder before them; see `trainer.starter.folder.expand`."""
+def experiment_for(root: Path, others: list[str], keep: bool, stream: TextIO) -> list[str]:
+    """Return `others` behind the overrides that select the experiment of a folder; see `expand` in `folder.py`."""
     named = {override.lstrip("+~").partition("=")[0] for override in others}
     if "experiment" in named:
         raise UserError(
-            f"data={root} looks at the folder and chooses the whole experiment, and experiment= is another one",
+            f"data={root} chooses a whole experiment for the folder, but experiment= selects another one",
             "leave experiment= out, or keep it and name the kind of data: data=image_folder data.root=...",
         )
     target = _file_of(root)
     if keep and target.exists():
-        print(f"conf/experiment/{target.name} is for {root} already: delete it to look at the folder again", file=say)
+        print(f"using conf/experiment/{target.name}; delete it to choose anew for {root}", file=stream)
         return [f"experiment={target.stem}", *others]
     machine = _machine(others)
-    plan = choose(look(root), machine)
+    plan = choose(scan(root), machine)
     plan.without(named)
-    print(_told(plan, machine), file=say)
+    print(_report(plan, machine), file=stream)
     name = [] if "name" in named else [f"name={target.stem}"]
     if not keep:
         return [*_as_overrides(plan), *name, *others]
@@ -46,10 +46,10 @@ def experiment_for(root: Path, others: list[str], keep: bool, say: TextIO) -> li
 
 
 def as_yaml(plan: Plan, name: str) -> str:
-    """The text of the experiment file."""
+    """Return the text of the experiment file."""
     lines = ["# @package _global_"]
-    lines += [f"# {plan.found.root}:", *_comment(f"{plan.found}.")]
-    lines += ["# Chosen by `trainer fit data=FOLDER`; every value can be changed.", "defaults:"]
+    lines += [f"# {plan.contents.root}:", *_comment(f"{plan.contents}.")]
+    lines += ["# Chosen by `trainer fit data=FOLDER`; edit it as you like.", "defaults:"]
     lines += [f"  - override /{group}: {option}" for group, option in plan.groups.items()]
     lines += [f"name: {name}"]
     for section, values in plan.values.items():
@@ -59,7 +59,7 @@ def as_yaml(plan: Plan, name: str) -> str:
 
 
 def _file_of(root: Path) -> Path:
-    """Where the experiment of this folder is or goes; a number is added where the name has another folder's."""
+    """Return the path of the experiment of this folder, with a number if another folder's has that name."""
     name = re.sub(r"[^A-Za-z0-9_-]+", "-", root.stem if root.is_file() else root.name).strip("-") or "data"
     number, folder = 1, Path.cwd() / "conf" / "experiment"
     while True:
@@ -77,22 +77,22 @@ def _as_overrides(plan: Plan) -> list[str]:
 
 
 def _quoted(value: Any) -> str:
-    """As Hydra's grammar reads it back."""
+    """Quote a value for Hydra's override grammar."""
     return json.dumps(value, ensure_ascii=False)
 
 
 def _machine(overrides: list[str]) -> Machine:
-    """What the command line leaves of this machine."""
-    found = dict(override.lstrip("+").split("=", 1) for override in overrides if "=" in override)
-    gpus, processes = (found.get(f"resources.{key}", "") for key in ("gpus", "cpu_processes"))
+    """Return the hardware of this machine that the overrides let the job use."""
+    given = dict(override.lstrip("+").split("=", 1) for override in overrides if "=" in override)
+    gpus, processes = (given.get(f"resources.{key}", "") for key in ("gpus", "cpu_processes"))
     cores = usable_cores()
     return Machine(
         int(gpus) if gpus.isdigit() else count_gpus(), min(cores, int(processes)) if processes.isdigit() else cores
     )
 
 
-def _told(plan: Plan, machine: Machine) -> str:
-    lines = [f"{plan.found.root}: {plan.found}", f"this machine: {machine}"]
+def _report(plan: Plan, machine: Machine) -> str:
+    lines = [f"{plan.contents.root}: {plan.contents}", f"this machine: {machine}"]
     for section in plan.values:
         chosen = [plan.groups[section]] if section in plan.groups else []
         values = {key: value for key, value in plan.values[section].items() if key != "root" and value is not None}

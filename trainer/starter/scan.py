@@ -1,4 +1,4 @@
-"""What a folder holds, from names, sizes and headers: nothing is decoded, and torch is not imported."""
+"""Recognition of the data in a folder by names, sizes and headers. Decodes no file and imports no torch."""
 
 from __future__ import annotations
 
@@ -6,60 +6,62 @@ import json
 import statistics
 import wave
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from trainer.core.errors import EnvironmentFault, UserError
 from trainer.data.locations import SHARDS
 
-PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".ppm")
-"""What `trainer.data.image_folder` reads."""
-RECORDINGS = (".wav",)
+IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".ppm")
+"""Suffixes of the image files that `trainer.data.image_folder` reads."""
+AUDIO = (".wav",)
 TEXTS = (".txt", ".md", ".rst", ".py", ".c", ".h", ".cpp", ".rs", ".go", ".java", ".js", ".ts", ".html", ".tex", ".xml")
 TO_TOKENIZE = (".jsonl", ".parquet")
 SPLITS = ("train", "val", "test")
-LOOKED_AT = 64
-"""Headers that are read, evenly spread over the files."""
+NUM_HEADERS = 64
+"""Number of headers that are read, evenly spread over the files."""
 
 
 @dataclass(frozen=True)
-class Pictures:
-    """In a folder a class."""
+class Images:
+    """Image files, in one folder per class."""
 
     root: Path
     files: int
-    """To train on, about: a tenth for validation and a tenth for the test are taken off where no folder has them."""
+    """Number of training files, about: without folders for them, a tenth each is held out for validation and test."""
     classes: int
     side: int
-    """Pixels of the shorter side; the median."""
+    """Pixels of the shorter side; the median of the files."""
     grey: bool
+    """Whether all are greyscale."""
 
     def __str__(self) -> str:
-        kind = "grey pictures" if self.grey else "pictures"
+        kind = "grey images" if self.grey else "images"
         return f"{kind} in {self.classes} class folders, {self.files:,} to train on, {self.side} pixels a side"
 
 
 @dataclass(frozen=True)
-class Recordings:
-    """WAV files in a folder a class."""
+class AudioFiles:
+    """WAV files, in one folder per class."""
 
     root: Path
     files: int
+    """Number of training files, about."""
     classes: int
     rate: int
-    """Samples a second; the most frequent."""
+    """Most frequent sampling rate, in Hz."""
     seconds: float
-    """Nine of ten recordings are not longer."""
+    """90th percentile of the durations, in seconds."""
 
     def __str__(self) -> str:
-        counted = f"recordings in {self.classes} class folders, {self.files:,} to train on"
+        counted = f"audio files in {self.classes} class folders, {self.files:,} to train on"
         return f"{counted}, up to {self.seconds:g} s at {self.rate:,} Hz"
 
 
 @dataclass(frozen=True)
 class Texts:
-    """Text files at any depth, or one file."""
+    """Text files at any depth, or one text file."""
 
     root: Path
     files: int
@@ -72,31 +74,37 @@ class Texts:
 
 @dataclass(frozen=True)
 class Tokens:
-    """What `trainer data tokenize` writes."""
+    """Token shards, as `trainer data tokenize` writes them."""
 
     root: Path
     tokens: int
+    """Number of training tokens."""
     vocab_size: int
 
     def __str__(self) -> str:
-        return f"token shards, {self.tokens:,} tokens to train on, {self.vocab_size:,} different ones"
+        return f"token shards, {self.tokens:,} tokens to train on, vocabulary of {self.vocab_size:,}"
 
 
 @dataclass(frozen=True)
 class IdxFiles:
-    """The four files that MNIST and Fashion-MNIST come in."""
+    """The four IDX files of MNIST or Fashion-MNIST."""
 
     root: Path
 
     def __str__(self) -> str:
-        return "the IDX files of MNIST or Fashion-MNIST: 60,000 grey pictures, 28x28, in 10 classes"
+        return "the IDX files of MNIST or Fashion-MNIST: 60,000 grey images, 28x28, in 10 classes"
 
 
-Found = Pictures | Recordings | Texts | Tokens | IdxFiles
+Contents = Images | AudioFiles | Texts | Tokens | IdxFiles
 
 
-def look(root: Path) -> Found:
-    """Raises UserError where the folder holds nothing that can be trained on as it is, and says what it holds."""
+def scan(root: Path) -> Contents:
+    """Return what a folder, or one text file, holds.
+
+    Raises:
+        UserError: If it holds nothing to train on as it is. The message names the contents.
+        EnvironmentFault: If it holds images and Pillow is not installed.
+    """
     if root.is_file():
         return Texts(root, 1, root.stat().st_size, (root.suffix or "no suffix",))
     if (root / SHARDS).is_file() and any(root.glob("train-*.bin")):
@@ -104,28 +112,28 @@ def look(root: Path) -> Found:
     if any(root.glob("train-images-idx3-ubyte*")):
         return IdxFiles(root)
     if (root / "dataset_dict.json").is_file() or (root / "dataset_info.json").is_file():
-        fix = f"trainer fit data=hf_dataset data.root={root} model=transformer, or model=resnet_small for pictures"
-        raise UserError(f"data={root} holds a Hugging Face dataset: the model must be said", fix)
+        fix = f"trainer fit data=hf_dataset data.root={root} model=transformer, or model=resnet_small for images"
+        raise UserError(f"data={root} holds a Hugging Face dataset, for which you must name a model", fix)
     paths = [path for path in root.rglob("*") if not _hidden(path, root) and path.is_file()]
     kinds = Counter(_kind(path) for path in paths)
-    most = max(("pictures", "recordings", "texts", "to tokenize"), key=lambda kind: kinds[kind])
+    most = max(("images", "audio files", "texts", "to tokenize"), key=lambda kind: kinds[kind])
     if not kinds[most]:
         raise _nothing(root, paths)
     if most == "to tokenize":
         tables = f"; Parquet also with data=hf_dataset data.root={root}"
         fix = f"trainer data tokenize {root} shards, then trainer fit data=./shards{tables}"
-        raise UserError(f"data={root} holds JSON lines or Parquet, which are trained on as token shards", fix)
+        raise UserError(f"data={root} holds JSON lines or Parquet files, which must be tokenized first", fix)
     chosen = sorted(path for path in paths if _kind(path) == most)
     if most == "texts":
         suffixes = tuple(suffix for suffix, _ in Counter(path.suffix.lower() for path in chosen).most_common())
         return Texts(root, len(chosen), sum(path.stat().st_size for path in chosen), suffixes)
     classes, files = _classes(root, chosen, most)
-    return _pictures(root, chosen, files, classes) if most == "pictures" else _recordings(root, chosen, files, classes)
+    return _images(root, chosen, files, classes) if most == "images" else _audio_files(root, chosen, files, classes)
 
 
 def _kind(path: Path) -> str:
     suffix = path.suffix.lower()
-    known = {"pictures": PICTURES, "recordings": RECORDINGS, "texts": TEXTS, "to tokenize": TO_TOKENIZE}
+    known = {"images": IMAGES, "audio files": AUDIO, "texts": TEXTS, "to tokenize": TO_TOKENIZE}
     return next((kind for kind, suffixes in known.items() if suffix in suffixes), "other")
 
 
@@ -134,7 +142,7 @@ def _hidden(path: Path, root: Path) -> bool:
 
 
 def _classes(root: Path, paths: Sequence[Path], what: str) -> tuple[int, int]:
-    """Number of classes, and of files to train on."""
+    """Return the number of classes, and the number of training files."""
     places = [path.relative_to(root).parts for path in paths]
     given = {place[0] for place in places if place[0] in SPLITS and len(place) > 2}
     if "train" in given and len(given) > 1:
@@ -143,47 +151,49 @@ def _classes(root: Path, paths: Sequence[Path], what: str) -> tuple[int, int]:
     classes = {place[0] for place in places if len(place) > 1}
     if len(classes) < 2:
         raise UserError(
-            f"data={root} holds {len(paths)} {what}, but not in a folder for each class",
-            "put those of each class into a folder named by the class: the folder's name is the label",
+            f"data={root} holds {len(paths)} {what}, but not in one folder per class",
+            "put the files of each class into a folder: its name is the label",
         )
     return len(classes), round(0.8 * sum(len(place) > 1 for place in places))
 
 
-def _spread(paths: Sequence[Path]) -> Iterable[Path]:
-    return paths[:: max(1, len(paths) // LOOKED_AT)]
+def _spread(paths: Sequence[Path]) -> Sequence[Path]:
+    return paths[:: max(1, len(paths) // NUM_HEADERS)]
 
 
-def _pictures(root: Path, paths: Sequence[Path], files: int, classes: int) -> Pictures:
+def _images(root: Path, paths: Sequence[Path], files: int, classes: int) -> Images:
     try:
         from PIL import Image
     except ImportError as error:
-        raise EnvironmentFault(f"data={root} holds pictures, and they need Pillow", "pip install pillow") from error
+        raise EnvironmentFault(f"data={root} holds images, which need Pillow", "pip install pillow") from error
     sides, greys = [], []
     for path in _spread(paths):
         try:
-            with Image.open(path) as picture:  # reads the header only
-                sides.append(min(picture.size))
-                greys.append(picture.mode in ("1", "L", "LA", "I;16"))
+            with Image.open(path) as image:  # reads the header only
+                sides.append(min(image.size))
+                greys.append(image.mode in ("1", "L", "LA", "I;16"))
         except OSError:
-            continue  # the data module names and counts what cannot be read
+            continue  # the data module names and counts the files that cannot be read
     if not sides:
-        raise UserError(f"data={root}: none of the pictures looked at can be read", "see whether they are whole")
-    return Pictures(root, files, classes, round(statistics.median(sides)), all(greys))
+        raise UserError(
+            f"data={root}: none of {len(_spread(paths))} images can be read", "check that the files are valid"
+        )
+    return Images(root, files, classes, round(statistics.median(sides)), all(greys))
 
 
-def _recordings(root: Path, paths: Sequence[Path], files: int, classes: int) -> Recordings:
+def _audio_files(root: Path, paths: Sequence[Path], files: int, classes: int) -> AudioFiles:
     rates, seconds = [], []
     for path in _spread(paths):
         try:
-            with wave.open(str(path)) as recording:
-                rates.append(recording.getframerate())
-                seconds.append(recording.getnframes() / recording.getframerate())
+            with wave.open(str(path)) as audio:
+                rates.append(audio.getframerate())
+                seconds.append(audio.getnframes() / audio.getframerate())
         except (OSError, EOFError, wave.Error):
             continue
     if not rates:
-        raise UserError(f"data={root}: none of the WAV files looked at can be read", "use 16-bit PCM")
+        raise UserError(f"data={root}: none of {len(_spread(paths))} WAV files can be read", "use 16-bit PCM")
     longest = sorted(seconds)[9 * (len(seconds) - 1) // 10]
-    return Recordings(root, files, classes, statistics.mode(rates), max(0.2, round(longest, 1)))
+    return AudioFiles(root, files, classes, statistics.mode(rates), max(0.2, round(longest, 1)))
 
 
 def _tokens(root: Path) -> Tokens:
@@ -195,6 +205,6 @@ def _nothing(root: Path, paths: Sequence[Path]) -> UserError:
     suffixes = Counter(path.suffix.lower() or "no suffix" for path in paths).most_common(5)
     holds = ", ".join(f"{count:,} {suffix}" for suffix, count in suffixes) if paths else "nothing"
     return UserError(
-        f"data={root} holds {holds}: no pictures, WAV files, text or token shards",
-        "for other data name a LightningDataModule of your own: data._target_=my_package.MyData",
+        f"data={root} holds {holds}: no images, WAV files, text or token shards",
+        "for other data use a LightningDataModule of your own: data._target_=my_package.MyData",
     )
