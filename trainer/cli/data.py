@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from trainer.cli.options import HelpFormatter, make_parser
+from trainer.cli.options import HelpFormatter, Parser, make_parser
 from trainer.core.errors import DONE, UserError
 
 _DESCRIPTION = (
@@ -24,7 +24,7 @@ def main(argv: list[str]) -> int:
     return _tokenize(parser.parse_args(argv))
 
 
-def _add_tokenize(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def _add_tokenize(verbs: argparse._SubParsersAction[Parser]) -> None:
     parser = verbs.add_parser(
         "tokenize",
         help="write text, JSON lines, Parquet or Arrow files as token shards",
