@@ -163,7 +163,7 @@ def test_the_netrc_entry_of_the_server_is_a_key(
 
 
 def test_what_the_client_would_refuse_is_refused() -> None:
-    with pytest.raises(UserError, match="WANDB_MODE: W&B has no mode 'Offline'"):
+    with pytest.raises(UserError, match="WANDB_MODE: unknown W&B mode 'Offline'"):
         client_settings.read({"WANDB_MODE": "Offline"}, Path("/nowhere"))
     tracking = {"project": "a/b", "tags": ["", "x" * 65, "good"]}
     filled = {"project": Setting("a/b", "WANDB_PROJECT")}

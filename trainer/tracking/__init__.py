@@ -1,0 +1,1 @@
+"""Loggers of a run: `metrics.jsonl`, Weights & Biases and the user's own."""

@@ -1,7 +1,8 @@
-"""The loggers of a run, the same list on every rank: `trainer.logger` is the first that a user would look for.
+"""The loggers of a run, the same list on every rank; `trainer.logger` is the first that a user would look for.
 
-The user's own (section `logger`), then W&B, else `NoLogger`; `metrics.jsonl` is always the last. Only the first rank
-writes: Lightning's loggers, and these, do nothing on the others and hand out an experiment that takes any call.
+The user's own (section `logger`) come first, then W&B, or `NoLogger` if there is neither; `metrics.jsonl` is always the
+last. Only the first rank writes: on the others Lightning's loggers, and these, do nothing, and their experiment accepts
+any call.
 """
 
 from __future__ import annotations
@@ -25,31 +26,46 @@ from trainer.tracking.weights_and_biases import finish, identity, masked, start
 
 
 class StepAxis:
-    """The x axis of every logger: optimizer steps completed, for training and validation alike.
+    """The x axis of every logger: completed optimizer steps, for training and validation alike.
 
     Lightning counts them differently (the 50th step's metrics are logged at 49, the validation after it at 50). A step
-    that the user gives, by `self.log("step", ...)` or as an argument, stays.
+    that the user sets, by `self.log("step", ...)` or as an argument, is kept.
+
+    Args:
+        counted: Returns the completed optimizer steps of the heartbeat.
     """
 
     def __init__(self, counted: Callable[[], int]) -> None:
         self._counted = counted
         self.trainer: Trainer | None = None
-        """Once it is built."""
+        """Set once the Trainer is built."""
 
     def completed_steps(self) -> int:
-        """What the heartbeat has, or already Lightning's own count: its callbacks come before ours at a step's end."""
+        """Return the completed optimizer steps.
+
+        The larger of the heartbeat's count and Lightning's own: Lightning's callbacks run before ours at the end of a
+        step.
+        """
         if self.trainer is None or self.trainer.lightning_module is None:
             return self._counted()
         return max(self._counted(), steps_taken(self.trainer))
 
     def step(self, given: int | None) -> int:
+        """Return the step to log at, for the step that Lightning gives."""
         if given is None or self.trainer is None or given == self.trainer.fit_loop.epoch_loop._batches_that_stepped:
             return self.completed_steps()
         return given
 
 
 class WandbCurves(WandbLogger):
-    """The run's W&B run as Lightning's WandbLogger; `experiment` is None on all ranks but the first."""
+    """The W&B run of a run as Lightning's WandbLogger; `experiment` is None on all ranks but the first.
+
+    Args:
+        experiment: wandb's Run; None on the other ranks.
+        axis: The x axis.
+        run: The run directory.
+        names: Project, id and name of the W&B run.
+    """
 
     def __init__(self, experiment: Any, axis: StepAxis, run: RunDirectory, names: Mapping[str, Any]) -> None:
         super().__init__(
@@ -64,17 +80,19 @@ class WandbCurves(WandbLogger):
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Log metrics at the completed optimizer steps."""
         super().log_metrics(metrics, step=self._axis.step(step))
 
     @rank_zero_only
     def log_hyperparams(self, params: Any) -> None:
+        """Log hyperparameters with secrets masked."""
         super().log_hyperparams(masked(dict(params) if isinstance(params, Mapping) else vars(params)))
 
 
 class NoLogger(DummyLogger):
-    """`self.logger` where nothing is tracked: takes every call and does nothing, on every rank.
+    """`self.logger` if nothing is tracked: accepts every call and does nothing, on every rank.
 
-    Its name and version are those of Lightning's own default, which say where ModelCheckpoint puts its files.
+    Its name and version are those of Lightning's default logger, because ModelCheckpoint derives its folder from them.
     """
 
     def __init__(self, run: RunDirectory) -> None:
@@ -83,34 +101,42 @@ class NoLogger(DummyLogger):
 
     @property
     def name(self) -> str:
+        """Name of the logger."""
         return "lightning_logs"
 
     @property
     def version(self) -> int:  # type: ignore[override]
+        """Version of the logger."""
         return 0
 
     @property
     def save_dir(self) -> str:
+        """The run directory."""
         return str(self._run.path)
 
 
 class Loggers:
-    """Those of one attempt; `all` is what Lightning's Trainer is given."""
+    """The loggers of one attempt; `all` is passed to Lightning's Trainer. The constructor is collective.
+
+    Args:
+        config: The config of the run.
+        run: The run directory.
+        rank: This rank.
+        counted: Returns the completed optimizer steps of the heartbeat.
+        unsure: Lines of `metrics.jsonl` that may not have reached W&B.
+        group: The CPU process group.
+    """
 
     def __init__(
         self,
         config: Config,
         run: RunDirectory,
         rank: Rank,
+        *,
         counted: Callable[[], int],
         unsure: list[Any],
         group: torch.distributed.ProcessGroup | None = None,
     ) -> None:
-        """Collective.
-
-        `counted`: optimizer steps by the heartbeat. `unsure`: lines of metrics.jsonl that may not have got to W&B.
-        `group`: the CPU group.
-        """
         self.axis = StepAxis(counted)
         self._experiment: Any = None
         own = user_loggers.build(config.logger, run, counted(), rank.is_first, group)
@@ -124,7 +150,7 @@ class Loggers:
         self.all: list[Logger] = [*(shown or [NoLogger(run)]), MetricsFile(run.metrics_path, self.axis.completed_steps)]
 
     def finish(self, exit_code: int) -> None:
-        """End each; the W&B run last."""
+        """Finalize all loggers; the W&B run last."""
         for logger in self.all:
             logger.finalize("success" if exit_code == 0 else "failed")
         if self._experiment is not None:

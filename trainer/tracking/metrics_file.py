@@ -1,4 +1,4 @@
-"""`metrics.jsonl`: every logged scalar, one line a step, rewound on resume."""
+"""`metrics.jsonl`: every logged scalar, one line per step, rewound on resume."""
 
 from __future__ import annotations
 
@@ -16,22 +16,26 @@ from lightning.pytorch.loggers.logger import DummyExperiment
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 OWN_NAMES = ("step", "epoch", "time")
-"""What each line says of itself."""
+"""Keys that each line has by itself."""
 APART = "logged/"
-"""Before the name of a metric of the user that is called like one of those: `self.log("time", x)` is `logged/time`."""
+"""Prefix of a user's metric with one of those names: `self.log("time", x)` becomes `logged/time`."""
 
 
 class MetricsFile(Logger):
-    """A Lightning logger that writes one JSON object a step: `step`, `epoch`, `time`, then the logged names.
+    """A Lightning logger that writes one JSON object per step: `step`, `epoch`, `time`, then the logged names.
 
     Lightning counts the steps of training and validation metrics differently (the 50th step's training metrics are
-    logged at 49, the validation after it at 50); here both carry `completed_steps()`, the steps done when they were
-    measured. The line of a step is held back until the step moves on, because its parts come in several calls; what
+    logged at 49, the validation after it at 50); here both have `completed_steps()`, the steps completed when they were
+    measured. The line of a step is held back until the step changes, because its parts come in several calls; what
     comes after a checkpoint made it durable is merged into the line on disk.
 
-    Only `save` waits for the disk (fsync: 2 ms and more): a checkpoint needs the lines up to its step to outlive the
-    machine, and those after it would be dropped on resume anyway. Between two, a line is safe from the end of the
-    process, not of the machine.
+    Only `save` waits for the disk (fsync: 2 ms and more): a checkpoint needs the lines up to its step to survive a
+    crash of the machine, and those after it would be dropped on resume anyway. Between two saves a line survives the
+    end of the process, but not of the machine.
+
+    Args:
+        path: The file.
+        completed_steps: Returns the completed optimizer steps.
     """
 
     def __init__(self, path: Path, completed_steps: Callable[[], int]) -> None:
@@ -40,35 +44,39 @@ class MetricsFile(Logger):
         self._completed_steps = completed_steps
         self._line: dict[str, Any] = {}
         self._written: tuple[int, bytes] | None = None
-        """Where the line of the current step stands on disk, and what it says there."""
+        """Offset of the current step's line on disk, and its content there."""
         self._unsynced = False
         self._epoch: int | None = None
 
     @property
     def name(self) -> str:
+        """Name of the logger."""
         return "metrics"
 
     @property
     def version(self) -> str:
+        """Version of the logger."""
         return "0"
 
     @property
     def experiment(self) -> DummyExperiment:
-        """Takes any call and does nothing, for code that goes through all of `self.loggers`."""
+        """An object that accepts any call and does nothing, for code that goes through all of `self.loggers`."""
         return DummyExperiment()
 
     @property
     def save_dir(self) -> str:
+        """The run directory."""
         return str(self._path.parent)
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Add metrics to the line of the current step. `step`, which Lightning gives, is ignored."""
         completed = self._completed_steps()
         if self._line and self._line["step"] != completed:
             self._write()
             self._line, self._written = {}, None
         epoch = metrics.get("epoch")
-        if type(epoch) is int:  # the Trainer's; what `self.log("epoch", x)` logs is a float
+        if type(epoch) is int:  # logged by the Trainer; `self.log("epoch", x)` logs a float
             self._epoch = epoch
         if not self._line:
             self._line = {"step": completed, "epoch": self._epoch, "time": round(time.time(), 3)}
@@ -82,11 +90,11 @@ class MetricsFile(Logger):
 
     @rank_zero_only
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
-        """Nothing: the configuration is in config.yaml."""
+        """Do nothing: the config is in config.yaml."""
 
     @rank_zero_only
     def save(self) -> None:
-        """Write the line that is held back, or what it has gained since it was written, and wait for the disk."""
+        """Write the line that is held back, or its additions since it was written, and wait for the disk."""
         self._write()
         if self._unsynced:
             descriptor = os.open(self._path, os.O_WRONLY)
@@ -113,10 +121,14 @@ class MetricsFile(Logger):
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
+        """Write the last line."""
         self.save()
 
 
 def run_folder(trainer: Trainer) -> Path:
-    """The run directory of a training, in which metrics.jsonl is. `trainer.default_root_dir` may be another folder."""
+    """Return the run directory of a training, which holds metrics.jsonl.
+
+    `trainer.default_root_dir` may be another folder.
+    """
     path = next((logger._path for logger in trainer.loggers if isinstance(logger, MetricsFile)), None)
     return Path(trainer.default_root_dir) if path is None else path.parent

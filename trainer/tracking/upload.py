@@ -1,9 +1,10 @@
-"""Uploading what was logged offline, by `wandb sync`; imports no wandb, so that `trainer sync` stays light.
+"""Upload of what was logged offline, by `wandb sync`; imports no wandb, so that `trainer sync` stays light.
 
-Facts about `wandb sync` (0.31) that this stands on:
+Facts about `wandb sync` (0.31) that this relies on:
+
 - A file that a killed process left empty (7 bytes: the header) ends the whole batch, with exit code 0.
-- Success is told by the marker `run-ID.wandb.synced`; only with it does a second sync leave the segment out.
-- Segments of one id go up in the order of their start and become one run.
+- The marker `run-ID.wandb.synced` signals success; only with it does a second sync skip the segment.
+- Segments of one id are uploaded in the order of their start and become one run.
 """
 
 from __future__ import annotations
@@ -20,29 +21,29 @@ from trainer.runs.directory import RunDirectory
 _EMPTY_BYTES = 7
 _TIMEOUT_S = 3600
 _OF_OTHER_RUNS = ("WANDB_PROJECT", "WANDB_ENTITY", "WANDB_RUN_ID", "WANDB_RESUME", "WANDB_MODE", "WANDB_DIR")
-"""Variables of the shell that are about a run that is to come; a segment says for itself what it is."""
+"""Variables of the shell that configure a future run; a segment holds its own values."""
 
 
 @dataclass(frozen=True)
 class Upload:
-    """What became of a run's offline segments: one a launch, attempts that resumed it included."""
+    """Result of uploading a run's offline segments: one per launch, including the attempts that resumed it."""
 
     uploaded: int
     already: int
     failed: list[Path]
     output: str
-    """The last lines of `wandb sync`."""
+    """The output of `wandb sync`."""
 
 
 def upload(run: RunDirectory) -> Upload:
-    """Upload the offline segments of `run` that are not on the server yet; waits until that has ended."""
+    """Upload the offline segments of `run` that are not on the server yet, and wait until that has ended."""
     tracked = [event for event in run.events() if event["event"] == "tracking"]
     segments = _segments(run, tracked)
     waiting = [path for path in segments if not _marker(path).exists()]
     if not waiting:
         return Upload(0, len(segments), [], "")
     command = [sys.executable, "-m", "wandb", "sync", "--yes", *(str(path.parent) for path in waiting)]
-    # It must not be asked for a key on a terminal, and finds what to stage where the run staged it.
+    # stdin is closed: it must not prompt for a key. It finds what to stage where the run staged it.
     servers = [event["base_url"] for event in tracked if event.get("base_url")]
     variables = {
         "WANDB_DATA_DIR": str(run.wandb_dir),
@@ -61,20 +62,23 @@ def upload(run: RunDirectory) -> Upload:
             text=True,
             timeout=_TIMEOUT_S,
         )
-        said = done.stdout
+        output = done.stdout
     except subprocess.TimeoutExpired:
-        said = f"wandb sync had not ended after {_TIMEOUT_S} s"
+        output = f"wandb sync did not finish within {_TIMEOUT_S} s"
     failed = [path for path in waiting if not _marker(path).exists()]
-    return Upload(len(waiting) - len(failed), len(segments) - len(waiting), failed, said.strip())
+    return Upload(len(waiting) - len(failed), len(segments) - len(waiting), failed, output.strip())
 
 
 def _segments(run: RunDirectory, tracked: list[dict[str, Any]]) -> list[Path]:
-    """The run's offline files that hold rows, by their start; WANDB_DIR may have put them outside the run directory."""
-    found = set(run.wandb_dir.glob("offline-run-*/run-*.wandb"))
+    """Return the run's offline files that hold rows, by their start.
+
+    WANDB_DIR may place them outside the run directory.
+    """
+    segments = set(run.wandb_dir.glob("offline-run-*/run-*.wandb"))
     for event in tracked:
         if event.get("dir"):
-            found |= set(Path(event["dir"]).glob(f"offline-run-*-{event['id']}*/run-{event['id']}.wandb"))
-    return sorted((path for path in found if _holds_rows(path)), key=lambda path: path.parent.name)
+            segments |= set(Path(event["dir"]).glob(f"offline-run-*-{event['id']}*/run-{event['id']}.wandb"))
+    return sorted((path for path in segments if _holds_rows(path)), key=lambda path: path.parent.name)
 
 
 def _holds_rows(segment: Path) -> bool:

@@ -15,7 +15,7 @@ from trainer.config.instantiate import accepts, instantiate, locate
 from trainer.runs.directory import RunDirectory
 
 EVENT = "loggers"
-"""What the first attempt writes down: `versions`, the name of each logger to its version (run id, for MLflow)."""
+"""Event of the first attempt: `versions`, the name of each logger to its version (run id, for MLflow)."""
 _VERSION = ("version", "run_id")
 
 
@@ -26,10 +26,17 @@ def build(
     is_first: bool,
     group: torch.distributed.ProcessGroup | None,
 ) -> list[Logger]:
-    """Call each node of `section`. The first rank settles the versions, which Lightning makes up from the folders that
-    it finds, and the others take them; so does a later attempt, which resumes from `step`.
+    """Build the loggers of `section`.
 
-    Collective, where there is anything in `section`.
+    The first rank decides the versions, which Lightning derives from existing folders, and the others take them. A
+    later attempt takes those of the first. Collective, if `section` is not empty.
+
+    Args:
+        section: Name to node.
+        run: The run directory.
+        step: The optimizer step that the attempt resumes from.
+        is_first: Whether this is the first rank.
+        group: The CPU process group.
     """
     nodes = {name: node for name, node in section.items() if node}
     if not nodes:
@@ -49,7 +56,7 @@ def build(
 
 
 def _make(name: str, node: Mapping[str, Any], run: RunDirectory, step: int | None, version: Any) -> Logger:
-    """One logger, in the run directory where it writes into a folder and none is given."""
+    """Build one logger, with the run directory as its folder if it takes one and none is set."""
     where = f"logger.{name}"
     target = locate(node["_target_"], f"{where}._target_")
     arguments = dict(node)
@@ -60,24 +67,24 @@ def _make(name: str, node: Mapping[str, Any], run: RunDirectory, step: int | Non
             arguments[key] = version
             break
     if version is not None and step is not None and isinstance(target, type) and issubclass(target, TensorBoardLogger):
-        # The reader then hides what the attempt before wrote of later steps.
+        # TensorBoard then hides later steps that the previous attempt wrote.
         arguments.setdefault("purge_step", step + 1)
     logger: Logger = instantiate(arguments, where=where)
     return logger
 
 
 def _settled(logger: Logger, step: int, continues: bool) -> Any:
-    """The version of `logger` on the first rank, once its experiment is made."""
+    """Return the version of `logger` on the first rank, once its experiment is created."""
     if isinstance(logger, CSVLogger) and continues:
         _continue_csv(logger, step)
     elif hasattr(logger, "experiment"):
-        _ = logger.experiment  # as Lightning does before it trains: some have a version only then
+        _ = logger.experiment  # as Lightning does before training: some have a version only then
     version = logger.version
     return version if isinstance(version, int) or version is None else str(version)
 
 
 def _continue_csv(logger: CSVLogger, step: int) -> None:
-    """Keep the rows up to `step`: Lightning deletes the file of a version that is used again."""
+    """Keep the rows up to `step`: Lightning deletes the file when a version is used again."""
     path = Path(logger.log_dir, "metrics.csv")
     kept: list[dict[str, Any]] = []
     if path.exists():
@@ -85,14 +92,14 @@ def _continue_csv(logger: CSVLogger, step: int) -> None:
             rows = [{name: value for name, value in row.items() if value} for row in csv.DictReader(file)]
         kept = [row for row in rows if float(row.get("step", 0)) <= step]
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that it deletes the file
+        warnings.simplefilter("ignore")  # Lightning warns that it deletes the file
         writer = logger.experiment
     writer.metrics.extend(kept)
     writer.save()
 
 
 def at_steps(logger: Logger, step_of: Callable[[int | None], int]) -> Logger:
-    """The same logger, with `step_of` in place of the steps that Lightning gives it."""
+    """Return the same logger, with `step_of` applied to the steps that Lightning gives it."""
     log_metrics = logger.log_metrics
 
     def on_axis(metrics: Any, step: int | None = None, *more: Any, **named: Any) -> None:

@@ -1,15 +1,16 @@
-"""Weights & Biases: one id a run, whatever happens; never a prompt, never a hang, never a lost row.
+"""Weights & Biases: one id per run, no matter what happens; never a prompt, a hang or a lost row.
 
-Facts about the client (0.31) that this file stands on:
-- `WandbLogger(offline=True)` sets a process-global mode: the mode is given to `wandb.init` instead.
-- What `wandb.init` is given comes before `WANDB_*` and the settings files: so it is given only what the configuration
-  says, and the mode that `client_settings.mode_of` found.
-- The default flush interval of 15 s loses everything on SIGKILL; with `x_transaction_log_flush_interval=1` it is the
-  last second. Those rows are sent again by the next attempt; two rows of one step lie on one point of the curve.
-- `finish()` waits for ever for a dead server unless `finish_timeout` is set.
-- Every SLURM_* variable is stored and uploaded, SLURM_JWT (a credential) too: it is removed first.
-- Artifacts are staged in the home directory unless WANDB_DATA_DIR says otherwise.
-- Under `wandb agent` (WANDB_SWEEP_ID) the client takes project, entity and id of the sweep, whatever it is given.
+Facts about the client (0.31) that this file relies on:
+
+- `WandbLogger(offline=True)` sets a process-global mode: the mode is passed to `wandb.init` instead.
+- Arguments of `wandb.init` take precedence over `WANDB_*` and the settings files: so it gets only what the config sets,
+  and the mode that `client_settings.mode_of` determined.
+- The default flush interval of 15 s loses everything on SIGKILL; with `x_transaction_log_flush_interval=1` only the
+  last second is lost. Those rows are sent again by the next attempt; two rows of one step are one point of the curve.
+- `finish()` waits forever for a dead server unless `finish_timeout` is set.
+- Every SLURM_* variable is stored and uploaded, including SLURM_JWT (a credential): it is removed first.
+- Artifacts are staged in the home directory unless WANDB_DATA_DIR is set.
+- Under `wandb agent` (WANDB_SWEEP_ID) the client takes project, entity and id of the sweep, whatever it is passed.
 """
 
 from __future__ import annotations
@@ -36,10 +37,16 @@ def start(
     config: dict[str, Any],
     unsure: Sequence[Mapping[str, Any]] = (),
 ) -> Any:
-    """Start, or resume, the W&B run whose id is the run's own; returns wandb's Run. Call it on the first rank only.
+    """Start or resume the W&B run with the id of the run, and return wandb's Run. Call it on the first rank only.
 
-    `unsure` are lines of metrics.jsonl that an attempt that was killed may not have got to W&B; they are logged again.
-    Raises UserError for a variable or an option that W&B's client refuses.
+    Args:
+        run: The run directory.
+        options: The section `tracking`.
+        config: The config to log.
+        unsure: Lines of metrics.jsonl that a killed attempt may not have sent to W&B; they are logged again.
+
+    Raises:
+        UserError: The client refuses a variable or an option.
     """
     import pydantic
     import wandb
@@ -54,16 +61,18 @@ def start(
         try:
             experiment = wandb.init(settings=settings, **arguments)
         except (wandb.errors.CommError, wandb.errors.UsageError) as error:
-            print(f"wandb: {error}; going on offline, `trainer sync {reference_to(run)}` uploads it later", flush=True)
+            print(
+                f"wandb: {error}; continuing offline, `trainer sync {reference_to(run)}` uploads it later", flush=True
+            )
             wandb.teardown()
-            mode = Setting("offline", "the server could not be used")
+            mode = Setting("offline", "the server cannot be used")
             experiment = wandb.init(settings=settings, **{**arguments, "mode": "offline"})
     except pydantic.ValidationError as error:
         (first, *_) = error.errors()
         name = ".".join(map(str, first["loc"]))
         raise UserError(f"W&B refuses its setting {name}: {first['msg']}", "change the WANDB_ variable") from error
     _note(run, experiment, mode, options)
-    # WandbLogger does this itself only for a run that it makes.
+    # WandbLogger does this only for a run that it creates itself.
     experiment.define_metric("trainer/global_step")
     experiment.define_metric("*", step_metric="trainer/global_step", step_sync=True)
     for line in unsure:
@@ -73,40 +82,40 @@ def start(
 
 
 def _prepare_environment(run: RunDirectory, events: Sequence[Mapping[str, Any]]) -> None:
-    """What the client reads of the environment alone, whoever calls it: a user's module may, too."""
+    """Set what the client reads from the environment alone, whoever calls it: a user's module may, too."""
     os.environ.pop("SLURM_JWT", None)
     for variable in ("WANDB_DATA_DIR", "WANDB_CACHE_DIR"):
         os.environ.setdefault(variable, str(run.wandb_dir))
     run.wandb_dir.mkdir(exist_ok=True)
     server = next((event["base_url"] for event in events if event.get("base_url")), None)
-    if server:  # of the shell that launched the run: its rows go nowhere else
+    if server:  # the server of the shell that launched the run: rows must not go elsewhere
         os.environ.setdefault("WANDB_BASE_URL", server)
 
 
 def identity(
     run: RunDirectory, options: TrackingOptions, events: Sequence[Mapping[str, Any]] | None = None
 ) -> dict[str, Any]:
-    """Arguments of `wandb.init` that say which W&B run this is: those of the attempt that was the first to log."""
-    said = client_settings.read(os.environ, Path.cwd())
+    """Return the arguments of `wandb.init` that identify the W&B run: those of the first attempt that logged."""
+    settings = client_settings.read(os.environ, Path.cwd())
     logged = [event for event in (run.events() if events is None else events) if event["event"] == "tracking"]
     first = next((event for event in logged if event.get("id")), {})
     project = first.get("project") or options.project
-    found = {
-        "project": project or (said["project"].value if "project" in said else DEFAULT_PROJECT),
+    arguments = {
+        "project": project or (settings["project"].value if "project" in settings else DEFAULT_PROJECT),
         "entity": first.get("entity") or options.entity,
         "id": first.get("id") or run.id,
         "group": options.group,
-        "name": options.run_name or (None if "run_name" in said else run.path.name),
+        "name": options.run_name or (None if "run_name" in settings else run.path.name),
         "tags": options.tags,
         "notes": options.notes,
         "job_type": options.job_type,
-        "dir": options.dir or (None if "dir" in said else str(run.path)),
+        "dir": options.dir or (None if "dir" in settings else str(run.path)),
     }
-    return {name: value for name, value in found.items() if value is not None}
+    return {name: value for name, value in arguments.items() if value is not None}
 
 
 def _note(run: RunDirectory, experiment: Any, mode: Setting, options: TrackingOptions) -> None:
-    """The event `tracking`: what this attempt logs to, and why. Without a server the entity is not known yet."""
+    """Write the event `tracking`: what this attempt logs to, and why. Without a server the entity is not known yet."""
     url = experiment.url if mode.value in ("online", "shared") else None
     fields = {} if mode.value == "disabled" else {"id": experiment.id, "project": experiment.project, "url": url}
     entity = (experiment.entity if url else None) or options.entity
@@ -122,12 +131,12 @@ def _note(run: RunDirectory, experiment: Any, mode: Setting, options: TrackingOp
         **({"dir": folder} if folder else {}),
         **({"base_url": server} if server else {}),
     )
-    where = f" {url}" if url else ""
-    print(f"wandb: {mode.value} ({mode.source}){where}", flush=True)
+    suffix = f" {url}" if url else ""
+    print(f"wandb: {mode.value} ({mode.source}){suffix}", flush=True)
 
 
 def finish(experiment: Any, exit_code: int) -> None:
-    """End the W&B run, within `finish_timeout_s`. A failing server is no reason for a failing training."""
+    """End the W&B run, within `finish_timeout_s`. A server that fails is no reason to fail the training."""
     try:
         experiment.finish(exit_code=exit_code)
     except Exception as error:
@@ -135,21 +144,22 @@ def finish(experiment: Any, exit_code: int) -> None:
 
 
 def _settings(options: TrackingOptions) -> Any:
-    """Ours, without those that a variable or a settings file gives."""
+    """Return our settings, except those that a variable or a settings file sets."""
     import wandb
 
-    ours: dict[str, Any] = {"login_timeout": 5, "console": "off", "silent": True}  # the log files are the run's own
-    said = client_settings.read(os.environ, Path.cwd())
+    # console off: the run has log files of its own
+    ours: dict[str, Any] = {"login_timeout": 5, "console": "off", "silent": True}
+    settings = client_settings.read(os.environ, Path.cwd())
     return wandb.Settings(
         init_timeout=options.init_timeout_s,
         finish_timeout=options.finish_timeout_s,
         x_transaction_log_flush_interval=1,
-        **{name: value for name, value in ours.items() if name not in said},
+        **{name: value for name, value in ours.items() if name not in settings},
     )
 
 
 def masked(value: Any, key: str = "") -> Any:
-    """`value` with the strings under keys such as token or password replaced."""
+    """Return `value` with the strings under keys such as token or password replaced."""
     if isinstance(value, dict):
         return {name: masked(child, str(name)) for name, child in value.items()}
     if isinstance(value, list):

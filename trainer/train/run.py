@@ -116,7 +116,7 @@ def _train(config: Config, attempt: Attempt, group: Group | None) -> None:
     best = BestMetric(config.checkpoint, primary_metric_of(module), store, heartbeat, group)
     saving = Saving(config, attempt, writer, store, local, best)
     boundary = _add_callbacks(callbacks, own, saving, config, attempt, data, total_steps, group)
-    loggers = Loggers(config, directory, rank, lambda: heartbeat.step, unsure, group)
+    loggers = Loggers(config, directory, rank, counted=lambda: heartbeat.step, unsure=unsure, group=group)
     build.complete(trainer, callbacks, loggers.all)
     loggers.axis.trainer = trainer
     manual.adapt(trainer, module, data.plan)
