@@ -17,7 +17,7 @@ from trainer.core.paths import conf_dir
 from trainer.models.mlp import MLP
 from trainer.models.resnet import ResNet
 from trainer.models.rnn import RecurrentClassifier, RecurrentDecoder
-from trainer.models.rotary import Rotary
+from trainer.models.rotary import Rotary, apply_rotary
 from trainer.models.transformer import Transformer
 from trainer.models.vgg import VGG
 from trainer.models.vit import ViT
@@ -152,8 +152,8 @@ def test_rotary_scores_depend_on_the_distance_only() -> None:
     rotary.reset_parameters()
     torch.manual_seed(0)
     query, key = torch.randn(1, 1, 1, 8).expand(1, 1, 32, 8), torch.randn(1, 1, 1, 8).expand(1, 1, 32, 8)
-    angles = rotary.angles(32)
-    scores = (Rotary.turn(query, angles) @ Rotary.turn(key, angles).transpose(-1, -2))[0, 0]
+    cos, sin = rotary.cos_sin(32)
+    scores = (apply_rotary(query, cos, sin) @ apply_rotary(key, cos, sin).transpose(-1, -2))[0, 0]
     assert torch.allclose(scores[5, 2], scores[20, 17], atol=1e-5)
     assert not torch.allclose(scores[5, 2], scores[5, 3], atol=1e-3)
 
@@ -208,15 +208,15 @@ def test_blocks_are_the_repeated_parts(model: nn.Module) -> None:
     ("make", "message"),
     [
         (lambda: ResNet([1, 8, 8], 2, depth=42), "model.depth=42 is not a ResNet"),
-        (lambda: ResNet([1, 8, 8], 2, stem="wide"), "model.stem=wide is not known"),
+        (lambda: ResNet([1, 8, 8], 2, stem="wide"), "model.stem=wide: unknown stem"),
         (lambda: ResNet([1, 8, 8], 2, depth=None), "either model.depth or model.layers"),
-        (lambda: MLP([4], 2, norm="group"), "model.norm=group is not known"),
+        (lambda: MLP([4], 2, norm="group"), "model.norm=group: unknown norm"),
         (lambda: VGG([1, 28, 28], 2), "28x28 to nothing"),
         (lambda: VGG([1, 64, 64], 2, depth=17), "model.depth=17 is not a VGG"),
-        (lambda: ViT([1, 28, 28], 2), "model.patch=16 does not divide pictures of 28x28"),
-        (lambda: RecurrentDecoder(9, cell="rnn"), "model.cell=rnn is not known"),
+        (lambda: ViT([1, 28, 28], 2), "model.patch=16 does not divide images of 28x28"),
+        (lambda: RecurrentDecoder(9, cell="rnn"), "model.cell=rnn: unknown cell"),
         (lambda: Transformer(16, 8, dim=30, heads=4), "model.dim=30, model.heads=4"),
-        (lambda: Transformer(16, 8, norm="batch"), "model.norm=batch is not known"),
+        (lambda: Transformer(16, 8, norm="batch"), "model.norm=batch: unknown norm"),
     ],
 )
 def test_mistakes_are_named(make: Any, message: str) -> None:

@@ -76,6 +76,9 @@ def _subscript(name: str, inner: ast.AST) -> Plain | None:
         return _union([_read(inner), Plain(frozenset({"None"}))])
     if name == "Union":
         return _union([_read(item) for item in items])
+    if name == "Literal":  # the target refuses other values by name
+        values = [item.value for item in items if isinstance(item, ast.Constant)]
+        return Plain(frozenset("None" if value is None else type(value).__name__ for value in values))
     if name in _LISTS:
         same = len(items) == 1 or name in ("tuple", "Tuple")
         kinds = [_read(i) for i in items if not (isinstance(i, ast.Constant) and i.value is ...)]

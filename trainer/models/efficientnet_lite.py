@@ -1,7 +1,7 @@
 """EfficientNet-Lite0, for fine-tuning: small, without squeeze-and-excitation, and with published weights.
 
-Tan and Le 2019 (arXiv:1905.11946), table 1; what its authors published as "Lite" in 2020 has ReLU6 and a fixed stem and
-head. Names of the parameters are those of the published PyTorch weights.
+Tan and Le 2019 (arXiv:1905.11946), table 1. The authors' "Lite" variant of 2020 has ReLU6 and a fixed stem and head.
+Parameter names are those of the published PyTorch weights.
 """
 
 from __future__ import annotations
@@ -20,12 +20,23 @@ LITE0 = (
     (4, 5, 2, 6, 192),
     (1, 3, 1, 6, 320),
 )
-"""Of the stages: blocks, kernel, stride of the first block, expansion, channels."""
+"""The stages: blocks, kernel size, stride of the first block, expansion, channels."""
 STEM, HEAD = 32, 1280
 
 
 class EfficientNetLite(nn.Module):
-    """(n, 3 or 1, height, width) to (n, num_classes). The only channel of a grey picture stands for all three."""
+    """EfficientNet-Lite: `(batch, 3 or 1, height, width)` images to `(batch, num_classes)` logits.
+
+    A greyscale image is expanded to three equal channels.
+
+    Args:
+        input_shape: Channels, height and width of an image.
+        num_classes: Number of classes.
+        resize: Height and width in pixels that images are scaled to first; None: not scaled. The network halves images
+            five times, so that nothing is left of 28 pixels.
+        dropout: Dropout probability before the last layer.
+        stages: As in `LITE0`.
+    """
 
     for_tasks = ("trainer.tasks.classification.Classification",)
 
@@ -37,8 +48,6 @@ class EfficientNetLite(nn.Module):
         dropout: float = 0.2,
         stages: Sequence[Sequence[int]] = LITE0,
     ) -> None:
-        """`resize`: pixels of a side that pictures are scaled to first: the network halves them five times, so that
-        of 28 there is nothing left. Null: as they are. `stages`: as in `LITE0`."""
         super().__init__()
         self.channels, self.resize = input_shape[0], resize
         self._conv_stem = nn.Conv2d(3, STEM, 3, 2, 1, bias=False)
@@ -59,16 +68,16 @@ class EfficientNetLite(nn.Module):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def blocks(self) -> list[nn.Module]:
+        """Return the modules that a sharding strategy wraps one by one."""
         return list(self._blocks)
 
-    def forward(self, pictures: Tensor) -> Tensor:
+    def forward(self, images: Tensor) -> Tensor:
+        """Map `(batch, channels, height, width)` images to `(batch, num_classes)` logits."""
         if self.resize is not None:
-            pictures = functional.interpolate(
-                pictures, (self.resize, self.resize), mode="bilinear", align_corners=False
-            )
+            images = functional.interpolate(images, (self.resize, self.resize), mode="bilinear", align_corners=False)
         if self.channels == 1:
-            pictures = pictures.expand(-1, 3, -1, -1)
-        hidden = functional.relu6(self._bn0(self._conv_stem(pictures)))
+            images = images.expand(-1, 3, -1, -1)
+        hidden = functional.relu6(self._bn0(self._conv_stem(images)))
         for block in self._blocks:
             hidden = block(hidden)
         hidden = functional.relu6(self._bn1(self._conv_head(hidden)))
@@ -76,7 +85,17 @@ class EfficientNetLite(nn.Module):
 
 
 class Block(nn.Module):
-    """Wider by 1x1, each channel alone by `kernel`, narrower by 1x1; added to its input where the shapes agree."""
+    """Inverted residual block: 1x1 expansion, depthwise convolution, 1x1 projection (Sandler et al. 2018, MobileNetV2).
+
+    The input is added if the shapes agree.
+
+    Args:
+        inputs: Input channels.
+        outputs: Output channels.
+        kernel: Kernel size of the depthwise convolution.
+        stride: Its stride.
+        expansion: Hidden channels per input channel.
+    """
 
     def __init__(self, inputs: int, outputs: int, kernel: int, stride: int, expansion: int) -> None:
         super().__init__()
@@ -90,6 +109,7 @@ class Block(nn.Module):
         self.is_residual = stride == 1 and inputs == outputs
 
     def forward(self, inputs: Tensor) -> Tensor:
+        """Map `(batch, inputs, height, width)` to `(batch, outputs, height / stride, width / stride)`."""
         hidden = inputs
         if self._expand_conv is not None and self._bn0 is not None:
             hidden = functional.relu6(self._bn0(self._expand_conv(hidden)))
@@ -99,5 +119,5 @@ class Block(nn.Module):
 
 
 def _norm(channels: int) -> nn.BatchNorm2d:
-    # Momentum 0.01, which they were trained with, would keep the statistics of photographs for a thousand steps.
+    # Momentum 0.01, as in the original training, would keep the statistics of photographs for a thousand steps.
     return nn.BatchNorm2d(channels, eps=1e-3)

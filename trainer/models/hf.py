@@ -15,11 +15,35 @@ from trainer.core.near import did_you_mean
 
 
 class HuggingFace(nn.Module):
-    """Inputs, as its class takes them first (token ids, pixels, ...), to the logits of a class of `transformers`."""
+    """A model of `transformers`: the class's first input (token ids, pixels, ...) to its logits.
+
+    For token ids `(batch, length)`, the logits are `(batch, length, vocab_size)` of a language model and `(batch,
+    num_classes)` of a classifier.
+
+    `vocab_size`, `num_classes`, `sequence_length` and `pad_id` are filled from the data. Without a folder they size the
+    network. With a folder they are compared with the network, except the classes: a different number of classes gets a
+    new output layer.
+
+    Args:
+        class_name: A class of `transformers` whose own loss can be left out, such as
+            AutoModelForSequenceClassification.
+        folder: Holds `config.json` and, if `pretrained`, safetensors; None: `config` has all settings, `model_type`
+            included, and the weights are new.
+        config: Settings that take precedence over the folder's.
+        pretrained: Whether to load the folder's weights.
+        vocab_size: Number of token ids in the data.
+        num_classes: Number of classes in the data.
+        sequence_length: Longest sequence in the data.
+        pad_id: Token id that texts are padded with; used if the model's config has none.
+
+    Raises:
+        UserError: The class, the folder or the architecture does not exist, or the model does not fit the data.
+    """
 
     def __init__(
         self,
         class_name: str = "AutoModelForCausalLM",
+        *,
         folder: str | None = None,
         config: Mapping[str, Any] | None = None,
         pretrained: bool = True,
@@ -28,14 +52,6 @@ class HuggingFace(nn.Module):
         sequence_length: int | None = None,
         pad_id: int | None = None,
     ) -> None:
-        """`class_name`: a class of `transformers` that has a loss of its own to leave out, such as
-        AutoModelForSequenceClassification. `folder`: holds `config.json` and, for `pretrained`, safetensors; null:
-        `config` says all, `model_type` included, and the weights are new. `config`: wins over the folder's.
-
-        The last four are filled from the data. They size a network without a folder, and are compared with one
-        from a folder, but for the classes: with another number of them it gets a new output layer. `pad_id`: what
-        texts are filled up with; a network that says nothing of that takes it.
-        """
         super().__init__()
         library = _transformers()
         kind = _class(library, class_name)
@@ -48,20 +64,22 @@ class HuggingFace(nn.Module):
         settings = _config(library, folder, given)
         _check(settings, vocab_size, sequence_length, pad_id)
         self.network = _network(kind, settings, folder if pretrained else None, is_classifier)
-        self.network.train()  # from_pretrained leaves it in evaluation
+        self.network.train()  # from_pretrained leaves it in evaluation mode
         self.input_name: str = self.network.main_input_name
         self.masks = is_classifier and self.input_name == "input_ids" and settings.pad_token_id is not None
-        """Whether inputs may be filled up with the config's `pad_token_id`, which no position then sees."""
+        """Whether inputs may be padded with the config's `pad_token_id`, which no position then attends to."""
 
     def tie(self) -> None:
+        """Tie the weights that the architecture shares."""
         self.network.tie_weights()
 
     def blocks(self) -> list[nn.Module]:
-        """The layers of which the library says that they must stay on one device."""
+        """Return the layers that must stay on one device according to the library."""
         names = set(self.network._no_split_modules or ())
         return [module for module in self.network.modules() if type(module).__name__ in names]
 
     def forward(self, inputs: Tensor) -> Tensor:
+        """Map inputs of shape `(batch, ...)` to the logits."""
         named = {self.input_name: inputs}
         if self.masks:
             named["attention_mask"] = (inputs != self.network.config.pad_token_id).long()
@@ -78,20 +96,20 @@ def _transformers() -> ModuleType:
 
 
 def _class(library: ModuleType, name: str) -> Any:
-    found = getattr(library, name, None)
-    if not hasattr(found, "from_pretrained"):
+    model_class = getattr(library, name, None)
+    if not hasattr(model_class, "from_pretrained"):
         known = [one for one in dir(library) if one.startswith("AutoModelFor")]
         fix = (
             f"{did_you_mean(name, known, prefix='model.class_name=')}use AutoModelForCausalLM or another of its classes"
         )
-        raise UserError(f"model.class_name={name}: transformers has no model class of this name", fix)
-    return found
+        raise UserError(f"model.class_name={name}: transformers has no model class with this name", fix)
+    return model_class
 
 
 def _config(library: ModuleType, folder: str | None, given: dict[str, Any]) -> Any:
     if folder is not None:
         if not (Path(folder).expanduser() / "config.json").is_file():
-            fix = "name a local folder that save_pretrained() wrote; nothing is downloaded"
+            fix = "use a local folder that save_pretrained() wrote; nothing is downloaded"
             raise UserError(f"model.folder={folder} holds no config.json", fix)
         settings = library.AutoConfig.from_pretrained(Path(folder).expanduser(), local_files_only=True, **given)
     else:
@@ -108,21 +126,24 @@ def _check(settings: Any, vocab_size: int | None, sequence_length: int | None, p
     known = getattr(settings, "vocab_size", None)
     if vocab_size is not None and known is not None and vocab_size > known:
         fix = "use the tokenizer of the model: data.tokenizer=FOLDER/tokenizer.json"
-        raise UserError(f"the data has {vocab_size} token ids and the model only {known}", fix)
+        raise UserError(f"the data has {vocab_size} token ids, but the model only {known}", fix)
     longest = getattr(settings, "max_position_embeddings", None)
     if sequence_length is not None and longest is not None and sequence_length > longest:
         fix = f"use data.sequence_length={longest} or less, or another model.config"
-        raise UserError(f"the data has sequences of {sequence_length}, the model has {longest} positions", fix)
+        raise UserError(f"the data has sequences of {sequence_length} tokens, but the model {longest} positions", fix)
 
     if pad_id is not None and getattr(settings, "pad_token_id", None) is None:
         settings.pad_token_id = pad_id
     elif pad_id is not None and settings.pad_token_id != pad_id:
         fix = f"use the tokenizer of the model, or model.config={{pad_token_id: {pad_id}}}"
-        raise UserError(f"the data fills up with id {pad_id} and the model with {settings.pad_token_id}", fix)
+        raise UserError(f"the data is padded with id {pad_id}, but the model uses {settings.pad_token_id}", fix)
 
 
 def _network(kind: Any, settings: Any, folder: str | None, is_classifier: bool) -> Any:
-    """In 32 bit, whatever the files are in: `trainer.precision` says what is computed in."""
+    """Build the network in float32, whatever the files hold.
+
+    `trainer.precision` selects the precision of the computation.
+    """
     if folder is None or torch.get_default_device().type == "meta":
         make = getattr(kind, "from_config", None) or kind._from_config
         return make(settings, dtype=torch.float32)

@@ -1,4 +1,4 @@
-"""From pictures to sequences and from sequences to pictures: one transformer over patches and tokens."""
+"""Image to sequence and sequence to image: one transformer over patches and tokens."""
 
 from __future__ import annotations
 
@@ -12,10 +12,22 @@ from trainer.models.layers import GELU, Attention, Block, init_transformer
 
 
 class ImageToSequence(nn.Module):
-    """(n, channels, height, width) and (n, length) tokens so far to (n, length, vocab_size) logits of the next ones.
+    """Images and the tokens so far to the logits of the next tokens.
 
-    The patches of the picture stand before the tokens in one causal transformer (as in Fuyu, Bavishi et al. 2023):
-    each token sees the whole picture and the tokens before it.
+    `(batch, channels, height, width)` and `(batch, length)` to `(batch, length, vocab_size)`.
+
+    The patches of the image stand before the tokens in one causal transformer (as in Fuyu, Bavishi et al. 2023): each
+    token attends to the whole image and the tokens before it.
+
+    Args:
+        input_shape: Channels, height and width of an image.
+        vocab_size: Number of token ids.
+        sequence_length: Longest sequence.
+        patch: Height and width of a patch in pixels.
+        dim: Size of a feature vector.
+        layers: Number of blocks.
+        heads: Number of attention heads.
+        dropout: Dropout probability.
     """
 
     for_tasks = ("trainer.tasks.image_to_sequence.ImageToSequence",)
@@ -25,13 +37,13 @@ class ImageToSequence(nn.Module):
         input_shape: Sequence[int],
         vocab_size: int,
         sequence_length: int,
+        *,
         patch: int = 4,
         dim: int = 64,
         layers: int = 3,
         heads: int = 4,
         dropout: float = 0.0,
     ) -> None:
-        """`sequence_length`: the longest sequence. `patch`: pixels of a side."""
         super().__init__()
         channels, height, width = input_shape
         self.layers, self.patches = layers, _grid(height, width, patch)
@@ -44,17 +56,23 @@ class ImageToSequence(nn.Module):
         self.init_weights()
 
     def blocks(self) -> list[nn.Module]:
-        """What a sharding strategy wraps one by one."""
+        """Return the modules that a sharding strategy wraps one by one."""
         return list(self.body)
 
     def init_weights(self) -> None:
-        """GPT-2's, and torch's own of the patches."""
+        """Initialise the weights as GPT-2, and those of the patches with torch's default."""
         init_transformer(self, self.layers)
         self.patch.reset_parameters()
 
-    def forward(self, pictures: Tensor, tokens: Tensor) -> Tensor:
-        seen = self.patch(pictures).flatten(2).transpose(1, 2)
-        features = torch.cat((seen, self.embedding(tokens)), 1)
+    def forward(self, images: Tensor, tokens: Tensor) -> Tensor:
+        """Return the logits of the next tokens, shape `(batch, length, vocab_size)`.
+
+        Args:
+            images: Tensor of shape `(batch, channels, height, width)`.
+            tokens: The tokens so far, shape `(batch, length)`.
+        """
+        patches = self.patch(images).flatten(2).transpose(1, 2)
+        features = torch.cat((patches, self.embedding(tokens)), 1)
         features = features + self.positions.weight[: features.shape[1]]
         for block in self.body:
             features = block(features)
@@ -62,10 +80,20 @@ class ImageToSequence(nn.Module):
 
 
 class SequenceToImage(nn.Module):
-    """(n, length) tokens to (n, channels, height, width).
+    """`(batch, length)` tokens to `(batch, channels, height, width)` images.
 
-    A learnt query for each patch stands behind the tokens in one transformer that sees both ways, and becomes the
-    pixels of its patch: all patches at once, so that where several pictures fit the tokens it draws their mean.
+    A learned query for each patch stands after the tokens in one bidirectional transformer, and becomes the pixels of
+    its patch. All patches are predicted at once: if several images fit the tokens, the output is their mean.
+
+    Args:
+        output_shape: Channels, height and width of an image.
+        vocab_size: Number of token ids.
+        sequence_length: Longest sequence.
+        patch: Height and width of a patch in pixels.
+        dim: Size of a feature vector.
+        layers: Number of blocks.
+        heads: Number of attention heads.
+        dropout: Dropout probability.
     """
 
     for_tasks = ("trainer.tasks.sequence_to_image.SequenceToImage",)
@@ -75,6 +103,7 @@ class SequenceToImage(nn.Module):
         output_shape: Sequence[int],
         vocab_size: int,
         sequence_length: int,
+        *,
         patch: int = 4,
         dim: int = 64,
         layers: int = 3,
@@ -93,42 +122,43 @@ class SequenceToImage(nn.Module):
         self.init_weights()
 
     def blocks(self) -> list[nn.Module]:
-        """What a sharding strategy wraps one by one."""
+        """Return the modules that a sharding strategy wraps one by one."""
         return list(self.body)
 
     def init_weights(self) -> None:
-        """GPT-2's; completes a model made on the meta device."""
+        """Initialise the weights as GPT-2; completes a model that was built on the meta device."""
         init_transformer(self, self.layers)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        number, length = tokens.shape
-        queries = self.positions.weight[self.length :].expand(number, -1, -1)
+        """Map `(batch, length)` tokens to `(batch, channels, height, width)` images."""
+        batch, length = tokens.shape
+        queries = self.positions.weight[self.length :].expand(batch, -1, -1)
         features = torch.cat((self.embedding(tokens) + self.positions.weight[:length], queries), 1)
         for block in self.body:
             features = block(features)
         pixels = self.head(self.norm(features[:, length:]))
         rows, columns = self.height // self.size, self.width // self.size
-        cells = pixels.view(number, rows, columns, self.channels, self.size, self.size)
-        return cells.permute(0, 3, 1, 4, 2, 5).reshape(number, self.channels, self.height, self.width)
+        cells = pixels.view(batch, rows, columns, self.channels, self.size, self.size)
+        return cells.permute(0, 3, 1, 4, 2, 5).reshape(batch, self.channels, self.height, self.width)
 
 
 def _grid(height: int, width: int, patch: int) -> int:
     if height % patch or width % patch:
         raise UserError(
-            f"model.patch={patch} does not divide pictures of {height}x{width}", "use a patch that divides both sides"
+            f"model.patch={patch} does not divide images of {height}x{width}", "use a patch that divides both sides"
         )
     return (height // patch) * (width // patch)
 
 
 def _blocks(dim: int, layers: int, heads: int, dropout: float, causal: bool) -> nn.ModuleList:
     if dim % heads:
-        raise UserError(f"model.dim={dim}, model.heads={heads} do not divide", "make dim a multiple of heads")
+        raise UserError(f"model.dim={dim}, model.heads={heads}: not divisible", "make dim a multiple of heads")
     return nn.ModuleList(
         Block(
             nn.LayerNorm(dim),
-            Attention(dim, heads, heads, True, dropout, causal),
+            Attention(dim, heads, heads, bias=True, dropout=dropout, causal=causal),
             nn.LayerNorm(dim),
-            GELU(dim, 4 * dim, True),
+            GELU(dim, 4 * dim, bias=True),
             dropout,
         )
         for _ in range(layers)

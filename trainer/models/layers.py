@@ -1,19 +1,29 @@
-"""The parts of a transformer."""
+"""Layers of a transformer."""
 
 from __future__ import annotations
+
+from typing import Literal
 
 from torch import Tensor, nn
 from torch.nn import functional
 
-from trainer.models.rotary import Rotary
+from trainer.models.rotary import Rotary, apply_rotary
 
 
 class ResidualLinear(nn.Linear):
-    """The last layer of a branch."""
+    """The last linear layer of a branch, which writes to the residual stream; it is initialised smaller."""
 
 
 class Block(nn.Module):
-    """Attention, then feed-forward, each on normalised input and added to the residual stream."""
+    """A pre-norm transformer block: attention, then feed-forward, each added to the residual stream (GPT-2).
+
+    Args:
+        attention_norm: Norm before the attention.
+        attention: Called with features and rotary cosines and sines.
+        ffn_norm: Norm before the feed-forward.
+        ffn: Feed-forward network.
+        dropout: Dropout probability of both branches.
+    """
 
     def __init__(
         self, attention_norm: nn.Module, attention: nn.Module, ffn_norm: nn.Module, ffn: nn.Module, dropout: float
@@ -23,32 +33,54 @@ class Block(nn.Module):
         self.ffn_norm, self.ffn = ffn_norm, ffn
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, features: Tensor, angles: tuple[Tensor, Tensor] | None = None) -> Tensor:
-        features = features + self.dropout(self.attention(self.attention_norm(features), angles))
+    def forward(self, features: Tensor, rotary: tuple[Tensor, Tensor] | None = None) -> Tensor:
+        """Return features of the same shape.
+
+        Args:
+            features: Tensor of shape `(batch, length, dim)`.
+            rotary: Cosines and sines of shape `(length, head_dim)`; None: no rotary embedding.
+        """
+        features = features + self.dropout(self.attention(self.attention_norm(features), rotary))
         return features + self.dropout(self.ffn(self.ffn_norm(features)))
 
 
 class Attention(nn.Module):
-    """Self-attention through torch's fused kernel."""
+    """Multi-head self-attention through torch's fused kernel: `softmax(Q K^T / sqrt(head_dim)) V`.
 
-    def __init__(self, dim: int, heads: int, kv_heads: int, bias: bool, dropout: float, causal: bool = True) -> None:
-        """`causal`: a position sees itself and those before it only."""
+    Source: Vaswani et al. 2017, section 3.2; grouped-query attention: Ainslie et al. 2023.
+
+    Args:
+        dim: Size of a feature vector.
+        heads: Number of query heads.
+        kv_heads: Number of key and value heads; divides `heads`.
+        bias: Whether the linear layers have biases.
+        dropout: Dropout probability of the attention weights.
+        causal: Whether a position attends only to itself and those before it.
+    """
+
+    def __init__(self, dim: int, heads: int, kv_heads: int, *, bias: bool, dropout: float, causal: bool = True) -> None:
         super().__init__()
         self.causal = causal
-        self.heads, self.kv_heads, self.size, self.dropout = heads, kv_heads, dim // heads, dropout
-        self.query = nn.Linear(dim, heads * self.size, bias)
-        self.key = nn.Linear(dim, kv_heads * self.size, bias)
-        self.value = nn.Linear(dim, kv_heads * self.size, bias)
-        self.out = ResidualLinear(heads * self.size, dim, bias)
+        self.heads, self.kv_heads, self.head_dim, self.dropout = heads, kv_heads, dim // heads, dropout
+        self.query = nn.Linear(dim, heads * self.head_dim, bias)
+        self.key = nn.Linear(dim, kv_heads * self.head_dim, bias)
+        self.value = nn.Linear(dim, kv_heads * self.head_dim, bias)
+        self.out = ResidualLinear(heads * self.head_dim, dim, bias)
 
-    def forward(self, features: Tensor, angles: tuple[Tensor, Tensor] | None = None) -> Tensor:
-        number, length, _ = features.shape
-        # -1: tensor parallel leaves each rank some of the heads
-        query = self.query(features).view(number, length, -1, self.size).transpose(1, 2)
-        key = self.key(features).view(number, length, -1, self.size).transpose(1, 2)
-        value = self.value(features).view(number, length, -1, self.size).transpose(1, 2)
-        if angles is not None:
-            query, key = Rotary.turn(query, angles), Rotary.turn(key, angles)
+    def forward(self, features: Tensor, rotary: tuple[Tensor, Tensor] | None = None) -> Tensor:
+        """Return features of the same shape.
+
+        Args:
+            features: Tensor of shape `(batch, length, dim)`.
+            rotary: Cosines and sines of shape `(length, head_dim)`; None: no rotary embedding.
+        """
+        batch, length, _ = features.shape
+        # -1: with tensor parallelism each rank has some of the heads
+        query = self.query(features).view(batch, length, -1, self.head_dim).transpose(1, 2)
+        key = self.key(features).view(batch, length, -1, self.head_dim).transpose(1, 2)
+        value = self.value(features).view(batch, length, -1, self.head_dim).transpose(1, 2)
+        if rotary is not None:
+            query, key = apply_rotary(query, *rotary), apply_rotary(key, *rotary)
         mixed = functional.scaled_dot_product_attention(
             query,
             key,
@@ -57,24 +89,38 @@ class Attention(nn.Module):
             dropout_p=self.dropout if self.training else 0.0,
             enable_gqa=self.kv_heads != self.heads,
         )
-        return self.out(mixed.transpose(1, 2).reshape(number, length, -1))
+        return self.out(mixed.transpose(1, 2).reshape(batch, length, -1))
 
 
 class GELU(nn.Module):
-    """The feed-forward of GPT-2, with its `tanh` approximation, and of ViT (`none`)."""
+    """Feed-forward network with GELU: `down(gelu(up(x)))`. Hendrycks and Gimpel 2016.
 
-    def __init__(self, dim: int, width: int, bias: bool, approximate: str = "tanh") -> None:
+    Args:
+        dim: Size of a feature vector.
+        width: Size of the hidden layer.
+        bias: Whether the linear layers have biases.
+        approximate: `tanh` as in GPT-2, or `none` as in ViT.
+    """
+
+    def __init__(self, dim: int, width: int, bias: bool, approximate: Literal["none", "tanh"] = "tanh") -> None:
         super().__init__()
         self.approximate = approximate
         self.up = nn.Linear(dim, width, bias)
         self.down = ResidualLinear(width, dim, bias)
 
     def forward(self, features: Tensor) -> Tensor:
+        """Map `(batch, length, dim)` features to the same shape."""
         return self.down(functional.gelu(self.up(features), approximate=self.approximate))
 
 
 class SwiGLU(nn.Module):
-    """Llama's feed-forward (Shazeer 2020)."""
+    """Llama's feed-forward network: `down(silu(gate(x)) * up(x))`. Shazeer 2020, "GLU Variants Improve Transformer".
+
+    Args:
+        dim: Size of a feature vector.
+        width: Size of the hidden layer.
+        bias: Whether the linear layers have biases.
+    """
 
     def __init__(self, dim: int, width: int, bias: bool) -> None:
         super().__init__()
@@ -83,12 +129,20 @@ class SwiGLU(nn.Module):
         self.down = ResidualLinear(width, dim, bias)
 
     def forward(self, features: Tensor) -> Tensor:
+        """Map `(batch, length, dim)` features to the same shape."""
         return self.down(functional.silu(self.gate(features)) * self.up(features))
 
 
 def init_transformer(model: nn.Module, layers: int) -> None:
-    """Normal with deviation 0.02, and that over sqrt(2 layers) where a block writes to the residual stream:
-    GPT-2's. Also fills the buffers, so that it completes a model made on the meta device."""
+    """Initialise a transformer as GPT-2 (Radford et al. 2019, section 2.3).
+
+    Normal with standard deviation 0.02, divided by sqrt(2 layers) in layers that write to the residual stream. Also
+    fills the buffers, so it completes a model that was built on the meta device.
+
+    Args:
+        model: The transformer.
+        layers: Number of its blocks.
+    """
     for module in model.modules():
         if isinstance(module, (nn.Linear, nn.Embedding)):
             residual = isinstance(module, ResidualLinear)

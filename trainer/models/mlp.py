@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import pairwise
 from math import prod
+from typing import Literal
 
 from torch import Tensor, nn
 
@@ -14,7 +15,17 @@ NORMS: dict[str, type[nn.Module]] = {"batch": nn.BatchNorm1d, "layer": nn.LayerN
 
 
 class MLP(nn.Module):
-    """Linear, norm, ReLU, dropout for each of `hidden`, then a linear layer: (n, *input_shape) to (n, num_classes)."""
+    """Multi-layer perceptron: `(batch, *input_shape)` to `(batch, num_classes)` logits.
+
+    Linear, norm, ReLU and dropout for each of `hidden`, then a linear layer.
+
+    Args:
+        input_shape: Shape of a sample.
+        num_classes: Number of classes.
+        hidden: Sizes of the hidden layers.
+        dropout: Dropout probability.
+        norm: `batch`, `layer` or None.
+    """
 
     for_tasks = ("trainer.tasks.classification.Classification",)
 
@@ -24,21 +35,21 @@ class MLP(nn.Module):
         num_classes: int,
         hidden: Sequence[int] = (256, 128),
         dropout: float = 0.0,
-        norm: str | None = None,
+        norm: Literal["batch", "layer"] | None = None,
     ) -> None:
-        """`norm`: batch, layer or null."""
         super().__init__()
         if norm is not None and norm not in NORMS:
-            raise UserError(f"model.norm={norm} is not known", "use batch, layer or null")
+            raise UserError(f"model.norm={norm}: unknown norm", "use batch, layer or null")
         sizes = [prod(input_shape), *hidden]
         self.hidden = nn.ModuleList(_layer(before, after, dropout, norm) for before, after in pairwise(sizes))
         self.head = nn.Linear(sizes[-1], num_classes)
 
     def blocks(self) -> list[nn.Module]:
-        """What a sharding strategy wraps one by one."""
+        """Return the modules that a sharding strategy wraps one by one."""
         return list(self.hidden)
 
     def forward(self, inputs: Tensor) -> Tensor:
+        """Map `(batch, *input_shape)` to `(batch, num_classes)` logits."""
         features = inputs.flatten(1)
         for layer in self.hidden:
             features = layer(features)

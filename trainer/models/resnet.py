@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 from torch import Tensor, nn
 
@@ -19,7 +20,20 @@ LAYERS: dict[int, tuple[str, tuple[int, ...]]] = {
 
 
 class ResNet(nn.Module):
-    """(n, channels, height, width) to (n, num_classes)."""
+    """Residual network: `(batch, channels, height, width)` images to `(batch, num_classes)` logits.
+
+    Args:
+        input_shape: Channels, height and width of an image.
+        num_classes: Number of classes.
+        depth: One of `LAYERS`; None: set `layers` (and `block`).
+        layers: Number of blocks in each stage.
+        block: Kind of block, `basic` or `bottleneck`; None: that of `depth`, else `basic`.
+        width: Channels of the first stage. Each further stage doubles them and halves the height and width.
+        stem: `imagenet` (7x7 and pooling, a quarter of the size) or `small` (3x3, full size; for 32x32 images).
+
+    Raises:
+        UserError: A choice is unknown, or not exactly one of `depth` and `layers` is set.
+    """
 
     for_tasks = ("trainer.tasks.classification.Classification",)
 
@@ -28,16 +42,12 @@ class ResNet(nn.Module):
         input_shape: Sequence[int],
         num_classes: int,
         depth: int | None = 18,
+        *,
         layers: Sequence[int] | None = None,
-        block: str | None = None,
+        block: Literal["basic", "bottleneck"] | None = None,
         width: int = 64,
-        stem: str = "imagenet",
+        stem: Literal["imagenet", "small"] = "imagenet",
     ) -> None:
-        """`depth`: one of `LAYERS`; null: `layers` (blocks a stage) of kind `block` (basic, bottleneck).
-
-        `width`: channels of the first stage; each further stage doubles them and halves the picture.
-        `stem`: imagenet (7x7 and pooling, a quarter of the size) or small (3x3, full size; for 32x32 pictures).
-        """
         super().__init__()
         kind, counts = _shape(depth, layers, block)
         self.stem = _stem(stem, input_shape[0], width)
@@ -54,12 +64,15 @@ class ResNet(nn.Module):
         self.init_weights()
 
     def blocks(self) -> list[nn.Module]:
-        """What a sharding strategy wraps one by one."""
+        """Return the modules that a sharding strategy wraps one by one."""
         return list(self.body)
 
     def init_weights(self) -> None:
-        """Kaiming normal for convolutions; the last norm of each block starts at 0, so that each block starts as
-        the identity (Goyal et al. 2017, section 5.1)."""
+        """Initialise the weights: Kaiming normal for convolutions (He et al. 2015, "Delving Deep into Rectifiers").
+
+        The last norm of each block starts at 0, so that each block starts as the identity (Goyal et al. 2017, section
+        5.1).
+        """
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
@@ -70,11 +83,18 @@ class ResNet(nn.Module):
                 nn.init.zeros_(module.main[-1].get_parameter("weight"))
 
     def forward(self, inputs: Tensor) -> Tensor:
+        """Map `(batch, channels, height, width)` images to `(batch, num_classes)` logits."""
         return self.head(self.body(self.stem(inputs)).mean((2, 3)))
 
 
 class Basic(nn.Module):
-    """Two 3x3 convolutions and the shortcut."""
+    """Two 3x3 convolutions and the shortcut.
+
+    Args:
+        before: Input channels.
+        width: Output channels.
+        stride: Stride of the first convolution.
+    """
 
     def __init__(self, before: int, width: int, stride: int) -> None:
         super().__init__()
@@ -85,11 +105,18 @@ class Basic(nn.Module):
         self.shortcut = _shortcut(before, width, stride)
 
     def forward(self, inputs: Tensor) -> Tensor:
+        """Map `(batch, before, height, width)` to `(batch, channels, height / stride, width / stride)`."""
         return (self.main(inputs) + self.shortcut(inputs)).relu_()
 
 
 class Bottleneck(nn.Module):
-    """1x1, 3x3, 1x1 and the shortcut; the stride is in the 3x3, as everybody's ResNet-50 has it since 2016."""
+    """1x1, 3x3 and 1x1 convolutions and the shortcut; the stride is in the 3x3, as in most ResNet-50s since 2016.
+
+    Args:
+        before: Input channels.
+        width: Channels of the 3x3 convolution; the output has four times as many.
+        stride: Stride of the 3x3 convolution.
+    """
 
     def __init__(self, before: int, width: int, stride: int) -> None:
         super().__init__()
@@ -104,6 +131,7 @@ class Bottleneck(nn.Module):
         self.shortcut = _shortcut(before, self.channels, stride)
 
     def forward(self, inputs: Tensor) -> Tensor:
+        """Map `(batch, before, height, width)` to `(batch, channels, height / stride, width / stride)`."""
         return (self.main(inputs) + self.shortcut(inputs)).relu_()
 
 
@@ -119,7 +147,7 @@ def _shape(
     if depth is not None or layers is None:
         raise UserError("a ResNet has either model.depth or model.layers", "set the other one to null")
     if (block or "basic") not in kinds:
-        raise UserError(f"model.block={block} is not known", "use basic or bottleneck")
+        raise UserError(f"model.block={block}: unknown block", "use basic or bottleneck")
     return kinds[block or "basic"], layers
 
 
@@ -128,17 +156,17 @@ def _stem(name: str, channels: int, width: int) -> nn.Sequential:
         return nn.Sequential(*_convolution(channels, width, 7, 2), nn.ReLU(inplace=True), nn.MaxPool2d(3, 2, padding=1))
     if name == "small":
         return nn.Sequential(*_convolution(channels, width, 3), nn.ReLU(inplace=True))
-    raise UserError(f"model.stem={name} is not known", "use imagenet or small")
+    raise UserError(f"model.stem={name}: unknown stem", "use imagenet or small")
 
 
 def _convolution(before: int, after: int, size: int, stride: int = 1) -> list[nn.Module]:
-    """Without a bias, which the norm behind it would take away."""
+    """Return a convolution without a bias, which the norm after it would cancel, and the norm."""
     convolution = nn.Conv2d(before, after, size, stride, padding=size // 2, bias=False)
     return [convolution, nn.BatchNorm2d(after)]
 
 
 def _shortcut(before: int, after: int, stride: int) -> nn.Module:
-    """The identity, or option B of the paper where the shape changes."""
+    """Return the identity, or a projection if the shape changes (option B of the paper)."""
     if before == after and stride == 1:
         return nn.Identity()
     return nn.Sequential(*_convolution(before, after, 1, stride))

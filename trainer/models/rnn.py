@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +15,19 @@ CELLS: dict[str, type[nn.LSTM] | type[nn.GRU]] = {"lstm": nn.LSTM, "gru": nn.GRU
 
 
 class RecurrentClassifier(nn.Module):
-    """(n, length, features) sequences, or pictures (n, 1, length, features) read row by row, to (n, num_classes)."""
+    """LSTM or GRU over a sequence of feature vectors, to `(batch, num_classes)` logits.
+
+    Takes `(batch, length, features)` sequences, or `(batch, 1, length, features)` images, read row by row.
+
+    Args:
+        input_shape: Shape of a sample; its last size is `features`.
+        num_classes: Number of classes.
+        cell: `lstm` or `gru`.
+        hidden: Size of the hidden state.
+        layers: Number of stacked layers.
+        bidirectional: Whether to read in both directions.
+        dropout: Dropout probability between layers, and before the last linear layer.
+    """
 
     for_tasks = ("trainer.tasks.classification.Classification",)
 
@@ -22,25 +35,32 @@ class RecurrentClassifier(nn.Module):
         self,
         input_shape: Sequence[int],
         num_classes: int,
-        cell: str = "lstm",
+        *,
+        cell: Literal["lstm", "gru"] = "lstm",
         hidden: int = 128,
         layers: int = 1,
         bidirectional: bool = False,
         dropout: float = 0.0,
     ) -> None:
-        """`dropout`: between layers, and before the last linear one."""
         super().__init__()
-        self.recurrent = _recurrent(cell, input_shape[-1], hidden, layers, bidirectional, dropout)
+        self.recurrent = _recurrent(
+            cell, input_shape[-1], hidden, layers=layers, bidirectional=bidirectional, dropout=dropout
+        )
         self.dropout = nn.Dropout(dropout)
         self.head = nn.Linear(hidden * (2 if bidirectional else 1), num_classes)
         self.directions = 2 if bidirectional else 1
 
     def blocks(self) -> list[nn.Module]:
-        """What a sharding strategy wraps one by one."""
+        """Return the modules that a sharding strategy wraps one by one."""
         return [self.recurrent]
 
     def forward(self, inputs: Tensor, lengths: Tensor | None = None) -> Tensor:
-        """`lengths`: (n,) of the sequences; what is behind them is padding, which changes nothing."""
+        """Return `(batch, num_classes)` logits.
+
+        Args:
+            inputs: Sequences of shape `(batch, length, features)` or `(batch, 1, length, features)`.
+            lengths: Lengths of the sequences, shape `(batch,)`; positions after them are padding and change nothing.
+        """
         sequences = inputs.flatten(0, -3) if inputs.dim() > 3 else inputs
         packed: Tensor | PackedSequence = sequences
         if lengths is not None:
@@ -52,7 +72,19 @@ class RecurrentClassifier(nn.Module):
 
 
 class RecurrentTextClassifier(nn.Module):
-    """(n, length) token ids, filled up with `pad_id` behind their ends, to (n, num_classes)."""
+    """LSTM or GRU over `(batch, length)` token ids, padded with `pad_id` at the end, to `(batch, num_classes)` logits.
+
+    Args:
+        vocab_size: Number of token ids.
+        num_classes: Number of classes.
+        pad_id: Token id of the padding; None: no padding.
+        cell: `lstm` or `gru`.
+        dim: Size of the embedding.
+        hidden: Size of the hidden state.
+        layers: Number of stacked layers.
+        bidirectional: Whether to read in both directions.
+        dropout: Dropout probability between layers, and before the last linear layer.
+    """
 
     for_tasks = ("trainer.tasks.classification.Classification",)
 
@@ -61,74 +93,93 @@ class RecurrentTextClassifier(nn.Module):
         vocab_size: int,
         num_classes: int,
         pad_id: int | None = 0,
-        cell: str = "lstm",
+        *,
+        cell: Literal["lstm", "gru"] = "lstm",
         dim: int = 128,
         hidden: int = 128,
         layers: int = 1,
         bidirectional: bool = True,
         dropout: float = 0.0,
     ) -> None:
-        """`pad_id`: null: nothing is filled up. `dim`: of the embedding. The rest as in `RecurrentClassifier`."""
         super().__init__()
         self.pad_id = pad_id
         self.embedding = nn.Embedding(vocab_size, dim)
-        self.classifier = RecurrentClassifier([dim], num_classes, cell, hidden, layers, bidirectional, dropout)
+        self.classifier = RecurrentClassifier(
+            [dim],
+            num_classes,
+            cell=cell,
+            hidden=hidden,
+            layers=layers,
+            bidirectional=bidirectional,
+            dropout=dropout,
+        )
 
     def blocks(self) -> list[nn.Module]:
-        """What a sharding strategy wraps one by one."""
+        """Return the modules that a sharding strategy wraps one by one."""
         return self.classifier.blocks()
 
     def forward(self, tokens: Tensor) -> Tensor:
+        """Map `(batch, length)` token ids to `(batch, num_classes)` logits."""
         lengths = None
-        if self.pad_id is not None:  # the last place that is not padding: its id may be a token, too
-            places = torch.arange(1, tokens.shape[1] + 1, device=tokens.device)
-            lengths = ((tokens != self.pad_id) * places).amax(1).clamp(min=1)
+        if self.pad_id is not None:  # up to the last token that is not padding: texts may hold the id, too
+            positions = torch.arange(1, tokens.shape[1] + 1, device=tokens.device)
+            lengths = ((tokens != self.pad_id) * positions).amax(1).clamp(min=1)
         logits: Tensor = self.classifier(self.embedding(tokens), lengths)
         return logits
 
 
 class RecurrentDecoder(nn.Module):
-    """(n, length) token ids to (n, length, vocab_size) logits of the next tokens."""
+    """LSTM or GRU language model: `(batch, length)` token ids to `(batch, length, vocab_size)` logits.
+
+    Args:
+        vocab_size: Number of token ids.
+        cell: `lstm` or `gru`.
+        dim: Size of the embedding.
+        hidden: Size of the hidden state.
+        layers: Number of stacked layers.
+        dropout: Dropout probability between layers, and before the last linear layer.
+    """
 
     for_tasks = ("trainer.tasks.language_modelling.LanguageModelling",)
 
     def __init__(
         self,
         vocab_size: int,
-        cell: str = "lstm",
+        *,
+        cell: Literal["lstm", "gru"] = "lstm",
         dim: int = 128,
         hidden: int = 512,
         layers: int = 1,
         dropout: float = 0.0,
     ) -> None:
-        """`dim`: of the embedding."""
         super().__init__()
         self.embedding = nn.Embedding(vocab_size, dim)
-        self.recurrent = _recurrent(cell, dim, hidden, layers, False, dropout)
+        self.recurrent = _recurrent(cell, dim, hidden, layers=layers, bidirectional=False, dropout=dropout)
         self.dropout = nn.Dropout(dropout)
         self.head = nn.Linear(hidden, vocab_size)
 
     def blocks(self) -> list[nn.Module]:
-        """What a sharding strategy wraps one by one."""
+        """Return the modules that a sharding strategy wraps one by one."""
         return [self.recurrent]
 
     def forward(self, tokens: Tensor) -> Tensor:
+        """Map `(batch, length)` token ids to `(batch, length, vocab_size)` logits."""
         features, _ = self.recurrent(self.embedding(tokens))
         return self.head(self.dropout(features))
 
 
 def _recurrent(
-    cell: str, features: int, hidden: int, layers: int, bidirectional: bool, dropout: float
+    cell: str, features: int, hidden: int, *, layers: int, bidirectional: bool, dropout: float
 ) -> nn.LSTM | nn.GRU:
     if cell not in CELLS:
-        raise UserError(f"model.cell={cell} is not known", "use lstm or gru")
+        raise UserError(f"model.cell={cell}: unknown cell", "use lstm or gru")
     between = dropout if layers > 1 else 0.0
-    made = CELLS[cell](features, hidden, layers, batch_first=True, dropout=between, bidirectional=bidirectional)
-    for name, parameter in made.named_parameters():
+    recurrent = CELLS[cell](features, hidden, layers, batch_first=True, dropout=between, bidirectional=bidirectional)
+    for name, parameter in recurrent.named_parameters():
         if name.startswith("weight_hh"):
             for gate in parameter.data.chunk(parameter.shape[0] // hidden):
                 nn.init.orthogonal_(gate)
         elif name.startswith("bias_ih") and cell == "lstm":
-            # The forget gate starts open: Jozefowicz et al. 2015.
+            # A bias of 1 opens the forget gate at first: Jozefowicz et al. 2015.
             parameter.data[hidden : 2 * hidden] = 1.0
-    return made
+    return recurrent

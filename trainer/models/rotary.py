@@ -1,4 +1,4 @@
-"""Rotary position embeddings: Su et al. 2021, with the halves paired as in Llama's published weights."""
+"""Rotary position embeddings: Su et al. 2021 (RoFormer), with the halves paired as in Llama's published weights."""
 
 from __future__ import annotations
 
@@ -7,32 +7,50 @@ from torch import Tensor, nn
 
 
 class Rotary(nn.Module):
-    """Cosines and sines of every position up to `length`; `size` is that of a head."""
+    """Cosines and sines of the rotation angles of every position.
 
-    cosine: Tensor
-    sine: Tensor
+    Position p rotates the pair i of a head by the angle `p * theta ** (-2i / head_dim)`.
 
-    def __init__(self, size: int, length: int, theta: float) -> None:
+    Args:
+        head_dim: Size of a head; even.
+        length: Number of positions.
+        theta: Base of the wavelengths.
+    """
+
+    cos: Tensor
+    """Shape `(length, head_dim)`; not in the state dict."""
+    sin: Tensor
+    """Shape `(length, head_dim)`; not in the state dict."""
+
+    def __init__(self, head_dim: int, length: int, theta: float) -> None:
         super().__init__()
-        self.size, self.length, self.theta = size, length, theta
-        self.register_buffer("cosine", torch.empty(length, size), persistent=False)
-        self.register_buffer("sine", torch.empty(length, size), persistent=False)
+        self.head_dim, self.length, self.theta = head_dim, length, theta
+        self.register_buffer("cos", torch.empty(length, head_dim), persistent=False)
+        self.register_buffer("sin", torch.empty(length, head_dim), persistent=False)
 
     def reset_parameters(self) -> None:
-        """Fill the buffers in place: they are in no checkpoint, and a model from the meta device has none."""
-        exponents = torch.arange(0, self.size, 2, device=self.cosine.device, dtype=torch.float32) / self.size
-        angles = torch.outer(torch.arange(self.length, device=self.cosine.device), self.theta**-exponents)
+        """Fill the buffers in place: no checkpoint holds them, and a model from the meta device has none."""
+        exponents = torch.arange(0, self.head_dim, 2, device=self.cos.device, dtype=torch.float32) / self.head_dim
+        angles = torch.outer(torch.arange(self.length, device=self.cos.device), self.theta**-exponents)
         angles = torch.cat((angles, angles), dim=-1)
-        self.cosine.copy_(angles.cos())
-        self.sine.copy_(angles.sin())
+        self.cos.copy_(angles.cos())
+        self.sin.copy_(angles.sin())
 
-    def angles(self, length: int) -> tuple[Tensor, Tensor]:
-        """(length, size) cosines and sines."""
-        return self.cosine[:length], self.sine[:length]
+    def cos_sin(self, length: int) -> tuple[Tensor, Tensor]:
+        """Return the cosines and the sines of the first positions, each of shape `(length, head_dim)`."""
+        return self.cos[:length], self.sin[:length]
 
-    @staticmethod
-    def turn(vectors: Tensor, angles: tuple[Tensor, Tensor]) -> Tensor:
-        """Turn (n, heads, length, size) vectors by their positions; keeps their type."""
-        cosine, sine = angles
-        first, second = vectors.chunk(2, dim=-1)
-        return (vectors * cosine + torch.cat((-second, first), dim=-1) * sine).to(vectors.dtype)
+
+def apply_rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate queries or keys by their positions.
+
+    Args:
+        x: Tensor of shape `(batch, heads, length, head_dim)`.
+        cos: Cosines of shape `(length, head_dim)`.
+        sin: Sines of shape `(length, head_dim)`.
+
+    Returns:
+        Tensor of the shape and dtype of `x`.
+    """
+    first, second = x.chunk(2, dim=-1)
+    return (x * cos + torch.cat((-second, first), dim=-1) * sin).to(x.dtype)

@@ -1,4 +1,4 @@
-"""Batch normalisation over the batches of all ranks: as on one device with the joint batch.
+"""Batch normalisation over the batches of all ranks, as on one device with the joint batch.
 
 torch's own `nn.SyncBatchNorm` runs on GPUs only; this one runs wherever collectives do.
 """
@@ -13,7 +13,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 
 class _SumOverRanks(torch.autograd.Function):
-    """Every rank's loss depends on the sum, so the gradient of each rank's part is the sum of all gradients."""
+    """Sum over all ranks, with a gradient.
+
+    Every rank's loss depends on the sum, so the gradient of each rank's part is the sum of all gradients.
+    """
 
     @staticmethod
     def forward(context: Any, values: Tensor) -> Tensor:
@@ -29,33 +32,34 @@ class _SumOverRanks(torch.autograd.Function):
 
 
 class SyncBatchNorm(_BatchNorm):
-    """(n, channels, ...) of any rank, like `nn.BatchNorm1d` to `3d`. The ranks' batches may differ in size.
+    """Batch normalisation of `(batch, channels, ...)` over all ranks, like `nn.BatchNorm1d` to `nn.BatchNorm3d`.
 
-    Two reductions a forward pass: the variance as mean of squares minus square of the mean would save one and lose
-    the digits that it lives in.
+    Source: Ioffe and Szegedy 2015. The ranks' batches may differ in size. A forward pass takes two reductions: the
+    variance as mean of squares minus square of the mean would save one, but lose the digits that matter.
     """
 
     def _check_input_dim(self, inputs: Tensor) -> None:
         if inputs.dim() < 2:
-            raise ValueError(f"batch normalisation needs (n, channels, ...), not {inputs.dim()} dimensions")
+            raise ValueError(f"batch normalisation needs (batch, channels, ...), got {inputs.dim()} dimensions")
 
     def forward(self, inputs: Tensor) -> Tensor:
+        """Normalise `(batch, channels, ...)` and update the running statistics in training."""
         if not self.training or not distributed.is_initialized() or distributed.get_world_size() == 1:
             return super().forward(inputs)
         self._check_input_dim(inputs)
-        over = [axis for axis in range(inputs.dim()) if axis != 1]
+        axes = [axis for axis in range(inputs.dim()) if axis != 1]
         shape = [1, -1, *[1] * (inputs.dim() - 2)]
         values = inputs.float()
         local = values.new_tensor([values.numel() / values.shape[1]])
-        sums = _SumOverRanks.apply(torch.cat((values.sum(over), local)))
+        sums = _SumOverRanks.apply(torch.cat((values.sum(axes), local)))
         count, mean = sums[-1], sums[:-1] / sums[-1]
         centred = values - mean.view(shape)
-        variance = _SumOverRanks.apply(centred.square().sum(over)) / count
+        variance = _SumOverRanks.apply(centred.square().sum(axes)) / count
         self._track(mean.detach(), variance.detach() * count.detach() / (count.detach() - 1))
-        found = centred * torch.rsqrt(variance + self.eps).view(shape)
+        normalised = centred * torch.rsqrt(variance + self.eps).view(shape)
         if self.affine:
-            found = found * self.weight.view(shape) + self.bias.view(shape)
-        return found.to(inputs.dtype)
+            normalised = normalised * self.weight.view(shape) + self.bias.view(shape)
+        return normalised.to(inputs.dtype)
 
     def _track(self, mean: Tensor, variance: Tensor) -> None:
         if self.running_mean is None or self.running_var is None or self.num_batches_tracked is None:
@@ -67,14 +71,19 @@ class SyncBatchNorm(_BatchNorm):
 
 
 def convert_sync_batch_norm(model: nn.Module, device: torch.device) -> nn.Module:
-    """`model` with each batch normalisation replaced, its parameters and buffers kept; on a GPU by torch's own."""
+    """Replace each batch normalisation of `model` by a synchronised one, with the same parameters and buffers.
+
+    On a GPU it is torch's own.
+    """
     if device.type == "cuda":
         return nn.SyncBatchNorm.convert_sync_batchnorm(model)
     for name, child in model.named_children():
         if isinstance(child, _BatchNorm) and not isinstance(child, SyncBatchNorm):
-            made = SyncBatchNorm(child.num_features, child.eps, child.momentum, child.affine, child.track_running_stats)
-            made.__dict__.update({key: child.__dict__[key] for key in ("_parameters", "_buffers", "training")})
-            setattr(model, name, made)
+            converted = SyncBatchNorm(
+                child.num_features, child.eps, child.momentum, child.affine, child.track_running_stats
+            )
+            converted.__dict__.update({key: child.__dict__[key] for key in ("_parameters", "_buffers", "training")})
+            setattr(model, name, converted)
         else:
             convert_sync_batch_norm(child, device)
     return model

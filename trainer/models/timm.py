@@ -1,4 +1,4 @@
-"""Any picture model of the library timm, with new weights. Nothing is downloaded."""
+"""Any image model of the library timm, with new weights. Nothing is downloaded."""
 
 from __future__ import annotations
 
@@ -14,15 +14,24 @@ from trainer.core.near import did_you_mean
 def create(
     architecture: str, input_shape: Sequence[int], num_classes: int, options: Mapping[str, Any] | None = None
 ) -> nn.Module:
-    """timm's own module, (n, channels, height, width) to (n, num_classes), so that names of its weights are timm's.
+    """Create a model of timm: `(batch, channels, height, width)` images to `(batch, num_classes)` logits.
 
-    `architecture`: as `timm.list_models()` has it. `options`: more arguments of `timm.create_model`, such as
-    `img_size`, which transformers need for pictures of another size than their own.
+    It is timm's own module, so that parameter names are timm's.
+
+    Args:
+        architecture: Name as in `timm.list_models()`.
+        input_shape: Channels, height and width of an image.
+        num_classes: Number of classes.
+        options: More arguments of `timm.create_model`, such as `img_size`, which transformers need for images of
+            another size than their default.
+
+    Raises:
+        UserError: timm cannot be imported, or has no such model.
     """
     try:
         import timm
     except ImportError as error:
-        fix = "pip install timm, with a torchvision that fits the installed torch"
+        fix = "pip install timm, with a torchvision that matches the installed torch"
         raise UserError(f"model=timm cannot import the package timm: {error}", fix) from None
     if not timm.is_model(architecture):
         hint = did_you_mean(architecture, timm.list_models(), prefix="model.architecture=")

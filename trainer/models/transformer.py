@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from torch import Tensor, nn
 
 from trainer.core.errors import UserError
@@ -9,12 +11,37 @@ from trainer.models.layers import GELU, Attention, Block, SwiGLU, init_transform
 from trainer.models.rotary import Rotary
 
 NORMS: dict[str, type[nn.Module]] = {"layer": nn.LayerNorm, "rms": nn.RMSNorm}
-ACTIVATIONS = ("gelu", "swiglu")
-POSITIONS = ("learned", "rotary")
+"""`layer`: LayerNorm (Ba et al. 2016); `rms`: RMSNorm (Zhang and Sennrich 2019)."""
+CHOICES = {"norm": tuple(NORMS), "activation": ("gelu", "swiglu"), "positions": ("learned", "rotary")}
 
 
 class Transformer(nn.Module):
-    """(n, length) token ids to (n, length, vocab_size) logits; each position sees itself and those before it."""
+    """Decoder-only transformer: `(batch, length)` token ids to `(batch, length, vocab_size)` logits.
+
+    Each position attends to itself and those before it.
+
+    Args:
+        vocab_size: Number of token ids.
+        sequence_length: Longest input.
+        dim: Size of a feature vector.
+        layers: Number of blocks.
+        heads: Number of query heads.
+        kv_heads: Number of key and value heads, shared by groups of query heads (grouped-query attention, Ainslie et
+            al. 2023); None: `heads`.
+        ffn_dim: Size of the feed-forward's hidden layer; None: `4 dim` for gelu, and `8/3 dim` rounded up to a multiple
+            of 32 for swiglu, which has as many weights.
+        norm: `layer` or `rms`.
+        norm_eps: Epsilon of the norms.
+        activation: `gelu` or `swiglu`.
+        positions: `learned` position embeddings (GPT-2), or `rotary` (Su et al. 2021).
+        rope_theta: Base of the rotary wavelengths.
+        bias: Whether the linear layers have biases.
+        tied: Whether the output layer shares the weights of the embedding.
+        dropout: Dropout probability.
+
+    Raises:
+        UserError: A choice is unknown, or the sizes do not divide.
+    """
 
     for_tasks = ("trainer.tasks.language_modelling.LanguageModelling",)
 
@@ -22,28 +49,25 @@ class Transformer(nn.Module):
         self,
         vocab_size: int,
         sequence_length: int,
+        *,
         dim: int = 256,
         layers: int = 4,
         heads: int = 4,
         kv_heads: int | None = None,
         ffn_dim: int | None = None,
-        norm: str = "rms",
+        norm: Literal["layer", "rms"] = "rms",
         norm_eps: float = 1e-5,
-        activation: str = "swiglu",
-        positions: str = "rotary",
+        activation: Literal["gelu", "swiglu"] = "swiglu",
+        positions: Literal["learned", "rotary"] = "rotary",
         rope_theta: float = 10_000.0,
         bias: bool = False,
         tied: bool = True,
         dropout: float = 0.0,
     ) -> None:
-        """`kv_heads`: heads of keys and values, shared by groups of query heads (Ainslie et al. 2023); null: `heads`.
-
-        `ffn_dim`: null: 4 dim for gelu; for swiglu 8/3 dim, which has as many weights. `tied`: the output layer
-        is the embedding. `sequence_length`: the longest input.
-        """
         super().__init__()
         kv_heads = kv_heads or heads
-        _check(dim, heads, kv_heads, norm, activation, positions)
+        _check_sizes(dim, heads, kv_heads)
+        _check_choices({"norm": norm, "activation": activation, "positions": positions})
         self.layers, self.tied = layers, tied
         self.embedding = nn.Embedding(vocab_size, dim)
         self.positions = nn.Embedding(sequence_length, dim) if positions == "learned" else None
@@ -53,7 +77,7 @@ class Transformer(nn.Module):
         self.body = nn.ModuleList(
             Block(
                 NORMS[norm](dim, eps=norm_eps),
-                Attention(dim, heads, kv_heads, bias, dropout),
+                Attention(dim, heads, kv_heads, bias=bias, dropout=dropout),
                 NORMS[norm](dim, eps=norm_eps),
                 GELU(dim, width, bias) if activation == "gelu" else SwiGLU(dim, width, bias),
                 dropout,
@@ -66,46 +90,49 @@ class Transformer(nn.Module):
         self.init_weights()
 
     def tie(self) -> None:
-        """Also needed after `to_empty`, which gives each of two tied parameters a tensor of its own."""
+        """Tie the output layer to the embedding.
+
+        Also needed after `to_empty`, which gives each of two tied parameters its own tensor.
+        """
         if self.tied:
             self.head.weight = self.embedding.weight
 
     def blocks(self) -> list[nn.Module]:
-        """What a sharding strategy wraps one by one, and what activation checkpointing recomputes."""
+        """Return the modules that a sharding strategy wraps one by one and activation checkpointing recomputes."""
         return list(self.body)
 
     def tensor_parallel(self) -> dict[str, str]:
-        """Layers that a tensor parallel strategy splits: whole heads of attention, columns of the feed-forward."""
+        """Return the layers that tensor parallelism splits: whole attention heads, and columns of the feed-forward."""
         names = {"attention": ("query", "key", "value"), "ffn": ("gate", "up")}
         columns = {f"body.*.{part}.{name}": "column" for part, layers in names.items() for name in layers}
         return {**columns, "body.*.attention.out": "row", "body.*.ffn.down": "row"}
 
     def init_weights(self) -> None:
-        """GPT-2's; completes a model made on the meta device."""
+        """Initialise the weights as GPT-2; completes a model that was built on the meta device."""
         init_transformer(self, self.layers)
 
     def forward(self, tokens: Tensor) -> Tensor:
+        """Map `(batch, length)` token ids to `(batch, length, vocab_size)` logits."""
         length = tokens.shape[1]
         features = self.embedding(tokens)
         if self.positions is not None:
             features = features + self.positions.weight[:length]
         features = self.dropout(features)
-        angles = self.rotary.angles(length) if self.rotary is not None else None
+        rotary = self.rotary.cos_sin(length) if self.rotary is not None else None
         for block in self.body:
-            features = block(features, angles)
+            features = block(features, rotary)
         return self.head(self.norm(features))
 
 
-def _check(dim: int, heads: int, kv_heads: int, norm: str, activation: str, positions: str) -> None:
+def _check_sizes(dim: int, heads: int, kv_heads: int) -> None:
     if dim % heads or heads % kv_heads:
         raise UserError(
-            f"model.dim={dim}, model.heads={heads}, model.kv_heads={kv_heads} do not divide",
-            "make dim a multiple of heads, and heads one of kv_heads",
+            f"model.dim={dim}, model.heads={heads}, model.kv_heads={kv_heads}: not divisible",
+            "make dim a multiple of heads, and heads a multiple of kv_heads",
         )
-    for key, value, known in (
-        ("norm", norm, tuple(NORMS)),
-        ("activation", activation, ACTIVATIONS),
-        ("positions", positions, POSITIONS),
-    ):
-        if value not in known:
-            raise UserError(f"model.{key}={value} is not known", f"use {' or '.join(known)}")
+
+
+def _check_choices(given: dict[str, str]) -> None:
+    for key, value in given.items():
+        if value not in CHOICES[key]:
+            raise UserError(f"model.{key}={value}: unknown {key}", f"use {' or '.join(CHOICES[key])}")

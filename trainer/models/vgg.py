@@ -19,7 +19,23 @@ CONVOLUTIONS: dict[int, tuple[int, ...]] = {
 
 
 class VGG(nn.Module):
-    """(n, channels, height, width) to (n, num_classes)."""
+    """Plain convolutional network: `(batch, channels, height, width)` images to `(batch, num_classes)` logits.
+
+    Args:
+        input_shape: Channels, height and width of an image.
+        num_classes: Number of classes.
+        depth: One of `CONVOLUTIONS`; None: set `convolutions`.
+        convolutions: Number of convolutions in each stage.
+        width: Channels of the first stage. Each further stage doubles them, up to 8 times; each ends with halving the
+            height and width.
+        batch_norm: Whether batch normalisation follows each convolution.
+        pooled: Height and width to which the last feature map is averaged before the hidden layers.
+        hidden: Sizes of the hidden linear layers.
+        dropout: Dropout probability after each hidden layer.
+
+    Raises:
+        UserError: The depth is unknown, or the images are too small for the number of stages.
+    """
 
     for_tasks = ("trainer.tasks.classification.Classification",)
 
@@ -28,6 +44,7 @@ class VGG(nn.Module):
         input_shape: Sequence[int],
         num_classes: int,
         depth: int | None = 16,
+        *,
         convolutions: Sequence[int] | None = None,
         width: int = 64,
         batch_norm: bool = False,
@@ -35,16 +52,11 @@ class VGG(nn.Module):
         hidden: Sequence[int] = (4096, 4096),
         dropout: float = 0.5,
     ) -> None:
-        """`depth`: one of `CONVOLUTIONS`; null: `convolutions`, their number in each stage.
-
-        `width`: channels of the first stage; each further one doubles them, up to 8 times, and each ends with a
-        halving of the picture. `pooled`: side to which the last map is averaged before the layers of `hidden`.
-        """
         super().__init__()
         counts = _counts(depth, convolutions)
         if min(input_shape[1:]) < 2 ** len(counts):
             raise UserError(
-                f"{len(counts)} stages halve a picture of {input_shape[1]}x{input_shape[2]} to nothing",
+                f"{len(counts)} stages halve an image of {input_shape[1]}x{input_shape[2]} to nothing",
                 "set model.depth=null and model.convolutions to fewer stages, [2,2,2] for one",
             )
         channels, stages = input_shape[0], []
@@ -62,11 +74,17 @@ class VGG(nn.Module):
         self.init_weights()
 
     def blocks(self) -> list[nn.Module]:
-        """What a sharding strategy wraps one by one: stages and hidden layers, which hold most of the weights."""
+        """Return the modules that a sharding strategy wraps one by one.
+
+        They are the stages, and the hidden layers, which hold most weights.
+        """
         return [*self.body, *self.hidden]
 
     def init_weights(self) -> None:
-        """Kaiming normal for convolutions, and 0.01 for linear layers."""
+        """Initialise the weights.
+
+        Kaiming normal for convolutions (He et al. 2015), normal with standard deviation 0.01 for linear layers.
+        """
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
@@ -79,6 +97,7 @@ class VGG(nn.Module):
                 nn.init.zeros_(module.bias)
 
     def forward(self, inputs: Tensor) -> Tensor:
+        """Map `(batch, channels, height, width)` images to `(batch, num_classes)` logits."""
         return self.head(self.hidden(self.pool(self.body(inputs)).flatten(1)))
 
 

@@ -12,7 +12,23 @@ from trainer.models.layers import GELU, Attention, Block, init_transformer
 
 
 class ViT(nn.Module):
-    """(n, channels, height, width) to (n, num_classes), from the class token."""
+    """Vision transformer: `(batch, channels, height, width)` images to `(batch, num_classes)` logits.
+
+    The logits come from the class token.
+
+    Args:
+        input_shape: Channels, height and width of an image.
+        num_classes: Number of classes.
+        patch: Height and width of a patch in pixels.
+        dim: Size of a feature vector.
+        layers: Number of blocks.
+        heads: Number of attention heads.
+        ffn_dim: Size of the feed-forward's hidden layer; None: `4 dim`.
+        dropout: Dropout probability.
+
+    Raises:
+        UserError: The sizes do not divide.
+    """
 
     for_tasks = ("trainer.tasks.classification.Classification",)
 
@@ -20,6 +36,7 @@ class ViT(nn.Module):
         self,
         input_shape: Sequence[int],
         num_classes: int,
+        *,
         patch: int = 16,
         dim: int = 768,
         layers: int = 12,
@@ -27,11 +44,12 @@ class ViT(nn.Module):
         ffn_dim: int | None = None,
         dropout: float = 0.0,
     ) -> None:
-        """`patch`: pixels of a side of the squares that are the tokens. `ffn_dim`: null: 4 dim."""
         super().__init__()
         channels, height, width = input_shape
         if height % patch or width % patch:
-            raise UserError(f"model.patch={patch} does not divide pictures of {height}x{width}", "use one that does")
+            raise UserError(
+                f"model.patch={patch} does not divide images of {height}x{width}", "use a patch that divides both sides"
+            )
         if dim % heads:
             raise UserError(f"model.dim={dim} is not a multiple of model.heads={heads}", "change one of them")
         self.layers = layers
@@ -54,17 +72,18 @@ class ViT(nn.Module):
         self.init_weights()
 
     def blocks(self) -> list[nn.Module]:
-        """What a sharding strategy wraps one by one."""
+        """Return the modules that a sharding strategy wraps one by one."""
         return list(self.body)
 
     def init_weights(self) -> None:
-        """Normal with deviation 0.02; completes a model made on the meta device."""
+        """Initialise with a normal of standard deviation 0.02; completes a model that was built on the meta device."""
         init_transformer(self, self.layers)
         self.patches.reset_parameters()
         nn.init.normal_(self.class_token, std=0.02)
         nn.init.normal_(self.positions, std=0.02)
 
     def forward(self, inputs: Tensor) -> Tensor:
+        """Map `(batch, channels, height, width)` images to `(batch, num_classes)` logits."""
         tokens = self.patches(inputs).flatten(2).transpose(1, 2)
         features = torch.cat((self.class_token.expand(len(tokens), -1, -1), tokens), dim=1)
         features = self.dropout(features + self.positions)

@@ -1,0 +1,1 @@
+"""Tasks: LightningModules that hold a network, its loss and its metrics."""

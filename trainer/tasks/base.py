@@ -1,4 +1,4 @@
-"""What the tasks share: sums over an evaluation, reduced over the ranks once at its end."""
+"""Base class of the tasks: sums over an evaluation, reduced over the ranks once at its end."""
 
 from __future__ import annotations
 
@@ -8,41 +8,51 @@ from torch import Tensor, distributed, nn
 
 
 class Task(LightningModule):
-    """A network and its loss. The optimizer is the configuration's.
+    """A network and its loss. The optimizer comes from the config.
 
-    A subclass gives `training_step`; `_evaluate(batch)`, the (k,) float64 sums of a batch; and
-    `_metrics(sums)`, the values of the whole evaluation. Sums of numerators and counts, rather than means of
-    batches, are exact however unequal the batches and the shares of the ranks are.
+    A subclass implements `training_step`, `_evaluate` and `_metrics`. Sums of numerators and counts, rather than means
+    of batches, are exact however unequal the batches and the ranks' shares are.
+
+    Args:
+        model: The network.
     """
 
     primary_metric = ("val/loss", "min")
+    """Name of the metric that checkpoints and sweeps compare by default, and whether `min` or `max` is better."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
         self.step_metrics: dict[str, Tensor] = {}
-        """Training metrics beside the loss, detached; read on steps that are logged."""
+        """Training metrics besides the loss, detached; read only on steps that are logged."""
         self._sums: Tensor | None = None
 
     def forward(self, *inputs: Tensor) -> Tensor:
+        """Return the output of the network."""
         return self.model(*inputs)
 
     def validation_step(self, batch: tuple[Tensor, ...], batch_idx: int) -> None:
+        """Add the sums of a batch."""
         self._add(batch)
 
     def test_step(self, batch: tuple[Tensor, ...], batch_idx: int) -> None:
+        """Add the sums of a batch."""
         self._add(batch)
 
     def on_validation_epoch_start(self) -> None:
+        """Reset the sums."""
         self._sums = None
 
     def on_test_epoch_start(self) -> None:
+        """Reset the sums."""
         self._sums = None
 
     def on_validation_epoch_end(self) -> None:
+        """Log the metrics as `val/NAME`."""
         self._log_sums("val")
 
     def on_test_epoch_end(self) -> None:
+        """Log the metrics as `test/NAME`."""
         self._log_sums("test")
 
     def _add(self, batch: tuple[Tensor, ...]) -> None:
@@ -50,7 +60,10 @@ class Task(LightningModule):
         self._sums = sums if self._sums is None else self._sums + sums
 
     def _log_sums(self, stage: str) -> None:
-        """The only collective of an evaluation, after every rank has read all its batches."""
+        """Reduce the sums and log the metrics.
+
+        The only collective of an evaluation, after all batches of every rank.
+        """
         if self._sums is None:
             return
         if distributed.is_available() and distributed.is_initialized():
@@ -58,13 +71,18 @@ class Task(LightningModule):
         self.log_dict({f"{stage}/{name}": value for name, value in self._metrics(self._sums).items()})
 
     def _evaluate(self, batch: tuple[Tensor, ...]) -> Tensor:
+        """Return the float64 sums of a batch, shape `(sums,)`."""
         raise NotImplementedError
 
     def _metrics(self, sums: Tensor) -> dict[str, Tensor]:
+        """Return the metrics of the whole evaluation from its sums, shape `(sums,)`."""
         raise NotImplementedError
 
 
 def stack_sums(*sums: Tensor | int) -> Tensor:
-    """float64, in which counts are exact up to 2^53; on the device of the first."""
-    device = next(number.device for number in sums if isinstance(number, Tensor))
-    return torch.stack([torch.as_tensor(number, dtype=torch.float64, device=device) for number in sums])
+    """Stack sums and counts to a float64 tensor of shape `(sums,)`, on the device of the first tensor.
+
+    float64 holds counts exactly up to 2^53.
+    """
+    device = next(value.device for value in sums if isinstance(value, Tensor))
+    return torch.stack([torch.as_tensor(value, dtype=torch.float64, device=device) for value in sums])

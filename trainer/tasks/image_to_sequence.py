@@ -1,4 +1,4 @@
-"""What a picture says, token by token."""
+"""Image to sequence: the tokens that an image shows, one by one."""
 
 from __future__ import annotations
 
@@ -11,38 +11,50 @@ from trainer.tasks.language_modelling import IGNORED
 
 
 class ImageToSequence(Task):
-    """Cross entropy of the next token, given the picture and the right tokens before it.
+    """Cross entropy of the next token, given the image and the correct tokens before it (teacher forcing).
 
-    A batch has pictures, (n, length) tokens and the (n, length) targets that follow them. `val/loss` in nats a
-    token; `val/exact`, the share of pictures whose whole sequence is right when the model reads it out by itself.
+    Batches: `(batch, channels, height, width)` images, `(batch, length)` input tokens, and the `(batch, length)`
+    targets one position later. Metrics: `val/loss` in nats per token; `val/exact`, the fraction of images whose whole
+    sequence is correct in greedy decoding.
     """
 
     primary_metric = ("val/exact", "max")
 
     def training_step(self, batch: tuple[Tensor, Tensor, Tensor], batch_idx: int) -> Tensor:
-        pictures, tokens, targets = batch
+        """Return the mean loss of a batch."""
+        images, tokens, targets = batch
         return functional.cross_entropy(
-            self.model(pictures, tokens).flatten(0, 1), targets.flatten(), ignore_index=IGNORED
+            self.model(images, tokens).flatten(0, 1), targets.flatten(), ignore_index=IGNORED
         )
 
     def predict_step(self, batch: tuple[Tensor, ...], batch_idx: int) -> Tensor:
-        return self.read_out(batch[0], batch[1][:, :1], batch[1].shape[1])
+        """Return the greedily decoded tokens, shape `(batch, length)`."""
+        return self.decode(batch[0], batch[1][:, :1], batch[1].shape[1])
 
-    def read_out(self, pictures: Tensor, start: Tensor, length: int) -> Tensor:
-        """The (n, length) most probable tokens, one by one, after the (n, 1) tokens `start`."""
+    def decode(self, images: Tensor, start: Tensor, length: int) -> Tensor:
+        """Decode greedily, one token at a time.
+
+        Args:
+            images: Tensor of shape `(batch, channels, height, width)`.
+            start: First tokens of shape `(batch, 1)`.
+            length: Number of tokens to decode.
+
+        Returns:
+            The most probable tokens after `start`, shape `(batch, length)`.
+        """
         tokens = start
         for _ in range(length):
-            following = self.model(pictures, tokens)[:, -1:].argmax(-1)
-            tokens = torch.cat((tokens, following), 1)
+            next_token = self.model(images, tokens)[:, -1:].argmax(-1)
+            tokens = torch.cat((tokens, next_token), 1)
         return tokens[:, 1:]
 
     def _evaluate(self, batch: tuple[Tensor, ...]) -> Tensor:
-        pictures, tokens, targets = batch
-        logits, flat = self.model(pictures, tokens).flatten(0, 1).float(), targets.flatten()
+        images, tokens, targets = batch
+        logits, flat = self.model(images, tokens).flatten(0, 1).float(), targets.flatten()
         loss = functional.cross_entropy(logits, flat, ignore_index=IGNORED, reduction="sum")
         known = targets != IGNORED
-        read = self.read_out(pictures, tokens[:, :1], tokens.shape[1])
-        exact = ((read == targets) | ~known).all(1).sum()
+        decoded = self.decode(images, tokens[:, :1], tokens.shape[1])
+        exact = ((decoded == targets) | ~known).all(1).sum()
         return stack_sums(loss, known.sum(), exact, len(targets))
 
     def _metrics(self, sums: Tensor) -> dict[str, Tensor]:

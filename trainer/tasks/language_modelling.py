@@ -1,4 +1,4 @@
-"""The next token."""
+"""Next-token prediction."""
 
 from __future__ import annotations
 
@@ -11,40 +11,47 @@ from torch.nn import functional
 from trainer.tasks.base import Task, stack_sums
 
 IGNORED = -100
-"""A target that is not to be learnt or counted: padding, other people's turns."""
+"""A target that is ignored by the loss and the metrics: padding, other speakers' turns."""
 
 
 class LanguageModelling(Task):
-    """Cross entropy of the model's (n, length, vocabulary) logits against the (n, length) next tokens.
+    """Cross entropy of the model's `(batch, length, vocab_size)` logits.
 
-    `val/loss` in nats a token, `val/ppl`, `val/acc` of tokens, and `val/bpb` in bits a byte where it is known how
-    many bytes a token stands for: the one that can be compared between tokenizers.
+    Batches: `(batch, length)` tokens and the `(batch, length)` targets one position later. Metrics: `val/loss` in nats
+    per token; `val/ppl`, perplexity; `val/acc`, accuracy of tokens; and `val/bpb`, bits per byte, if the number of
+    bytes per token is known: the one that can be compared between tokenizers.
+
+    Args:
+        model: The network.
+        bytes_per_token: Mean over the evaluation data; None: the fact of the data module.
     """
 
     primary_metric = ("val/loss", "min")
 
     def __init__(self, model: nn.Module, bytes_per_token: float | None = None) -> None:
-        """`bytes_per_token`: of the evaluation data; null: what the data module's facts say."""
         super().__init__(model)
         self.bytes_per_token = bytes_per_token
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        """Return the mean loss of a batch."""
         inputs, targets = batch
         return functional.cross_entropy(self.model(inputs).flatten(0, 1), targets.flatten(), ignore_index=IGNORED)
 
     def setup(self, stage: str) -> None:
+        """Take `bytes_per_token` from the data module's facts if it is not given."""
         facts = getattr(getattr(self.trainer, "datamodule", None), "facts", None)
         if self.bytes_per_token is None and facts is not None:
             self.bytes_per_token = facts().get("bytes_per_token")
 
     def on_test_epoch_end(self) -> None:
-        """Beside the model's own metrics, what n-gram models reach on the same text, where the data can tell."""
+        """Log the metrics, and those of n-gram models on the same text if the data module has them."""
         super().on_test_epoch_end()
         baselines = getattr(getattr(self.trainer, "datamodule", None), "baselines", None)
         if baselines is not None:
             self.log_dict({f"test/{name}": value for name, value in baselines("test").items()})
 
     def predict_step(self, batch: tuple[Tensor, ...], batch_idx: int) -> Tensor:
+        """Return the most probable next token at each position, shape `(batch, length)`."""
         return self.model(batch[0]).argmax(-1)
 
     def _evaluate(self, batch: tuple[Tensor, ...]) -> Tensor:

@@ -1,4 +1,4 @@
-"""A picture of what a sequence says."""
+"""Sequence to image: the image that a sequence of tokens describes."""
 
 from __future__ import annotations
 
@@ -9,24 +9,27 @@ from trainer.tasks.base import Task, stack_sums
 
 
 class SequenceToImage(Task):
-    """Mean squared error of the pixels. A batch has (n, length) tokens and their pictures.
+    """Mean squared error of the pixels.
 
-    `val/loss`, and `val/explained`: the share of the pixels' variance that the drawing explains. 1 is out of reach
-    where the sequence leaves something open, such as the hand that wrote a digit.
+    Batches: `(batch, length)` tokens and `(batch, channels, height, width)` images. Metrics: `val/loss`, and
+    `val/explained`, the fraction of the pixels' variance that the model explains (R^2). 1 is out of reach if the
+    sequence leaves something open, such as the handwriting of a digit.
     """
 
     primary_metric = ("val/loss", "min")
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        tokens, pictures = batch
-        return functional.mse_loss(self.model(tokens), pictures)
+        """Return the mean loss of a batch."""
+        tokens, images = batch
+        return functional.mse_loss(self.model(tokens), images)
 
     def predict_step(self, batch: tuple[Tensor, ...], batch_idx: int) -> Tensor:
+        """Return the predicted images, shape `(batch, channels, height, width)`."""
         return self.model(batch[0])
 
     def _evaluate(self, batch: tuple[Tensor, ...]) -> Tensor:
-        tokens, pictures = batch
-        values = pictures.double()
+        tokens, images = batch
+        values = images.double()
         error = (self.model(tokens).double() - values).square().sum()
         return stack_sums(error, values.sum(), values.square().sum(), values.numel())
 
