@@ -38,8 +38,8 @@ def folders(workdir: Path) -> Path:
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        ([*MIXTURE, "data.weights={a: 1}"], "data.weights says nothing of b"),
-        ([*MIXTURE, "data.weights={a: 1, b: 2, bb: 3}"], r"data\.weights\.bb: there is no source.*\n.*did you mean"),
+        ([*MIXTURE, "data.weights={a: 1}"], "data.weights: no weight for b"),
+        ([*MIXTURE, "data.weights={a: 1, b: 2, bb: 3}"], r"data\.weights\.bb: no source.*\n.*did you mean"),
         ([*MIXTURE, "data.weights={a: 1, b: 0}"], r"data\.weights\.b=0: must be more than 0"),
         ([*MIXTURE, "data.weights={a: -1, b: 1}"], r"data\.weights\.a=-1: must be more than 0"),
         ([*MIXTURE, "data.weights={a: much, b: 1}"], r"data\.weights\.a=much: expected a number"),
@@ -49,8 +49,8 @@ def folders(workdir: Path) -> Path:
         ([HF, "model.folder=nowhere"], r"model\.folder=nowhere: there is no such folder"),
         ([HF, "model.folder=empty"], r"model\.folder=empty holds no config\.json"),
         ([HF, "model.folder=shape"], r"model\.folder=shape holds no \*\.safetensors"),
-        ([TABLE, "data.root=nowhere"], r"data\.root=nowhere: there is no such folder"),
-        ([TABLE, "data.root=empty"], r"data\.root=empty has no Parquet or Arrow file"),
+        ([TABLE, "data.root=nowhere"], r"data\.root=nowhere: no such folder"),
+        ([TABLE, "data.root=empty"], r"data\.root=empty: no Parquet or Arrow file"),
         (
             [TABLE, "data.root=rows", "data.text_column=a", "data.ids_column=b"],
             r"data\.text_column and data\.ids_column",
@@ -62,16 +62,16 @@ def folders(workdir: Path) -> Path:
         ([TABLE, "data.root=rows", "data.text_column=a"], r"0\.parquet cannot be read"),
         (
             ["data=mixture", f"data.sources={{a: {{_target_: {HF_DATASET}, root: table, text_column: txt}}}}"],
-            r"data\.sources\.a\.text_column=txt: there is no such column\n.*data\.sources\.a\.text_column=text",
+            r"data\.sources\.a\.text_column=txt: no such column\n.*data\.sources\.a\.text_column=text",
         ),
         (
             ["data=mixture", f"data.sources={{a: {{_target_: {HF_DATASET}, root: nowhere}}}}"],
-            r"data\.sources\.a\.root=nowhere: there is no such folder",
+            r"data\.sources\.a\.root=nowhere: no such folder",
         ),
         (["data=text", "data.root=nowhere"], r"data\.root=nowhere does not exist"),
         (["data=image_folder", "data.root=nowhere"], r"data\.root=nowhere does not exist.*\n.*each class"),
         (["data=audio_folder", "data.root=nowhere"], r"data\.root=nowhere does not exist"),
-        (["data=token_shards", "data.root=empty"], r"data\.root=empty holds no finished .*\n.*trainer data tokenize"),
+        (["data=token_shards", "data.root=empty"], r"data\.root=empty: no finished .*\n.*trainer data tokenize"),
         (["data=fashion_mnist", "data.root=empty"], r"is not in empty.*\n.*dataset-fashion-mnist"),
         (["data=emoji", "data.font=nowhere"], r"is not at nowhere.*\n.*fonts-noto-color-emoji"),
         (["data=text", 'data.root="~nobody-of-this-name/x"'], r"data\.root=~nobody-of-this-name/x: .*\n.*can be read"),
@@ -123,7 +123,7 @@ def test_what_may_be_meant_passes(overrides: list[str], monkeypatch: pytest.Monk
 
 def test_a_folder_that_only_the_nodes_of_a_cluster_see_is_left_to_them(workdir: Path) -> None:
     config = compose(["resources.gpus=0", HF, "model.folder=/scratch/model"], config_dirs=[]).config
-    with pytest.raises(UserError, match="there is no such folder"):
+    with pytest.raises(UserError, match="no such folder"):
         check(config)
     (workdir / "here").mkdir()
     there = {**config, "cluster": {"name": "slurm"}}

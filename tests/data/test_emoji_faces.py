@@ -12,14 +12,14 @@ from trainer.core.errors import UserError
 from trainer.data import emoji, locations
 from trainer.data.arrays import Arrays
 from trainer.data.augment import CropAndFlip
-from trainer.data.emoji import END, IGNORED, LETTERS, LONGEST, PAD, START, Emoji, Named, encode
+from trainer.data.emoji import END, IGNORED, LETTERS, LONGEST, PAD, START, Emoji, EmojiDataset, encode
 from trainer.data.faces import Faces
 
 
-def named(direction: str, crop: CropAndFlip | None = None) -> Named:
+def named(direction: str, crop: CropAndFlip | None = None) -> EmojiDataset:
     names = ["CAT", "BLACK SUN"]
     pictures = torch.arange(2 * 3 * 4 * 4).to(torch.uint8).view(2, 3, 4, 4)
-    return Named(pictures, torch.tensor([encode(name) for name in names]), direction, crop)
+    return EmojiDataset(pictures, torch.tensor([encode(name) for name in names]), direction, crop)
 
 
 def spelt(tokens: torch.Tensor) -> str:
@@ -45,7 +45,7 @@ def test_drawing_gives_the_name_and_its_picture() -> None:
 
 
 def test_a_name_of_the_longest_length_ends_too() -> None:
-    data = Named(torch.zeros(1, 3, 4, 4, dtype=torch.uint8), torch.tensor([encode("A" * LONGEST)]), "read", None)
+    data = EmojiDataset(torch.zeros(1, 3, 4, 4, dtype=torch.uint8), torch.tensor([encode("A" * LONGEST)]), "read", None)
     _, _, following = data.gather(torch.tensor([0]), 0)
     assert following[0].tolist() == [0] * LONGEST + [END]
 
@@ -54,7 +54,7 @@ def test_the_parts_have_no_name_in_common(monkeypatch: pytest.MonkeyPatch, tmp_p
     names = [f"FACE {number}" for number in range(100)]
     font = tmp_path / "font.ttf"
     font.touch()
-    monkeypatch.setattr(emoji, "drawn", lambda *_: {name: numpy.zeros((3, 8, 8), numpy.uint8) for name in names})
+    monkeypatch.setattr(emoji, "draw_emoji", lambda *_: {name: numpy.zeros((3, 8, 8), numpy.uint8) for name in names})
     data = Emoji(font=str(font), side=8)
     data.setup()
     parts = [part.targets for part in (data.train, data.val, data.test)]  # type: ignore[union-attr]
@@ -64,7 +64,7 @@ def test_the_parts_have_no_name_in_common(monkeypatch: pytest.MonkeyPatch, tmp_p
 
 @pytest.mark.skipif(not Path(locations.EMOJI[0]).is_file(), reason="apt-get install fonts-noto-color-emoji")
 def test_the_font_draws_over_a_thousand() -> None:
-    found = emoji.drawn(Path(locations.EMOJI[0]), 8)
+    found = emoji.draw_emoji(Path(locations.EMOJI[0]), 8)
     assert len(found) > 1000
     assert all(picture.shape == (3, 8, 8) for picture in found.values())
     red, green, blue = found["RED APPLE"].reshape(3, -1).mean(1)

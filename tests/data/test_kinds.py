@@ -14,7 +14,7 @@ def test_every_kind_on_two_ranks(tmp_path: Path) -> None:
         done = [line.removeprefix("ok ").rpartition(" ")[0] for line in output.splitlines() if line.startswith("ok ")]
         assert done == list(KINDS), output[-4000:]
     said = outputs[0]
-    assert "DataLoader over Stream: every rank reads the same batches, so each takes one in turn" in said
-    assert "DataLoader over Stream: each rank reads its own batches; they are left as they are" in said
-    assert "DataLoader over Ids: its sampler gives each rank its own samples; they are left as they are" in said
-    assert "DataLoader over Stream: rank 1 has no batch after 6, others have more: the epoch ends here" in said
+    assert "DataLoader over Stream: every rank reads the same batches, so they take turns" in said
+    assert "DataLoader over Stream: each rank reads different batches; they are not sharded again" in said
+    assert "DataLoader over Ids: its sampler gives each rank different samples; they are not sharded again" in said
+    assert "DataLoader over Stream: rank 1 has only 6 batches, other ranks have more: the epoch ends here" in said

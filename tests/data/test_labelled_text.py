@@ -69,11 +69,11 @@ def test_texts_keep_their_labels_when_rows_are_left_out(tmp_path: Path, caplog: 
     said = data.meta["splits"]["train"]
     assert (said["of"], said["rows"], said["cut"], said["bad"]) == (6, 3, 1, 3)
     assert len(said["bad_names"]) == 3
-    assert "1 of 3 texts are cut to 4 tokens" in caplog.text
+    assert "1 of 3 texts truncated to 4 tokens" in caplog.text
     assert "train: 1 rows have no usable label: data-00000-of-00002.arrow:2" in caplog.text.replace(
         str(tmp_path / "saved" / "train") + "/", ""
     )
-    with pytest.raises(UserError, match="1 rows have no label that is one of the classes"):
+    with pytest.raises(UserError, match="1 rows have a label that is none of the classes"):
         opened(tmp_path / "saved", label_column="mood", sequence_length=4, max_bad=0)
 
 
@@ -130,9 +130,9 @@ def test_without_a_label_column_it_is_text_to_go_on(tmp_path: Path) -> None:
     ("columns", "options", "message"),
     [
         ({"text": ["a"] * 9, "label": [0] * 9}, {"label_column": "lable"}, r"no such column\n  did you mean .*=label"),
-        ({"text": ["a"] * 9, "half": [0.5] * 9}, {"label_column": "half"}, "holds float, not classes"),
-        ({"text": [None] * 9, "kind": [0] * 9}, {"label_column": "kind"}, "has no row that can be used"),
-        ({"input_ids": [[1]] * 9, "kind": [0] * 9}, {"label_column": "kind"}, "are not classified"),
+        ({"text": ["a"] * 9, "half": [0.5] * 9}, {"label_column": "half"}, "expected classes, got float"),
+        ({"text": [None] * 9, "kind": [0] * 9}, {"label_column": "kind"}, "train has no usable row"),
+        ({"input_ids": [[1]] * 9, "kind": [0] * 9}, {"label_column": "kind"}, "cannot be classified"),
         ({"text": [1] * 9, "kind": [0] * 9}, {"label_column": "kind"}, "holds int64, not text"),
     ],
 )

@@ -288,7 +288,7 @@ def test_a_loader_that_does_not_read_through_its_sampler_is_refused() -> None:
             return iter([self.dataset[0]])
 
     loader = resumable(Own(Noisy(), batch_size=2), BatchPlan.of(4, None, 2), 0, 0)
-    with pytest.raises(UserError, match=r"Own.__iter__ does not read through its batch_sampler"):
+    with pytest.raises(UserError, match=r"Own.__iter__ does not use its batch_sampler"):
         next(iter(loader))
 
 
@@ -339,7 +339,7 @@ def test_workers_that_all_read_the_whole_stream_are_told(shares: bool, caplog: p
     loader = DataLoader(Everything(shares), batch_size=1, num_workers=2, multiprocessing_context="fork")
     read = [int(batch) for batch in Stream(loader, Ranks(0, 2), 0, "a stream")]
     assert read == ([0, 2, 4, 6] if shares else list(range(8)))
-    assert ("its 2 worker processes read the same samples" in caplog.text) == (not shares)
+    assert ("each of its 2 worker processes reads all samples" in caplog.text) == (not shares)
 
 
 def _drawn() -> list[float]:
@@ -369,4 +369,4 @@ def test_own_generators_keep_their_place_and_leave_the_others_theirs(
         with own.inside():
             assert _drawn() == expected[turn]
         assert _drawn() == outside[turn]
-        own = OwnGenerators.of(own.plain())
+        own = OwnGenerators.from_plain(own.plain())

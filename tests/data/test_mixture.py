@@ -12,7 +12,7 @@ from trainer.core.errors import UserError
 from trainer.data.arrays import ArrayDataModule, Arrays
 from trainer.data.digits import Digits
 from trainer.data.image_folder import ImageFolder
-from trainer.data.mixture import Mixed, MixedOneByOne, Mixture, OneAfterAnother, shares
+from trainer.data.mixture import GatherConcat, GatherMixture, ItemMixture, Mixture, apportion
 from trainer.data.text import Text
 
 
@@ -22,7 +22,7 @@ def numbers(begin: int, count: int) -> Arrays:
     return Arrays(values.float().unsqueeze(1), values)
 
 
-def epoch(data: Mixed, number: int) -> list[int]:
+def epoch(data: GatherMixture, number: int) -> list[int]:
     _, targets = data.gather(torch.randperm(len(data)), number)
     return targets.tolist()
 
@@ -32,12 +32,12 @@ def epoch(data: Mixed, number: int) -> list[int]:
     [([1, 1], 10, [5, 5]), ([1, 1, 1], 10, [4, 3, 3]), ([0.7, 0.3], 9, [6, 3]), ([1, 999], 10, [0, 10])],
 )
 def test_shares(weights: list[float], samples: int, expected: list[int]) -> None:
-    assert shares(weights, samples) == expected
+    assert apportion(weights, samples) == expected
 
 
 def test_each_epoch_has_the_shares_and_each_pass_every_sample_once() -> None:
     """The small source is read four times in three epochs, the large one not yet once."""
-    data = Mixed([numbers(0, 6), numbers(100, 50)], [8, 12], seed=3)
+    data = GatherMixture([numbers(0, 6), numbers(100, 50)], [8, 12], seed=3)
     read = [epoch(data, number) for number in range(3)]
     assert [Counter(one >= 100 for one in part) for part in read] == [Counter({False: 8, True: 12})] * 3
     counts = Counter(one for part in read for one in part)
@@ -47,8 +47,8 @@ def test_each_epoch_has_the_shares_and_each_pass_every_sample_once() -> None:
 
 
 def test_a_batch_is_in_the_order_of_its_ids_and_a_function_of_seed_and_epoch() -> None:
-    def make(seed: int = 3) -> Mixed:
-        return Mixed([numbers(0, 6), numbers(100, 50)], [8, 12], seed)
+    def make(seed: int = 3) -> GatherMixture:
+        return GatherMixture([numbers(0, 6), numbers(100, 50)], [8, 12], seed)
 
     ids = torch.tensor([19, 0, 7, 12, 3])
     inputs, targets = make().gather(ids, 5)
@@ -62,7 +62,7 @@ def test_a_batch_is_in_the_order_of_its_ids_and_a_function_of_seed_and_epoch() -
 
 
 def test_held_out_samples_are_read_once_each() -> None:
-    data = OneAfterAnother([numbers(0, 3), numbers(100, 2)])
+    data = GatherConcat([numbers(0, 3), numbers(100, 2)])
     assert data.gather(torch.arange(5), 0)[1].tolist() == [0, 1, 2, 100, 101]
     assert data.gather(torch.tensor([2, 3]), 0)[1].tolist() == [2, 100]
 
@@ -78,7 +78,7 @@ def test_texts_by_weight(tmp_path: Path) -> None:
     data = Mixture({"a": text(tmp_path / "a", "aa"), "b": text(tmp_path / "b", "bb")}, {"a": 3, "b": 1}, samples=40)
     data.prepare_data()
     data.setup("fit")
-    assert isinstance(data.train, Mixed)
+    assert isinstance(data.train, GatherMixture)
     inputs, _ = data.train.gather(torch.arange(40), 0)
     assert [int((inputs == ord(letter)).any(1).sum()) for letter in "ab"] == [30, 10]
     facts = data.facts()
@@ -88,7 +88,7 @@ def test_texts_by_weight(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("weights", "message"),
-    [({"a": 1}, "says nothing of b"), ({"a": 1, "b": 0}, r"data\.weights\.b=0: must be more than 0")],
+    [({"a": 1}, "no weight for b"), ({"a": 1, "b": 0}, r"data\.weights\.b=0: must be more than 0")],
 )
 def test_weights_that_cannot_be_meant(weights: dict[str, float], message: str) -> None:
     with pytest.raises(UserError, match=message):
@@ -120,7 +120,7 @@ def folders(root: Path, begin: int, count: int, names: tuple[str, str] = ("cat",
 def test_class_folders_by_weight_each_sample_once_a_pass(tmp_path: Path) -> None:
     data = Mixture({"a": folders(tmp_path / "a", 0, 20), "b": folders(tmp_path / "b", 100, 20)}, {"a": 3, "b": 1})
     data.setup("fit")
-    assert isinstance(data.train, MixedOneByOne)
+    assert isinstance(data.train, ItemMixture)
     sizes = [len(source.train) for source in data.sources.values()]  # type: ignore[attr-defined]
     assert len(data.train) == sum(sizes)
     ids = [(epoch, index) for epoch in (0, 1) for index in range(len(data.train))]
@@ -146,5 +146,7 @@ def test_class_folders_must_have_the_same_classes(tmp_path: Path) -> None:
 
 
 def test_what_is_read_by_batch_and_what_is_not_do_not_mix(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"data\.sources\.scans is read batch by batch and data\.sources\.pictures one"):
+    with pytest.raises(
+        UserError, match=r"data\.sources\.scans is read batch by batch and data\.sources\.pictures item"
+    ):
         Mixture({"pictures": folders(tmp_path / "a", 0, 20), "scans": Digits()}).setup("fit")

@@ -177,9 +177,9 @@ def test_text_is_split_by_whole_files(texts: Path) -> None:
 def test_what_is_not_text_is_named(texts: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO")
     text(texts)
-    for reason in ("4 of 64 files left out", "empty.txt (empty)", "picture.txt (binary)", "latin.txt (not UTF-8)"):
+    for reason in ("skipped 4 of 64 files", "empty.txt (empty)", "picture.txt (binary)", "latin.txt (not UTF-8)"):
         assert reason in caplog.text
-    assert "(a copy)" in caplog.text
+    assert "(duplicate)" in caplog.text
 
 
 def test_windows_give_each_next_byte_once(texts: Path) -> None:
@@ -235,8 +235,8 @@ def test_one_file_is_cut_in_order(tmp_path: Path) -> None:
     ("arguments", "message"),
     [
         ({"root": "/nowhere"}, "data.root=/nowhere does not exist"),
-        ({"tokenizer": "words"}, "data.tokenizer=words is not known"),
-        ({"patterns": ["*.rs"]}, r"no text files in .* fit \*\.rs"),
+        ({"tokenizer": "words"}, "data.tokenizer=words: unknown tokenizer"),
+        ({"patterns": ["*.rs"]}, r"no text files in .* match \*\.rs"),
         ({"sequence_length": 10_000}, "use a smaller data.sequence_length"),
     ],
 )

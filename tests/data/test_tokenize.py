@@ -63,7 +63,7 @@ def test_a_tokenizer_without_an_end_is_refused(tmp_path: Path) -> None:
     from tokenizers import Tokenizer, models
 
     Tokenizer(models.WordLevel({"a": 0}, unk_token="a")).save(str(tmp_path / "a.json"))
-    with pytest.raises(UserError, match="no token for the end of a text"):
+    with pytest.raises(UserError, match="no end-of-text token"):
         BytePairs(tmp_path / "a.json")
 
 

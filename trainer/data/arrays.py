@@ -1,4 +1,4 @@
-"""Data that fits in memory as tensors: one gather a batch."""
+"""Datasets that fit in memory as tensors: one gather per batch."""
 
 from __future__ import annotations
 
@@ -11,14 +11,22 @@ from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader, Dataset
 
 Transform = Callable[[torch.Tensor, torch.Tensor, int], torch.Tensor]
-"""(batch of inputs, their sample ids, epoch) to the batch that the model gets."""
+"""Maps (batch of inputs, their sample ids, epoch) to the batch that the model gets."""
 
 EVALUATION_BATCH = 256
-"""Samples of an evaluation batch on a rank: without gradients, small inputs need no smaller one."""
+"""Samples per evaluation batch on a rank. Without gradients, small inputs do not need a smaller batch."""
 
 
 class Arrays(Dataset[tuple[torch.Tensor, torch.Tensor]]):
-    """(n, ...) inputs and (n,) targets; see `loader.Gathers`."""
+    """A dataset of `(samples, ...)` inputs and `(samples,)` targets in memory.
+
+    It supports `gather`, see `loader.SupportsGather`.
+
+    Args:
+        inputs: Tensor of shape `(samples, ...)`.
+        targets: Tensor of shape `(samples,)`.
+        transform: Applied to the inputs of each batch; None: no transform.
+    """
 
     random = False
 
@@ -33,7 +41,7 @@ class Arrays(Dataset[tuple[torch.Tensor, torch.Tensor]]):
         return inputs[0], targets[0]
 
     def gather(self, indices: torch.Tensor, epoch: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """The batch of these (n,) ids."""
+        """Return the batch of the `(batch,)` sample ids: `(batch, ...)` inputs and `(batch,)` targets."""
         inputs = self.inputs.index_select(0, indices)
         if self.transform is not None:
             inputs = self.transform(inputs, indices, epoch)
@@ -41,15 +49,24 @@ class Arrays(Dataset[tuple[torch.Tensor, torch.Tensor]]):
 
 
 class ArrayDataModule(LightningDataModule):
-    """Base of the modules whose splits are map-style datasets; a subclass sets the three in `setup`."""
+    """Base class of data modules whose splits are map-style datasets.
+
+    Subclasses set `train`, `val` and `test` in `setup`.
+
+    Args:
+        batch_size: Batch size of the loaders when used outside the trainer. The trainer brings its own sampler.
+    """
 
     default_task: str
+    """Import path of the task that is used when the config names none."""
     provides: ClassVar[Any] = None
-    """The names of `facts()`, read as source text at the prompt: a literal dict to their values, which are numbers,
-    names of arguments, (argument, value if true, value if not), lists of these, or None where only the files tell."""
+    """The facts that `facts()` returns, as a literal dict that the config check reads from the source text.
+
+    Values are numbers, names of arguments, `(argument, value if true, value if false)`, lists of these, or None where
+    only the files tell.
+    """
 
     def __init__(self, batch_size: int) -> None:
-        """`batch_size`: of the loaders as they are outside of the trainer, which brings its own order."""
         super().__init__()
         self.batch_size = batch_size
         self.evaluation_batch = EVALUATION_BATCH
@@ -58,24 +75,33 @@ class ArrayDataModule(LightningDataModule):
         self.test: Dataset[Any] | None = None
 
     def train_dataloader(self) -> DataLoader[Any]:
+        """Return the loader of the training split, shuffled."""
         return self._loader(self.train, self.batch_size, shuffle=True)
 
     def val_dataloader(self) -> DataLoader[Any]:
+        """Return the loader of the validation split."""
         return self._loader(self.val, self.evaluation_batch)
 
     def test_dataloader(self) -> DataLoader[Any]:
+        """Return the loader of the test split."""
         return self._loader(self.test, self.evaluation_batch)
 
     def _loader(self, dataset: Dataset[Any] | None, batch_size: int, shuffle: bool = False) -> DataLoader[Any]:
-        assert dataset is not None, "setup() comes first"
+        assert dataset is not None, "call setup() first"
         pinned = torch.cuda.is_available()
         return DataLoader(dataset, batch_size=batch_size, shuffle=shuffle, drop_last=shuffle, pin_memory=pinned)
 
 
 def stratified_split(labels: numpy.ndarray, fractions: list[float], seed: int) -> list[numpy.ndarray]:
-    """Sorted ids of each part, disjoint, with every class in the same proportions; the last takes the rest.
+    """Split sample ids into disjoint sorted parts in which every class has the same proportion.
 
-    `fractions` are of all but the last part. `seed` is not the run's: a run must not choose its own test set.
+    Args:
+        labels: Array of shape `(samples,)`.
+        fractions: Fraction of each part but the last, which takes the remaining samples.
+        seed: Seed of the split. It is not the run's seed: a run must not choose its own test set.
+
+    Returns:
+        The ids of each part.
     """
     generator = numpy.random.default_rng(seed)
     parts: list[list[numpy.ndarray]] = [[] for _ in range(len(fractions) + 1)]

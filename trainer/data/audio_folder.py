@@ -1,4 +1,4 @@
-"""Recordings in a folder a class: WAV in, log-mel spectrogram out."""
+"""Audio recordings in one folder per class: WAV in, log-mel spectrogram out."""
 
 from __future__ import annotations
 
@@ -11,24 +11,41 @@ from typing import Any, ClassVar
 import numpy
 import torch
 
-from trainer.data.class_folders import ClassFolders, Read
+from trainer.data.class_folders import ClassFolders, Reader
 
 SILENCE = 1e-6
-"""Floor of the power before its logarithm."""
+"""Floor of the power before the logarithm: -60 dB."""
 SAMPLE_BYTES = 2
 
 
 class AudioFolder(ClassFolders):
-    """Batches of (n, 1, mels, frames) float32 and (n,) int64 from `root/CLASS/*.wav`, 16-bit PCM."""
+    """Spectrograms of 16-bit PCM recordings in `root/CLASS/*.wav`.
+
+    Batches: `(batch, 1, mels, frames)` float32 spectrograms and `(batch,)` int64 classes. `frames` is
+    `1 + samples // hop`, one every 10 ms.
+
+    Args:
+        root: Folder with one folder per class, or with `train`, `val` and `test` folders that hold these.
+        batch_size: Global batch size.
+        num_workers: Worker processes per rank.
+        rate: Samples per second. A file with another sampling rate counts as bad.
+        seconds: Length of a clip in seconds. Longer recordings are cropped: at a random position in training with
+            `augment`, else at the middle. Shorter ones are padded with silence.
+        mels: Number of mel bands.
+        augment: Crop at random positions in training.
+        held_out: Fraction of the files for each of validation and test, where no folder gives them.
+        max_bad: Unreadable files per process that are tolerated.
+    """
 
     suffixes = (".wav",)
     provides: ClassVar[dict[str, Any]] = {"input_shape": [1, "mels", "frames"], "num_classes": None}
-    """`frames`: trainer/checks/fits.py derives it from `rate` and `seconds`, as `shape` does."""
+    """`trainer/checks/fits.py` derives `frames` from `rate` and `seconds`, as `shape` does."""
 
     def __init__(
         self,
         root: str,
         batch_size: int = 32,
+        *,
         num_workers: int = 2,
         rate: int = 8000,
         seconds: float = 1.0,
@@ -37,54 +54,92 @@ class AudioFolder(ClassFolders):
         held_out: float = 0.1,
         max_bad: int = 100,
     ) -> None:
-        """`rate`: samples a second; a file of another rate counts as bad. `seconds`: of a clip, which is cut from
-        the recording (in training, with `augment`, anywhere; else its middle) or filled up with silence.
-        """
-        super().__init__(root, batch_size, num_workers, held_out, max_bad)
+        super().__init__(root, batch_size, num_workers=num_workers, held_out=held_out, max_bad=max_bad)
         self.rate, self.samples, self.mels, self.augment = rate, round(rate * seconds), mels, augment
         self.window = rate // 40
-        """Samples of a spectrum: 25 ms. The next one starts 10 ms later."""
+        """Samples per spectrum: 25 ms."""
         self.hop = rate // 100
+        """Samples between the starts of two spectra: 10 ms."""
 
     def shape(self) -> list[int]:
+        """Return `[1, mels, frames]`."""
         return [1, self.mels, 1 + self.samples // self.hop]
 
-    def reader(self, training: bool) -> tuple[Read, bool]:
+    def reader(self, training: bool) -> tuple[Reader, bool]:
+        """Return the function that reads a file, and whether it is random."""
         random = training and self.augment
         filters = mel_filters(self.mels, self.window // 2 + 1, self.rate)
         clip = partial(read_clip, rate=self.rate, samples=self.samples, random=random)
-        return partial(_spectrogram_of, clip=clip, filters=filters, window=self.window, hop=self.hop), random
+        return partial(_spectrogram_of, read=clip, filters=filters, window=self.window, hop=self.hop), random
 
 
 def read_clip(path: Path, rate: int, samples: int, random: bool) -> torch.Tensor:
-    """(samples,) float32 in -1..1; several channels are averaged. Raises ValueError or OSError."""
+    """Read a clip of a WAV file, averaged over its channels.
+
+    Args:
+        path: The file.
+        rate: Expected sampling rate in Hz.
+        samples: Length of the clip.
+        random: Crop at a random position; else at the middle.
+
+    Returns:
+        Samples in -1..1, float32 of shape `(samples,)`.
+
+    Raises:
+        ValueError: The file is no 16-bit PCM at `rate`, or shorter than 50 ms.
+        OSError: The file cannot be read.
+    """
     try:
         with wave.open(str(path)) as file:
-            channels, width, found_rate, frames = file.getparams()[:4]
+            channels, width, file_rate, frames = file.getparams()[:4]
             raw = file.readframes(frames)
     except (wave.Error, EOFError) as error:
         raise ValueError(f"not a WAV file: {error}") from error
-    if width != SAMPLE_BYTES or found_rate != rate:
-        raise ValueError(f"{8 * width} bits at {found_rate} Hz, not 16 at {rate}")
+    if width != SAMPLE_BYTES or file_rate != rate:
+        raise ValueError(f"{8 * width} bits at {file_rate} Hz, not 16 at {rate}")
     if len(raw) < SAMPLE_BYTES * channels * rate // 20:
         raise ValueError("shorter than 50 ms")
     values = numpy.frombuffer(raw, "<i2").reshape(-1, channels).mean(1).astype(numpy.float32) / 2**15
-    room = len(values) - samples
-    if room <= 0:
-        return torch.nn.functional.pad(torch.from_numpy(values), (0, -room))
-    begin = int(torch.randint(room + 1, ())) if random else room // 2
-    return torch.from_numpy(values[begin : begin + samples].copy())
+    spare = len(values) - samples
+    if spare <= 0:
+        return torch.nn.functional.pad(torch.from_numpy(values), (0, -spare))
+    start = int(torch.randint(spare + 1, ())) if random else spare // 2
+    return torch.from_numpy(values[start : start + samples].copy())
 
 
 def log_mel(clip: torch.Tensor, filters: torch.Tensor, window: int, hop: int) -> torch.Tensor:
-    """(1, mels, frames): decibels of the power in each band, shifted and scaled to about -1..1."""
+    """Return the log-mel spectrogram of a clip.
+
+    The power in each band in decibels, divided by 40 to scale it to about -1..1.
+
+    Args:
+        clip: Samples of shape `(samples,)`.
+        filters: Mel filters of shape `(mels, window // 2 + 1)`.
+        window: Samples per spectrum, under a Hann window.
+        hop: Samples between the starts of two spectra.
+
+    Returns:
+        Tensor of shape `(1, mels, frames)`.
+    """
     spectrum = torch.stft(clip, window, hop, window=torch.hann_window(window), return_complex=True)
     power = filters @ spectrum.abs().square()
     return (10 * torch.log10(power + SILENCE) / 40).unsqueeze(0)
 
 
 def mel_filters(mels: int, bins: int, rate: int) -> torch.Tensor:
-    """(mels, bins) triangles, evenly spaced on the mel scale (O'Shaughnessy: 2595 log10(1 + f / 700))."""
+    """Return triangular filters evenly spaced on the mel scale.
+
+    The scale is that of O'Shaughnessy 1987, "Speech Communication: Human and Machine": `mel(f) = 2595 log10(1 + f /
+    700)`.
+
+    Args:
+        mels: Number of filters.
+        bins: Number of frequency bins from 0 to `rate / 2`.
+        rate: Sampling rate in Hz.
+
+    Returns:
+        Tensor of shape `(mels, bins)`.
+    """
     top = 2595 * log10(1 + rate / 2 / 700)
     corners = 700 * (10 ** (torch.linspace(0, top, mels + 2) / 2595) - 1)
     frequencies = torch.linspace(0, rate / 2, bins)
@@ -93,5 +148,5 @@ def mel_filters(mels: int, bins: int, rate: int) -> torch.Tensor:
     return torch.minimum(rising, falling).clamp(min=0)
 
 
-def _spectrogram_of(path: Path, clip: Read, filters: torch.Tensor, window: int, hop: int) -> torch.Tensor:
-    return log_mel(clip(path), filters, window, hop)
+def _spectrogram_of(path: Path, read: Reader, filters: torch.Tensor, window: int, hop: int) -> torch.Tensor:
+    return log_mel(read(path), filters, window, hop)

@@ -1,7 +1,8 @@
-"""N-gram models of bytes: what a language model has to beat.
+"""N-gram models of bytes: baselines that a language model has to beat.
 
-Witten-Bell interpolation (Witten and Bell 1991): the estimate of each order is mixed with that of the next lower one,
-by how many different bytes have followed the context; below the unigrams is the uniform distribution.
+Witten-Bell interpolation (Witten and Bell 1991, "The Zero-Frequency Problem", method C): the estimate of each order is
+interpolated with that of the next lower order, weighted by the number of distinct bytes seen after the context. Below
+the unigrams is the uniform distribution.
 """
 
 from __future__ import annotations
@@ -12,25 +13,32 @@ VALUES = 256
 
 
 def bits_per_byte(train: numpy.ndarray, held_out: numpy.ndarray, order: int) -> float:
-    """Mean -log2 P(byte | the `order - 1` bytes before it) of `held_out`, both uint8; its first bytes are left out.
+    """Return the cross entropy of `held_out` under an n-gram model of `train`, in bits per byte.
 
-    `order` 1 to 3: the counts are a dense table of 256^order numbers.
+    The mean of -log2 P(byte | previous `order - 1` bytes), without the first `order - 1` bytes of `held_out`. With
+    context c, its count n(c), and t(c) distinct bytes seen after it: `P(b | c) = (n(c b) + t(c) P(b | shorter c)) /
+    (n(c) + t(c))`.
+
+    Args:
+        train: Training text as uint8, shape `(bytes,)`.
+        held_out: Text to measure on as uint8, shape `(bytes,)`.
+        order: Order of the model, 1 to 3: the counts are a dense table of 256^order integers.
     """
     targets = held_out[order - 1 :]
     probabilities: numpy.ndarray = numpy.full(len(targets), 1 / VALUES)
-    for used in range(1, order + 1):
-        table = numpy.bincount(_codes(train, used), minlength=VALUES**used).reshape(-1, VALUES)
-        contexts, following = numpy.divmod(_codes(held_out, used)[order - used :], VALUES)
+    for length in range(1, order + 1):
+        table = numpy.bincount(_codes(train, length), minlength=VALUES**length).reshape(-1, VALUES)
+        contexts, following = numpy.divmod(_codes(held_out, length)[order - length :], VALUES)
         total = table.sum(1)[contexts]
-        different = (table > 0).sum(1)[contexts]
-        mixed = table[contexts, following] + different * probabilities
-        probabilities = numpy.where(total > 0, mixed / numpy.maximum(total + different, 1), probabilities)
+        distinct = (table > 0).sum(1)[contexts]
+        mixed = table[contexts, following] + distinct * probabilities
+        probabilities = numpy.where(total > 0, mixed / numpy.maximum(total + distinct, 1), probabilities)
     return float(-numpy.log2(probabilities).mean())
 
 
 def _codes(text: numpy.ndarray, length: int) -> numpy.ndarray:
-    """Each run of `length` bytes as one number."""
+    """Encode each run of `length` consecutive bytes as one integer."""
     codes = numpy.zeros(len(text) - length + 1, numpy.int64)
-    for place in range(length):
-        codes = codes * VALUES + text[place : len(text) - length + 1 + place]
+    for offset in range(length):
+        codes = codes * VALUES + text[offset : len(text) - length + 1 + offset]
     return codes

@@ -1,4 +1,4 @@
-"""Prepared data, kept in folders that are complete or absent."""
+"""Prepared data, cached in folders that are either complete or absent."""
 
 from __future__ import annotations
 
@@ -10,28 +10,28 @@ from pathlib import Path
 
 
 def cache_root() -> Path:
-    """`$XDG_CACHE_HOME/trainer`, or `~/.cache/trainer`."""
+    """Return `$XDG_CACHE_HOME/trainer`, or `~/.cache/trainer`."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "trainer"
 
 
 def prepared(folder: Path, prepare: Callable[[Path], None]) -> Path:
-    """`folder`, filled by `prepare(empty folder)` unless it is there.
+    """Return `folder`, after filling it with `prepare(empty folder)` if it does not exist.
 
-    It is filled aside and renamed, so that a killed process leaves nothing half made. Of two that prepare the
-    same at once, the first wins and the other takes its result.
+    A temporary folder is filled and then renamed, so a killed process leaves nothing half made. When two processes
+    prepare the same folder at once, the first wins and the other uses its result.
     """
     if folder.is_dir():
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
-    aside = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
+    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
     try:
-        prepare(aside)
-        aside.chmod(0o755)
+        prepare(temporary)
+        temporary.chmod(0o755)
         try:
-            aside.rename(folder)
+            temporary.rename(folder)
         except OSError:
             if not folder.is_dir():
                 raise
     finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
     return folder

@@ -1,8 +1,9 @@
-"""Files in a folder a class, read one by one: pictures, recordings."""
+"""Datasets with one folder per class, read file by file: images, audio recordings."""
 
 from __future__ import annotations
 
 import logging
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,18 +19,27 @@ from trainer.tasks.classification import IGNORED
 
 _log = logging.getLogger(__name__)
 
-Read = Callable[[Any], torch.Tensor]
-"""Path (or what else names the sample) to the sample; raises OSError or ValueError where it is bad."""
+Reader = Callable[[Any], torch.Tensor]
+"""Maps a path (or another reference to a sample) to the sample; raises OSError or ValueError when it is bad."""
 
 
 class LabelledFiles(Dataset[tuple[torch.Tensor, int]]):
-    """Files, or rows of them, and their classes. One that cannot be read is named in the log and becomes zeros with
-    the label `IGNORED`, so that the order of all others stays; more than `max_bad` in a process is an error."""
+    """Files, or rows of files, and their classes.
+
+    A sample that cannot be read is named in the log and replaced by zeros with the label `IGNORED`, so that the order
+    of all other samples stays.
+
+    Args:
+        files: References to the samples, and their classes.
+        read: Reads a sample of shape `shape`.
+        shape: Shape of a sample.
+        max_bad: Bad samples per process; one more raises UserError.
+        random: Whether `read` draws random numbers.
+    """
 
     def __init__(
-        self, files: Sequence[tuple[Any, int]], read: Read, shape: Sequence[int], max_bad: int, random: bool
+        self, files: Sequence[tuple[Any, int]], read: Reader, shape: Sequence[int], max_bad: int, random: bool
     ) -> None:
-        """`random`: whether `read` draws random numbers."""
         self.files, self.read, self.shape, self.max_bad, self.random = files, read, tuple(shape), max_bad, random
         self.bad: set[Any] = set()
 
@@ -48,39 +58,47 @@ class LabelledFiles(Dataset[tuple[torch.Tensor, int]]):
         if path in self.bad:
             return
         self.bad.add(path)
-        _log.warning("left out %s (%d so far): %s", path, len(self.bad), error)
+        _log.warning("skipped %s (%d so far): %s", path, len(self.bad), error)
         if len(self.bad) > self.max_bad:
             raise UserError(
-                f"more than data.max_bad={self.max_bad} samples cannot be read, the last one {path}",
-                "mend or remove those that the log names, or raise data.max_bad",
+                f"more than data.max_bad={self.max_bad} samples cannot be read; the latest is {path}",
+                "repair or remove the files named in the log, or increase data.max_bad",
             )
 
 
-class ClassFolders(ArrayDataModule):
-    """Base of modules over `root/CLASS/FILE`, or over `root/{train,val,test}/CLASS/FILE` where it has `train` and
-    one of the others.
+class ClassFolders(ArrayDataModule, ABC):
+    """Base class of data modules over `root/CLASS/FILE`, or over `root/{train,val,test}/CLASS/FILE`.
 
-    For each of val and test that has no folder, `held_out` of each class are taken, by the hash of the names.
+    The second layout is used when `root` has a folder `train` and one of the others. For each of validation and test
+    that has no folder, `held_out` of each class is taken, by the hash of the file names.
+
+    Args:
+        root: The folder.
+        batch_size: Global batch size.
+        num_workers: Worker processes per rank.
+        held_out: Fraction of the files of each class for each of validation and test, where no folder gives them.
+        max_bad: Unreadable files per process that are tolerated.
     """
 
     default_task = "trainer.tasks.classification.Classification"
     suffixes: tuple[str, ...]
 
-    def __init__(self, root: str, batch_size: int, num_workers: int, held_out: float, max_bad: int) -> None:
+    def __init__(self, root: str, batch_size: int, *, num_workers: int, held_out: float, max_bad: int) -> None:
         super().__init__(batch_size)
         self.root = Path(root).expanduser()
         self.num_workers, self.held_out, self.max_bad = num_workers, held_out, max_bad
         self.classes: list[str] = []
 
+    @abstractmethod
     def shape(self) -> list[int]:
-        """Of a sample."""
-        raise NotImplementedError
+        """Return the shape of a sample."""
 
-    def reader(self, training: bool) -> tuple[Read, bool]:
-        """How a file is read, and whether that is random."""
-        raise NotImplementedError
+    @abstractmethod
+    def reader(self, training: bool) -> tuple[Reader, bool]:
+        """Return the function that reads a sample, and whether it is random."""
 
     def setup(self, stage: str | None = None) -> None:
+        """Find the files and build the dataset of each split, once."""
         if self.train is not None:
             return
         parts = self._parts()
@@ -89,10 +107,11 @@ class ClassFolders(ArrayDataModule):
             setattr(self, split, LabelledFiles(parts[split], read, self.shape(), self.max_bad, random))
 
     def facts(self) -> dict[str, Any]:
+        """Return `input_shape` and `num_classes`."""
         return {"input_shape": self.shape(), "num_classes": len(self.classes)}
 
     def _loader(self, dataset: Dataset[Any] | None, batch_size: int, shuffle: bool = False) -> DataLoader[Any]:
-        assert dataset is not None, "setup() comes first"
+        assert dataset is not None, "call setup() first"
         return DataLoader(
             dataset,
             batch_size=batch_size if shuffle else min(batch_size, EVALUATION_BATCH),
@@ -104,7 +123,7 @@ class ClassFolders(ArrayDataModule):
         )
 
     def _parts(self) -> Mapping[str, Sequence[tuple[Any, int]]]:
-        """The samples of each split and their classes; sets `classes`."""
+        """Return the samples of each split with their classes, and set `classes`."""
         given = [split for split in SPLITS if (self.root / split).is_dir()]
         if "train" not in given or len(given) < 2:
             given = []
@@ -112,8 +131,8 @@ class ClassFolders(ArrayDataModule):
         self.classes = sorted(folder.name for folder in _folders(first) if self._files(folder))
         if len(self.classes) < 2:
             raise UserError(
-                f"data.root={self.root} has {len(self.classes)} folders with {', '.join(self.suffixes)} files",
-                "put the files of each class into a folder named by the class",
+                f"data.root={self.root}: {len(self.classes)} folders with {', '.join(self.suffixes)} files (2 needed)",
+                "put the files of each class into a folder named after the class",
             )
         parts: dict[str, list[tuple[Path, int]]] = {split: [] for split in SPLITS}
         for label, name in enumerate(self.classes):
@@ -122,7 +141,7 @@ class ClassFolders(ArrayDataModule):
         return parts
 
     def _split(self, name: str, given: list[str]) -> dict[str, list[Path]]:
-        """The files of a class. `given`: the splits that are folders."""
+        """Return the files of a class by split; `given` lists the splits that have a folder."""
         parts = {split: self._files(self.root / split / name) for split in given}
         missing = [split for split in SPLITS if split not in given]
         if not missing:
@@ -130,12 +149,12 @@ class ClassFolders(ArrayDataModule):
         paths = parts.get("train", []) if given else self._files(self.root / name)
         if len(paths) < len(SPLITS):
             raise UserError(
-                f"class {name} of data.root={self.root} has {len(paths)} files: too few to hold some out",
-                f"add some, or make the folders {', '.join(SPLITS)} yourself",
+                f"data.root={self.root}: class {name} has {len(paths)} files, too few for a held-out split",
+                f"add files, or make the folders {', '.join(SPLITS)} yourself",
             )
         divided = split_by_name(paths, lambda path: path.relative_to(self.root).as_posix(), self.held_out)
-        taken = {path for split in missing if split != "train" for path in divided[split]}
-        rest = [path for path in paths if path not in taken]
+        held_out = {path for split in missing if split != "train" for path in divided[split]}
+        rest = [path for path in paths if path not in held_out]
         return {**parts, "train": rest, **{split: divided[split] for split in missing if split != "train"}}
 
     def _files(self, folder: Path) -> list[Path]:

@@ -1,4 +1,4 @@
-"""Train loaders of any kind and in any collection, each made one that is shared between the ranks and resumes."""
+"""Train loaders of any kind and in any collection, each sharded over the ranks and made resumable."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ _log = logging.getLogger(__name__)
 
 
 def leaves(loaders: Any) -> list[Any]:
-    """The loaders of a dict, a list, a `CombinedLoader` or any nesting of them, in Lightning's order."""
+    """Return the loaders of a dict, a list, a `CombinedLoader` or any nesting of them, in Lightning's order."""
     return list(_combined(loaders).flattened)
 
 
 def length_of(loaders: Any) -> int | None:
-    """Micro-batches of an epoch; None where a loader that decides it has no length."""
+    """Return the number of micro-batches in an epoch; None if a loader that decides it has no length."""
     combined = _combined(loaders)
     lengths = [sized_len(loader) for loader in combined.flattened]
     count = _SUPPORTED_MODES[combined._mode]["fn"]
@@ -35,7 +35,7 @@ def length_of(loaders: Any) -> int | None:
 
 
 def micro_batch_of(loaders: Any) -> int | None:
-    """The batch size of the first loader that has one."""
+    """Return the batch size of the first loader that has one."""
     sizes = [getattr(loader, "batch_size", None) for loader in leaves(loaders)]
     return next((size for size in sizes if isinstance(size, int)), None)
 
@@ -45,29 +45,38 @@ def shared_training(
     plan: BatchPlan,
     ranks: Ranks,
     seed: int,
+    *,
     given: int | None,
     fewer: Callable[[DataLoader[Any], BatchPlan], DataLoader[Any]] = lambda loader, plan: loader,
     is_shared: bool = False,
 ) -> Any:
-    """`loaders` in the same collection, each of them rebuilt (`loader.resumable`) or a `Stream`.
+    """Return `loaders` in the same collection, each of them rebuilt (`loader.resumable`) or wrapped in a `Stream`.
 
     A single loader has the micro-batch of `plan`. In a collection each loader's own batch size is the micro-batch of a
-    rank, as in Lightning; where `data.batch_size` is `given`, all are cut as it is: their sizes are then global, too.
-    `fewer`: cuts a loader to the samples of `trainer.overfit_batches`. `is_shared`: the loaders are left as they are
-    (`trainer.use_distributed_sampler=false`).
+    rank, as in Lightning. If `data.batch_size` is given, the batch sizes of all loaders are scaled by the same factor:
+    they are then global, too.
+
+    Args:
+        loaders: What `train_dataloader` returned.
+        plan: How the global batch is split.
+        ranks: This rank among those that read different data.
+        seed: Seed of the run.
+        given: `data.batch_size`; None: not set.
+        fewer: Cuts a loader to the samples of `trainer.overfit_batches`.
+        is_shared: Leave the order of the loaders unchanged (`trainer.use_distributed_sampler=false`).
     """
     combined = _combined(loaders)
     if combined._mode == "sequential":
         raise UserError(
             "train_dataloader: Lightning does not train with CombinedLoader(mode='sequential')",
-            "use the mode min_size, max_size or max_size_cycle, or a ConcatDataset in one loader",
+            "use mode='min_size', 'max_size' or 'max_size_cycle', or a ConcatDataset in one loader",
         )
-    found = list(combined.flattened)
-    plans = [plan] if len(found) == 1 else _plans(found, plan, given)
+    flat = list(combined.flattened)
+    plans = [plan] if len(flat) == 1 else _plans(flat, plan, given)
 
     def shared(loader: Any, own: BatchPlan) -> Any:
         if not isinstance(loader, Iterable) and not hasattr(loader, "__getitem__"):
-            return loader  # Lightning says what is wrong with it
+            return loader  # Lightning raises the error
         if isinstance(loader, DataLoader) and not isinstance(loader.dataset, IterableDataset):
             loader = fewer(loader, own)
         if not isinstance(loader, DataLoader) or is_shared:
@@ -76,11 +85,11 @@ def shared_training(
             loader = _of_size(loader, own.micro_batch)
         return resumable(loader, own, ranks.rank, seed, ranks)
 
-    return _put_back(loaders, combined, [shared(*pair) for pair in zip(found, plans, strict=True)])
+    return _put_back(loaders, combined, [shared(*pair) for pair in zip(flat, plans, strict=True)])
 
 
 def shared_evaluation(loaders: Any, ranks: Ranks) -> Any:
-    """`loaders` in the same collection, those that are DataLoaders rebuilt by `loader.evaluation`."""
+    """Return `loaders` in the same collection, with each DataLoader rebuilt by `loader.evaluation`."""
     combined = _combined(loaders)
     rebuilt = [
         evaluation(loader, ranks.rank, ranks.world_size, ranks=ranks) if isinstance(loader, DataLoader) else loader
@@ -92,7 +101,14 @@ def shared_evaluation(loaders: Any, ranks: Ranks) -> Any:
 def connect(
     loaders: list[Any], not_trained: Callable[[int], int], epoch_is_over: Callable[[], bool], begins_with: int
 ) -> None:
-    """Tell the rebuilt ones how to ask the Trainer how far it has come, and with which epoch they begin."""
+    """Connect the rebuilt loaders to the Trainer.
+
+    Args:
+        loaders: The loaders in Lightning's order.
+        not_trained: Number of a loader to its batches that were handed out but not trained on yet.
+        epoch_is_over: Whether the training's epoch is complete.
+        begins_with: The epoch that the loaders start with.
+    """
     fetches_ahead = any(sized_len(loader) is None for loader in loaders)
     for number, loader in enumerate(loaders):
         if isinstance(loader, (Ordered, Stream)):
@@ -104,8 +120,10 @@ def connect(
 
 
 def listen(loader: Any, on_batch: Callable[[int, int, list[Any]], None]) -> None:
-    """Call `on_batch` with (epoch, step, ids) of each micro-batch that a rebuilt loader hands out, and of those that
-    were fetched ahead of the training."""
+    """Call `on_batch(epoch, step, ids)` for each micro-batch that a rebuilt loader hands out.
+
+    It is also called for those that were fetched ahead of the training.
+    """
     if isinstance(loader, Stream):
         loader.on_batch = on_batch
     elif isinstance(loader, Ordered) and isinstance(loader.batch_sampler, Batches):
@@ -113,15 +131,15 @@ def listen(loader: Any, on_batch: Callable[[int, int, list[Any]], None]) -> None
 
 
 def load_states(loaders: list[Any], states: list[dict[str, Any]]) -> None:
-    """Continue where the loaders' `state_dict`s were taken, in this order."""
-    ours = [loader for loader in loaders if isinstance(loader, (Ordered, Stream))]
-    if len(ours) != len(states):
+    """Restore the positions of the loaders from their `state_dict`s, in this order."""
+    resumable_loaders = [loader for loader in loaders if isinstance(loader, (Ordered, Stream))]
+    if len(resumable_loaders) != len(states):
         _log.warning(
-            "the checkpoint knows the positions of %d train loaders, there are %d: they begin the epoch again",
-            *(len(states), len(ours)),
+            "the checkpoint has the positions of %d train loaders, but there are %d: they restart the epoch",
+            *(len(states), len(resumable_loaders)),
         )
         return
-    for loader, state in zip(ours, states, strict=True):
+    for loader, state in zip(resumable_loaders, states, strict=True):
         loader.load_state_dict(state)
 
 
@@ -137,22 +155,24 @@ def _put_back(loaders: Any, combined: CombinedLoader, rebuilt: list[Any]) -> Any
 def _plans(loaders: list[Any], plan: BatchPlan, given: int | None) -> list[BatchPlan]:
     sizes = [getattr(loader, "batch_size", None) for loader in loaders]
     known = [size for size in sizes if isinstance(size, int)]
-    whole = plan.micro_batch if given is None or not known else given if given in known else known[0]
+    reference = plan.micro_batch if given is None or not known else given if given in known else known[0]
     plans = []
     for size in sizes:
-        size = size if isinstance(size, int) else whole
-        if size * plan.micro_batch % whole:
+        size = size if isinstance(size, int) else reference
+        if size * plan.micro_batch % reference:
             raise UserError(
-                f"train_dataloader: a loader's batch_size={size} does not divide as data.batch_size={given} does",
-                f"use sizes that divide by {plan.world_size * plan.accumulate}, or leave data.batch_size out",
+                f"train_dataloader: a loader's batch_size={size} cannot be scaled to data.batch_size={given}",
+                f"use batch sizes that are multiples of {plan.world_size * plan.accumulate}, or omit data.batch_size",
             )
-        micro = size * plan.micro_batch // whole
-        plans.append(replace(plan, global_batch=micro * plan.accumulate * plan.world_size, micro_batch=micro))
+        micro_batch = size * plan.micro_batch // reference
+        plans.append(
+            replace(plan, global_batch=micro_batch * plan.accumulate * plan.world_size, micro_batch=micro_batch)
+        )
     return plans
 
 
 def _of_size(loader: DataLoader[Any], micro_batch: int) -> DataLoader[Any]:
-    """A loader over an IterableDataset with another batch size."""
+    """Return a loader over an IterableDataset with another batch size."""
     if type(loader) is not DataLoader or not isinstance(loader.dataset, IterableDataset) or loader.batch_size is None:
         return loader
     changed = copy.copy(loader)

@@ -1,12 +1,12 @@
-"""Strips of three to six real scans of digits side by side, and what they say: pictures to sequences and back.
+"""Strips of three to six scanned digits side by side, and the digits they show: image to sequence and back.
 
-The scans are those of `trainer.data.digits`, split as there, so that held-out strips hold scans never seen. Every
-epoch draws new strips: a strip is a function of seed, epoch and its number.
+The scans are those of `trainer.data.digits`, with the same splits, so that held-out strips show scans that were never
+seen in training. Every epoch draws new strips: a strip is a function of seed, epoch and index.
 """
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch.utils.data import Dataset
@@ -17,7 +17,7 @@ from trainer.data.digits import Digits
 from trainer.data.randomness import uniform
 
 START, END, PAD = 10, 11, 12
-"""Tokens beyond the digits."""
+"""Special tokens after the ten digits. `END` and `PAD` follow."""
 VOCABULARY = 13
 SHORTEST, LONGEST = 3, 6
 SIDE = 8
@@ -29,8 +29,18 @@ TASKS = {
 
 
 class Strips(Dataset[tuple[torch.Tensor, ...]]):
-    """`read`: (n, 1, 8, 48) pictures, (n, 7) tokens from START on, and the (n, 7) tokens that follow them, IGNORED
-    behind END. `draw`: (n, 6) tokens, PAD behind the last, and (n, 1, 8, 48) pictures. See `loader.Gathers`."""
+    """Random strips of digits, or the digits to draw them from; supports `gather`, see `loader.SupportsGather`.
+
+    Batches of direction `read`: `(batch, 1, 8, 48)` float32 images in 0..1, `(batch, 7)` int64 input tokens that begin
+    with START, and `(batch, 7)` int64 targets, IGNORED after END. Batches of direction `draw`: `(batch, 6)` int64
+    tokens, PAD after the last digit, and `(batch, 1, 8, 48)` images.
+
+    Args:
+        scans: Images of shape `(scans, 1, 8, 8)` and their digits.
+        count: Number of strips.
+        seed: Seed of the strips.
+        direction: `read` or `draw`.
+    """
 
     random = False
 
@@ -44,27 +54,36 @@ class Strips(Dataset[tuple[torch.Tensor, ...]]):
         return tuple(part[0] for part in self.gather(torch.tensor([index]), 0))
 
     def gather(self, indices: torch.Tensor, epoch: int) -> tuple[torch.Tensor, ...]:
-        """The batch of these (n,) ids."""
+        """Return the batch of the `(batch,)` sample ids."""
         draws = uniform(self.seed, epoch, indices, 1 + LONGEST)
         lengths = SHORTEST + (draws[:, :1] * (LONGEST - SHORTEST + 1)).long()
         chosen = (draws[:, 1:] * len(self.scans)).long()
         shown = torch.arange(LONGEST) < lengths
-        pictures = self.scans.inputs[chosen] * shown[:, :, None, None, None]
-        pictures = pictures.permute(0, 2, 3, 1, 4).reshape(len(indices), 1, SIDE, SIDE * LONGEST)
+        images = self.scans.inputs[chosen] * shown[:, :, None, None, None]
+        images = images.permute(0, 2, 3, 1, 4).reshape(len(indices), 1, SIDE, SIDE * LONGEST)
         digits = torch.where(shown, self.scans.targets[chosen], PAD)
         if self.direction == "draw":
-            return digits, pictures
+            return digits, images
         first, last = torch.full((len(indices), 1), START), torch.full((len(indices), 1), PAD)
-        place = torch.arange(LONGEST + 1)
-        following = torch.where(place == lengths, END, torch.cat((digits, last), 1))
-        return pictures, torch.cat((first, digits), 1), torch.where(place > lengths, IGNORED, following)
+        position = torch.arange(LONGEST + 1)
+        targets = torch.where(position == lengths, END, torch.cat((digits, last), 1))
+        return images, torch.cat((first, digits), 1), torch.where(position > lengths, IGNORED, targets)
 
 
 class DigitStrips(ArrayDataModule):
-    """10,000 strips an epoch; 1,000 each of val and test, always the same."""
+    """Strips of digits: 10,000 new ones per epoch; 1,000 each for validation and test, always the same.
+
+    The shapes of the batches are those of `Strips`.
+
+    Args:
+        batch_size: Global batch size.
+        direction: `read`: image to digits; `draw`: digits to image.
+        train_samples: Strips per epoch.
+        seed: Seed of the training strips.
+    """
 
     default_tasks = TASKS
-    """By `direction`."""
+    """Task of each `direction`."""
     provides: ClassVar[dict[str, Any]] = {
         "input_shape": [1, 8, 48],
         "output_shape": [1, 8, 48],
@@ -73,16 +92,20 @@ class DigitStrips(ArrayDataModule):
     }
 
     def __init__(
-        self, batch_size: int = 64, direction: str = "read", train_samples: int = 10_000, seed: int = 0
+        self,
+        batch_size: int = 64,
+        direction: Literal["read", "draw"] = "read",
+        train_samples: int = 10_000,
+        seed: int = 0,
     ) -> None:
-        """`direction`: read (picture to digits) or draw (digits to picture). `seed`: of the training strips."""
         super().__init__(batch_size)
         if direction not in TASKS:
-            raise UserError(f"data.direction={direction} is not known", f"use {' or '.join(TASKS)}")
+            raise UserError(f"data.direction={direction}: unknown direction", f"use {' or '.join(TASKS)}")
         self.direction, self.train_samples, self.seed = direction, train_samples, seed
         self.default_task = self.default_tasks[direction]
 
     def setup(self, stage: str | None = None) -> None:
+        """Build the dataset of each split, once."""
         if self.train is not None:
             return
         scans = Digits()
@@ -92,6 +115,7 @@ class DigitStrips(ArrayDataModule):
             setattr(self, split, Strips(getattr(scans, split), count, seed, self.direction))
 
     def facts(self) -> dict[str, Any]:
+        """Return `input_shape`, `output_shape`, `vocab_size` and `sequence_length`."""
         shape = [1, SIDE, SIDE * LONGEST]
         length = LONGEST + 1 if self.direction == "read" else LONGEST
         return {"input_shape": shape, "output_shape": shape, "vocab_size": VOCABULARY, "sequence_length": length}

@@ -1,6 +1,6 @@
-"""1,797 real scans of handwritten digits, 8x8 grey, which come inside scikit-learn's wheel.
+"""1,797 scans of handwritten digits, 8x8 greyscale, which ship in scikit-learn's wheel.
 
-Source: UCI "Optical Recognition of Handwritten Digits" (Alpaydin and Kaynak, 1998), the test part of it.
+Source: UCI "Optical Recognition of Handwritten Digits" (Alpaydin and Kaynak, 1998), its test set.
 """
 
 from __future__ import annotations
@@ -19,7 +19,13 @@ SPLIT_SEED = 0
 
 
 class Digits(ArrayDataModule):
-    """Batches of (n, 1, 8, 8) float32 in 0..1 and (n,) int64; 70 / 15 / 15 % train / val / test, always the same."""
+    """The digits; 70 / 15 / 15 % train / val / test, always the same split.
+
+    Batches: `(batch, 1, 8, 8)` float32 in 0..1 and `(batch,)` int64 classes.
+
+    Args:
+        batch_size: Global batch size.
+    """
 
     default_task = "trainer.tasks.classification.Classification"
     provides: ClassVar[dict[str, Any]] = {"input_shape": [1, 8, 8], "num_classes": 10}
@@ -28,6 +34,7 @@ class Digits(ArrayDataModule):
         super().__init__(batch_size)
 
     def setup(self, stage: str | None = None) -> None:
+        """Read the scans and build the dataset of each split, once."""
         if self.train is not None:
             return
         table = _read_table()
@@ -37,12 +44,16 @@ class Digits(ArrayDataModule):
         self.train, self.val, self.test = (Arrays(inputs[ids], targets[ids]) for ids in parts)
 
     def facts(self) -> dict[str, Any]:
+        """Return `input_shape` and `num_classes`."""
         return dict(self.provides)
 
 
 def _read_table() -> numpy.ndarray:
-    """(1797, 65) float64, what `sklearn.datasets.load_digits` reads: importing scikit-learn costs a rank a second."""
-    found = find_spec("sklearn")
-    if found is None or found.origin is None:
-        raise UserError("data=digits needs scikit-learn, which has the scans", "pip install scikit-learn")
-    return numpy.loadtxt(Path(found.origin).parent / "datasets" / "data" / "digits.csv.gz", delimiter=",")
+    """Read the (1797, 65) float64 table behind `sklearn.datasets.load_digits`.
+
+    scikit-learn is not imported, which would cost each rank a second.
+    """
+    sklearn = find_spec("sklearn")
+    if sklearn is None or sklearn.origin is None:
+        raise UserError("data=digits needs scikit-learn, which ships the scans", "pip install scikit-learn")
+    return numpy.loadtxt(Path(sklearn.origin).parent / "datasets" / "data" / "digits.csv.gz", delimiter=",")

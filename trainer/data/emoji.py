@@ -1,13 +1,13 @@
-"""Emoji and their Unicode names: pictures to sequences of letters and back, of names never seen in training.
+"""Emoji and their Unicode names: image to letters and back, tested on names that were never seen in training.
 
-Drawn by Pillow from Noto Color Emoji (Debian's fonts-noto-color-emoji; OFL 1.1) at the only size that it has.
+Drawn by Pillow from Noto Color Emoji (Debian's fonts-noto-color-emoji; OFL 1.1), whose bitmaps have one size.
 """
 
 from __future__ import annotations
 
 import unicodedata
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy
 import torch
@@ -20,14 +20,14 @@ from trainer.data.files import split_by_name
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789 -"
 START, END, PAD = len(LETTERS), len(LETTERS) + 1, len(LETTERS) + 2
-"""Tokens beyond the letters."""
+"""Special tokens after the letters. `END` and `PAD` follow."""
 VOCABULARY = len(LETTERS) + 3
 LONGEST = 24
-"""Letters of a name; the 13 % of longer ones (clock faces, letters in squares) are left out."""
+"""Letters in a name. The 13 % of emoji with longer names (clock faces, squared letters) are left out."""
 CODES = (range(0x2190, 0x2C00), range(0x1F000, 0x1FB00))
-"""Where Unicode has its pictographs."""
+"""The Unicode ranges that hold pictographs."""
 DRAWN_AT, DRAWN_SIZE = 109, (136, 128)
-"""Pixels of the only size in the font, and of a picture at it."""
+"""Font size of the only bitmaps in the font, and the size of an image at it, in pixels."""
 HELD_OUT = 0.1
 IGNORED = -100
 TASKS = {
@@ -36,33 +36,53 @@ TASKS = {
 }
 
 
-class Named(Arrays):
-    """`read`: (n, 3, side, side) pictures, (n, 25) tokens from START on, and those that follow them, IGNORED behind
-    END. `draw`: (n, 24) tokens, PAD behind the last, and the pictures. See `loader.Gathers`."""
+class EmojiDataset(Arrays):
+    """Emoji and their names; supports `gather`, see `loader.SupportsGather`.
 
-    def __init__(self, pictures: torch.Tensor, names: torch.Tensor, direction: str, crop: CropAndFlip | None) -> None:
-        super().__init__(pictures, names, crop)
+    Batches of direction `read`: `(batch, 3, side, side)` float32 images in 0..1, `(batch, 25)` int64 input tokens that
+    begin with START, and `(batch, 25)` int64 targets, IGNORED after END. Batches of direction `draw`: `(batch, 24)`
+    int64 tokens, PAD after the last letter, and the images.
+
+    Args:
+        images: Tensor of shape `(samples, 3, side, side)`, uint8.
+        names: Tokens of shape `(samples, 24)`.
+        direction: `read` or `draw`.
+        crop: Augmentation of the images.
+    """
+
+    def __init__(self, images: torch.Tensor, names: torch.Tensor, direction: str, crop: CropAndFlip | None) -> None:
+        super().__init__(images, names, crop)
         self.direction = direction
 
     def gather(self, indices: torch.Tensor, epoch: int) -> tuple[torch.Tensor, ...]:  # type: ignore[override]
-        """The batch of these (n,) ids."""
-        pictures, names = super().gather(indices, epoch)
-        pictures = pictures.float() / 255
+        """Return the batch of the `(batch,)` sample ids."""
+        images, names = super().gather(indices, epoch)
+        images = images.float() / 255
         if self.direction == "draw":
-            return names, pictures
+            return names, images
         first, last = torch.full((len(names), 1), START), torch.full((len(names), 1), PAD)
-        following = torch.cat((names, last), 1)
+        targets = torch.cat((names, last), 1)
         ends = (names != PAD).sum(1, keepdim=True)
-        place = torch.arange(LONGEST + 1)
-        following = torch.where(place == ends, END, following)
-        return pictures, torch.cat((first, names), 1), torch.where(place > ends, IGNORED, following)
+        position = torch.arange(LONGEST + 1)
+        targets = torch.where(position == ends, END, targets)
+        return images, torch.cat((first, names), 1), torch.where(position > ends, IGNORED, targets)
 
 
 class Emoji(ArrayDataModule):
-    """About 1,200 pictures and names; 80 / 10 / 10 % train / val / test by the name."""
+    """About 1,200 emoji and their names; 80 / 10 / 10 % train / val / test, split by the name.
+
+    The shapes of the batches are those of `EmojiDataset`.
+
+    Args:
+        batch_size: Global batch size.
+        direction: `read`: image to name; `draw`: name to image.
+        side: Height and width of an image in pixels.
+        font: The file of Noto Color Emoji; None: `locations.EMOJI`.
+        seed: Seed of the random crops, which direction `read` has in training.
+    """
 
     default_tasks = TASKS
-    """By `direction`."""
+    """Task of each `direction`."""
     provides: ClassVar[dict[str, Any]] = {
         "input_shape": [3, "side", "side"],
         "output_shape": [3, "side", "side"],
@@ -71,51 +91,60 @@ class Emoji(ArrayDataModule):
     }
 
     def __init__(
-        self, batch_size: int = 32, direction: str = "read", side: int = 16, font: str | None = None, seed: int = 0
+        self,
+        batch_size: int = 32,
+        direction: Literal["read", "draw"] = "read",
+        side: int = 16,
+        font: str | None = None,
+        seed: int = 0,
     ) -> None:
-        """`direction`: read (picture to name) or draw (name to picture). `side`: pixels. `font`: the file of Noto
-        Color Emoji; null: `locations.EMOJI`. `seed`: of the shifts of the pictures that are read in training."""
         super().__init__(batch_size)
         if direction not in TASKS:
-            raise UserError(f"data.direction={direction} is not known", f"use {' or '.join(TASKS)}")
+            raise UserError(f"data.direction={direction}: unknown direction", f"use {' or '.join(TASKS)}")
         self.direction, self.side, self.font, self.seed = direction, side, font, seed
         self.default_task = self.default_tasks[direction]
 
     def setup(self, stage: str | None = None) -> None:
+        """Draw the emoji and build the dataset of each split, once."""
         if self.train is not None:
             return
-        pictures = drawn(locations.emoji(self.font), self.side)
-        parts = split_by_name(list(pictures), str, HELD_OUT)
+        images = draw_emoji(locations.emoji(self.font), self.side)
+        parts = split_by_name(list(images), str, HELD_OUT)
         crop = CropAndFlip(self.seed, padding=1, flip=False) if self.direction == "read" else None
         for split, names in parts.items():
-            stacked = torch.from_numpy(numpy.stack([pictures[name] for name in names]))
+            stacked = torch.from_numpy(numpy.stack([images[name] for name in names]))
             tokens = torch.tensor([encode(name) for name in names])
-            setattr(self, split, Named(stacked, tokens, self.direction, crop if split == "train" else None))
+            setattr(self, split, EmojiDataset(stacked, tokens, self.direction, crop if split == "train" else None))
 
     def facts(self) -> dict[str, Any]:
+        """Return `input_shape`, `output_shape`, `vocab_size` and `sequence_length`."""
         shape = [3, self.side, self.side]
         length = LONGEST + 1 if self.direction == "read" else LONGEST
         return {"input_shape": shape, "output_shape": shape, "vocab_size": VOCABULARY, "sequence_length": length}
 
 
 def encode(name: str) -> list[int]:
-    """LONGEST tokens."""
+    """Return the LONGEST tokens of a name."""
     return [LETTERS.index(letter) for letter in name] + [PAD] * (LONGEST - len(name))
 
 
-def drawn(font: Path, side: int) -> dict[str, numpy.ndarray]:
-    """Name to the (3, side, side) uint8 picture on white of all that the font draws and that has a short name."""
+def draw_emoji(font: Path, side: int) -> dict[str, numpy.ndarray]:
+    """Draw each emoji that the font has and whose name is short enough.
+
+    Returns:
+        Name to image of shape `(3, side, side)`, uint8, on a white background.
+    """
     from PIL import Image, ImageDraw, ImageFont
 
     glyphs = ImageFont.truetype(str(font), DRAWN_AT)
-    found = {}
+    images = {}
     for code in (code for codes in CODES for code in codes):
         name = unicodedata.name(chr(code), "")
         if not 0 < len(name) <= LONGEST or not set(name) <= set(LETTERS):
             continue
-        picture = Image.new("RGB", DRAWN_SIZE, "white")
-        ImageDraw.Draw(picture).text((0, 0), chr(code), font=glyphs, embedded_color=True)
-        if picture.getextrema() != ((255, 255),) * 3:
-            small = picture.resize((side, side), Image.Resampling.BOX)
-            found[name] = numpy.asarray(small).transpose(2, 0, 1).copy()
-    return found
+        canvas = Image.new("RGB", DRAWN_SIZE, "white")
+        ImageDraw.Draw(canvas).text((0, 0), chr(code), font=glyphs, embedded_color=True)
+        if canvas.getextrema() != ((255, 255),) * 3:
+            small = canvas.resize((side, side), Image.Resampling.BOX)
+            images[name] = numpy.asarray(small).transpose(2, 0, 1).copy()
+    return images

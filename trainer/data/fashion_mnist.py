@@ -1,4 +1,4 @@
-"""Fashion-MNIST: 60,000 + 10,000 pictures of garments, 28x28 grey, 10 classes (Xiao et al. 2017, MIT licence)."""
+"""Fashion-MNIST: 60,000 + 10,000 images of garments, 28x28 greyscale, 10 classes (Xiao et al. 2017, MIT licence)."""
 
 from __future__ import annotations
 
@@ -17,11 +17,22 @@ from trainer.data.idx import read_idx
 SPLIT_SEED = 0
 VALIDATION_FRACTION = 1 / 12
 MEAN, DEVIATION = 0.2860, 0.3530
-"""Of the pixels of the training file, in 0..1."""
+"""Mean and standard deviation of the pixels of the training file, in 0..1."""
 
 
 class FashionMNIST(ArrayDataModule):
-    """Batches of (n, 1, 28, 28) float32 and (n,) int64; 55,000 train, 5,000 val, the official 10,000 test."""
+    """Fashion-MNIST; 55,000 train, 5,000 val, the official 10,000 test images.
+
+    Batches: `(batch, 1, 28, 28)` float32 and `(batch,)` int64 classes.
+
+    Args:
+        batch_size: Global batch size.
+        root: Folder of the four IDX files, gzipped or not; None: `locations.FASHION_MNIST`.
+        augment: Random crops and horizontal flips.
+        crop_padding: Pixels added to each side before a random crop; 0: flips only.
+        train_samples: Train on the first `train_samples` images only; None: all.
+        seed: Seed of the augmentation.
+    """
 
     default_task = "trainer.tasks.classification.Classification"
     provides: ClassVar[dict[str, Any]] = {"input_shape": [1, 28, 28], "num_classes": 10}
@@ -29,22 +40,19 @@ class FashionMNIST(ArrayDataModule):
     def __init__(
         self,
         batch_size: int = 128,
+        *,
         root: str | None = None,
         augment: bool = False,
         crop_padding: int = 2,
         train_samples: int | None = None,
         seed: int = 0,
     ) -> None:
-        """`root`: folder of the four IDX files, gzipped or not; null: `locations.FASHION_MNIST`. `augment`: flips, and
-        random crops of pictures that `crop_padding` pixels were added to on each side; 0: flips only.
-
-        `train_samples`: use the first so many training pictures only; null: all. `seed`: of the augmentation.
-        """
         super().__init__(batch_size)
         self.root, self.augment, self.train_samples, self.seed = root, augment, train_samples, seed
         self.crop_padding = crop_padding
 
     def setup(self, stage: str | None = None) -> None:
+        """Read the files and build the dataset of each split, once."""
         if self.train is not None:
             return
         folder = locations.fashion_mnist(self.root)
@@ -63,6 +71,7 @@ class FashionMNIST(ArrayDataModule):
         self.test = Arrays(*_tensors(*held_out), normalize)
 
     def facts(self) -> dict[str, Any]:
+        """Return `input_shape` and `num_classes`."""
         return dict(self.provides)
 
 
@@ -70,7 +79,7 @@ def _read(folder: Path, name: str) -> numpy.ndarray:
     for path in (folder / name, folder / f"{name}.gz"):
         if path.is_file():
             return read_idx(path)
-    raise UserError(f"{folder / name}[.gz] is missing", "set data.root=FOLDER to where all four files are")
+    raise UserError(f"{folder / name}[.gz] is missing", "set data.root=FOLDER to the folder of all four files")
 
 
 def _tensors(images: numpy.ndarray, labels: numpy.ndarray) -> tuple[torch.Tensor, torch.Tensor]:

@@ -1,4 +1,4 @@
-"""Text files, and which of them are held out."""
+"""Text files, and the split into train, val and test."""
 
 from __future__ import annotations
 
@@ -23,67 +23,74 @@ NOT_SOURCES = {"site-packages", "dist-packages", "__pycache__", "node_modules"}
 
 @dataclass(frozen=True)
 class TextFile:
-    """A readable file: UTF-8, not empty, no NUL bytes, and no copy of an earlier one."""
+    """A readable file: UTF-8, not empty, no NUL bytes, and not a duplicate of another file."""
 
     name: str
-    """Path below the root, with forward slashes."""
+    """Path relative to the root, with forward slashes."""
     text: bytes
 
 
 def standard_library() -> Path:
-    """The sources of the running Python: about 10 MB of real text that every machine has."""
+    """Return the folder of the running Python's standard library: about 10 MB of real text that every machine has."""
     return Path(sysconfig.get_paths()["stdlib"])
 
 
 def read_folder(root: Path, patterns: Sequence[str]) -> list[TextFile]:
-    """The files below `root` (or `root` itself) whose name fits one of `patterns`, in the order of their names.
+    """Read the files below `root` (or `root` itself) whose name matches one of `patterns`, sorted by name.
 
-    What is not text is left out, counted and named in the log: a picture among the texts is no reason to stop,
-    but must not pass unseen. Raises UserError where nothing is left.
+    Files that are not text are skipped, counted and named in the log: an image among the texts is no reason to stop,
+    but must not go unnoticed.
+
+    Raises:
+        UserError: No file is left.
     """
-    found, skipped = [], []
+    files, skipped = [], []
     seen: set[bytes] = set()
     for path in _paths(root, patterns):
         name = path.relative_to(root if root.is_dir() else root.parent).as_posix()
         text = path.read_bytes()
         digest = hashlib.sha256(text).digest()
-        reason = "a copy" if digest in seen else not_text(text)
+        reason = "duplicate" if digest in seen else not_text(text)
         if reason:
             skipped.append(f"{name} ({reason})")
         else:
             seen.add(digest)
-            found.append(TextFile(name, text))
+            files.append(TextFile(name, text))
     if skipped:
-        _log.info("%d of %d files left out: %s", len(skipped), len(skipped) + len(found), ", ".join(skipped[:20]))
-    if not found:
-        raise UserError(f"no text files in {root} fit {', '.join(patterns)}", "set data.root or data.patterns")
-    return found
+        _log.info("skipped %d of %d files: %s", len(skipped), len(skipped) + len(files), ", ".join(skipped[:20]))
+    if not files:
+        raise UserError(f"no text files in {root} match {', '.join(patterns)}", "set data.root or data.patterns")
+    return files
 
 
 def split_files(files: Sequence[TextFile], held_out: float) -> dict[str, list[TextFile]]:
-    """Whole files to train, val and test; see `split_by_name`. Fewer than three are cut, 90 / 5 / 5 %."""
+    """Split whole files into train, val and test (see `split_by_name`); one or two files are cut, 90 / 5 / 5 %."""
     return _cut(files) if len(files) < len(SPLITS) else split_by_name(files, lambda file: file.name, held_out)
 
 
 def split_by_name(items: Sequence[Item], name: Callable[[Item], str], held_out: float) -> dict[str, list[Item]]:
-    """At least three items to train, val and test; `held_out` is the fraction of each of the last two.
+    """Split at least three items into train, val and test by the hash of their names.
 
-    By the hash of the name, so that a new item does not move the others. A part that gets none takes the item
-    that is nearest to it.
+    A new item moves no other. A split that would be empty gets the item whose hash is nearest.
+
+    Args:
+        items: What is split.
+        name: Returns the name of an item.
+        held_out: Fraction of the items for each of val and test.
     """
-    ranked = sorted(items, key=lambda item: _place(name(item)))
-    places = [_place(name(item)) for item in ranked]
-    tests = max(1, sum(place < held_out for place in places))
-    vals = max(1, sum(held_out <= place < 2 * held_out for place in places))
+    ranked = sorted(items, key=lambda item: _hash_point(name(item)))
+    points = [_hash_point(name(item)) for item in ranked]
+    tests = max(1, sum(point < held_out for point in points))
+    vals = max(1, sum(held_out <= point < 2 * held_out for point in points))
     vals = min(vals, len(ranked) - tests - 1)
     if vals < 1:
-        raise UserError(f"data.held_out={held_out} leaves nothing to train on", "use a smaller data.held_out")
+        raise UserError(f"data.held_out={held_out} leaves no training data", "use a smaller data.held_out")
     parts = {"test": ranked[:tests], "val": ranked[tests : tests + vals], "train": ranked[tests + vals :]}
     return {split: sorted(parts[split], key=name) for split in SPLITS}
 
 
 def content_key(files: Sequence[TextFile], *settings: object) -> str:
-    """A name for what is made of these files with these settings."""
+    """Return a cache key of the contents of these files and these settings."""
     digest = hashlib.sha256(repr(settings).encode())
     for file in files:
         digest.update(file.name.encode() + b"\0" + hashlib.sha256(file.text).digest())
@@ -102,6 +109,7 @@ def _paths(root: Path, patterns: Sequence[str]) -> Iterator[Path]:
 
 
 def not_text(text: bytes) -> str:
+    """Return why `text` is not UTF-8 text; empty if it is."""
     if not text:
         return "empty"
     if b"\0" in text:
@@ -113,8 +121,8 @@ def not_text(text: bytes) -> str:
     return ""
 
 
-def _place(name: str) -> float:
-    """A point in [0, 1) that belongs to the name."""
+def _hash_point(name: str) -> float:
+    """Map a name to a point in [0, 1) by its hash."""
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:7], "big") / 2**56
 
 

@@ -1,4 +1,4 @@
-"""Hugging Face datasets on disk: text, token ids, texts or pictures with labels, by the names of their columns."""
+"""Hugging Face datasets on disk: text, token ids, labelled texts or labelled images, by the names of their columns."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from trainer.data.text_table import TextTable, TokenTable
 
 def hf_dataset(
     root: str,
+    *,
     text_column: str | None = None,
     ids_column: str | None = None,
     image_column: str | None = None,
@@ -33,50 +34,111 @@ def hf_dataset(
     max_bad: int = 100,
     cache: str | None = None,
 ) -> ArrayDataModule:
-    """The data module for what is in the folder `root`: what `save_to_disk` wrote, or Parquet or Arrow files.
+    """Return the data module for a folder: what `save_to_disk` wrote, or Parquet or Arrow files.
 
-    One of `text_column`, `ids_column` and `image_column` (with `label_column`) says what is read; null: the first of
-    `IDS`, `IMAGES` with `LABELS`, `TEXTS` that is there. Text takes `sequence_length`, `tokenizer` and `vocab_size` as
-    `trainer.data.text` does, and is classified where `label_column` is given; pictures take `size` to `mirror` as
-    `trainer.data.image_folder` does. `max_bad`: pictures, and rows without a usable label. `held_out`: fraction of the
-    rows for each of val and test that no file gives. `cache`: folder; null: `~/.cache/trainer`. Raises UserError.
+    One of `text_column`, `ids_column` and `image_column` (with `label_column`) selects what is read. If all are None,
+    the first of `IDS`, `IMAGES` with `LABELS`, and `TEXTS` that exists is taken. Text with a `label_column` is
+    classified.
+
+    Args:
+        root: The folder.
+        text_column: Column of texts.
+        ids_column: Column of token id lists.
+        image_column: Column of images.
+        label_column: Column of classes.
+        batch_size: Global batch size.
+        num_workers: Worker processes per rank that decode images.
+        sequence_length: Tokens per sample.
+        tokenizer: As in `trainer.data.text.Text`.
+        vocab_size: As in `trainer.data.text.Text`.
+        size: Height and width of an image, as in `trainer.data.image_folder.ImageFolder`.
+        augment: As in `trainer.data.image_folder.ImageFolder`.
+        grey: As in `trainer.data.image_folder.ImageFolder`.
+        mirror: As in `trainer.data.image_folder.ImageFolder`.
+        held_out: Fraction of the rows for each of val and test that no file gives.
+        max_bad: Unreadable images, or rows without a usable label, that are tolerated.
+        cache: Folder for prepared data; None: `~/.cache/trainer`.
+
+    Returns:
+        A `TokenTable`, `ImageTable`, `LabelledText` or `TextTable`.
+
+    Raises:
+        UserError: The folder or a column does not exist, or the columns do not say what to read.
     """
     tables = find_tables(Path(root).expanduser())
-    there = tables.columns()
+    columns = tables.columns()
     require_one_kind({"text_column": text_column, "ids_column": ids_column, "image_column": image_column})
     named = text_column or ids_column or image_column
-    ids = _column("ids_column", ids_column, IDS if not named else (), there)
+    ids = _column("ids_column", ids_column, IDS if not named else (), columns)
     if ids and label_column is not None:
         raise UserError(
-            f"data.label_column={label_column}: token ids ({ids}) are not classified", "name the text column"
+            f"data.label_column={label_column}: token ids ({ids}) cannot be classified", "set data.text_column=NAME"
         )
     if ids:
         path = None if tokenizer in ("bytes", "bpe") else tokenizer
-        return TokenTable(tables, ids, batch_size, sequence_length, path, held_out, cache)
-    image = _column("image_column", image_column, IMAGES if not named else (), there)
-    if image:
-        label = _column("label_column", label_column, LABELS, there)
-        if label is None:
-            raise UserError(f"data.root={root} has pictures ({image}) and no labels", _fix("label_column", there))
-        return ImageTable(
-            tables, image, label, batch_size, num_workers, size, augment, grey, mirror, held_out, max_bad, cache
+        return TokenTable(
+            tables,
+            ids,
+            batch_size=batch_size,
+            sequence_length=sequence_length,
+            tokenizer=path,
+            held_out=held_out,
+            cache=cache,
         )
-    text = _column("text_column", text_column, TEXTS, there)
+    image = _column("image_column", image_column, IMAGES if not named else (), columns)
+    if image:
+        label = _column("label_column", label_column, LABELS, columns)
+        if label is None:
+            raise UserError(f"data.root={root}: images ({image}) but no labels", _fix("label_column", columns))
+        return ImageTable(
+            tables,
+            image,
+            label,
+            batch_size=batch_size,
+            num_workers=num_workers,
+            size=size,
+            augment=augment,
+            grey=grey,
+            mirror=mirror,
+            held_out=held_out,
+            max_bad=max_bad,
+            cache=cache,
+        )
+    text = _column("text_column", text_column, TEXTS, columns)
     if text and label_column is not None:
-        label = _column("label_column", label_column, (), there)
+        label = _column("label_column", label_column, (), columns)
         assert label is not None
-        words = (sequence_length, tokenizer, vocab_size)
-        return LabelledText(tables, text, label, batch_size, *words, held_out, max_bad, cache)
+        return LabelledText(
+            tables,
+            text,
+            label,
+            batch_size=batch_size,
+            sequence_length=sequence_length,
+            tokenizer=tokenizer,
+            vocab_size=vocab_size,
+            held_out=held_out,
+            max_bad=max_bad,
+            cache=cache,
+        )
     if text:
-        return TextTable(tables, text, batch_size, sequence_length, tokenizer, vocab_size, held_out, cache)
-    raise UserError(f"data.root={root}: no column has a usual name", _fix("text_column", there))
+        return TextTable(
+            tables,
+            text,
+            batch_size=batch_size,
+            sequence_length=sequence_length,
+            tokenizer=tokenizer,
+            vocab_size=vocab_size,
+            held_out=held_out,
+            cache=cache,
+        )
+    raise UserError(f"data.root={root}: no column has a known name", _fix("text_column", columns))
 
 
-def _column(key: str, given: str | None, usual: Sequence[str], there: Sequence[str]) -> str | None:
+def _column(key: str, given: str | None, usual: Sequence[str], columns: Sequence[str]) -> str | None:
     if given is None:
-        return next((name for name in usual if name in there), None)
-    return require_column(key, given, there)
+        return next((name for name in usual if name in columns), None)
+    return require_column(key, given, columns)
 
 
-def _fix(key: str, there: Sequence[str]) -> str:
-    return f"name it: data.{key}=NAME; there are {listed(there)}"
+def _fix(key: str, columns: Sequence[str]) -> str:
+    return f"set data.{key}=NAME; the columns are {listed(columns)}"

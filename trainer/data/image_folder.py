@@ -1,4 +1,4 @@
-"""Pictures in a folder a class, decoded by Pillow."""
+"""Images in one folder per class, decoded by Pillow."""
 
 from __future__ import annotations
 
@@ -10,19 +10,35 @@ import numpy
 import torch
 
 from trainer.core.errors import EnvironmentFault
-from trainer.data.class_folders import ClassFolders, Read
+from trainer.data.class_folders import ClassFolders, Reader
 
 MEAN = torch.tensor([0.485, 0.456, 0.406])[:, None, None]
 DEVIATION = torch.tensor([0.229, 0.224, 0.225])[:, None, None]
-"""Of ImageNet's pixels in 0..1: what published weights expect, and near enough for other photographs."""
+"""Mean and standard deviation of ImageNet's pixels in 0..1, shape `(3, 1, 1)`.
+
+Published weights expect these, and they are close enough for other photographs.
+"""
 
 GREY_MEAN, GREY_DEVIATION = 0.45, 0.25
-"""The same for one channel, about."""
+"""Approximately the same for one channel."""
 
 
 class ImageFolder(ClassFolders):
-    """Batches of (n, 3, size, size) float32 (with `grey` 1 channel) and (n,) int64 from `root/CLASS/*.jpg` and the
-    like."""
+    """Images in `root/CLASS/*.jpg` (also png, webp, bmp, gif, ppm).
+
+    Batches: `(batch, 3, size, size)` float32, with `grey` `(batch, 1, size, size)`, and `(batch,)` int64 classes.
+
+    Args:
+        root: Folder with one folder per class, or with `train`, `val` and `test` folders that hold these.
+        batch_size: Global batch size.
+        num_workers: Worker processes per rank that decode images.
+        size: Height and width of an image in pixels.
+        augment: Random crops, and horizontal flips with `mirror`.
+        held_out: Fraction of the files for each of validation and test, where no folder gives them.
+        max_bad: Unreadable files per process that are tolerated.
+        grey: Read greyscale images.
+        mirror: Random horizontal flips with `augment`: right for photographs, wrong for characters.
+    """
 
     suffixes = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".ppm")
 
@@ -32,6 +48,7 @@ class ImageFolder(ClassFolders):
         self,
         root: str,
         batch_size: int = 64,
+        *,
         num_workers: int = 2,
         size: int = 64,
         augment: bool = True,
@@ -40,53 +57,71 @@ class ImageFolder(ClassFolders):
         grey: bool = False,
         mirror: bool = True,
     ) -> None:
-        """`size`: pixels of a side. `augment`: random crops and, with `mirror`, mirroring, which suits photographs
-        and not characters. `max_bad`: unreadable files a process.
-        """
-        super().__init__(root, batch_size, num_workers, held_out, max_bad)
+        super().__init__(root, batch_size, num_workers=num_workers, held_out=held_out, max_bad=max_bad)
         self.size, self.augment, self.grey, self.mirror = size, augment, grey, mirror
 
     def shape(self) -> list[int]:
+        """Return the shape of a sample: `[channels, size, size]`."""
         return [1 if self.grey else 3, self.size, self.size]
 
-    def reader(self, training: bool) -> tuple[Read, bool]:
+    def reader(self, training: bool) -> tuple[Reader, bool]:
+        """Return the function that reads a file, and whether it is random."""
         random = training and self.augment
         return partial(read_image, size=self.size, random=random, grey=self.grey, mirror=self.mirror), random
 
     def setup(self, stage: str | None = None) -> None:
+        """Find the files and build the dataset of each split, once.
+
+        Raises:
+            EnvironmentFault: Pillow is not installed.
+        """
         try:
             import PIL.Image  # noqa: F401
         except ImportError as error:
-            raise EnvironmentFault("pictures need Pillow", "pip install 'trainer[images]'") from error
+            raise EnvironmentFault("images need Pillow", "pip install 'trainer[images]'") from error
         super().setup(stage)
 
 
 def read_image(path: Path | BinaryIO, size: int, random: bool, grey: bool = False, mirror: bool = True) -> torch.Tensor:
-    """The picture with its shorter side scaled to `size` and its middle cut out: (3 or 1, size, size), normalised.
+    """Read an image, scale its shorter side to `size`, take the centre crop and normalise it.
 
-    `random`: scaled an eighth larger, cut out anywhere and, with `mirror`, half of them mirrored. A picture that is
-    no larger than `size` is not scaled for that (at 8x8 it would blur) but moved by up to an eighth, its edges
-    repeated. Raises OSError or ValueError.
+    With `random`, the shorter side is scaled to 9/8 of `size` before a random crop; with `mirror`, half of the images
+    are flipped. An image that is no larger than `size` is not scaled for that (at 8x8 it would blur): it is shifted by
+    up to an eighth, with its edge pixels repeated.
+
+    Args:
+        path: A path or a binary file object.
+        size: Height and width in pixels.
+        random: Whether to augment.
+        grey: Convert to one channel instead of three.
+        mirror: Whether to flip half of the images when `random`.
+
+    Returns:
+        Tensor of shape `(3, size, size)`, with `grey` `(1, size, size)`, float32.
+
+    Raises:
+        OSError: The image cannot be read.
+        ValueError: The image is damaged.
     """
     from PIL import Image
 
     mode = "L" if grey else "RGB"
     with Image.open(path) as file:
-        # JPEG decodes at the smallest of 1/1, 1/2, 1/4, 1/8 that is large enough: four times as fast.
+        # libjpeg decodes at the smallest scale of 1/1, 1/2, 1/4, 1/8 that is large enough: four times as fast.
         file.draft(mode, (2 * size, 2 * size))
-        picture = file.convert(mode)
-    small = min(picture.size) <= size
+        image = file.convert(mode)
+    small = min(image.size) <= size
     shorter = size * 9 // 8 if random and not small else size
-    scale = shorter / min(picture.size)
-    width, height = (max(size, round(side * scale)) for side in picture.size)
-    if (width, height) != picture.size:
-        picture = picture.resize((width, height), Image.Resampling.BILINEAR)
-    array: numpy.ndarray = numpy.asarray(picture).reshape(height, width, -1)
+    scale = shorter / min(image.size)
+    width, height = (max(size, round(side * scale)) for side in image.size)
+    if (width, height) != image.size:
+        image = image.resize((width, height), Image.Resampling.BILINEAR)
+    array: numpy.ndarray = numpy.asarray(image).reshape(height, width, -1)
     if random and small:
         array = numpy.pad(array, ((size // 8,) * 2, (size // 8,) * 2, (0, 0)), mode="edge")
-    room = array.shape[0] - size, array.shape[1] - size
-    top, left = (int(torch.randint(free + 1, ())) for free in room) if random else (free // 2 for free in room)
-    cut = array[top : top + size, left : left + size]
-    pixels = torch.from_numpy(cut.transpose(2, 0, 1).astype(numpy.float32)) / 255
-    image = (pixels - GREY_MEAN) / GREY_DEVIATION if grey else (pixels - MEAN) / DEVIATION
-    return image.flip(2) if random and mirror and torch.rand(()) < 0.5 else image
+    spare = array.shape[0] - size, array.shape[1] - size
+    top, left = (int(torch.randint(room + 1, ())) for room in spare) if random else (room // 2 for room in spare)
+    crop = array[top : top + size, left : left + size]
+    pixels = torch.from_numpy(crop.transpose(2, 0, 1).astype(numpy.float32)) / 255
+    normalised = (pixels - GREY_MEAN) / GREY_DEVIATION if grey else (pixels - MEAN) / DEVIATION
+    return normalised.flip(2) if random and mirror and torch.rand(()) < 0.5 else normalised

@@ -1,4 +1,4 @@
-"""A column of pictures and one of labels, in tables on disk."""
+"""A column of images and a column of labels, in tables on disk."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy
 import torch
 
 from trainer.data.cache import cache_root, prepared
-from trainer.data.class_folders import Read
+from trainer.data.class_folders import Reader
 from trainer.data.files import SPLITS
 from trainer.data.image_folder import ImageFolder, read_image
 from trainer.data.labels import read_labels, refuse_too_many
@@ -21,11 +21,11 @@ from trainer.data.tables import Tables, pyarrow, record_batches
 from trainer.tasks.classification import IGNORED
 
 FORMAT = 1
-"""Of the prepared folder; part of its name."""
+"""Version of the prepared folder's format, part of its name."""
 
 
 class Row(NamedTuple):
-    """Of a table's file."""
+    """Reference to a row of a file."""
 
     path: Path
     number: int
@@ -35,18 +35,23 @@ class Row(NamedTuple):
 
 
 class LabelledRows(Sequence[tuple[Row, int]]):
-    """Rows of several files and their labels, made one by one when they are asked for."""
+    """Rows of several files and their labels, created when indexed.
+
+    Args:
+        paths: The files.
+        ends: For each file, the number of rows up to its end.
+        labels: Labels of all rows, shape `(rows,)`.
+        numbers: The rows that are selected; None: all.
+    """
 
     def __init__(
         self, paths: Sequence[Path], ends: numpy.ndarray, labels: numpy.ndarray, numbers: numpy.ndarray | None = None
     ) -> None:
-        """`ends`: number of the row behind each file's last. `labels`: of all rows. `numbers`: those that are meant;
-        null: all."""
         self.paths, self.ends, self.labels = list(paths), ends, labels
         self.numbers = numpy.arange(len(labels)) if numbers is None else numbers
 
     def at(self, numbers: numpy.ndarray) -> LabelledRows:
-        """Only these rows."""
+        """Return only these rows."""
         return LabelledRows(self.paths, self.ends, self.labels, numbers)
 
     def __len__(self) -> int:
@@ -59,10 +64,15 @@ class LabelledRows(Sequence[tuple[Row, int]]):
 
 
 class ImageColumn:
-    """The bytes of the picture in a row. Files are opened in the process that reads them."""
+    """Reads the encoded image in a row; a file is opened in the process that reads it.
+
+    Args:
+        root: Folder that paths in the column are relative to.
+        column: Name of the column.
+        opened_as: File to the Arrow file with its rows, where that is another.
+    """
 
     def __init__(self, root: Path, column: str, opened_as: Mapping[Path, Path]) -> None:
-        """`root`: of paths in the column. `opened_as`: file to the Arrow file with its rows, where it is another."""
         self.root, self.column, self.opened_as = root, column, dict(opened_as)
         self._columns: dict[Path, Any] = {}
 
@@ -70,29 +80,51 @@ class ImageColumn:
         return {**self.__dict__, "_columns": {}}
 
     def __call__(self, row: Row) -> Path | BinaryIO:
-        """Raises ValueError where there is none."""
+        """Return a path or a binary file object of the image.
+
+        Raises:
+            ValueError: The row holds no image.
+        """
         if row.path not in self._columns:
             arrow = pyarrow()
             chunks = [batch.column(self.column) for batch in record_batches(self.opened_as.get(row.path, row.path))]
             self._columns[row.path] = arrow.chunked_array(chunks)
         value = self._columns[row.path][row.number].as_py()
-        if isinstance(value, dict):  # what `datasets` calls an Image
+        if isinstance(value, dict):  # the feature Image of `datasets`
             value = value.get("bytes") or value.get("path")
         if isinstance(value, str):
             return self.root / value
         if not isinstance(value, bytes):
-            raise ValueError(f"no picture but {'null' if value is None else type(value).__name__}")
+            raise ValueError(f"expected an image, got {'null' if value is None else type(value).__name__}")
         return BytesIO(value)
 
 
 class ImageTable(ImageFolder):
-    """Batches of (n, 3, size, size) float32 (with `grey` 1 channel) and (n,) int64, as from class folders."""
+    """Labelled images in tables on disk.
+
+    Batches: `(batch, 3, size, size)` float32, with `grey` `(batch, 1, size, size)`, and `(batch,)` int64 classes.
+
+    Args:
+        tables: The files.
+        image: Column of images.
+        label: Column of classes.
+        batch_size: Global batch size.
+        num_workers: Worker processes per rank that decode images.
+        size: Height and width of an image in pixels.
+        augment: Random crops, and horizontal flips with `mirror`.
+        grey: Read greyscale images.
+        mirror: Random horizontal flips with `augment`.
+        held_out: Fraction of the rows for each of val and test that no file gives.
+        max_bad: Rows with an unreadable image or without a usable label that are tolerated.
+        cache: Folder for rows that come as Parquet; None: `~/.cache/trainer`.
+    """
 
     def __init__(
         self,
         tables: Tables,
         image: str,
         label: str,
+        *,
         batch_size: int,
         num_workers: int,
         size: int,
@@ -103,33 +135,48 @@ class ImageTable(ImageFolder):
         max_bad: int,
         cache: str | None,
     ) -> None:
-        """`image`, `label`: the columns. The rest as in `ImageFolder`; `cache`: for rows that come as Parquet."""
-        super().__init__(str(tables.root), batch_size, num_workers, size, augment, held_out, max_bad, grey, mirror)
+        super().__init__(
+            str(tables.root),
+            batch_size,
+            num_workers=num_workers,
+            size=size,
+            augment=augment,
+            held_out=held_out,
+            max_bad=max_bad,
+            grey=grey,
+            mirror=mirror,
+        )
         self.tables, self.image, self.label = tables, image, label
         self.cache = Path(cache).expanduser() if cache else cache_root()
 
     def prepare_data(self) -> None:
-        """Parquet is written as Arrow, in which a row is read alone. On one rank of each machine."""
+        """Convert Parquet to Arrow, in which single rows can be read. Runs on one rank of each node."""
         self._opened_as()
 
-    def reader(self, training: bool) -> tuple[Read, bool]:
+    def reader(self, training: bool) -> tuple[Reader, bool]:
+        """Return the function that reads a row, and whether it is random."""
         random = training and self.augment
         column = ImageColumn(self.tables.root, self.image, self._opened_as())
-        read = partial(_read, column=column, size=self.size, random=random, grey=self.grey, mirror=self.mirror)
+        read = partial(_read_row, column=column, size=self.size, random=random, grey=self.grey, mirror=self.mirror)
         return read, random
 
     def _parts(self) -> dict[str, Sequence[tuple[Any, int]]]:
         labels = read_labels(self.tables, self.label)
         self.classes = labels.classes
         parts = rows_of_splits({split: len(one) for split, one in labels.numbers.items()}, self.held_out)
-        every = {
+        all_rows = {
             split: LabelledRows(self.tables.files[split], labels.ends[split], one)
             for split, one in labels.numbers.items()
         }
-        for split, rows in every.items():
-            bad = rows.at(numpy.flatnonzero(rows.labels == IGNORED))
-            refuse_too_many(split, len(bad), [str(bad[at][0]) for at in range(min(20, len(bad)))], self.max_bad)
-        return {split: every[parts[split][0]].at(parts[split][1]) for split in SPLITS}
+        for split, rows in all_rows.items():
+            unlabelled = rows.at(numpy.flatnonzero(rows.labels == IGNORED))
+            refuse_too_many(
+                split,
+                len(unlabelled),
+                [str(unlabelled[index][0]) for index in range(min(20, len(unlabelled)))],
+                self.max_bad,
+            )
+        return {split: all_rows[parts[split][0]].at(parts[split][1]) for split in SPLITS}
 
     def _opened_as(self) -> dict[Path, Path]:
         paths = [path for files in self.tables.files.values() for path in files if path.suffix == ".parquet"]
@@ -145,7 +192,7 @@ class ImageTable(ImageFolder):
         return {path: folder / name for path, name in names.items()}
 
 
-def _read(row: Row, column: ImageColumn, size: int, random: bool, grey: bool, mirror: bool) -> torch.Tensor:
+def _read_row(row: Row, *, column: ImageColumn, size: int, random: bool, grey: bool, mirror: bool) -> torch.Tensor:
     return read_image(column(row), size, random, grey, mirror)
 
 

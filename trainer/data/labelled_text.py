@@ -1,4 +1,4 @@
-"""A column of texts and one of labels, in tables on disk: one class for each text."""
+"""A column of texts and a column of labels, in tables on disk: one class per text."""
 
 from __future__ import annotations
 
@@ -25,14 +25,30 @@ from trainer.tasks.classification import IGNORED
 _log = logging.getLogger(__name__)
 
 FORMAT = 1
-"""Of the prepared folder; part of its name."""
+"""Version of the prepared folder's format, part of its name."""
 
 
 class LabelledText(ArrayDataModule):
-    """Batches of (n, sequence_length) int64 token ids, shorter texts filled up with `pad_id`, and (n,) int64 classes.
+    """Labelled texts in tables on disk.
+
+    Batches: `(batch, sequence_length)` int64 token ids, shorter texts padded with `pad_id`, and `(batch,)` int64
+    classes.
 
     The prepared folder holds `{train,val,test}.bin`, `{train,val,test}-labels.npy` and `meta.json`: {"vocab_size",
     "pad_id", "classes", "splits": {split: {"rows", "cut", "of", "bad", "bad_names"}}}.
+
+    Args:
+        tables: The files.
+        text: Column of texts.
+        label: Column of classes.
+        batch_size: Global batch size.
+        sequence_length: Tokens per text; longer texts are truncated.
+        tokenizer: As in `trainer.data.text.Text`.
+        vocab_size: As in `trainer.data.text.Text`.
+        held_out: Fraction of the rows for each of val and test that no file gives.
+        max_bad: Rows per split without a usable label that are tolerated. They are skipped, as are texts that cannot be
+            read.
+        cache: Folder for prepared data; None: `~/.cache/trainer`.
     """
 
     default_task = "trainer.tasks.classification.Classification"
@@ -48,6 +64,7 @@ class LabelledText(ArrayDataModule):
         tables: Tables,
         text: str,
         label: str,
+        *,
         batch_size: int,
         sequence_length: int,
         tokenizer: str,
@@ -56,8 +73,6 @@ class LabelledText(ArrayDataModule):
         max_bad: int,
         cache: str | None,
     ) -> None:
-        """`text`, `label`: the columns. Longer texts are cut to `sequence_length`. `max_bad`: rows of a split whose
-        label is none of the classes; they are left out, as are texts that cannot be read."""
         super().__init__(batch_size)
         self.tables, self.text, self.label = tables, text, label
         self.sequence_length, self.choice = sequence_length, TokenizerChoice(tokenizer, vocab_size)
@@ -68,12 +83,13 @@ class LabelledText(ArrayDataModule):
         self.classes: list[str] = []
 
     def prepare_data(self) -> None:
-        """On one rank of each machine; the others wait for it."""
+        """Tokenise the texts. Runs on one rank of each node; the others wait for it."""
         columns = (self.text, self.label, self.sequence_length, self.held_out, self.max_bad)
         key = self.tables.key(FORMAT, "classes", *columns, *self.choice.key())
         self.folder = self.folder or prepared(self.cache / f"table-{key}", self._prepare)
 
     def setup(self, stage: str | None = None) -> None:
+        """Map the prepared tokens and build the dataset of each split, once."""
         if self.train is not None:
             return
         self.prepare_data()
@@ -82,12 +98,13 @@ class LabelledText(ArrayDataModule):
         self.classes = self.meta["classes"]
         kind = token_type(self.meta["vocab_size"])
         for split in SPLITS:
-            # Mapped: the ranks share one copy. Copy on write, because torch warns of what it may not write to.
+            # Memory-mapped: the ranks share one copy. Copy on write, because torch warns about read-only arrays.
             ids = numpy.memmap(self.folder / f"{split}.bin", kind, mode="c").reshape(-1, self.sequence_length)
             labels = numpy.load(self.folder / f"{split}-labels.npy")
-            setattr(self, split, Arrays(torch.from_numpy(ids), torch.from_numpy(labels), _widened))
+            setattr(self, split, Arrays(torch.from_numpy(ids), torch.from_numpy(labels), _to_int64))
 
     def facts(self) -> dict[str, Any]:
+        """Return `num_classes`, `vocab_size`, `sequence_length` and `pad_id`."""
         return {
             "num_classes": len(self.classes),
             "vocab_size": self.meta["vocab_size"],
@@ -96,13 +113,13 @@ class LabelledText(ArrayDataModule):
         }
 
     def tokenizer(self) -> Tokenizer:
-        """The one that the tokens were made with, after `setup`."""
-        assert self.folder is not None, "setup() comes first"
+        """Return the tokenizer that made the tokens, after `setup`."""
+        assert self.folder is not None, "call setup() first"
         return self.choice.load(self.folder)
 
     def _prepare(self, folder: Path) -> None:
         labels = read_labels(self.tables, self.label)
-        parts = rows_of_splits({split: len(one) for split, one in labels.numbers.items()}, self.held_out)
+        parts = rows_of_splits({split: len(numbers) for split, numbers in labels.numbers.items()}, self.held_out)
         rows = {split: Rows(self.tables, self.text, *parts[split]) for split in SPLITS}
         tokenizer = self.choice.make(folder, lambda: rows["train"].texts())
         splits = {
@@ -115,35 +132,40 @@ class LabelledText(ArrayDataModule):
     def _write(
         self, folder: Path, split: str, rows: Rows, labels: numpy.ndarray, tokenizer: Tokenizer
     ) -> dict[str, Any]:
-        """`labels`: of `rows`, in their order."""
-        kept: list[int] = []
-        unlabelled: list[str] = []
-        without, cut = 0, 0
+        """Write the tokens and labels of a split; `labels` are those of `rows`, in their order."""
+        kept_labels: list[int] = []
+        unlabelled_names: list[str] = []
+        num_unlabelled, num_cut = 0, 0
         with (folder / f"{split}.bin").open("wb") as file:
-            for place, name, text in rows.named_texts():
-                if labels[place] == IGNORED:
-                    without += 1
-                    if len(unlabelled) < NAMED:
-                        unlabelled.append(name)
+            for index, name, text in rows.named_texts():
+                if labels[index] == IGNORED:
+                    num_unlabelled += 1
+                    if len(unlabelled_names) < NAMED:
+                        unlabelled_names.append(name)
                     continue
                 row = numpy.full(self.sequence_length, tokenizer.padding, token_type(tokenizer.vocab_size))
-                ids, was_cut = tokenizer.whole(text, self.sequence_length)
+                ids, is_cut = tokenizer.whole(text, self.sequence_length)
                 row[: len(ids)] = ids
                 file.write(row.tobytes())
-                kept.append(labels[place])
-                cut += was_cut
+                kept_labels.append(labels[index])
+                num_cut += is_cut
         report = rows.report(split)
-        refuse_too_many(split, without, unlabelled, self.max_bad)
-        if not kept:
-            fix = "give it rows with a text and a label, or leave its file out: data.held_out takes some of the others"
-            raise UserError(f"data.root={self.tables.root}: {split} has no row that can be used", fix)
-        if cut:
-            _log.warning("%s: %d of %d texts are cut to %d tokens", split, cut, len(kept), self.sequence_length)
-        numpy.save(folder / f"{split}-labels.npy", numpy.array(kept, numpy.int64))
-        return {"rows": len(kept), "cut": cut, "of": report["rows"], "bad": report["bad"] + without} | {
-            "bad_names": report["bad_names"] + unlabelled
-        }
+        refuse_too_many(split, num_unlabelled, unlabelled_names, self.max_bad)
+        if not kept_labels:
+            fix = "add rows with a text and a label, or remove its file: data.held_out then takes rows of train"
+            raise UserError(f"data.root={self.tables.root}: {split} has no usable row", fix)
+        if num_cut:
+            _log.warning(
+                "%s: %d of %d texts truncated to %d tokens", split, num_cut, len(kept_labels), self.sequence_length
+            )
+        numpy.save(folder / f"{split}-labels.npy", numpy.array(kept_labels, numpy.int64))
+        return {
+            "rows": len(kept_labels),
+            "cut": num_cut,
+            "of": report["rows"],
+            "bad": report["bad"] + num_unlabelled,
+        } | {"bad_names": report["bad_names"] + unlabelled_names}
 
 
-def _widened(ids: torch.Tensor, indices: torch.Tensor, epoch: int) -> torch.Tensor:
+def _to_int64(ids: torch.Tensor, indices: torch.Tensor, epoch: int) -> torch.Tensor:
     return ids.long()

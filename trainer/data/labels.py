@@ -19,42 +19,54 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Labels:
-    """`classes`: names. Of each split that has labels: `numbers`, (n,) int64, the class of each row, `IGNORED` where it
-    is none; `ends`, the number of the row behind each file's last."""
+    """The classes, and the label of each row of the splits that have labels."""
 
     classes: list[str]
+    """Names of the classes."""
     numbers: dict[str, numpy.ndarray]
+    """Split to the class of each row, int64 of shape `(rows,)`; `IGNORED` where a row has none."""
     ends: dict[str, numpy.ndarray]
+    """Split to the number of rows up to the end of each of its files."""
 
 
 def read_labels(tables: Tables, column: str) -> Labels:
-    """Raises UserError where there is nothing to train on. A split without any label is left out, with a warning."""
+    """Read the labels of all splits. A split without any label is skipped, with a warning.
+
+    Raises:
+        UserError: The training split has no labels.
+    """
     values = {split: _values(paths, column) for split, paths in tables.files.items()}
     classes = tables.class_names(column) or _classes(values["train"][0])
-    numbers = {split: _numbers(one, classes) for split, (one, _) in values.items()}
+    numbers = {split: _numbers(labels, classes) for split, (labels, _) in values.items()}
     if not (numbers["train"] != IGNORED).any():
         fix = "name the column of the classes: data.label_column=NAME"
-        raise UserError(f"data.root={tables.root}: column {column} holds no labels to train on", fix)
+        raise UserError(f"data.root={tables.root}: column {column} has no labels in the training split", fix)
     # Published test sets often come without labels.
-    given = {split: one for split, one in numbers.items() if (one != IGNORED).any()}
+    given = {split: labels for split, labels in numbers.items() if (labels != IGNORED).any()}
     for split in set(numbers) - set(given):
-        _log.warning("%s has no labels in column %s: left out", split, column)
+        _log.warning("%s has no labels in column %s: skipped", split, column)
     return Labels(classes, given, {split: values[split][1] for split in given})
 
 
 def refuse_too_many(split: str, bad: int, names: Sequence[str], max_bad: int) -> None:
-    """`bad`: number of rows whose label is none of the classes; `names`: of the first of them, which go into the log.
-    Raises UserError."""
+    """Log the rows whose label is none of the classes, and raise UserError if there are too many.
+
+    Args:
+        split: Name of the split.
+        bad: Number of such rows.
+        names: Names of the first of them.
+        max_bad: Number of such rows that are tolerated.
+    """
     if not bad:
         return
     _log.warning("%s: %d rows have no usable label: %s", split, bad, ", ".join(names[:20]))
     if bad > max_bad:
-        problem = f"{split}: {bad} rows have no label that is one of the classes, the first {names[0]}"
-        raise UserError(problem, "mend them, or raise data.max_bad")
+        problem = f"{split}: {bad} rows have a label that is none of the classes; the first is {names[0]}"
+        raise UserError(problem, "repair them, or increase data.max_bad")
 
 
 def _values(paths: Sequence[Path], column: str) -> tuple[list[Any], numpy.ndarray]:
-    """The labels as they are written, and the number of the row behind each file's last."""
+    """Return the labels as written, and the number of rows up to the end of each file."""
     values: list[Any] = []
     ends = []
     for path in paths:
@@ -65,7 +77,7 @@ def _values(paths: Sequence[Path], column: str) -> tuple[list[Any], numpy.ndarra
 
 
 def _classes(values: Sequence[Any]) -> list[str]:
-    """Of integers, 0 to the largest; of texts, those that there are, sorted."""
+    """Return the class names: 0 to the largest for integers, the sorted values for texts."""
     known = [value for value in values if value is not None]
     kinds = {type(value) for value in known}
     if kinds <= {int, bool}:
@@ -73,18 +85,18 @@ def _classes(values: Sequence[Any]) -> list[str]:
     if kinds == {str}:
         return sorted(set(known))
     raise UserError(
-        f"data.label_column holds {', '.join(sorted(kind.__name__ for kind in kinds))}, not classes",
+        f"data.label_column: expected classes, got {', '.join(sorted(kind.__name__ for kind in kinds))}",
         "name a column of integers from 0, or of texts",
     )
 
 
 def _numbers(values: Sequence[Any], classes: Sequence[str]) -> numpy.ndarray:
-    """(n,) int64: the class of each row, `IGNORED` where it is none of them."""
+    """Return the class of each row, int64 of shape `(rows,)`; `IGNORED` where it is none of them."""
     by_name = {name: number for number, name in enumerate(classes)}
-    found = numpy.full(len(values), IGNORED, numpy.int64)
+    numbers = numpy.full(len(values), IGNORED, numpy.int64)
     for index, value in enumerate(values):
         if isinstance(value, str):
-            found[index] = by_name.get(value, IGNORED)
+            numbers[index] = by_name.get(value, IGNORED)
         elif isinstance(value, int) and 0 <= value < len(classes):
-            found[index] = value
-    return found
+            numbers[index] = value
+    return numbers

@@ -1,7 +1,7 @@
-"""Where the files of the data modules lie. Without torch: the prompt asks, too, before anything is launched.
+"""Locations of the data modules' files. Imports no torch, because the config check uses it before a launch.
 
-Each function returns the folder or file that `given`, an argument of the data module, stands for, from `cwd`, and
-raises UserError, which calls the argument `data.root` or `data.font`, where it is not there.
+Each function returns the folder or file that `given`, an argument of the data module, refers to, relative to `cwd`. If
+it does not exist they raise UserError, which names the argument `data.root` or `data.font`.
 """
 
 from __future__ import annotations
@@ -11,13 +11,14 @@ from pathlib import Path
 from trainer.core.errors import UserError
 
 FASHION_MNIST = ("/usr/share/datasets/fashion-mnist", "data/fashion-mnist")
-"""Where Debian's package puts the files, and the usual place in a project."""
+"""Folder of Debian's package, and the usual folder in a project."""
 EMOJI = ("/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf",)
 SHARDS = "meta.json"
 """Written last into a folder of token shards."""
 
 
 def text(given: str, cwd: Path = Path()) -> Path:
+    """Return the folder or file of texts."""
     path = cwd / Path(given).expanduser()
     if not path.exists():
         raise UserError(f"data.root={given} does not exist", "set data.root to a folder or a text file")
@@ -25,23 +26,26 @@ def text(given: str, cwd: Path = Path()) -> Path:
 
 
 def class_folders(given: str, cwd: Path = Path()) -> Path:
+    """Return the folder that holds one folder per class."""
     path = cwd / Path(given).expanduser()
     if not path.is_dir():
-        raise UserError(f"data.root={given} does not exist", "set data.root to a folder with a folder for each class")
+        raise UserError(f"data.root={given} does not exist", "set data.root to a folder with one folder per class")
     return path
 
 
 def token_shards(given: str, cwd: Path = Path()) -> Path:
+    """Return the folder of finished token shards."""
     path = cwd / Path(given).expanduser()
     if not (path / SHARDS).is_file():
-        problem = f"data.root={given} holds no finished token shards ({SHARDS} is missing)"
+        problem = f"data.root={given}: no finished token shards ({SHARDS} is missing)"
         raise UserError(problem, f"trainer data tokenize TEXT_FOLDER {given}")
     return path
 
 
 def fashion_mnist(given: str | None, cwd: Path = Path()) -> Path:
-    for place in (given,) if given else FASHION_MNIST:
-        path = cwd / Path(place).expanduser()
+    """Return the folder of the IDX files."""
+    for location in (given,) if given else FASHION_MNIST:
+        path = cwd / Path(location).expanduser()
         if any(path.glob("train-images-idx3-ubyte*")):
             return path
     raise UserError(
@@ -51,8 +55,9 @@ def fashion_mnist(given: str | None, cwd: Path = Path()) -> Path:
 
 
 def emoji(given: str | None, cwd: Path = Path()) -> Path:
-    for place in (given,) if given else EMOJI:
-        path = cwd / Path(place).expanduser()
+    """Return the file of the font."""
+    for location in (given,) if given else EMOJI:
+        path = cwd / Path(location).expanduser()
         if path.is_file():
             return path
     raise UserError(

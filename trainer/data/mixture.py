@@ -1,4 +1,4 @@
-"""Several sources in one training, each with its weight, in an order that is exact and elastic like any other."""
+"""Several data sources in one training, each with a weight, in an order that is exact and elastic like any other."""
 
 from __future__ import annotations
 
@@ -14,111 +14,130 @@ from trainer.config.problems import raise_all
 from trainer.core.errors import UserError
 from trainer.data.arrays import ArrayDataModule
 from trainer.data.files import SPLITS
-from trainer.data.loader import Gathers, gathers
+from trainer.data.loader import SupportsGather, supports_gather
 from trainer.data.mixture_weights import problems_of_weights
 from trainer.data.randomness import mix
 
 SHARED = ("input_shape", "output_shape", "num_classes", "vocab_size", "sequence_length", "pad_id")
-"""Facts in which the sources must agree, for their samples to share a batch and a model."""
+"""Facts on which the sources must agree so that their samples can share a batch and a model."""
 
 
-class Picks:
-    """Which sample of which source the ids of an epoch mean: `counts[k]` of them are of source k.
+class MixtureOrder:
+    """Maps the ids of an epoch to samples of the sources: `counts[k]` of them belong to source k.
 
-    A source goes through its samples in an order of its own, a new one in each pass, and goes on in the next epoch
-    where this one ends. So nothing of it is read twice before all of it was read once, whatever its weight. Which
-    sample an id means is a function of (seed, epoch, id): the ranks and a resume need nothing else.
+    Each source goes through its samples in its own order, a new one in each pass, and continues in the next epoch where
+    this one ends. So no sample is read twice before all samples of its source were read once, whatever the weight. The
+    sample of an id is a function of (seed, epoch, id): ranks and a resume need nothing else.
+
+    Args:
+        lengths: Samples of each source.
+        counts: Samples per epoch of each source.
+        seed: Seed of the orders.
     """
 
     def __init__(self, lengths: Sequence[int], counts: Sequence[int], seed: int) -> None:
         self.lengths, self.counts, self.seed = list(lengths), list(counts), seed
         self._ends = numpy.cumsum(counts)
         self._orders: dict[tuple[int, int], torch.Tensor] = {}
-        """(source, pass) to its order, of the passes that were read last."""
+        """(source, pass) to its order, for the passes that were read last."""
 
     def __len__(self) -> int:
         return int(self._ends[-1])
 
-    def of(self, ids: torch.Tensor, epoch: int) -> Iterator[tuple[int, int, torch.Tensor, torch.Tensor]]:
-        """Source, pass, the samples of it, and their places among the (n,) ids."""
+    def locate(self, ids: torch.Tensor, epoch: int) -> Iterator[tuple[int, int, torch.Tensor, torch.Tensor]]:
+        """Yield source, pass, its sample ids, and their positions among the `(batch,)` ids."""
         owners = torch.from_numpy(numpy.searchsorted(self._ends, ids.numpy(), side="right"))
         used = {}
         for source, count in enumerate(self.counts):
             mine = torch.nonzero(owners == source).flatten()
             length = self.lengths[source]
-            # How many samples of the source come before this one, from the start of the training.
+            # Number of samples of the source before this one, from the start of the training.
             before = ids[mine] - (int(self._ends[source]) - count) + epoch * count
             passes = before // length
             for number in passes.unique().tolist():
-                here = passes == number
+                in_pass = passes == number
                 order = self._order(source, number)
                 used[source, number] = order
-                yield source, number, order[before[here] % length].long(), mine[here]
-        now = {source for source, _ in used}
-        self._orders = {key: order for key, order in self._orders.items() if key[0] not in now} | used
+                yield source, number, order[before[in_pass] % length].long(), mine[in_pass]
+        sources_read = {source for source, _ in used}
+        self._orders = {key: order for key, order in self._orders.items() if key[0] not in sources_read} | used
 
     def _order(self, source: int, number: int) -> torch.Tensor:
-        known = self._orders.get((source, number))
-        if known is not None:
-            return known
+        order = self._orders.get((source, number))
+        if order is not None:
+            return order
         generator = torch.Generator().manual_seed(mix(self.seed, source + 1, number) >> 1)
         length = self.lengths[source]
         return torch.randperm(length, generator=generator, dtype=torch.int32 if length < 2**31 else torch.int64)
 
 
-class Mixed(Dataset[Any]):
-    """An epoch of sources that are read batch by batch; see `Picks` and `loader.Gathers`. Randomness in a source is
-    seeded by its own pass."""
+class GatherMixture(Dataset[Any]):
+    """An epoch of sources that are read batch by batch; supports `gather`, see `loader.SupportsGather`.
+
+    Randomness in a source is seeded by its own pass (see `MixtureOrder`).
+
+    Args:
+        sources: Datasets whose batches have the same shapes but for the batch size.
+        counts: Samples per epoch of each source.
+        seed: Seed of the orders.
+    """
 
     random = False
 
-    def __init__(self, sources: Sequence[Gathers], counts: Sequence[int], seed: int) -> None:
+    def __init__(self, sources: Sequence[SupportsGather], counts: Sequence[int], seed: int) -> None:
         self.sources = list(sources)
-        self.picks = Picks([len(source) for source in sources], counts, seed)
+        self.order = MixtureOrder([len(source) for source in sources], counts, seed)
 
     def __len__(self) -> int:
-        return len(self.picks)
+        return len(self.order)
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, ...]:
         return tuple(part[0] for part in self.gather(torch.tensor([index]), 0))
 
     def gather(self, indices: torch.Tensor, epoch: int) -> tuple[torch.Tensor, ...]:
-        """The batch of these (n,) ids."""
-        places, parts = [], []
-        for source, number, samples, here in self.picks.of(indices.long(), epoch):
+        """Return the batch of the `(batch,)` sample ids, in their order."""
+        positions, parts = [], []
+        for source, number, samples, where in self.order.locate(indices.long(), epoch):
             parts.append(self.sources[source].gather(samples, number))
-            places.append(here)
-        back = torch.cat(places).argsort()
+            positions.append(where)
+        back = torch.cat(positions).argsort()
         return tuple(torch.cat(tensors).index_select(0, back) for tensors in zip(*parts, strict=True))
 
 
-class MixedOneByOne(Dataset[Any]):
-    """An epoch of sources that are read one by one, such as class folders; see `Picks` and `loader.OfEpoch`."""
+class ItemMixture(Dataset[Any]):
+    """An epoch of sources that are read item by item, such as class folders.
+
+    It has `of_epoch`, see `loader.SupportsOfEpoch` and `MixtureOrder`.
+
+    Args:
+        sources: Map-style datasets.
+        counts: Samples per epoch of each source.
+        seed: Seed of the orders.
+    """
 
     def __init__(self, sources: Sequence[Any], counts: Sequence[int], seed: int) -> None:
         self.sources = list(sources)
-        self.picks = Picks([len(source) for source in sources], counts, seed)
+        self.order = MixtureOrder([len(source) for source in sources], counts, seed)
         self.random = any(getattr(source, "random", True) for source in sources)
 
     def __len__(self) -> int:
-        return len(self.picks)
+        return len(self.order)
 
     def __getitem__(self, index: int) -> Any:
         return self.of_epoch(0, index)
 
     def of_epoch(self, epoch: int, index: int) -> Any:
-        """The sample that this id means in the epoch."""
-        (found,) = self.picks.of(torch.tensor([index]), epoch)
-        source, _, samples, _ = found
+        """Return the sample at `index` in `epoch`."""
+        ((source, _, samples, _),) = self.order.locate(torch.tensor([index]), epoch)
         return self.sources[source][int(samples[0])]
 
 
-class OneAfterAnother(Dataset[Any]):
-    """The samples of all sources, once each; see `loader.Gathers`."""
+class GatherConcat(Dataset[Any]):
+    """The samples of all sources, once each; supports `gather`, see `loader.SupportsGather`."""
 
     random = False
 
-    def __init__(self, sources: Sequence[Gathers]) -> None:
+    def __init__(self, sources: Sequence[SupportsGather]) -> None:
         self.sources = list(sources)
         self._ends = numpy.cumsum([len(source) for source in sources])
 
@@ -126,7 +145,7 @@ class OneAfterAnother(Dataset[Any]):
         return int(self._ends[-1])
 
     def gather(self, indices: torch.Tensor, epoch: int) -> tuple[torch.Tensor, ...]:
-        """The batch of these (n,) ids, which an evaluation reads in rising order."""
+        """Return the batch of the `(batch,)` sample ids, which an evaluation reads in ascending order."""
         owners = numpy.searchsorted(self._ends, indices.numpy(), side="right")
         parts = []
         for source in numpy.unique(owners):
@@ -136,22 +155,29 @@ class OneAfterAnother(Dataset[Any]):
 
 
 class Mixture(ArrayDataModule):
-    """Training data of several data modules by weight; their held-out data, all of it, one after another."""
+    """Training data of several data modules by weight; their held-out data unweighted, one source after another.
+
+    Batches have the shapes of the sources' batches, which must agree.
+
+    Args:
+        sources: Name to data module.
+        weights: Name to its share of the samples, relative to the sum; None: by size.
+        batch_size: Global batch size.
+        samples: Samples per epoch; None: as many as the sources have together.
+        seed: Seed of the order within a source.
+        num_workers: Worker processes per rank that read sources item by item.
+    """
 
     def __init__(
         self,
         sources: Mapping[str, LightningDataModule],
         weights: Mapping[str, float] | None = None,
         batch_size: int = 32,
+        *,
         samples: int | None = None,
         seed: int = 0,
         num_workers: int = 0,
     ) -> None:
-        """`sources`: name to data module. `weights`: name to the share of the samples, of any sum; null: by size.
-
-        `samples`: of an epoch; null: as many as the sources have together. `seed`: of the order within a source.
-        `num_workers`: processes a rank that read sources whose samples are read one by one.
-        """
         super().__init__(batch_size)
         self.sources, self.samples, self.seed, self.num_workers = dict(sources), samples, seed, num_workers
         if weights is not None:
@@ -160,10 +186,12 @@ class Mixture(ArrayDataModule):
         self.default_task = next(iter(self.sources.values())).default_task  # type: ignore[attr-defined]
 
     def prepare_data(self) -> None:
+        """Prepare all sources. Runs on one rank of each node."""
         for source in self.sources.values():
             source.prepare_data()
 
     def setup(self, stage: str | None = None) -> None:
+        """Set up all sources and build the dataset of each split, once."""
         if self.train is not None:
             return
         for source in self.sources.values():
@@ -172,27 +200,27 @@ class Mixture(ArrayDataModule):
         self.evaluation_batch = min(getattr(one, "evaluation_batch", 1) for one in self.sources.values())
         sizes = [len(part) for part in parts["train"]]
         weights = sizes if self.weights is None else [self.weights[name] for name in self.sources]
-        counts = shares(weights, self.samples or sum(sizes))
+        counts = apportion(weights, self.samples or sum(sizes))
         if self._read_by_batch(parts["train"]):
-            self.train = Mixed(parts["train"], counts, self.seed)
-            self.val, self.test = OneAfterAnother(parts["val"]), OneAfterAnother(parts["test"])
+            self.train = GatherMixture(parts["train"], counts, self.seed)
+            self.val, self.test = GatherConcat(parts["val"]), GatherConcat(parts["test"])
         else:
-            self.train = MixedOneByOne(parts["train"], counts, self.seed)
+            self.train = ItemMixture(parts["train"], counts, self.seed)
             self.val, self.test = ConcatDataset(parts["val"]), ConcatDataset(parts["test"])
 
     def _read_by_batch(self, parts: Sequence[Any]) -> bool:
-        by_batch = {name: gathers(part) for name, part in zip(self.sources, parts, strict=True)}
+        by_batch = {name: supports_gather(part) for name, part in zip(self.sources, parts, strict=True)}
         if len(set(by_batch.values())) > 1:
-            one, other = (next(name for name, found in by_batch.items() if found is kind) for kind in (True, False))
+            one, other = (next(name for name, value in by_batch.items() if value is kind) for kind in (True, False))
             raise UserError(
-                f"data.sources.{one} is read batch by batch and data.sources.{other} one by one: they do not mix",
+                f"data.sources.{one} is read batch by batch and data.sources.{other} item by item: cannot mix them",
                 "mix text, token shards and arrays in memory, or class folders (docs/data.md)",
             )
         return all(by_batch.values())
 
     def _loader(self, dataset: Dataset[Any] | None, batch_size: int, shuffle: bool = False) -> DataLoader[Any]:
-        assert dataset is not None, "setup() comes first"
-        workers = 0 if gathers(dataset) else self.num_workers
+        assert dataset is not None, "call setup() first"
+        workers = 0 if supports_gather(dataset) else self.num_workers
         return DataLoader(
             dataset,
             batch_size=batch_size,
@@ -204,27 +232,34 @@ class Mixture(ArrayDataModule):
         )
 
     def facts(self) -> dict[str, Any]:
+        """Return the facts on which the sources agree.
+
+        Raises:
+            UserError: The sources differ in a fact of `SHARED` or in their classes.
+        """
         facts = {name: source.facts() for name, source in self.sources.items()}  # type: ignore[attr-defined]
-        first, known = next(iter(facts.items()))
-        for name, own in facts.items():
+        first, expected = next(iter(facts.items()))
+        for name, other in facts.items():
             for key in SHARED:
-                if own.get(key) != known.get(key):
+                if other.get(key) != expected.get(key):
                     fix = f"give the sources of data.sources the same {key}"
-                    raise UserError(f"{key} is {known.get(key)} in {first} and {own.get(key)} in {name}", fix)
+                    raise UserError(f"{key} is {expected.get(key)} in {first} and {other.get(key)} in {name}", fix)
         classes = {name: getattr(source, "classes", None) for name, source in self.sources.items()}
         for name, own_classes in classes.items():
             if own_classes != classes[first]:
                 fix = "give the sources of data.sources the same classes"
                 raise UserError(f"{first} has the classes {classes[first]} and {name} has {own_classes}", fix)
-        found = dict(known)
-        if all("bytes_per_token" in own for own in facts.values()):
+        merged = dict(expected)
+        if all("bytes_per_token" in other for other in facts.values()):
             sizes = numpy.array([len(one.val) for one in self.sources.values()])  # type: ignore[attr-defined]
-            found["bytes_per_token"] = float(sizes @ [own["bytes_per_token"] for own in facts.values()] / sizes.sum())
-        return found
+            merged["bytes_per_token"] = float(
+                sizes @ [other["bytes_per_token"] for other in facts.values()] / sizes.sum()
+            )
+        return merged
 
 
-def shares(weights: Sequence[float], samples: int) -> list[int]:
-    """`samples` in proportion to `weights`; what rounding leaves goes to the largest remainders."""
+def apportion(weights: Sequence[float], samples: int) -> list[int]:
+    """Divide `samples` in proportion to `weights` by the largest remainder method."""
     exact = numpy.asarray(weights, dtype=float) / sum(weights) * samples
     counts = numpy.floor(exact).astype(int)
     for index in numpy.argsort(counts - exact, kind="stable")[: samples - counts.sum()]:

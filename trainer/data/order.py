@@ -1,8 +1,9 @@
-"""Which samples a rank reads, in which order: a function of (seed, epoch, position) and nothing else."""
+"""The samples that a rank reads, and their order: a function of (seed, epoch, position) and nothing else."""
 
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -14,56 +15,59 @@ from trainer.core.errors import UserError
 from trainer.data.randomness import mix
 
 Order = Callable[[int], torch.Tensor]
-"""Epoch to the sample ids of that epoch, the same on every rank."""
+"""Maps an epoch to the sample ids of that epoch, the same on every rank."""
 
 
-class Batches(Sampler[Any]):
-    """The micro-batches of one rank, and which of them is the next.
+class Batches(Sampler[Any], ABC):
+    """Base class of samplers: the micro-batches of one rank, and the position among them.
 
-    Each iteration is an epoch of its own, read from its beginning: one that was left early (`limit_train_batches`, a
-    loader beside a shorter one) is not continued. Only the first iteration after `seek` or `load` starts in between.
+    Each iteration is a new epoch, read from its beginning: an epoch that was left early (`limit_train_batches`, a
+    loader beside a shorter one) is not continued. Only the first iteration after `seek` or `load` starts in mid-epoch.
+
+    Args:
+        accumulate: Micro-batches per optimizer step (gradient accumulation).
     """
 
     def __init__(self, accumulate: int) -> None:
         self.accumulate = accumulate
-        """Micro-batches of an optimizer step."""
+        """Micro-batches per optimizer step."""
         self.on_batch: Callable[[int, int, list[Any]], None] | None = None
-        """Called with (epoch, step, ids of this rank) as each micro-batch is handed out; steps count from 0."""
+        """Called with (epoch, step, ids of this rank) when a micro-batch is handed out; steps count from 0."""
         self.asked = 0
-        """Micro-batches that the loader has asked for, in this iteration."""
+        """Micro-batches that the loader has requested in this iteration."""
         self._epoch = 0
         self._delivered = 0
         self._sought = False
 
+    @abstractmethod
     def __len__(self) -> int:
-        """Micro-batches of an epoch, wherever the position is: Lightning compares its own count with it."""
-        raise NotImplementedError
+        """Return the micro-batches of an epoch, wherever the position is: Lightning compares its own count with it."""
 
+    @abstractmethod
     def ids(self, epoch: int, batch: int) -> list[Any]:
-        """The samples of a micro-batch."""
-        raise NotImplementedError
+        """Return the sample ids of a micro-batch."""
 
     @property
     def position(self) -> tuple[int, int]:
-        """(epoch, optimizer steps of it whose micro-batches have all been handed out)."""
+        """Epoch, and the number of its optimizer steps whose micro-batches have all been handed out."""
         if self._delivered >= len(self):
             return self._epoch + 1, 0
         return self._epoch, self._delivered // self.accumulate
 
     def seek(self, epoch: int, step: int) -> None:
-        """Make `step` of `epoch` the next one to be read. Takes effect at the next `iter()`."""
+        """Move the position to `step` of `epoch`. Takes effect at the next `iter()`."""
         carried, step = divmod(step, math.ceil(len(self) / self.accumulate))
         self._epoch, self._delivered, self._sought = epoch + carried, step * self.accumulate, True
 
     def begin(self) -> tuple[int, int]:
-        """Begin an iteration; returns its epoch and the number of the micro-batch that comes first."""
+        """Begin an iteration; return its epoch and the index of its first micro-batch."""
         if not self._sought and self._delivered:
             self._epoch, self._delivered = self._epoch + 1, 0
         self._sought, self.asked = False, 0
         return self._epoch, self._delivered
 
     def delivered(self) -> None:
-        """Count one micro-batch. The loader calls it as it hands one out, not when a worker fetches one early."""
+        """Count one micro-batch. The loader calls it when it hands one out, not when a worker prefetches one."""
         if self.on_batch is not None:
             self._report(self._delivered)
         self._delivered += 1
@@ -79,11 +83,16 @@ class Batches(Sampler[Any]):
         self.on_batch(self._epoch, batch // self.accumulate, self.ids(self._epoch, batch))
 
     def state(self, not_trained: int, epoch_is_over: bool) -> dict[str, int]:
-        """What `load` takes. `not_trained`: micro-batches handed out that nobody has trained on yet."""
+        """Return the state that `load` takes.
+
+        Args:
+            not_trained: Micro-batches handed out that have not been trained on yet.
+            epoch_is_over: Whether the training's epoch is complete.
+        """
         epoch, delivered = self._epoch, self._delivered - not_trained
         if epoch_is_over and delivered:
             epoch, delivered = epoch + 1, 0
-        # "step" for code that knows no micro-batches
+        # "step" is for code that does not count micro-batches
         return {
             "epoch": epoch,
             "step": delivered // self.accumulate,
@@ -92,7 +101,7 @@ class Batches(Sampler[Any]):
         }
 
     def load(self, state: dict[str, int]) -> None:
-        """Continue where `state` was taken: to the micro-batch, where a step has as many as then."""
+        """Restore the position of `state`: to the micro-batch if the accumulation is unchanged, else to the step."""
         if state.get("accumulate") == self.accumulate and state["batches"] <= len(self):
             self._epoch, self._delivered, self._sought = state["epoch"], state["batches"], True
         else:
@@ -102,13 +111,25 @@ class Batches(Sampler[Any]):
 class GlobalBatchSampler(Batches):
     """The micro-batches of one rank.
 
-    The global batch of step s is `order[s*B:(s+1)*B]`, at any world size; rank r takes the contiguous r-th part
-    of it. The samples after the last full global batch of an epoch make a smaller last step, as in Lightning; with
-    `drop_last`, or where the plan has whole steps only, they are left out of that epoch. Where they are no multiple of
-    the world size, the first samples of the epoch come again in that step, as in torch's DistributedSampler.
+    The global batch of step s is `order[s*B:(s+1)*B]` at any world size; rank r takes the contiguous r-th part of it.
+    The samples after the last full global batch of an epoch make a smaller last step, as in Lightning; with
+    `drop_last`, or if the plan allows whole steps only, they are left out of that epoch. If they are not a multiple of
+    the world size, the first samples of the epoch are repeated in that step, as in torch's DistributedSampler.
 
-    Needs 4 bytes a sample while an epoch's order is drawn (8 from 2^31 samples) and that divided by the world
-    size afterwards; 10^8 samples take about two seconds an epoch.
+    Needs 4 bytes per sample while an epoch's order is drawn (8 from 2^31 samples), and that divided by the world size
+    afterwards; 10^8 samples take about two seconds per epoch.
+
+    Args:
+        num_samples: Samples in the dataset.
+        plan: How the global batch is split.
+        rank: This rank among those that read different data.
+        seed: Seed of the run.
+        shuffle: Draw a new permutation in each epoch; else read in order.
+        order: Replaces the built-in order, for a custom sampler.
+        drop_last: Leave out the samples after the last full global batch.
+
+    Raises:
+        UserError: There are fewer samples than one step needs.
     """
 
     def __init__(
@@ -118,14 +139,14 @@ class GlobalBatchSampler(Batches):
         rank: int,
         seed: int,
         shuffle: bool = True,
+        *,
         order: Order | None = None,
         drop_last: bool = True,
     ) -> None:
-        """`order` replaces the built-in one, for a sampler of the user's own."""
         drop_last = drop_last or plan.whole_steps
         if num_samples < (plan.global_batch if drop_last else 1):
             raise UserError(
-                f"data.batch_size={plan.global_batch} is more than the {num_samples} training samples",
+                f"data.batch_size={plan.global_batch}: there are only {num_samples} training samples",
                 f"use data.batch_size={max(1, num_samples // plan.world_size) * plan.world_size} or less",
             )
         super().__init__(plan.accumulate)
@@ -137,11 +158,11 @@ class GlobalBatchSampler(Batches):
         self.drop_last = drop_last
         self._full_steps, rest = divmod(num_samples, plan.global_batch)
         self._rest = 0 if drop_last else math.ceil(rest / plan.world_size)
-        """Samples of a rank in the smaller last step."""
+        """Samples per rank in the smaller last step."""
         self._most_steps = self._full_steps + bool(self._rest)
         self.steps_per_epoch = self._most_steps
         self.tag = 0
-        """Not 0: yield `epoch * tag + i` for i, so that a loader's worker processes know the epoch."""
+        """If not 0, yield `epoch * tag + i` for i, so that a loader's worker processes know the epoch."""
         self._rows: tuple[int, torch.Tensor, tuple[torch.Tensor, ...]] | None = None
 
     def __len__(self) -> int:
@@ -157,16 +178,20 @@ class GlobalBatchSampler(Batches):
         return full if steps <= self._full_steps else full + math.ceil(self._rest / self.plan.micro_batch)
 
     def limit_steps(self, steps: int) -> None:
-        """Let an epoch end after so many optimizer steps at most."""
+        """End an epoch after `steps` optimizer steps at most."""
         self.steps_per_epoch = min(steps, self._most_steps)
         self._rows = None
 
     def ids(self, epoch: int, batch: int) -> list[int]:
-        found: list[int] = self._row(epoch, batch).tolist()
-        return found
+        """Return the sample ids of a micro-batch."""
+        ids: list[int] = self._row(epoch, batch).tolist()
+        return ids
 
     def rows(self) -> Iterator[tuple[int, torch.Tensor]]:
-        """(epoch, ids of a micro-batch) from the position to the end of its epoch."""
+        """Yield (epoch, ids of a micro-batch) from the position to the end of its epoch.
+
+        Ids have shape `(micro_batch,)`.
+        """
         epoch, first = self.begin()
         for batch in range(first, len(self)):
             self.asked += 1
@@ -177,7 +202,10 @@ class GlobalBatchSampler(Batches):
             yield (ids.long() + epoch * self.tag).tolist() if self.tag else ids.tolist()
 
     def _row(self, epoch: int, batch: int) -> torch.Tensor:
-        """The ids of a micro-batch of this rank, (micro_batch,); fewer where an epoch ends with a smaller step."""
+        """Return the ids of a micro-batch of this rank, shape `(micro_batch,)`.
+
+        There are fewer where an epoch ends with a smaller step.
+        """
         if self._rows is None or self._rows[0] != epoch:
             plan, order = self.plan, self._order(epoch)
             steps = min(self.steps_per_epoch, self._full_steps)
@@ -189,7 +217,7 @@ class GlobalBatchSampler(Batches):
         return rows[batch] if batch < len(rows) else rest[batch - len(rows)]
 
     def _rest_of(self, order: torch.Tensor) -> torch.Tensor:
-        """This rank's part, (_rest,), of what is left after the full global batches."""
+        """Return this rank's part of the samples after the full global batches, shape `(_rest,)`."""
         first = self._full_steps * self.plan.global_batch + self.rank * self._rest
         return order[torch.arange(first, first + self._rest) % len(order)]
 
@@ -202,20 +230,25 @@ class GlobalBatchSampler(Batches):
 
 
 class ListedBatches(Batches):
-    """Batches that a batch sampler of the user's own has made, or whatever else stands for one: each to one rank.
+    """Batches made by a custom batch sampler, or units that stand for whole batches; each goes to one rank.
 
-    Micro-batch n of rank r is the batch `n * world_size + r` of an epoch. Those behind the last that all ranks can have
-    are left out of that epoch.
+    Micro-batch n of rank r is the batch `n * world_size + r` of an epoch. The last batches, which not all ranks can
+    have, are left out of that epoch.
+
+    Args:
+        listed: Maps an epoch to its batches, of all ranks together, the same on every rank.
+        rank: This rank among those that read different data.
+        world_size: Number of those ranks.
+        accumulate: Micro-batches per optimizer step.
     """
 
     def __init__(self, listed: Callable[[int], list[Any]], rank: int, world_size: int, accumulate: int) -> None:
-        """`listed`: epoch to the batches of that epoch, of all ranks together, the same on every rank."""
         super().__init__(accumulate)
         self.rank, self.world_size, self._listed = rank, world_size, listed
-        self._now: tuple[int, list[Any]] | None = None
+        self._cached: tuple[int, list[Any]] | None = None
         if not self._of(0):
             raise UserError(
-                f"{len(listed(0))} training batches of an epoch cannot be shared by {world_size} ranks",
+                f"{len(listed(0))} training batches per epoch are too few for {world_size} ranks",
                 "use fewer ranks, or smaller batches",
             )
 
@@ -223,39 +256,45 @@ class ListedBatches(Batches):
         return len(self._of(self._epoch))
 
     def ids(self, epoch: int, batch: int) -> list[Any]:
-        one = self._of(epoch)[batch][1]
-        return list(one) if isinstance(one, (list, tuple)) else [one]
+        """Return the sample ids of a micro-batch."""
+        unit = self._of(epoch)[batch][1]
+        return list(unit) if isinstance(unit, (list, tuple)) else [unit]
 
     def __iter__(self) -> Iterator[tuple[int, int, Any]]:
-        """(epoch, number of the batch in it, batch): `loader.SeededUnits` reads it."""
+        """Yield (epoch, index of the batch in it, batch), which `loader.SeededUnits` reads."""
         epoch, first = self.begin()
         for number, batch in self._of(epoch)[first:]:
             self.asked += 1
             yield epoch, number, batch
 
     def _of(self, epoch: int) -> list[tuple[int, Any]]:
-        """(number, batch) of this rank's."""
-        if self._now is None or self._now[0] != epoch:
+        """Return this rank's (index, batch) pairs of an epoch."""
+        if self._cached is None or self._cached[0] != epoch:
             listed = self._listed(epoch)
             most = len(listed) // self.world_size * self.world_size
-            self._now = epoch, list(enumerate(listed))[self.rank : most : self.world_size]
-        return self._now[1]
+            self._cached = epoch, list(enumerate(listed))[self.rank : most : self.world_size]
+        return self._cached[1]
 
 
 class EvaluationBatches(Sampler[list[int]]):
-    """Every sample once over all ranks, and the same number of batches, none of them empty, on every rank.
+    """Every sample once over all ranks, with the same number of batches, none of them empty, on every rank.
 
-    Padding with repeated samples would make the metrics depend on the world size; a rank with fewer batches
-    would leave the others waiting in a collective. So each rank takes a contiguous share (they differ by at most
-    one sample) and cuts it into as many batches as the largest share needs; the last may be smaller.
+    Padding with repeated samples would make the metrics depend on the world size; a rank with fewer batches would leave
+    the others waiting in a collective. So each rank takes a contiguous share (they differ by at most one sample) and
+    cuts it into as many batches as the largest share needs; the last may be smaller.
+
+    Args:
+        num_samples: Samples in the dataset.
+        batch_size: Maximum number of samples per batch on a rank (with 1, some batches hold 2).
+        rank: This rank among those that read different data.
+        world_size: Number of those ranks.
     """
 
     def __init__(self, num_samples: int, batch_size: int, rank: int, world_size: int) -> None:
-        """`batch_size`: the most samples of a batch on a rank (with 1, some batches hold 2)."""
         if num_samples < world_size:
             raise UserError(
-                f"{num_samples} evaluation samples cannot be shared by {world_size} ranks",
-                "use fewer ranks, or trainer.limit_val_batches=0 to go without validation",
+                f"{num_samples} evaluation samples are too few for {world_size} ranks",
+                "use fewer ranks, or trainer.limit_val_batches=0 to disable validation",
             )
         self.num_samples = num_samples
         self.begin = num_samples * rank // world_size
@@ -265,19 +304,22 @@ class EvaluationBatches(Sampler[list[int]]):
         self.batch_size = -(-largest // self.batches)
         self.drop_last = False
         self.order: torch.Tensor | None = None
-        """(num_samples,) ids; None: 0, 1, 2, ..."""
+        """Sample ids of shape `(num_samples,)`; None: 0, 1, 2, ..."""
 
     def __len__(self) -> int:
         return self.batches
 
     def rows(self) -> Iterator[tuple[int, torch.Tensor]]:
-        """(0, ids of a batch): random evaluation data, too, are the same in every epoch."""
-        begin = 0
-        for left in range(self.batches - 1, -1, -1):
-            end = min(begin + self.batch_size, self.samples - left)
-            here = slice(self.begin + begin, self.begin + end)
-            yield 0, torch.arange(here.start, here.stop) if self.order is None else self.order[here]
-            begin = end
+        """Yield (0, ids of a batch).
+
+        The epoch is always 0: random evaluation data, too, are the same in every epoch.
+        """
+        start = 0
+        for remaining in range(self.batches - 1, -1, -1):
+            end = min(start + self.batch_size, self.samples - remaining)
+            share = slice(self.begin + start, self.begin + end)
+            yield 0, torch.arange(share.start, share.stop) if self.order is None else self.order[share]
+            start = end
 
     def __iter__(self) -> Iterator[list[int]]:
         for _, ids in self.rows():

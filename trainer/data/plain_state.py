@@ -1,4 +1,4 @@
-"""States of users' objects as what a checkpoint holds: plain values and tensors, loaded with `weights_only=True`."""
+"""Conversion of user objects' states to what a checkpoint holds: plain values and tensors (`weights_only=True`)."""
 
 from __future__ import annotations
 
@@ -12,9 +12,12 @@ _KIND = "__kind__"
 
 
 def plain(value: Any) -> Any:
-    """`value` of plain values, tensors and tensors in the place of bytes and arrays; `restored` is the way back.
+    """Convert `value` to plain values and tensors; `restored` is the inverse.
 
-    Raises TypeError for anything else: a checkpoint must not hold pickled objects.
+    Bytes and arrays become tensors.
+
+    Raises:
+        TypeError: `value` holds anything else: a checkpoint must not hold pickled objects.
     """
     if value is None or type(value) in (bool, int, float, str) or type(value) is torch.Tensor:
         return value
@@ -39,7 +42,7 @@ def plain(value: Any) -> Any:
 
 
 def restored(value: Any) -> Any:
-    """The inverse of `plain`."""
+    """Return the value that `plain` converted."""
     if isinstance(value, list):
         return [restored(one) for one in value]
     if not isinstance(value, Mapping):

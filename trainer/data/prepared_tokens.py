@@ -1,8 +1,9 @@
-"""Bases of the data modules whose tokens are made once, in a folder of the cache, and read as windows."""
+"""Base classes of data modules whose tokens are prepared once, in a cache folder, and read as windows."""
 
 from __future__ import annotations
 
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
@@ -19,17 +20,23 @@ from trainer.data.tokens import TokenWindows, evaluation_windows
 META = "meta.json"
 
 
-class PreparedTokens(ArrayDataModule):
-    """Batches of two (n, sequence_length) int64 tensors: tokens, and the tokens that follow them.
+class PreparedTokens(ArrayDataModule, ABC):
+    """Next-token windows of tokens that are prepared once.
+
+    Batches: two `(batch, sequence_length)` int64 tensors, the tokens and the tokens one position later.
 
     The prepared folder holds `{train,val,test}.bin` and `meta.json`: {"vocab_size", "splits": {split: {"tokens"}}}.
+
+    Args:
+        batch_size: Global batch size.
+        sequence_length: Tokens per window.
+        cache: Folder for prepared data; None: `~/.cache/trainer`.
     """
 
     default_task = "trainer.tasks.language_modelling.LanguageModelling"
     provides: ClassVar[dict[str, Any]] = {"vocab_size": None, "sequence_length": "sequence_length"}
 
     def __init__(self, batch_size: int, sequence_length: int, cache: str | None) -> None:
-        """`cache`: folder; null: `~/.cache/trainer`."""
         super().__init__(batch_size)
         self.sequence_length = sequence_length
         self.evaluation_batch = evaluation_windows(sequence_length)
@@ -37,15 +44,16 @@ class PreparedTokens(ArrayDataModule):
         self.folder: Path | None = None
         self.meta: dict[str, Any] = {}
 
+    @abstractmethod
     def prepared_folder(self) -> Path:
-        """The folder, made unless it is there."""
-        raise NotImplementedError
+        """Return the prepared folder, after filling it if it does not exist."""
 
     def prepare_data(self) -> None:
-        """On one rank of each machine; the others wait for it."""
+        """Prepare the tokens. Runs on one rank of each node; the others wait for it."""
         self.folder = self.folder or self.prepared_folder()
 
     def setup(self, stage: str | None = None) -> None:
+        """Map the prepared tokens and build the dataset of each split, once."""
         if self.train is not None:
             return
         self.folder = self.folder or self.prepared_folder()
@@ -56,25 +64,37 @@ class PreparedTokens(ArrayDataModule):
         )
 
     def facts(self) -> dict[str, Any]:
+        """Return `vocab_size` and `sequence_length`."""
         return {"vocab_size": self.meta["vocab_size"], "sequence_length": self.sequence_length}
 
 
 class PreparedText(PreparedTokens):
-    """Text through a tokenizer; with byte pairs `tokenizer.json` lies in the prepared folder."""
+    """Next-token windows of tokenised text; with byte pairs the prepared folder also holds `tokenizer.json`.
+
+    Args:
+        batch_size: Global batch size.
+        sequence_length: Tokens per window.
+        cache: Folder for prepared data; None: `~/.cache/trainer`.
+        tokenizer: `bytes`; `bpe`, trained on the training texts; or the path of a `tokenizer.json`.
+        vocab_size: Vocabulary size of `bpe`.
+    """
 
     def __init__(
         self, batch_size: int, sequence_length: int, cache: str | None, tokenizer: str, vocab_size: int
     ) -> None:
-        """`tokenizer`: bytes, bpe with `vocab_size` ids trained on the training texts, or the path of a
-        tokenizer.json."""
         super().__init__(batch_size, sequence_length, cache)
         self.choice = TokenizerChoice(tokenizer, vocab_size)
 
     def write(
         self, folder: Path, texts: Callable[[str], Iterable[bytes]], more: Callable[[str], Mapping[str, Any]]
     ) -> None:
-        """Fill the prepared folder with the texts of each split. `more`: what else `meta.json` says of a split, asked
-        for after its texts were read."""
+        """Fill the prepared folder with the tokens of each split.
+
+        Args:
+            folder: The empty folder.
+            texts: Split to its texts.
+            more: Split to additional entries of `meta.json`, called after its texts were read.
+        """
         tokenizer = self.choice.make(folder, lambda: texts("train"))
         splits = {}
         for split in SPLITS:
@@ -83,11 +103,12 @@ class PreparedText(PreparedTokens):
         (folder / META).write_text(json.dumps({"vocab_size": tokenizer.vocab_size, "splits": splits}, indent=1))
 
     def facts(self) -> dict[str, Any]:
+        """Return `vocab_size`, `sequence_length` and `bytes_per_token`."""
         val = self.meta["splits"]["val"]
         return {**super().facts(), "bytes_per_token": val["bytes"] / val["tokens"]}
 
     def baselines(self, split: str) -> dict[str, float]:
-        """Bits a byte on `split` of models that count; empty where the tokens are not bytes."""
+        """Return the bits per byte of n-gram models on `split`; empty if the tokens are not bytes."""
         if self.choice.name != "bytes" or self.folder is None:
             return {}
         kind = token_type(self.meta["vocab_size"])
@@ -97,6 +118,6 @@ class PreparedText(PreparedTokens):
         return {f"bpb_{name}": bits_per_byte(train, held_out, order) for order, name in ((1, "unigram"), (3, "3gram"))}
 
     def tokenizer(self) -> Tokenizer:
-        """The one that the tokens were made with, after `setup`."""
-        assert self.folder is not None, "setup() comes first"
+        """Return the tokenizer that made the tokens, after `setup`."""
+        assert self.folder is not None, "call setup() first"
         return self.choice.load(self.folder)

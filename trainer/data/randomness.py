@@ -1,7 +1,7 @@
 """Randomness that is a function of (seed, epoch, sample), so that it survives a resume and a new world size.
 
-Two forms: a hash for whole batches of indices at once (what our own array datasets augment with), and the
-seeding of Python's, NumPy's and torch's generators around `dataset[i]` for everybody else's datasets.
+Two forms: a hash for whole batches of indices at once, which our own array datasets use for augmentation; and seeding
+of Python's, NumPy's and torch's generators around `dataset[i]`, for all other datasets.
 """
 
 from __future__ import annotations
@@ -23,7 +23,10 @@ _SECOND = 0x94D049BB133111EB
 
 
 def mix(*numbers: int) -> int:
-    """64 well-mixed bits of any integers: splitmix64's finaliser, chained (Steele et al., OOPSLA 2014)."""
+    """Hash integers to 64 well-mixed bits: the finaliser of splitmix64, chained.
+
+    Source: Steele, Lea and Flood 2014, "Fast Splittable Pseudorandom Number Generators" (OOPSLA).
+    """
     state = 0
     for number in numbers:
         state = (state + _GOLDEN + number) & _MASK
@@ -34,9 +37,18 @@ def mix(*numbers: int) -> int:
 
 
 def uniform(seed: int, epoch: int, indices: torch.Tensor, draws: int) -> torch.Tensor:
-    """`draws` numbers in [0, 1) for each of the (n,) sample ids: (n, draws) float64.
+    """Draw uniform numbers in [0, 1) for each sample id.
 
-    A sample's numbers do not depend on its neighbours in the batch, and no generator is advanced.
+    A sample's numbers do not depend on the other samples of the batch, and no generator is advanced.
+
+    Args:
+        seed: Seed of the draws.
+        epoch: The epoch.
+        indices: Sample ids of shape `(batch,)`.
+        draws: Numbers per sample.
+
+    Returns:
+        Tensor of shape `(batch, draws)`, float64.
     """
     keys = indices.numpy().astype(numpy.uint64)[:, None] * numpy.uint64(_GOLDEN)
     state = keys + numpy.array([mix(seed, epoch, draw) for draw in range(draws)], dtype=numpy.uint64)
@@ -47,9 +59,9 @@ def uniform(seed: int, epoch: int, indices: torch.Tensor, draws: int) -> torch.T
 
 
 def seed_sample(seed: int, epoch: int, index: int) -> None:
-    """Seed what `dataset[index]` may draw from.
+    """Seed the generators that `dataset[index]` may draw from.
 
-    torch's CPU generator alone, because torch.manual_seed would also reset the generators of the devices.
+    Only torch's CPU generator, because `torch.manual_seed` would also reset the generators of the devices.
     """
     bits = mix(seed, epoch, index)
     random.seed(bits)
@@ -58,24 +70,24 @@ def seed_sample(seed: int, epoch: int, index: int) -> None:
 
 
 class Generators:
-    """The states of Python's, NumPy's and torch's CPU generators, as they are now. About 40 microseconds."""
+    """The current states of Python's, NumPy's and torch's CPU generators. Takes about 40 microseconds."""
 
     def __init__(self) -> None:
         self._states = random.getstate(), numpy.random.get_state(), torch.get_rng_state()
 
     @classmethod
-    def of(cls, states: tuple[Any, Any, Any]) -> Generators:
-        """The inverse of `plain`."""
-        found = cls()
-        found._states = states
-        return found
+    def from_plain(cls, states: tuple[Any, Any, Any]) -> Generators:
+        """Build from the states that `plain` returned."""
+        generators = cls()
+        generators._states = states
+        return generators
 
     def plain(self) -> tuple[Any, Any, Any]:
-        """Tuples, numbers, an array and a tensor."""
+        """Return the states as tuples, numbers, an array and a tensor."""
         return self._states
 
     def restore(self) -> None:
-        """Put them back. About 10 microseconds."""
+        """Set the generators to these states. Takes about 10 microseconds."""
         python, legacy, torch_state = self._states
         random.setstate(python)
         numpy.random.set_state(legacy)
@@ -83,13 +95,14 @@ class Generators:
 
 
 class _PythonGenerator:
-    """A state that takes turns with the one of the `random` module, exchanged as memory.
+    """A state that takes turns with that of the `random` module, exchanged as memory.
 
     `random.getstate` builds and `setstate` reads 625 numbers: 80 microseconds for an exchange there and back, 6% of a
-    training step of 1.3 ms. An exchange of memory takes 3. CPython's generator is the head of an object, an index and
-    624 words, in every version from 2.3 to 3.14:
+    training step of 1.3 ms. An exchange of memory takes 3. CPython's generator is the object header, an index and 624
+    words, in every version from 2.3 to 3.14:
     https://github.com/python/cpython/blob/v3.13.0/Modules/_randommodule.c#L113
-    Where `has_known_layout` is false, the state is read and set.
+
+    If `has_known_layout` is false, the state is read and set.
     """
 
     def __init__(self) -> None:
@@ -103,7 +116,7 @@ class _PythonGenerator:
             ctypes.memmove(self._own, self._address, _STATE_BYTES)
 
     def exchange(self) -> None:
-        """Make this the state of the `random` module, and keep the one that it had."""
+        """Make this the state of the `random` module, and keep the previous one."""
         if not _HAS_KNOWN_LAYOUT:
             before = random.getstate()
             random.setstate(self._state)
@@ -117,11 +130,11 @@ class _PythonGenerator:
 
 
 _STATE_BYTES = random.Random.__mro__[1].__basicsize__ - object.__basicsize__
-"""Of `_random.Random`."""
+"""Size of the state in `_random.Random`."""
 
 
 def has_known_layout() -> bool:
-    """Return whether a generator's state can be copied as memory, tried on one that nobody else uses."""
+    """Return whether a generator's state can be copied as memory, tried on a private generator."""
     if sys.implementation.name != "cpython" or not 2500 <= _STATE_BYTES <= 2512:
         return False
     tried = random.Random(0)
@@ -136,10 +149,10 @@ _HAS_KNOWN_LAYOUT = has_known_layout()
 
 
 class OwnGenerators:
-    """Generators that take the place of Python's, NumPy's and torch's for a while, and keep where they are.
+    """Generators that temporarily replace Python's, NumPy's and torch's, and keep their own states.
 
-    They begin as those are now. About 20 microseconds a time: Python's and NumPy's are exchanged, not copied. NumPy
-    then forgets the second of a pair of normal numbers.
+    They begin with the current states. About 20 microseconds each time: Python's and NumPy's generators are exchanged,
+    not copied. NumPy then forgets the second of a pair of normal numbers.
     """
 
     def __init__(self) -> None:
@@ -151,8 +164,8 @@ class OwnGenerators:
         self._numpy.state = {"bit_generator": legacy[0], "state": {"key": legacy[1], "pos": legacy[2]}}
 
     @classmethod
-    def of(cls, states: tuple[Any, Any, Any]) -> OwnGenerators:
-        """The inverse of `plain`."""
+    def from_plain(cls, states: tuple[Any, Any, Any]) -> OwnGenerators:
+        """Build from the states that `plain` returned."""
         made = cls()
         python, legacy, torch_state = states
         made._python.exchange()
@@ -162,7 +175,7 @@ class OwnGenerators:
         return made
 
     def plain(self) -> tuple[Any, Any, Any]:
-        """Tuples, numbers, an array and a tensor, as `Generators.plain`."""
+        """Return the states as tuples, numbers, an array and a tensor, like `Generators.plain`."""
         self._python.exchange()
         python = random.getstate()
         self._python.exchange()
@@ -171,7 +184,7 @@ class OwnGenerators:
 
     @contextmanager
     def inside(self) -> Iterator[None]:
-        """What draws numbers here draws them from these."""
+        """Draw all random numbers from these generators inside the context."""
         torch_state, outer = torch.get_rng_state(), numpy.random.get_bit_generator()  # type: ignore[attr-defined]
         self._python.exchange()
         torch.set_rng_state(self._torch)
@@ -187,7 +200,7 @@ class OwnGenerators:
 
 @contextmanager
 def generators_untouched() -> Iterator[None]:
-    """Put Python's, NumPy's and torch's CPU generators back as they were. About 20 microseconds."""
+    """Restore Python's, NumPy's and torch's CPU generators at the end of the context. Takes about 20 microseconds."""
     before = Generators()
     try:
         yield

@@ -23,42 +23,45 @@ IDS = ("input_ids",)
 IMAGES = ("image", "img", "picture")
 LABELS = ("label", "labels", "class", "category")
 TEXTS = ("text", "content")
-"""What such columns are usually called; the first kind that is there is taken, in this order."""
+"""Usual names of such columns; the first kind that exists is taken, in this order."""
 SUFFIXES = (".parquet", ".arrow")
 BESIDE_TABLES = {"state.json", "dataset_info.json", "dataset_dict.json"}
-"""What save_to_disk() writes beside them."""
+"""Files that `save_to_disk()` writes beside the tables."""
 ROWS = 1024
-"""Of Parquet that are in memory at a time."""
+"""Rows of Parquet that are in memory at a time."""
 FILE_FORMAT = b"ARROW1"
-"""How an Arrow file begins; `datasets` writes the other format, the stream."""
+"""First bytes of the Arrow file format; `datasets` writes the other one, the stream format."""
 
 
 @dataclass(frozen=True)
 class Tables:
-    """The files of each split that is given, in the order of their rows; `train` is always there."""
+    """The files of each split that is given, in the order of their rows; `train` always exists."""
 
     root: Path
     files: dict[str, list[Path]]
 
     def columns(self) -> list[str]:
-        """Names of the columns."""
+        """Return the names of the columns."""
         return list(_schema(self.files["train"][0]).names)
 
     def class_names(self, label: str) -> list[str] | None:
-        """Of a ClassLabel column; None where neither dataset_info.json nor the schema says."""
+        """Return the names of a ClassLabel column; None if neither `dataset_info.json` nor the schema has them."""
         first = self.files["train"][0]
         info = first.parent / "dataset_info.json"
         if info.is_file():
             features = _json(info).get("features")
         else:
-            said = json.loads((_schema(first).metadata or {}).get(b"huggingface", b"{}"))
-            features = said.get("info", {}).get("features")
+            metadata = json.loads((_schema(first).metadata or {}).get(b"huggingface", b"{}"))
+            features = metadata.get("info", {}).get("features")
         feature = (features or {}).get(label)
         return feature.get("names") if isinstance(feature, dict) else None
 
     def key(self, *settings: object) -> str:
-        """A name for what is made of these files with these settings. Names, sizes and times tell the files apart:
-        reading all of them to learn that they were read before would not be worth it."""
+        """Return a cache key of these files and these settings.
+
+        Files are identified by name, size and modification time: reading all of them to learn that they were read
+        before would not be worth it.
+        """
         stats = [(split, path, path.stat()) for split in SPLITS for path in self.files.get(split, ())]
         files = [
             (split, path.relative_to(self.root).as_posix(), stat.st_size, stat.st_mtime_ns)
@@ -68,9 +71,16 @@ class Tables:
 
 
 def find_tables(root: Path) -> Tables:
-    """Looks at names and at the JSON files beside the tables. Raises UserError."""
+    """Find the tables of a folder by file names and by the JSON files beside them.
+
+    Raises:
+        UserError: The folder holds no tables to train on, or its splits are unclear.
+    """
     if not root.is_dir():
-        raise UserError(f"data.root={root}: there is no such folder", "name what save_to_disk() wrote, or its like")
+        raise UserError(
+            f"data.root={root}: no such folder",
+            "use a folder that save_to_disk() wrote, or one of *.parquet or *.arrow",
+        )
     splits = root / "dataset_dict.json"
     if splits.is_file():
         saved = [(SPLIT_NAMES.get(name), root / name) for name in _json(splits).get("splits", [])]
@@ -80,9 +90,9 @@ def find_tables(root: Path) -> Tables:
     else:
         files = _plain(root)
     if not files.get("train"):
-        there = f"{' and '.join(sorted(files))} alone" if files else "no Parquet or Arrow file"
-        fix = "name a folder that save_to_disk() wrote, or one with *.parquet or *.arrow, some of them to train on"
-        raise UserError(f"data.root={root} has {there}", fix)
+        problem = f"only the splits {', '.join(sorted(files))}" if files else "no Parquet or Arrow file"
+        fix = "use a folder that save_to_disk() wrote, or one of *.parquet or *.arrow, with a training split"
+        raise UserError(f"data.root={root}: {problem}", fix)
     return Tables(root, files)
 
 
@@ -90,44 +100,53 @@ COLUMN_OPTIONS = ("text_column", "ids_column", "image_column", "label_column")
 """Arguments of `hf_dataset` that name a column."""
 
 
-def require_column(option: str, given: str, there: Sequence[str]) -> str:
-    """`given`; raises UserError where it is no column. `there`: those that are."""
-    if given not in there:
-        hint = did_you_mean(given, there, prefix=f"data.{option}=")
-        raise UserError(f"data.{option}={given}: there is no such column", f"{hint}there are {listed(there)}")
+def require_column(option: str, given: str, columns: Sequence[str]) -> str:
+    """Return `given` if it is one of `columns`, else raise UserError."""
+    if given not in columns:
+        hint = did_you_mean(given, columns, prefix=f"data.{option}=")
+        raise UserError(f"data.{option}={given}: no such column", f"{hint}the columns are {listed(columns)}")
     return given
 
 
 def require_one_kind(columns: Mapping[str, str | None]) -> None:
-    """`columns`: option to the column that it names; raises UserError where more than one does."""
+    """Raise UserError if more than one option names a column; `columns` maps an option to its column."""
     named = [f"data.{option}" for option, column in columns.items() if column is not None]
     if len(named) > 1:
-        raise UserError(f"{' and '.join(named)}: a job reads text, token ids or pictures", "keep one of them")
+        raise UserError(f"{' and '.join(named)}: a job reads text, token ids or images", "keep one of them")
 
 
 def pyarrow() -> ModuleType:
-    """The package. Raises EnvironmentFault where it is not installed."""
+    """Import and return the package.
+
+    Raises:
+        EnvironmentFault: It is not installed.
+    """
     try:
         import pyarrow
         import pyarrow.compute
         import pyarrow.ipc
         import pyarrow.parquet
     except ImportError as error:
-        raise EnvironmentFault("tables need pyarrow to be read", "pip install 'trainer[datasets]'") from error
+        raise EnvironmentFault("reading tables needs pyarrow", "pip install 'trainer[datasets]'") from error
     return pyarrow
 
 
 def num_rows(path: Path) -> int:
-    """Without reading them."""
+    """Return the number of rows without reading them."""
     if path.suffix == ".parquet":
         return int(_opened(path).metadata.num_rows)
     return sum(batch.num_rows for batch in record_batches(path))
 
 
 def record_batches(path: Path, column: str | None = None) -> Iterator[Any]:
-    """pyarrow's RecordBatches, one after another; those of an Arrow file are views of its memory map.
+    """Yield pyarrow's RecordBatches; those of an Arrow file are views of its memory map.
 
-    `column`: the only one that is read, of Parquet. Raises UserError for a damaged file.
+    Args:
+        path: The file.
+        column: The only column that is read, of Parquet; None: all.
+
+    Raises:
+        UserError: The file is damaged.
     """
     try:
         reader = _opened(path)
@@ -137,53 +156,52 @@ def record_batches(path: Path, column: str | None = None) -> Iterator[Any]:
             yield from (reader.get_batch(number) for number in range(reader.num_record_batches))
         else:
             yield from reader
-    except (OSError, ValueError) as error:  # pyarrow's own are subclasses
+    except (OSError, ValueError) as error:  # pyarrow's errors are subclasses
         raise _damaged(path, error) from None
 
 
 def column_of(paths: Iterable[Path], name: str) -> Iterator[tuple[Path, int, Any]]:
-    """(file, number of its first row, pyarrow's array of at most `ROWS`) of the chunks of a column."""
+    """Yield a column in chunks: (file, index of the first row, pyarrow array of at most `ROWS` rows)."""
     for path in paths:
         row = 0
-        there = _schema(path).names
+        columns = _schema(path).names
         for batch in record_batches(path, name):
-            if name not in there:
-                raise UserError(
-                    f"{path} has no column {name}", f"name another, or keep it elsewhere; it has {', '.join(there)}"
-                )
+            if name not in columns:
+                fix = f"name another column, or move the file away; its columns are {', '.join(columns)}"
+                raise UserError(f"{path} has no column {name}", fix)
             column = batch.column(name)
             yield from ((path, row + begin, column.slice(begin, ROWS)) for begin in range(0, len(column), ROWS))
             row += len(column)
 
 
 def _saved(folder: Path) -> list[Path]:
-    """What save_to_disk() wrote."""
+    """Return the files that `save_to_disk()` wrote."""
     state = folder / "state.json"
     if not state.is_file():
-        raise UserError(f"{folder} holds no state.json, which save_to_disk() writes", "save the dataset again")
+        raise UserError(f"{folder} has no state.json, which save_to_disk() writes", "save the dataset again")
     paths = [folder / entry["filename"] for entry in _json(state)["_data_files"]]
     for path in paths:
         if not path.is_file():
-            raise UserError(f"{path} is missing, and {state} names it", "save the dataset again")
+            raise UserError(f"{path} is missing, but {state} lists it", "save the dataset again")
     return paths
 
 
 def _plain(root: Path) -> dict[str, list[Path]]:
-    """Files of the splits that folders or file names say; all of them to train on where none is said."""
-    found: dict[str, list[Path]] = {}
+    """Return the files by the splits in folder or file names; without any, all of them are training data."""
+    files: dict[str, list[Path]] = {}
     for path in sorted(root.rglob("*")):
         parts = path.relative_to(root).parts
-        hidden = any(part.startswith((".", "cache-")) for part in parts)  # cache-: what map() and shuffle() leave
+        hidden = any(part.startswith((".", "cache-")) for part in parts)  # cache-: left by map() and shuffle()
         if path.suffix in SUFFIXES and not hidden and path.is_file():
             words = [*parts[:-1], *re.split(r"[-_.]", path.stem.lower())]
             split = next((SPLIT_NAMES[word] for word in words if word in SPLIT_NAMES), "")
-            found.setdefault(split, []).append(path)
-    unnamed = found.pop("", [])
-    if unnamed and found:
+            files.setdefault(split, []).append(path)
+    unnamed = files.pop("", [])
+    if unnamed and files:
         names = ", ".join(path.name for path in unnamed[:3])
-        fix = f"give them names such as train-0.parquet, or folders named {', '.join(SPLITS)}"
-        raise UserError(f"data.root={root}: no name says in which split {names} is, unlike those of the rest", fix)
-    return found or ({"train": unnamed} if unnamed else {})
+        fix = f"use names such as train-0.parquet, or folders named {', '.join(SPLITS)}"
+        raise UserError(f"data.root={root}: {names}: no split in the name, unlike the other files", fix)
+    return files or ({"train": unnamed} if unnamed else {})
 
 
 def _schema(path: Path) -> Any:
@@ -205,11 +223,11 @@ def _opened(path: Path) -> Any:
 
 
 def _damaged(path: Path, error: Exception) -> UserError:
-    return UserError(f"{path} cannot be read: {str(error).splitlines()[0]}", "make it again, or take it away")
+    return UserError(f"{path} cannot be read: {str(error).splitlines()[0]}", "write it again, or remove it")
 
 
 def _json(path: Path) -> dict[str, Any]:
     try:
         return dict(json.loads(path.read_text()))
     except ValueError as error:
-        raise UserError(f"{path} is no JSON: {error}", "save the dataset again") from None
+        raise UserError(f"{path} is not valid JSON: {error}", "save the dataset again") from None

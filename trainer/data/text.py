@@ -1,4 +1,4 @@
-"""Text files, as next-token windows. Without a path: the running Python's own standard library."""
+"""Text files as next-token windows; by default those of the running Python's standard library."""
 
 from __future__ import annotations
 
@@ -10,19 +10,32 @@ from trainer.data.files import content_key, read_folder, split_files, standard_l
 from trainer.data.prepared_tokens import PreparedText
 
 FORMAT = 1
-"""Of the prepared folder; part of its name."""
+"""Version of the prepared folder's format, part of its name."""
 
 
 class Text(PreparedText):
-    """Batches of two (n, sequence_length) int64 tensors: tokens, and the tokens that follow them.
+    """Next-token windows of text files, split by whole files.
 
-    Split by whole files. Tokens are prepared once, in a folder of the cache that is named by content and settings.
+    Batches: two `(batch, sequence_length)` int64 tensors, the tokens and the tokens one position later.
+
+    Tokens are prepared once, in a cache folder named by content and settings.
+
+    Args:
+        batch_size: Global batch size.
+        sequence_length: Tokens per window.
+        root: A folder or a file; None: the standard library.
+        patterns: Names of the files; None: `*.py` for the standard library, else `*`.
+        tokenizer: `bytes`; `bpe`, trained on the training files; or the path of a `tokenizer.json`.
+        vocab_size: Vocabulary size of `bpe`.
+        held_out: Fraction of the files for each of val and test.
+        cache: Folder for prepared data; None: `~/.cache/trainer`.
     """
 
     def __init__(
         self,
         batch_size: int = 32,
         sequence_length: int = 256,
+        *,
         root: str | None = None,
         patterns: Sequence[str] | None = None,
         tokenizer: str = "bytes",
@@ -30,19 +43,13 @@ class Text(PreparedText):
         held_out: float = 0.05,
         cache: str | None = None,
     ) -> None:
-        """`root`: a folder or a file; null: the standard library. `patterns`: null: `*.py` there, `*` elsewhere.
-
-        `tokenizer`: bytes, bpe with `vocab_size` ids trained on the training files, or the path of a
-        tokenizer.json. `held_out`: fraction of the files for each of val and test. `cache`: folder; null:
-        `~/.cache/trainer`.
-        """
         super().__init__(batch_size, sequence_length, cache, tokenizer, vocab_size)
         self.root = Path(root).expanduser() if root else standard_library()
         self.patterns = list(patterns) if patterns else (["*"] if root else ["*.py"])
         self.held_out = held_out
 
     def prepared_folder(self) -> Path:
-        """Reads all the files again where another process prepared them: their content names the folder."""
+        """Return the prepared folder. Always reads all files, because their content names the folder."""
         files = read_folder(self.root, self.patterns)
 
         def prepare(folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""A column of text, or of token ids, in tables on disk: as next-token windows."""
+"""A column of text, or of token ids, in tables on disk, as next-token windows."""
 
 from __future__ import annotations
 
@@ -21,22 +21,28 @@ from trainer.data.tokenizers import BytePairs, token_type
 _log = logging.getLogger(__name__)
 
 FORMAT = 1
-"""Of the prepared folder; part of its name."""
+"""Version of the prepared folder's format, part of its name."""
 NAMED = 100
 """Bad rows that are kept by name; all are counted."""
 
 
 class Rows:
-    """The rows of a split, one by one, and which of them were bad."""
+    """The rows of a split, read one by one, and which of them were bad.
+
+    Args:
+        tables: The files.
+        column: Name of the column.
+        source: The split whose files hold the rows.
+        numbers: Sorted row numbers in these files.
+    """
 
     def __init__(self, tables: Tables, column: str, source: str, numbers: numpy.ndarray) -> None:
-        """`numbers`: sorted, of the rows in the files of the split `source`."""
         self.files, self.column, self.numbers = tables.files[source], column, numbers
         self.bad = 0
         self.bad_names: list[str] = []
 
     def chunks(self) -> Iterator[tuple[Any, list[str]]]:
-        """pyarrow's array of the next rows, and their names: `file:row`."""
+        """Yield pyarrow arrays of the next rows with their names, `file:row`."""
         self.bad, self.bad_names = 0, []
         done = 0
         for path, first, chunk in column_of(self.files, self.column):
@@ -47,35 +53,39 @@ class Rows:
                 yield chunk.take(pyarrow().array(mine)), [f"{path}:{first + row}" for row in mine.tolist()]
 
     def skip(self, name: str, reason: str) -> None:
+        """Count a bad row."""
         self.bad += 1
         if len(self.bad_names) < NAMED:
             self.bad_names.append(f"{name} ({reason})")
 
     def texts(self) -> Iterator[bytes]:
-        """UTF-8. What is null, empty, binary or not UTF-8 is left out and counted."""
+        """Yield texts as UTF-8. Rows that are null, empty, binary or not UTF-8 are skipped and counted."""
         return (text for _, _, text in self.named_texts())
 
     def named_texts(self) -> Iterator[tuple[int, str, bytes]]:
-        """(place in `numbers`, name, text) as `texts`."""
-        place = -1
+        """Yield (index in `numbers`, name, text) of the same rows as `texts`."""
+        index = -1
         for chunk, names in self.chunks():
             for name, value in zip(names, chunk.to_pylist(), strict=True):
-                place += 1
+                index += 1
                 if value is not None and not isinstance(value, (str, bytes)):
-                    fix = "name another: data.text_column=NAME"
+                    fix = "use another column: data.text_column=NAME"
                     raise UserError(f"{name}: column {self.column} holds {chunk.type}, not text", fix)
                 text = value.encode() if isinstance(value, str) else value or b""
                 reason = "null" if value is None else not_text(text.strip())
                 if reason:
                     self.skip(name, reason)
                 else:
-                    yield place, name, text
+                    yield index, name, text
 
     def ids(self) -> Iterator[numpy.ndarray]:
-        """Token ids of many rows at a time, as (n,) int64. What is null or empty is left out and counted."""
+        """Yield the token ids of many rows at a time, int64 of shape `(tokens,)`.
+
+        Rows that are null or empty are skipped and counted.
+        """
         for chunk, names in self.chunks():
             if not hasattr(chunk.type, "value_type"):
-                fix = "name another: data.ids_column=NAME"
+                fix = "use another column: data.ids_column=NAME"
                 raise UserError(f"{names[0]}: column {self.column} holds {chunk.type}, not lists of token ids", fix)
             lengths = pyarrow().compute.list_value_length(chunk)
             for name, length in zip(names, lengths.to_pylist(), strict=True):
@@ -84,26 +94,40 @@ class Rows:
             values = chunk.flatten()
             ids = values.to_numpy(zero_copy_only=False)
             if values.null_count or ids.dtype.kind not in "iu" or (len(ids) and ids.min() < 0):
-                fix = "name another column: data.ids_column=NAME, or make these again"
-                raise UserError(f"{names[0]} or the rows after it hold what are no token ids", fix)
+                fix = "use another column: data.ids_column=NAME, or tokenize the texts again"
+                raise UserError(f"{names[0]} or a row after it holds values that are no token ids", fix)
             yield ids.astype(numpy.int64)
 
     def report(self, split: str) -> dict[str, Any]:
-        """For `meta.json`, after the rows were read; what was bad goes into the log, too."""
+        """Log the bad rows, after the rows were read, and return the entries for `meta.json`."""
         if self.bad:
             _log.warning(
-                "%s: %d of %d rows left out: %s", split, self.bad, len(self.numbers), ", ".join(self.bad_names[:20])
+                "%s: skipped %d of %d rows: %s", split, self.bad, len(self.numbers), ", ".join(self.bad_names[:20])
             )
         return {"rows": len(self.numbers), "bad": self.bad, "bad_names": self.bad_names}
 
 
 class TextTable(PreparedText):
-    """Each row of a column is a document."""
+    """Next-token windows of a column of texts; each row is a document.
+
+    Batches: two `(batch, sequence_length)` int64 tensors, the tokens and the tokens one position later.
+
+    Args:
+        tables: The files.
+        column: Column of texts.
+        batch_size: Global batch size.
+        sequence_length: Tokens per window.
+        tokenizer: As in `trainer.data.text.Text`.
+        vocab_size: As in `trainer.data.text.Text`.
+        held_out: Fraction of the rows for each of val and test that no file gives.
+        cache: Folder for prepared data; None: `~/.cache/trainer`.
+    """
 
     def __init__(
         self,
         tables: Tables,
         column: str,
+        *,
         batch_size: int,
         sequence_length: int,
         tokenizer: str,
@@ -115,6 +139,8 @@ class TextTable(PreparedText):
         self.tables, self.column, self.held_out = tables, column, held_out
 
     def prepared_folder(self) -> Path:
+        """Return the prepared folder, after filling it if it does not exist."""
+
         def prepare(folder: Path) -> None:
             rows = _rows(self.tables, self.column, self.held_out)
             self.write(folder, lambda split: rows[split].texts(), lambda split: rows[split].report(split))
@@ -124,23 +150,36 @@ class TextTable(PreparedText):
 
 
 class TokenTable(PreparedTokens):
-    """Each row of a column is a list of token ids; they are put behind each other as they are."""
+    """Next-token windows of a column of token id lists, which are concatenated unchanged.
+
+    Batches: two `(batch, sequence_length)` int64 tensors, the tokens and the tokens one position later.
+
+    Args:
+        tables: The files.
+        column: Column of token id lists.
+        batch_size: Global batch size.
+        sequence_length: Tokens per window.
+        tokenizer: The `tokenizer.json` of the ids; None: the vocabulary size is that of the largest id.
+        held_out: Fraction of the rows for each of val and test that no file gives.
+        cache: Folder for prepared data; None: `~/.cache/trainer`.
+    """
 
     def __init__(
         self,
         tables: Tables,
         column: str,
+        *,
         batch_size: int,
         sequence_length: int,
         tokenizer: str | None,
         held_out: float,
         cache: str | None,
     ) -> None:
-        """`tokenizer`: the tokenizer.json that the ids are of; null: as many ids as the largest one needs."""
         super().__init__(batch_size, sequence_length, cache)
         self.tables, self.column, self.held_out, self.tokenizer_path = tables, column, held_out, tokenizer
 
     def prepared_folder(self) -> Path:
+        """Return the prepared folder, after filling it if it does not exist."""
         path = self.tokenizer_path
         known = BytePairs(Path(path).expanduser()).vocab_size if path else None
         key = self.tables.key(FORMAT, "ids", self.column, self.held_out, known)
@@ -148,19 +187,19 @@ class TokenTable(PreparedTokens):
 
     def _write(self, folder: Path, vocab_size: int | None) -> None:
         rows = _rows(self.tables, self.column, self.held_out)
-        needed = 1 + max(int(ids.max(initial=0)) for one in rows.values() for ids in one.ids())
+        needed = 1 + max(int(ids.max(initial=0)) for split_rows in rows.values() for ids in split_rows.ids())
         if vocab_size is not None and needed > vocab_size:
-            fix = "name the tokenizer that made them, or use data.tokenizer=bytes for as many ids as there are"
-            raise UserError(f"data.tokenizer has {vocab_size} ids, and {self.column} holds {needed - 1}", fix)
+            fix = "use the tokenizer that made them, or data.tokenizer=bytes to take the vocabulary size from the ids"
+            raise UserError(f"data.tokenizer has {vocab_size} ids, but {self.column} holds id {needed - 1}", fix)
         kind = token_type(vocab_size or needed)
         splits = {}
-        for split, one in rows.items():
+        for split, split_rows in rows.items():
             tokens = 0
             with (folder / f"{split}.bin").open("wb") as file:
-                for ids in one.ids():
+                for ids in split_rows.ids():
                     file.write(ids.astype(kind).tobytes())
                     tokens += len(ids)
-            splits[split] = {"tokens": tokens, **one.report(split)}
+            splits[split] = {"tokens": tokens, **split_rows.report(split)}
         (folder / META).write_text(json.dumps({"vocab_size": vocab_size or needed, "splits": splits}, indent=1))
 
 

@@ -14,19 +14,27 @@ from trainer.data.tokens import TokenWindows, evaluation_windows
 
 
 class TokenShards(ArrayDataModule):
-    """Batches of two (n, sequence_length) int64 tensors: tokens, and the tokens that follow them."""
+    """Next-token windows of token shards.
+
+    Batches: two `(batch, sequence_length)` int64 tensors, the tokens and the tokens one position later.
+
+    Args:
+        root: The folder that `trainer data tokenize` wrote.
+        batch_size: Global batch size.
+        sequence_length: Tokens per window.
+    """
 
     default_task = "trainer.tasks.language_modelling.LanguageModelling"
     provides: ClassVar[dict[str, Any]] = {"vocab_size": None, "sequence_length": "sequence_length"}
 
     def __init__(self, root: str, batch_size: int = 32, sequence_length: int = 1024) -> None:
-        """`root`: the folder that `trainer data tokenize` wrote."""
         super().__init__(batch_size)
         self.root, self.sequence_length = Path(root).expanduser(), sequence_length
         self.evaluation_batch = evaluation_windows(sequence_length)
         self.meta: dict[str, Any] = {}
 
     def setup(self, stage: str | None = None) -> None:
+        """Map the shards and build the dataset of each split, once."""
         if self.train is not None:
             return
         self.meta = json.loads((locations.token_shards(str(self.root)) / locations.SHARDS).read_text())
@@ -36,6 +44,7 @@ class TokenShards(ArrayDataModule):
         )
 
     def facts(self) -> dict[str, Any]:
+        """Return `vocab_size`, `sequence_length` and `bytes_per_token`."""
         return {
             "vocab_size": self.meta["vocab_size"],
             "sequence_length": self.sequence_length,

@@ -1,7 +1,7 @@
-"""Text, JSON lines, Parquet and Arrow to token shards: what `trainer data tokenize` does. Imports no torch.
+"""Tokenisation of text, JSON lines, Parquet and Arrow into token shards: `trainer data tokenize`. Imports no torch.
 
-A shard is made from a unit of input files by one worker process, written aside and renamed; one that is there is
-not made again, so a killed job goes on where it was. `meta.json` comes last.
+A shard is made from a unit of input files by one worker process, written to a temporary file and renamed. Existing
+shards are kept, so a killed job resumes where it was. `meta.json` is written last.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from trainer.data.tables import BESIDE_TABLES, SUFFIXES, column_of
 from trainer.data.tokenizers import BytePairs, Bytes, Tokenizer, write_tokens
 
 UNIT_BYTES = 64 * 2**20
-"""About this much input makes a shard."""
+"""Approximate input size of a shard."""
 NAMED = 100
 """Bad records that are kept by name; all are counted."""
 TRAINING_BYTES = 20 * 2**20
-"""Text that byte pairs are learnt from: 4 s; more changes the vocabulary little."""
+"""Amount of text that byte pairs are trained on: takes 4 s, and more changes the vocabulary little."""
 
 Document = tuple[str, bytes]
 """Name and UTF-8 text."""
@@ -34,7 +34,7 @@ Document = tuple[str, bytes]
 
 @dataclass
 class Shard:
-    """What one unit gave; kept beside it as JSON."""
+    """Counts of one unit, which are stored beside its shard as JSON."""
 
     tokens: dict[str, int] = field(default_factory=dict)
     bytes: dict[str, int] = field(default_factory=dict)
@@ -43,6 +43,7 @@ class Shard:
     bad_names: list[str] = field(default_factory=list)
 
     def skip(self, name: str, reason: object) -> None:
+        """Count a bad record."""
         self.bad += 1
         if len(self.bad_names) < NAMED:
             self.bad_names.append(f"{name}: {reason}")
@@ -50,14 +51,14 @@ class Shard:
 
 @dataclass(frozen=True)
 class Settings:
-    """How to read and cut; a folder of shards has one."""
+    """How to read and tokenise; the same for all shards of a folder."""
 
     tokenizer: str = "bytes"
-    """bytes, bpe (learnt from the beginning of the data) or the path of a tokenizer.json."""
+    """`bytes`; `bpe`, trained on the beginning of the data; or the path of a `tokenizer.json`."""
     vocab_size: int = 32_000
-    """Of bpe."""
+    """Vocabulary size of `bpe`."""
     text_key: str = "text"
-    """The key of a JSON line, or column of a table, that holds the text."""
+    """The key of a JSON line, or the column of a table, that holds the text."""
     held_out: float = 0.005
     """Fraction of the documents for each of val and test."""
 
@@ -65,18 +66,28 @@ class Settings:
 def tokenize(
     inputs: Sequence[Path], out: Path, settings: Settings, workers: int, progress: Callable[[int, int, Shard], None]
 ) -> Shard:
-    """Make `out/{train,val,test}-NNNNN.bin` and `out/meta.json`; returns the totals.
+    """Write `out/{train,val,test}-NNNNN.bin` and `out/meta.json`.
 
-    `progress(units done, units in all, totals so far)`. Raises UserError where `out` holds shards of other inputs
-    or settings.
+    Args:
+        inputs: Files and folders.
+        out: Folder of the shards.
+        settings: How to read and tokenise.
+        workers: Number of worker processes.
+        progress: Called with (completed units, number of units, totals so far).
+
+    Returns:
+        The totals.
+
+    Raises:
+        UserError: `out` holds shards of other inputs or settings.
     """
     units = _units(inputs)
     out.mkdir(parents=True, exist_ok=True)
-    _same_job(out, units, settings)
+    _refuse_other_job(out, units, settings)
     tokenizer_path = _tokenizer_path(units, out, settings)
     totals = Shard()
     make = partial(_make_shard, out=out, settings=settings, tokenizer_path=tokenizer_path)
-    # Not forked: a tokenizer that has run threads cannot be.
+    # spawn: a tokenizer that has run threads must not be forked.
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
         futures = [pool.submit(make, number, unit) for number, unit in enumerate(units)]
         for done, future in enumerate(as_completed(futures), 1):
@@ -98,22 +109,25 @@ def _make_shard(number: int, unit: list[Path], out: Path, settings: Settings, to
             parts[_split_of(name, settings.held_out)].append(text)
             shard.documents += 1
     for split, texts in parts.items():
-        aside = out / f".{split}-{number:05d}"
-        shard.tokens[split], shard.bytes[split] = write_tokens(aside, texts, tokenizer)
-        aside.rename(out / f"{split}-{number:05d}.bin")
+        temporary = out / f".{split}-{number:05d}"
+        shard.tokens[split], shard.bytes[split] = write_tokens(temporary, texts, tokenizer)
+        temporary.rename(out / f"{split}-{number:05d}.bin")
     _write(record, json.dumps(asdict(shard)))
     return shard
 
 
 def _documents(path: Path, text_key: str, shard: Shard) -> Iterator[Document]:
-    """What is empty, not UTF-8 or without a text is counted and named in `shard`."""
+    """Yield the documents of a file.
+
+    Those that are empty, binary, not UTF-8 or without a text are counted in `shard`.
+    """
     if path.suffix == ".jsonl":
-        found = _json_lines(path, text_key, shard)
+        documents = _json_lines(path, text_key, shard)
     elif path.suffix in SUFFIXES:
-        found = _rows(path, text_key)
+        documents = _rows(path, text_key)
     else:
-        found = iter([(str(path), path.read_bytes())])
-    for name, text in found:
+        documents = iter([(str(path), path.read_bytes())])
+    for name, text in documents:
         try:
             if not text.strip():
                 raise ValueError("empty")
@@ -142,7 +156,7 @@ def _rows(path: Path, text_key: str) -> Iterator[Document]:
 
 
 def _units(inputs: Sequence[Path]) -> list[list[Path]]:
-    """Files in the order of their paths, in groups of about UNIT_BYTES."""
+    """Group the files, sorted by path, into units of about UNIT_BYTES."""
     units: list[list[Path]] = []
     room = 0
     for path in _files(inputs):
@@ -153,14 +167,14 @@ def _units(inputs: Sequence[Path]) -> list[list[Path]]:
         units[-1].append(path)
         room -= size
     if not units:
-        raise UserError(f"no files in {', '.join(map(str, inputs))}", "name folders or files that hold text")
+        raise UserError(f"no files in {', '.join(map(str, inputs))}", "use folders or files that hold text")
     return units
 
 
 def _files(inputs: Iterable[Path]) -> Iterator[Path]:
     for root in inputs:
         if not root.exists():
-            raise UserError(f"{root} does not exist", "name folders or files that hold text")
+            raise UserError(f"{root} does not exist", "use folders or files that hold text")
         for path in [root] if root.is_file() else sorted(root.rglob("*")):
             below = path.relative_to(root).parts
             hidden = any(part.startswith(".") or part in NOT_SOURCES for part in below)
@@ -168,26 +182,26 @@ def _files(inputs: Iterable[Path]) -> Iterator[Path]:
                 yield path
 
 
-def _same_job(out: Path, units: list[list[Path]], settings: Settings) -> None:
+def _refuse_other_job(out: Path, units: list[list[Path]], settings: Settings) -> None:
     files = [[str(path), path.stat().st_size] for unit in units for path in unit]
     digest = hashlib.sha256(json.dumps([files, asdict(settings)]).encode()).hexdigest()
     record = out / "job.json"
     if record.is_file() and json.loads(record.read_text())["digest"] != digest:
-        raise UserError(f"{out} holds shards of other files or settings", "name another folder, or remove that one")
+        raise UserError(f"{out} holds shards of other files or settings", "use another folder, or remove this one")
     _write(record, json.dumps({"digest": digest, **asdict(settings)}, indent=1))
 
 
 def _tokenizer_path(units: list[list[Path]], out: Path, settings: Settings) -> Path | None:
-    """None for bytes."""
+    """Return the tokenizer's file in `out`, after training or copying it; None for bytes."""
     if settings.tokenizer == "bytes":
         return None
     path = out / "tokenizer.json"
     if path.is_file():
         return path
     if settings.tokenizer == "bpe":
-        aside = out / ".tokenizer.json"
-        BytePairs.train(_beginning(units, settings.text_key), settings.vocab_size, aside)
-        aside.rename(path)
+        temporary = out / ".tokenizer.json"
+        BytePairs.train(_beginning(units, settings.text_key), settings.vocab_size, temporary)
+        temporary.rename(path)
     else:
         given = Path(settings.tokenizer)
         if not given.is_file():
@@ -211,8 +225,8 @@ def _load(tokenizer_path: Path | None) -> Tokenizer:
 
 
 def _split_of(name: str, held_out: float) -> str:
-    place = int.from_bytes(hashlib.sha256(name.encode()).digest()[:7], "big") / 2**56
-    return "test" if place < held_out else "val" if place < 2 * held_out else "train"
+    point = int.from_bytes(hashlib.sha256(name.encode()).digest()[:7], "big") / 2**56
+    return "test" if point < held_out else "val" if point < 2 * held_out else "train"
 
 
 def _add(totals: Shard, shard: Shard) -> None:
@@ -225,6 +239,6 @@ def _add(totals: Shard, shard: Shard) -> None:
 
 
 def _write(path: Path, text: str) -> None:
-    aside = path.with_name(f".{path.name}")
-    aside.write_text(text)
-    aside.rename(path)
+    temporary = path.with_name(f".{path.name}")
+    temporary.write_text(text)
+    temporary.rename(path)

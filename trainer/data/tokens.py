@@ -12,29 +12,40 @@ from torch.utils.data import Dataset
 from trainer.core.errors import UserError
 
 EVALUATION_TOKENS = 8192
-"""Of an evaluation batch on a rank. With 256 windows of 256 bytes a decoder of 3 million parameters took twice the
-CPU time: each activation is 64 MB, which the allocator gives back to the system and asks for again."""
+"""Tokens per evaluation batch on a rank.
+
+With 256 windows of 256 bytes a decoder of 3 million parameters took twice the CPU time: each activation is 64 MB, which
+the allocator returns to the system and requests again.
+"""
 
 
 def evaluation_windows(sequence_length: int) -> int:
-    """Windows of an evaluation batch on a rank."""
+    """Return the number of windows per evaluation batch on a rank."""
     return max(1, EVALUATION_TOKENS // sequence_length)
 
 
 class TokenWindows(Dataset[tuple[torch.Tensor, torch.Tensor]]):
-    """Windows of L tokens from one or more files of plain integers.
+    """Windows of L = `sequence_length` tokens from one or more files of plain integers.
 
-    Of each file, window i has tokens [i*L, i*L+L) as input and those one further as target: every token but the
-    first is a target once in an epoch, except fewer than L at the end of each file.
+    Window i of a file has tokens [i*L, i*L+L) as input, and the tokens one position later as target: every token but
+    the first is a target once per epoch, except fewer than L at the end of each file.
 
-    Memory-mapped: the ranks of a machine share one copy in the page cache, which the system takes back when it
-    needs memory. See `loader.Gathers`.
+    The files are memory-mapped: the ranks of a node share one copy in the page cache, which the system reclaims when it
+    needs memory. Supports `gather`, see `loader.SupportsGather`.
+
+    Args:
+        paths: Files of unsigned integers.
+        sequence_length: Tokens per window.
+        kind: Type of the integers.
+
+    Raises:
+        UserError: The files hold fewer than `sequence_length + 1` tokens.
     """
 
     random = False
 
     def __init__(self, paths: Sequence[Path], sequence_length: int, kind: type[numpy.unsignedinteger]) -> None:
-        # asarray: indexing a plain view of the map costs half of indexing a memmap. An empty file cannot be mapped.
+        # asarray: indexing a plain view costs half of indexing a memmap. An empty file cannot be mapped.
         self.files = [numpy.asarray(numpy.memmap(path, kind, mode="r")) for path in paths if path.stat().st_size]
         windows = [max(0, len(file) - 1) // sequence_length for file in self.files]
         if not sum(windows):
@@ -56,7 +67,7 @@ class TokenWindows(Dataset[tuple[torch.Tensor, torch.Tensor]]):
         return inputs[0], targets[0]
 
     def gather(self, indices: torch.Tensor, epoch: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Two (n, L) int64 tensors: inputs and targets."""
+        """Return two `(batch, sequence_length)` int64 tensors, inputs and targets, for the `(batch,)` sample ids."""
         ids = indices.numpy().astype(numpy.int64)
         if len(self.files) == 1:
             window = self._windows(0, ids).astype(numpy.int64)

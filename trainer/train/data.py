@@ -205,8 +205,8 @@ class Data:
                 self.plan,
                 self.ranks,
                 self.config.seed,
-                self.config.data.get("batch_size"),
-                lambda loader, plan: fewer_samples(loader, options, plan),
+                given=self.config.data.get("batch_size"),
+                fewer=lambda loader, plan: fewer_samples(loader, options, plan),
                 is_shared=not options.use_distributed_sampler,
             )
             connect(leaves(self._built), self._not_trained, self._epoch_is_over, self.trainer.current_epoch)
