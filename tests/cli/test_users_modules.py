@@ -244,9 +244,9 @@ BATCH = [torch.zeros(4, 3), torch.zeros(4)]
     ("module", "batch", "message"),
     [
         (NoForward(), BATCH, "NoForward has no forward"),
-        (OfDicts(), {"x": torch.zeros(4, 3)}, "cannot be told from a training batch"),
-        (OfDicts(), BATCH, r"forward does not take inputs of \(2, 3\)"),
-        (OfTwo(), BATCH, r"forward does not take inputs of \(2, 3\) \(TypeError: .*second"),
+        (OfDicts(), {"x": torch.zeros(4, 3)}, "cannot be derived from a training batch"),
+        (OfDicts(), BATCH, r"forward does not accept inputs of \(2, 3\)"),
+        (OfTwo(), BATCH, r"forward does not accept inputs of \(2, 3\) \(TypeError: .*second"),
         (OfTwo({"first": torch.zeros(1)}), BATCH, "example_input_array is a dict"),
         (ToDict(), BATCH, "forward returns a dict"),
     ],

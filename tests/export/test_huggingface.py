@@ -102,7 +102,7 @@ def test_every_weight_is_used_once(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("model", "message"),
     [
-        ({"_target_": "torch.nn.Linear"}, "torch.nn.Linear has no Hugging Face layout"),
+        ({"_target_": "torch.nn.Linear"}, "does not support torch.nn.Linear"),
         ({"_target_": TARGET, **SIZES, "norm": "layer"}, "no Hugging Face class for norm=layer"),
         ({"_target_": TARGET, **SIZES, **GPT2, "kv_heads": 2}, "kv_heads=2 of 4 heads"),
     ],

@@ -1,1 +1,1 @@
-"""Checkpoints in the formats of others: safetensors, Hugging Face, ONNX."""
+"""Export of checkpoints to other formats: safetensors, Hugging Face, ONNX, Lightning."""

@@ -1,4 +1,4 @@
-"""The network of a `model=hf` run as the folder that `from_pretrained` of its class reads."""
+"""Export of a `model=hf` run as a folder that `from_pretrained` of its class reads."""
 
 from __future__ import annotations
 
@@ -22,34 +22,46 @@ TOKENIZER_FILES = (
     "vocab.txt",
     "preprocessor_config.json",
 )
-"""What a folder of `transformers` has beside the network; copied as it is."""
+"""Files of a `transformers` folder beside the network; copied unchanged."""
 
 
 def without_values(arguments: dict[str, Any]) -> HuggingFace:
-    """The network on the meta device."""
+    """Return the network on the meta device, without memory for its weights."""
     with torch.device("meta"):
         return HuggingFace(**arguments)
 
 
 def transposed_layers(network: HuggingFace) -> list[str]:
-    """Layers whose weight is (inputs, outputs), by their names in the network."""
+    """Return the names of the layers whose weight is `(inputs, outputs)`, as in GPT-2's Conv1D."""
     return [name for name, layer in network.named_modules() if type(layer).__name__ == "Conv1D"]
 
 
 def prefix_of(network: HuggingFace, weights: Weights) -> str:
-    """What stands before the network's names in the model's state dict. Raises UserError where it is not there."""
+    """Return the prefix of the network's parameters in the state dict of the LightningModule.
+
+    Raises:
+        UserError: If the checkpoint does not hold this network.
+    """
     first = next(iter(network.state_dict()))
     for name in weights.shapes:
         if name.startswith(MODEL) and name.endswith(first):
             return name.removeprefix(MODEL).removesuffix(first)
-    raise UserError(f"The checkpoint has no {first}: it is of another model.", "Use --format=safetensors.")
+    raise UserError(f"The checkpoint has no {first}: it belongs to another model.", "Use --format=safetensors.")
 
 
 def write_folder(network: HuggingFace, weights: Weights, beside: Path | None, target: Path) -> list[Path]:
-    """Fill the network, which is then whole in memory, and save it. Returns the files.
+    """Load the weights into the network, completely in memory, and save it with `save_pretrained`.
 
-    `beside`: the folder that the network came from, whose tokenizer is copied. As `save_pretrained` writes it: for
-    some classes names and shapes on disk are not those in memory.
+    `save_pretrained` is needed because some classes use other names and shapes on disk than in memory.
+
+    Args:
+        network: The network on the meta device.
+        weights: The weights of the checkpoint.
+        beside: The folder that the network was loaded from, whose tokenizer files are copied.
+        target: The folder to write.
+
+    Returns:
+        The files.
     """
     prefix = MODEL + prefix_of(network, weights)
     state = {}

@@ -1,10 +1,11 @@
-"""Our transformer in the layout of Hugging Face: `config.json` and weights under the names of its class there.
+"""Export of `trainer.models.transformer` in the Hugging Face layout: `config.json`, and weights under its names.
 
     norm=rms,   activation=swiglu, positions=rotary     LlamaForCausalLM
     norm=layer, activation=gelu,   positions=learned    GPT2LMHeadModel
 
-Both pair the halves of rotary vectors, and take the tanh form of GELU, as ours does; GPT-2's linear layers hold the
-transpose (`transformers.pytorch_utils.Conv1D`), with query, key and value in one.
+Like our transformer, Llama rotates pairs from the two halves of a head, and GPT-2 uses the tanh approximation of GELU.
+GPT-2's linear layers hold the transposed weight (`transformers.pytorch_utils.Conv1D`), with query, key and value in one
+tensor.
 """
 
 from __future__ import annotations
@@ -24,10 +25,15 @@ SHAPES = {("rms", "swiglu", "rotary"): "llama", ("layer", "gelu", "learned"): "g
 
 
 def layout(model: dict[str, Any], stored: Weights, max_length: int | None) -> tuple[dict[str, Any], list[Output]]:
-    """`config.json`, and what goes into the weights.
+    """Return the content of `config.json`, and the tensors to write.
 
-    `model` is the section of the run's configuration, `max_length` the longest input where that does not say it.
-    Raises UserError for a network that has no such layout.
+    Args:
+        model: The section `model` of the run's configuration.
+        stored: The weights of the checkpoint.
+        max_length: Maximum number of tokens of an input if `model.sequence_length` is not set.
+
+    Raises:
+        UserError: If Hugging Face has no class for this network.
     """
     options = _options(model)
     kind = SHAPES.get((options["norm"], options["activation"], options["positions"]))
@@ -36,7 +42,7 @@ def layout(model: dict[str, Any], stored: Weights, max_length: int | None) -> tu
         raise UserError(
             f"There is no Hugging Face class for norm={options['norm']}, activation={options['activation']}, "
             f"positions={options['positions']}, kv_heads={kv_heads} of {options['heads']} heads.",
-            "Use --format=safetensors; Llama's and GPT-2's shapes have one (docs/checkpoints.md).",
+            "Use --format=safetensors. Networks shaped like Llama or GPT-2 have a class (docs/checkpoints.md).",
         )
     prefix = _prefix(stored)
     vocab_size, dim = stored.shapes[f"{MODEL}{prefix}embedding.weight"][0]
@@ -55,12 +61,12 @@ def layout(model: dict[str, Any], stored: Weights, max_length: int | None) -> tu
 
 
 def _options(model: dict[str, Any]) -> dict[str, Any]:
-    """The arguments of the network, its defaults where the configuration has none."""
+    """Return the arguments of the network: those of the configuration, else the defaults of its class."""
     from trainer.models.transformer import Transformer
 
     if model.get("_target_") != TARGET:
         raise UserError(
-            f"{model.get('_target_')} has no Hugging Face layout here; {TARGET} has.",
+            f"--format=hf does not support {model.get('_target_')}, only {TARGET} and trainer.models.hf.HuggingFace.",
             "Use --format=safetensors or --format=onnx.",
         )
     parameters = inspect.signature(Transformer).parameters
@@ -68,7 +74,7 @@ def _options(model: dict[str, Any]) -> dict[str, Any]:
 
 
 def _prefix(stored: Weights) -> str:
-    """Where the network is inside the task."""
+    """Return the prefix of the network's parameters in the state dict of the LightningModule."""
     name = next(name for name in stored.shapes if name.endswith("embedding.weight") and name.startswith(MODEL))
     return name.removeprefix(MODEL).removesuffix("embedding.weight")
 
@@ -87,7 +93,7 @@ def _llama_config(options: dict[str, Any], kv_heads: int, sizes: dict[str, Any])
         "hidden_act": "silu",
         "max_position_embeddings": sizes["length"],
         "rms_norm_eps": options["norm_eps"],
-        # the first as transformers 5 reads it, the second as all before did
+        # transformers 5 reads the first, older versions read the second
         "rope_parameters": {"rope_type": "default", "rope_theta": options["rope_theta"]},
         "rope_theta": options["rope_theta"],
         "attention_bias": options["bias"],
@@ -149,12 +155,12 @@ def _llama(prefix: str, options: dict[str, Any]) -> list[Output]:
 
 
 def _gpt2(prefix: str, options: dict[str, Any], dim: int, width: int) -> list[Output]:
-    found = [
+    outputs = [
         Output("transformer.wte.weight", (f"{prefix}embedding.weight",)),
         Output("transformer.wpe.weight", (f"{prefix}positions.weight",)),
     ]
     if not options["tied"]:
-        found.append(Output("lm_head.weight", (f"{prefix}head.weight",)))
+        outputs.append(Output("lm_head.weight", (f"{prefix}head.weight",)))
     projections = {
         "attn.c_attn": (("attention.query", "attention.key", "attention.value"), 3 * dim),
         "attn.c_proj": (("attention.out",), dim),
@@ -165,16 +171,16 @@ def _gpt2(prefix: str, options: dict[str, Any], dim: int, width: int) -> list[Ou
     for layer in range(options["layers"]):
         ours, theirs = f"{prefix}body.{layer}.", f"transformer.h.{layer}."
         for name, norm in norms.items():
-            found += [Output(f"{theirs}{name}.{kind}", (f"{ours}{norm}.{kind}",)) for kind in ("weight", "bias")]
+            outputs += [Output(f"{theirs}{name}.{kind}", (f"{ours}{norm}.{kind}",)) for kind in ("weight", "bias")]
         for name, (sources, size) in projections.items():
-            found.append(Output(f"{theirs}{name}.weight", tuple(f"{ours}{one}.weight" for one in sources), _transposed))
+            weights = tuple(f"{ours}{source}.weight" for source in sources)
+            outputs.append(Output(f"{theirs}{name}.weight", weights, _transposed))
             # Conv1D always has a bias
-            biases = tuple(f"{ours}{one}.bias" for one in sources) if options["bias"] else ()
-            found.append(
-                Output(f"{theirs}{name}.bias", biases, torch.cat if biases else functools.partial(_zeros, size))
-            )
-    found += [Output(f"transformer.ln_f.{kind}", (f"{prefix}norm.{kind}",)) for kind in ("weight", "bias")]
-    return found
+            biases = tuple(f"{ours}{source}.bias" for source in sources) if options["bias"] else ()
+            make_bias = torch.cat if biases else functools.partial(_zeros, size)
+            outputs.append(Output(f"{theirs}{name}.bias", biases, make_bias))
+    outputs += [Output(f"transformer.ln_f.{kind}", (f"{prefix}norm.{kind}",)) for kind in ("weight", "bias")]
+    return outputs
 
 
 def _transposed(parts: list[torch.Tensor]) -> torch.Tensor:

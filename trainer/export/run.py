@@ -1,8 +1,8 @@
-"""Writes a checkpoint in another format: `train/start.py export RUN_DIR CHECKPOINT FORMAT LORA FOLDER`.
+"""Export of a checkpoint: `python -m trainer.runtime.start trainer.export.run RUN_DIR CHECKPOINT FORMAT LORA FOLDER`.
 
-One process without a GPU. RUN_DIR may be `-`: the checkpoint lies in no run. LORA is `merge` or `keep`. FOLDER is
-there, and empty; beside the files it gets `export.json`: {"format", "files": {name: bytes}, "metadata",
-"largest_difference" (ONNX only), "lora_merged" (number of layers, where there are additions)}.
+One process without a GPU. RUN_DIR is `-` if the checkpoint is not in a run directory. LORA is `merge` or `keep`. FOLDER
+exists and is empty. Beside the files it gets `export.json`: {"format", "files": {name: bytes}, "metadata",
+"largest_difference" (ONNX only), "lora_merged" (number of layers with LoRA adapters that were merged)}.
 """
 
 from __future__ import annotations
@@ -41,10 +41,11 @@ RECORD = "export.json"
 _OF_LIGHTNING = ("pytorch-lightning_version", "hyper_parameters", "hparams_name", "datamodule_hyper_parameters")
 _DEFAULTS: dict[str, Any] = {"pytorch-lightning_version": lightning.__version__, "loops": {}, "callbacks": {}}
 SAMPLES = 2
-"""In the batch that the outputs are compared on; one would be taken for a fixed size."""
+"""Batch size for the comparison of outputs. The exporter would treat a batch size of 1 as a constant."""
 
 
 def main() -> int:
+    """Export as the command line says, write `export.json`, and return the exit code."""
     run = None if sys.argv[1] == "-" else RunDirectory(Path(sys.argv[1]))
     checkpoint, kind, lora, target = Checkpoint.read(Path(sys.argv[2])), sys.argv[3], sys.argv[4], Path(sys.argv[5])
     silence_known_warnings()
@@ -56,7 +57,20 @@ def main() -> int:
 def export(
     run: RunDirectory | None, checkpoint: Checkpoint, kind: str, target: Path, keep_lora: bool = False
 ) -> dict[str, Any]:
-    """Write the files; returns what goes into `export.json`."""
+    """Write the files, and return the content of `export.json`.
+
+    Args:
+        run: The run of the checkpoint, or None.
+        checkpoint: The checkpoint.
+        kind: `safetensors`, `onnx`, `hf` or `ckpt`.
+        target: The folder to write.
+        keep_lora: Keep LoRA adapters as separate tensors instead of merging them.
+
+    Raises:
+        UserError: If the checkpoint cannot be written in this format.
+        EnvironmentFault: If a package that the format needs is not installed.
+        TrainerError: If the outputs of the ONNX model differ from torch's.
+    """
     metadata = metadata_of(run, checkpoint)
     more: dict[str, Any] = {}
     if kind == "ckpt":
@@ -80,7 +94,7 @@ def export(
 
 
 def _lightning_file(weights: Weights, checkpoint: Checkpoint, target: Path, more: dict[str, Any]) -> Path:
-    """`model.ckpt`: what `load_from_checkpoint` and `trainer.test(ckpt_path=...)` of plain Lightning read."""
+    """Write `model.ckpt`, which Lightning's `load_from_checkpoint` and `trainer.test(ckpt_path=...)` read."""
     if isinstance(weights, Merged):
         more["lora_merged"] = len(weights.layers)
     outputs = model_outputs(weights)
@@ -98,8 +112,8 @@ def _lightning_file(weights: Weights, checkpoint: Checkpoint, target: Path, more
 
 
 def metadata_of(run: RunDirectory | None, checkpoint: Checkpoint) -> dict[str, str]:
-    """Where the weights come from, as text: safetensors and ONNX keep nothing else."""
-    found = {
+    """Return the origin of the weights as strings, because safetensors and ONNX metadata hold only strings."""
+    metadata = {
         "trainer_version": __version__,
         "torch_version": torch.__version__,
         "step": str(checkpoint.step),
@@ -108,45 +122,45 @@ def metadata_of(run: RunDirectory | None, checkpoint: Checkpoint) -> dict[str, s
         "metrics": json.dumps(checkpoint.metrics),
     }
     if checkpoint.monitor_value is not None:
-        found["monitor"] = f"{checkpoint.monitor}={checkpoint.monitor_value}"
+        metadata["monitor"] = f"{checkpoint.monitor}={checkpoint.monitor_value}"
     if run is not None:
         manifest = run.manifest()
         packages = {name: version for name, version in manifest.get("packages", {}).items() if version}
-        found["run"] = run.path.name
-        found["run_id"] = run.id
-        found["config_sha256"] = hashlib.sha256(run.config_path.read_bytes()).hexdigest()
-        found["packages"] = json.dumps(packages)
+        metadata["run"] = run.path.name
+        metadata["run_id"] = run.id
+        metadata["config_sha256"] = hashlib.sha256(run.config_path.read_bytes()).hexdigest()
+        metadata["packages"] = json.dumps(packages)
         if manifest.get("code", {}).get("commit"):
-            found["commit"] = manifest["code"]["commit"]
-    return found
+            metadata["commit"] = manifest["code"]["commit"]
+    return metadata
 
 
 def _required(run: RunDirectory | None, kind: str) -> RunDirectory:
     if run is None:
         raise UserError(
-            f"--format={kind} needs the run of the checkpoint: its configuration says what the model is.",
+            f"--format={kind} needs the run directory of the checkpoint, whose configuration defines the model.",
             "Name a checkpoint inside a run directory, or use --format=safetensors.",
         )
     return run
 
 
 def _weights(run: RunDirectory | None, checkpoint: Checkpoint, keep_lora: bool) -> Weights:
-    """The checkpoint's, low-rank additions merged into them unless they are kept."""
+    """Return the weights of the checkpoint, with LoRA adapters merged into them unless they are kept."""
     stored = Stored(checkpoint.path, mapped=True)
     if keep_lora or not layers(stored):
         return stored
     if run is None:
         raise UserError(
-            "The checkpoint has low-rank additions, and only its run says how they are scaled.",
+            "The checkpoint has LoRA adapters, and only the configuration of its run holds their scale.",
             "Name a checkpoint inside a run directory, or use --keep-lora.",
         )
     config = hydra_state.load(run)
-    turned: list[str] = []
+    transposed: list[str] = []
     if config.model.get("_target_") == hf_folder.TARGET:
         network = hf_folder.without_values(_arguments(run, config))
         prefix = next(name for name in layers(stored)).partition("network.")[0]
-        turned = [prefix + name for name in hf_folder.transposed_layers(network)]
-    return Merged(stored, config.finetune.lora_alpha, turned)
+        transposed = [prefix + name for name in hf_folder.transposed_layers(network)]
+    return Merged(stored, config.finetune.lora_alpha, transposed)
 
 
 def _hugging_face(run: RunDirectory, weights: Weights, target: Path, metadata: dict[str, str]) -> list[Path]:
@@ -161,7 +175,7 @@ def _hugging_face(run: RunDirectory, weights: Weights, target: Path, metadata: d
     for layer in weights.layers if isinstance(weights, Merged) else ():
         if f"{layer}.weight" not in used:
             raise UserError(
-                f"{layer} shares its weight with another layer, and has additions that the other has not.",
+                f"{layer} shares its weight with another layer, which has no LoRA adapter.",
                 "Use --format=safetensors.",
             )
     path = target / "config.json"
@@ -170,21 +184,21 @@ def _hugging_face(run: RunDirectory, weights: Weights, target: Path, metadata: d
 
 
 def _arguments(run: RunDirectory, config: Config) -> dict[str, Any]:
-    """Of a Hugging Face network, filled from the run's data where only they tell its size."""
-    found = {name: value for name, value in config.model.items() if name not in DIRECTIVES}
-    if found.get("folder"):
-        found["folder"] = str(Path(run.launch().get("cwd") or ".") / Path(found["folder"]).expanduser())
-    sized = {"num_classes"} if "Classification" in found.get("class_name", "") else set()
-    sized |= set() if found.get("folder") else {"vocab_size"}
-    missing = {name for name in sized if found.get(name) is None}
+    """Return the arguments of a Hugging Face network. Sizes that the configuration lacks come from the run's data."""
+    arguments = {name: value for name, value in config.model.items() if name not in DIRECTIVES}
+    if arguments.get("folder"):
+        arguments["folder"] = str(Path(run.launch().get("cwd") or ".") / Path(arguments["folder"]).expanduser())
+    sizes = {"num_classes"} if "Classification" in arguments.get("class_name", "") else set()
+    sizes |= set() if arguments.get("folder") else {"vocab_size"}
+    missing = {name for name in sizes if arguments.get(name) is None}
     if missing:
         facts = build.build_data(config, Rank(0, 0, 1, 1, 0), build.plain_trainer()).facts
-        found.update({name: facts[name] for name in missing if name in facts})
-    return found
+        arguments.update({name: facts[name] for name in missing if name in facts})
+    return arguments
 
 
 def _module_and_inputs(run: RunDirectory, checkpoint: Checkpoint) -> tuple[Any, tuple[torch.Tensor, ...]]:
-    """The network with the checkpoint's weights, and a batch of `SAMPLES` from the run's own data."""
+    """Return the network with the checkpoint's weights, and a batch of `SAMPLES` samples of the run's data."""
     config = hydra_state.load(run)
     config.resources.gpus = 0
     rng.seed_all(config.seed)
@@ -194,7 +208,7 @@ def _module_and_inputs(run: RunDirectory, checkpoint: Checkpoint) -> tuple[Any, 
     try:
         late.build_now(module, data.trainer)
     except UserError as error:
-        fix = "use --format=safetensors, or leave out what needs more than one process where there is one"
+        fix = "use --format=safetensors, or skip code that needs several processes if world_size is 1"
         raise UserError(f"--format=onnx: {error.message}", fix) from error
     stored = Stored(checkpoint.path, mapped=True)
     stored.read({MODEL + name: value for name, value in module.state_dict().items()})
@@ -203,7 +217,7 @@ def _module_and_inputs(run: RunDirectory, checkpoint: Checkpoint) -> tuple[Any, 
 
 
 def not_compiled(module: nn.Module) -> nn.Module:
-    """The module and all in it as they were before torch.compile: the exporter traces them itself."""
+    """Return the module without torch.compile, also on its submodules: the exporter traces them itself."""
     if isinstance(module, torch._dynamo.OptimizedModule):
         return not_compiled(module._orig_mod)
     module._compiled_call_impl = None
@@ -213,9 +227,10 @@ def not_compiled(module: nn.Module) -> nn.Module:
 
 
 def _inputs(module: LightningModule, data: Data) -> tuple[torch.Tensor, ...]:
-    """The module's own `example_input_array`, else the first tensor of a training batch.
+    """Return `example_input_array` of the module, else the first tensor of a training batch.
 
-    Raises UserError where the forward takes something else: ONNX has tensors by position.
+    Raises:
+        UserError: If forward does not accept them: inputs of an ONNX model are tensors by position.
     """
     network = module.model if isinstance(module, Task) else module
     if type(network).forward in (nn.Module.forward, LightningModule.forward):
@@ -226,12 +241,12 @@ def _inputs(module: LightningModule, data: Data) -> tuple[torch.Tensor, ...]:
     if example is None:
         loader = data.training_loader()
         batch = next(iter(loader))
-        if isinstance(loader, CombinedLoader):  # gives the number of the batch and of the loader, too
+        if isinstance(loader, CombinedLoader):  # also yields the indices of the batch and of the loader
             batch = batch[0]
         example = batch[0] if isinstance(batch, (list, tuple)) else batch
     inputs = tuple(example) if isinstance(example, (list, tuple)) else (example,)
     if not all(isinstance(one, torch.Tensor) for one in inputs):
-        problem = "what the network takes cannot be told from a training batch"
+        problem = "the inputs of the network cannot be derived from a training batch"
         raise _no_onnx(problem, "Set self.example_input_array in the LightningModule: a tensor, or a tuple of them.")
     inputs = tuple(_samples(one) for one in inputs)
     try:
@@ -239,13 +254,12 @@ def _inputs(module: LightningModule, data: Data) -> tuple[torch.Tensor, ...]:
             output = network.eval()(*inputs)
     except Exception as error:
         shapes = ", ".join(str(tuple(one.shape)) for one in inputs)
-        problem = f"forward does not take inputs of {shapes} ({type(error).__name__}: {error})"
-        raise _no_onnx(
-            problem, "Set self.example_input_array to what it takes: a tensor, or a tuple of them."
-        ) from error
+        problem = f"forward does not accept inputs of {shapes} ({type(error).__name__}: {error})"
+        fix = "Set self.example_input_array to inputs that it accepts: a tensor, or a tuple of them."
+        raise _no_onnx(problem, fix) from error
     if not isinstance(output, torch.Tensor):
-        problem = f"forward returns a {type(output).__name__}, and only one tensor is written"
-        raise _no_onnx(problem, "Export a network of its own that returns a tensor.")
+        problem = f"forward returns a {type(output).__name__}, but only a single tensor is supported"
+        raise _no_onnx(problem, "Wrap the network in a module that returns one tensor.")
     return inputs
 
 

@@ -1,4 +1,4 @@
-"""The weights of any checkpoint as safetensors, read and written one file at a time."""
+"""Export of the weights of a checkpoint as safetensors, read and written one file at a time."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from trainer.checkpoint.stored import MODEL, Stored, Weights
 
 COMPILED = "_orig_mod."
 MAX_FILE_BYTES = 5_000_000_000
-"""What Hugging Face splits at, too."""
+"""Maximum size of a file, the same as in Hugging Face."""
 
 
 def _only(parts: list[torch.Tensor]) -> torch.Tensor:
@@ -24,13 +24,13 @@ def _only(parts: list[torch.Tensor]) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class Output:
-    """One tensor of an exported file and the stored ones that it is made of."""
+    """One tensor of an exported file, and the stored tensors that it is made from."""
 
     name: str
     sources: tuple[str, ...]
     """Names in the model's state dict."""
     make: Callable[[list[torch.Tensor]], torch.Tensor] = _only
-    """From the sources, in their order; it must not make more elements than they have together."""
+    """Makes the tensor from the sources, in their order. It must not have more elements than they have together."""
 
 
 def export_safetensors(
@@ -40,42 +40,56 @@ def export_safetensors(
     max_file_bytes: int = MAX_FILE_BYTES,
     outputs: list[Output] | None = None,
 ) -> list[Path]:
-    """Write `model.safetensors`, or `model-00001-of-00003.safetensors` ... with an index, into the folder `target`.
+    """Write `model.safetensors`, or `model-00001-of-00003.safetensors` and so on with an index.
 
-    Without `outputs` names are those of the LightningModule's state dict without what torch.compile adds, and tied
-    parameters are there once under each of their names. No more than one file is in memory: the rest of the checkpoint
-    are not read, or mapped. Returns the files. Raises UserError if there is no complete checkpoint.
+    At most one file is in memory: the rest of the checkpoint is not read yet, or memory-mapped.
+
+    Args:
+        checkpoint: The folder of a checkpoint, or its weights.
+        target: The folder to write.
+        metadata: Metadata of each file.
+        max_file_bytes: Maximum size of a file.
+        outputs: The tensors to write. By default those of the LightningModule's state dict, without the prefix that
+            torch.compile adds to their names, and tied parameters under each of their names.
+
+    Returns:
+        The files.
+
+    Raises:
+        UserError: If the checkpoint is not complete.
     """
     stored: Weights = Stored(checkpoint, mapped=True) if isinstance(checkpoint, Path) else checkpoint
     parts = _split(stored, model_outputs(stored) if outputs is None else outputs, max_file_bytes)
     target.mkdir(parents=True, exist_ok=True)
-    written, index, total = [], {}, 0
+    files: list[Path] = []
+    index: dict[str, str] = {}
+    total = 0
     for number, part in enumerate(parts, start=1):
         file = "model.safetensors" if len(parts) == 1 else f"model-{number:05d}-of-{len(parts):05d}.safetensors"
         tensors = {output.name: _made(stored, output) for output in part}
         total += sum(tensor.nbytes for tensor in tensors.values())
         save_file(tensors, target / file, {"format": "pt", **(metadata or {})})
         index.update(dict.fromkeys(tensors, file))
-        written.append(target / file)
+        files.append(target / file)
         del tensors
     if len(parts) > 1:
         content = {"metadata": {"total_size": total}, "weight_map": index}
-        written.append(target / "model.safetensors.index.json")
-        written[-1].write_text(json.dumps(content, indent=1))
-    return written
+        files.append(target / "model.safetensors.index.json")
+        files[-1].write_text(json.dumps(content, indent=1))
+    return files
 
 
 def model_outputs(stored: Weights) -> list[Output]:
-    """Every tensor of the model under its own name."""
+    """Return every tensor of the model under its own name."""
     names = [name.removeprefix(MODEL) for name in sorted(stored.shapes) if name.startswith(MODEL)]
-    taken = {plain_name(name) for name in names}
-    if len(taken) < len(names):  # the same layer compiled and not, side by side
+    plain = {plain_name(name) for name in names}
+    if len(plain) < len(names):  # a layer is stored both compiled and not compiled
         return [Output(name, (name,)) for name in names]
     return [Output(plain_name(name), (name,)) for name in names]
 
 
 def plain_name(name: str) -> str:
-    """The name of a parameter without `_orig_mod.`, which torch.compile puts into those of a module that it wraps."""
+    """Return the name of a parameter without `_orig_mod.`, which torch.compile adds for a module that it wraps."""
     return name.replace(COMPILED, "")
 
 
@@ -87,7 +101,7 @@ def _made(stored: Weights, output: Output) -> torch.Tensor:
 
 
 def _split(stored: Weights, outputs: list[Output], max_file_bytes: int) -> list[list[Output]]:
-    """The outputs in files of at most this size (a larger tensor has one of its own)."""
+    """Distribute the outputs over files of at most this size. A larger tensor gets its own file."""
     parts: list[list[Output]] = [[]]
     size = 0
     for output in outputs:
