@@ -36,5 +36,5 @@ def test_what_differs_is_named(trainer_cli: TrainerCli, workdir: Path) -> None:
     done = trainer_cli("verify-resume", "+callbacks.drift._target_=drift.Drift", *JOB, "--kills", "1", timeout=180)
     assert done.returncode == 1, done.stdout + done.stderr
     assert "the first batch after resume 1: the weights before the batch: " in done.stdout
-    assert "likely cause: something changes them when a training starts" in done.stdout
+    assert "likely cause: something changes them when training starts" in done.stdout
     assert "deterministic" not in done.stdout

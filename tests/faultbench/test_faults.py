@@ -43,6 +43,6 @@ def test_a_difference_is_found_and_named() -> None:
     ours = {"a": torch.zeros(3), "b": [1, {"c": 2.0}], "trained_s": 1.0}
     assert _difference(ours, {"a": torch.zeros(3), "b": [1, {"c": 2.0}], "trained_s": 9.0}, "") is None
     found = _difference(ours, {"a": torch.tensor([0.0, 1e-7, 0.0]), "b": [1, {"c": 2.0}]}, "")
-    assert found == "a: 1 of 3 numbers differ, by up to 1e-07"
+    assert found == "a: 1 of 3 elements differ, by up to 1e-07"
     assert _difference(ours, {"a": torch.zeros(3), "b": [1, {"c": 3.0}]}, "") == "b[1]/c: 2.0 and 3.0"
     assert _difference(ours, {"a": torch.zeros(3)}, "") == "b: only in one of the two"

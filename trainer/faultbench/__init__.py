@@ -1,1 +1,1 @@
-"""Faults on purpose, for `trainer bench`, `trainer verify-resume` and the tests."""
+"""Fault injection for `trainer bench`, `trainer verify-resume` and the tests."""

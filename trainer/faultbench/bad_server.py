@@ -1,4 +1,4 @@
-"""A W&B server that does not help: it refuses every request, or takes it and never answers."""
+"""A faulty W&B server: it refuses every request, or accepts it and never answers."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ _REFUSAL = b"HTTP/1.1 403 Forbidden\r\nContent-Length: 2\r\nConnection: close\r\
 
 @contextmanager
 def bad_server(kind: str) -> Iterator[str]:
-    """Its address, while it runs in threads of this process."""
-    over = threading.Event()
+    """Run a faulty server in threads of this process, and yield its URL. `kind` is one of `KINDS`."""
+    stopped = threading.Event()
 
     class Handler(socketserver.BaseRequestHandler):
         def handle(self) -> None:
             if kind == "silent":
-                over.wait()
+                stopped.wait()
                 return
             self.request.recv(65536)
             self.request.sendall(_REFUSAL)
@@ -28,7 +28,7 @@ def bad_server(kind: str) -> Iterator[str]:
         daemon_threads = True
 
         def handle_error(self, request: object, client_address: object) -> None:
-            """A client that has given up is no error here."""
+            """Ignore clients that have given up."""
 
     with Server(("127.0.0.1", 0), Handler) as server:
         thread = threading.Thread(target=server.serve_forever, daemon=True)
@@ -36,6 +36,6 @@ def bad_server(kind: str) -> Iterator[str]:
         try:
             yield f"http://127.0.0.1:{server.server_address[1]}"
         finally:
-            over.set()
+            stopped.set()
             server.shutdown()
             thread.join()

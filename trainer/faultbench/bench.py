@@ -1,4 +1,4 @@
-"""Runs jobs with faults and compares each with the unharmed run of its strategy. Imports no torch."""
+"""Run jobs with injected faults, and compare each with the undisturbed run of its strategy. Imports no torch."""
 
 from __future__ import annotations
 
@@ -43,35 +43,35 @@ JOB = (
     "resilience.hang_after_s=30",
     "resilience.hang_slow_s=60",
 )
-"""A small network with dropout and clipping: seconds a job, and every part of the state is in use."""
+"""A small network with dropout and gradient clipping: a job takes seconds and uses every part of the state."""
 COMMAND_TIMEOUT_S = 300.0
 _running: dict[int, Path] = {}
-"""Process ids of the commands that run now, and their working directories."""
+"""Working directory of each running command, by process id."""
 
 
 @dataclass(frozen=True)
 class Result:
-    """One case, done."""
+    """The result of one case."""
 
     number: int
     strategy: str
     kind: str
     case: str
     problem: str | None
-    """None: it ended as required."""
+    """What was not as required, or None."""
     attempts: int
     lost_steps: int
-    """Optimizer steps done again."""
+    """Number of optimizer steps that were repeated."""
     seconds: float
-    """From the first command to the finished run."""
+    """Time from the first command to the end of the run, in seconds."""
     down_s: float
-    """`seconds` less those of the unharmed run."""
+    """`seconds` minus those of the undisturbed run."""
     commit: str = "unknown"
-    """Of this trainer."""
+    """Commit of this package."""
 
 
 class Comparer:
-    """A process that has torch, kept for all comparisons."""
+    """A process that has imported torch, used for all comparisons."""
 
     def __init__(self) -> None:
         self._process = subprocess.Popen(
@@ -82,17 +82,19 @@ class Comparer:
         )
 
     def difference(self, ours: Path, theirs: Path, step: int = STEPS) -> str | None:
+        """Return the first difference of two runs at a step, or None if they are equal bit for bit."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._process.stdin.write(json.dumps({"ours": str(ours), "theirs": str(theirs), "step": step}) + "\n")
         self._process.stdin.flush()
         answer = self._process.stdout.readline()
         if not answer:
-            raise RuntimeError("the process that compares has died; its error is above")
-        found = json.loads(answer)["difference"]
-        return None if found is None else str(found)
+            raise RuntimeError("the process that compares the runs has died; its error is above")
+        difference = json.loads(answer)["difference"]
+        return None if difference is None else str(difference)
 
     def close(self) -> None:
+        """End the process."""
         with self._process:  # closes its pipes
             assert self._process.stdin is not None
             self._process.stdin.close()
@@ -100,20 +102,25 @@ class Comparer:
 
 
 class FaultBench:
-    """The cases of one seed, in `folder`; the run of a case that ended as required is deleted."""
+    """The cases of one seed. Runs are made in `folder`; those that end as required are deleted."""
 
     def __init__(self, folder: Path, seed: int, strategies: list[str], kinds: list[str]) -> None:
         self.folder, self.seed, self.strategies, self.kinds = folder, seed, strategies, kinds or list(KINDS)
         self._comparer = Comparer()
         self._unharmed: dict[str, tuple[Path, float]] = {}
         self._one_at_a_time = Lock()
-        """For the comparer, and for who reads the results."""
+        """Guards the comparer and the callback that receives the results."""
         self._commit = _commit_of_this()
 
     def run(self, numbers: Sequence[int], report: Callable[[Result], None], at_once: int = 1) -> None:
-        """All kinds in turn, the next time with the next strategy, each with moments drawn from (seed, number).
+        """Run the cases with these numbers: all kinds in turn, each time with the next strategy.
 
-        `at_once`: jobs side by side, in threads that mostly wait; `report` is called by one of them at a time.
+        The ranks, steps and times of a case are drawn from (seed, number).
+
+        Args:
+            numbers: Numbers of the cases.
+            report: Called with each result, by one thread at a time.
+            at_once: Number of jobs that run in parallel.
         """
 
         def run_and_report(number: int) -> None:
@@ -123,12 +130,12 @@ class FaultBench:
 
         pool = ThreadPoolExecutor(at_once)
         try:
-            wanted = {self._strategy(number) for number in numbers}
-            for made in [pool.submit(self._reference, strategy) for strategy in sorted(wanted)]:
-                made.result()
-            for done in [pool.submit(run_and_report, number) for number in numbers]:
-                done.result()
-        except BaseException:  # Ctrl-C reaches this thread only
+            strategies = {self._strategy(number) for number in numbers}
+            for reference in [pool.submit(self._reference, strategy) for strategy in sorted(strategies)]:
+                reference.result()
+            for case in [pool.submit(run_and_report, number) for number in numbers]:
+                case.result()
+        except BaseException:  # Ctrl-C is raised in this thread only
             pool.shutdown(wait=False, cancel_futures=True)
             _kill_running()
             raise
@@ -140,9 +147,11 @@ class FaultBench:
         return self.strategies[(number + number // len(self.kinds)) % len(self.strategies)]
 
     def close(self) -> None:
+        """End the process that compares."""
         self._comparer.close()
 
     def run_one(self, number: int, strategy: str, kind: str) -> Result:
+        """Run one case to its end, and compare it with the undisturbed run of its strategy."""
         choose = random.Random(f"{self.seed} {number} {kind}")
         case = draw(kind, choose)
         reference, reference_s = self._reference(strategy)
@@ -183,41 +192,46 @@ class FaultBench:
             done = command(["fit", *JOB, f"strategy={strategy}"], home)
             run = _only_run(home)
             if run is None or not is_finished(run):
-                raise RuntimeError(f"the unharmed run of {strategy} did not finish:\n{done.stdout}{done.stderr}")
+                raise RuntimeError(f"the undisturbed run of {strategy} did not finish:\n{done.stdout}{done.stderr}")
             self._unharmed[strategy] = (run.path, time.monotonic() - began)
         return self._unharmed[strategy]
 
     def _harm(self, case: Case, home: Path, strategy: str, choose: random.Random) -> str | None:
-        """Run the case to its end; what went wrong on the way."""
+        """Run the job with the fault to its end, and return what went wrong on the way, or None."""
         fit = ["fit", *JOB, f"strategy={strategy}", *case.overrides]
-        said = ""
+        errors = ""
         try:
             if case.second_attempt:
                 problem = _fit_beside_another(fit, home)
                 if problem:
                     return problem
             else:
-                with bad_server(case.server) if case.server else nullcontext() as address:
-                    said = command(fit, home, case.variables | ({"WANDB_BASE_URL": address} if address else {})).stderr
+                with bad_server(case.server) if case.server else nullcontext() as url:
+                    errors = command(fit, home, case.variables | ({"WANDB_BASE_URL": url} if url else {})).stderr
             run = _only_run(home)
             if run is None:
-                return f"no run was made: {said[-300:]}"
+                return f"no run was created: {errors[-300:]}"
             if case.resumes is False or (case.resumes is None and is_finished(run)):
-                return None if is_finished(run) else f"it did not finish by itself: {_last_words(run)}"
+                return None if is_finished(run) else f"it did not finish without a resume: {_last_reason(run)}"
             if case.resumes and is_finished(run):
-                return "it finished as if nothing had happened"
+                return "it finished without a resume, as if there had been no fault"
             if case.between:
                 case.between(run, choose)
             resumed = command(["resume"], home)
-            return None if is_finished(run) else f"resume did not finish it: {(resumed.stdout + resumed.stderr)[-300:]}"
+            output = (resumed.stdout + resumed.stderr)[-300:]
+            return None if is_finished(run) else f"it did not finish after a resume: {output}"
         except subprocess.TimeoutExpired:
-            return f"it hung: no end within {COMMAND_TIMEOUT_S:.0f} s"
+            return f"hang: a command did not end within {COMMAND_TIMEOUT_S:.0f} s"
 
 
 def command(
     arguments: list[str], cwd: Path, variables: dict[str, str] | None = None, timeout_s: float = COMMAND_TIMEOUT_S
 ) -> subprocess.CompletedProcess[str]:
-    """`trainer ...`, bounded in time; raises TimeoutExpired after it has killed all that it started."""
+    """Run `trainer ARGUMENTS`.
+
+    Raises:
+        TimeoutExpired: After `timeout_s` seconds; all processes that the command started have been killed.
+    """
     process = subprocess.Popen(
         [sys.executable, "-m", "trainer", *arguments],
         cwd=cwd,
@@ -242,19 +256,20 @@ def command(
 
 
 def _kill_running() -> None:
-    """The jobs of all threads."""
+    """Kill the jobs of all threads."""
     for pid, cwd in list(_running.items()):
         _kill_node_of(cwd)
         processes.kill_tree(pid)
 
 
 def is_finished(run: RunDirectory) -> bool:
+    """Return whether the last attempt of the run finished."""
     ends = run.attempts()
     return bool(ends) and ends[-1]["outcome"] == "finished"
 
 
 def lost_steps(run: RunDirectory) -> int:
-    """Optimizer steps that the first rank began more than once."""
+    """Return the number of optimizer steps that rank 0 repeated."""
     begun, distinct = 0, set()
     for path in sorted((run.path / "samples").glob("*-rank-0.jsonl")):
         for line in path.read_text().splitlines():
@@ -268,7 +283,7 @@ def lost_steps(run: RunDirectory) -> int:
 
 
 def _fit_beside_another(fit: list[str], home: Path) -> str | None:
-    """While the job trains, start a second node process on its run directory: that one must leave at once."""
+    """Start a second node process on the run directory while the job trains: the second one must exit at once."""
     first = subprocess.Popen(
         [sys.executable, "-m", "trainer", *fit, "--detach"], cwd=home, stdout=subprocess.DEVNULL, start_new_session=True
     )
@@ -290,7 +305,7 @@ def _fit_beside_another(fit: list[str], home: Path) -> str | None:
     while (not is_finished(run) or processes.is_alive(run.launch()["pid"])) and time.monotonic() < deadline:
         time.sleep(0.1)
     if second.returncode == 0 or "already" not in second.stderr:
-        return f"the second attempt ended with {second.returncode} and said {second.stderr[-200:]!r}"
+        return f"the second attempt exited with code {second.returncode}, stderr {second.stderr[-200:]!r}"
     return None
 
 
@@ -301,8 +316,8 @@ def _commit_of_this() -> str:
 
 
 def _only_run(home: Path) -> RunDirectory | None:
-    found = sorted((home / "runs").glob("job-*"))
-    return RunDirectory(found[0]) if found else None
+    paths = sorted((home / "runs").glob("job-*"))
+    return RunDirectory(paths[0]) if paths else None
 
 
 def _kill_node_of(home: Path) -> None:
@@ -313,6 +328,6 @@ def _kill_node_of(home: Path) -> None:
         processes.kill_tree(pid)
 
 
-def _last_words(run: RunDirectory) -> str:
+def _last_reason(run: RunDirectory) -> str:
     ends = run.attempts()
-    return str(ends[-1].get("reason")) if ends else "it left no word"
+    return str(ends[-1].get("reason")) if ends else "no attempt has ended"

@@ -1,4 +1,4 @@
-"""The faults of `trainer bench faults`: how each is brought about, and what must come of it. Imports no torch."""
+"""The faults of `trainer bench faults`: how each is injected, and what is required after it. Imports no torch."""
 
 from __future__ import annotations
 
@@ -19,31 +19,31 @@ CHECKPOINT_EVERY = 4
 RANKS = 2
 
 Between = Callable[[RunDirectory, random.Random], None]
-"""Done to the run directory after the first command has ended and before `trainer resume`."""
+"""Change to the run directory between the end of the first command and `trainer resume`."""
 Check = Callable[[RunDirectory], "str | None"]
-"""What is wrong with the run beside its final state; None when all is well."""
+"""Check of a run beyond its final state. Returns the problem, or None."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """One fault in one job of two ranks and STEPS steps; what it ends with must be the unharmed run's, bit for bit."""
+    """One fault in a job of `RANKS` ranks and `STEPS` steps, whose final state must equal that without the fault."""
 
     name: str
     overrides: tuple[str, ...] = ()
     variables: dict[str, str] = field(default_factory=dict)
     resumes: bool | None = False
-    """Whether the first command must end without the run being finished, which `trainer resume` then does; None: may,
-    because the job may be at its end before the fault has its effect, or mends itself."""
+    """Whether the first command must end before the run is finished, so that `trainer resume` finishes it. None: it
+    may, because the job may end before the fault takes effect, or recover from it."""
     between: Between | None = None
     check: Check | None = None
     server: str | None = None
-    """A W&B server of `bad_server.py` for the job."""
+    """Kind of the faulty W&B server (`bad_server.py`) that the job logs to."""
     second_attempt: bool = False
-    """Start another node process on the run while it trains: it must refuse."""
+    """Start a second node process on the run while it trains: it must refuse to start."""
 
 
 def draw(name: str, choose: random.Random) -> Case:
-    """One case of this kind, with its ranks and moments drawn."""
+    """Draw a case of this kind: its ranks, steps and times."""
     return KINDS[name](choose)
 
 
@@ -56,7 +56,7 @@ def _injected(kind: str, choose: random.Random, ranks: list[int] | None = None, 
 
 
 def _in_job(kind: str) -> Callable[[random.Random], Case]:
-    """torchrun restarts the workers, and nobody has to do anything."""
+    """Return a kind of fault after which torchrun restarts the ranks."""
 
     def make(choose: random.Random) -> Case:
         delay_s = round(choose.random() * 0.05, 4) if kind in ("kill", "segfault") else 0.0
@@ -87,10 +87,10 @@ def _hangs(kind: str) -> Callable[[random.Random], Case]:
         def names_the_rank(run: RunDirectory) -> str | None:
             hangs = [event for event in run.events() if event["event"] == "hang"]
             if [event["rank"] for event in hangs] != [rank]:
-                return f"rank {rank} hung, and named was {[event['rank'] for event in hangs]}"
-            answers = kind == "hang"  # else it is stopped, and writes no trace of its collectives
-            told = hangs[0]["collective"] is not None
-            return None if told == answers else f"the collective that it has not come to: {hangs[0]['collective']}"
+                return f"rank {rank} hung, but the hang events name {[event['rank'] for event in hangs]}"
+            answers = kind == "hang"  # a rank that is stopped (SIGSTOP) cannot write its collectives
+            is_named = hangs[0]["collective"] is not None
+            return None if is_named == answers else f"wrong missing collective: {hangs[0]['collective']}"
 
         step = choose.randrange(2, STEPS)
         return Case(kind, tuple(_injected(kind, choose, ranks=[rank], step=step)), check=names_the_rank)
@@ -99,16 +99,16 @@ def _hangs(kind: str) -> Callable[[random.Random], Case]:
 
 
 def _nan(policy: str) -> Callable[[random.Random], Case]:
-    """Once, as from a bit that flipped: rolled back, the step comes out right; stopped, a new attempt goes on."""
-    done = {"stop": "stopped", "rollback": "rolled back"}[policy]
+    """Return a single NaN, as after a bit flip: after a rollback the step is right; after a stop a resume goes on."""
+    action = {"stop": "stopped", "rollback": "rolled back"}[policy]
 
-    def says_so(run: RunDirectory) -> str | None:
-        found = [event["action"] for event in run.events() if event["event"] == "not_finite"]
-        return None if found == [done] else f"wanted {done!r} once, found {found}"
+    def has_event(run: RunDirectory) -> str | None:
+        actions = [event["action"] for event in run.events() if event["event"] == "not_finite"]
+        return None if actions == [action] else f"expected one event not_finite ({action}), got {actions}"
 
     def make(choose: random.Random) -> Case:
         overrides = (*_injected("bad_loss", choose), f"resilience.on_nonfinite={policy}")
-        return Case(f"NaN, {policy}", overrides, resumes=policy == "stop", check=says_so)
+        return Case(f"NaN, {policy}", overrides, resumes=policy == "stop", check=has_event)
 
     return make
 
@@ -125,16 +125,16 @@ def _save_point(choose: random.Random) -> Case:
 
 
 def _refused_write(error: str) -> Callable[[random.Random], Case]:
-    """The disk is full, or read-only by now: the run stops and says so; with the disk mended it goes on."""
+    """Return a disk that becomes full or read-only: the run stops with that reason, and a resume finishes it."""
 
-    def says_so(run: RunDirectory) -> str | None:
+    def has_reason(run: RunDirectory) -> str | None:
         reasons = [str(event.get("reason")) for event in run.events() if event["event"] == "checkpoint_failed"]
-        wanted = {"ENOSPC": "No space left", "EROFS": "Read-only"}[error]
-        return None if any(wanted in reason for reason in reasons) else f"{wanted!r} was not said: {reasons}"
+        expected = {"ENOSPC": "No space left", "EROFS": "Read-only"}[error]
+        return None if any(expected in reason for reason in reasons) else f"{expected!r} is not among: {reasons}"
 
     def make(choose: random.Random) -> Case:
         variables = {faults.VARIABLE: f"file.write:{choose.randrange(2, 5)}:{error}"}
-        return Case(f"{error} while saving", ("resilience.max_restarts=0",), variables, resumes=True, check=says_so)
+        return Case(f"{error} while saving", ("resilience.max_restarts=0",), variables, resumes=True, check=has_reason)
 
     return make
 
@@ -145,7 +145,7 @@ def _damaged(name: str, between: Between) -> Callable[[random.Random], Case]:
         overrides = (
             *_injected("kill", choose, ranks=[0, 1], step=step),
             "resilience.max_restarts=0",
-            "checkpoint.asynchronous=false",  # or the one before the newest might not be there yet
+            "checkpoint.asynchronous=false",  # else the second newest checkpoint may not be complete yet
         )
         return Case(name, overrides, resumes=True, between=between, check=_skipped_one)
 
@@ -154,7 +154,7 @@ def _damaged(name: str, between: Between) -> Callable[[random.Random], Case]:
 
 def _skipped_one(run: RunDirectory) -> str | None:
     skipped = [event for event in run.events() if event["event"] == "checkpoint_skipped"]
-    return None if skipped else "no event says that a checkpoint was skipped"
+    return None if skipped else "there is no event checkpoint_skipped"
 
 
 def _newest_file(run: RunDirectory, choose: random.Random) -> Path:
@@ -177,7 +177,7 @@ def _flip(run: RunDirectory, choose: random.Random) -> None:
 
 
 def _stale_commit(run: RunDirectory, choose: random.Random) -> None:
-    """The newest has the COMMIT of the one before."""
+    """Replace the COMMIT of the newest checkpoint by that of the one before."""
     before, newest = [checkpoint.path for checkpoint in CheckpointStore(run.checkpoints_dir).committed()][-2:]
     shutil.copy(before / "COMMIT", newest / "COMMIT")
 
@@ -187,37 +187,37 @@ def _lost_file(run: RunDirectory, choose: random.Random) -> None:
 
 
 def _slow_rank(choose: random.Random) -> Case:
-    """It goes on, and the rank is named."""
+    """Draw a straggler: the run finishes, and an event names the rank."""
     rank = choose.randrange(RANKS)
 
     def names_the_rank(run: RunDirectory) -> str | None:
         named = [event["rank"] for event in run.events() if event["event"] == "straggler"]
-        return None if named == [rank] else f"rank {rank} was slow, and named was {named}"
+        return None if named == [rank] else f"rank {rank} was slow, but the straggler events name {named}"
 
     overrides = (*_injected("slow", choose, ranks=[rank], step=0, delay_s=0.5), "resilience.straggler_after_s=0")
     return Case("slow rank", overrides, check=names_the_rank)
 
 
 def _clock(choose: random.Random) -> Case:
-    """An hour forwards or back is no hang, and every second is still in one class of the ledger."""
+    """Draw a clock jump of an hour: it is not taken for a hang, and the time ledger still adds up."""
 
     def adds_up(run: RunDirectory) -> str | None:
         if any(event["event"] == "hang" for event in run.events()):
-            return "a hang was seen"
-        found = ledger(run)
-        sum_s = sum(found["seconds"].values()) if found else 0.0
-        return None if found and abs(sum_s - found["wall_s"]) < 1 else f"the ledger does not add up: {found}"
+            return "there is an event hang"
+        times = ledger(run)
+        sum_s = sum(times["seconds"].values()) if times else 0.0
+        return None if times and abs(sum_s - times["wall_s"]) < 1 else f"the time ledger does not add up: {times}"
 
     hours = choose.choice((-1, 1))
     return Case("clock jumps", tuple(_injected("clock", choose, ranks=[0, 1], delay_s=3600 * hours)), check=adds_up)
 
 
 def _out_of_memory(choose: random.Random) -> Case:
-    def says_so(run: RunDirectory) -> str | None:
+    def has_reason(run: RunDirectory) -> str | None:
         reason = str(run.attempts()[0].get("reason"))
         return None if "ran out of memory" in reason else f"it ended for another reason: {reason}"
 
-    return Case("out of memory", tuple(_injected("out_of_memory", choose)), resumes=True, check=says_so)
+    return Case("out of memory", tuple(_injected("out_of_memory", choose)), resumes=True, check=has_reason)
 
 
 def _slow_disk(choose: random.Random) -> Case:
@@ -226,12 +226,12 @@ def _slow_disk(choose: random.Random) -> Case:
 
 
 def _vanished_checkpoints(choose: random.Random) -> Case:
-    """Saved into a new folder; where nothing was saved any more, `resume` begins anew."""
+    """Draw a deletion of all checkpoints: later saves create a new folder; without one a resume starts from step 0."""
     return Case("checkpoints vanish", tuple(_injected("remove_checkpoints", choose, ranks=[0])), resumes=None)
 
 
 def _tracking(server: str) -> Callable[[random.Random], Case]:
-    """The run goes on as if there were no W&B, and does not wait for it for long."""
+    """Return a faulty W&B server: the run continues without W&B and does not wait for it for long."""
 
     def make(choose: random.Random) -> Case:
         overrides = (
@@ -281,4 +281,4 @@ KINDS: dict[str, Callable[[random.Random], Case]] = {
     "wandb_refuses": _tracking("refuses"),
     "wandb_silent": _tracking("silent"),
 }
-"""Name to how a case of it is drawn."""
+"""Function that draws a case of each kind."""

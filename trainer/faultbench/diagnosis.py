@@ -1,7 +1,7 @@
-"""What differed first between a training that was killed and one that was not, and its likely reason. No torch.
+"""The first difference between a killed and an undisturbed training, and its likely cause. Imports no torch.
 
-Reads the traces of `faultbench/trace.py`. What goes into a batch is compared in the order in which one thing makes
-another differ, so that the first is the cause: data that came in another order makes another loss, not the reverse.
+Reads the traces of `faultbench/trace.py`. The inputs of a batch are compared in causal order, so that the first
+difference is the cause: another order of the data changes the loss, not the reverse.
 """
 
 from __future__ import annotations
@@ -14,47 +14,47 @@ from typing import Any
 KINDS = {
     "hash": (
         "the order of Python's sets and the hash of texts",
-        "PYTHONHASHSEED is not the same: what is made of a set (a vocabulary) has another order in each process",
+        "PYTHONHASHSEED differs: anything built from a set, such as a vocabulary, has another order in each process",
     ),
     "progress": (
         "the counters of epochs, batches and steps",
-        "a hook or callback changes the loops' progress, or a checkpoint was saved where they were not complete",
+        "a hook or callback changes the progress of the loops, or a checkpoint was saved while they were incomplete",
     ),
     "data": (
         "the batch",
-        "the data came in another order or with other values: a loader or sampler that keeps its own order (give it "
-        "state_dict and load_state_dict), an iterable dataset, or random transforms that draw from their own generator",
+        "the data has another order or other values: a loader or sampler with an order of its own (implement "
+        "state_dict and load_state_dict), an iterable dataset, or random transforms with a generator of their own",
     ),
     "frozen": (
         "which parameters are frozen",
-        "a callback or hook freezes or thaws them at the start of an epoch, and not on a resume in the middle of one",
+        "a callback or hook freezes or unfreezes them at the start of an epoch, but not on a mid-epoch resume",
     ),
     "accumulation": (
-        "how many batches are accumulated",
-        "a callback sets it at the start of an epoch, and not on a resume in the middle of one",
+        "the number of accumulated batches",
+        "a callback sets it at the start of an epoch, but not on a mid-epoch resume",
     ),
     "parameters": (
         "the weights before the batch",
-        "something changes them when a training starts or is loaded (on_train_start, on_load_checkpoint, setup), or "
-        "after the last moment at which a checkpoint is saved",
+        "something changes them when training starts or a checkpoint is loaded (on_train_start, on_load_checkpoint, "
+        "setup), or after the last checkpoint is saved",
     ),
     "buffers": (
         "a buffer",
-        "a buffer that is not saved (persistent=False) and is written through `.data`, or is changed when a training "
+        "a buffer that is not saved (persistent=False) and is written through `.data`, or is changed when training "
         "starts",
     ),
     "options": (
         "the optimizer's options",
-        "a learning rate or another option is set by code that does not know where it is after a resume: a schedule "
-        "of your own, or a callback without state_dict",
+        "a learning rate or another option is set by code that has lost its position after a resume: a schedule of "
+        "your own, or a callback without state_dict",
     ),
     "optimizer": (
         "the optimizer's state",
-        "the optimizer keeps state that its state_dict does not return, or is changed when a training starts",
+        "the optimizer keeps state that its state_dict does not return, or is changed when training starts",
     ),
     "schedulers": (
         "a learning rate scheduler",
-        "a scheduler that was stepped once more or once less, or keeps state that its state_dict does not return",
+        "a scheduler was stepped once too often or too rarely, or keeps state that its state_dict does not return",
     ),
     "callbacks": (
         "the state of a callback",
@@ -62,19 +62,19 @@ KINDS = {
     ),
     "attributes": (
         "an attribute that is in no checkpoint",
-        "return it in state_dict (a callback) or put it in the checkpoint in on_save_checkpoint (a module), and take "
-        "it back on loading; a number that the model uses can be a buffer: register_buffer",
+        "save it: in state_dict and load_state_dict of a callback, in on_save_checkpoint and on_load_checkpoint of a "
+        "module, or, for a number that the model uses, as a buffer (register_buffer)",
     ),
     "random": (
         "the random number generators",
-        "something draws random numbers when a training starts or resumes, after the generators were restored",
+        "something draws random numbers when training starts or resumes, after the generators were restored",
     ),
 }
-"""What goes into a batch, the first cause first: what it is, and the likely reason where it differs."""
+"""Inputs of a batch in causal order: the name, and the likely cause of a difference."""
 _MAY_DIFFER = ("hash", "callbacks", "attributes")
-"""Two runs may, from the beginning."""
+"""Inputs that may differ between any two runs from the first batch on."""
 _NOT_DETERMINISTIC = (
-    "all that went in is equal, and what came out is not: an operation that does not give the same bits each time; try "
+    "all inputs of the batch are equal, but its results are not: an operation is nondeterministic; try "
     "trainer.deterministic=true"
 )
 
@@ -87,29 +87,29 @@ class Diagnosis:
     what: str
     reason: str
     also: str | None = None
-    """What else differs at that place."""
+    """Other differences at that place."""
     effect: str | None = None
-    """Where the weights or the loss differ first, if that is later."""
+    """The first step at which the weights or the loss differ, if it is later."""
 
 
 def steps_per_epoch(run: Path) -> int | None:
-    """Optimizer steps of an epoch, from the trace; None where the loader has no length."""
+    """Return the number of optimizer steps per epoch from the trace, or None if the loader has no length."""
     for record in _records(run / "trace", 0, 0).values():
         return None if record["steps_per_epoch"] is None else int(record["steps_per_epoch"])
     return None
 
 
-def diagnose(killed: Path, unharmed: Path) -> Diagnosis | None:
-    """None where the traces are equal."""
-    ranks = sorted({int(path.stem.rpartition("-")[2]) for path in (unharmed / "trace").glob("*.jsonl")})
-    found = [one for rank in ranks if (one := _first(killed / "trace", unharmed / "trace", rank)) is not None]
-    return min(found, key=lambda one: one[0])[1] if found else None
+def diagnose(killed: Path, undisturbed: Path) -> Diagnosis | None:
+    """Return the first difference between the traces of two run directories, or None if they are equal."""
+    ranks = sorted({int(path.stem.rpartition("-")[2]) for path in (undisturbed / "trace").glob("*.jsonl")})
+    firsts = [one for rank in ranks if (one := _first(killed / "trace", undisturbed / "trace", rank)) is not None]
+    return min(firsts, key=lambda one: one[0])[1] if firsts else None
 
 
-def _first(killed: Path, unharmed: Path, rank: int) -> tuple[tuple[int, int], Diagnosis] | None:
-    """Of one rank, with (attempt, batch) to order them by."""
-    theirs = _records(unharmed, 0, rank)
-    clocks = _differs_anyway(_records(killed, 0, rank), theirs)
+def _first(killed: Path, undisturbed: Path, rank: int) -> tuple[tuple[int, int], Diagnosis] | None:
+    """Return the first difference of one rank with its position, (attempt, batch)."""
+    theirs = _records(undisturbed, 0, rank)
+    ignored = _initial_differences(_records(killed, 0, rank), theirs)
     attempts = sorted({int(path.name.split("-")[1]) for path in killed.glob(f"attempt-*-rank-{rank}.jsonl")})
     first: tuple[tuple[int, int], Diagnosis] | None = None
     for attempt in attempts:
@@ -118,50 +118,52 @@ def _first(killed: Path, unharmed: Path, rank: int) -> tuple[tuple[int, int], Di
         for batch in sorted(ours):
             if batch not in theirs:
                 continue
-            differences = _differences(ours[batch]["in"], theirs[batch]["in"], clocks)
-            out = ours[batch]["out"] != theirs[batch]["out"]
+            differences = _differences(ours[batch]["in"], theirs[batch]["in"], ignored)
+            has_effect = ours[batch]["out"] != theirs[batch]["out"]
             if first is not None:
-                if out:
+                if has_effect:
                     step = ours[batch]["step"]
-                    place, one = first
-                    return place, replace(one, effect=f"the weights or the loss differ from step {step} on")
+                    position, diagnosis = first
+                    return position, replace(diagnosis, effect=f"the weights or the loss differ from step {step} on")
                 continue
-            if not differences and not out:
+            if not differences and not has_effect:
                 continue
             where = _place(ours[batch], attempt, batch == begins, rank)
             if not differences:
                 return (attempt, batch), Diagnosis(where, "the result", _NOT_DETERMINISTIC)
             (kind, what), *more = differences.items()
-            told = Diagnosis(where, what, KINDS[kind][1], "; ".join(text for _, text in more) or None)
-            if out:
-                return (attempt, batch), told
-            first = (attempt, batch), told
+            diagnosis = Diagnosis(where, what, KINDS[kind][1], "; ".join(text for _, text in more) or None)
+            if has_effect:
+                return (attempt, batch), diagnosis
+            first = (attempt, batch), diagnosis
     return first
 
 
-def _differs_anyway(ours: dict[int, dict[str, Any]], theirs: dict[int, dict[str, Any]]) -> set[tuple[str, str]]:
-    """What differs from the very first batch on, before anything was killed: times, names of folders."""
+def _initial_differences(ours: dict[int, dict[str, Any]], theirs: dict[int, dict[str, Any]]) -> set[tuple[str, str]]:
+    """Return what differs from the first batch on, before the first kill, such as times and names of folders."""
     if 0 not in ours or 0 not in theirs:
         return set()
     mine, other = ours[0]["in"], theirs[0]["in"]
     return {(kind, name) for kind in _MAY_DIFFER for name in mine[kind] if mine[kind][name] != other[kind].get(name)}
 
 
-def _differences(ours: dict[str, Any], theirs: dict[str, Any], leave_out: set[tuple[str, str]]) -> dict[str, str]:
-    """Kind to what of it differs, the first cause first."""
-    found = {}
+def _differences(ours: dict[str, Any], theirs: dict[str, Any], ignored: set[tuple[str, str]]) -> dict[str, str]:
+    """Return a description of the differences by kind, in causal order."""
+    differences = {}
     for kind, (what, _) in KINDS.items():
         mine, other = ours[kind], theirs[kind]
         names = [name for name in sorted({*mine, *other}) if mine.get(name) != other.get(name)]
-        told = [_told(kind, name, mine.get(name), other.get(name)) for name in names if (kind, name) not in leave_out]
-        if told:
-            more = f" and {len(told) - 3} more" if len(told) > 3 else ""
-            found[kind] = f"{what}: {', '.join(told[:3])}{more}"
-    return found
+        texts = [
+            _describe(kind, name, mine.get(name), other.get(name)) for name in names if (kind, name) not in ignored
+        ]
+        if texts:
+            more = f" and {len(texts) - 3} more" if len(texts) > 3 else ""
+            differences[kind] = f"{what}: {', '.join(texts[:3])}{more}"
+    return differences
 
 
-def _told(kind: str, name: str, mine: Any, other: Any) -> str:
-    """Checksums say nothing to a reader; values do."""
+def _describe(kind: str, name: str, mine: Any, other: Any) -> str:
+    """Return the name, with both values unless they are checksums."""
     if isinstance(mine, str) or isinstance(other, str) or kind in ("progress", "accumulation"):
         return f"{name} is {'not set' if mine is None else mine} instead of {'not set' if other is None else other}"
     return name
@@ -170,13 +172,13 @@ def _told(kind: str, name: str, mine: Any, other: Any) -> str:
 def _place(record: dict[str, Any], attempt: int, is_first: bool, rank: int) -> str:
     where = f"epoch {record['in']['progress']['epoch']}, step {record['step']}, rank {rank}"
     if attempt == 0:
-        return f"{where}, before anything was killed"
+        return f"{where}, before the first kill"
     return f"{where}, the first batch after resume {attempt}" if is_first else f"{where}, after resume {attempt}"
 
 
 def _records(folder: Path, attempt: int, rank: int) -> dict[int, dict[str, Any]]:
-    """By the number of the batch in all."""
-    found = {}
+    """Return the records of a rank in an attempt by the total number of the batch."""
+    records = {}
     try:
         lines = (folder / f"attempt-{attempt:02d}-rank-{rank}.jsonl").read_text().splitlines()
     except FileNotFoundError:
@@ -184,7 +186,7 @@ def _records(folder: Path, attempt: int, rank: int) -> dict[int, dict[str, Any]]
     for line in lines:
         try:
             record = json.loads(line)
-        except ValueError:  # cut short by a kill
+        except ValueError:  # truncated by a kill
             continue
-        found[int(record["batch"])] = record
-    return found
+        records[int(record["batch"])] = record
+    return records

@@ -1,4 +1,4 @@
-"""Faults on request inside of a real training: for `trainer bench faults`, `trainer verify-resume` and the tests."""
+"""A callback that injects faults into a training, for `trainer bench faults`, `trainer verify-resume` and the tests."""
 
 from __future__ import annotations
 
@@ -19,21 +19,28 @@ from trainer.tracking.metrics_file import run_folder
 
 
 class InjectFault(Callback):
-    """One fault on the ranks in `ranks` (none: on all), once, in attempt `attempt` after optimizer step `step`.
+    """A callback that injects one fault, once.
 
-    `delay_s`: what kills does so this much later, from a thread, which is at any place inside of a step; `slow` waits
-    so long in that step and in each after it, in every attempt; `clock` sets this process's clock forward by it.
+    Args:
+        kind: The fault, a key of `_ACTIONS`.
+        step: The fault happens at the first batch after this optimizer step.
+        ranks: The ranks that it happens on; empty: all ranks.
+        delay_s: Seconds. A fault that kills happens this much later, from a thread, so at any place inside a step.
+            `slow` waits this long in the step and in each later one, in every attempt. `clock` sets the clock of the
+            process forward by it.
+        attempt: The attempt in which it happens.
     """
 
     def __init__(self, kind: str, step: int, ranks: list[int], delay_s: float = 0.0, attempt: int = 0) -> None:
         if kind not in _ACTIONS:
-            raise ValueError(f"there is no fault {kind!r}; choose one of {', '.join(_ACTIONS)}")
+            raise ValueError(f"unknown fault {kind!r}; use one of {', '.join(_ACTIONS)}")
         self._kind, self._step, self._ranks, self._delay_s = kind, step, ranks, delay_s
         self._rank = Rank.from_environment()
-        is_now = kind == "slow" or self._rank.attempt == attempt
-        self._armed = is_now and (self._rank.rank in ranks or not ranks)
+        is_this_attempt = kind == "slow" or self._rank.attempt == attempt
+        self._armed = is_this_attempt and (self._rank.rank in ranks or not ranks)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Inject the fault, unless it changes the loss."""
         if not self._armed or trainer.global_step < self._step or self._kind in _OF_LOSS:
             return
         if self._kind == "slow":
@@ -53,12 +60,12 @@ class InjectFault(Callback):
             action()
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: torch.Tensor) -> None:
-        """Another loss, and with it every gradient."""
+        """Multiply the loss, and with it every gradient."""
         if self._kind in _OF_LOSS and self._armed and trainer.global_step >= self._step:
             self._armed = False
             factor = _OF_LOSS[self._kind]
             loss.data.mul_(factor)
-            loss.register_hook(lambda gradient: gradient * factor)
+            loss.register_hook(lambda gradient: gradient * factor)  # type: ignore[no-untyped-call]
 
 
 def _send(signum: int, pid: Callable[[], int]) -> Callable[[], None]:
@@ -66,16 +73,16 @@ def _send(signum: int, pid: Callable[[], int]) -> Callable[[], None]:
 
 
 def _node() -> int:
-    """torchrun's parent."""
+    """Return the process id of the node process, torchrun's parent."""
     return int(processes._stat(os.getppid())[1])
 
 
 def _raise() -> None:
-    raise RuntimeError("a fault on request")
+    raise RuntimeError("injected fault")
 
 
 def _spin() -> None:
-    """Nothing ends this but a signal; the rank's threads go on."""
+    """Hang until a signal arrives; the other threads of the rank continue."""
     while True:
         time.sleep(3600)
 
@@ -93,15 +100,15 @@ def _kill_loader_worker() -> None:
 
 
 _OF_LOSS = {"bad_loss": float("nan"), "spike": 1e4}
-"""By what the loss of one micro-batch is multiplied."""
+"""Factor for the loss of one micro-batch."""
 
 
 def _out_of_memory() -> None:
-    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB (on request)")
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB (injected)")
 
 
 def _set_clock(forward_s: float) -> None:
-    """As Python code sees it; the monotonic clock goes on."""
+    """Set `time.time` forward; the monotonic clock is not changed."""
     real = time.time
     time.time = lambda: real() + forward_s
 
@@ -122,4 +129,4 @@ _ACTIONS: dict[str, Callable[[], None]] = {
     "raise": _raise,
     "exit": lambda: os._exit(0),
 }
-"""Name to what happens."""
+"""Function that causes each fault."""

@@ -1,4 +1,4 @@
-"""Writes down what goes into each batch of a training and what comes out: the evidence of `trainer verify-resume`."""
+"""A callback that records the inputs and results of each training batch, for `trainer verify-resume`."""
 
 from __future__ import annotations
 
@@ -21,31 +21,33 @@ from trainer.core.files import append_line
 from trainer.runtime.process import Rank
 from trainer.tracking.metrics_file import run_folder
 
-LONGEST = 60
-"""Characters of a value that are shown."""
+MAX_LENGTH = 60
+"""Characters after which the text of a value is cut."""
 _MODULE_NAMES = set(vars(nn.Module()))
 _LIGHTNING_NAMES = set(vars(LightningModule())) | {"_trainer", "_jit_is_scripting"}
 _DATA_NAMES = set(vars(LightningDataModule()))
 
 
 class ResumeTrace(Callback):
-    """`trace/attempt-NN-rank-R.jsonl` in the run directory: a line for each batch.
+    """A callback that writes a line of JSON per batch to `trace/attempt-NN-rank-R.jsonl` in the run directory.
 
-    {"batch": in all, "step", "epoch", "steps_per_epoch", "in": what goes into it, "out": what comes out}. Its values
-    are checksums or short texts, in dicts by name.
+    {"batch": total number, "step", "epoch", "steps_per_epoch", "in": inputs of the batch, "out": its results}. Inputs
+    and results are checksums or short texts, in dicts by name.
     """
 
     def __init__(self) -> None:
         self._path = Path()
-        self._given: dict[str, Any] = {}
+        self._inputs: dict[str, Any] = {}
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Choose the file of this rank and attempt."""
         rank = Rank.from_environment()
         self._path = run_folder(trainer) / "trace" / f"attempt-{rank.attempt:02d}-rank-{rank.rank}.jsonl"
         self._path.parent.mkdir(exist_ok=True)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        self._given = {
+        """Collect the inputs of the batch."""
+        self._inputs = {
             "hash": {"hash of a text": hash("trainer")},
             "progress": {"epoch": trainer.current_epoch, "batch": batch_idx, "step": trainer.global_step},
             "data": {"batch": _checksum(batch)},
@@ -60,19 +62,24 @@ class ResumeTrace(Callback):
             "accumulation": {"accumulate_grad_batches": trainer.accumulate_grad_batches},
             "random": _generators(),
             "callbacks": _callbacks(trainer, lambda callback: callback.state_dict()),
-            "attributes": {**_attributes(pl_module), **_of_data(trainer), **_callbacks(trainer, _own_attributes)},
+            "attributes": {
+                **_attributes(pl_module),
+                **_data_attributes(trainer),
+                **_callbacks(trainer, _own_attributes),
+            },
         }
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        """Write the line of the batch."""
         batches, accumulate = trainer.num_training_batches, trainer.accumulate_grad_batches
         line = {
             "batch": trainer.fit_loop.total_batch_idx,
             "step": trainer.global_step,
             "epoch": trainer.current_epoch,
             "steps_per_epoch": None if batches == float("inf") else -(-int(batches) // accumulate),
-            "in": self._given,
+            "in": self._inputs,
             "out": {
                 "loss": _shown(outputs.get("loss") if isinstance(outputs, Mapping) else outputs),
                 "parameters": _checksum(dict(pl_module.named_parameters())),
@@ -86,7 +93,7 @@ def _optimizers(trainer: Trainer) -> list[tuple[int, Any]]:
 
 
 def _options(trainer: Trainer) -> dict[str, str | None]:
-    """Learning rates and the like, by optimizer, group and name."""
+    """Return the options of the optimizers, such as learning rates, by optimizer, group and name."""
     return {
         f"{number}.{index}.{key}": _shown(value)
         for number, optimizer in _optimizers(trainer)
@@ -105,16 +112,16 @@ def _schedulers(trainer: Trainer) -> dict[str, str | None]:
 
 
 def _generators() -> dict[str, int]:
-    states = {"python": repr(random.getstate()), "numpy": repr(numpy.random.get_state()[1].tobytes())}  # type: ignore[index,union-attr]
-    found = {name: zlib.crc32(text.encode()) for name, text in states.items()}
-    found["torch"] = _checksum(torch.get_rng_state())
+    states = {"python": repr(random.getstate()), "numpy": repr(numpy.random.get_state()[1].tobytes())}  # type: ignore[index]
+    checksums = {name: zlib.crc32(text.encode()) for name, text in states.items()}
+    checksums["torch"] = _checksum(torch.get_rng_state())
     if torch.cuda.is_available():
-        found["cuda"] = _checksum(torch.cuda.get_rng_state())
-    return found
+        checksums["cuda"] = _checksum(torch.cuda.get_rng_state())
+    return checksums
 
 
 def _callbacks(trainer: Trainer, of: Callable[[Callback], Mapping[str, Any]]) -> dict[str, str]:
-    """Of the user's and Lightning's callbacks, not of ours."""
+    """Return the values of the user's and Lightning's callbacks, without those of this package."""
     callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
     return {
         f"{type(callback).__name__}.{name}": shown
@@ -126,12 +133,12 @@ def _callbacks(trainer: Trainer, of: Callable[[Callback], Mapping[str, Any]]) ->
 
 
 def _own_attributes(callback: Callback) -> dict[str, Any]:
-    """Lightning's own callbacks save what they need."""
+    """Return the attributes of a callback, or nothing for Lightning's own, which save what they need."""
     return {} if type(callback).__module__.startswith(("lightning.", "pytorch_lightning.")) else vars(callback)
 
 
-def _of_data(trainer: Trainer) -> dict[str, str]:
-    """Plain values that the data module keeps as attributes."""
+def _data_attributes(trainer: Trainer) -> dict[str, str]:
+    """Return the attributes of the data module that are plain values."""
     values = vars(trainer.datamodule) if trainer.datamodule is not None else {}  # type: ignore[attr-defined]
     return {
         f"{type(trainer.datamodule).__name__}.{name}": shown  # type: ignore[attr-defined]
@@ -141,24 +148,24 @@ def _of_data(trainer: Trainer) -> dict[str, str]:
 
 
 def _attributes(module: LightningModule) -> dict[str, str]:
-    """Plain values that a module and its parts keep as attributes."""
-    found = {}
+    """Return the attributes of a module and its submodules that are plain values."""
+    attributes = {}
     for where, part in module.named_modules():
         known = _LIGHTNING_NAMES if isinstance(part, LightningModule) else _MODULE_NAMES
         for name, value in vars(part).items():
             if name not in known and not name.startswith("_hparams") and (shown := _shown(value)) is not None:
-                found[f"{where}.{name}" if where else name] = shown
-    return found
+                attributes[f"{where}.{name}" if where else name] = shown
+    return attributes
 
 
 def _shown(value: Any) -> str | None:
-    """A short text, with a checksum where it is cut; None for what has no plain value."""
+    """Return a short text, with a checksum if it is cut, or None if the value is not plain."""
     if isinstance(value, Tensor):
         return repr(value.item()) if value.numel() == 1 else f"tensor {tuple(value.shape)} {_checksum(value):08x}"
     if not _is_plain(value):
         return None
     text = repr(sorted(value, key=repr)) if isinstance(value, (set, frozenset)) else repr(value)
-    return text if len(text) <= LONGEST else f"{text[:LONGEST]}... {zlib.crc32(text.encode()):08x}"
+    return text if len(text) <= MAX_LENGTH else f"{text[:MAX_LENGTH]}... {zlib.crc32(text.encode()):08x}"
 
 
 def _is_plain(value: Any) -> bool:
@@ -170,13 +177,13 @@ def _is_plain(value: Any) -> bool:
 
 
 def _checksum(tree: Any) -> int:
-    """Of the tensors and plain values in nested containers, in order."""
-    found = 0
+    """Return a CRC-32 of the tensors and plain values in nested containers, in order."""
+    checksum = 0
     for leaf in tree_leaves(tree):
         if isinstance(leaf, Tensor):
             local = leaf.to_local() if isinstance(leaf, DTensor) else leaf
             bits = local.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
         else:
             bits = repr(leaf).encode() if _is_plain(leaf) else b""
-        found = zlib.crc32(bits, found)
-    return found
+        checksum = zlib.crc32(bits, checksum)
+    return checksum
