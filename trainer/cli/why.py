@@ -71,7 +71,8 @@ def _sheet(run: RunDirectory, answer: dict[str, Any]) -> list[str]:
     for attempt in answer["attempts"]:
         when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(attempt["time"])) if attempt["time"] else ""
         place = f" on {attempt['host']}" if attempt["host"] else ""
-        lines.append(f"  attempt {attempt['attempt']}, step {attempt['step']}, {when}{place}: {attempt['reason']}")
+        step = "before the first step" if attempt["step"] is None else f"step {attempt['step']}"
+        lines.append(f"  attempt {attempt['attempt']}, {step}, {when}{place}: {attempt['reason']}")
         if attempt["where"]:
             lines.append(f"    in {attempt['where']}")
         elif attempt["line"] and attempt["line"] not in attempt["reason"]:
