@@ -171,8 +171,7 @@ def test_shared_key_heads_equal_repeated_ones() -> None:
     assert torch.allclose(shared(tokens), whole(tokens), atol=1e-6)
 
 
-def test_a_model_from_the_meta_device_is_completed_by_init_weights() -> None:
-    """What sharding strategies do with a model that is too big to be made at once."""
+def test_init_weights_fills_all_parameters_and_buffers() -> None:
     with torch.device("meta"):
         model = Transformer(16, 8, dim=16, layers=2, heads=2)
     model.to_empty(device="cpu")
