@@ -11,7 +11,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -225,8 +225,8 @@ def info_of(checkpoint: dict[str, Any], storage_options: Any) -> CommitInfo:
     """The CommitInfo that the caller of `Trainer.save_checkpoint` gave, whole or as a dict of its fields."""
     if isinstance(storage_options, CommitInfo):
         return storage_options
-    fields = {"step": checkpoint.get("global_step", 0), "epoch": checkpoint.get("epoch", 0)}
-    return CommitInfo(**{**fields, **(storage_options or {})})
+    info = CommitInfo(step=checkpoint.get("global_step", 0), epoch=checkpoint.get("epoch", 0))
+    return replace(info, **(storage_options or {}))
 
 
 def write_state(staging: Staging, state: dict[str, Any]) -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -71,8 +72,8 @@ class WholeCheckpoints(_Base):
         super().load_optimizer_state_dict({**checkpoint, "optimizer_states": states})
 
 
-class ShardedCheckpoints(_Base):
-    """For a strategy in which each rank holds a part. A subclass gives `_held`, `_restore` and `_optimizers`."""
+class ShardedCheckpoints(_Base, ABC):
+    """For a strategy in which each rank holds a part. A subclass implements `_held` and `_restore`."""
 
     _checkpoint_group: dist.ProcessGroup | None = None
 
@@ -90,8 +91,7 @@ class ShardedCheckpoints(_Base):
         if _is_users(self, path, storage_options):
             self._save_as_lightning(checkpoint, path)
             return
-        info = info_of(checkpoint, storage_options)
-        info = type(info)(**{**asdict(info), "layout": "sharded"})
+        info = replace(info_of(checkpoint, storage_options), layout="sharded")
         checkpoint.pop("state_dict", None)
         checkpoint.pop("optimizer_states", None)
         tensors, optimizers = self._held()
@@ -125,13 +125,13 @@ class ShardedCheckpoints(_Base):
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
         """Done by `load_checkpoint`."""
 
+    @abstractmethod
     def _held(self) -> tuple[dict[str, torch.Tensor], Optimizers]:
-        """Flat names to this rank's parts (DTensors, or whole tensors that no other rank gives). Collective."""
-        raise NotImplementedError
+        """Return flat names to this rank's parts: DTensors, or whole tensors that no other rank returns. Collective."""
 
+    @abstractmethod
     def _restore(self, stored: Stored) -> None:
-        """Put model and, when fitting, optimizer state in place. Collective."""
-        raise NotImplementedError
+        """Restore the state of the model and, when fitting, of the optimizer. Collective."""
 
     def _group(self) -> dist.ProcessGroup | None:
         """A gloo group for the background writer alone: two users of one group would mix up their messages."""

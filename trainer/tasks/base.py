@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+
 import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, distributed, nn
 
 
-class Task(LightningModule):
+class Task(LightningModule, ABC):
     """A network and its loss. The optimizer comes from the config.
 
     A subclass implements `training_step`, `_evaluate` and `_metrics`. Sums of numerators and counts, rather than means
@@ -70,13 +72,13 @@ class Task(LightningModule):
             distributed.all_reduce(self._sums)
         self.log_dict({f"{stage}/{name}": value for name, value in self._metrics(self._sums).items()})
 
+    @abstractmethod
     def _evaluate(self, batch: tuple[Tensor, ...]) -> Tensor:
         """Return the float64 sums of a batch, shape `(sums,)`."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _metrics(self, sums: Tensor) -> dict[str, Tensor]:
         """Return the metrics of the whole evaluation from its sums, shape `(sums,)`."""
-        raise NotImplementedError
 
 
 def stack_sums(*sums: Tensor | int) -> Tensor:
