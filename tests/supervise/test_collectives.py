@@ -35,7 +35,7 @@ def test_the_rank_that_has_not_come_is_named_with_what_the_others_wait_in(tmp_pa
     assert found is not None
     assert (found.ranks, found.waiting) == ([1], [0, 2])
     assert str(found) == (
-        "rank 1 has not come to gloo:all_reduce of Float [7], number 2 of group 0 (gloo), in which ranks 0, 2 wait"
+        "rank 1 has not entered gloo:all_reduce of Float [7], number 2 of group 0 (gloo), in which ranks 0, 2 wait"
     )
 
 

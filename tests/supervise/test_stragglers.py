@@ -57,14 +57,14 @@ def test_a_slow_device_is_seen_where_the_host_is_as_fast_as_the_others() -> None
 def test_it_is_named_once_and_only_when_it_lasts() -> None:
     watch = StragglerWatch(1.5, after_s=10)
     slow, well = paces(0.2, 0.6), paces(0.2, 0.2)
-    assert watch.look(slow, 0) is None
-    assert watch.look(well, 5) is None
-    assert watch.look(slow, 6) is None
-    assert watch.look(slow, 15) is None
-    found = watch.look(slow, 16)
+    assert watch.check(slow, 0) is None
+    assert watch.check(well, 5) is None
+    assert watch.check(slow, 6) is None
+    assert watch.check(slow, 15) is None
+    found = watch.check(slow, 16)
     assert found is not None
     assert found.pace.rank == 1
-    assert watch.look(slow, 100) is None
+    assert watch.check(slow, 100) is None
 
 
 def test_ranks_are_compared_when_all_train_and_have_trained_enough(tmp_path: Path) -> None:

@@ -1,4 +1,7 @@
-"""Which rank has not come to a collective that others wait in, by the ranks' flight recorders. Imports no torch."""
+"""Find the rank that has not entered a collective in which others wait, from flight recorder traces.
+
+Imports no torch.
+"""
 
 from __future__ import annotations
 
@@ -11,31 +14,34 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Missing:
-    """One collective that not all ranks have come to."""
+    """A collective that not all ranks have entered."""
 
     ranks: list[int]
-    """Those that have not."""
+    """Ranks that have not entered it."""
     waiting: list[int]
+    """Ranks that wait in it."""
     what: str
-    """`gloo:all_reduce of Float [7], number 4 of group 0 (gloo)`"""
+    """The collective: `gloo:all_reduce of Float [7], number 4 of group 0 (gloo)`."""
 
     def __str__(self) -> str:
         have, wait = ("has" if len(self.ranks) == 1 else "have"), ("waits" if len(self.waiting) == 1 else "wait")
-        return f"{_ranks(self.ranks)} {have} not come to {self.what}, in which {_ranks(self.waiting)} {wait}"
+        return f"{_ranks(self.ranks)} {have} not entered {self.what}, in which {_ranks(self.waiting)} {wait}"
 
 
 def missing(traces: dict[int, Path]) -> Missing | None:
-    """Of the collectives in which a rank waits, the oldest that a rank of the group has not begun which itself waits
-    for nobody.
+    """Return the oldest collective that a rank has not entered although it waits for no other rank itself.
 
-    `traces`: rank to its file; one that is not there says nothing. A rank is of a group when it has begun a
-    collective of it before.
+    A rank belongs to a process group when it has begun a collective of that group before.
+
+    Args:
+        traces: Rank to its trace file. A missing or unreadable file is ignored.
     """
     calls = [_Call.of(rank, entry) for rank, path in traces.items() for entry in _entries(path)]
     begun: dict[str, dict[int, int]] = {}
-    """Group to the last number that each rank has begun."""
+    """Group to rank to the number of the last collective it has begun."""
     done: dict[tuple[str, int], int] = {}
-    """Group and rank to the last number that it has ended: one that ended never waits, whatever its record says."""
+    """Group and rank to the number of the last collective it has completed. An earlier one cannot be waiting, whatever
+    its entry says."""
     for call in calls:
         ranks = begun.setdefault(call.group, {})
         ranks[call.rank] = max(call.number, ranks.get(call.rank, 0))
@@ -45,7 +51,7 @@ def missing(traces: dict[int, Path]) -> Missing | None:
     late = {call: sorted(rank for rank, last in begun[call.group].items() if last < call.number) for call in waits}
     waiting = {call.rank for call, ranks in late.items() if ranks}
     for call in sorted(waits, key=lambda call: call.began_ns):
-        # Who waits for others is not the one to name: they are, or the ranks wait for each other and none is.
+        # A late rank that waits elsewhere is not the culprit: those it waits for are, or the ranks wait in a circle.
         if culprits := [rank for rank in late[call] if rank not in waiting]:
             same = sorted({one.rank for one in waits if (one.group, one.number) == (call.group, call.number)})
             return Missing(culprits, same, f"{call.what}, number {call.number} of group {call.group}")
@@ -54,7 +60,7 @@ def missing(traces: dict[int, Path]) -> Missing | None:
 
 @dataclass(frozen=True)
 class _Call:
-    """One rank's part of a collective."""
+    """The entry of one rank for one collective."""
 
     rank: int
     group: str
@@ -76,7 +82,7 @@ class _Call:
 
 
 def _entries(path: Path) -> Iterable[dict[str, Any]]:
-    """Collectives only: what is sent from one rank to another has numbers of its own."""
+    """Return the collectives of a trace. Point-to-point operations are left out: they have their own numbering."""
     try:
         entries = json.loads(path.read_text())["entries"]
     except (OSError, ValueError, KeyError):
@@ -85,17 +91,20 @@ def _entries(path: Path) -> Iterable[dict[str, Any]]:
 
 
 def _group_of(entry: dict[str, Any]) -> str:
-    """gloo and NCCL count apart, also in one group of both. Of groups of some ranks the name is a hash, and the
-    description says more."""
+    """Return a name for the process group and backend of an entry.
+
+    The backend is part of the name because gloo and NCCL number their collectives separately within one group. The
+    name of a subgroup is a hash, so its description is added.
+    """
     name, description = [*entry["process_group"], ""][:2]
-    told = f" {description}" if description not in ("", "undefined", "default_pg") else ""
-    return f"{name[:8]}{told} ({str(entry.get('profiling_name')).partition(':')[0]})"
+    detail = f" {description}" if description not in ("", "undefined", "default_pg") else ""
+    return f"{name[:8]}{detail} ({str(entry.get('profiling_name')).partition(':')[0]})"
 
 
 def _described(entry: dict[str, Any]) -> str:
     inputs = zip(entry.get("input_dtypes", []), entry.get("input_sizes", []), strict=False)
-    told = ", ".join(f"{dtype} {size}" for dtype, size in inputs)
-    return f"{entry.get('profiling_name', 'a collective')}" + (f" of {told}" if told else "")
+    shapes = ", ".join(f"{dtype} {size}" for dtype, size in inputs)
+    return f"{entry.get('profiling_name', 'a collective')}" + (f" of {shapes}" if shapes else "")
 
 
 def _ranks(ranks: list[int]) -> str:

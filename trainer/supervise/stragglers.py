@@ -1,10 +1,9 @@
-"""Finds the rank that the others wait for at every step, from the ranks' heartbeats alone. Imports no torch.
+"""Find the straggler, the rank that the others wait for at every step, from the heartbeats. Imports no torch.
 
-Whole steps take equally long on all ranks, because each step ends in a collective. What tells the ranks apart is the
-part of a step in which none waits for another: reading the data and the forward pass (`own_s`), and on a GPU the
-forward pass by the GPU's clock (`forward_s`). Where the parameters are sharded (fsdp, ZeRO-3) the ranks gather them
-inside of the forward pass, and so wait for each other there, too: what tells those apart is what comes before it
-(`data_s`).
+A whole step takes equally long on all ranks, because it ends in a collective. The ranks differ in the part of a step in
+which no rank waits for another: reading the data and the forward pass (`own_s`), and on a GPU the forward pass by the
+GPU's clock (`forward_s`). With sharded parameters (fsdp, ZeRO-3) the ranks also wait for each other in the forward pass,
+where they gather parameters. They differ in the time before it (`data_s`).
 """
 
 from __future__ import annotations
@@ -18,9 +17,9 @@ from typing import Any
 from trainer.core.files import read_live
 
 LEAST_BATCHES = 16
-"""A median of fewer says nothing."""
+"""Fewest batches for a meaningful median."""
 LEAST_SHARE = 0.1
-"""Of a batch's time: a rank that costs the others less is none to speak of."""
+"""Smallest share of the batch time that a straggler must cost the others."""
 _MEASURES = {
     "own_s": "its data and forward pass",
     "data_s": "what comes before its forward pass",
@@ -30,19 +29,19 @@ _MEASURES = {
 
 @dataclass(frozen=True)
 class Pace:
-    """The medians of one rank's heartbeat, in seconds of a batch."""
+    """Medians from the heartbeat of one rank, in seconds per batch."""
 
     rank: int
     host: str
     device: str
     batch_s: float
     measures: dict[str, float]
-    """Those of `_MEASURES` that it has."""
+    """Values of `_MEASURES` that the heartbeat has."""
 
 
 @dataclass(frozen=True)
 class Straggler:
-    """A rank that is `factor` times as slow as the median of the others in `what`."""
+    """A rank that takes `factor` times as long as the median of the others for `what`."""
 
     pace: Pace
     what: str
@@ -55,7 +54,7 @@ class Straggler:
 
     @property
     def waiting_share(self) -> float:
-        """Of each step, what the others wait for it."""
+        """Share of each step that the others spend waiting for this rank."""
         return min(1.0, (self.own_s - self.others_s) / self.pace.batch_s)
 
     def __str__(self) -> str:
@@ -65,7 +64,7 @@ class Straggler:
         )
 
     def fields(self) -> dict[str, Any]:
-        """Of the event."""
+        """Return the fields of the event `straggler`."""
         return {
             "rank": self.pace.rank,
             "host": self.pace.host,
@@ -78,29 +77,35 @@ class Straggler:
 
 
 class StragglerWatch:
-    """One attempt's watch. A rank is named once, after it has been the slow one for `after_s`. `factor` 0: none is."""
+    """Watch over the ranks of one attempt. Each straggler is reported once.
+
+    Args:
+        factor: A straggler takes this many times as long as the median of the others. 0 disables the watch.
+        after_s: Seconds for which a rank must be the slowest before it is reported.
+    """
 
     def __init__(self, factor: float, after_s: float) -> None:
         self.factor, self._after_s = factor, after_s
         self._since: tuple[int, float] | None = None
-        self._named: set[int] = set()
+        self._reported: set[int] = set()
 
-    def look(self, paces: Sequence[Pace], now: float) -> Straggler | None:
-        found = slowest(paces, self.factor)
-        if found is None or found.pace.rank in self._named:
+    def check(self, paces: Sequence[Pace], now: float) -> Straggler | None:
+        """Return a straggler that has not been reported yet."""
+        straggler = slowest(paces, self.factor)
+        if straggler is None or straggler.pace.rank in self._reported:
             self._since = None
             return None
-        if self._since is None or self._since[0] != found.pace.rank:
-            self._since = (found.pace.rank, now)
+        if self._since is None or self._since[0] != straggler.pace.rank:
+            self._since = (straggler.pace.rank, now)
         if now - self._since[1] < self._after_s:
             return None
-        self._named.add(found.pace.rank)
-        return found
+        self._reported.add(straggler.pace.rank)
+        return straggler
 
 
 def slowest(paces: Sequence[Pace], factor: float) -> Straggler | None:
-    """The rank that is furthest behind, where it is `factor` times as slow as the others and they feel it."""
-    found = []
+    """Return the slowest rank if it is `factor` times as slow as the others and costs them `LEAST_SHARE` of a step."""
+    stragglers = []
     for measure, what in _MEASURES.items():
         having = [pace for pace in paces if measure in pace.measures]
         if len(having) < 2 or len(having) < len(paces):
@@ -109,13 +114,13 @@ def slowest(paces: Sequence[Pace], factor: float) -> Straggler | None:
         others_s = statistics.median(pace.measures[measure] for pace in having if pace is not slow)
         one = Straggler(slow, what, slow.measures[measure], others_s)
         if others_s > 0 and one.factor >= factor and one.waiting_share >= LEAST_SHARE:
-            found.append(one)
-    return max(found, key=lambda one: one.factor, default=None)
+            stragglers.append(one)
+    return max(stragglers, key=lambda one: one.factor, default=None)
 
 
 def read_paces(live_dir: Path, attempt: int, world_size: int) -> list[Pace]:
-    """Of all ranks, by rank; empty until each has trained enough batches to be judged by."""
-    found = []
+    """Return the pace of each rank, in order; empty until every rank has trained `LEAST_BATCHES` batches."""
+    paces = []
     for rank in range(world_size):
         try:
             beat = read_live(live_dir / f"rank-{rank}.json")
@@ -123,7 +128,7 @@ def read_paces(live_dir: Path, attempt: int, world_size: int) -> list[Pace]:
                 return []
             measures = {name: float(beat[name]) for name in _MEASURES if name in beat}
             device = str(beat.get("device", "cpu"))
-            found.append(Pace(rank, str(beat["host"]), device, float(beat["batch_s"]), measures))
-        except (ValueError, KeyError, TypeError):  # not there yet
+            paces.append(Pace(rank, str(beat["host"]), device, float(beat["batch_s"]), measures))
+        except (ValueError, KeyError, TypeError):  # not written yet
             return []
-    return found
+    return paces

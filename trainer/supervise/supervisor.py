@@ -114,7 +114,7 @@ class Supervisor:
             self._end_survivors()
             self._enforce_end(child)
             if self._outcome_seen_at is None and self._stop_seen_at is None:
-                hung = self._hangs.look(self.attempt, child.pid)
+                hung = self._hangs.check(self.attempt, child.pid)
                 if hung is not None and self.place.node_rank == 0:
                     self._record_death(self.attempt, hung)
         self._note_restarts()
@@ -185,11 +185,11 @@ class Supervisor:
 
     def _cause(self, attempt: int) -> cause.Cause:
         """Why this attempt of the launch died: it hung, or what its logs say."""
-        return self._hangs.found.get(attempt) or cause.find(self._attempt_dir(attempt), self.node_log)
+        return self._hangs.causes.get(attempt) or cause.find(self._attempt_dir(attempt), self.node_log)
 
     def _record_death(self, attempt: int, found: cause.Cause) -> None:
         """Of an attempt that another one follows."""
-        is_hang = attempt in self._hangs.found
+        is_hang = attempt in self._hangs.causes
         self._record(attempt, "hung" if is_hang else "failed", HUNG if is_hang else JOB_FAILED, found)
 
     def _give_up(self, found: cause.Cause) -> int:

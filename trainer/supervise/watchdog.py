@@ -1,6 +1,7 @@
-"""Notices that a job stands still, from the ranks' heartbeats alone: for the node process, which imports no torch.
+"""Detect a hang from the heartbeats of the ranks. Runs in the node process and imports no torch.
 
-The clock is the watcher's own: what counts is when it *saw* a heartbeat's place change, so hosts may disagree on time.
+Times are by the clock of this process: it notes when it saw the progress in a heartbeat change. So the clocks of the
+hosts may differ.
 """
 
 from __future__ import annotations
@@ -15,21 +16,22 @@ from typing import Any
 from trainer.core.files import read_live
 
 STACKS_SUFFIX = ".stacks"
-"""`logs/attempt-NN/rank-R.stacks`: what the rank was doing when it was asked (SIGUSR2)."""
+"""Suffix of `logs/attempt-NN/rank-R.stacks`: Python stacks of the rank, dumped on SIGUSR2."""
 _STEPS_OF_MEDIAN = 64
 _WAITING = ("/torch/distributed/", "/torch/autograd/graph.py", "/deepspeed/comm/")
-"""Innermost Python frames of a rank that waits for the others: collectives, and those inside of backward."""
+"""Files of the innermost Python frame of a rank that waits in a collective, also within the backward pass."""
 
 
 @dataclass(frozen=True)
 class Allowances:
-    """How long nothing may move, in seconds."""
+    """Longest times without progress, in seconds."""
 
     factor: float
-    """Times the median step."""
+    """Limit as a multiple of the median step time."""
     floor_s: float
+    """Least limit."""
     slow_s: float
-    """Start-up, first step, validation, saving, the end: what has no step to be measured by."""
+    """Limit of phases that have no step time to compare with: start-up, first step, validation, saving, the end."""
 
     @staticmethod
     def of(resilience: Mapping[str, Any]) -> Allowances:
@@ -42,7 +44,7 @@ class Allowances:
 
 @dataclass(frozen=True)
 class Place:
-    """Where a rank stands, by its heartbeat."""
+    """Progress of a rank, from its heartbeat."""
 
     rank: int
     host: str
@@ -54,7 +56,7 @@ class Place:
 
 @dataclass(frozen=True)
 class Hang:
-    """No rank has moved for longer than it may."""
+    """A job in which no rank has made progress for longer than the limit."""
 
     places: list[Place]
     still_s: float
@@ -62,20 +64,20 @@ class Hang:
 
 
 def uneven(places: list[Place]) -> str | None:
-    """The usual cause where some ranks train and others are past the epoch; None where they are not."""
+    """Return the usual cause when some ranks train and others have finished the epoch; None when that is not so."""
     training = [place.rank for place in places if place.phase == "train"]
     beyond = [place.rank for place in places if place.phase in ("validate", "finish", "finished")]
     if not training or not beyond:
         return None
     who, others = (f"rank{'s' * (len(ranks) > 1)} {', '.join(map(str, ranks[:8]))}" for ranks in (beyond, training))
     return (
-        f"{who} had no batch left while {others} trained: a loader gives the ranks different numbers of batches;"
-        " give each rank as many as the others"
+        f"{who} had no batches left while {others} trained: a loader gives the ranks different numbers of batches;"
+        " give each rank the same number"
     )
 
 
 class HangWatch:
-    """One attempt's watch; call `look` about once a second with what `read_places` gives."""
+    """Watch over one attempt. Call `check` about once a second with the result of `read_places`."""
 
     def __init__(self, allowances: Allowances, now: float) -> None:
         self._allowances = allowances
@@ -85,8 +87,8 @@ class HangWatch:
         self._stepped: tuple[int, float] | None = None
         self._step_times: deque[float] = deque(maxlen=_STEPS_OF_MEDIAN)
 
-    def look(self, places: list[Place], now: float) -> Hang | None:
-        """The hang, once nothing has moved for longer than allowed; places from `now` on count from anew."""
+    def check(self, places: list[Place], now: float) -> Hang | None:
+        """Return the hang once nothing has changed for longer than the limit. A change resets the time."""
         seen = tuple(places)
         if seen != self._places:
             self._note_step(places, now)
@@ -97,14 +99,14 @@ class HangWatch:
         return Hang(places, still_s, allowed_s) if still_s > allowed_s else None
 
     def allowed_s(self) -> float:
-        """How long nothing may move where the ranks stand now."""
+        """Return the limit for the current phase of the ranks, in seconds."""
         trains = bool(self._places) and all(place.phase == "train" for place in self._places)
         if not trains or not self._step_times:
             return max(self._allowances.slow_s, self._allowances.floor_s)
         return max(self._allowances.floor_s, self._allowances.factor * statistics.median(self._step_times))
 
     def _note_step(self, places: list[Place], now: float) -> None:
-        """The time of a step, from two looks between which the slowest rank did nothing but train."""
+        """Record a step time, from two checks between which the slowest rank only trained."""
         if not places or any(place.phase != "train" for place in places):
             self._stepped = None
             return
@@ -119,14 +121,14 @@ class HangWatch:
 
 
 def read_places(live_dir: Path, attempt: int) -> list[Place]:
-    """The ranks of this attempt that have written a heartbeat, by rank."""
-    found = []
+    """Return the progress of the ranks of this attempt that have written a heartbeat, in order of rank."""
+    places = []
     for path in live_dir.glob("rank-*.json"):
         try:
             beat = read_live(path)
             if beat["attempt"] != attempt:
                 continue
-            found.append(
+            places.append(
                 Place(
                     int(path.stem.rpartition("-")[2]),
                     str(beat["host"]),
@@ -136,31 +138,39 @@ def read_places(live_dir: Path, attempt: int) -> list[Place]:
                     int(beat.get("progress", 0)),
                 )
             )
-        except (ValueError, KeyError, TypeError):  # not to be read, or of a worker that knows no better
+        except (ValueError, KeyError, TypeError):  # unreadable, or written by a worker of another kind
             continue
-    return sorted(found, key=lambda place: place.rank)
+    return sorted(places, key=lambda place: place.rank)
 
 
 @dataclass(frozen=True)
 class Blame:
-    """The rank that the others wait for, and why it is thought so; no rank where nothing tells them apart."""
+    """The rank that caused a hang, and where it is."""
 
     place: Place | None
+    """None when no evidence tells the ranks apart."""
     where: str
+    """Innermost frame, or why there is none."""
 
 
 def blame(hang: Hang, attempt_dir: Path, missing: Sequence[int] = (), answered: Sequence[int] = ()) -> Blame:
-    """Of the ranks that stand still the one behind: by its silence, by a collective that only it has not come to
-    (`missing`), by its step, by a stack that is not a wait.
+    """Return the rank that caused the hang.
 
-    `answered`: ranks that have said something else than their stacks, for which another node may have asked late.
+    The evidence, in this order: it wrote no stacks, it alone has not entered a collective, it is behind by its step, its
+    stack is not in a collective.
+
+    Args:
+        hang: The hang.
+        attempt_dir: Folder with the stacks.
+        missing: Ranks that have not entered a collective in which others wait.
+        answered: Ranks that wrote a trace. Their stacks may be missing only because another node asked for them late.
     """
     if not hang.places:
         return Blame(None, "no rank has written a heartbeat")
     stacks = {place.rank: main_stack(attempt_dir / f"rank-{place.rank}{STACKS_SUFFIX}") for place in hang.places}
     silent = [place for place in hang.places if not stacks[place.rank] and place.rank not in answered]
-    if silent and len(silent) < len(hang.places):  # its heartbeat is old, too: the step in it says nothing
-        return Blame(silent[0], "it does not answer: stopped, or stuck in the kernel")
+    if silent and len(silent) < len(hang.places):  # its heartbeat is old as well, so its step is no evidence
+        return Blame(silent[0], "no response to SIGUSR2: stopped, or stuck in the kernel")
     if len(missing) == 1:
         (culprit,) = [place for place in hang.places if place.rank == missing[0]]
         return Blame(culprit, _where(stacks[culprit.rank]))
@@ -172,16 +182,16 @@ def blame(hang: Hang, attempt_dir: Path, missing: Sequence[int] = (), answered: 
     if (busy and len(busy) < len(late)) or len(late) == 1:
         culprit = (busy or late)[0]
         return Blame(culprit, _where(stacks[culprit.rank]))
-    return Blame(None, f"all ranks stand at {_where(stacks[late[0].rank])}")
+    return Blame(None, f"all ranks are in {_where(stacks[late[0].rank])}")
 
 
 def main_stack(path: Path) -> list[str]:
-    """The frames of the main thread in faulthandler's last dump, innermost first; empty when there is none."""
+    """Return the frames of the main thread in the last dump of faulthandler, innermost first; empty without a dump."""
     try:
         lines = path.read_text(errors="replace").splitlines()
     except OSError:
         return []
-    # faulthandler goes from the newest thread to the oldest, which is the main one.
+    # faulthandler writes the newest thread first, the main thread last.
     starts = [index for index, line in enumerate(lines) if "(most recent call first)" in line]
     if not starts:
         return []
@@ -193,5 +203,5 @@ def _waits(stack: list[str]) -> bool:
 
 
 def _where(stack: list[str]) -> str:
-    """`File "train.py", line 12 in step`: the innermost frame."""
-    return stack[0] if stack else "an unknown place (it wrote no stack)"
+    """Return the innermost frame: `File "train.py", line 12 in step`."""
+    return stack[0] if stack else "an unknown place (no stack was written)"
