@@ -37,12 +37,12 @@ class Broken(Callback):
         os.kill(os.getpid(), signal.SIGKILL)
 '''
 WAITING = {
-    "cluster.extra=[hold]": "it is held by its owner; `scontrol release {job}` lets it go",
+    "cluster.extra=[hold]": "held by its owner; `scontrol release {job}` releases it",
     "cluster.qos=single": (
         "the QOS single is reached (QOSMaxNodePerUserLimit): MaxTRESPU node is 1, used 0; "
-        "the job asks for 2 nodes with 8 GPUs in all"
+        "the job requests 2 nodes with 8 GPUs in total"
     ),
-    "cluster.extra=['begin=now+1hour']": "it may not start for another 3",
+    "cluster.extra=['begin=now+1hour']": "it cannot start for another 3",
 }
 
 
@@ -71,7 +71,7 @@ def test_a_job_that_waits_for_nodes_says_which_are_taken_and_when_it_may_start(
     wait_until(lambda: "N/A" not in testbed.slurm("squeue", "-hj", job, "-o", "%S"))
     assert main(["why", "--json"]) == DONE
     sentence, expected = json.loads(capsys.readouterr().out.partition("\n{")[2].join(["{", ""]))["why"]
-    assert sentence.startswith("it waits for 4 nodes with 16 GPUs in all of the partition main, whose nodes are: 2 all")
+    assert sentence.startswith("waiting for 4 nodes with 16 GPUs in total of the partition main, whose nodes are: 2 a")
     assert "SLURM expects it to start at " in expected
 
 

@@ -42,7 +42,7 @@ def hidden(testbed: Testbed, workdir: Path) -> Path:
 def test_a_bad_node_is_named_and_fails_the_job_or_is_left_out(
     hidden: Path, cli: TrainerCli, workdir: Path, testbed: Testbed
 ) -> None:
-    complaint = f"it does not see {hidden}"
+    complaint = f"it cannot see {hidden}"
     run = submit(cli, workdir, *job(hidden), "cluster.exclude='node2,node3'")
     with_spare = submit(
         cli, workdir, *job(hidden), "resources.spare_nodes=1", "cluster.exclude=node3", "cluster.extra=[exclusive]"

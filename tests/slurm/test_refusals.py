@@ -38,10 +38,10 @@ REFUSED = {
     "resources.gpus=null resources.nodes=null": "say how many: resources.gpus=8, or resources.gpus=0",
     "cluster.cpus_per_process=3": "use cluster.cpus_per_process=2 or fewer",
     "cluster.memory_per_process=3G": "use cluster.memory_per_process=2000M or less",
-    "cluster.time='00:02:00'": "the ranks are asked to save 180 s before it ends",
+    "cluster.time='00:02:00'": "the checkpoint is saved 180 s before the time limit",
     "cluster.time=20": "write D-HH:MM:SS or HH:MM:SS",
     "cluster.extra=[exclusve]": "this sbatch has no option --exclusve\n  did you mean exclusive?",
-    "cluster.extra=['array=1-3']": "--array would break the requeueing of the job",
+    "cluster.extra=['array=1-3']": "--array would break requeueing of the job",
     "cluster.extra=['time=3']": "--time is set by cluster.time",
     "cluster.container_runtime=docker": "use apptainer or pyxis",
     "cluster.reservation=nope": "SLURM refuses the job: Requested reservation is invalid",
@@ -161,7 +161,7 @@ def test_a_submission_while_the_controller_is_away_is_kept_and_submitted_later(
     try:
         code, message = fit("cluster.extra=[hold]")
         assert code == ENVIRONMENT_MUST_CHANGE
-        assert "SLURM does not answer" in message
+        assert "SLURM does not respond" in message
         (run,) = all_runs(workdir / "runs")
         assert f"the run is kept: trainer resume {run.id} submits it again" in message
     finally:

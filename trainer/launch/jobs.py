@@ -1,4 +1,4 @@
-"""What the schedulers say of runs: asked once for all of them."""
+"""Query the schedulers for the jobs of runs, once for all of them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from trainer.runs.directory import RunDirectory
 
 
 def states_of(runs: Iterable[RunDirectory]) -> Mapping[str, str] | None:
-    """SLURM job id to state name for the runs that SLURM has; None where no run is SLURM's or SLURM does not answer."""
+    """Return SLURM job id to state of the runs on SLURM; None without any, or when SLURM does not respond."""
     job_ids = [str(job_id) for run in runs if (job_id := run.launch().get("slurm_job_id")) and not is_over(run)]
     if not job_ids:
         return None
@@ -22,8 +22,11 @@ def states_of(runs: Iterable[RunDirectory]) -> Mapping[str, str] | None:
 
 
 def why_it_waits(run: RunDirectory) -> list[str]:
-    """Sentences on why the job of a run waits; empty where no scheduler has it. Raises EnvironmentFault where SLURM
-    does not answer."""
+    """Return sentences on why the job of a run is pending; empty when no scheduler has it.
+
+    Raises:
+        EnvironmentFault: SLURM does not respond.
+    """
     job_id = run.launch().get("slurm_job_id")
     if not job_id:
         return []
@@ -33,6 +36,6 @@ def why_it_waits(run: RunDirectory) -> list[str]:
 
 
 def is_over(run: RunDirectory) -> bool:
-    """Whether the newest attempt of the last launch recorded an end after which nothing is run again."""
+    """Return whether the newest attempt of the last launch recorded an end after which the job does not run again."""
     ends = [record for record in run.attempts() if record["attempt"] >= run.launch().get("attempt", 0)]
     return bool(ends) and ends[-1].get("outcome") in ("finished", "stopped") and not ends[-1].get("restarted")

@@ -1,4 +1,4 @@
-"""The launcher of each cluster, by `cluster.name`, and what else differs between them before a launch."""
+"""Choose the launcher by `cluster.name`, and do what differs between clusters before a launch."""
 
 from __future__ import annotations
 
@@ -9,14 +9,21 @@ from trainer.runs.directory import RunDirectory
 
 
 class Launcher(Protocol):
-    """Starts a run, or has it started."""
+    """Starts a run, or submits it."""
 
-    def launch(self, run: RunDirectory) -> None: ...
+    def launch(self, run: RunDirectory) -> None:
+        """Start or submit `run`."""
 
 
 def launcher(cluster: str, *, detached: bool, keep_script: bool = False, after: RunDirectory | None = None) -> Launcher:
-    """`detached`: the run goes on without the command that launched it, as on SLURM it always does. `keep_script`:
-    submit the job script of the last launch as it is by now. `after`: not before that run has ended (SLURM)."""
+    """Return the launcher of a cluster.
+
+    Args:
+        cluster: `cluster.name`.
+        detached: The run continues without the command that launched it. On SLURM it always does.
+        keep_script: Submit the existing job script, which may have been edited.
+        after: Start after this run ends (SLURM).
+    """
     if cluster == "slurm":
         from trainer.slurm.submit import SlurmLauncher
 
@@ -27,7 +34,7 @@ def launcher(cluster: str, *, detached: bool, keep_script: bool = False, after: 
 
 
 def prepare(config: dict[str, Any]) -> None:
-    """Fill in what of `resources` only the cluster knows."""
+    """Set the `resources` that depend on the cluster."""
     if config["cluster"]["name"] == "slurm":
         from trainer.slurm import resources
 
@@ -35,7 +42,11 @@ def prepare(config: dict[str, Any]) -> None:
 
 
 def check(config: dict[str, Any], shape: LaunchShape) -> None:
-    """Raise UserError for what this cluster would refuse or never run."""
+    """Check the job against the cluster.
+
+    Raises:
+        UserError: The cluster would refuse the job or never run it.
+    """
     if config["cluster"]["name"] == "slurm":
         from trainer.slurm import resources as slurm_shape
         from trainer.slurm import submit
@@ -45,7 +56,7 @@ def check(config: dict[str, Any], shape: LaunchShape) -> None:
 
 
 def preview(config: dict[str, Any], shape: LaunchShape) -> str | None:
-    """The job script that would be submitted; null where there is none."""
+    """Return the job script that would be submitted; None on a cluster without one."""
     if config["cluster"]["name"] != "slurm":
         return None
     from trainer.slurm.submit import preview as preview_script
@@ -54,7 +65,7 @@ def preview(config: dict[str, Any], shape: LaunchShape) -> str | None:
 
 
 def cost(config: dict[str, Any], shape: LaunchShape) -> str | None:
-    """What an allocation may use at the most; null where nothing is asked of anybody, or no limit is known."""
+    """Return the greatest cost of an allocation; None on this machine, and without a time limit."""
     if config["cluster"]["name"] != "slurm":
         return None
     from trainer.slurm.resources import cost as cost_of
@@ -63,7 +74,7 @@ def cost(config: dict[str, Any], shape: LaunchShape) -> str | None:
 
 
 def signal_stop(run: RunDirectory) -> None:
-    """Tell a run that its `control/stop` is there, where it would not look soon; one that only waits is cancelled."""
+    """Notify a SLURM job of its `control/stop`; cancel it if it is pending."""
     if run.launch().get("slurm_job_id"):
         from trainer.slurm.stop import stop
 
@@ -71,7 +82,7 @@ def signal_stop(run: RunDirectory) -> None:
 
 
 def cancel(run: RunDirectory) -> None:
-    """Take a run's job from SLURM at once."""
+    """Cancel the SLURM job of a run."""
     from trainer.slurm.stop import cancel as cancel_job
 
     cancel_job(run)

@@ -1,4 +1,4 @@
-"""Calling SLURM's commands: bounded in time, with an error that says what to do."""
+"""Run SLURM's commands with a timeout, and with errors that say what to do."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ from typing import TypeVar
 from trainer.core.errors import EnvironmentFault
 
 TIMEOUT_S = 30.0
-"""While the controller is away a command blocks for about 9 s before it gives up."""
+"""Timeout of a command. It blocks for about 9 s before it gives up on an unreachable controller."""
 _PATIENCE_S = 900.0
+"""How long `patiently` retries."""
 _UNREACHABLE = re.compile(
     r"Unable to contact slurm controller|Connection refused|Socket timed out|Connection timed out"
     r"|Could not establish a configuration source|Protocol authentication error|controller not responding",
@@ -27,11 +28,11 @@ Answer = TypeVar("Answer")
 
 
 class SlurmRefused(Exception):
-    """A command was understood and refused; the text is SLURM's own."""
+    """SLURM refused a command; the text is SLURM's own."""
 
 
 def is_here() -> bool:
-    """Whether this machine has SLURM's commands."""
+    """Return whether this machine has SLURM's commands."""
     return shutil.which("sbatch") is not None
 
 
@@ -41,9 +42,13 @@ def run(
     standard_input: str = "",
     timeout_s: float = TIMEOUT_S,
 ) -> str:
-    """What the command prints. Raises SlurmRefused with its complaint, EnvironmentFault where SLURM is not here or
-    does not answer."""
-    # The names of the fields and of the states are the same in every language; the times would not be.
+    """Run a SLURM command and return its stdout.
+
+    Raises:
+        SlurmRefused: The command failed; the text is its error message.
+        EnvironmentFault: SLURM is not installed here or does not respond.
+    """
+    # Names of fields and states do not depend on the locale, but times do.
     variables = {**(os.environ if environment is None else environment), "LC_ALL": "C.UTF-8", "SLURM_TIME_FORMAT": "%s"}
     try:
         done = subprocess.run(
@@ -58,20 +63,23 @@ def run(
         )
     except FileNotFoundError:
         raise EnvironmentFault(
-            f"there is no {command[0]} on this machine", "log in to a machine of the cluster, or use cluster=local"
+            f"{command[0]} was not found on this machine", "log in to a node of the cluster, or use cluster=local"
         ) from None
     except subprocess.TimeoutExpired:
-        raise _unreachable(f"{command[0]} gave no answer in {timeout_s:.0f} s") from None
+        raise _unreachable(f"no response from {command[0]} within {timeout_s:.0f} s") from None
     if done.returncode == 0:
         return done.stdout
-    complaint = _complaint(command[0], done.stderr or done.stdout)
+    message = _error_message(command[0], done.stderr or done.stdout)
     if _UNREACHABLE.search(done.stderr):
-        raise _unreachable(complaint)
-    raise SlurmRefused(complaint)
+        raise _unreachable(message)
+    raise SlurmRefused(message)
 
 
 def patiently(ask: Callable[[], Answer]) -> Answer:
-    """What `ask` returns, once the controller answers: a job that runs loses nothing by waiting for it."""
+    """Return what `ask` returns, retried for `_PATIENCE_S` while the controller is unreachable.
+
+    For use within a job, which loses nothing by waiting.
+    """
     deadline = time.monotonic() + _PATIENCE_S
     while True:
         try:
@@ -79,17 +87,17 @@ def patiently(ask: Callable[[], Answer]) -> Answer:
         except EnvironmentFault as error:
             if time.monotonic() > deadline:
                 raise
-            print(f"waiting for SLURM's controller: {error.message}", file=sys.stderr, flush=True)
+            print(f"waiting for the SLURM controller: {error.message}", file=sys.stderr, flush=True)
             time.sleep(5)
 
 
-def _unreachable(what: str) -> EnvironmentFault:
+def _unreachable(reason: str) -> EnvironmentFault:
     return EnvironmentFault(
-        f"SLURM does not answer: {what}", "try again in a minute; `scontrol ping` says whether the controller is up"
+        f"SLURM does not respond: {reason}", "try again in a minute; `scontrol ping` shows whether the controller is up"
     )
 
 
-def _complaint(program: str, text: str) -> str:
-    """SLURM's last words without the prefixes `sbatch: error:`."""
+def _error_message(program: str, text: str) -> str:
+    """Return SLURM's error message without the prefix `sbatch: error:`."""
     lines = [re.sub(rf"^{program}: (error: |fatal: )?", "", line).strip() for line in text.splitlines()]
-    return "; ".join(dict.fromkeys(line for line in lines if line)) or f"{program} failed and did not say why"
+    return "; ".join(dict.fromkeys(line for line in lines if line)) or f"{program} failed without an error message"

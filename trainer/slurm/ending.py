@@ -1,4 +1,4 @@
-"""How SLURM ended an attempt, from its own words in the job's log."""
+"""Find out how SLURM ended an attempt, from the messages of slurmstepd in the job log."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from trainer.runs.cause import tail
 from trainer.runs.directory import RunDirectory
 
 _CANCELLED = re.compile(r"slurmstepd\S*: error: \*\*\* (STEP|JOB) \S+ ON \S+ CANCELLED AT \S+(?: DUE TO (.+?))? \*\*\*")
-"""slurmstepd, into the job's log: src/slurmd/slurmstepd/req.c and mgr.c"""
+"""Message of slurmstepd; SLURM's src/slurmd/slurmstepd/req.c and mgr.c."""
 _BEGINS = "attempt {attempt} begins on "
 TIME_LIMIT = "its time limit was reached"
 _REASONS = {
@@ -21,12 +21,12 @@ _REASONS = {
 
 
 def beginning(attempt: int, nodes: Iterable[str]) -> str:
-    """The line with which an attempt begins in the job's log; what SLURM says after it is about that attempt."""
+    """Return the line that marks the begin of an attempt in the job log; messages after it are about this attempt."""
     return _BEGINS.format(attempt=attempt) + " ".join(nodes)
 
 
 def by_slurm(run: RunDirectory, job_id: str, attempt: int) -> str | None:
-    """Why SLURM ended this attempt, in words; null where it did not."""
+    """Return why SLURM ended this attempt; None when it did not."""
     lines = tail(run.logs_dir / f"slurm-{job_id}.log")
     starts = [index for index, line in enumerate(lines) if line.startswith(_BEGINS.format(attempt=attempt))]
     if not starts:
@@ -35,6 +35,6 @@ def by_slurm(run: RunDirectory, job_id: str, attempt: int) -> str | None:
         match = _CANCELLED.search(line)
         if match and match[2]:
             return _REASONS.get(match[2], match[2].lower())
-        if match and match[1] == "JOB":  # of a step: srun ended it, because a node had left
+        if match and match[1] == "JOB":  # a cancelled STEP was ended by srun, because it lost a node
             return "cancelled by scancel"
     return None

@@ -1,4 +1,4 @@
-"""What the cluster is: its partitions, limits and nodes, from `scontrol` and `sinfo`."""
+"""Read the partitions, limits and nodes of the cluster from `scontrol` and `sinfo`."""
 
 from __future__ import annotations
 
@@ -13,26 +13,28 @@ from trainer.slurm.options import seconds
 
 @dataclass(frozen=True)
 class NodeKind:
-    """Nodes of a partition that are alike."""
+    """A group of identical nodes of a partition."""
 
     cpus: int
     memory_mb: int
     gpus: dict[str, int]
-    """Type to count; the type is "" where the cluster names none."""
+    """GPU type to count per node; the type is "" when the cluster does not name it."""
     count: int
+    """Number of nodes."""
 
     @property
     def num_gpus(self) -> int:
+        """GPUs of a node, of all types."""
         return sum(self.gpus.values())
 
     def gpus_of(self, gpu_type: str | None) -> int:
-        """GPUs of this type; of the commonest type where none is asked for: one job gets one type a node."""
+        """Return the GPUs of this type per node; without a type, of the most frequent one: a job gets one type per node."""
         return self.gpus.get(gpu_type, 0) if gpu_type else max(self.gpus.values(), default=0)
 
 
 @dataclass(frozen=True)
 class Partition:
-    """A partition and its limits; null: none."""
+    """A partition and its limits; a limit is None when there is none."""
 
     name: str
     is_default: bool
@@ -46,37 +48,44 @@ class Partition:
 
     @property
     def num_nodes(self) -> int:
+        """Number of nodes of all kinds."""
         return sum(kind.count for kind in self.kinds)
 
     @property
     def gpu_types(self) -> list[str]:
+        """Names of the GPU types, sorted."""
         return sorted({gpu_type for kind in self.kinds for gpu_type in kind.gpus if gpu_type})
 
 
-_REMEMBERED_FOR_S = 30.0
-_remembered: dict[str, tuple[float, dict[str, Partition]]] = {}
+_CACHED_FOR_S = 30.0
+_cache: dict[str, tuple[float, dict[str, Partition]]] = {}
+"""SLURM_CONF to the time of the query and its result."""
 
 
 def partitions() -> dict[str, Partition]:
-    """Name to partition: two calls, for all the jobs of a sweep. Raises EnvironmentFault when SLURM does not answer."""
+    """Return the partitions by name. Two calls of SLURM serve all jobs of a sweep.
+
+    Raises:
+        EnvironmentFault: SLURM does not respond.
+    """
     cluster = os.environ.get("SLURM_CONF", "")
-    asked, found = _remembered.get(cluster, (0.0, {}))
-    if not found or time.monotonic() - asked > _REMEMBERED_FOR_S:
-        found = _partitions()
-        _remembered[cluster] = (time.monotonic(), found)
-    return found
+    queried, result = _cache.get(cluster, (0.0, {}))
+    if not result or time.monotonic() - queried > _CACHED_FOR_S:
+        result = _partitions()
+        _cache[cluster] = (time.monotonic(), result)
+    return result
 
 
 def _partitions() -> dict[str, Partition]:
     described = run("scontrol", "--oneliner", "show", "partition")
     kinds = _kinds(run("sinfo", "--noheader", "--Node", "--all", "--format=%R|%N|%c|%m|%G"))
-    found = {}
+    result = {}
     for line in described.splitlines():
         values = dict(re.findall(r"(\w+)=(\S*)", line))
         if "PartitionName" not in values:
             continue
         name = values["PartitionName"]
-        found[name] = Partition(
+        result[name] = Partition(
             name=name,
             is_default=values.get("Default") == "YES",
             is_up=values.get("State", "UP") == "UP",
@@ -87,11 +96,15 @@ def _partitions() -> dict[str, Partition]:
             allowed_qos=_names(values.get("AllowQos")),
             kinds=tuple(kinds.get(name, ())),
         )
-    return found
+    return result
 
 
 def usable_nodes(partition: str) -> set[str]:
-    """The nodes of a partition that run jobs. Raises SlurmRefused where there is no such partition."""
+    """Return the nodes of a partition that can run jobs.
+
+    Raises:
+        SlurmRefused: There is no such partition.
+    """
     listed = run(
         "sinfo", "--noheader", "--Node", f"--partition={partition}", "--states=idle,alloc,mix,comp", "--format=%N"
     )
@@ -103,7 +116,7 @@ def _names(listed: str | None) -> tuple[str, ...] | None:
 
 
 def _kinds(text: str) -> dict[str, list[NodeKind]]:
-    """Partition to the kinds of its nodes."""
+    """Return the kinds of nodes of each partition, from the output of sinfo."""
     counts: dict[str, dict[tuple[int, int, str], int]] = {}
     for line in text.splitlines():
         partition, _, cpus, memory, gres = line.split("|")
@@ -117,19 +130,19 @@ def _kinds(text: str) -> dict[str, list[NodeKind]]:
 
 
 def gpus_in(gres: str) -> dict[str, int]:
-    """Type to count in `gpu:a100:4(S:0-1),gpu:2,nvme:1`."""
-    found: dict[str, int] = {}
+    """Return GPU type to count of a GRES string such as `gpu:a100:4(S:0-1),gpu:2,nvme:1`."""
+    gpus: dict[str, int] = {}
     for entry in re.sub(r"\([^)]*\)", "", gres).split(","):
         name, *rest = entry.split(":")
         if name != "gpu" or not rest or not rest[-1].isdigit():
             continue
         gpu_type = rest[0] if len(rest) > 1 else ""
-        found[gpu_type] = found.get(gpu_type, 0) + int(rest[-1])
-    return found
+        gpus[gpu_type] = gpus.get(gpu_type, 0) + int(rest[-1])
+    return gpus
 
 
 def accounts_of(user: str) -> tuple[set[str], set[str]] | None:
-    """The accounts and the QOS that `user` may charge; null where the cluster does not say or does not mind."""
+    """Return the accounts and QOS that `user` may use; None when the cluster does not enforce or does not show them."""
     try:
         enforced = re.search(r"^AccountingStorageEnforce\s*=(.*)$", run("scontrol", "show", "config"), re.MULTILINE)
         if not enforced or "associations" not in enforced[1]:
@@ -147,5 +160,5 @@ def accounts_of(user: str) -> tuple[set[str], set[str]] | None:
 
 
 def long_options() -> set[str]:
-    """The long options of this machine's sbatch, without dashes."""
+    """Return the long options of the installed sbatch, without dashes."""
     return set(re.findall(r"--([a-z][a-z-]+)", run("sbatch", "--help")))

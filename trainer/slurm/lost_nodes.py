@@ -1,4 +1,4 @@
-"""The nodes that a run has lost: named in its events, and left out afterwards where there are others."""
+"""Record the nodes that a run has lost, and exclude them from its next allocations while there are others."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _GONE = re.compile(r"DOWN|FAIL|NOT_RESPONDING|POWERED_DOWN|REBOOT")
 
 
 def note_lost(run: RunDirectory, nodes: list[str]) -> dict[str, str]:
-    """Those of `nodes` that are lost, after writing them into the events."""
+    """Write an event for each lost node of `nodes`; return node to its state."""
     lost = patiently(lambda: find(nodes))
     for node, state in lost.items():
         run.event("node_lost", node=node, reason=state)
@@ -24,13 +24,16 @@ def note_lost(run: RunDirectory, nodes: list[str]) -> dict[str, str]:
 
 
 def sentence(lost: dict[str, str]) -> str:
-    """Empty where none is."""
+    """Describe the lost nodes; empty without any."""
     return "; ".join(f"{node} was lost ({state})" for node, state in lost.items())
 
 
 def exclude(run: RunDirectory, job_id: str) -> None:
-    """Keep the requeued job off the nodes that this run has lost, the newest first, as long as the partition has more
-    others than it needs: nobody would take the exclusion back from a job that then waits for ever."""
+    """Exclude the lost nodes of this run from its requeued job, the latest first.
+
+    Only as many as leave the partition more nodes than the job needs: nothing would ever undo the exclusion of a job
+    that then waits for ever.
+    """
     lost = list(dict.fromkeys(str(one["node"]) for one in reversed(run.events()) if one["event"] == "node_lost"))
     if not lost:
         return
@@ -45,11 +48,11 @@ def exclude(run: RunDirectory, job_id: str) -> None:
             names = ",".join([*([given] if given else []), *excluded])
             call("scontrol", "update", f"JobId={job_id}", f"ExcNodeList={names}")
     except (SlurmRefused, EnvironmentFault) as error:
-        print(f"the lost nodes are not excluded: {error}", file=sys.stderr, flush=True)
+        print(f"cannot exclude the lost nodes: {error}", file=sys.stderr, flush=True)
 
 
 def find(names: Iterable[str]) -> dict[str, str]:
-    """Those of these nodes that do not work any more, with what SLURM says of them."""
+    """Return those of `names` that are down, with SLURM's state and reason."""
     try:
         shown = call("scontrol", "--oneliner", "show", "node", ",".join(names))
     except SlurmRefused:

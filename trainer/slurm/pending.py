@@ -1,4 +1,4 @@
-"""Why a job waits, as sentences with the numbers behind SLURM's reason."""
+"""Explain why a job is pending, with the numbers behind SLURM's reason."""
 
 from __future__ import annotations
 
@@ -11,28 +11,28 @@ from trainer.slurm import query
 from trainer.slurm.commands import SlurmRefused, run
 
 _LIMIT = re.compile(r"([\w/]+)=(\d+(?:\.\d+)?)\((\d+(?:\.\d+)?)\)")
-"""`node=1(1)`: the limit, and how much of it is used; N in place of a number: no limit."""
+"""`node=1(1)`: the limit, and how much of it is used. N in place of a number means no limit."""
 _SIMPLE = {
-    "JobHeldUser": "it is held by its owner; `scontrol release {JobId}` lets it go",
-    "JobHeldAdmin": "it is held by an administrator of the cluster",
-    "JobHoldMaxRequeue": "SLURM holds it: it was requeued too often; `scontrol release {JobId}` lets it go",
-    "Licenses": "it waits for licenses ({Licenses})",
+    "JobHeldUser": "held by its owner; `scontrol release {JobId}` releases it",
+    "JobHeldAdmin": "held by an administrator of the cluster",
+    "JobHoldMaxRequeue": "held by SLURM because it was requeued too often; `scontrol release {JobId}` releases it",
+    "Licenses": "waiting for licenses ({Licenses})",
     "Reservation": "its reservation has not begun, or is full",
-    "ReservationDeleted": "its reservation is gone; submit it again without cluster.reservation",
+    "ReservationDeleted": "its reservation was deleted; submit it again without cluster.reservation",
     "InactiveLimit": "the partition {Partition} is inactive",
     "PartitionDown": "the partition {Partition} is down",
     "PartitionInactive": "the partition {Partition} starts no jobs now",
     "PartitionNodeLimit": "it asks for more nodes ({NumNodes}) than the partition {Partition} allows or has up",
     "PartitionTimeLimit": "it asks for more time ({TimeLimit}) than the partition {Partition} allows",
-    "DependencyNeverSatisfied": "a job that it waits for has failed ({Dependency}): it will never start",
-    "BadConstraints": "no node has what it asks for (features {Features})",
-    "None": "SLURM has not looked at it yet",
+    "DependencyNeverSatisfied": "a job that it depends on has failed ({Dependency}): it will never start",
+    "BadConstraints": "no node has the features that it asks for ({Features})",
+    "None": "SLURM has not considered it yet",
 }
-"""SLURM's reasons (man squeue, JOB REASON CODES) that need no further question."""
+"""SLURM's reasons (man squeue, JOB REASON CODES) that need no further query."""
 
 
 def explain(job_id: str) -> list[str]:
-    """Sentences, the reason first. Empty where SLURM does not know the job."""
+    """Return sentences, the reason first; empty when SLURM does not know the job."""
     job = query.job(job_id)
     if not job:
         return []
@@ -44,10 +44,10 @@ def _sentence(reason: str, job: dict[str, str]) -> str:
     name, _, rest = reason.partition(",")
     if name in _SIMPLE:
         return _SIMPLE[name].format_map({**job, "JobId": job.get("JobId", "")})
-    for start, explained in _ASKING.items():
+    for start, explain_reason in _EXPLAINED.items():
         if name.startswith(start):
-            return explained(name, rest, job)
-    return f"SLURM gives the reason {reason}"
+            return explain_reason(name, rest, job)
+    return f"SLURM's reason is {reason}"
 
 
 def _priority(name: str, rest: str, job: dict[str, str]) -> str:
@@ -60,20 +60,20 @@ def _priority(name: str, rest: str, job: dict[str, str]) -> str:
         for job_id, priority in zip(listed[::2], listed[1::2], strict=True)
         if job_id.isdigit()
     )
-    plural = "s wait" if before != 1 else " waits"
-    return f"{before} job{plural} before it in the partition {job['Partition']} (its priority is {own})"
+    plural = "s are" if before != 1 else " is"
+    return f"{before} job{plural} ahead of it in the partition {job['Partition']} (its priority is {own})"
 
 
 def _resources(name: str, rest: str, job: dict[str, str]) -> str:
     states = run("sinfo", "--noheader", "--Node", f"--partition={job['Partition']}", "--format=%T").split()
     counts = ", ".join(f"{count} {state}" for state, count in sorted(Counter(states).items()))
-    return f"it waits for {_nodes(job)} of the partition {job['Partition']}, whose nodes are: {counts}"
+    return f"waiting for {_nodes(job)} of the partition {job['Partition']}, whose nodes are: {counts}"
 
 
 def _nodes(job: dict[str, str]) -> str:
     number = job.get("NumNodes", "?").partition("-")[0]
     gpus = re.search(r"gres/gpu=(\d+)", job.get("TRES", "") + job.get("ReqTRES", ""))
-    return f"{number} node{'' if number == '1' else 's'}" + (f" with {gpus[1]} GPUs in all" if gpus else "")
+    return f"{number} node{'' if number == '1' else 's'}" + (f" with {gpus[1]} GPUs in total" if gpus else "")
 
 
 def _not_available(name: str, rest: str, job: dict[str, str]) -> str:
@@ -84,12 +84,12 @@ def _not_available(name: str, rest: str, job: dict[str, str]) -> str:
 
 def _begin_time(name: str, rest: str, job: dict[str, str]) -> str:
     left_s = int(job["StartTime"]) - time.time() if job.get("StartTime", "").isdigit() else 0.0
-    again = " (SLURM lets a requeued job wait, 2 minutes by default)" if job.get("Restarts", "0") != "0" else ""
-    return f"it may not start for another {max(0.0, left_s):.0f} s{again}"
+    again = " (SLURM delays a requeued job, by 2 minutes by default)" if job.get("Restarts", "0") != "0" else ""
+    return f"it cannot start for another {max(0.0, left_s):.0f} s{again}"
 
 
 def _dependency(name: str, rest: str, job: dict[str, str]) -> str:
-    return f"it waits for other jobs: {job.get('Dependency', '')}"
+    return f"waiting for other jobs: {job.get('Dependency', '')}"
 
 
 def _limit(name: str, rest: str, job: dict[str, str]) -> str:
@@ -102,21 +102,21 @@ def _limit(name: str, rest: str, job: dict[str, str]) -> str:
     except SlurmRefused:
         shown = ""
     limits = sorted(set(_limits(shown)))
-    numbers = "; ".join(limits) or "its numbers are not shown to you"
-    return f"a limit of the {what} is reached ({name}): {numbers}; the job asks for {_nodes(job)}"
+    numbers = "; ".join(limits) or "you are not allowed to see its numbers"
+    return f"a limit of the {what} is reached ({name}): {numbers}; the job requests {_nodes(job)}"
 
 
 def _limits(shown: str) -> list[str]:
-    """Each limit that is set: `MaxTRESPU node 1, used 1`."""
-    found = []
+    """Return each limit that is set: `MaxTRESPU node is 1, used 1`."""
+    limits = []
     for field in shown.split():
         name = field.partition("=")[0]
         for what, limit, used in _LIMIT.findall(field):
-            found.append(f"{name if what == name else f'{name} {what}'} is {limit}, used {used}")
-    return found
+            limits.append(f"{name if what == name else f'{name} {what}'} is {limit}, used {used}")
+    return limits
 
 
-_ASKING: dict[str, Callable[[str, str, dict[str, str]], str]] = {
+_EXPLAINED: dict[str, Callable[[str, str, dict[str, str]], str]] = {
     "Priority": _priority,
     "Resources": _resources,
     "ReqNodeNotAvail": _not_available,
@@ -127,7 +127,7 @@ _ASKING: dict[str, Callable[[str, str, dict[str, str]], str]] = {
     "Assoc": _limit,
     "MaxJobsPer": _limit,
 }
-"""How a reason begins, to what finds its numbers."""
+"""Prefix of a reason to the function that queries its numbers."""
 
 
 def _expected_start(reason: str, job: dict[str, str]) -> list[str]:
@@ -140,4 +140,4 @@ def _expected_start(reason: str, job: dict[str, str]) -> list[str]:
     hours, minutes = divmod(int(left_s / 60), 60)
     when = time.strftime("%Y-%m-%d %H:%M", time.localtime(int(start)))
     wait = f"{hours} h {minutes} min" if hours else f"{minutes} min" if minutes else "less than a minute"
-    return [f"SLURM expects it to start at {when}, in {wait}, if the jobs before it take all their time"]
+    return [f"SLURM expects it to start at {when}, in {wait}, if the jobs ahead of it use their whole time limit"]

@@ -1,7 +1,7 @@
-"""Step 0 of an allocation: is every node fit for this run? `python -m trainer.slurm.preflight RUN_DIR NODES`.
+"""Check the nodes of an allocation before the first attempt: `python -m trainer.slurm.preflight RUN_DIR NODES`.
 
-Each node looks at itself, then all ranks reduce some megabytes together; what it found is in
-`preflight/JOB-RESTART/NODE.json`, and `judge` names the nodes that must not be used. Under a minute in all.
+Each node checks itself, then all ranks all-reduce some megabytes. The results are in `preflight/JOB-RESTART/NODE.json`,
+and `judge` returns the nodes that must not be used. It takes less than a minute.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from trainer.core.hardware import count_gpus
 from trainer.runs.directory import RunDirectory
 
 MOST_SKEW_S = 5.0
-"""Clocks further apart than this mix up which file is the newer one."""
+"""Largest clock difference; a larger one confuses which of two files is newer."""
 LEAST_FREE_BYTES = 200_000_000
 REDUCE_TIMEOUT_S = 40
 _PACKAGES = ("torch", "lightning", "deepspeed", "numpy", "hydra-core", "omegaconf")
@@ -34,62 +34,62 @@ _WORKER = "trainer.runtime.reduce"
 
 
 def folder(run: RunDirectory, environment: Mapping[str, str] = os.environ) -> Path:
-    """Where the nodes of this allocation write."""
+    """Return the folder of the results of this allocation."""
     restart = environment.get("SLURM_RESTART_COUNT") or 0
     return run.path / "preflight" / f"{environment['SLURM_JOB_ID']}-{restart}"
 
 
-def look(run: RunDirectory, shape: LaunchShape, node: str) -> dict[str, Any]:
-    """What this node says of itself: `problems` in words, and what is compared with the other nodes."""
+def check_node(run: RunDirectory, shape: LaunchShape, node: str) -> dict[str, Any]:
+    """Check this node. Returns its problems, and what is compared with the other nodes."""
     problems = []
     if shape.device == "cuda" and (gpus := count_gpus()) < shape.processes_per_node:
-        problems.append(f"{gpus} GPUs can be used and {shape.processes_per_node} are needed")
+        problems.append(f"{gpus} GPUs are usable, {shape.processes_per_node} are needed")
     probe = folder(run) / f".{node}"
     try:
         before = time.time()
         write_atomic(probe, node)
         written, after = probe.stat().st_mtime, time.time()
         probe.unlink()
-        skew_s = max(before - written, written - after)  # a slow disk is no wrong clock
+        skew_s = max(before - written, written - after)  # so that a slow disk is not taken for a wrong clock
         if skew_s > MOST_SKEW_S:
-            problems.append(f"its clock is {skew_s:.0f} s from that of the run directory's disk")
+            problems.append(f"its clock differs by {skew_s:.0f} s from the file system of the run directory")
     except OSError as error:
         problems.append(f"cannot write into the run directory: {error.strerror}")
     free = shutil.disk_usage(run.path).free
     needed = bytes_to_come(run)
     if free < needed:
-        problems.append(f"{free / 1e9:.1f} GB are free and the checkpoints need {needed / 1e9:.1f} GB")
+        problems.append(f"{free / 1e9:.1f} GB are free, the checkpoints need {needed / 1e9:.1f} GB")
     return {"node": node, "problems": problems, "code": code_hash(run), "data": data_seen(run.config()["data"])}
 
 
 def bytes_to_come(run: RunDirectory) -> int:
-    """For the checkpoints that will be kept, as large as the newest one, and the one that is written beside them."""
+    """Return the bytes for the checkpoints that are kept and one in progress, each as large as the newest."""
     options = run.config()["checkpoint"]
     newest = max(CheckpointStore(run.checkpoints_dir).committed(), key=lambda one: one.step, default=None)
     return max(LEAST_FREE_BYTES, (newest.bytes if newest else 0) * (1 + options["keep_best"]))
 
 
 def code_hash(run: RunDirectory) -> str:
-    """Of what this node would run: Python, the packages, the trainer's own files and the run's."""
-    found = hashlib.sha256(sys.version.encode())
+    """Return a hash of what this node would run: Python, packages, the files of the trainer and of the run."""
+    digest = hashlib.sha256(sys.version.encode())
     for name in _PACKAGES:
         try:
-            found.update(f"{name} {importlib.metadata.version(name)}\n".encode())
+            digest.update(f"{name} {importlib.metadata.version(name)}\n".encode())
         except importlib.metadata.PackageNotFoundError:
-            found.update(f"{name} missing\n".encode())
+            digest.update(f"{name} missing\n".encode())
     for root in (Path(__file__).parents[1], run.code_dir):
         for path in sorted(root.rglob("*.py")):
-            found.update(str(path.relative_to(root)).encode() + path.read_bytes())
-    return found.hexdigest()[:16]
+            digest.update(str(path.relative_to(root)).encode() + path.read_bytes())
+    return digest.hexdigest()[:16]
 
 
 def data_seen(data: dict[str, Any]) -> dict[str, bool]:
-    """Each value of `data` that looks like a path, and whether it is there."""
+    """Return each value of `data` that looks like a path, and whether this node sees it."""
     return {value: Path(value).exists() for value in data.values() if isinstance(value, str) and "/" in value}
 
 
 def reduce_together(run: RunDirectory, shape: LaunchShape, nodes: list[str], node: str) -> dict[str, Any]:
-    """Start this node's ranks of a reduction over all; how many of them joined, and the slowest one's speed."""
+    """Run this node's ranks of an all-reduce over all nodes; return how many joined and the speed of the slowest."""
     first = nodes.index(node) * shape.processes_per_node
     port = 30000 + int(os.environ["SLURM_JOB_ID"]) % 10000
     children = []
@@ -110,7 +110,7 @@ def reduce_together(run: RunDirectory, shape: LaunchShape, nodes: list[str], nod
         except subprocess.TimeoutExpired:
             child.kill()
             out, errors = child.communicate()
-            complaints.append(f"no answer in {REDUCE_TIMEOUT_S} s")
+            complaints.append(f"no response within {REDUCE_TIMEOUT_S} s")
         texts.append(out.decode())
         complaints += errors.decode(errors="replace").strip().splitlines()[-1:] if child.returncode else []
     speeds = [float(text.split()[-1]) for text in texts if text.startswith("joined") and len(text.split()) == 2]
@@ -122,19 +122,19 @@ def reduce_together(run: RunDirectory, shape: LaunchShape, nodes: list[str], nod
 
 
 def judge(run: RunDirectory, nodes: list[str]) -> tuple[dict[str, str], float | None]:
-    """Node to what is wrong with it, of those that must not be used; bytes per second of the slowest rank."""
+    """Return the problem of each node that must not be used, and the bytes per second of the slowest rank."""
     found = {node: read_json(folder(run) / f"{node}.json") for node in nodes}
-    bad = {node: "gave no answer" for node in nodes if found[node] is None}
+    bad = {node: "no response" for node in nodes if found[node] is None}
     there = {node: record for node, record in found.items() if record is not None}
     bad.update({node: "; ".join(record["problems"]) for node, record in there.items() if record["problems"]})
     common = Counter(record["code"] for record in there.values()).most_common(1)
     for node, record in there.items():
         lacking = [path for path, seen in record["data"].items() if not seen and _seen_elsewhere(there, path)]
         if record["code"] != common[0][0]:
-            bad.setdefault(node, "its code or packages are not those of the others")
+            bad.setdefault(node, "its code or packages differ from those of the others")
         elif lacking:
-            bad.setdefault(node, f"it does not see {lacking[0]}")
-    if bad:  # the others could not reduce without these
+            bad.setdefault(node, f"it cannot see {lacking[0]}")
+    if bad:  # the others could not all-reduce without these
         return bad, None
     ranks = {node: record["reduced"]["joined"] for node, record in there.items() if record.get("reduced")}
     most = max(ranks.values(), default=0)
@@ -151,13 +151,13 @@ def _seen_elsewhere(there: Mapping[str, dict[str, Any]], path: str) -> bool:
 
 
 def main(run: RunDirectory, nodes: list[str]) -> int:
-    """Look at this node, one of `nodes`, and write down what was found."""
+    """Check this node, one of `nodes`, and write the result."""
     shape = LaunchShape.from_dict(run.launch()["shape"])
     node = os.environ["SLURMD_NODENAME"]
     folder(run).mkdir(parents=True, exist_ok=True)
     if os.path.isdir(run.launch().get("cwd", "")):
         os.chdir(run.launch()["cwd"])
-    found = look(run, shape, node)
+    found = check_node(run, shape, node)
     if len(nodes) * shape.processes_per_node > 1 and not found["problems"]:
         found["reduced"] = reduce_together(run, shape, nodes, node)
     write_atomic(folder(run) / f"{node}.json", json.dumps(found, indent=1))

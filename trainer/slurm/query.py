@@ -1,4 +1,4 @@
-"""What SLURM says of jobs: one squeue for all of them, and nothing that needs its accounting."""
+"""Query jobs: one squeue for all of them, and nothing that needs SLURM's accounting."""
 
 from __future__ import annotations
 
@@ -9,9 +9,12 @@ from trainer.slurm.commands import SlurmRefused, run
 
 
 def states(job_ids: Iterable[str]) -> dict[str, str]:
-    """Job id to the long name of its state. A job that SLURM has forgotten, some minutes after its end, is left out.
+    """Return the long name of the state of each job.
 
-    Raises EnvironmentFault when SLURM does not answer.
+    A job that SLURM has purged, some minutes after its end, is left out.
+
+    Raises:
+        EnvironmentFault: SLURM does not respond.
     """
     wanted = sorted(set(job_ids))
     if not wanted:
@@ -19,13 +22,13 @@ def states(job_ids: Iterable[str]) -> dict[str, str]:
     try:
         printed = run("squeue", "--noheader", "--states=all", f"--jobs={','.join(wanted)}", "--format=%i|%T")
     except SlurmRefused:
-        # Of one unknown id alone, or of unknown ids only, squeue says "Invalid job id specified".
+        # With unknown ids only, squeue fails with "Invalid job id specified".
         return {}
     return dict(line.split("|", 1) for line in printed.split())
 
 
 def job(job_id: str) -> dict[str, str]:
-    """The fields of `scontrol show job`; empty where SLURM has forgotten it."""
+    """Return the fields of `scontrol show job`; empty when SLURM has purged the job."""
     try:
         printed = run("scontrol", "--oneliner", "show", "job", job_id)
     except SlurmRefused:
@@ -34,5 +37,5 @@ def job(job_id: str) -> dict[str, str]:
 
 
 def hostnames(nodelist: str) -> list[str]:
-    """`node[0-1]` as names; the controller is not asked."""
+    """Expand a node list such as `node[0-1]`, without a call of the controller."""
     return run("scontrol", "show", "hostnames", nodelist).split()

@@ -1,4 +1,4 @@
-"""The job script of a run, from the template `slurm/job.sbatch`."""
+"""Render the job script of a run from the template `slurm/job.sbatch`."""
 
 from __future__ import annotations
 
@@ -15,20 +15,28 @@ from trainer.slurm.options import sbatch_options
 
 _PLAIN = re.compile(r"[A-Za-z0-9_./:,=@%+-]*")
 _CPUS = '${SLURM_CPUS_PER_TASK:+"--cpus-per-task=$SLURM_CPUS_PER_TASK"}'
-"""srun does not take it over from sbatch (since 22.05)."""
+"""Passed on because srun does not inherit it from sbatch (since 22.05)."""
 _NOT_IN_A_PATH = re.compile(r'[\x00-\x1f\x7f\x80-\x9f\u2028\u2029"\\%]')
-"""SLURM replaces %x in the path of a log and has no way to quote the others."""
+"""SLURM expands %x in the path of a log, and cannot quote the other characters."""
 
 
 def script(config: dict[str, Any], shape: LaunchShape, run_path: Path, cwd: Path, cpus_per_process: int | None) -> str:
-    """The text of `job.sbatch` for a run that works in `cwd`. `config` has passed the checks.
+    """Return the text of `job.sbatch`.
 
-    Raises UserError for a path that SLURM cannot take.
+    Args:
+        config: Configuration of the run, after its checks.
+        shape: Launch shape.
+        run_path: Run directory.
+        cwd: Working directory of the job.
+        cpus_per_process: Cores per process; None leaves it to the cluster.
+
+    Raises:
+        UserError: SLURM does not accept a path.
     """
     refused = _NOT_IN_A_PATH.search(str(run_path))
     if refused:
         raise UserError(
-            f"runs_dir: {str(run_path.parent)!r} holds {refused[0]!r}, which cannot be written in a job script",
+            f"runs_dir: {str(run_path.parent)!r} contains {refused[0]!r}, which cannot be written in a job script",
             "set runs_dir to a folder with an ordinary name",
         )
     cluster = config["cluster"]
@@ -39,7 +47,7 @@ def script(config: dict[str, Any], shape: LaunchShape, run_path: Path, cwd: Path
     ]
     values = {
         "RUN": run_path.name,
-        # In a comment, where a quotation means nothing; a line break was refused above.
+        # Used in a comment, where quoting does not matter; line breaks were refused above.
         "SCRIPT": shlex.quote(str(run_path / "job.sbatch")),
         "OPTIONS": "\n".join(_line(name, value) for name, value in options),
         "RUN_DIR": shlex.quote(str(run_path)),
@@ -54,7 +62,7 @@ def script(config: dict[str, Any], shape: LaunchShape, run_path: Path, cwd: Path
 
 
 def _line(name: str, value: str) -> str:
-    """A directive. SLURM reads quotation marks as a shell does, and nothing inside them (22.05, seen)."""
+    """Return an `#SBATCH` line. SLURM reads quotation marks as a shell does, and their content literally (22.05)."""
     if not value:
         return f"#SBATCH --{name}"
     return f"#SBATCH --{name}={value}" if _PLAIN.fullmatch(value) else f'#SBATCH --{name}="{value}"'
@@ -73,7 +81,7 @@ def _preflight(cluster: dict[str, Any], folders: list[Path]) -> list[str]:
     node = """bash -c 'trap "" USR1; exec "$@"' node"""
     python = " ".join(_node_python(cluster, folders))
     return [
-        "# Step 0 (cluster.preflight): every node looks at itself, all ranks reduce together; begin reads the results.",
+        "# Step 0 (cluster.preflight): each node checks itself, all ranks all-reduce; begin reads the results.",
         f"timeout 60 srun {' '.join(options)} {node} \\",
         f'    {python} -m trainer.slurm.preflight "$run_dir" $(scontrol show hostnames)',
     ]
@@ -113,11 +121,11 @@ def _node_python(cluster: dict[str, Any], folders: list[Path]) -> list[str]:
 
 
 def _mounts(cluster: dict[str, Any], folders: list[Path]) -> list[str]:
-    """HOST:INSIDE for what the job cannot do without, then for what the config adds."""
+    """Return HOST:INSIDE of the folders that every job needs, then of `cluster.container_mounts`."""
     for folder in folders:
         if re.search(r"[:,\s]", str(folder)):
             raise UserError(
-                f"{str(folder)!r} cannot be shown inside a container: it holds a colon, a comma or a space",
+                f"{str(folder)!r} cannot be mounted in a container: it contains a colon, a comma or a space",
                 "use a folder with an ordinary name, or leave cluster.container out",
             )
     return [*(f"{folder}:{folder}" for folder in folders), *cluster["container_mounts"]]

@@ -1,4 +1,4 @@
-"""The launch shape on this cluster, and what of a job it would never run: refused before it waits in the queue."""
+"""Choose the launch shape on this cluster, and refuse a job that it would never run before it waits in the queue."""
 
 from __future__ import annotations
 
@@ -19,13 +19,16 @@ from trainer.slurm.options import check_extra, check_values, seconds
 
 
 def check(config: dict[str, Any], shape: LaunchShape) -> None:
-    """Raise UserError with every problem of `cluster.*` and `resources.*` that can be known; without SLURM on this
-    machine only those of the values."""
+    """Check `cluster.*` and `resources.*`. Without SLURM on this machine only their values are checked.
+
+    Raises:
+        UserError: Lists all problems.
+    """
     cluster, resources = config["cluster"], config["resources"]
     problems = [*check_values(cluster), *_of_elastic(config, shape)]
     if all(resources[key] is None for key in ("gpus", "gpus_per_node", "cpu_processes")):
         fix = "say how many: resources.gpus=8, or resources.gpus=0 to train on CPU"
-        problems.append(UserError("resources.gpus is not set, and a cluster has more than one machine's", fix))
+        problems.append(UserError("resources.gpus is not set, and a cluster has no default number", fix))
     if not is_here():
         raise_all([*problems, *check_extra(cluster, set())])
         return
@@ -37,36 +40,38 @@ def check(config: dict[str, Any], shape: LaunchShape) -> None:
 
 
 def _of_elastic(config: dict[str, Any], shape: LaunchShape) -> Iterator[UserError]:
-    """`resources.min_nodes` that would never be used."""
+    """Yield the problem of a `resources.min_nodes` that could never take effect."""
     least = config["resources"]["min_nodes"]
     if least is None or least == shape.nodes:
         return
     if config["data"].get("batch_size") is None:
         yield UserError(
-            f"resources.min_nodes={least}: the data has no batch_size, so that fewer nodes would train another job",
-            "set data.batch_size to the samples of an optimizer step, or leave resources.min_nodes out",
+            f"resources.min_nodes={least}: the data has no batch_size, so fewer nodes would change the global batch",
+            "set data.batch_size to the samples of an optimizer step, or remove resources.min_nodes",
         )
     elif most_nodes(config, shape, shape.nodes - 1) is None:
         batch_size = config["data"]["batch_size"]
         both = math.lcm(shape.world_size, shape.world_size - shape.processes_per_node)
         yield UserError(
-            f"resources.min_nodes={least}: the ranks of no number of nodes from {least} to {shape.nodes - 1} share "
+            f"resources.min_nodes={least}: no number of nodes from {least} to {shape.nodes - 1} divides "
             f"data.batch_size={batch_size} and the groups of the strategy evenly",
             f"use data.batch_size={-(-batch_size // both) * both} (and a strategy.shard_size or tensor_parallel_size "
-            "within a node), or leave resources.min_nodes out",
+            "within a node), or remove resources.min_nodes",
         )
 
 
 def choose_nodes(config: dict[str, Any]) -> None:
-    """Fill in `resources.nodes` and `gpus_per_node` where only `resources.gpus` is given: the fewest nodes that have
-    that many GPUs and share them evenly."""
+    """Set `resources.nodes` and `gpus_per_node` if only `resources.gpus` is given.
+
+    Chooses the fewest nodes that have that many GPUs and share them evenly.
+    """
     resources = config["resources"]
     gpus = resources["gpus"]
     if not gpus or resources["nodes"] is not None or resources["gpus_per_node"] is not None or not is_here():
         return
-    wanted = [one for one in _wanted(config["cluster"], facts.partitions()) if one is not None]
+    usable = [one for one in _requested(config["cluster"], facts.partitions()) if one is not None]
     most = max(
-        (kind.gpus_of(config["cluster"]["gpu_type"]) for partition in wanted for kind in partition.kinds), default=0
+        (kind.gpus_of(config["cluster"]["gpu_type"]) for partition in usable for kind in partition.kinds), default=0
     )
     if most == 0:
         return
@@ -75,17 +80,20 @@ def choose_nodes(config: dict[str, Any]) -> None:
 
 
 def cpus_per_process(config: dict[str, Any], shape: LaunchShape) -> int | None:
-    """Cores to ask for: as the config says, else the share of a node's cores that goes with a GPU. Null: leave it to
-    the cluster, where nothing is known of it."""
-    asked = config["cluster"]["cpus_per_process"]
-    if asked is not None or not is_here():
-        return None if asked is None else int(asked)
+    """Return the cores to request per process.
+
+    They are `cluster.cpus_per_process`, else the cores of a node divided by its GPUs. None leaves the number to the
+    cluster, when nothing is known of it.
+    """
+    requested = config["cluster"]["cpus_per_process"]
+    if requested is not None or not is_here():
+        return None if requested is None else int(requested)
     if shape.device == "cpu":
         return 1
     gpu_type = config["cluster"]["gpu_type"]
     shares = [
         kind.cpus // kind.num_gpus
-        for partition in _wanted(config["cluster"], facts.partitions())
+        for partition in _requested(config["cluster"], facts.partitions())
         if partition is not None
         for kind in partition.kinds
         if kind.gpus_of(gpu_type) >= shape.processes_per_node
@@ -94,12 +102,14 @@ def cpus_per_process(config: dict[str, Any], shape: LaunchShape) -> int | None:
 
 
 def cost(config: dict[str, Any], shape: LaunchShape) -> str | None:
-    """`up to 64 GPU hours in each allocation of 0-04:00:00`; null where neither the config nor the partition has a
-    limit."""
+    """Return the greatest cost of an allocation: `up to 64 GPU hours in each allocation of 0-04:00:00`.
+
+    None when neither the configuration nor the partition has a time limit.
+    """
     limit_s = seconds(config["cluster"]["time"]) if config["cluster"]["time"] else None
     if limit_s is None and is_here():
         defaults = [
-            one.default_time_s or one.max_time_s for one in _wanted(config["cluster"], facts.partitions()) if one
+            one.default_time_s or one.max_time_s for one in _requested(config["cluster"], facts.partitions()) if one
         ]
         limit_s = max((one for one in defaults if one is not None), default=None)
     if limit_s is None:
@@ -109,8 +119,8 @@ def cost(config: dict[str, Any], shape: LaunchShape) -> str | None:
     return f"up to {units * limit_s / 3600:.4g} {what} hours in each allocation of {as_time(limit_s)}"
 
 
-def _wanted(cluster: dict[str, Any], known: dict[str, Partition]) -> list[Partition | None]:
-    """The partitions that the job may go to; null for a name that there is not."""
+def _requested(cluster: dict[str, Any], known: dict[str, Partition]) -> list[Partition | None]:
+    """Return the partitions that the job may run in; None for an unknown name."""
     if cluster["partition"] is None:
         return [partition for partition in known.values() if partition.is_default]
     return [known.get(name) for name in cluster["partition"].split(",")]
@@ -118,11 +128,11 @@ def _wanted(cluster: dict[str, Any], known: dict[str, Partition]) -> list[Partit
 
 def _of_cluster(config: dict[str, Any], shape: LaunchShape, known: dict[str, Partition]) -> Iterator[UserError]:
     cluster = config["cluster"]
-    wanted = _wanted(cluster, known)
-    if not wanted:
+    requested = _requested(cluster, known)
+    if not requested:
         fix = f"set cluster.partition to one of: {listed(known)}"
         yield UserError("cluster.partition is not set, and this cluster has no default partition", fix)
-    for name, partition in zip((cluster["partition"] or "").split(","), wanted, strict=False):
+    for name, partition in zip((cluster["partition"] or "").split(","), requested, strict=False):
         if partition is None:
             near = did_you_mean(name, known, prefix="cluster.partition=")
             yield UserError(
@@ -146,7 +156,7 @@ def _of_user(cluster: dict[str, Any]) -> Iterator[UserError]:
 def _of_partition(config: dict[str, Any], shape: LaunchShape, partition: Partition) -> Iterator[UserError]:
     cluster, name = config["cluster"], partition.name
     if not partition.is_up:
-        yield UserError(f"the partition {name} takes no jobs now", "choose another, or wait; sinfo shows them")
+        yield UserError(f"the partition {name} takes no jobs now", "choose another, or wait; see sinfo")
     yield from _of_time(cluster, partition)
     for key, allowed in (("account", partition.allowed_accounts), ("qos", partition.allowed_qos)):
         if cluster[key] is not None and allowed is not None and cluster[key] not in allowed:
@@ -162,7 +172,7 @@ def _of_partition(config: dict[str, Any], shape: LaunchShape, partition: Partiti
         with_spare = f" and resources.spare_nodes={nodes - shape.nodes}" if nodes > shape.nodes else ""
         yield UserError(
             f"resources.nodes={shape.nodes}{with_spare}: the partition {name} has {most} that fit",
-            f"use resources.nodes={most} or fewer, or another of the partitions; sinfo shows them",
+            f"use resources.nodes={most} or fewer, or another partition; see sinfo",
         )
 
 
@@ -172,13 +182,13 @@ def _of_time(cluster: dict[str, Any], partition: Partition) -> Iterator[UserErro
     if asked_s is not None and limit_s is not None and asked_s > limit_s:
         yield UserError(
             f"cluster.time={cluster['time']} is more than the partition {partition.name} allows",
-            f"use cluster.time={as_time(limit_s)} or less: a training that takes longer is requeued",
+            f"use cluster.time={as_time(limit_s)} or less: a job that takes longer is requeued",
         )
     given_s = asked_s or partition.default_time_s or limit_s
     if given_s is not None and given_s < cluster["save_before_end_s"] + 60:
         yield UserError(
-            f"the partition {partition.name} gives {as_time(given_s)}, which leaves no time to train before "
-            f"the ranks are asked to save, {cluster['save_before_end_s']} s before the end",
+            f"the partition {partition.name} gives {as_time(given_s)}, which leaves no time to train: the checkpoint "
+            f"is saved {cluster['save_before_end_s']} s before the time limit",
             "set cluster.time, or a smaller cluster.save_before_end_s",
         )
 
@@ -194,7 +204,7 @@ def _fits(kind: NodeKind, cluster: dict[str, Any], shape: LaunchShape) -> bool:
 
 
 def _too_large_a_node(cluster: dict[str, Any], shape: LaunchShape, partition: Partition) -> UserError:
-    """No node of the partition can take its share: say which number is too large, and what there is."""
+    """Return the problem of a job whose share of a node is larger than any node: the number, and what nodes have."""
     processes, name = shape.processes_per_node, partition.name
     gpu_type = cluster["gpu_type"]
     if shape.device == "cuda":
@@ -224,13 +234,13 @@ def _too_large_a_node(cluster: dict[str, Any], shape: LaunchShape, partition: Pa
 
 
 def _megabytes(memory: str) -> int:
-    """SLURM's units are powers of 1024."""
+    """Return SLURM memory such as `60G` in MB, rounded up. SLURM's units are powers of 1024."""
     kilobytes = {"K": 1, "M": 1024, "G": 1024**2, "T": 1024**3}[memory[-1]]
     return -(-int(memory[:-1]) * kilobytes // 1024)
 
 
 def as_time(time_s: int) -> str:
-    """D-HH:MM:SS."""
+    """Format seconds as D-HH:MM:SS."""
     minutes, second = divmod(time_s, 60)
     hours, minute = divmod(minutes, 60)
     return f"{hours // 24}-{hours % 24:02d}:{minute:02d}:{second:02d}"

@@ -77,7 +77,7 @@ class HangWatcher:
             print(f"straggler: {straggler}", flush=True)
 
     def _evidence(self, attempt: int, pids: list[int], traces: dict[int, Path]) -> Missing | None:
-        """Request stacks and, with several ranks, collective traces; return the collective that a rank has not entered."""
+        """Collect stacks and, with several ranks, collective traces; return the collective that lacks a rank."""
         deadline = time.monotonic() + _TRACES_WITHIN_S
         if len(traces) > 1:
             self._run.collectives_request(attempt).touch()

@@ -2,8 +2,8 @@
 
 A whole step takes equally long on all ranks, because it ends in a collective. The ranks differ in the part of a step in
 which no rank waits for another: reading the data and the forward pass (`own_s`), and on a GPU the forward pass by the
-GPU's clock (`forward_s`). With sharded parameters (fsdp, ZeRO-3) the ranks also wait for each other in the forward pass,
-where they gather parameters. They differ in the time before it (`data_s`).
+GPU's clock (`forward_s`). With sharded parameters (fsdp, ZeRO-3) the ranks also wait for each other in the forward
+pass, where they gather parameters; they differ in the time before it (`data_s`).
 """
 
 from __future__ import annotations
@@ -50,6 +50,7 @@ class Straggler:
 
     @property
     def factor(self) -> float:
+        """How many times as long as the others it takes."""
         return self.own_s / self.others_s
 
     @property

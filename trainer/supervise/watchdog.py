@@ -35,6 +35,7 @@ class Allowances:
 
     @staticmethod
     def of(resilience: Mapping[str, Any]) -> Allowances:
+        """Read them from `resilience.*`."""
         return Allowances(
             float(resilience.get("hang_factor", 20.0)),
             float(resilience.get("hang_after_s", 180.0)),
@@ -156,7 +157,7 @@ class Blame:
 def blame(hang: Hang, attempt_dir: Path, missing: Sequence[int] = (), answered: Sequence[int] = ()) -> Blame:
     """Return the rank that caused the hang.
 
-    The evidence, in this order: it wrote no stacks, it alone has not entered a collective, it is behind by its step, its
+    The evidence, in this order: it wrote no stacks; it alone has not entered a collective; its step is behind; its
     stack is not in a collective.
 
     Args:
