@@ -1,4 +1,4 @@
-"""The live line of a terminal, from a heartbeat (`live/rank-0.json`). Pure."""
+"""Render the progress bar of a terminal from a heartbeat (`live/rank-0.json`)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ _SMALLEST_BAR = 6
 
 
 def duration(seconds: float) -> str:
-    """`1:05`, `1:02:03`, `2 d 03:04`."""
+    """Format seconds as `1:05`, `1:02:03` or `2 d 03:04`."""
     total = max(0, round(seconds))
     days, rest = divmod(total, 86400)
     hours, rest = divmod(rest, 3600)
@@ -19,7 +19,7 @@ def duration(seconds: float) -> str:
 
 
 def short(number: float) -> str:
-    """A rate in at most five characters and a unit prefix: `912`, `4,520`, `45.2k`, `1.20M`."""
+    """Format a rate in at most five characters and a unit prefix: `912`, `4,520`, `45.2k`, `1.20M`."""
     for limit, divisor, suffix in ((1e4, 1.0, ""), (1e6, 1e3, "k"), (1e9, 1e6, "M"), (float("inf"), 1e9, "G")):
         if number < limit:
             scaled = number / divisor
@@ -29,7 +29,7 @@ def short(number: float) -> str:
 
 
 def render(heartbeat: dict[str, Any], width: int) -> str:
-    """One line of at most `width` characters; what matters less is left out first."""
+    """Return a line of at most `width` characters; the least important parts are left out first."""
     step, most = heartbeat.get("step") or 0, heartbeat.get("max_steps")
     metrics = heartbeat.get("metrics") or {}
     head = [f"step {step}/{most}" if most else f"step {step}"]
@@ -37,7 +37,7 @@ def render(heartbeat: dict[str, Any], width: int) -> str:
     loss, rate, left_s = metrics.get("train/loss"), heartbeat.get("rate"), heartbeat.get("eta_s")
     if phase not in (None, "train"):
         head.append(str(phase).replace("_", " "))
-    # In the order in which they may stay when the terminal is narrow.
+    # Most important first, for a narrow terminal; the number is the position in the line.
     optional: list[tuple[int, str]] = []
     if loss is not None:
         optional.append((1, f"loss {loss:.4g}"))

@@ -1,4 +1,4 @@
-"""Launching on this machine: the node process in a session of its own, so that Ctrl-C reaches only the follower."""
+"""Launch on this machine. The node process has its own session, so that Ctrl-C reaches only the follower."""
 
 from __future__ import annotations
 
@@ -13,28 +13,32 @@ from trainer.runs.directory import RunDirectory
 from trainer.supervise.node import FOLLOWER_VARIABLE, NODES_VARIABLE, RENDEZVOUS_VARIABLE, record_launch
 
 _started: list[subprocess.Popen[bytes]] = []
-"""Kept: a Popen that is collected while its process runs warns."""
+"""Kept because a Popen that is garbage-collected while its process runs issues a warning."""
 
 
 class LocalLauncher:
-    """Starts a run here. `detached`: the run goes on when this process is killed; else it saves and ends."""
+    """Starts a run on this machine.
+
+    Args:
+        detached: The run continues when this process is killed. Otherwise it saves a checkpoint and ends.
+    """
 
     def __init__(self, detached: bool = False) -> None:
         self.detached = detached
 
     def launch(self, run: RunDirectory) -> None:
-        """Start `run`, and write which process it is into its `launch.json`."""
+        """Start `run`, and write the process id of its node process into `launch.json`."""
         launch = run.launch()
         shape = LaunchShape.from_dict(launch["shape"]) if launch.get("shape") else resolve(run.config())
-        # A resumed run goes on in the directory of its first launch, to which relative paths of data refer.
+        # A resumed run keeps the working directory of its first launch, to which relative data paths refer.
         attempt = run.next_attempt()
         write_atomic(run.launch_path, json.dumps({"cwd": os.getcwd(), **launch}, indent=1))
-        record_launch(run, shape, os.getpid(), attempt)  # until the node has a process id
+        record_launch(run, shape, os.getpid(), attempt)  # until the node process exists
         run.stop_request.unlink(missing_ok=True)
         run.logs_dir.mkdir(exist_ok=True)
-        # Not the working directory first of all: a folder there may be called like a module of ours.
+        # Without it the working directory comes first on sys.path, where a folder may have the name of a module here.
         variables = {**os.environ, "PYTHONSAFEPATH": "1", "TRAINER_ATTEMPT": str(attempt)}
-        for name in (NODES_VARIABLE, RENDEZVOUS_VARIABLE):  # of the job that this command may run in
+        for name in (NODES_VARIABLE, RENDEZVOUS_VARIABLE):  # set if this command runs within a job
             variables.pop(name, None)
         if not self.detached:
             variables[FOLLOWER_VARIABLE] = str(os.getpid())
@@ -52,5 +56,5 @@ class LocalLauncher:
 
 
 def reap() -> None:
-    """Collect the node processes of this process that have ended."""
+    """Wait for the node processes of this process that have ended."""
     _started[:] = [process for process in _started if process.poll() is None]

@@ -28,7 +28,7 @@ class NodeKind:
         return sum(self.gpus.values())
 
     def gpus_of(self, gpu_type: str | None) -> int:
-        """Return the GPUs of this type per node; without a type, of the most frequent one: a job gets one type per node."""
+        """Return the GPUs of this type per node, or of the most frequent type: a job gets one type per node."""
         return self.gpus.get(gpu_type, 0) if gpu_type else max(self.gpus.values(), default=0)
 
 

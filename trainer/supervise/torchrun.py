@@ -1,4 +1,4 @@
-"""What torchrun is told on one node: its arguments, its environment, and how it is started."""
+"""Start torchrun on one node: its arguments, environment and signals."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from trainer.runs.code_snapshot import import_paths
 from trainer.supervise.agent import PRELOAD_VARIABLE
 
 IGNORED_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
-"""torchrun would kill its workers on these, or die of them; the workers handle them, the node forwards them."""
+"""Signals that torchrun ignores: it would kill its workers, or die. The node process forwards them to the workers."""
 
 
 TORCHRUN_PID_VARIABLE = "TRAINER_TORCHRUN_PID"
-"""Read by `trainer/runtime/process.py`."""
+"""Process id of the parent of the ranks; read by `trainer/runtime/process.py`."""
 
 
 AGENT = Path(__file__).with_name("agent.py")
@@ -32,7 +32,7 @@ AGENT = Path(__file__).with_name("agent.py")
 
 @dataclass(frozen=True)
 class Place:
-    """This node among the nodes of the job."""
+    """Position of this node among the nodes of the job."""
 
     nodes: int = 1
     node_rank: int = 0
@@ -43,8 +43,16 @@ class Place:
 def command(
     run_path: Path, job_id: str, shape: LaunchShape, place: Place, max_restarts: int, worker: list[str]
 ) -> list[str]:
-    """The command line of torchrun. `job_id` names this rendezvous: another launch must have another. `worker`: what it
-    runs, as Python is told it."""
+    """Return the command line of torchrun.
+
+    Args:
+        run_path: Run directory, the argument of the worker.
+        job_id: Name of the rendezvous; each launch needs another.
+        shape: Launch shape.
+        place: Position of this node.
+        max_restarts: Restarts by torchrun after a rank has died.
+        worker: Python's arguments for a rank: `["-m", MODULE]`.
+    """
     if place.nodes == 1:
         rendezvous = ["--standalone", "--local-addr=127.0.0.1"]
     else:
@@ -60,9 +68,9 @@ def command(
         *rendezvous,
         f"--nproc-per-node={shape.processes_per_node}",
         f"--max-restarts={max_restarts}",
-        # It installs handlers for the signals listed here, over the inherited SIG_IGN, and needs one at least.
+        # torchrun installs handlers for these signals over the inherited SIG_IGN, and needs at least one.
         "--signals-to-handle=SIGQUIT",
-        # Each rank writes its own log; without this, folders in the temporary directory stay behind.
+        # Each rank writes its own log. By default torchrun leaves folders in the temporary directory behind.
         f"--log-dir={os.devnull}",
         *worker,
         str(run_path),
@@ -78,9 +86,18 @@ def environment(
     preload: str | None = None,
     hash_seed: str = "0",
 ) -> dict[str, str]:
-    """The environment of torchrun and, through it, of the workers. `preload`: the module that is imported once for all
-    of them; it and what it imports may start no thread, touch no GPU, and not ask which rank it is. `hash_seed`: of
-    `RunDirectory.hash_seed`; a rank that is forked has the one with which the interpreter started."""
+    """Return the environment of torchrun, which the workers inherit.
+
+    Args:
+        inherited: Environment of this process.
+        code_dir: Code snapshot of the run.
+        shape: Launch shape.
+        place: Position of this node.
+        attempt: Number of the first attempt.
+        preload: Module that is imported once for all ranks. While it is imported, no code may start a thread, use a
+            GPU or read the number of its rank.
+        hash_seed: PYTHONHASHSEED (`RunDirectory.hash_seed`). Forked ranks have that of the process that forks them.
+    """
     inherited = {**inherited, **env_set(code_dir.parent)}
     variables = dict(inherited)
     variables["PYTHONHASHSEED"] = hash_seed
@@ -88,18 +105,18 @@ def environment(
     variables.setdefault("OMP_NUM_THREADS", str(threads))
     variables["TRAINER_ATTEMPT"] = str(attempt)
     variables["PYTHONUNBUFFERED"] = "1"
-    # With the store shared, restarted ranks read the addresses of the dead ones and never connect (torch 2.13).
+    # With a shared store, restarted ranks read the addresses of dead ranks and never connect (torch 2.13).
     variables["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
-    # The code as it was at launch goes before what the working directory holds by now, and before editable installs,
-    # which come last on Python's path. `python -m` would put the working directory first of all; Python 3.11 and later
-    # can be told not to (3.10: `process.frozen_code_first`).
+    # The code snapshot comes before the working directory, which may have changed since launch, and before editable
+    # installs, which are last on sys.path. `python -m` would insert the working directory first; PYTHONSAFEPATH
+    # prevents that since Python 3.11 (3.10: `process.frozen_code_first`).
     frozen = import_paths(code_dir)
     variables["TRAINER_FROZEN_CODE"] = os.pathsep.join(frozen)  # read by trainer/runtime/frozen.py
     paths = [*frozen, os.getcwd(), *filter(None, [inherited.get("PYTHONPATH")])]
     variables["PYTHONPATH"] = os.pathsep.join(paths)
     variables["PYTHONSAFEPATH"] = "1"
     if place.nodes == 1:
-        # The host name may not resolve, or to an address that is not here: a laptop without a network.
+        # On a laptop without a network, the host name may not resolve, or to a foreign address.
         variables.setdefault("GLOO_SOCKET_IFNAME", "lo")
     if shape.device == "cpu":
         variables["CUDA_VISIBLE_DEVICES"] = ""
@@ -111,15 +128,15 @@ def environment(
 def start(
     arguments: list[str], variables: dict[str, str], stdout: TextIO | None = None, stderr: TextIO | None = None
 ) -> subprocess.Popen[bytes]:
-    """Start torchrun so that it ignores the signals of stopping and does not outlive this process."""
+    """Start torchrun such that it ignores `IGNORED_SIGNALS` and dies with this process."""
     parent = os.getpid()
 
     def before_exec() -> None:
         for signum in IGNORED_SIGNALS:
             signal.signal(signum, signal.SIG_IGN)  # inherited over exec
         die_with_parent(signal.SIGKILL, parent)
-        # Without env=, what is set here is what exec hands on: the only place that knows torchrun's process id.
-        # A rank must know it: one that starts while torchrun is being killed sees another parent from the start.
+        # Without env=, exec passes os.environ on. Only here is torchrun's process id known. A rank needs it: one that
+        # starts while torchrun is being killed sees another parent from the start.
         os.environ.clear()
         os.environ.update(variables)
         os.environ[TORCHRUN_PID_VARIABLE] = str(os.getpid())
@@ -128,5 +145,5 @@ def start(
 
 
 def workers(torchrun_pid: int) -> list[int]:
-    """The live ranks of this torchrun. It makes each the leader of a session, which nothing else below it is."""
+    """Return the live ranks of this torchrun: its children that lead a session."""
     return [pid for pid in processes.children(torchrun_pid) if processes.leads_session(pid)]
