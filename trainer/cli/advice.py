@@ -42,7 +42,9 @@ _REMEDIES = (
 )
 """Pattern of a reason, advice, and the override of `trainer resume` that follows it."""
 _UNEVEN = re.compile(
-    r"did not move|it had not after|no progress|has not (come to|entered)|Connection closed|monitored.?barrier", re.I
+    r"did not move|it had not after|after a request to stop|no progress|has not (come to|entered)|Connection closed"
+    r"|monitored.?barrier",
+    re.I,
 )
 
 

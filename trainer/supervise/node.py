@@ -1,7 +1,7 @@
-"""What runs on one node, alone, under srun or by hand: `python -m trainer.supervise.node RUN_DIR`.
+"""Run the part of one node, alone, under srun or by hand: `python -m trainer.supervise.node RUN_DIR`.
 
-It says in `launch.json` that it is the run, takes the signals, has `supervisor.py` start and watch torchrun, and turns
-the outcome that the workers wrote into the job's exit code (`trainer/core/errors.py`).
+The node process records itself in `launch.json`, handles signals, has `supervisor.py` start and watch torchrun, and
+turns the outcome that the workers recorded into the exit code of the job (`trainer/core/errors.py`).
 """
 
 from __future__ import annotations
@@ -26,17 +26,21 @@ from trainer.supervise.supervisor import Supervisor
 from trainer.supervise.torchrun import Place
 
 FOLLOWER_VARIABLE = "TRAINER_FOLLOWER"
-"""Process id of the command that started this node and with which it ends; unset: it stands alone."""
+"""Process id of the command that this node process ends with; unset if it is independent."""
 RENDEZVOUS_VARIABLE = "TRAINER_RENDEZVOUS"
 """HOST:PORT of the first node."""
 NODES_VARIABLE = "TRAINER_NODES"
-"""How many nodes this attempt has: fewer than the run asked for where `resources.min_nodes` allows it."""
+"""Number of nodes of this attempt; fewer than requested if `resources.min_nodes` allows it."""
 
 
 def record_launch(run: RunDirectory, shape: LaunchShape, pid: int, attempt: int) -> None:
-    """Write into `launch.json` which process the run is by now: its state is read from that after any crash.
+    """Write the process of the run into `launch.json`, from which its state is read even after a crash.
 
-    `attempt` is the first of this launch; torchrun's restarts count on from it.
+    Args:
+        run: The run.
+        shape: Launch shape that the run asks for.
+        pid: Process id of the node process.
+        attempt: Number of the first attempt of this launch; restarts by torchrun count on from it.
     """
     launch = {
         "cluster": "local",
@@ -55,7 +59,7 @@ def record_launch(run: RunDirectory, shape: LaunchShape, pid: int, attempt: int)
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="launch/node", description="Run this node's part of a run.")
     parser.add_argument("run_dir", type=Path)
-    parser.add_argument("--nodes", type=int, help="number of nodes of the job; default: as the run was made for")
+    parser.add_argument("--nodes", type=int, help="number of nodes of the job; default: that of the run")
     parser.add_argument("--node-rank", type=int, help="number of this node, from 0")
     parser.add_argument("--rendezvous", help="HOST:PORT on the first node, the same on every node")
     return parser.parse_args(arguments)
@@ -68,12 +72,12 @@ def _place(options: argparse.Namespace, shape: LaunchShape) -> Place:
         rank = int(os.environ.get("SLURM_NODEID", "0"))
     rendezvous = options.rendezvous or os.environ.get(RENDEZVOUS_VARIABLE)
     if nodes > 1 and not rendezvous:
-        sys.exit(f"error: {nodes} nodes must meet\n  add --rendezvous HOST:PORT, the same on every node")
+        sys.exit(f"error: {nodes} nodes need a rendezvous\n  add --rendezvous HOST:PORT, the same on every node")
     return Place(nodes, rank, rendezvous)
 
 
 def _handle_signals(node: Supervisor, follower: int | None) -> None:
-    """SIGTERM and USR1 are passed on as they are. Ctrl-C by hand stops the run; a second one kills it."""
+    """Forward SIGTERM and SIGUSR1. Ctrl-C stops the run; a second one kills it."""
 
     def forward(signum: int, frame: FrameType | None) -> None:
         if follower is not None and os.getppid() != follower:
@@ -91,7 +95,7 @@ def _handle_signals(node: Supervisor, follower: int | None) -> None:
 
 
 def request_stop(run: RunDirectory, who: str) -> None:
-    """Ask the ranks to save and leave; `who` is for the reader of the run directory."""
+    """Ask the ranks to save a checkpoint and exit; `who` is recorded for the reader of the run directory."""
     if not run.stop_request.exists():
         run.stop_request.parent.mkdir(exist_ok=True)
         write_atomic(run.stop_request, who + "\n")
@@ -99,6 +103,7 @@ def request_stop(run: RunDirectory, who: str) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
+    """Run this node's part of the run, and return the exit code of the job."""
     options = _parse(arguments)
     run = RunDirectory(options.run_dir.resolve())
     launch = run.launch()
@@ -115,21 +120,21 @@ def main(arguments: list[str] | None = None) -> int:
     if launch.get("cwd") and os.path.isdir(launch["cwd"]):
         os.chdir(launch["cwd"])
     if place.node_rank == 0:
-        # Of an attempt on fewer nodes the run keeps the shape that it asked for, and has again when they are back.
-        asked = replace(shape, nodes=options.nodes) if options.nodes else shape
-        record_launch(run, asked, os.getpid(), node.base)
+        # After an attempt on fewer nodes, the next one asks for the shape of the run again.
+        requested = replace(shape, nodes=options.nodes) if options.nodes else shape
+        record_launch(run, requested, os.getpid(), node.base)
     terminal = _redirect_output(node.node_log)
     code = node.supervise()
     print(f"node {place.node_rank} ends with code {code}", flush=True)
     try:
         os.write(terminal, f"attempt {node.attempt} ended with code {code}; log: {node.node_log}\n".encode())
-    except OSError:  # nobody reads any more
+    except OSError:  # the terminal or pipe is closed
         pass
     return code
 
 
 def _redirect_output(log: Path) -> int:
-    """Point stdout and stderr at `log`; returns a descriptor of what stdout was."""
+    """Redirect stdout and stderr to `log`; return a descriptor of the former stdout."""
     log.parent.mkdir(parents=True, exist_ok=True)
     terminal = os.dup(1)
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)

@@ -1,4 +1,4 @@
-"""Watches over torchrun on one node: passes on signals, ends what should have ended, says why an attempt died."""
+"""Supervise torchrun on one node: forward signals, kill what should have ended, record why an attempt died."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ from trainer.supervise.torchrun import Place
 
 POLL_S = 0.1
 FAILED_GRACE_S = 3.0
-"""What the other ranks get once one has recorded that the job failed for good."""
+"""Grace period of the other ranks after one has recorded that the job failed for good."""
 SURVIVOR_GRACE_S = 10.0
-"""What torchrun's survivors get once one rank has died: torchrun itself waits 30 s for those stuck in a collective."""
+"""Grace period of the other ranks after one has died. torchrun itself waits 30 s for ranks stuck in a collective."""
 ENDED_GRACE_S = 30.0
-"""What the other ranks get once the first has recorded a good end."""
+"""Grace period of the other ranks after the first has recorded a good end."""
 _CLOSING = re.compile(rb"Sending process (\d+) closing signal SIGTERM")
-"""torchrun to its survivors; torch/distributed/elastic/multiprocessing/api.py"""
+"""Log line of torchrun when it stops the remaining ranks; torch/distributed/elastic/multiprocessing/api.py."""
 CODES = {"finished": DONE, "stopped": DONE, "requeue": REQUEUE, "failed": JOB_FAILED, "hung": HUNG}
 
 
 class Supervisor:
-    """One node's part of one launch of a run: one or more rounds of torchrun."""
+    """Runs the part of one node of a launch: torchrun, once or several times."""
 
     def __init__(self, run: RunDirectory, shape: LaunchShape, place: Place) -> None:
         self.run = run
@@ -47,9 +47,10 @@ class Supervisor:
         self.node_log = self._attempt_dir(self.base) / f"node-{place.node_rank}.log"
         self.requested: set[int] = set()
         """Signals received."""
-        self._told: set[tuple[int, int]] = set()
+        self._forwarded: set[tuple[int, int]] = set()
+        """Process id and signal."""
         self._attempts = [self.base]
-        """Those of this launch, torchrun's restarts among them."""
+        """Attempts of this launch, with the restarts by torchrun."""
         self._log_offset = 0
         self._closing: dict[int, float] = {}
         self._hangs = HangWatcher(run, shape.world_size, self.node_log, records=place.node_rank == 0)
@@ -57,9 +58,9 @@ class Supervisor:
         self._outcome_seen_at: float | None = None
 
     def supervise(self) -> int:
-        """Run torchrun until the job ends, and return the job's exit code."""
+        """Run torchrun until the job ends, and return the exit code of the job."""
         most = int(self.config["resilience"]["max_restarts"])
-        # Several nodes must number their attempts alike: what started them all starts them all again.
+        # With several nodes, the job script restarts all of them, so that they number their attempts alike.
         restarts, first = most if self.place.nodes == 1 else 0, self.base
         while True:
             code = self._round(first, restarts)
@@ -70,7 +71,7 @@ class Supervisor:
                 return int(outcome.get("exit_code", CODES.get(outcome["outcome"], JOB_FAILED)))
             found = self._cause(self.attempt)
             if self.place.nodes > 1:
-                return self._give_up(found)  # one place decides for all nodes: slurm/attempt.py
+                return self._give_up(found)  # slurm/attempt.py decides for all nodes
             restarts = most - self._failures_since_checkpoint()
             if restarts < 0 or most == 0 or self._stop_seen_at is not None:
                 return self._give_up(found)
@@ -85,10 +86,10 @@ class Supervisor:
         return self._attempts[-1]
 
     def _round(self, first: int, restarts: int) -> int:
-        """One torchrun, which makes attempts from number `first` on; returns its exit code."""
+        """Run torchrun, whose attempts are numbered from `first`; return its exit code."""
         if first != self.attempt:
             self._attempts.append(first)
-            self._attempt_dir(first).mkdir(exist_ok=True)  # also where no rank comes to write there: it is the newest
+            self._attempt_dir(first).mkdir(exist_ok=True)  # the newest attempt even if no rank writes there
         given = os.environ.get("TRAINER_WORKER_MODULE")
         worker = given or entry.module_of(entry.RANK, self.run.code_dir)
         arguments = torchrun.command(
@@ -124,15 +125,15 @@ class Supervisor:
         return int(child.returncode)
 
     def _forward(self, torchrun_pid: int) -> None:
-        """Tell each worker once, and not before it has a handler: until then it ignores the signal."""
+        """Forward each signal once to each worker that has a handler; a worker ignores the signal until then."""
         for signum in self.requested:
             for pid in torchrun.workers(torchrun_pid):
-                if (pid, signum) not in self._told and processes.handles(pid, signum):
-                    self._told.add((pid, signum))
+                if (pid, signum) not in self._forwarded and processes.handles(pid, signum):
+                    self._forwarded.add((pid, signum))
                     processes.send(pid, signum)
 
     def _note_restarts(self) -> None:
-        """When torchrun has begun another attempt, write down why the last one died."""
+        """Record why an attempt died once torchrun has begun the next one."""
         while self._attempt_dir(self.attempt + 1).is_dir():
             died = self.attempt
             self._attempts.append(died + 1)
@@ -142,7 +143,7 @@ class Supervisor:
                 print(f"attempt {died} died: {found.reason}; torchrun restarts the workers", flush=True)
 
     def _end_survivors(self) -> None:
-        """Kill the ranks that torchrun is closing and that do not leave: the restart waits for them."""
+        """Kill the ranks that torchrun is stopping and that do not exit, because the restart waits for them."""
         now = time.monotonic()
         with self.node_log.open("rb") as file:
             file.seek(self._log_offset)
@@ -156,7 +157,7 @@ class Supervisor:
                 processes.send(pid, signal.SIGKILL)
 
     def _enforce_end(self, child: subprocess.Popen[bytes]) -> None:
-        """Kill what is left when it should have ended: after an outcome, or after a request to stop."""
+        """Kill the remaining ranks once they should have ended: after an outcome, or after a request to stop."""
         now = time.monotonic()
         outcome = self._outcome()
         if outcome is not None:
@@ -164,14 +165,14 @@ class Supervisor:
             is_failed = outcome["outcome"] == "failed"
             grace_s = FAILED_GRACE_S if is_failed else ENDED_GRACE_S + self._finish_timeout_s()
             if now - self._outcome_seen_at > grace_s:
-                print(f"the outcome is {outcome['outcome']}; killing the ranks that go on", flush=True)
+                print(f"attempt {outcome['outcome']}; killing the remaining ranks", flush=True)
                 processes.kill_tree(child.pid)
         elif self.requested or self.run.stop_request.exists():
             self._stop_seen_at = self._stop_seen_at or now
-            # The ranks' own deadline comes first; it saves what it can.
+            # The deadline of the ranks themselves comes first, and saves a checkpoint if it can.
             limit_s = float(self.config["resilience"]["stop_deadline_s"]) + ENDED_GRACE_S
             if now - self._stop_seen_at > limit_s:
-                found = cause.Cause(f"asked to stop, it had not after {limit_s:.0f} s", [], None, None)
+                found = cause.Cause(f"still running {limit_s:.0f} s after a request to stop", [], None, None)
                 self._fail("hung", HUNG, found)
                 processes.kill_tree(child.pid)
 
@@ -179,16 +180,16 @@ class Supervisor:
         return float(self.config["tracking"].get("finish_timeout_s", 0))
 
     def _failures_since_checkpoint(self) -> int:
-        """Attempts of this launch from the one that committed the newest checkpoint on: that one has died since."""
+        """Count the attempts from the one that committed the newest checkpoint on; that one has died as well."""
         writers = [int(event["attempt"]) for event in self.run.events() if event["event"] == "checkpoint"]
         return self.attempt - max([self.base, *writers[-1:]]) + 1
 
     def _cause(self, attempt: int) -> cause.Cause:
-        """Why this attempt of the launch died: it hung, or what its logs say."""
+        """Return why this attempt died: a hang, or the cause in its logs."""
         return self._hangs.causes.get(attempt) or cause.find(self._attempt_dir(attempt), self.node_log)
 
     def _record_death(self, attempt: int, found: cause.Cause) -> None:
-        """Of an attempt that another one follows."""
+        """Record the death of an attempt that was restarted."""
         is_hang = attempt in self._hangs.causes
         self._record(attempt, "hung" if is_hang else "failed", HUNG if is_hang else JOB_FAILED, found)
 
@@ -207,8 +208,11 @@ class Supervisor:
         return self.run.attempts_dir / f"attempt-{attempt:02d}.json"
 
     def _outcome(self) -> dict[str, Any] | None:
-        """How this launch ended, as a worker wrote it: a final outcome of the newest attempt, or of the one before,
-        when torchrun restarted workers that had ended well."""
+        """Return how this launch ended, as recorded by a worker.
+
+        That is the final outcome of the newest attempt, or of the one before if torchrun restarted workers that had
+        ended well.
+        """
         for attempt in reversed(self._attempts):
             try:
                 record = json.loads(self._outcome_path(attempt).read_text())
@@ -219,7 +223,7 @@ class Supervisor:
         return None
 
     def _fail(self, outcome: str, code: int, found: cause.Cause) -> dict[str, Any]:
-        """Record the end that no worker could record any more."""
+        """Record the end of the launch when no worker could."""
         record = self._record(self.attempt, outcome, code, found, is_final=True)
         print(f"attempt {self.attempt} {outcome}: {found.reason}", flush=True)
         return record
@@ -242,16 +246,16 @@ class Supervisor:
             "time": time.time(),
         }
         path = self._outcome_path(attempt)
-        # Any of several nodes: the others read it, and end.
+        # Any of several nodes may write it; the others read it, and end.
         if self.place.node_rank == 0 or not path.exists():
             path.parent.mkdir(exist_ok=True)
             write_atomic(path, json.dumps(record))
-            if is_final and self.place.rendezvous is None:  # else attempt.py, which knows whether it is the end
+            if is_final and self.place.rendezvous is None:  # else slurm/attempt.py, which knows whether it is the end
                 self.run.event(outcome, attempt=attempt, step=step, reason=found.reason)
         return record
 
 
 def last_step(run: RunDirectory) -> int | None:
-    """The step in the first rank's last heartbeat."""
+    """Return the step in the last heartbeat of rank 0."""
     step = read_live(run.live_dir / "rank-0.json").get("step")
     return None if step is None else int(step)
