@@ -148,7 +148,7 @@ def test_a_detached_follower_leaves_the_run_alone(workdir: Path) -> None:
     follower.send_signal(signal.SIGINT)
     wait_until(lambda: follower.poll() is not None)
     said, _ = follower.communicate()
-    assert "no longer following; the run goes on" in said
+    assert "no longer following; the run continues" in said
     assert all(processes.is_alive(pid) for pid in pids)
     assert not run.stop_request.exists()
     processes.send(pids[0], signal.SIGTERM)

@@ -222,7 +222,7 @@ def test_unused_parameters_are_named_once_and_the_option_with_them(trainer_cli: 
     assert "trainer resume" not in said
     assert "died" not in said
     following = next(line for line in said.splitlines() if line.startswith("  next "))
-    assert re.search(r"mend it, then: .*trainer fit model=m .* \+model\.kind=unused$", following)
+    assert re.search(r"fix it, then: .*trainer fit model=m .* \+model\.kind=unused$", following)
     assert [event["event"] for event in run.events()] == ["created", "started", "failed"]
     assert "Traceback (most recent call last)" in (run.logs_dir / "attempt-00" / "rank-1.log").read_text()
 

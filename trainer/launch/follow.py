@@ -1,4 +1,4 @@
-"""Following a run until it ends: progress, what went wrong on the way, how it ended and what to type next."""
+"""Follow a run until it ends: progress, problems, how it ended and the command to type next."""
 
 from __future__ import annotations
 
@@ -31,24 +31,24 @@ from trainer.supervise.node import request_stop
 
 POLL_S = 0.2
 _SLURM_POLL_S = 3.0
-"""How often SLURM is asked whether the job lives: a call each time."""
+"""Interval of the squeue calls that check whether the job still exists."""
 _NOTABLE = re.compile(r"\b(warning|error|skipped)\b|Warning:|Error:", re.IGNORECASE)
-"""Lines of the log that a terminal shows above the bar."""
+"""Lines of the log that are shown on a terminal, above the progress bar."""
 _SHOWN_LINES = 12
 
 
 def follow(run: RunDirectory, *, detached_ok: bool = False, stream: TextIO | None = None) -> int:
-    """Show `run` until it ends; returns the exit code of the command line.
+    """Show `run` until it ends; return the exit code of the command.
 
-    Ctrl-C (also SIGTERM, SIGHUP) asks the run to save and stop, a second one kills it. With `detached_ok` it only
-    ends the following.
+    Ctrl-C (also SIGTERM, SIGHUP) asks the run to save a checkpoint and stop; a second one kills it. With `detached_ok`,
+    Ctrl-C only ends the following.
     """
     follower = Follower(run, stream or sys.stdout)
     with _signals(follower):
         while not follower.is_over():
             follower.show()
             if follower.interrupts and detached_ok:
-                follower.say(f"no longer following; the run goes on. To stop it: {_command()} stop {reference_to(run)}")
+                follower.say(f"no longer following; the run continues. To stop: {_command()} stop {reference_to(run)}")
                 return INTERRUPTED
             follower.act_on_interrupts()
             time.sleep(POLL_S)
@@ -59,7 +59,7 @@ def follow(run: RunDirectory, *, detached_ok: bool = False, stream: TextIO | Non
 
 @contextmanager
 def _signals(follower: Follower) -> Iterator[None]:
-    """Count the requests to end; restore the former handlers on leaving."""
+    """Count the signals that ask to stop; restore the former handlers at the end."""
 
     def count(signum: int, frame: FrameType | None) -> None:
         follower.interrupts += 1
@@ -73,7 +73,7 @@ def _signals(follower: Follower) -> Iterator[None]:
 
 
 class Follower:
-    """What was shown so far, and what is to be shown next."""
+    """Shows the progress of a run, and remembers what it has shown."""
 
     def __init__(self, run: RunDirectory, stream: TextIO) -> None:
         self.run = run
@@ -90,7 +90,7 @@ class Follower:
         self._asked, self._is_in_slurm = time.monotonic(), True
 
     def is_over(self) -> bool:
-        """Whether the process of the run is gone; where that is another machine's, whether the run has an end."""
+        """Return whether the process of the run is gone or, if it is on another machine, whether an end is recorded."""
         launch = self.run.launch()
         if launch.get("slurm_job_id"):
             return not self._lives_in_slurm()
@@ -101,7 +101,7 @@ class Follower:
         return self._end() is not None
 
     def _lives_in_slurm(self) -> bool:
-        """Whether the job waits, runs, or will be run again; while SLURM does not answer, as before."""
+        """Return whether the job is pending, running or requeued; the last answer while SLURM does not respond."""
         if time.monotonic() - self._asked >= _SLURM_POLL_S:
             self._asked, states = time.monotonic(), states_of([self.run])
             if states is not None or is_over(self.run):
@@ -109,7 +109,7 @@ class Follower:
         return self._is_in_slurm
 
     def show(self) -> None:
-        """Print what is new."""
+        """Print the progress since the last call."""
         attempt = self._newest_attempt()
         if attempt is not None and attempt != self._attempt:
             if self._attempt is not None:
@@ -121,6 +121,7 @@ class Follower:
             self._show_bar()
 
     def act_on_interrupts(self) -> None:
+        """Stop the run after the first interrupt, kill it after the second."""
         if self.interrupts == 0 or self._acted >= 2 or self._acted == self.interrupts:
             return
         if self._acted == 0:
@@ -138,7 +139,7 @@ class Follower:
             processes.kill_tree(launch["pid"])
         attempt = self._newest_attempt() or 0
         if self._end() is None:
-            reason = "killed by a second Ctrl-C: what came after the last checkpoint is lost"
+            reason = "killed by a second Ctrl-C: progress since the last checkpoint is lost"
             step = self._heartbeat().get("step")
             record = {"outcome": "stopped", "exit_code": INTERRUPTED, "reason": reason, "step": step}
             self.run.attempts_dir.mkdir(exist_ok=True)
@@ -146,13 +147,13 @@ class Follower:
             self.run.event("stopped", attempt=attempt, step=step, reason=reason)
 
     def conclude(self) -> int:
-        """The last lines, and the exit code."""
+        """Print how the run ended, and return the exit code."""
         end = self._end() or {"outcome": "dead", "reason": "its processes were killed", "exit_code": JOB_FAILED}
         outcome, heartbeat = end["outcome"], self._heartbeat()
         step = end.get("step") if end.get("step") is not None else heartbeat.get("step", 0)
         if outcome in ("failed", "hung", "dead"):
             self._show_failure(end)
-        words = {"requeue": "saved, to be run again,", "dead": "died"}
+        words = {"requeue": "checkpoint saved for requeueing", "dead": "died"}
         self.say(f"{words.get(outcome, outcome)} at step {step} after {bar.duration(time.time() - self._since)}")
         best = best_of_run(self.run, heartbeat)
         if best:
@@ -167,15 +168,15 @@ class Follower:
         return code if code in (USER_MUST_CHANGE, ENVIRONMENT_MUST_CHANGE) else JOB_FAILED
 
     def _next(self, end: dict[str, Any]) -> str:
-        """What to type now. A resume takes the run's own copy of the code: it cannot mend a mistake in that."""
+        """Return the next command. A resume uses the code snapshot of the run, so it cannot fix a bug in the code."""
         if end["outcome"] == "finished":
             return f"{_command()} show {reference_to(self.run)}"
         if end.get("mend"):
-            return f"mend it, then: {fit_again(self.run)}"
+            return f"fix it, then: {fit_again(self.run)}"
         return f"{_command()} resume {reference_to(self.run)}"
 
     def say(self, line: str) -> None:
-        """Print a line above the bar. A reader that is gone (a closed terminal or pipe) must not end the run."""
+        """Print a line above the progress bar. A closed terminal or pipe must not end the run."""
         self._write(("\r\x1b[K" if self._bar_shown else "") + line + "\n")
         self._bar_shown = False
 
@@ -185,7 +186,7 @@ class Follower:
             self._stream.flush()
         except (OSError, ValueError):
             self._is_terminal = False
-            self._stream = open(os.devnull, "w")  # noqa: SIM115  until the end of the process
+            self._stream = open(os.devnull, "w")  # noqa: SIM115  open until the process ends
 
     def _show_bar(self) -> None:
         heartbeat = self._heartbeat()
@@ -196,7 +197,7 @@ class Follower:
         self._bar_shown = True
 
     def _show_log(self) -> None:
-        """New whole lines of the first rank's log; on a terminal only those that somebody must see."""
+        """Print new lines of the log of rank 0; on a terminal only warnings and errors."""
         if self._attempt is None:
             return
         try:
@@ -217,9 +218,9 @@ class Follower:
         record = self._record(died)
         reason = record.get("reason")
         if record.get("outcome") == "requeue":
-            self.say(f"attempt {died} ended: {reason}; going on as attempt {following}")
+            self.say(f"attempt {died} ended: {reason}; resuming as attempt {following}")
             return
-        if reason is None:  # the node process may not have written it yet
+        if reason is None:  # the node process may not have recorded it yet
             reason = cause.find(self._log_dir(died)).reason
         self.say(f"attempt {died} died: {reason}; restarting as attempt {following}")
 
@@ -246,7 +247,7 @@ class Follower:
         return self.run.logs_dir / f"attempt-{attempt:02d}"
 
     def _newest_attempt(self) -> int | None:
-        """The newest attempt since this launch; older ones are history."""
+        """Return the newest attempt of this launch."""
         numbers = [folder.name.partition("-")[2] for folder in self.run.logs_dir.glob("attempt-*")]
         return max((int(n) for n in numbers if n.isdigit() and int(n) >= self._first_attempt), default=None)
 
@@ -257,7 +258,7 @@ class Follower:
             return {}
 
     def _end(self) -> dict[str, Any] | None:
-        """How this launch ended, where that was recorded."""
+        """Return the recorded end of this launch."""
         attempt = self._newest_attempt()
         if attempt is None:
             return None
@@ -269,7 +270,7 @@ class Follower:
 
 
 def fit_again(run: RunDirectory, command: str | None = None) -> str:
-    """The command that began the run, as it may be typed again; `command`: how `trainer` is written."""
+    """Return the command that started the run, to be typed again; `command` stands for `trainer`."""
     try:
         typed = run.overrides_path.read_text().strip()
     except OSError:
@@ -278,6 +279,6 @@ def fit_again(run: RunDirectory, command: str | None = None) -> str:
 
 
 def _command() -> str:
-    """How `trainer` is to be typed: an environment that is not activated needs its path."""
+    """Return how to type `trainer`: with its path if the environment is not activated."""
     own = Path(sys.prefix) / "bin" / "trainer"
     return "trainer" if shutil.which("trainer") or not own.exists() else shlex.quote(shortest(own))
