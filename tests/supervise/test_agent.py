@@ -16,7 +16,7 @@ from tests.conftest import clean_environment
 from tests.supervise.test_node import wait_until
 from trainer.config.shape import LaunchShape
 from trainer.core import processes
-from trainer.supervise import agent, supervisor, torchrun
+from trainer.supervise import agent, entry, torchrun
 from trainer.supervise.torchrun import Place
 
 RANK = Path(__file__).with_name("forked_rank.py")
@@ -54,7 +54,7 @@ def reports(folder: Path) -> dict[tuple[int, int], dict[str, Any]]:
 def test_a_forked_rank_is_what_its_command_line_says_and_torchrun_starts_it_again(
     tmp_path: Path, as_module: bool
 ) -> None:
-    child = start(tmp_path, preload=supervisor.PRELOAD, worker=["-m", "forked_rank"]) if as_module else start(tmp_path)
+    child = start(tmp_path, preload=entry.PRELOAD, worker=["-m", "forked_rank"]) if as_module else start(tmp_path)
     server = child.pid
     assert child.wait(180) == 0, (tmp_path / "log").read_text()
     found = reports(tmp_path)
@@ -125,8 +125,8 @@ def test_importing_what_a_rank_needs_leaves_a_process_that_can_be_forked_and_a_t
         "import threading\nthreading.Thread(target=threading.Event().wait, daemon=True).start()\n"
     )
     program = """
-from trainer.supervise import agent, supervisor
-for module in (supervisor.PRELOAD, "trainer.train.evaluate", "trainer.train.predict"):
+from trainer.supervise import agent, entry
+for module in (entry.PRELOAD, "trainer.train.evaluate", "trainer.train.predict"):
     assert (found := agent._import_all(module)) is None, (module, found)
 assert agent._import_all("starts_a_thread") == "importing started a thread"
 """
