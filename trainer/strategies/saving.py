@@ -25,7 +25,7 @@ from trainer.core.errors import UserError
 if TYPE_CHECKING:
     from lightning.pytorch.strategies import Strategy as _Base
 else:
-    _Base = object
+    _Base = ABC
 
 
 log = logging.getLogger(__name__)
@@ -72,7 +72,7 @@ class WholeCheckpoints(_Base):
         super().load_optimizer_state_dict({**checkpoint, "optimizer_states": states})
 
 
-class ShardedCheckpoints(_Base, ABC):
+class ShardedCheckpoints(_Base):
     """For a strategy in which each rank holds a part. A subclass implements `_held` and `_restore`."""
 
     _checkpoint_group: dist.ProcessGroup | None = None
