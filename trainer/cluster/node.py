@@ -1,4 +1,4 @@
-"""`python -m trainer.cluster.node` of a job script that was submitted before 0.2: `trainer.supervise.node`."""
+"""`python -m trainer.cluster.node` of a job script submitted before 0.2: `trainer.supervise.node`."""
 
 from __future__ import annotations
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from trainer.config.allow import OPEN_PATHS, require_allowed
 from trainer.config.hydra_record import path_of
+from trainer.config.namespaces import moved
 from trainer.config.nodes import ABOUT_THE_CALL, call
 from trainer.config.schema import Config
 from trainer.core.errors import UserError
@@ -96,6 +97,7 @@ def locate(path: str, where: str = "_target_") -> Any:
 
 
 def _located(path: str, where: str) -> Any:
+    path = moved(path)
     require_allowed(path, where)
     found = _follow(path, where)
     # Refuses what the written path hides: mypkg.subprocess.run, mypkg.aliased_open.

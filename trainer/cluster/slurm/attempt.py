@@ -1,4 +1,4 @@
-"""`python -m trainer.cluster.slurm.attempt` of a job script that was submitted before 0.2: `trainer.slurm.attempt`."""
+"""`python -m trainer.cluster.slurm.attempt` of a job script submitted before 0.2: `trainer.slurm.attempt`."""
 
 from __future__ import annotations
 
