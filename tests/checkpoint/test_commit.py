@@ -217,7 +217,7 @@ def test_the_second_of_two_generations_cannot_overwrite(store: CheckpointStore) 
     save(store, 9)
     with pytest.raises(OSError) as caught:
         commit.commit(orphan, CommitInfo(step=9))
-    assert "Another attempt writes" in commit.failed(store.path(9), caught.value).fix
+    assert "Another attempt is writing" in commit.failed(store.path(9), caught.value).fix
     assert (store.path(9) / "state.pt").read_bytes() == b"abcdef"
 
 

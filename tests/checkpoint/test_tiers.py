@@ -40,7 +40,7 @@ def test_the_newest_good_of_both_is_taken(stores: tuple[CheckpointStore, Checkpo
     found, skipped = newest_good(shared, local, [])
     assert found is not None
     assert found.path == shared.path(10)
-    assert skipped == ["local step-00000014 is not usable (state.pt: checksum differs)"]
+    assert skipped == ["local step-00000014 is damaged (state.pt: checksum differs)"]
     assert not newest.exists()
     save(local, 10)
     found, _ = newest_good(shared, local, [])

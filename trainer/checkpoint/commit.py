@@ -1,13 +1,13 @@
 """The commit protocol: a checkpoint folder is either complete and checksummed, or it does not exist.
 
-    .staging-attempt-03-step-00000120/      beside the target, so that the last rename stays on one filesystem
-        state.pt ...                        written, hashed on the way, fsynced
-        COMMIT                              written aside, fsynced, renamed in: sizes and sha256 of every file
-    step-00000120/                          the folder, renamed; then the parent is fsynced
+    .staging-attempt-03-step-00000120/      next to the target, so that the final rename stays on one filesystem
+        state.pt ...                        hashed while it is written, then fsynced
+        COMMIT                              sizes and sha256 of every file; written aside, fsynced, renamed
+    step-00000120/                          the renamed staging folder; then the parent folder is fsynced
 
-Whatever is killed at whatever moment leaves either the old state or the new one. Two generations of one job (an
-orphan beside its own rerun) stage under different names, and the second rename onto a full folder fails.
-Nothing here imports torch.
+A kill at any moment leaves either the old state or the new one. Two attempts of one job that run at the same time (an
+orphan and its replacement) stage under different names, and a rename onto a folder that is not empty fails.
+This module does not import torch.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from trainer.checkpoint.faults import fault_point
 from trainer.core.errors import EnvironmentFault, UserError
 
 FORMAT = 1
-"""Version of what is inside a checkpoint folder. A reader refuses a newer one."""
+"""Version of the checkpoint folder's format. A reader refuses a newer one."""
 COMMIT = "COMMIT"
 STAGING = ".staging-attempt-"
 DELETING = ".deleting-"
@@ -38,38 +38,38 @@ _CHUNK_BYTES = 4 << 20
 
 
 class SaveFailed(EnvironmentFault):
-    """A checkpoint could not be written; the earlier ones are untouched."""
+    """Writing a checkpoint failed; earlier checkpoints are untouched."""
 
 
 @dataclass(frozen=True)
 class CommitInfo:
-    """What COMMIT says besides the files. Non-finite numbers are stored as null: JSON has none."""
+    """The content of COMMIT besides the list of files. Non-finite numbers are stored as null: JSON has none."""
 
     step: int
     """Optimizer steps completed."""
     epoch: int = 0
     metrics: dict[str, float] = field(default_factory=dict)
-    """Last value of each logged metric at this step."""
+    """Last logged value of each metric at this step."""
     monitor: str | None = None
-    """Name of the metric that says which checkpoint is best."""
+    """Name of the metric that ranks the checkpoints."""
     monitor_value: float | None = None
     monitor_mode: str | None = None
-    """min or max: which values of it are better; null in checkpoints from before it was stored."""
+    """min or max: whether lower or higher is better; null in checkpoints written before this was stored."""
     world_size: int = 1
     strategy: str = "single"
     layout: str = "file"
-    """file: state.pt; sharded: torch.distributed.checkpoint and state.pt; deepspeed: its own files and state.pt."""
+    """file: state.pt alone; sharded: torch.distributed.checkpoint shards and state.pt."""
 
 
 class _HashingFile:
-    """A file for writing that hashes on the way, so that checksums cost no second reading."""
+    """A writable file that is hashed while it is written, so that checksums need no second read."""
 
     def __init__(self, file: BinaryIO) -> None:
         self.file = file
         self.digest = hashlib.sha256()
         self.bytes = 0
-        self.refusal: OSError | None = None
-        """Of the file system, for torch.save says something else about it."""
+        self.os_error: OSError | None = None
+        """First error of the filesystem: torch.save replaces it by one that does not name the cause."""
 
     def write(self, data: Any) -> int:
         self.digest.update(data)
@@ -77,7 +77,7 @@ class _HashingFile:
             fault_point("file.write")
             written = self.file.write(data)
         except OSError as error:
-            self.refusal = self.refusal or error
+            self.os_error = self.os_error or error
             raise
         self.bytes += written
         return written
@@ -87,23 +87,23 @@ class _HashingFile:
 
 
 class Staging:
-    """The folder in which a checkpoint is put together. Not safe for two threads."""
+    """The folder in which a checkpoint is assembled. Not thread-safe."""
 
     def __init__(self, target: Path, attempt: int) -> None:
         self.target = target
         self.path = target.parent / f"{STAGING}{attempt:02d}-{target.name}"
         self.files: dict[str, dict[str, Any]] = {}
-        """Relative path to {"bytes", "sha256"}, of the files that are written and synced."""
+        """Relative path to {"bytes", "sha256"} of each file that is written and synced."""
 
     def create(self) -> None:
-        """Make the folder, empty. A leftover of the same name is of a save that failed in this attempt."""
+        """Create the folder, empty. A leftover of the same name is from a save of this attempt that failed."""
         shutil.rmtree(self.path, ignore_errors=True)
         self.path.mkdir(parents=True)
         fault_point("staging.created")
 
     @contextmanager
     def file(self, relative: str) -> Iterator[_HashingFile]:
-        """Open a new file for writing; when the block ends it is synced and its checksum known."""
+        """Open a new file for writing; at the end of the block it is synced and its checksum recorded."""
         path = self.path / relative
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(path, "xb") as raw:
@@ -112,9 +112,9 @@ class Staging:
             try:
                 yield hashing
             except Exception as error:
-                if hashing.refusal is None or hashing.refusal is error:
+                if hashing.os_error is None or hashing.os_error is error:
                     raise
-                raise hashing.refusal from error
+                raise hashing.os_error from error
             raw.flush()
             fault_point("file.written")
             os.fsync(raw.fileno())
@@ -122,7 +122,7 @@ class Staging:
         fault_point("file.synced")
 
     def adopt(self, relative: str) -> None:
-        """Sync and hash a file that a library has written into the folder by itself."""
+        """Sync and hash a file that a library wrote into the folder."""
         path = self.path / relative
         fault_point("file.written")
         sync(path)
@@ -130,14 +130,15 @@ class Staging:
         fault_point("file.synced")
 
     def discard(self) -> None:
-        """Give the space back after a failed save."""
+        """Delete the folder after a failed save."""
         shutil.rmtree(self.path, ignore_errors=True)
 
 
 def commit(staging: Staging, info: CommitInfo) -> None:
-    """Make the staged checkpoint visible under its target.
+    """Make the staged checkpoint visible at its target path.
 
-    Raises OSError when another generation has committed the same target meanwhile, or the filesystem refuses.
+    Raises:
+        OSError: Another attempt has committed the same target in the meantime, or the filesystem reports an error.
     """
     fault_point("commit.begin")
     content = {
@@ -149,13 +150,13 @@ def commit(staging: Staging, info: CommitInfo) -> None:
         "files": dict(sorted(staging.files.items())),
     }
     content["digest"] = _digest(content)
-    aside = staging.path / f"{COMMIT}.tmp"
-    with open(aside, "w", encoding="utf-8") as file:
+    temporary = staging.path / f"{COMMIT}.tmp"
+    with open(temporary, "w", encoding="utf-8") as file:
         json.dump(content, file, indent=1)
         file.flush()
         os.fsync(file.fileno())
     fault_point("commit.written")
-    os.rename(aside, staging.path / COMMIT)
+    os.rename(temporary, staging.path / COMMIT)
     for folder in {staging.path, *((staging.path / name).parent for name in staging.files)}:
         sync(folder)
     fault_point("commit.renamed")
@@ -168,13 +169,23 @@ def commit(staging: Staging, info: CommitInfo) -> None:
 def write_checkpoint(
     target: Path, attempt: int, info: CommitInfo, expected_bytes: int, write: Callable[[Staging], None]
 ) -> bool:
-    """Stage, let `write` put the files in, commit. Returns False if the target was already there and good.
+    """Write one checkpoint under the commit protocol, from this process alone.
 
-    `expected_bytes` is compared with the free space before anything is written.
-    Raises SaveFailed with what to do; the staging folder is gone then.
+    Args:
+        target: Folder of the checkpoint.
+        attempt: Number of the attempt; it is part of the name of the staging folder.
+        info: Content of COMMIT.
+        expected_bytes: Compared with the free space before anything is written.
+        write: Puts the files into the staging folder.
+
+    Returns:
+        False if the target was already committed and intact.
+
+    Raises:
+        SaveFailed: The operating system reported an error. The staging folder has been deleted.
     """
     fault_point("save.begin")
-    if already_there(target):
+    if already_committed(target):
         return False
     staging = Staging(target, attempt)
     try:
@@ -191,8 +202,8 @@ def write_checkpoint(
     return True
 
 
-def already_there(target: Path) -> bool:
-    """Whether the target is committed and intact. Anything else under its name is moved out of the way."""
+def already_committed(target: Path) -> bool:
+    """Return whether the target is committed and intact. Anything else under its name is deleted."""
     if not target.exists():
         return False
     if not verify(target):
@@ -202,9 +213,13 @@ def already_there(target: Path) -> bool:
 
 
 def verify(path: Path, checksums: bool = True) -> list[str]:
-    """What is wrong with a committed checkpoint folder; empty if nothing. Files that COMMIT does not name are ignored.
+    """Return the problems of a checkpoint folder; an empty list if it is intact.
 
-    Without `checksums` only sizes are compared, which costs one stat a file.
+    Files that COMMIT does not list are ignored.
+
+    Args:
+        path: Folder of the checkpoint.
+        checksums: False compares only sizes, which costs one `stat` per file.
     """
     try:
         content = read_commit(path)
@@ -225,31 +240,34 @@ def verify(path: Path, checksums: bool = True) -> list[str]:
 
 
 def is_committed(path: Path) -> bool:
-    """Whether the folder has a valid COMMIT and every file has its size."""
+    """Return whether the folder has a valid COMMIT and every file has the recorded size."""
     return not verify(path, checksums=False)
 
 
 def read_commit(path: Path) -> dict[str, Any]:
-    """The content of COMMIT.
+    """Read COMMIT.
 
-    Raises OSError if there is none, ValueError if it is damaged, UserError if a newer trainer wrote it.
+    Raises:
+        OSError: There is none.
+        ValueError: It is damaged.
+        UserError: A newer version of trainer wrote it.
     """
     try:
         content = json.loads((path / COMMIT).read_text(encoding="utf-8"))
     except UnicodeDecodeError as error:
-        raise ValueError(f"not text: {error.reason}") from error
+        raise ValueError(f"not UTF-8 text: {error.reason}") from error
     if not isinstance(content, dict) or content.pop("digest", None) != _digest(content):
-        raise ValueError("its own checksum differs")
+        raise ValueError("digest mismatch")
     if content["format"] > FORMAT:
         raise UserError(
-            f"{path} has checkpoint format {content['format']}; this trainer reads up to {FORMAT}.",
+            f"{path} has checkpoint format {content['format']}; this version of trainer reads formats up to {FORMAT}.",
             "Use the version of trainer that wrote it, or a newer one.",
         )
     return content
 
 
 def remove(path: Path) -> None:
-    """Delete a checkpoint so that it is never seen half deleted: renamed first."""
+    """Delete a checkpoint. It is renamed first, so that nobody sees it half deleted."""
     doomed = path.parent / f"{DELETING}{path.name}"
     shutil.rmtree(doomed, ignore_errors=True)
     os.rename(path, doomed)
@@ -261,34 +279,34 @@ def remove(path: Path) -> None:
 def require_space(folder: Path, expected_bytes: int) -> None:
     """Raise SaveFailed unless the filesystem of `folder` has room for `expected_bytes` and a few files."""
     folder.mkdir(parents=True, exist_ok=True)
-    found = os.statvfs(folder)
-    free_bytes = found.f_bavail * found.f_frsize
+    filesystem = os.statvfs(folder)
+    free_bytes = filesystem.f_bavail * filesystem.f_frsize
     if free_bytes < expected_bytes:
         raise SaveFailed(
-            f"No room for a checkpoint in {folder}: it needs {_size(expected_bytes)}, {_size(free_bytes)} are free.",
+            f"Not enough space for a checkpoint in {folder}: needs {_size(expected_bytes)}, {_size(free_bytes)} free.",
             "Free some space, lower checkpoint.keep_last, or put runs_dir on a larger filesystem.",
         )
-    if found.f_files and found.f_favail < 16:
-        raise SaveFailed(f"No inodes are free in {folder}.", "Delete files there, or put runs_dir elsewhere.")
+    if filesystem.f_files and filesystem.f_favail < 16:
+        raise SaveFailed(f"No free inodes in {folder}.", "Delete files there, or put runs_dir elsewhere.")
 
 
 def failed(target: Path, error: OSError) -> SaveFailed:
-    """The error of the operating system as one that says what to do."""
-    other_writer = "Another attempt writes to this run; only the newest may."
+    """Return the error of the operating system as a SaveFailed with a fix."""
+    other_writer = "Another attempt is writing to this run; only the newest attempt may."
     fix = {
         errno.ENOSPC: "Free some space, lower checkpoint.keep_last, or put runs_dir on a larger filesystem.",
-        errno.EDQUOT: "Your quota is used up: free some space, or put runs_dir elsewhere.",
-        errno.EACCES: f"Give yourself the right to write in {target.parent}.",
+        errno.EDQUOT: "Your disk quota is exhausted: free some space, or put runs_dir elsewhere.",
+        errno.EACCES: f"Get write permission for {target.parent}.",
         errno.EROFS: f"{target.parent} is read-only: put runs_dir elsewhere.",
         errno.ENOTEMPTY: other_writer,
         errno.EEXIST: other_writer,
-        errno.ENOENT: other_writer,  # it has cleaned away the staging folder of this one
-    }.get(error.errno or 0, f"Look at the filesystem of {target.parent}.")
+        errno.ENOENT: other_writer,  # it has deleted this attempt's staging folder
+    }.get(error.errno or 0, f"Check the filesystem of {target.parent}.")
     return SaveFailed(f"Checkpoint {target.name} could not be written: {error}.", fix)
 
 
 def sync(path: Path) -> None:
-    """fsync a file or a folder (for a folder: the names in it)."""
+    """Flush a file, or the directory entries of a folder, to disk (fsync)."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -297,6 +315,7 @@ def sync(path: Path) -> None:
 
 
 def sha256(path: Path) -> str:
+    """Return the SHA-256 of a file as hexadecimal digits."""
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         while chunk := file.read(_CHUNK_BYTES):
@@ -305,7 +324,7 @@ def sha256(path: Path) -> str:
 
 
 def _digest(content: dict[str, Any]) -> str:
-    """Of COMMIT itself, so that a flipped bit in a metric or a step is found, too."""
+    """Return the checksum of COMMIT itself: a flipped bit in a metric or a step is detected, too."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 

@@ -1,4 +1,4 @@
-"""Named moments at which a test can kill this process, to prove that a save survives being cut short there."""
+"""Named points at which a test can kill this process, to prove that an interrupted save does no damage."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ import time
 
 VARIABLE = "TRAINER_FAULT"
 """`name:count` kills this process (SIGKILL) when the point `name` is reached for the `count`-th time.
-`name:count:ENOSPC` raises that OSError there instead, each time from the `count`-th on; `name:count:SLOW0.5` waits so
-many seconds there."""
+
+`name:count:ENOSPC` raises that OSError instead, from the `count`-th time on. `name:count:SLOW0.5` sleeps for 0.5 s
+every time.
+"""
 
 POINTS = (
     "save.begin",
@@ -27,18 +29,18 @@ POINTS = (
     "prune.renamed",
     "prune.removed",
 )
-"""Every point, in the order in which a save with pruning meets them."""
+"""All points, in the order in which a save with pruning reaches them."""
 
 _reached: dict[str, int] = {}
 
 
 def fault_point(name: str) -> None:
-    """Die here if `TRAINER_FAULT` says so. Costs one look into the environment."""
-    wanted = os.environ.get(VARIABLE)
-    if wanted is None:
+    """Inject the fault that `TRAINER_FAULT` asks for at this point. Costs one look-up in the environment."""
+    spec = os.environ.get(VARIABLE)
+    if spec is None:
         return
     assert name in POINTS, name
-    point, count, error = [*wanted.split(":"), "", ""][:3]
+    point, count, error = [*spec.split(":"), "", ""][:3]
     if point != name:
         return
     _reached[name] = _reached.get(name, 0) + 1

@@ -1,8 +1,8 @@
-"""Weights in a file that somebody else's program pickled: Lightning's `.ckpt`, `torch.save` of a state dict.
+"""Weights from files that other programs pickled: Lightning's `.ckpt`, or `torch.save` of a state dict.
 
-Such a file may also hold objects: hyper-parameters with a DictConfig, a Path or a partial, or a class of a package that
-is not installed here. Reading them would run code from the file. Only tensors and plain values are read; in the place
-of each object there is an empty one.
+The file may also hold objects: hyperparameters with a DictConfig, a Path or a partial, or a class of a package that is
+not installed here. Unpickling them would run code from the file. Only tensors and plain values are read; an empty
+placeholder takes the place of each object.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
 
 class Ignored:
-    """Stands for an object of a class that is not read."""
+    """Placeholder for an object whose class is not loaded."""
 
     def __new__(cls, *arguments: Any, **named: Any) -> Ignored:
+        """Accept the arguments of any class."""
         return super().__new__(cls)
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
@@ -30,13 +31,18 @@ class Ignored:
 
 
 _STAND_INS: tuple[type, ...] = (Ignored, OrderedDict, list)
-"""What is tried: a pickle fills subclasses of dict and list item by item, which torch allows only for these."""
+"""Placeholders to try in turn.
+
+A pickle fills subclasses of dict and list item by item, which torch allows only for OrderedDict and list.
+"""
 
 
 def read_pickled(path: Path) -> dict[str, Any]:
-    """The plain part of the file, on the CPU. Runs no code of it.
+    """Read the tensors and plain values of the file onto the CPU, without running code from it.
 
-    Raises OSError where it cannot be read, pickle.UnpicklingError where it is no file of torch's or more than data.
+    Raises:
+        OSError: The file cannot be read.
+        pickle.UnpicklingError: torch.save did not write the file, or it holds more than data.
     """
     try:
         return _load(path)

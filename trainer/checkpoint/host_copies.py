@@ -1,4 +1,4 @@
-"""Copies of tensors in host memory, so that training goes on while they are written."""
+"""Copies of tensors in host memory, so that training continues while they are written to disk."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import torch
 
 
 class HostBuffers:
-    """Host memory that is filled at each save and kept between them.
+    """Host memory that is allocated once and filled at each save.
 
-    Nothing is cloned on the GPU (a checkpoint of the optimizer there may be the larger part of its memory). With CUDA
-    the buffers are pinned: the copies run at the speed of the link and need one wait at the end. Not safe while the
-    former content is still being written.
+    Nothing is cloned on the GPU, where the optimizer's state may be the larger part of the memory. With CUDA the
+    buffers are pinned: the copies run at the speed of the link and need one synchronization at the end. Do not fill the
+    buffers while their previous content is still being written.
     """
 
     def __init__(self) -> None:
@@ -19,10 +19,10 @@ class HostBuffers:
         self._waiting: set[torch.device] = set()
 
     def copy(self, where: str, tensor: torch.Tensor) -> torch.Tensor:
-        """The buffer for the place `where`, with the tensor's values once `finish` has returned.
+        """Start copying `tensor` into the buffer named `where`, and return the buffer.
 
-        Tensors that are one and the same memory (tied embeddings) share one buffer, as they share one entry in
-        the file.
+        The buffer holds the values once `finish` has returned. Tensors that share memory (tied embeddings) share one
+        buffer, and so one entry in the file.
         """
         tensor = tensor.detach()
         memory = (tensor.device, tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
@@ -40,7 +40,7 @@ class HostBuffers:
         return buffer
 
     def finish(self) -> None:
-        """Wait for the copies of this save."""
+        """Wait until all copies of this save are complete."""
         for device in self._waiting:
             torch.cuda.current_stream(device).synchronize()
         self._waiting.clear()
@@ -48,7 +48,7 @@ class HostBuffers:
 
 
 def nbytes(tree: object) -> int:
-    """Bytes of the tensors in nested dicts, lists and tuples."""
+    """Return the size in bytes of the tensors in nested dicts, lists and tuples."""
     if isinstance(tree, torch.Tensor):
         return tree.numel() * tree.element_size()
     if isinstance(tree, dict):

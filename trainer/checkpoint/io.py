@@ -1,8 +1,8 @@
-"""How Lightning saves and loads: `RunCheckpointIO` under the commit protocol, in the background if asked.
+"""Lightning's CheckpointIO plugin: saves under the commit protocol, optionally in a background thread.
 
 `Trainer.save_checkpoint(path, storage_options=...)` builds the state on every rank, and `Strategy.save_checkpoint`
-calls this plugin on rank 0 only. The errors of a save are therefore not raised where they happen (rank 0 would miss
-the barrier that the others stand in) but logged, kept, and raised by `CheckpointWriter.raise_if_failed`.
+calls this plugin on rank 0 only. Errors of a save are therefore not raised where they happen, because rank 0 would miss
+the barrier in which the other ranks wait. They are logged, kept, and raised by `CheckpointWriter.raise_if_failed`.
 """
 
 from __future__ import annotations
@@ -29,21 +29,21 @@ log = logging.getLogger(__name__)
 
 STATE_FILE = "state.pt"
 VISIBLE_WITHIN_S = 10.0
-"""How long a folder that rank 0 has seen may stay invisible to another node (NFS caches names)."""
+"""How long a folder that rank 0 sees may stay invisible to another node, because NFS caches directory entries."""
 
 
 @dataclass
 class SaveTiming:
-    """Seconds of the last save."""
+    """Durations of the last save, in seconds."""
 
     blocked_s: float = 0.0
-    """Training stood still: waiting for the save before, copying to host memory (synchronous: all of it)."""
+    """Training was blocked: waiting for the previous save and copying to host memory; synchronous: the whole save."""
     written_s: float = 0.0
     """From the start of writing to the commit."""
 
 
 class CheckpointWriter:
-    """Writes checkpoints of one rank into a store, at most one at a time."""
+    """Writes the checkpoints of one rank into a store, one at a time."""
 
     def __init__(
         self,
@@ -65,7 +65,7 @@ class CheckpointWriter:
     def save(self, state: dict[str, Any], target: Path, info: CommitInfo) -> None:
         """Write `state` as the checkpoint `target`, from this process alone.
 
-        Returns once the tensors may change again. What goes wrong is logged and raised by `raise_if_failed`.
+        Returns as soon as the tensors may change again. Errors are logged, and raised by `raise_if_failed`.
         """
         started = time.monotonic()
         self.wait()
@@ -93,9 +93,16 @@ class CheckpointWriter:
         info: CommitInfo,
         group: torch.distributed.ProcessGroup | None,
     ) -> None:
-        """Write `tensors` (of which each rank holds a part) and `state` (rank 0's) as one checkpoint. Collective.
+        """Write `tensors`, sharded over the ranks, and `state` of rank 0 as one checkpoint. Collective.
 
-        `group` is a gloo group of all ranks that nothing else uses; None for one process. Otherwise as `save`.
+        Returns and reports errors as `save` does.
+
+        Args:
+            tensors: Flat name to this rank's part, or to a whole tensor that no other rank passes.
+            state: Everything else; only rank 0's is written.
+            target: Folder of the checkpoint.
+            info: Content of COMMIT.
+            group: A gloo group of all ranks that nothing else uses; None for one process.
         """
         from trainer.checkpoint.sharded import HostShard, ShardedWrite, to_host
 
@@ -110,7 +117,7 @@ class CheckpointWriter:
             parts = to_host(tensors, self._buffers if self.asynchronous else None)
             self._buffers.finish()
         except Exception as error:
-            problem = error  # told to the other ranks by the write: they are on their way into it
+            problem = error  # raised inside the collective write, where the other ranks learn of it
 
         def prepared() -> dict[str, HostShard]:
             if problem is not None:
@@ -124,7 +131,7 @@ class CheckpointWriter:
         self.timing.blocked_s = time.monotonic() - started
 
     def _plain(self, state: dict[str, Any]) -> dict[str, Any]:
-        """In plain types, the tensors copied if they may change before they are written."""
+        """Return `state` in plain types; the tensors are copied if they may change before they are written."""
         if self.asynchronous:
             return plain_checkpoint(state, self._buffers.copy)
         return plain_checkpoint(state, lambda where, tensor: tensor.detach())
@@ -137,22 +144,23 @@ class CheckpointWriter:
             self._guarded(target, write, first)
 
     def wait(self) -> None:
-        """Return when no save is in flight."""
+        """Wait until no save is in flight."""
         if self._thread is not None:
             self._thread.join()
             self._thread = None
 
     @property
     def in_flight(self) -> bool:
+        """Whether a background save is running."""
         return self._thread is not None and self._thread.is_alive()
 
     def take_failure(self) -> BaseException | None:
-        """What went wrong since the last call, if anything; it is then forgotten (`checkpoint.on_failure=warn`)."""
+        """Return and clear the error of a save since the last call, if any (`checkpoint.on_failure=warn`)."""
         failure, self._failure = self._failure, None
         return failure
 
     def raise_if_failed(self) -> None:
-        """Raise what went wrong since the last call: SaveFailed, UserError, or the exception of `on_committed`."""
+        """Raise the error of a save since the last call: SaveFailed, UserError, or an exception of `on_committed`."""
         failure = self.take_failure()
         if failure is not None:
             raise failure
@@ -174,10 +182,10 @@ class CheckpointWriter:
 
 
 class RunCheckpointIO(CheckpointIO):
-    """Checkpoints are folders under the commit protocol; a save goes through the writer of the run.
+    """Saves checkpoints as folders under the commit protocol, through the run's writer.
 
-    `storage_options` of `Trainer.save_checkpoint` are the fields of `CommitInfo`. A save without them is a user's own
-    call, or ModelCheckpoint's: it is the file that Lightning writes, where it was asked for.
+    `storage_options` of `Trainer.save_checkpoint` are the fields of `CommitInfo`. A save without them is a call of the
+    user's own code or of ModelCheckpoint: it writes the file that Lightning would write, at the given path.
     """
 
     def __init__(self, writer: CheckpointWriter) -> None:
@@ -185,6 +193,7 @@ class RunCheckpointIO(CheckpointIO):
         self.writer = writer
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        """Save a checkpoint of the run, or Lightning's file for a save of the user's own."""
         if is_users(path, storage_options, self.writer.store):
             save_as_lightning(checkpoint, path, storage_options)
         else:
@@ -193,36 +202,39 @@ class RunCheckpointIO(CheckpointIO):
     def load_checkpoint(
         self, path: str | Path, map_location: Any = None, weights_only: bool | None = None
     ) -> dict[str, Any]:
-        """The state in `path`: a checkpoint folder of ours, or a file as Lightning writes it. On the CPU by default.
+        """Load the state from a checkpoint folder, or from a file that Lightning wrote; onto the CPU by default.
 
-        Raises UserError if it is not there, not committed, or of a newer format.
+        Raises:
+            UserError: The folder is missing, not committed, or has a newer format.
         """
         return load_state(Path(path), map_location or "cpu", weights_only is not False)
 
     def remove_checkpoint(self, path: str | Path) -> None:
+        """Delete a checkpoint folder or file."""
         if Path(path).is_dir():
             commit.remove(Path(path))
         else:
             Path(path).unlink(missing_ok=True)
 
     def teardown(self) -> None:
+        """Wait for the save in flight."""
         self.writer.wait()
 
 
 def is_users(path: str | Path, storage_options: Any, store: CheckpointStore) -> bool:
-    """Whether this save is not one of the run's own checkpoints."""
+    """Return whether this save is the user's own, not one of the run's checkpoints."""
     if isinstance(storage_options, CommitInfo) or "step" in (storage_options or {}):
         return False
     return not store.owns(Path(path))
 
 
 def save_as_lightning(checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
-    """Write the file that Lightning's own CheckpointIO would, from this process alone; for plain Lightning to load."""
+    """Write the file that Lightning's own CheckpointIO writes, from this process alone; plain Lightning loads it."""
     TorchCheckpointIO().save_checkpoint(checkpoint, path, storage_options)
 
 
 def info_of(checkpoint: dict[str, Any], storage_options: Any) -> CommitInfo:
-    """The CommitInfo that the caller of `Trainer.save_checkpoint` gave, whole or as a dict of its fields."""
+    """Return the CommitInfo from `storage_options`, which is one or a dict of its fields."""
     if isinstance(storage_options, CommitInfo):
         return storage_options
     info = CommitInfo(step=checkpoint.get("global_step", 0), epoch=checkpoint.get("epoch", 0))
@@ -230,7 +242,7 @@ def info_of(checkpoint: dict[str, Any], storage_options: Any) -> CommitInfo:
 
 
 def write_state(staging: Staging, state: dict[str, Any]) -> None:
-    """Put `state` into the staging folder as `state.pt`."""
+    """Write `state` into the staging folder as `state.pt`."""
     with staging.file(STATE_FILE) as file:
         torch.save(state, cast(IO[bytes], file))
 
@@ -238,7 +250,14 @@ def write_state(staging: Staging, state: dict[str, Any]) -> None:
 def load_state(
     path: Path, map_location: Any = "cpu", weights_only: bool = True, mapped: bool = False
 ) -> dict[str, Any]:
-    """Read the state of a checkpoint folder, or a file; `mapped`: its tensors when they are used."""
+    """Read the state of a checkpoint folder or file.
+
+    Args:
+        path: The folder, or a file that torch.save wrote.
+        map_location: Where the tensors go, as in torch.load.
+        weights_only: As in torch.load.
+        mapped: Memory-map the file: a tensor is read from disk when it is used.
+    """
     if path.is_file():
         return torch.load(path, map_location=map_location, weights_only=weights_only, mmap=mapped)
     wait_visible(path)
@@ -246,7 +265,11 @@ def load_state(
 
 
 def wait_visible(path: Path, timeout_s: float = VISIBLE_WITHIN_S) -> None:
-    """Return once the folder is there and committed. Raises UserError if it is not after `timeout_s`."""
+    """Wait until the folder is visible and committed.
+
+    Raises:
+        UserError: It is not after `timeout_s` seconds.
+    """
     deadline = time.monotonic() + (timeout_s if path.parent.is_dir() else 0.0)
     while True:
         problems = commit.verify(path, checksums=False)

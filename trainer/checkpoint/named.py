@@ -1,7 +1,7 @@
-"""Optimizer state by parameter name instead of by number: what lets a checkpoint move between strategies.
+"""Optimizer state by parameter name instead of by number, so that any strategy can read a checkpoint.
 
-`torch.optim` numbers parameters in the order in which it got them; shards, flat buffers and other wrappings change
-what a number means, but not the name of a parameter in its module.
+`torch.optim` numbers parameters in the order in which they were passed to it. Sharding, flat buffers and wrappers
+change which parameter a number means. They do not change the parameter's name in its module.
 """
 
 from __future__ import annotations
@@ -12,42 +12,47 @@ import torch
 from torch import nn
 
 _WRAPPERS = ("_orig_mod.", "_checkpoint_wrapped_module.")
-"""What torch.compile and checkpoint wrappers of a user put into names."""
+"""Prefixes that torch.compile and a user's activation checkpointing wrappers insert into names."""
 
 
 def plain_name(name: str) -> str:
-    """The name of a parameter as it would be without wrappers."""
+    """Return the name of a parameter without the parts that wrappers insert."""
     for wrapper in _WRAPPERS:
         name = name.replace(wrapper, "")
     return name
 
 
 def named_groups(optimizer: Any, module: nn.Module) -> list[dict[str, Any]]:
-    """The optimizer's parameter groups with names under `params`; the options (lr, betas, ...) as they are."""
+    """Return the optimizer's parameter groups with names under `params` and the options (lr, betas, ...) unchanged."""
     names = {id(parameter): plain_name(name) for name, parameter in module.named_parameters()}
     groups = []
     for number, group in enumerate(optimizer.param_groups):
-        # One that the module does not have (kept in a list, say) is known by its place alone.
+        # A parameter that is not registered in the module (kept in a list, for example) is named by its position.
         named = [names.get(id(one), f"{number}.{place}") for place, one in enumerate(group["params"])]
         groups.append({**group, "params": named})
     return groups
 
 
 def by_name(state: dict[str, Any], names: list[list[str]]) -> dict[str, Any]:
-    """`torch.optim.Optimizer.state_dict()` with names (of each group, in order) instead of numbers.
+    """Return `torch.optim.Optimizer.state_dict()` with names instead of numbers.
 
-    Empty for the state of Lightning's stand-in for no optimizer.
+    Args:
+        state: The state dict; empty for Lightning's mock optimizer, which stands for no optimizer.
+        names: Parameter names of each group, in order.
     """
     if not state:
         return {"state": {}, "param_groups": []}
     numbers = [number for group in state["param_groups"] for number in group["params"]]
-    of_number = dict(zip(numbers, [name for group in names for name in group], strict=True))
-    groups = [{**group, "params": [of_number[number] for number in group["params"]]} for group in state["param_groups"]]
-    return {"state": {of_number[number]: value for number, value in state["state"].items()}, "param_groups": groups}
+    name_of = dict(zip(numbers, [name for group in names for name in group], strict=True))
+    groups = [{**group, "params": [name_of[number] for number in group["params"]]} for group in state["param_groups"]]
+    return {"state": {name_of[number]: value for number, value in state["state"].items()}, "param_groups": groups}
 
 
 def by_number(state: dict[str, Any], optimizer: Any, module: nn.Module) -> dict[str, Any]:
-    """The inverse of `by_name`, for the optimizer that is there now; options come from the group that had the name."""
+    """Return the inverse of `by_name`, numbered for the present `optimizer`.
+
+    A group's options come from the saved group that had its first parameter.
+    """
     options = {name: group for group in state["param_groups"] for name in group["params"]}
     numbered: dict[str, Any] = {"state": {}, "param_groups": []}
     number = 0
@@ -64,7 +69,13 @@ def by_number(state: dict[str, Any], optimizer: Any, module: nn.Module) -> dict[
 
 
 def set_options(optimizer: Any, groups: list[dict[str, Any]], names: list[list[str]]) -> None:
-    """Put the saved options (lr, betas, initial_lr, ...) into the groups of an optimizer, matched by parameter name."""
+    """Restore the saved options (lr, betas, initial_lr, ...) of an optimizer's groups, matched by parameter name.
+
+    Args:
+        optimizer: Changed in place.
+        groups: Saved groups, with parameter names under `params`.
+        names: Parameter names of each present group, in order.
+    """
     options = {name: group for group in groups for name in group["params"]}
     for group, group_names in zip(optimizer.param_groups, names, strict=True):
         saved = options.get(group_names[0], {}) if group_names else {}

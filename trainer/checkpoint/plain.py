@@ -1,8 +1,8 @@
-"""Makes a checkpoint hold only what `torch.load(weights_only=True)` reads back, or says at once why it cannot.
+"""Checkpoints that hold only what `torch.load(weights_only=True)` can read.
 
-Lightning puts whatever it finds into a checkpoint; hyper-parameters with an OmegaConf node, a Path, a partial or a
-NumPy scalar save without a word and fail when the job is resumed. Here they are turned into plain values, or the
-save is refused with the place named.
+Lightning puts any object into a checkpoint. Hyperparameters with an OmegaConf node, a Path, a partial or a NumPy scalar
+are saved without a warning, and the resume fails. Here they are converted to plain values. If that is impossible, the
+save fails and names the entry.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from trainer.core.errors import UserError
 log = logging.getLogger(__name__)
 
 HYPER_PARAMETERS = ("hyper_parameters", "datamodule_hyper_parameters")
-"""Informative only (a run is rebuilt from config.yaml), so what is not plain there is left out, not refused."""
+"""Informative only: a run is rebuilt from config.yaml. Values that are not plain are left out, not refused."""
 _HYPER_PARAMETERS_TYPE = ("hparams_type",)
-"""Lightning's note of the OmegaConf class of the former: a class, and untrue once they are plain."""
+"""Lightning's record of the OmegaConf class of the hyperparameters: a class, and wrong once they are plain."""
 _SCALARS: tuple[Any, ...] = (bool, int, float, complex, str, bytes)
-_told: set[tuple[str, str]] = set()
-"""Hyper-parameters whose absence has been logged; each save would say it again."""
-_AS_THEY_ARE = (type(None), *_SCALARS, torch.Size, torch.dtype, torch.device)
+_warned: set[tuple[str, str]] = set()
+"""Hyperparameters that a warning has named as left out: one warning, not one per save."""
+_UNCHANGED = (type(None), *_SCALARS, torch.Size, torch.dtype, torch.device)
 
 
 class _NotPlain(Exception):
@@ -41,25 +41,30 @@ class _NotPlain(Exception):
 def plain_checkpoint(
     checkpoint: Mapping[str, Any], tensor: Callable[[str, torch.Tensor], torch.Tensor]
 ) -> dict[str, Any]:
-    """The same checkpoint in plain types; each tensor is what `tensor(its place, it)` returns.
+    """Return the checkpoint in plain types.
 
-    Raises UserError naming the first place that holds something else.
+    Args:
+        checkpoint: As Lightning builds it.
+        tensor: Called with the key path and the value of each tensor; its result takes the tensor's place.
+
+    Raises:
+        UserError: An entry cannot be converted; the message names the first.
     """
-    found: dict[str, Any] = {}
+    plain: dict[str, Any] = {}
     for key, value in checkpoint.items():
         if key in _HYPER_PARAMETERS_TYPE:
             continue
         try:
             if key in HYPER_PARAMETERS:
-                found[key] = _plain_parameters(key, value, tensor)
+                plain[key] = _plain_parameters(key, value, tensor)
             else:
-                found[key] = _plain(key, value, tensor)
+                plain[key] = _plain(key, value, tensor)
         except _NotPlain as error:
             raise UserError(
-                f"The checkpoint could not be resumed from: {error}.",
-                "Return only tensors, numbers, text, lists and dicts from state_dict() and on_save_checkpoint().",
+                f"A run could not be resumed from this checkpoint: {error}.",
+                "Return only tensors, numbers, strings, lists and dicts from state_dict() and on_save_checkpoint().",
             ) from None
-    return found
+    return plain
 
 
 def _plain_parameters(key: str, parameters: Any, tensor: Callable[[str, torch.Tensor], torch.Tensor]) -> dict[str, Any]:
@@ -70,16 +75,18 @@ def _plain_parameters(key: str, parameters: Any, tensor: Callable[[str, torch.Te
         try:
             kept[str(name)] = _plain(f"{key}.{name}", value, tensor)
         except _NotPlain as error:
-            if (key, name) not in _told:
-                _told.add((key, name))
-                log.warning("Left out of the checkpoint: %s. save_hyperparameters(ignore=[%r]) says so.", error, name)
+            if (key, name) not in _warned:
+                _warned.add((key, name))
+                log.warning(
+                    "Not saved in the checkpoint: %s. save_hyperparameters(ignore=[%r]) hides this.", error, name
+                )
     return kept
 
 
 def _plain(where: str, value: Any, tensor: Callable[[str, torch.Tensor], torch.Tensor]) -> Any:
     if isinstance(value, torch.Tensor):
         return tensor(where, value)
-    if type(value) in _AS_THEY_ARE:
+    if type(value) in _UNCHANGED:
         return value
     if isinstance(value, Mapping) and not isinstance(value, Container):
         items = {_plain_key(where, key): _plain(f"{where}.{key}", item, tensor) for key, item in value.items()}
@@ -105,7 +112,7 @@ def _plain(where: str, value: Any, tensor: Callable[[str, torch.Tensor], torch.T
 
 
 def _plain_key(where: str, key: Any) -> Any:
-    if isinstance(key, (Enum, numpy.generic, PurePath)) or type(key) not in _AS_THEY_ARE:
+    if isinstance(key, (Enum, numpy.generic, PurePath)) or type(key) not in _UNCHANGED:
         return _plain(f"{where}.{key} (a key)", key, _no_tensor)
     return key
 
@@ -115,7 +122,7 @@ def _no_tensor(where: str, value: torch.Tensor) -> torch.Tensor:
 
 
 def _with_metadata(original: OrderedDict[Any, Any], items: dict[Any, Any]) -> OrderedDict[Any, Any]:
-    """A module's state dict keeps its modules' versions in this attribute; load_state_dict migrates by them."""
+    """Keep the versions of the modules, which a state dict has in `_metadata`; load_state_dict migrates by them."""
     copied: OrderedDict[Any, Any] = OrderedDict(items)
     metadata = getattr(original, "_metadata", None)
     if metadata is not None:

@@ -1,12 +1,12 @@
-"""Sharded checkpoints: every rank writes its part, rank 0 commits; any world size and strategy reads them.
+"""Sharded checkpoints: each rank writes its shards, rank 0 commits. Any world size and strategy can read them.
 
     step-00000120/COMMIT
-                  state.pt              everything that is not a sharded tensor, plain types
+                  state.pt              everything but the sharded tensors, in plain types
                   shards/.metadata      torch.distributed.checkpoint: which file holds which part of which tensor
-                  shards/__0_0.distcp   the parts of rank 0 ...
+                  shards/__0_0.distcp   the shards of rank 0 ...
 
 Tensors have flat, plain names: `model/<name>` and `optimizer/<number>/<name>/<key>`. `.metadata` is a pickle
-(pytorch issue 127525), so it is read only from a folder whose COMMIT has been checked.
+(https://github.com/pytorch/pytorch/issues/127525), so it is read only from a folder whose COMMIT has been verified.
 """
 
 from __future__ import annotations
@@ -42,17 +42,17 @@ Result = TypeVar("Result")
 
 @dataclass
 class HostShard:
-    """This rank's part of a tensor, in host memory, as torch.distributed.checkpoint asks for it."""
+    """This rank's shard of a tensor in host memory, with the interface of torch.distributed.checkpoint."""
 
     local: torch.Tensor
     offsets: torch.Size
-    """Where the part begins in the whole."""
+    """Where the shard begins in the whole tensor."""
     shape: torch.Size
-    """Of the whole."""
+    """Shape of the whole tensor."""
 
     def __create_write_items__(self, name: str, _: object) -> list[WriteItem]:
         if self.local.numel() == 0 and self.shape.numel() > 0:
-            return []  # fewer rows than ranks: nothing is left for this one
+            return []  # fewer rows than ranks: this rank has none
         chunk = ChunkStorageMetadata(offsets=self.offsets, sizes=self.local.shape)
         properties = TensorProperties.create_from_tensor(self.local)
         data = TensorWriteData(chunk=chunk, properties=properties, size=self.shape)
@@ -60,14 +60,15 @@ class HostShard:
 
 
 class _Planner(DefaultSavePlanner):
-    """Finds the data of a HostShard; the default one asks only tensors for their parts."""
+    """Finds the data of a HostShard; the default planner handles only tensors."""
 
     def lookup_object(self, index: MetadataIndex) -> torch.Tensor:
+        """Return the local data of the HostShard that `index` names."""
         return self.state_dict[index.fqn].local
 
 
 def host_shard(tensor: torch.Tensor, copy: Callable[[torch.Tensor], torch.Tensor]) -> HostShard:
-    """The local part of a DTensor, or the whole of another tensor, as `copy` returns it."""
+    """Return the local shard of a DTensor, or the whole of any other tensor, passed through `copy`."""
     if isinstance(tensor, DTensor):
         (chunk,) = tensor.__create_chunk_list__()
         return HostShard(copy(tensor.to_local().detach()), torch.Size(chunk.offsets), tensor.shape)
@@ -75,7 +76,7 @@ def host_shard(tensor: torch.Tensor, copy: Callable[[torch.Tensor], torch.Tensor
 
 
 def to_host(tensors: dict[str, torch.Tensor], buffers: HostBuffers | None) -> dict[str, HostShard]:
-    """The parts of this rank; copied into `buffers` if given. Call `buffers.finish()` afterwards."""
+    """Return this rank's shards, copied into `buffers` if given. Call `buffers.finish()` afterwards."""
 
     def part(name: str, tensor: torch.Tensor) -> HostShard:
         if buffers is None:
@@ -87,7 +88,10 @@ def to_host(tensors: dict[str, torch.Tensor], buffers: HostBuffers | None) -> di
 
 @dataclass
 class ShardedWrite:
-    """One save by all ranks of `group` (gloo; nobody else may use it meanwhile). None: this process alone."""
+    """One save by all ranks of `group`, a gloo group that nothing else uses during the save.
+
+    `group` None: a save by this process alone.
+    """
 
     attempt: int
     group: dist.ProcessGroup | None
@@ -99,10 +103,19 @@ class ShardedWrite:
         prepare: Callable[[], dict[str, HostShard]],
         write_rest: Callable[[Staging], None],
     ) -> bool:
-        """Stage, write, commit. Collective; raises SaveFailed on every rank if any rank fails.
+        """Write one checkpoint under the commit protocol. Collective.
 
-        `prepare` gives this rank's parts (it may raise), `write_rest` writes the other files on rank 0.
-        Returns False if the target was committed before.
+        Args:
+            target: Folder of the checkpoint.
+            info: Content of COMMIT.
+            prepare: Returns this rank's shards; it may raise.
+            write_rest: Writes the other files; called on rank 0.
+
+        Returns:
+            False if the target was already committed and intact.
+
+        Raises:
+            SaveFailed: A rank failed; raised on every rank.
         """
         staging = Staging(target, self.attempt)
         try:
@@ -125,7 +138,10 @@ class ShardedWrite:
         return 0 if self.group is None else dist.get_rank(self.group)
 
     def _together(self, step: Callable[[], Result]) -> list[Result]:
-        """`step` on every rank, and what it returned on each; if one raised, SaveFailed on all, so that none waits."""
+        """Run `step` on every rank and return the results of all ranks.
+
+        If it raises on one rank, SaveFailed is raised on all ranks, so that none is left waiting in a collective.
+        """
         try:
             outcome: tuple[str | None, Any] = (None, step())
         except Exception as error:
@@ -134,13 +150,13 @@ class ShardedWrite:
             outcome = (f"{type(error).__name__}: {error}", None)
         if self.group is None:
             return [outcome[1]]
-        # The parts themselves stay where they are; what travels is small.
+        # The shards stay on their rank; only small objects are sent.
         small = outcome if not isinstance(outcome[1], dict) or outcome[0] else (None, _without_parts(outcome[1]))
         gathered: list[Any] = [None] * dist.get_world_size(self.group)
         dist.all_gather_object(gathered, small, group=self.group)
         problems = [f"rank {rank}: {error}" for rank, (error, _) in enumerate(gathered) if error is not None]
         if problems:
-            raise SaveFailed("; ".join(problems), "Look at the logs of those ranks.")
+            raise SaveFailed("; ".join(problems), "See the logs of those ranks.")
         results = [result for _, result in gathered]
         results[self._rank] = outcome[1]
         return results
@@ -150,7 +166,7 @@ class ShardedWrite:
             return True
         commit.fault_point("save.begin")
         CheckpointStore(staging.target.parent).clean_leftovers(self.attempt)
-        if commit.already_there(staging.target):
+        if commit.already_committed(staging.target):
             return False
         commit.require_space(staging.target.parent, total_bytes)
         staging.create()
@@ -159,13 +175,13 @@ class ShardedWrite:
     def _write_shards(self, staging: Staging, parts: dict[str, HostShard]) -> None:
         writer = dcp.FileSystemWriter(staging.path / SHARDS, single_file_per_rank=True, sync_files=True)
         planner = _Planner(flatten_state_dict=False, flatten_sharded_tensors=False)
-        with _alone(self.group is None):
+        with _quiet(self.group is None):
             dcp.save(
                 parts, storage_writer=writer, planner=planner, process_group=self.group, no_dist=self.group is None
             )
 
     def _own_files(self, staging: Staging, write_rest: Callable[[Staging], None]) -> dict[str, dict[str, Any]]:
-        """Each rank hashes what it wrote."""
+        """Hash the files that this rank wrote."""
         for path in sorted((staging.path / SHARDS).glob(f"__{self._rank}_*")):
             staging.adopt(f"{SHARDS}/{path.name}")
         if self._rank == 0:
@@ -175,8 +191,8 @@ class ShardedWrite:
 
     def _commit(self, staging: Staging, files: list[dict[str, dict[str, Any]]], info: CommitInfo) -> None:
         if self._rank == 0:
-            for of_rank in files:
-                staging.files.update(of_rank)
+            for files_of_rank in files:
+                staging.files.update(files_of_rank)
             commit.commit(staging, info)
 
 
@@ -185,7 +201,7 @@ def _without_parts(value: dict[str, Any]) -> dict[str, Any]:
 
 
 def shapes(path: Path) -> dict[str, tuple[torch.Size, torch.dtype]]:
-    """Shape and type of every tensor in a sharded checkpoint folder."""
+    """Return the shape and dtype of every tensor in a sharded checkpoint folder."""
     metadata = dcp.FileSystemReader(path / SHARDS).read_metadata()
     return {
         name: (entry.size, entry.properties.dtype)
@@ -195,18 +211,18 @@ def shapes(path: Path) -> dict[str, tuple[torch.Size, torch.dtype]]:
 
 
 def read_into(path: Path, tensors: dict[str, torch.Tensor]) -> None:
-    """Fill tensors and DTensors in place, each rank what it holds; no communication."""
+    """Fill tensors and DTensors in place, each rank its own shards; no communication."""
     if not tensors:
         return
     planner = DefaultLoadPlanner(flatten_state_dict=False, flatten_sharded_tensors=False)
-    with _alone(True):
+    with _quiet(True):
         dcp.load(dict(tensors), storage_reader=dcp.FileSystemReader(path / SHARDS), planner=planner, no_dist=True)
 
 
 @contextmanager
-def _alone(yes: bool) -> Iterator[None]:
-    """Without torch's warning that a save or a load by one process is one, which is what is wanted here."""
+def _quiet(single_process: bool) -> Iterator[None]:
+    """Silence torch's warning that a save or load runs in one process, which is intended here."""
     with warnings.catch_warnings():
-        if yes:
+        if single_process:
             warnings.filterwarnings("ignore", message="torch.distributed is (disabled|unavailable|not)")
         yield

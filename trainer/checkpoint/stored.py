@@ -1,7 +1,7 @@
-"""One view of any checkpoint, whatever wrote it: flat names to tensors, and the rest of the state.
+"""One view of a checkpoint of any strategy: flat names to tensors, and the rest of the state.
 
-`model/<parameter or buffer>`, `optimizer/<number of the optimizer>/<parameter>/<key>`. Numbers in the optimizer's
-state that are no tensors, and the groups' options, are in `Optimizers`.
+Names are `model/<parameter or buffer>` and `optimizer/<number of the optimizer>/<parameter>/<key>`. Values in the
+optimizer's state that are not tensors, and the options of the groups, are in `Optimizers`.
 """
 
 from __future__ import annotations
@@ -21,15 +21,16 @@ from trainer.core.errors import UserError
 MODEL = "model/"
 OPTIMIZER = "optimizer/"
 PARAMETER_NAMES = "parameter_names"
-"""In a file checkpoint, beside Lightning's `optimizer_states`: names of each group of each optimizer, in order."""
+"""Key in a file checkpoint: the parameter names of each group of each optimizer, as in `optimizer_states`."""
 OPTIMIZERS = "optimizers"
-"""In the `state.pt` of a sharded checkpoint: what `Optimizers` holds."""
+"""Key in the `state.pt` of a sharded checkpoint: the fields of `Optimizers`."""
 
 
 class Weights(Protocol):
     """Named tensors on disk."""
 
     shapes: dict[str, tuple[torch.Size, torch.dtype]]
+    """Name to shape and dtype."""
 
     def read(self, into: dict[str, torch.Tensor]) -> None:
         """Fill the tensors in place."""
@@ -38,16 +39,16 @@ class Weights(Protocol):
 
 @dataclass
 class Optimizers:
-    """What is not a tensor in the optimizers' states."""
+    """The part of the optimizers' states that is not tensors."""
 
     groups: list[list[dict[str, Any]]] = field(default_factory=list)
-    """For each optimizer its groups: options, and names under `params`."""
+    """Parameter groups of each optimizer: options, and parameter names under `params`."""
     values: dict[str, Any] = field(default_factory=dict)
-    """Flat name to number."""
+    """Flat name to value."""
 
 
 def flatten(named_states: list[dict[str, Any]]) -> tuple[dict[str, torch.Tensor], Optimizers]:
-    """Optimizer states by name, as flat tensors and the rest."""
+    """Split optimizer states by name (`named.by_name`) into tensors under flat names and the rest."""
     tensors: dict[str, torch.Tensor] = {}
     rest = Optimizers()
     for number, state in enumerate(named_states):
@@ -63,7 +64,7 @@ def flatten(named_states: list[dict[str, Any]]) -> tuple[dict[str, torch.Tensor]
 
 
 def unflatten(tensors: dict[str, torch.Tensor], rest: Optimizers) -> list[dict[str, Any]]:
-    """The inverse of `flatten`; names of other things are left out."""
+    """Return the inverse of `flatten`; names that are not an optimizer's are ignored."""
     states: list[dict[str, Any]] = [{"state": {}, "param_groups": groups} for groups in rest.groups]
     for flat, value in {**tensors, **rest.values}.items():
         if flat.startswith(OPTIMIZER):
@@ -74,17 +75,22 @@ def unflatten(tensors: dict[str, torch.Tensor], rest: Optimizers) -> list[dict[s
 
 
 class Stored:
-    """A checkpoint opened for reading. `state` is everything but the model's and the optimizers' tensors."""
+    """A checkpoint opened for reading. `state` is everything except the model's and the optimizers' tensors."""
 
     def __init__(self, path: Path, mapped: bool = False) -> None:
-        """Raises UserError if there is no complete checkpoint at `path`.
+        """Open the checkpoint at `path`.
 
-        `mapped`: the tensors of a checkpoint that is one file stay on disk until they are read.
+        Args:
+            path: A checkpoint folder, or a file.
+            mapped: Memory-map the tensors of a single-file checkpoint: they stay on disk until they are read.
+
+        Raises:
+            UserError: There is no complete checkpoint at `path`.
         """
         self.path = path
         self.state = _open(path, mapped)
         self._tensors: dict[str, torch.Tensor] | None = None
-        """The tensors themselves, of a checkpoint that is one file."""
+        """The tensors of a single-file checkpoint; None for a sharded one."""
         if OPTIMIZERS in self.state:
             self.optimizers = Optimizers(**self.state.pop(OPTIMIZERS))
             self.shapes = sharded.shapes(path)
@@ -93,9 +99,10 @@ class Stored:
             self.shapes = {name: (tensor.shape, tensor.dtype) for name, tensor in self._tensors.items()}
 
     def read(self, into: dict[str, torch.Tensor]) -> None:
-        """Fill tensors and DTensors in place, each rank what it holds of them.
+        """Fill tensors and DTensors in place, each rank its own shards.
 
-        Raises UserError when a name is missing or a shape differs: a checkpoint of another model.
+        Raises:
+            UserError: A name is missing or a shape differs, as in a checkpoint of another model.
         """
         self._check(into)
         if self._tensors is None:
@@ -105,46 +112,46 @@ class Stored:
             for name, tensor in into.items():
                 whole = self._tensors[name]
                 if isinstance(tensor, DTensor):
-                    # src_data_rank=None: every rank has the whole and cuts its own part; nothing is sent
+                    # src_data_rank=None: every rank has the whole tensor and takes its own shard; nothing is sent
                     part = distribute_tensor(whole, tensor.device_mesh, tensor.placements, src_data_rank=None)
                     tensor.to_local().copy_(part.to_local())
                 else:
                     tensor.copy_(whole)
 
     def whole(self, prefix: str = "") -> dict[str, torch.Tensor]:
-        """All tensors whose names begin with `prefix`, whole, in host memory."""
+        """Return all tensors whose names begin with `prefix`, unsharded, in host memory."""
         if self._tensors is not None:
             return {name: tensor for name, tensor in self._tensors.items() if name.startswith(prefix)}
-        wanted = {
+        tensors = {
             name: torch.empty(shape, dtype=dtype)
             for name, (shape, dtype) in self.shapes.items()
             if name.startswith(prefix)
         }
-        sharded.read_into(self.path, wanted)
-        return wanted
+        sharded.read_into(self.path, tensors)
+        return tensors
 
     def as_lightning(self, optimizers: bool = True) -> dict[str, Any]:
-        """The dict that Lightning would have saved on one process, optimizer states by name."""
+        """Return the dict that Lightning would save in one process, with optimizer states by parameter name."""
         tensors = self.whole() if optimizers else self.whole(MODEL)
         weights = {name.removeprefix(MODEL): value for name, value in tensors.items() if name.startswith(MODEL)}
-        found = {**self.state, "state_dict": weights}
+        checkpoint = {**self.state, "state_dict": weights}
         if optimizers:
-            found["optimizer_states"] = unflatten(tensors, self.optimizers)
-        return found
+            checkpoint["optimizer_states"] = unflatten(tensors, self.optimizers)
+        return checkpoint
 
     def _check(self, into: dict[str, torch.Tensor]) -> None:
         missing = [name for name in into if name not in self.shapes]
         different = [
-            f"{name} is {tuple(self.shapes[name][0])} there and {tuple(tensor.shape)} here"
+            f"{name} has shape {tuple(self.shapes[name][0])} in the checkpoint and {tuple(tensor.shape)} in the model"
             for name, tensor in into.items()
             if name in self.shapes and self.shapes[name][0] != tensor.shape
         ]
-        problems = [f"{name} is not in it" for name in missing] + different
+        problems = [f"{name} is missing" for name in missing] + different
         if problems:
             shown = "; ".join(problems[:3]) + (f"; and {len(problems) - 3} more" if len(problems) > 3 else "")
             raise UserError(
-                f"{self.path} is a checkpoint of another model or optimizer: {shown}.",
-                "Use the configuration of the run that wrote it: `trainer show RUN`.",
+                f"{self.path} does not match the model or optimizer: {shown}.",
+                "Use the configuration of the run that wrote the checkpoint: `trainer show RUN`.",
             )
 
 
@@ -156,7 +163,7 @@ def _open(path: Path, mapped: bool) -> dict[str, Any]:
 
 
 def _of_file(state: dict[str, Any]) -> tuple[dict[str, torch.Tensor], Optimizers]:
-    """Take the tensors out of a file checkpoint's state."""
+    """Remove the tensors from the state of a file checkpoint, and return them under flat names."""
     weights = {MODEL + name: value for name, value in state.pop("state_dict").items()}
     names = state.pop(PARAMETER_NAMES, [])
     states = state.pop("optimizer_states", [])
@@ -165,7 +172,7 @@ def _of_file(state: dict[str, Any]) -> tuple[dict[str, torch.Tensor], Optimizers
 
 
 def _read_shards(path: Path, into: dict[str, torch.Tensor]) -> None:
-    """Device tensors that torch.distributed.checkpoint cannot fill directly (0 rows on this rank) are left out."""
+    """Fill `into` from the shards, except DTensors with no rows on this rank, which DCP cannot fill."""
     sharded.read_into(path, {name: tensor for name, tensor in into.items() if _has_rows(tensor)})
 
 

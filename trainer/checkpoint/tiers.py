@@ -1,9 +1,10 @@
-"""Two places for a run's checkpoints: the shared one of the run, and a faster one on this node for those in between.
+"""Two tiers of checkpoints: the run's shared folder, and a faster node-local folder for more frequent saves.
 
-    runs/<run>/checkpoints/step-00000500/        `checkpoint.every_*`: kept as `keep_*` say
-    <checkpoint.local_dir>/<run>/step-00000540/  `checkpoint.local_every_n_steps`: the newest `local_keep_last`
+    runs/<run>/checkpoints/step-00000500/        `checkpoint.every_*`, kept by the rules of `keep_*`
+    <checkpoint.local_dir>/<run>/step-00000540/  `checkpoint.local_every_n_steps`, the newest `local_keep_last`
 
-A job that goes on takes the newest good one of both. On another node there is only the shared one. Imports no torch.
+A resume uses the newest intact checkpoint of both tiers. On another node there is only the shared tier. This module
+does not import torch.
 """
 
 from __future__ import annotations
@@ -17,31 +18,38 @@ from trainer.checkpoint.store import Checkpoint, CheckpointStore
 
 
 def local_folder(local_dir: str | None, run_name: str) -> Path | None:
-    """Where the local checkpoints of the run `<name>-<id>` are; None without `checkpoint.local_dir`."""
+    """Return the node-local checkpoint folder of the run `<name>-<id>`; None without `checkpoint.local_dir`."""
     return None if local_dir is None else Path(local_dir).expanduser().absolute() / run_name
 
 
 def newest_good(
     shared: CheckpointStore, local: CheckpointStore | None, events: Iterable[dict[str, Any]]
 ) -> tuple[Checkpoint | None, list[str]]:
-    """The newest checkpoint of both whose checksums are right, and a message for each that was skipped and set aside.
+    """Return the newest checkpoint of both tiers whose checksums match, and a message for each that was set aside.
 
-    `events` of the run tell whether a local one is out of date: see `is_superseded`. Raises UserError as
-    `CheckpointStore.newest_good` does.
+    Args:
+        shared: The run's own checkpoints.
+        local: The node-local ones, if any.
+        events: Events of the run; they tell whether a local checkpoint is superseded.
+
+    Raises:
+        UserError: The newest has a newer format.
     """
-    found, skipped = shared.newest_good(set_aside=True)
+    shared_newest, skipped = shared.newest_good(set_aside=True)
     if local is None:
-        return found, skipped
-    nearer, also_skipped = local.newest_good(set_aside=True)
-    skipped += [f"local {message}" for message in also_skipped]
-    if nearer is None or (found is not None and nearer.step <= found.step):
-        return found, skipped
-    return (found if is_superseded(nearer, events) else nearer), skipped
+        return shared_newest, skipped
+    local_newest, local_skipped = local.newest_good(set_aside=True)
+    skipped += [f"local {message}" for message in local_skipped]
+    if local_newest is None or (shared_newest is not None and local_newest.step <= shared_newest.step):
+        return shared_newest, skipped
+    return (shared_newest if is_superseded(local_newest, events) else local_newest), skipped
 
 
 def is_superseded(checkpoint: Checkpoint, events: Iterable[dict[str, Any]]) -> bool:
-    """Whether an attempt has begun since from an earlier step (on another node, which did not see this checkpoint):
-    it took the metrics back to there, and what it logged afterwards may end before this checkpoint's step."""
+    """Return whether an attempt has since started from an earlier step, on a node that could not see this checkpoint.
+
+    That attempt rewound the metrics to its own start, and may have ended before this checkpoint's step.
+    """
     return any(
         event["event"] == "started" and event["time"] > checkpoint.time and event.get("step", 0) < checkpoint.step
         for event in events
@@ -49,6 +57,6 @@ def is_superseded(checkpoint: Checkpoint, events: Iterable[dict[str, Any]]) -> b
 
 
 def remove_local(local: CheckpointStore | None) -> None:
-    """At the end of a run: its last checkpoint is in the shared place."""
+    """Delete the node-local checkpoints at the end of a run, whose last checkpoint is in the shared folder."""
     if local is not None:
         shutil.rmtree(local.directory, ignore_errors=True)

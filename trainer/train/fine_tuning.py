@@ -13,7 +13,7 @@ from lightning.pytorch import LightningModule
 from torch import nn
 
 from trainer.checkpoint.foreign import read_pickled
-from trainer.checkpoint.lora import ADDED, BASE
+from trainer.checkpoint.lora import ADAPTER, BASE
 from trainer.checkpoint.stored import MODEL, Stored
 from trainer.config.schema import FineTuneOptions
 from trainer.core.errors import UserError
@@ -171,7 +171,7 @@ def _require_all(state: dict[str, torch.Tensor], found: dict[str, torch.Tensor],
     problems = [
         f"{name} is not in it"
         for name, tensor in state.items()
-        if name not in found and name not in new and ADDED not in name and tensor.data_ptr() not in filled
+        if name not in found and name not in new and ADAPTER not in name and tensor.data_ptr() not in filled
     ]
     problems += [
         f"{name} is {tuple(tensor.shape)} there and {tuple(state[name].shape)} here"
