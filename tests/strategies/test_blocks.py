@@ -9,7 +9,7 @@ from torch import nn
 from trainer.config.strategy import Auto, Ddp, Fsdp, Hsdp, Single, Tp
 from trainer.core.errors import UserError
 from trainer.models.transformer import Transformer
-from trainer.strategies import chosen_by_auto, data_parallel, mesh_sizes
+from trainer.strategies import auto_choice, data_parallel, mesh_sizes
 from trainer.strategies.blocks import blocks_of, prepare
 
 
@@ -66,8 +66,8 @@ def test_the_mesh_follows_from_the_options(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_auto_follows_its_rule() -> None:
-    assert type(chosen_by_auto(Auto(), 1, "cuda")) is Single
-    assert type(chosen_by_auto(Auto(), 8, "cuda")) is Fsdp
-    chosen = chosen_by_auto(Auto(activation_checkpointing="full"), 2, "cpu")
+    assert type(auto_choice(Auto(), 1, "cuda")) is Single
+    assert type(auto_choice(Auto(), 8, "cuda")) is Fsdp
+    chosen = auto_choice(Auto(activation_checkpointing="full"), 2, "cpu")
     assert type(chosen) is Ddp
     assert chosen.activation_checkpointing == "full"

@@ -1,10 +1,10 @@
-"""From the options of `trainer/config/strategy.py` to Lightning strategies; one small file each."""
+"""Lightning strategies, built from the options of `trainer/config/strategy.py`; one small file each."""
 
 from __future__ import annotations
 
 import os
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from trainer.config.strategy import (
     Auto,
@@ -26,16 +26,22 @@ if TYPE_CHECKING:
 
 
 def build(options: Any, world_size: int, device: torch.device, timeout_s: float) -> Strategy:
-    """The strategy that `options` (an instance of one of `trainer.config.strategy.STRATEGIES`) describes.
+    """Build the strategy that `options` describes. The process group may already exist.
 
-    `device` is this rank's own; `timeout_s` is how long a collective may take. The process group may already exist.
-    Raises UserError where the strategy does not go with the number of ranks or the device.
+    Args:
+        options: An instance of one of `trainer.config.strategy.STRATEGIES`.
+        world_size: Number of ranks of the job.
+        device: This rank's device.
+        timeout_s: Timeout of collectives.
+
+    Raises:
+        UserError: The strategy does not fit the number of ranks.
     """
     if type(options) is Auto:
-        options = chosen_by_auto(options, world_size, device.type)
+        options = auto_choice(options, world_size, device.type)
     if type(options) is Single and world_size != 1:
         raise UserError(
-            f"strategy=single runs one process; this job has {world_size} ranks.",
+            f"strategy=single runs one process, but this job has {world_size} ranks.",
             "Use strategy=ddp, or resources.gpus=1 (on CPU resources.cpu_processes=1).",
         )
     if type(options) is Single or (type(options) is Ddp and world_size == 1):
@@ -56,38 +62,53 @@ def build(options: Any, world_size: int, device: torch.device, timeout_s: float)
     return fsdp.build(options, mesh_sizes(options, world_size), device, timeout_s)
 
 
-def chosen_by_auto(options: Auto, world_size: int, device_type: str) -> Single:
-    """The documented rule until there is a planner: one rank: single; GPUs: fsdp; CPU: ddp."""
+def auto_choice(options: Auto, world_size: int, device_type: str) -> Single:
+    """Return the default strategy: one rank: single; CUDA: fsdp; CPU: ddp."""
     chosen = Single() if world_size == 1 else Fsdp() if device_type == "cuda" else Ddp()
     return replace(chosen, activation_checkpointing=options.activation_checkpointing, compile=options.compile)
 
 
 def defers(options: Any, world_size: int, device_type: str) -> bool:
-    """Whether the model may be built without memory for its parameters (`strategies/deferred.py`)."""
+    """Return whether the model may be built on the meta device (`strategies/deferred.py`)."""
     if type(options) is Auto:
-        options = chosen_by_auto(options, world_size, device_type)
+        options = auto_choice(options, world_size, device_type)
     return isinstance(options, Fsdp) and options.defer_parameters
 
 
 def waits_in_forward(options: Any, world_size: int, device_type: str) -> bool:
-    """Whether the ranks gather parameters inside of the forward pass, and so wait for each other there."""
+    """Return whether ranks wait for each other in the forward pass, because they gather parameters in it."""
     if type(options) is Auto:
-        options = chosen_by_auto(options, world_size, device_type)
+        options = auto_choice(options, world_size, device_type)
     return isinstance(options, (Fsdp, DeepspeedZero3))
 
 
-def mesh_sizes(options: Fsdp, world_size: int) -> tuple[int, int, int]:
-    """Copies, shards in a copy, ranks that share a layer; their product is `world_size`.
+class MeshSizes(NamedTuple):
+    """Sizes of the axes of the device mesh, under torch's names. Their product is the world size."""
 
-    Raises UserError if the option does not divide the ranks.
+    dp_replicate: int
+    """Replicas of the model."""
+    dp_shard: int
+    """Ranks over which FSDP shards one replica."""
+    tp: int
+    """Ranks that share each layer by tensor parallelism."""
+
+
+def mesh_sizes(options: Fsdp, world_size: int) -> MeshSizes:
+    """Return the sizes of the device mesh.
+
+    Raises:
+        UserError: `strategy.shard_size` or `strategy.tensor_parallel_size` does not divide the number of ranks.
     """
     size = ranks_in_group(vars(options), world_size, int(os.environ.get("LOCAL_WORLD_SIZE", world_size)))
     if isinstance(options, Tp):
-        return 1, world_size // size, size
-    return (world_size // size, size, 1) if isinstance(options, Hsdp) else (1, world_size, 1)
+        return MeshSizes(1, world_size // size, size)
+    return MeshSizes(world_size // size, size, 1) if isinstance(options, Hsdp) else MeshSizes(1, world_size, 1)
 
 
 def data_parallel(options: Any, rank: int, world_size: int) -> tuple[int, int]:
-    """This rank among those that read different samples, and their number: less than all only with tensor parallel."""
-    tensor = mesh_sizes(options, world_size)[2] if isinstance(options, Tp) else 1
-    return rank // tensor, world_size // tensor
+    """Return the data parallel rank and the number of data parallel ranks, which read different samples.
+
+    They differ from rank and world size only with tensor parallelism.
+    """
+    tp = mesh_sizes(options, world_size).tp if isinstance(options, Tp) else 1
+    return rank // tp, world_size // tp

@@ -1,7 +1,7 @@
-"""What every strategy does to a model's blocks before it wraps them: recompute activations, compile.
+"""Activation checkpointing and compilation of a model's blocks, before the strategy wraps them.
 
-The order is fixed: checkpoint inside, then compile, then the strategy's wrapper outside. Compiling around FSDP's
-hooks breaks the graph at each of them; checkpointing around it would gather the parameters once more.
+The order is fixed: activation checkpointing inside, then compile, then the strategy's wrapper outside. Compiling around
+FSDP's hooks breaks the graph at each of them. Checkpointing around FSDP would gather the parameters once more.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selectiv
 from trainer.config.strategy import Single
 from trainer.core.errors import UserError
 
-_KEPT = (
+_SAVED_OPERATORS = (
     torch.ops.aten.mm.default,
     torch.ops.aten.addmm.default,
     torch.ops.aten.bmm.default,
@@ -26,24 +26,29 @@ _KEPT = (
     torch.ops.aten._scaled_dot_product_efficient_attention.default,
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default,
 )
-"""What `selective` does not compute again: the products, which cost the time and not most of the memory."""
+"""Operators that `selective` does not recompute.
+
+Matrix products take most of the time, but not most of the memory.
+"""
 
 
 def blocks_of(module: nn.Module, class_name: str | None = None) -> list[nn.Module]:
-    """The parts that are wrapped, recomputed and compiled one by one.
+    """Return the submodules that are sharded, checkpointed and compiled one by one.
 
-    Modules of the class `class_name` if given; else what a network's own `blocks()` returns; else the members of
-    every ModuleList or Sequential that repeats a class with parameters; else none.
-    Raises UserError if no module has that class.
+    These are the modules of the class `class_name` if given; else the result of the network's own `blocks()`; else the
+    members of every ModuleList or Sequential that repeats a class with parameters; else none.
+
+    Raises:
+        UserError: No module has the class `class_name`.
     """
     if class_name is not None:
-        found = [part for part in module.modules() if type(part).__name__ == class_name]
-        if not found:
+        blocks = [part for part in module.modules() if type(part).__name__ == class_name]
+        if not blocks:
             raise UserError(
                 f"strategy.blocks={class_name}: the model has no module of that class.",
                 f"Its classes: {', '.join(sorted({type(part).__name__ for part in module.modules()}))}.",
             )
-        return found
+        return blocks
     for part in module.modules():
         own = getattr(part, "blocks", None)
         if callable(own) and not isinstance(own, nn.Module):
@@ -57,30 +62,30 @@ def blocks_of(module: nn.Module, class_name: str | None = None) -> list[nn.Modul
 
 
 def prepare(module: nn.Module, options: Single, class_name: str | None = None) -> list[nn.Module]:
-    """Activation checkpointing and compilation of the blocks, in place; returns the blocks."""
+    """Apply activation checkpointing and compilation to the blocks, in place, and return the blocks."""
     blocks = blocks_of(module, class_name)
     for block in blocks:
         if options.activation_checkpointing != "none":
-            block.forward = _recomputed(block.forward, options.activation_checkpointing)  # type: ignore[method-assign]
+            block.forward = _checkpointed(block.forward, options.activation_checkpointing)  # type: ignore[method-assign]
         if options.compile:
             block.compile()
     return blocks
 
 
-def _recomputed(forward: Callable[..., Any], kind: str) -> Callable[..., Any]:
-    """`forward` whose activations are computed again in backward. Replacing it, unlike a wrapper, keeps all names."""
+def _checkpointed(forward: Callable[..., Any], kind: str) -> Callable[..., Any]:
+    """Return `forward` with activation checkpointing. Unlike a wrapper module it leaves parameter names unchanged."""
     context: dict[str, Any] = {}
     if kind == "selective":
         context["context_fn"] = functools.partial(create_selective_checkpoint_contexts, _policy)
 
     @functools.wraps(forward)
-    def recomputed(*inputs: Any, **named: Any) -> Any:
+    def checkpointed(*inputs: Any, **named: Any) -> Any:
         if not torch.is_grad_enabled():
             return forward(*inputs, **named)
         return checkpoint(forward, *inputs, use_reentrant=False, **context, **named)
 
-    return recomputed
+    return checkpointed
 
 
 def _policy(_: Any, operator: Any, *inputs: Any, **named: Any) -> CheckpointPolicy:
-    return CheckpointPolicy.MUST_SAVE if operator in _KEPT else CheckpointPolicy.PREFER_RECOMPUTE
+    return CheckpointPolicy.MUST_SAVE if operator in _SAVED_OPERATORS else CheckpointPolicy.PREFER_RECOMPUTE

@@ -1,4 +1,4 @@
-"""Buffers of a model that every rank has whole: rank 0's are the model's, as in DDP."""
+"""Buffers that every rank holds whole. Rank 0's are the ones that count, as in DDP."""
 
 from __future__ import annotations
 
@@ -25,23 +25,28 @@ _NORMALIZING = (
     nn.InstanceNorm2d,
     nn.InstanceNorm3d,
 )
-"""In training these normalize by their batch, and only write the running statistics that their buffers are. What is
-derived from them may read those, and what is lazy has become one of them."""
+"""Layers that normalize by their batch in training, and only write their buffers, the running statistics.
+
+Exact types: a subclass may read its buffers in training. A lazy layer has become one of these by then.
+"""
 _TRAINING = attrgetter("training")
 
 
 class BuffersOfRank0(_Base):
-    """For a strategy that leaves buffers alone in training: copied before the model is evaluated, on all ranks."""
+    """Mixin for a strategy that does not synchronize buffers in training: broadcasts them before an evaluation."""
 
     def on_validation_start(self) -> None:
+        """Broadcast the buffers of rank 0."""
         super().on_validation_start()
         self._copy_buffers()
 
     def on_test_start(self) -> None:
+        """Broadcast the buffers of rank 0."""
         super().on_test_start()
         self._copy_buffers()
 
     def on_predict_start(self) -> None:
+        """Broadcast the buffers of rank 0."""
         super().on_predict_start()
         self._copy_buffers()
 
@@ -54,15 +59,15 @@ class BuffersOfRank0(_Base):
 
 
 class DDPWithQuietBuffers(DistributedDataParallel):
-    """DDP that leaves buffers alone while nobody reads those of the other ranks.
+    """DDP that broadcasts buffers only when a forward pass may read them.
 
-    torch sends every buffer of rank 0 to the others before each forward pass: a collective, at which the ranks wait for
-    each other, and a walk through all modules in Python (of a small ResNet on two CPU ranks 5% of the step). In
-    training a normalization layer reads none of them; what rank 0 has, and so what is saved, is the same without it.
-    `BuffersOfRank0` copies them before they are read.
+    torch broadcasts every buffer of rank 0 before each forward pass. That is a collective, in which the ranks wait for
+    each other, and a walk through all modules in Python: 5% of the step for a small ResNet on two CPU ranks. In
+    training a normalization layer does not read its buffers, and rank 0's values, which are saved, are the same without
+    the broadcast. `BuffersOfRank0` broadcasts them before an evaluation reads them.
 
-    A layer that is frozen (`eval()`) when the forward pass begins, and any other buffer, are sent as ever; with
-    `always_quiet` these are not.
+    The buffers are still broadcast if a normalization layer is frozen (`eval()`) when the forward pass begins, or if
+    the model has any other buffer; with `always_quiet` not even then.
     """
 
     def __init__(self, module: nn.Module, *, always_quiet: bool = False, **options: Any) -> None:
@@ -73,7 +78,8 @@ class DDPWithQuietBuffers(DistributedDataParallel):
         self._only_statistics = statistics == len(list(self.module.buffers()))
 
     def will_sync_module_buffers(self) -> bool:
-        if self._always_quiet or not torch.is_grad_enabled():  # without gradients it is evaluated: they are copied
+        """Return whether torch broadcasts the buffers before this forward pass."""
+        if self._always_quiet or not torch.is_grad_enabled():  # an evaluation, before which they are broadcast
             return False
         if self._only_statistics and all(map(_TRAINING, self._normalizing)):
             return False

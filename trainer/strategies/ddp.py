@@ -1,4 +1,4 @@
-"""Distributed data parallel: the whole model on each rank, gradients averaged in buckets while backward runs."""
+"""DDP: each rank holds the whole model; gradients are averaged in buckets while the backward pass runs."""
 
 from __future__ import annotations
 
@@ -22,35 +22,37 @@ from trainer.strategies.buffers import BuffersOfRank0, DDPWithQuietBuffers
 from trainer.strategies.saving import WholeCheckpoints
 
 _INDICES = re.compile(r"Parameter indices which did not receive grad for rank \d+: ([\d ]+)")
-"""torch/csrc/distributed/c10d/reducer.cpp"""
+"""Message of torch/csrc/distributed/c10d/reducer.cpp."""
 _NAMES_SHOWN = 8
-_TWICE = (
-    "the gradient of a parameter was ready twice in one backward pass, and DDP has averaged it already\n"
+_READY_TWICE = (
+    "a parameter's gradient was ready twice in one backward pass, after DDP had already averaged it\n"
     "  use checkpoint(..., use_reentrant=False), or one forward pass of each layer, or set strategy=fsdp"
 )
-
 _ONE_PROCESS = "there are no gradients to average: set resources.gpus=1 (on CPU resources.cpu_processes=1)"
 
 
 class RunDDPStrategy(WholeCheckpoints, BuffersOfRank0, DDPStrategy):
+    """Lightning's DDPStrategy with our checkpoints, fewer buffer broadcasts and messages that name our options."""
+
     def __init__(self, options: Ddp, **arguments: Any) -> None:
         super().__init__(**arguments)
         self.options = options
         self._broadcast_buffers = options.broadcast_buffers
 
     def setup(self, trainer: Trainer) -> None:
+        """Apply activation checkpointing and compilation, then wrap the model."""
         assert self.model is not None
         callbacks = trainer.callbacks  # type: ignore[attr-defined]
         averages = any(isinstance(callback, WeightAveraging) for callback in callbacks)
-        if averages and self._broadcast_buffers == "auto":  # each rank averages its own, and evaluates with that
+        if averages and self._broadcast_buffers == "auto":  # each rank averages its own buffers and evaluates with them
             self._broadcast_buffers = "always"
         prepare(self.model, self.options)
         super().setup(trainer)
 
     def _setup_model(self, model: nn.Module) -> DistributedDataParallel:
-        """Lightning's, but with buffers that are sent when somebody reads them."""
+        """Wrap the model as Lightning does, but broadcast buffers only when they are read."""
         if not any(parameter.requires_grad for parameter in model.parameters()):
-            problem = f"strategy=ddp: {type(self.lightning_module).__name__} has no parameters that are trained"
+            problem = f"strategy=ddp: {type(self.lightning_module).__name__} has no trainable parameters"
             raise UserError(problem, _ONE_PROCESS)
         if self._broadcast_buffers == "always":
             return super()._setup_model(model)
@@ -60,42 +62,44 @@ class RunDDPStrategy(WholeCheckpoints, BuffersOfRank0, DDPStrategy):
             return DDPWithQuietBuffers(model, always_quiet=always_quiet, device_ids=device_ids, **self._ddp_kwargs)
 
     def configure_ddp(self) -> None:
+        """Wrap the model, and remember which parameters DDP reduces."""
         super().configure_ddp()
-        self._reduced = self._trained()
+        self._reduced = self._trainable()
 
-    def _trained(self) -> set[nn.Parameter]:
+    def _trainable(self) -> set[nn.Parameter]:
         assert self.model is not None
         return {parameter for parameter in self.model.parameters() if parameter.requires_grad}
 
     def reduce_thawed(self) -> None:
-        """Make DDP anew where parameters are trained that were frozen when it was made; between two epochs only.
+        """Wrap the model again if parameters have been unfrozen since; call it only between two epochs.
 
-        It averages the gradients of those it found then, so that layers thawed later (Lightning's BaseFinetuning) would
-        be trained by each rank on its own samples: https://github.com/pytorch/pytorch/issues/22049
+        DDP averages the gradients of the parameters that were trainable when it was constructed. Each rank would train
+        layers that are unfrozen later (Lightning's BaseFinetuning) on its own samples only:
+        https://github.com/pytorch/pytorch/issues/22049
         """
-        if not isinstance(self.model, DistributedDataParallel) or self._trained() <= self._reduced:
+        if not isinstance(self.model, DistributedDataParallel) or self._trainable() <= self._reduced:
             return
         self.model = self.model.module
-        gc.collect()  # the old one, whose hooks on the parameters end with it
+        gc.collect()  # frees the old wrapper, and with it its hooks on the parameters
         self.configure_ddp()
 
     def on_exception(self, exception: BaseException) -> None:
-        """Lightning's message about unused parameters names an option of its Trainer, which is another here."""
-        said = str(exception)
-        if "Expected to mark a variable ready only once" in said:
-            exception.args = (_TWICE,)
-        if "Expected to have finished reduction" not in said or not isinstance(self.model, DistributedDataParallel):
+        """Replace messages of DDP and Lightning that name options of Lightning's Trainer by ones that name ours."""
+        message = str(exception)
+        if "Expected to mark a variable ready only once" in message:
+            exception.args = (_READY_TWICE,)
+        if "Expected to have finished reduction" not in message or not isinstance(self.model, DistributedDataParallel):
             super().on_exception(exception)
             return
-        told = _INDICES.search(said)
-        # DDP numbers those that need gradients, in the order of the module.
+        match = _INDICES.search(message)
+        # DDP numbers the parameters that need gradients, in the order of the module.
         names = [name for name, one in self.model.module.named_parameters() if one.requires_grad]
-        indices = [int(index) for index in told[1].split()] if told else []
+        indices = [int(index) for index in match[1].split()] if match else []
         exception.args = (unused_parameters([names[index] for index in indices if index < len(names)]),)
 
 
 def unused_parameters(names: list[str]) -> str:
-    """What is said of parameters that DDP waits for, `names` where they are known."""
+    """Return the message about parameters without gradients, with their `names` where these are known."""
     shown = ", ".join(names[:_NAMES_SHOWN])
     more = f" and {len(names) - _NAMES_SHOWN} more" if len(names) > _NAMES_SHOWN else ""
     return (
@@ -105,7 +109,10 @@ def unused_parameters(names: list[str]) -> str:
 
 
 def build(options: Ddp, device: torch.device, timeout_s: float) -> RunDDPStrategy:
-    """NCCL on CUDA, gloo elsewhere. No `static_graph`: ranks were reported to drift apart with it."""
+    """Build the strategy: NCCL on CUDA, else gloo.
+
+    `static_graph` is not used: there are reports that ranks diverge with it.
+    """
     return RunDDPStrategy(
         options,
         process_group_backend="nccl" if device.type == "cuda" else "gloo",

@@ -1,5 +1,7 @@
-"""DeepSpeed asks of every optimizer whether it is its Muon. Importing Muon to ask that readies torch's compiler for
-kernels that nothing else uses: 1 s of CPU on every rank, at every start and restart of a ZeRO run.
+"""A cheaper import of DeepSpeed's Muon.
+
+DeepSpeed checks whether an optimizer is its own Muon, and imports Muon for that. The import sets up torch's compiler
+for kernels that nothing else uses: 1 s of CPU time on every rank, at every start and restart of a ZeRO run.
 https://github.com/deepspeedai/DeepSpeed/blob/v0.19.8/deepspeed/runtime/zero/utils.py#L66
 """
 
@@ -14,8 +16,10 @@ import torch
 
 
 def import_muon() -> None:
-    """Import it so that a kernel is compiled when it is first called. Does nothing once it is imported, nor
-    where another version of DeepSpeed has other names."""
+    """Import Muon so that a kernel is compiled only when it is first called.
+
+    Does nothing if it is already imported, or if this version of DeepSpeed uses other names.
+    """
     from deepspeed.runtime import compiler
 
     original = getattr(compiler, "compile", None)

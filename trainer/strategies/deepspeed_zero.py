@@ -1,9 +1,9 @@
-"""DeepSpeed ZeRO stages 1, 2, 3, on CUDA as on CPU ranks, with checkpoints that other strategies read.
+"""DeepSpeed ZeRO stages 1, 2 and 3, on CUDA and CPU ranks, with checkpoints that other strategies can read.
 
-DeepSpeed's own checkpoints are pickles, are written over one another with `latest` renamed before all ranks are
-done, and load only at the same stage and world size (their universal form refuses stage 2 to 3). So the state is
-taken out by parameter name and saved as FSDP's is: each parameter is put together on all ranks in turn, and one of
-them, in turn, keeps it for writing. That costs one all-reduce of the state a save, and no rank holds it all.
+DeepSpeed's own checkpoints are pickles. They overwrite each other, with `latest` renamed before all ranks have
+finished, and load only with the same stage and world size (the universal format refuses stage 2 to 3). So the state is
+extracted by parameter name and saved like FSDP's. Each parameter in turn is gathered on all ranks, and one rank, round
+robin, keeps it for writing. This costs one all-reduce of the state per save, and no rank holds the whole state.
 """
 
 from __future__ import annotations
@@ -35,41 +35,48 @@ Options = DeepspeedZero1 | DeepspeedZero2 | DeepspeedZero3
 
 
 class RunDeepSpeedStrategy(ShardedCheckpoints, DeepSpeedStrategy):
+    """Lightning's DeepSpeedStrategy with our checkpoints, on CPU ranks as well."""
+
     def __init__(self, options: Options, **arguments: Any) -> None:
         super().__init__(**arguments)
         self.options = options
         self._names: list[list[str]] = []
-        """Parameter names of each group of the optimizer, before DeepSpeed flattened them."""
+        """Parameter names of each optimizer group, from before DeepSpeed flattens the parameters."""
 
     def setup_environment(self) -> None:
-        """Lightning's, without its refusal of everything but CUDA (`DeepSpeedStrategy.setup_environment`, 2.6.6)."""
+        """Set up as Lightning does, but without its restriction to CUDA (`setup_environment` in Lightning 2.6.6)."""
         if isinstance(self.accelerator, CUDAAccelerator):
             super().setup_environment()
             return
         import deepspeed.ops
 
-        # init_distributed would compile it (30 to 60 s); only kernels for inference use it
+        # init_distributed would compile this operator (30 to 60 s), which only inference kernels use.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         assert self.parallel_devices is not None
-        # `cpu` has no index; Lightning's selection check and deepspeed.initialize both want one
+        # `cpu` has no index, which Lightning's device check and deepspeed.initialize both require.
         self.parallel_devices = [torch.device(one.type, index) for index, one in enumerate(self.parallel_devices)]
         super(DeepSpeedStrategy, self).setup_environment()
 
     def setup(self, trainer: Trainer) -> None:
+        """Apply activation checkpointing and compilation, then set up as Lightning does."""
         assert self.model is not None
         prepare(self.model, self.options)
         super().setup(trainer)
 
     def _init_optimizers(self) -> tuple[Any, Any]:
-        """Lightning's, which has a raw error for no optimizer. Raises UserError where there is not exactly one."""
+        """Create the optimizer and the scheduler.
+
+        Raises:
+            UserError: There is not exactly one optimizer, or more than one scheduler.
+        """
         module = self.lightning_module
         assert module is not None
-        made, schedulers = _init_optimizers_and_lr_schedulers(module)
-        optimizers = [one for one in made if one.param_groups]
+        configured, schedulers = _init_optimizers_and_lr_schedulers(module)
+        optimizers = [one for one in configured if one.param_groups]
         if len(optimizers) != 1 or len(schedulers) > 1:
-            has = f"{len(optimizers)} optimizers and {len(schedulers)} schedulers"
-            problem = f"strategy={self.options.name}: {type(module).__name__} has {has}"
-            fix = "DeepSpeed takes one optimizer and at most one scheduler: set strategy=fsdp or strategy=ddp"
+            counts = f"{len(optimizers)} optimizers and {len(schedulers)} schedulers"
+            problem = f"strategy={self.options.name}: {type(module).__name__} has {counts}"
+            fix = "DeepSpeed supports one optimizer and at most one scheduler: set strategy=fsdp or strategy=ddp"
             raise UserError(problem, fix)
         return optimizers[0], schedulers[0] if schedulers else None
 
@@ -80,60 +87,55 @@ class RunDeepSpeedStrategy(ShardedCheckpoints, DeepSpeedStrategy):
         return super()._setup_model_and_optimizer(model, optimizer, lr_scheduler)
 
     def backward(self, closure_loss: torch.Tensor, optimizer: Any, *arguments: Any, **keywords: Any) -> torch.Tensor:
-        """Lightning has divided the loss by the micro-batches of the step already; DeepSpeed would do it again, and the
-        gradients be so many times too small (AdamW hides it, clipping and SGD do not; seen in 2.6.6 with 0.19.8)."""
+        """Run the backward pass without DeepSpeed's division of the loss by the accumulation steps.
+
+        Lightning has already divided the loss by the number of micro-batches. A second division makes the gradients too
+        small by that factor. AdamW hides this, SGD and gradient clipping do not (Lightning 2.6.6, DeepSpeed 0.19.8).
+        """
         return super().backward(closure_loss, optimizer, *arguments, scale_wrt_gas=False, **keywords)
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
-        """Empty at stage 3, where no rank has a parameter; `save_checkpoint` puts them together one by one."""
+        """Return an empty dict at stage 3, where parameters are sharded; `save_checkpoint` gathers them one by one."""
         assert self.lightning_module is not None
         return {} if self.options.stage == 3 else self.lightning_module.state_dict()
 
     def optimizer_state(self, optimizer: Any) -> dict[str, Any]:
-        """Saved by `save_checkpoint` itself, by name."""
+        """Return nothing: `save_checkpoint` saves the optimizer states itself, by parameter name."""
         return {}
 
-    def _held(self) -> tuple[dict[str, torch.Tensor], Optimizers]:
+    def _local_state(self) -> tuple[dict[str, torch.Tensor], Optimizers]:
         module, zero = self.lightning_module, self.optimizers[0]
         assert module is not None
-        held: dict[str, torch.Tensor] = {}
+        local: dict[str, torch.Tensor] = {}
         rest = Optimizers(groups=[self._groups(zero)])
-        for turn, (name, parameter) in enumerate(module.named_parameters()):
-            mine = turn % self.world_size == self.global_rank
-            found = {MODEL + name: _whole(zero, parameter)}
+        for number, (name, parameter) in enumerate(module.named_parameters()):
+            is_ours = number % self.world_size == self.global_rank
+            gathered = {MODEL + name: _whole(zero, parameter)}
             if parameter.requires_grad:
                 for key, value in _state_of(zero, parameter).items():
                     flat = f"{OPTIMIZER}0/{name}/{key}"
                     if not isinstance(value, torch.Tensor):
                         rest.values[flat] = value
                     elif value.dim() == 0:
-                        found[flat] = value
+                        gathered[flat] = value
                     else:
-                        found[flat] = _whole(zero, parameter, key)
-            if mine:
-                held.update({plain_name(flat): tensor.detach().cpu().clone() for flat, tensor in found.items()})
+                        gathered[flat] = _whole(zero, parameter, key)
+            if is_ours:
+                local.update({plain_name(flat): tensor.detach().cpu().clone() for flat, tensor in gathered.items()})
         if self.global_rank == 0:
             names = {name for name, _ in module.named_parameters(remove_duplicate=False)}
-            held.update(
+            local.update(
                 {
                     MODEL + plain_name(name): value
                     for name, value in module.state_dict().items()
                     if name not in names and isinstance(value, torch.Tensor)
                 }
             )
-        held.update(self._tied(module, held))
-        return held, rest
-
-    def _tied(self, module: nn.Module, held: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """The other names of parameters that have several, from the rank that holds the first."""
-        first = {id(parameter): plain_name(name) for name, parameter in module.named_parameters()}
-        return {
-            MODEL + plain_name(name): held[MODEL + first[id(parameter)]]
-            for name, parameter in module.named_parameters(remove_duplicate=False)
-            if plain_name(name) != first[id(parameter)] and MODEL + first[id(parameter)] in held
-        }
+        local.update(_tied(module, local))
+        return local, rest
 
     def _groups(self, zero: Any) -> list[dict[str, Any]]:
+        """Return the optimizer's groups with parameter names under `params`."""
         return [
             {**{key: value for key, value in group.items() if key != "params"}, "params": names}
             for group, names in zip(zero.param_groups, self._names, strict=True)
@@ -177,8 +179,18 @@ class RunDeepSpeedStrategy(ShardedCheckpoints, DeepSpeedStrategy):
                 state[key] = value
 
 
+def _tied(module: nn.Module, local: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return the further names of tied parameters, on the rank that holds the first name in `local`."""
+    first = {id(parameter): plain_name(name) for name, parameter in module.named_parameters()}
+    return {
+        MODEL + plain_name(name): local[MODEL + first[id(parameter)]]
+        for name, parameter in module.named_parameters(remove_duplicate=False)
+        if plain_name(name) != first[id(parameter)] and MODEL + first[id(parameter)] in local
+    }
+
+
 def _stored_state(stored: Stored, name: str) -> dict[str, Any]:
-    """The optimizer state of one parameter, whole."""
+    """Return the optimizer state of one parameter, unsharded."""
     prefix = f"{OPTIMIZER}0/{name}/"
     tensors = {
         flat: torch.empty(shape, dtype=dtype)
@@ -191,22 +203,22 @@ def _stored_state(stored: Stored, name: str) -> dict[str, Any]:
 
 
 def _master(zero: Any, parameter: nn.Parameter) -> torch.Tensor:
-    """The flat fp32 tensor of this rank in which (a part of) the parameter lives."""
+    """Return this rank's flat fp32 tensor that holds the parameter, or a part of it."""
     if hasattr(parameter, "ds_id"):
         return zero.fp32_partitioned_groups_flat[zero.grad_position[zero.get_param_id(parameter)][0]]
     for flat, group in zip(zero.single_partition_of_fp32_groups, zero.bit16_groups, strict=True):
         if any(parameter is one for one in group):
             return flat
-    raise AssertionError("the optimizer does not have this parameter")
+    raise AssertionError("the parameter is not in the optimizer")
 
 
 def _state_of(zero: Any, parameter: nn.Parameter) -> dict[str, Any]:
-    """The inner optimizer's state of the flat tensor of `parameter`; empty before the first step."""
+    """Return the inner optimizer's state of the flat tensor of `parameter`; empty before the first step."""
     return zero.optimizer.state.get(_master(zero, parameter), {})
 
 
 def _part(zero: Any, parameter: Any) -> Iterator[tuple[slice, slice]]:
-    """Which elements of the parameter (flat) this rank has, and where they are in the flat tensor; none or one."""
+    """Yield the slice of the flattened parameter that this rank holds and its place in the flat tensor, if any."""
     if hasattr(parameter, "ds_id"):
         _, begin, _ = zero.grad_position[zero.get_param_id(parameter)]
         size = parameter.ds_tensor.ds_numel if hasattr(parameter.ds_tensor, "ds_numel") else parameter.ds_tensor.numel()
@@ -215,8 +227,8 @@ def _part(zero: Any, parameter: Any) -> Iterator[tuple[slice, slice]]:
         yield slice(first, first + count), slice(begin, begin + count)
     elif parameter._hp_mapping is not None:
         mapping = parameter._hp_mapping
-        here, there = mapping.lp_fragment_address, mapping.get_hp_fragment_address()
-        yield slice(here.start, here.start + here.numel), slice(there.start, there.start + there.numel)
+        low, high = mapping.lp_fragment_address, mapping.get_hp_fragment_address()
+        yield slice(low.start, low.start + low.numel), slice(high.start, high.start + high.numel)
 
 
 def _set_part(zero: Any, parameter: nn.Parameter, whole: torch.Tensor, flat: torch.Tensor) -> None:
@@ -225,7 +237,7 @@ def _set_part(zero: Any, parameter: nn.Parameter, whole: torch.Tensor, flat: tor
 
 
 def _set_weights(parameter: Any, whole: torch.Tensor) -> None:
-    """What forward uses: the parameter itself, or at stage 3 this rank's slice of it."""
+    """Set the weights that the forward pass uses: the whole parameter, or this rank's shard of it at stage 3."""
     if not hasattr(parameter, "ds_id"):
         parameter.data.copy_(whole)
         return
@@ -236,10 +248,10 @@ def _set_weights(parameter: Any, whole: torch.Tensor) -> None:
 
 
 def _whole(zero: Any, parameter: nn.Parameter, key: str | None = None) -> torch.Tensor:
-    """The whole fp32 parameter, or its optimizer state `key`, on every rank. Collective.
+    """Return the whole fp32 parameter, or its optimizer state `key`, on every rank. Collective.
 
-    Each rank puts its part into zeros, and the sum is the whole. (DeepSpeed's `safe_get_full_optimizer_state` does
-    the same, but in 0.19.8 looks into references that it makes only for the ranks' first parameters.)
+    Each rank writes its part into zeros, and an all-reduce sums them. DeepSpeed's `safe_get_full_optimizer_state` does
+    the same, but in 0.19.8 it relies on references that exist only for the first parameters of each rank.
     """
     if not parameter.requires_grad:
         if not hasattr(parameter, "ds_id"):
@@ -260,9 +272,10 @@ def _whole(zero: Any, parameter: nn.Parameter, key: str | None = None) -> torch.
 
 
 def build(options: Options, device: torch.device, timeout_s: float) -> RunDeepSpeedStrategy:
+    """Build the strategy for this rank's `device`."""
     if device.type != "cuda":
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # read when deepspeed is first asked for its accelerator
-    # DeepSpeed 0.19.8 calls torch 2.13's older names, and the advice comes twice a step
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # read when DeepSpeed first determines its accelerator
+    # DeepSpeed 0.19.8 uses names that torch 2.13 has deprecated, which would warn twice per step.
     warnings.filterwarnings("ignore", r"`torch.distributed.(all_gather_into|reduce_scatter)_tensor` is", FutureWarning)
     offload_parameters = getattr(options, "offload_parameters", "none")
     strategy = RunDeepSpeedStrategy(
@@ -278,9 +291,9 @@ def build(options: Options, device: torch.device, timeout_s: float) -> RunDeepSp
         offload_parameters=offload_parameters != "none",
         offload_params_device=offload_parameters if offload_parameters != "none" else "cpu",
         nvme_path=options.nvme_path,
-        logging_batch_size_per_gpu=1,  # otherwise it looks for `batch_sampler.batch_size`; for DeepSpeed's log only
+        logging_batch_size_per_gpu=1,  # only for DeepSpeed's log; without it Lightning reads `batch_sampler.batch_size`
     )
     assert isinstance(strategy.config, dict)
-    # The configured optimizer on the CPU, too: DeepSpeed would take none but its own DeepSpeedCPUAdam there
+    # Use the configured optimizer on the CPU as well: DeepSpeed would accept only its own DeepSpeedCPUAdam.
     strategy.config["zero_force_ds_cpu_optimizer"] = False
     return strategy

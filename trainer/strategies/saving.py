@@ -1,4 +1,8 @@
-"""What the strategies share about checkpoints: plain names, and one view of all of them (`checkpoint/stored.py`)."""
+"""How strategies save and load checkpoints: one class for whole states, one for sharded states.
+
+Both store parameter names without wrappers, so that any strategy can read the checkpoints of any other
+(`checkpoint/stored.py`).
+"""
 
 from __future__ import annotations
 
@@ -32,16 +36,17 @@ log = logging.getLogger(__name__)
 
 
 def unwrapped(optimizer: Any) -> Any:
-    """The optimizer inside Lightning's own."""
+    """Return the torch optimizer inside a LightningOptimizer."""
     return getattr(optimizer, "_optimizer", optimizer)
 
 
 class WholeCheckpoints(_Base):
-    """For a strategy in which rank 0 has everything: one file, with the names that others need to read it."""
+    """Mixin for a strategy in which rank 0 holds the whole state: one file, and the names for other strategies."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
+        """Save with the parameter names beside the optimizer states."""
         if _is_users(self, filepath, storage_options):
-            _leave_out_own(self, checkpoint)
+            _remove_own_callbacks(self, checkpoint)
         else:
             module = _module_of(self)
             checkpoint[PARAMETER_NAMES] = [
@@ -51,17 +56,19 @@ class WholeCheckpoints(_Base):
         super().save_checkpoint(checkpoint, filepath, storage_options)
 
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
+        """Load a checkpoint of any strategy as the dict that Lightning expects."""
         path = Path(checkpoint_path)
         if path.is_dir() and layout_of(path) != "file":
             return Stored(path).as_lightning()
         return super().load_checkpoint(checkpoint_path, weights_only)
 
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
+        """Load optimizer states; those by parameter name are converted to numbers first."""
         states = checkpoint["optimizer_states"]
         if any(
             isinstance(name, str)
             for state in states
-            for group in state.get("param_groups", ())  # Lightning's stand-in for no optimizer has none
+            for group in state.get("param_groups", ())  # Lightning's mock optimizer has none
             for name in group["params"]
         ):
             module = _module_of(self)
@@ -73,20 +80,22 @@ class WholeCheckpoints(_Base):
 
 
 class ShardedCheckpoints(_Base):
-    """For a strategy in which each rank holds a part. A subclass implements `_held` and `_restore`."""
+    """Mixin for a strategy in which each rank holds shards of the state."""
 
     _checkpoint_group: dist.ProcessGroup | None = None
 
     @property
     def restore_checkpoint_after_setup(self) -> bool:
+        """True: Lightning loads the checkpoint after the parameters are sharded."""
         return True
 
     @property
     def lightning_restore_optimizer(self) -> bool:
+        """False: `load_checkpoint` restores the optimizers, too."""
         return False
 
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
-        """Collective. The states that Lightning collected are replaced by this rank's parts."""
+        """Save this rank's shards in place of the states that Lightning collected. Collective."""
         path = Path(self.broadcast(str(filepath)))
         if _is_users(self, path, storage_options):
             self._save_as_lightning(checkpoint, path)
@@ -94,47 +103,50 @@ class ShardedCheckpoints(_Base):
         info = replace(info_of(checkpoint, storage_options), layout="sharded")
         checkpoint.pop("state_dict", None)
         checkpoint.pop("optimizer_states", None)
-        tensors, optimizers = self._held()
+        tensors, optimizers = self._local_state()
         checkpoint[OPTIMIZERS] = asdict(optimizers)
         io = self.checkpoint_io
         assert isinstance(io, RunCheckpointIO), "sharded strategies save through RunCheckpointIO"
         io.writer.save_sharded(tensors, checkpoint, path, info, self._group())
 
     def _save_as_lightning(self, checkpoint: dict[str, Any], path: Path) -> None:
-        """A user's own file: the whole weights and all else but the optimizer's state, which no rank has whole."""
+        """Save a user's own file: whole weights and everything but the optimizer states, which are sharded."""
         io = self.checkpoint_io
         assert isinstance(io, RunCheckpointIO), "sharded strategies save through RunCheckpointIO"
         io.writer.wait()  # it uses the same group
-        weights = gathered(self._held()[0], self._group())
+        weights = gathered(self._local_state()[0], self._group())
         checkpoint.pop("optimizer_states", None)
         if self.is_global_zero:
-            _leave_out_own(self, checkpoint)
-            log.warning("%s: weights without the optimizer's state, which is in shards", path)
+            _remove_own_callbacks(self, checkpoint)
+            log.warning("%s: saved without optimizer state, which is sharded over the ranks", path)
             save_as_lightning({**checkpoint, "state_dict": weights}, path)
 
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
-        """Called by Lightning after setup, when parameters and optimizers are in their final form."""
+        """Restore model and optimizers in place. Lightning calls this after setup, when both are sharded."""
         stored = Stored(Path(self.broadcast(str(checkpoint_path))))
         self._restore(stored)
-        # Lightning hands these to hooks and to `load_model_state_dict`, which has nothing left to do.
+        # Lightning passes these to hooks and to `load_model_state_dict`, which does nothing here.
         return {**stored.state, "state_dict": {}, "optimizer_states": []}
 
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
-        """Done by `load_checkpoint`."""
+        """Do nothing: `load_checkpoint` has restored the model."""
 
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
-        """Done by `load_checkpoint`."""
+        """Do nothing: `load_checkpoint` has restored the optimizers."""
 
     @abstractmethod
-    def _held(self) -> tuple[dict[str, torch.Tensor], Optimizers]:
-        """Return flat names to this rank's parts: DTensors, or whole tensors that no other rank returns. Collective."""
+    def _local_state(self) -> tuple[dict[str, torch.Tensor], Optimizers]:
+        """Return flat names to this rank's tensors, and the rest of the optimizers' states. Collective.
+
+        A tensor is a DTensor, or a whole tensor that no other rank returns.
+        """
 
     @abstractmethod
     def _restore(self, stored: Stored) -> None:
-        """Restore the state of the model and, when fitting, of the optimizer. Collective."""
+        """Restore the model and, when fitting, the optimizers in place. Collective."""
 
     def _group(self) -> dist.ProcessGroup | None:
-        """A gloo group for the background writer alone: two users of one group would mix up their messages."""
+        """Return a gloo group for the background writer alone: two users of one group would mix up their messages."""
         if self._checkpoint_group is None and dist.is_initialized() and dist.get_world_size() > 1:
             timeout = getattr(self, "_timeout", None) or timedelta(minutes=10)
             self._checkpoint_group = dist.new_group(backend="gloo", timeout=timeout)
@@ -142,7 +154,15 @@ class ShardedCheckpoints(_Base):
 
 
 def gathered(tensors: Mapping[str, torch.Tensor], group: dist.ProcessGroup | None) -> dict[str, torch.Tensor]:
-    """The weights among `tensors` (of which each rank holds a part), whole, on the CPU of rank 0; else empty."""
+    """Gather the model's weights, unsharded, on the CPU of rank 0. Collective.
+
+    Args:
+        tensors: Flat name to this rank's part, as `ShardedCheckpoints._local_state` returns them.
+        group: A gloo group of all ranks; None for one process.
+
+    Returns:
+        Parameter name to whole tensor on rank 0, an empty dict on the others.
+    """
     first = group is None or dist.get_rank(group) == 0
     whole: dict[str, torch.Tensor] = {}
     mine: dict[str, torch.Tensor] = {}
@@ -171,8 +191,8 @@ def _is_users(strategy: Any, path: Any, storage_options: Any) -> bool:
     return isinstance(io, RunCheckpointIO) and is_users(path, storage_options, io.writer.store)
 
 
-def _leave_out_own(strategy: Any, checkpoint: dict[str, Any]) -> None:
-    """Of a file for plain Lightning: the state of the callbacks that only a run of this project has."""
+def _remove_own_callbacks(strategy: Any, checkpoint: dict[str, Any]) -> None:
+    """Remove the state of this package's callbacks from a file for plain Lightning, which does not have them."""
     callbacks = strategy.lightning_module.trainer.callbacks
     own = {one.state_key for one in callbacks if type(one).__module__.partition(".")[0] == "trainer"}
     if checkpoint.get("callbacks"):
@@ -180,15 +200,17 @@ def _leave_out_own(strategy: Any, checkpoint: dict[str, Any]) -> None:
 
 
 def layout_of(path: Path) -> str:
-    """The layout that COMMIT names: file or sharded."""
+    """Return the layout recorded in COMMIT: file or sharded."""
     try:
         return json.loads((path / COMMIT).read_text())["layout"]
     except (OSError, ValueError) as error:
-        raise UserError(f"{path} is not a complete checkpoint.", "`trainer show` lists those of a run.") from error
+        raise UserError(
+            f"{path} is not a complete checkpoint.", "`trainer show` lists the checkpoints of a run."
+        ) from error
 
 
 def model_tensors(module: nn.Module) -> dict[str, torch.Tensor]:
-    """Parameters and persistent buffers by flat plain name; references, not copies."""
+    """Return parameters and persistent buffers by flat name, without copying them."""
     return {
         MODEL + plain_name(name): value
         for name, value in module.state_dict().items()

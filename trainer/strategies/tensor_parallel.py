@@ -1,10 +1,11 @@
-"""Tensor parallel layers through DTensor. A network declares them in its `tensor_parallel()`:
+"""Tensor parallelism with DTensor, for the layers that a network declares in its `tensor_parallel()`.
 
     def tensor_parallel(self) -> dict[str, str]:
         return {"body.*.attention.query": "column", ..., "body.*.attention.out": "row"}
 
-Patterns are of module names inside the network (`*` stands for one part). A `column` layer gives each rank a part
-of its outputs, which the network must not assume to be whole in between; a `row` layer takes such parts and sums.
+The keys are patterns of module names inside the network; `*` matches one part of a name. A `column` layer splits its
+output features over the ranks: code between the layers must not assume the full number of features. A `row` layer takes
+split inputs and sums the results over the ranks.
 """
 
 from __future__ import annotations
@@ -21,9 +22,11 @@ STYLES = {"column": ColwiseParallel, "row": RowwiseParallel}
 
 
 def parallelize(module: nn.Module, mesh: DeviceMesh) -> None:
-    """Split the declared layers over `mesh`, in place; nothing if it has one rank.
+    """Split the declared layers over `mesh`, in place. Does nothing if the mesh has one rank.
 
-    Raises UserError if the network declares none, or a layer does not divide.
+    Raises:
+        UserError: The network declares no layers, a layer's features are not divisible by the number of ranks, or
+            another module uses the layer's weight.
     """
     size = mesh.size()
     if size == 1:
@@ -31,8 +34,8 @@ def parallelize(module: nn.Module, mesh: DeviceMesh) -> None:
     network = next((part for part in module.modules() if callable(getattr(part, "tensor_parallel", None))), None)
     if network is None:
         raise UserError(
-            f"strategy=tp: {type(module).__name__} does not say which layers to split.",
-            "Give the network a method tensor_parallel() (docs/strategies.md), or use strategy=fsdp.",
+            f"strategy=tp: {type(module).__name__} does not declare which layers to split.",
+            "Add a method tensor_parallel() to the network (docs/strategies.md), or use strategy=fsdp.",
         )
     declared: dict[str, str] = network.tensor_parallel()  # type: ignore[operator]
     plan = {}
@@ -40,17 +43,17 @@ def parallelize(module: nn.Module, mesh: DeviceMesh) -> None:
         style = next((style for pattern, style in declared.items() if _matches(name, pattern)), None)
         if style is None:
             continue
-        assert isinstance(part, nn.Linear), f"{name} is declared {style}-wise but is no nn.Linear"
-        divided = part.out_features if style == "column" else part.in_features
-        if divided % size:
+        assert isinstance(part, nn.Linear), f"{name} is declared {style}-wise but is not an nn.Linear"
+        features = part.out_features if style == "column" else part.in_features
+        if features % size:
             raise UserError(
-                f"strategy.tensor_parallel_size={size} does not divide the {divided} features of {name}.",
+                f"strategy.tensor_parallel_size={size} does not divide the {features} features of {name}.",
                 "Choose a divisor.",
             )
-        shared = _other_user(network, name)
-        if shared is not None:
+        other = _other_user(network, name)
+        if other is not None:
             raise UserError(
-                f"strategy=tp: {name} is declared {style}-wise, but {shared} uses its weight, too.",
+                f"strategy=tp: {name} is declared {style}-wise, but {other} uses its weight, too.",
                 "Leave tied layers out of tensor_parallel().",
             )
         plan[name] = STYLES[style]()
@@ -58,7 +61,7 @@ def parallelize(module: nn.Module, mesh: DeviceMesh) -> None:
 
 
 def _other_user(network: nn.Module, name: str) -> str | None:
-    """A module outside `name` that has one of its parameters; splitting would untie them."""
+    """Return the name of a parameter outside the layer `name` that is tied to it; splitting would untie them."""
     own = {id(parameter) for parameter in network.get_submodule(name).parameters()}
     for other, parameter in network.named_parameters(remove_duplicate=False):
         if id(parameter) in own and not other.startswith(f"{name}."):
@@ -67,5 +70,5 @@ def _other_user(network: nn.Module, name: str) -> str | None:
 
 
 def _matches(name: str, pattern: str) -> bool:
-    parts, wanted = name.split("."), pattern.split(".")
-    return len(parts) == len(wanted) and all(map(fnmatch.fnmatchcase, parts, wanted))
+    parts, patterns = name.split("."), pattern.split(".")
+    return len(parts) == len(patterns) and all(map(fnmatch.fnmatchcase, parts, patterns))
