@@ -259,9 +259,12 @@ def load_state(
         mapped: Memory-map the file: a tensor is read from disk when it is used.
     """
     if path.is_file():
-        return torch.load(path, map_location=map_location, weights_only=weights_only, mmap=mapped)
-    wait_visible(path)
-    return torch.load(path / STATE_FILE, map_location=map_location, weights_only=weights_only, mmap=mapped)
+        file = path
+    else:
+        wait_visible(path)
+        file = path / STATE_FILE
+    state: dict[str, Any] = torch.load(file, map_location=map_location, weights_only=weights_only, mmap=mapped)
+    return state
 
 
 def wait_visible(path: Path, timeout_s: float = VISIBLE_WITHIN_S) -> None:

@@ -20,8 +20,8 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from torch.distributed import checkpoint as dcp
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner, DefaultSavePlanner
+from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
 from torch.distributed.checkpoint.metadata import (
     ChunkStorageMetadata,
     MetadataIndex,
@@ -29,10 +29,13 @@ from torch.distributed.checkpoint.metadata import (
     TensorStorageMetadata,
 )
 from torch.distributed.checkpoint.planner import TensorWriteData, WriteItem, WriteItemType
+from torch.distributed.checkpoint.state_dict_loader import load as dcp_load
+from torch.distributed.checkpoint.state_dict_saver import save as dcp_save
 from torch.distributed.tensor import DTensor
 
 from trainer.checkpoint import commit
 from trainer.checkpoint.commit import CommitInfo, SaveFailed, Staging
+from trainer.checkpoint.faults import fault_point
 from trainer.checkpoint.host_copies import HostBuffers
 from trainer.checkpoint.store import CheckpointStore
 
@@ -64,13 +67,14 @@ class _Planner(DefaultSavePlanner):
 
     def lookup_object(self, index: MetadataIndex) -> torch.Tensor:
         """Return the local data of the HostShard that `index` names."""
-        return self.state_dict[index.fqn].local
+        shard: HostShard = self.state_dict[index.fqn]
+        return shard.local
 
 
 def host_shard(tensor: torch.Tensor, copy: Callable[[torch.Tensor], torch.Tensor]) -> HostShard:
     """Return the local shard of a DTensor, or the whole of any other tensor, passed through `copy`."""
     if isinstance(tensor, DTensor):
-        (chunk,) = tensor.__create_chunk_list__()
+        (chunk,) = tensor.__create_chunk_list__()  # type: ignore[no-untyped-call]
         return HostShard(copy(tensor.to_local().detach()), torch.Size(chunk.offsets), tensor.shape)
     return HostShard(copy(tensor.detach()), torch.Size([0] * tensor.dim()), tensor.shape)
 
@@ -164,7 +168,7 @@ class ShardedWrite:
     def _begin(self, staging: Staging, total_bytes: int) -> bool:
         if self._rank != 0:
             return True
-        commit.fault_point("save.begin")
+        fault_point("save.begin")
         CheckpointStore(staging.target.parent).clean_leftovers(self.attempt)
         if commit.already_committed(staging.target):
             return False
@@ -173,10 +177,10 @@ class ShardedWrite:
         return True
 
     def _write_shards(self, staging: Staging, parts: dict[str, HostShard]) -> None:
-        writer = dcp.FileSystemWriter(staging.path / SHARDS, single_file_per_rank=True, sync_files=True)
+        writer = FileSystemWriter(staging.path / SHARDS, single_file_per_rank=True, sync_files=True)
         planner = _Planner(flatten_state_dict=False, flatten_sharded_tensors=False)
         with _quiet(self.group is None):
-            dcp.save(
+            dcp_save(
                 parts, storage_writer=writer, planner=planner, process_group=self.group, no_dist=self.group is None
             )
 
@@ -202,7 +206,7 @@ def _without_parts(value: dict[str, Any]) -> dict[str, Any]:
 
 def shapes(path: Path) -> dict[str, tuple[torch.Size, torch.dtype]]:
     """Return the shape and dtype of every tensor in a sharded checkpoint folder."""
-    metadata = dcp.FileSystemReader(path / SHARDS).read_metadata()
+    metadata = FileSystemReader(path / SHARDS).read_metadata()
     return {
         name: (entry.size, entry.properties.dtype)
         for name, entry in metadata.state_dict_metadata.items()
@@ -216,7 +220,7 @@ def read_into(path: Path, tensors: dict[str, torch.Tensor]) -> None:
         return
     planner = DefaultLoadPlanner(flatten_state_dict=False, flatten_sharded_tensors=False)
     with _quiet(True):
-        dcp.load(dict(tensors), storage_reader=dcp.FileSystemReader(path / SHARDS), planner=planner, no_dist=True)
+        dcp_load(dict(tensors), storage_reader=FileSystemReader(path / SHARDS), planner=planner, no_dist=True)
 
 
 @contextmanager

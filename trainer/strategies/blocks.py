@@ -66,7 +66,7 @@ def prepare(module: nn.Module, options: Single, class_name: str | None = None) -
     blocks = blocks_of(module, class_name)
     for block in blocks:
         if options.activation_checkpointing != "none":
-            block.forward = _checkpointed(block.forward, options.activation_checkpointing)  # type: ignore[method-assign]
+            block.forward = _checkpointed(block.forward, options.activation_checkpointing)
         if options.compile:
             block.compile()
     return blocks

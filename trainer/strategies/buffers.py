@@ -83,4 +83,4 @@ class DDPWithQuietBuffers(DistributedDataParallel):
             return False
         if self._only_statistics and all(map(_TRAINING, self._normalizing)):
             return False
-        return bool(super().will_sync_module_buffers())
+        return bool(super().will_sync_module_buffers())  # type: ignore[no-untyped-call]

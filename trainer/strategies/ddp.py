@@ -58,7 +58,9 @@ class RunDDPStrategy(WholeCheckpoints, BuffersOfRank0, DDPStrategy):
             return super()._setup_model(model)
         always_quiet = self._broadcast_buffers == "evaluation"
         device_ids = self.determine_ddp_device_ids()
-        with torch.cuda.stream(torch.cuda.Stream()) if device_ids is not None else nullcontext():
+        # In a side stream, as Lightning does it: https://pytorch.org/docs/stable/notes/cuda.html#id5
+        stream = torch.cuda.Stream() if device_ids is not None else None  # type: ignore[no-untyped-call]
+        with nullcontext() if stream is None else torch.cuda.stream(stream):
             return DDPWithQuietBuffers(model, always_quiet=always_quiet, device_ids=device_ids, **self._ddp_kwargs)
 
     def configure_ddp(self) -> None:

@@ -205,7 +205,10 @@ def _stored_state(stored: Stored, name: str) -> dict[str, Any]:
 def _master(zero: Any, parameter: nn.Parameter) -> torch.Tensor:
     """Return this rank's flat fp32 tensor that holds the parameter, or a part of it."""
     if hasattr(parameter, "ds_id"):
-        return zero.fp32_partitioned_groups_flat[zero.grad_position[zero.get_param_id(parameter)][0]]
+        group_number = zero.grad_position[zero.get_param_id(parameter)][0]
+        partition: torch.Tensor = zero.fp32_partitioned_groups_flat[group_number]
+        return partition
+    flat: torch.Tensor
     for flat, group in zip(zero.single_partition_of_fp32_groups, zero.bit16_groups, strict=True):
         if any(parameter is one for one in group):
             return flat
@@ -214,7 +217,8 @@ def _master(zero: Any, parameter: nn.Parameter) -> torch.Tensor:
 
 def _state_of(zero: Any, parameter: nn.Parameter) -> dict[str, Any]:
     """Return the inner optimizer's state of the flat tensor of `parameter`; empty before the first step."""
-    return zero.optimizer.state.get(_master(zero, parameter), {})
+    state: dict[str, Any] = zero.optimizer.state.get(_master(zero, parameter), {})
+    return state
 
 
 def _part(zero: Any, parameter: Any) -> Iterator[tuple[slice, slice]]:

@@ -139,11 +139,11 @@ class _Unfilled(nn.Parameter):
     is_meta = property(lambda self: False)  # type: ignore[assignment]
 
 
-class _Recording(TorchDispatchMode):
+class _Recording(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Records the operations on parameters while a model is built."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._fresh: dict[int, StorageWeakRef] = {}
         """Storages from `torch.empty` that nothing was written to, by address.
 
@@ -187,14 +187,15 @@ class _Recording(TorchDispatchMode):
     def _deferred(self, parameter: nn.Parameter | None) -> nn.Parameter | None:
         if parameter is None or type(parameter) is not nn.Parameter or parameter.device.type != "cpu":
             return parameter
-        if parameter in self._metas:
-            return self._metas[parameter]
+        known: nn.Parameter | None = self._metas.get(parameter)
+        if known is not None:
+            return known
         empty = torch.empty_strided(parameter.shape, parameter.stride(), dtype=parameter.dtype, device="meta")
         meta = _Unfilled(empty, requires_grad=parameter.requires_grad)
         storage = parameter.untyped_storage()
         start = None if storage._cdata in self._fresh else parameter.detach().clone()
         recipe = Recipe(meta, start, dtype=parameter.dtype)
-        self._assigned[storage._cdata] = StorageWeakRef(storage)
+        self._assigned[storage._cdata] = StorageWeakRef(storage)  # type: ignore[no-untyped-call]
         self._metas[parameter] = meta
         self._known[id(meta)] = (recipe, [])
         setattr(meta, _RECIPE, recipe)
@@ -231,7 +232,7 @@ class _Recording(TorchDispatchMode):
         result = func(*args, **kwargs)
         if func.overloadpacket in (torch.ops.aten.empty, torch.ops.aten.empty_strided) and result.device.type != "meta":
             storage = result.untyped_storage()
-            self._fresh[storage._cdata] = StorageWeakRef(storage)
+            self._fresh[storage._cdata] = StorageWeakRef(storage)  # type: ignore[no-untyped-call]
         return result
 
     def _origin(self, tensor: torch.Tensor) -> tuple[Recipe, list[View]]:

@@ -152,7 +152,7 @@ class RunFSDPStrategy(ShardedCheckpoints, BuffersOfRank0, ModelParallelStrategy)
                 self._copy_to_shard(recipe.make(), shard)
             materialized[id(parameter)] = nn.Parameter(shard, parameter.requires_grad)
         replace_parameters(module, materialized)
-        module._apply(lambda tensor: tensor)  # FSDP2 registers the new memory in its hook on this
+        module._apply(lambda tensor: tensor)  # type: ignore[no-untyped-call]  # FSDP2 registers the new memory in its hook
 
     def _copy_to_shard(self, whole: torch.Tensor, shard: DTensor) -> None:
         group = self._group()
@@ -284,7 +284,7 @@ def clip_by_global_norm(parameters: Iterable[nn.Parameter], max_norm: float) -> 
         norms.append(norm.full_tensor() if isinstance(norm, DTensor) else norm)
     if not norms:
         return torch.zeros(())
-    total = torch.linalg.vector_norm(torch.stack([norm.float() for norm in norms]))
+    total: torch.Tensor = torch.linalg.vector_norm(torch.stack([norm.float() for norm in norms]))
     scale = torch.clamp(max_norm / (total + 1e-6), max=1.0)
     for gradients in by_mesh.values():
         for gradient in gradients:

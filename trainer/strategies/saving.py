@@ -202,7 +202,7 @@ def _remove_own_callbacks(strategy: Any, checkpoint: dict[str, Any]) -> None:
 def layout_of(path: Path) -> str:
     """Return the layout recorded in COMMIT: file or sharded."""
     try:
-        return json.loads((path / COMMIT).read_text())["layout"]
+        return str(json.loads((path / COMMIT).read_text())["layout"])
     except (OSError, ValueError) as error:
         raise UserError(
             f"{path} is not a complete checkpoint.", "`trainer show` lists the checkpoints of a run."
@@ -219,5 +219,6 @@ def model_tensors(module: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def _module_of(strategy: Any) -> nn.Module:
-    assert strategy.lightning_module is not None
-    return strategy.lightning_module
+    module: nn.Module | None = strategy.lightning_module
+    assert module is not None
+    return module
