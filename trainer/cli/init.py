@@ -1,4 +1,4 @@
-"""`trainer init`: create a small project that trains as it stands."""
+"""`trainer init`: create a small project that trains without changes."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from trainer.cli.options import make_parser
 from trainer.core.errors import DONE, EnvironmentFault, UserError
 
 _DESCRIPTION = (
-    "Create a small project with a LightningModule, a LightningDataModule and their configs. It trains as it stands; "
-    "edit it from there."
+    "Create a small project with a LightningModule, a LightningDataModule and their configs. It trains without "
+    "changes; edit it from there."
 )
 _TEMPLATES = Path(__file__).with_name("templates")
 _SUFFIX = ".template"

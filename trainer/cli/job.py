@@ -125,7 +125,7 @@ def _own_loggers(config: dict[str, Any]) -> list[str]:
 
 
 def _tracking(options: dict[str, Any], sources: dict[str, Setting]) -> str:
-    """Return such as `wandb offline (WANDB_MODE), project digits (WANDB_PROJECT)`."""
+    """Describe the tracking: `wandb offline (WANDB_MODE), project digits (WANDB_PROJECT)`."""
     if options["name"] != "wandb":
         return str(options["name"])
     mode = mode_of(options["mode"], os.environ, Path.cwd())

@@ -24,7 +24,7 @@ _NOTES = (
 
 
 def overrides_parser(verb: str, description: str, *examples: str) -> Parser:
-    """Return a parser with overrides and Hydra's own flags, which mean what they mean to Hydra."""
+    """Return a parser with overrides and Hydra's own flags, with their meaning in Hydra."""
     parser = make_parser(verb, description, *examples, notes=_NOTES)
     parser.add_argument(
         "overrides",

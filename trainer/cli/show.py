@@ -80,7 +80,7 @@ def _sheet(run: RunDirectory, facts: dict[str, Any]) -> list[str]:
 
 
 def _tracking(tracking: dict[str, Any]) -> str:
-    """Return such as `W&B offline (WANDB_MODE), project trainer, in /runs/a/wandb`."""
+    """Describe the tracking: `W&B offline (WANDB_MODE), project trainer, in /runs/a/wandb`."""
     project = f", project {tracking['project']}" if tracking["project"] else ""
     where = tracking["url"] or (f"in {tracking['dir']}" if tracking["dir"] else "")
     return f"W&B {tracking['mode']} ({tracking['source']}){project}" + (f", {where}" if where else "")

@@ -154,7 +154,7 @@ def _choose_language_model(plan: Plan, contents: Texts | Tokens, machine: Machin
         if machine.gpus and len(fitting) > 1
         else "the smallest size"
     )
-    # Dropout against memorizing, if there is more than one pass over the text (the factor 2 allows for a short run).
+    # With more than two passes over the text a model without dropout begins to memorize it.
     dropout = 0.1 if steps * batch_size * length > 2 * tokens else 0.0
     plan.choose("model", "transformer", why, dim=dim, layers=layers, heads=heads, dropout=dropout)
     plan.fill(

@@ -102,7 +102,7 @@ def scan(root: Path) -> Contents:
     """Return what a folder, or one text file, holds.
 
     Raises:
-        UserError: If it holds nothing to train on as it is. The message names the contents.
+        UserError: If it holds no data to train on. The message names the contents.
         EnvironmentFault: If it holds images and Pillow is not installed.
     """
     if root.is_file():
