@@ -24,7 +24,7 @@ _REMEDIES = (
         "checkpoint.keep_last=1",
     ),
     (
-        r"left no newer checkpoint",
+        r"no newer checkpoint",
         "the attempts fail before their first checkpoint: save one earlier",
         "checkpoint.every_minutes=5",
     ),
@@ -40,12 +40,15 @@ _REMEDIES = (
         "resilience.hang_after_s=600",
     ),
 )
-"""Pattern of a reason, advice, and the override of `trainer resume` that follows it."""
+"""Pattern of a reason in the words of this or an earlier version, advice, and the override that follows it."""
 _UNEVEN = re.compile(
-    r"did not move|it had not after|after a request to stop|no progress|has not (come to|entered)|Connection closed"
+    r"did not move|no progress|had not after|did not stop|after a request to stop|has not (come to|reached|entered)"
+    r"|connection closed"
     r"|monitored.?barrier",
     re.I,
 )
+"""Reasons that may come from ranks with unequal numbers of batches."""
+_LOST_NODE = re.compile(r"\b(was|were) lost\b|\blost node")
 
 
 def advice(run: RunDirectory, reason: str, record: dict[str, Any]) -> list[str]:
@@ -58,7 +61,7 @@ def advice(run: RunDirectory, reason: str, record: dict[str, Any]) -> list[str]:
     """
     if record.get("mend"):
         return [f"resuming would fail the same way; fix the cause, then run: {fit_again(run, 'trainer')}"]
-    if "was lost" in reason:
+    if _LOST_NODE.search(reason):
         return ["not caused by your code: the requeued job resumes without the lost node"]
     sentences = [
         f"{text}: trainer resume {reference_to(run)} {override}"
