@@ -70,4 +70,4 @@ def test_deep_looks_at_the_data_that_is_named(trainer_cli: Command) -> None:
 def test_deep_says_what_only_building_finds(trainer_cli: Command) -> None:
     done = trainer_cli("check", "--deep", "resources.gpus=0", "model=vit_small", "data=digits", "model.patch=3")
     assert done.returncode == 2
-    assert "model.patch=3 does not divide pictures of 8x8" in done.stderr
+    assert "model.patch=3 does not divide images of 8x8" in done.stderr

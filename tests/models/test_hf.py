@@ -59,11 +59,11 @@ def test_a_classifier_has_the_classes_of_the_data_and_does_not_see_padding(found
 @pytest.mark.parametrize(
     ("mistake", "message"),
     [
-        ("class", "no model class of this name"),
+        ("class", "no model class with this name"),
         ("folder", "holds no config.json"),
         ("architecture", "no such architecture"),
-        ("vocabulary", "99 token ids and the model only 61"),
-        ("length", "sequences of 99, the model has 16 positions"),
+        ("vocabulary", "99 token ids, but the model only 61"),
+        ("length", "sequences of 99 tokens, but the model 16 positions"),
     ],
 )
 def test_mistakes(found: dict[str, Any], mistake: str, message: str) -> None:
