@@ -20,7 +20,7 @@ EVALUATION_BATCH = 256
 class Arrays(Dataset[tuple[torch.Tensor, torch.Tensor]]):
     """A dataset of `(samples, ...)` inputs and `(samples,)` targets in memory.
 
-    It supports `gather`, see `loader.SupportsGather`.
+    It supports `gather`, see `seeded.SupportsGather`.
 
     Args:
         inputs: Tensor of shape `(samples, ...)`.

@@ -29,7 +29,7 @@ TASKS = {
 
 
 class Strips(Dataset[tuple[torch.Tensor, ...]]):
-    """Random strips of digits, or the digits to draw them from; supports `gather`, see `loader.SupportsGather`.
+    """Random strips of digits, or the digits to draw them from; supports `gather`, see `seeded.SupportsGather`.
 
     Batches of direction `read`: `(batch, 1, 8, 48)` float32 images in 0..1, `(batch, 7)` int64 input tokens that begin
     with START, and `(batch, 7)` int64 targets, IGNORED after END. Batches of direction `draw`: `(batch, 6)` int64

@@ -37,7 +37,7 @@ TASKS = {
 
 
 class EmojiDataset(Arrays):
-    """Emoji and their names; supports `gather`, see `loader.SupportsGather`.
+    """Emoji and their names; supports `gather`, see `seeded.SupportsGather`.
 
     Batches of direction `read`: `(batch, 3, side, side)` float32 images in 0..1, `(batch, 25)` int64 input tokens that
     begin with START, and `(batch, 25)` int64 targets, IGNORED after END. Batches of direction `draw`: `(batch, 24)`

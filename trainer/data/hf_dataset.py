@@ -3,15 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from trainer.core.errors import UserError
 from trainer.core.near import listed
 from trainer.data.arrays import ArrayDataModule
 from trainer.data.image_table import ImageTable
 from trainer.data.labelled_text import LabelledText
-from trainer.data.tables import IDS, IMAGES, LABELS, TEXTS, find_tables, require_column, require_one_kind
+from trainer.data.tables import IDS, IMAGES, LABELS, TEXTS, Tables, find_tables, require_column, require_one_kind
 from trainer.data.text_table import TextTable, TokenTable
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Columns of token ids, of images and labels, or of texts and perhaps labels."""
+
+    text: str | None = None
+    ids: str | None = None
+    image: str | None = None
+    label: str | None = None
 
 
 def hf_dataset(
@@ -66,72 +78,43 @@ def hf_dataset(
         UserError: The folder or a column does not exist, or the columns do not say what to read.
     """
     tables = find_tables(Path(root).expanduser())
-    columns = tables.columns()
-    require_one_kind({"text_column": text_column, "ids_column": ids_column, "image_column": image_column})
-    named = text_column or ids_column or image_column
-    ids = _column("ids_column", ids_column, IDS if not named else (), columns)
-    if ids and label_column is not None:
-        raise UserError(
-            f"data.label_column={label_column}: token ids ({ids}) cannot be classified", "set data.text_column=NAME"
-        )
-    if ids:
+    columns = _choose(tables, Columns(text_column, ids_column, image_column, label_column))
+    common: dict[str, Any] = {"batch_size": batch_size, "held_out": held_out, "cache": cache}
+    if columns.ids is not None:
         path = None if tokenizer in ("bytes", "bpe") else tokenizer
-        return TokenTable(
-            tables,
-            ids,
-            batch_size=batch_size,
-            sequence_length=sequence_length,
-            tokenizer=path,
-            held_out=held_out,
-            cache=cache,
-        )
-    image = _column("image_column", image_column, IMAGES if not named else (), columns)
+        return TokenTable(tables, columns.ids, sequence_length=sequence_length, tokenizer=path, **common)
+    if columns.image is not None and columns.label is not None:
+        common |= {"num_workers": num_workers, "max_bad": max_bad}
+        common |= {"size": size, "augment": augment, "grey": grey, "mirror": mirror}
+        return ImageTable(tables, columns.image, columns.label, **common)
+    assert columns.text is not None
+    common |= {"sequence_length": sequence_length, "tokenizer": tokenizer, "vocab_size": vocab_size}
+    if columns.label is not None:
+        return LabelledText(tables, columns.text, columns.label, max_bad=max_bad, **common)
+    return TextTable(tables, columns.text, **common)
+
+
+def _choose(tables: Tables, given: Columns) -> Columns:
+    """Return the columns to read, for those that the options name. Raises UserError."""
+    existing = tables.columns()
+    require_one_kind({"text_column": given.text, "ids_column": given.ids, "image_column": given.image})
+    named = given.text or given.ids or given.image
+    ids = _column("ids_column", given.ids, IDS if not named else (), existing)
+    if ids and given.label is not None:
+        problem = f"data.label_column={given.label}: token ids ({ids}) cannot be classified"
+        raise UserError(problem, "set data.text_column=NAME")
+    if ids:
+        return Columns(ids=ids)
+    image = _column("image_column", given.image, IMAGES if not named else (), existing)
     if image:
-        label = _column("label_column", label_column, LABELS, columns)
+        label = _column("label_column", given.label, LABELS, existing)
         if label is None:
-            raise UserError(f"data.root={root}: images ({image}) but no labels", _fix("label_column", columns))
-        return ImageTable(
-            tables,
-            image,
-            label,
-            batch_size=batch_size,
-            num_workers=num_workers,
-            size=size,
-            augment=augment,
-            grey=grey,
-            mirror=mirror,
-            held_out=held_out,
-            max_bad=max_bad,
-            cache=cache,
-        )
-    text = _column("text_column", text_column, TEXTS, columns)
-    if text and label_column is not None:
-        label = _column("label_column", label_column, (), columns)
-        assert label is not None
-        return LabelledText(
-            tables,
-            text,
-            label,
-            batch_size=batch_size,
-            sequence_length=sequence_length,
-            tokenizer=tokenizer,
-            vocab_size=vocab_size,
-            held_out=held_out,
-            max_bad=max_bad,
-            cache=cache,
-        )
-    if text:
-        return TextTable(
-            tables,
-            text,
-            batch_size=batch_size,
-            sequence_length=sequence_length,
-            tokenizer=tokenizer,
-            vocab_size=vocab_size,
-            held_out=held_out,
-            cache=cache,
-        )
-    raise UserError(f"data.root={root}: no column has a known name", _fix("text_column", columns))
+            raise UserError(f"data.root={tables.root}: images ({image}) but no labels", _fix("label_column", existing))
+        return Columns(image=image, label=label)
+    text = _column("text_column", given.text, TEXTS, existing)
+    if text is None:
+        raise UserError(f"data.root={tables.root}: no column has a known name", _fix("text_column", existing))
+    return Columns(text=text, label=_column("label_column", given.label, (), existing))
 
 
 def _column(key: str, given: str | None, usual: Sequence[str], columns: Sequence[str]) -> str | None:

@@ -14,9 +14,9 @@ from trainer.config.problems import raise_all
 from trainer.core.errors import UserError
 from trainer.data.arrays import ArrayDataModule
 from trainer.data.files import SPLITS
-from trainer.data.loader import SupportsGather, supports_gather
 from trainer.data.mixture_weights import problems_of_weights
 from trainer.data.randomness import mix
+from trainer.data.seeded import SupportsGather, supports_gather
 
 SHARED = ("input_shape", "output_shape", "num_classes", "vocab_size", "sequence_length", "pad_id")
 """Facts on which the sources must agree so that their samples can share a batch and a model."""
@@ -72,7 +72,7 @@ class MixtureOrder:
 
 
 class GatherMixture(Dataset[Any]):
-    """An epoch of sources that are read batch by batch; supports `gather`, see `loader.SupportsGather`.
+    """An epoch of sources that are read batch by batch; supports `gather`, see `seeded.SupportsGather`.
 
     Randomness in a source is seeded by its own pass (see `MixtureOrder`).
 
@@ -107,7 +107,7 @@ class GatherMixture(Dataset[Any]):
 class ItemMixture(Dataset[Any]):
     """An epoch of sources that are read item by item, such as class folders.
 
-    It has `of_epoch`, see `loader.SupportsOfEpoch` and `MixtureOrder`.
+    It has `of_epoch`, see `seeded.SupportsOfEpoch` and `MixtureOrder`.
 
     Args:
         sources: Map-style datasets.
@@ -133,7 +133,7 @@ class ItemMixture(Dataset[Any]):
 
 
 class GatherConcat(Dataset[Any]):
-    """The samples of all sources, once each; supports `gather`, see `loader.SupportsGather`."""
+    """The samples of all sources, once each; supports `gather`, see `seeded.SupportsGather`."""
 
     random = False
 

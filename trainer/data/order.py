@@ -261,7 +261,7 @@ class ListedBatches(Batches):
         return list(unit) if isinstance(unit, (list, tuple)) else [unit]
 
     def __iter__(self) -> Iterator[tuple[int, int, Any]]:
-        """Yield (epoch, index of the batch in it, batch), which `loader.SeededUnits` reads."""
+        """Yield (epoch, index of the batch in it, batch), which `seeded.SeededUnits` reads."""
         epoch, first = self.begin()
         for number, batch in self._of(epoch)[first:]:
             self.asked += 1

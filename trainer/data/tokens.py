@@ -31,7 +31,7 @@ class TokenWindows(Dataset[tuple[torch.Tensor, torch.Tensor]]):
     the first is a target once per epoch, except fewer than L at the end of each file.
 
     The files are memory-mapped: the ranks of a node share one copy in the page cache, which the system reclaims when it
-    needs memory. Supports `gather`, see `loader.SupportsGather`.
+    needs memory. Supports `gather`, see `seeded.SupportsGather`.
 
     Args:
         paths: Files of unsigned integers.
