@@ -385,4 +385,4 @@ def _rebuild(loader: DataLoader[Any], batches: Batches | EvaluationBatches, seed
         "_iterator": None,
     }
     rebuilt.__dict__.update({**vars(loader), **changed})
-    return rebuilt
+    return rebuilt  # type: ignore[no-any-return]

@@ -54,7 +54,7 @@ class MixtureOrder:
             # Number of samples of the source before this one, from the start of the training.
             before = ids[mine] - (int(self._ends[source]) - count) + epoch * count
             passes = before // length
-            for number in passes.unique().tolist():
+            for number in torch.unique(passes).tolist():
                 in_pass = passes == number
                 order = self._order(source, number)
                 used[source, number] = order

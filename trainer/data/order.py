@@ -212,7 +212,7 @@ class GlobalBatchSampler(Batches):
             full = order[: steps * plan.global_batch].view(steps, plan.world_size, plan.accumulate * plan.micro_batch)
             mine = full[:, self.rank].reshape(-1, plan.micro_batch)
             has_rest = self.steps_per_epoch > self._full_steps
-            self._rows = epoch, mine, self._rest_of(order).split(plan.micro_batch) if has_rest else ()
+            self._rows = epoch, mine, torch.split(self._rest_of(order), plan.micro_batch) if has_rest else ()
         _, rows, rest = self._rows
         return rows[batch] if batch < len(rows) else rest[batch - len(rows)]
 

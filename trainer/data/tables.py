@@ -128,7 +128,8 @@ def pyarrow() -> ModuleType:
         import pyarrow.parquet
     except ImportError as error:
         raise EnvironmentFault("reading tables needs pyarrow", "pip install 'trainer[datasets]'") from error
-    return pyarrow
+    package: ModuleType = pyarrow
+    return package
 
 
 def num_rows(path: Path) -> int:

@@ -81,7 +81,8 @@ class EfficientNetLite(nn.Module):
         for block in self._blocks:
             hidden = block(hidden)
         hidden = functional.relu6(self._bn1(self._conv_head(hidden)))
-        return self._fc(self._dropout(hidden.mean((2, 3))))
+        logits: Tensor = self._fc(self._dropout(hidden.mean((2, 3))))
+        return logits
 
 
 class Block(nn.Module):
@@ -115,7 +116,8 @@ class Block(nn.Module):
             hidden = functional.relu6(self._bn0(self._expand_conv(hidden)))
         hidden = functional.relu6(self._bn1(self._depthwise_conv(hidden)))
         hidden = self._bn2(self._project_conv(hidden))
-        return hidden + inputs if self.is_residual else hidden
+        output: Tensor = hidden + inputs if self.is_residual else hidden
+        return output
 
 
 def _norm(channels: int) -> nn.BatchNorm2d:

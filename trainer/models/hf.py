@@ -83,7 +83,8 @@ class HuggingFace(nn.Module):
         named = {self.input_name: inputs}
         if self.masks:
             named["attention_mask"] = (inputs != self.network.config.pad_token_id).long()
-        return self.network(**named).logits
+        logits: Tensor = self.network(**named).logits
+        return logits
 
 
 def _transformers() -> ModuleType:
@@ -92,7 +93,8 @@ def _transformers() -> ModuleType:
     except ImportError:
         fix = "pip install 'trainer[hf]', or choose another model"
         raise UserError("model=hf needs the package transformers, which is not installed", fix) from None
-    return transformers
+    library: ModuleType = transformers
+    return library
 
 
 def _class(library: ModuleType, name: str) -> Any:

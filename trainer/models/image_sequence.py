@@ -76,7 +76,8 @@ class ImageToSequence(nn.Module):
         features = features + self.positions.weight[: features.shape[1]]
         for block in self.body:
             features = block(features)
-        return self.head(self.norm(features[:, self.patches :]))
+        logits: Tensor = self.head(self.norm(features[:, self.patches :]))
+        return logits
 
 
 class SequenceToImage(nn.Module):
@@ -139,7 +140,8 @@ class SequenceToImage(nn.Module):
         pixels = self.head(self.norm(features[:, length:]))
         rows, columns = self.height // self.size, self.width // self.size
         cells = pixels.view(batch, rows, columns, self.channels, self.size, self.size)
-        return cells.permute(0, 3, 1, 4, 2, 5).reshape(batch, self.channels, self.height, self.width)
+        images: Tensor = cells.permute(0, 3, 1, 4, 2, 5).reshape(batch, self.channels, self.height, self.width)
+        return images
 
 
 def _grid(height: int, width: int, patch: int) -> int:

@@ -41,7 +41,8 @@ class Block(nn.Module):
             rotary: Cosines and sines of shape `(length, head_dim)`; None: no rotary embedding.
         """
         features = features + self.dropout(self.attention(self.attention_norm(features), rotary))
-        return features + self.dropout(self.ffn(self.ffn_norm(features)))
+        output: Tensor = features + self.dropout(self.ffn(self.ffn_norm(features)))
+        return output
 
 
 class Attention(nn.Module):
@@ -89,7 +90,8 @@ class Attention(nn.Module):
             dropout_p=self.dropout if self.training else 0.0,
             enable_gqa=self.kv_heads != self.heads,
         )
-        return self.out(mixed.transpose(1, 2).reshape(batch, length, -1))
+        output: Tensor = self.out(mixed.transpose(1, 2).reshape(batch, length, -1))
+        return output
 
 
 class GELU(nn.Module):
@@ -110,7 +112,8 @@ class GELU(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """Map `(batch, length, dim)` features to the same shape."""
-        return self.down(functional.gelu(self.up(features), approximate=self.approximate))
+        output: Tensor = self.down(functional.gelu(self.up(features), approximate=self.approximate))
+        return output
 
 
 class SwiGLU(nn.Module):
@@ -130,7 +133,8 @@ class SwiGLU(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """Map `(batch, length, dim)` features to the same shape."""
-        return self.down(functional.silu(self.gate(features)) * self.up(features))
+        output: Tensor = self.down(functional.silu(self.gate(features)) * self.up(features))
+        return output
 
 
 def init_transformer(model: nn.Module, layers: int) -> None:

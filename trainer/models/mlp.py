@@ -53,7 +53,8 @@ class MLP(nn.Module):
         features = inputs.flatten(1)
         for layer in self.hidden:
             features = layer(features)
-        return self.head(features)
+        logits: Tensor = self.head(features)
+        return logits
 
 
 def _layer(before: int, after: int, dropout: float, norm: str | None) -> nn.Sequential:

@@ -84,7 +84,8 @@ class ResNet(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Map `(batch, channels, height, width)` images to `(batch, num_classes)` logits."""
-        return self.head(self.body(self.stem(inputs)).mean((2, 3)))
+        logits: Tensor = self.head(self.body(self.stem(inputs)).mean((2, 3)))
+        return logits
 
 
 class Basic(nn.Module):
@@ -106,7 +107,8 @@ class Basic(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Map `(batch, before, height, width)` to `(batch, channels, height / stride, width / stride)`."""
-        return (self.main(inputs) + self.shortcut(inputs)).relu_()
+        output: Tensor = (self.main(inputs) + self.shortcut(inputs)).relu_()
+        return output
 
 
 class Bottleneck(nn.Module):
@@ -132,7 +134,8 @@ class Bottleneck(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Map `(batch, before, height, width)` to `(batch, channels, height / stride, width / stride)`."""
-        return (self.main(inputs) + self.shortcut(inputs)).relu_()
+        output: Tensor = (self.main(inputs) + self.shortcut(inputs)).relu_()
+        return output
 
 
 def _shape(

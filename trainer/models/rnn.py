@@ -68,7 +68,8 @@ class RecurrentClassifier(nn.Module):
         _, state = self.recurrent(packed)
         last = state[0] if isinstance(state, tuple) else state
         features = torch.cat(list(last[-self.directions :]), dim=-1)
-        return self.head(self.dropout(features))
+        logits: Tensor = self.head(self.dropout(features))
+        return logits
 
 
 class RecurrentTextClassifier(nn.Module):
@@ -165,7 +166,8 @@ class RecurrentDecoder(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         """Map `(batch, length)` token ids to `(batch, length, vocab_size)` logits."""
         features, _ = self.recurrent(self.embedding(tokens))
-        return self.head(self.dropout(features))
+        logits: Tensor = self.head(self.dropout(features))
+        return logits
 
 
 def _recurrent(

@@ -25,7 +25,7 @@ class _SumOverRanks(torch.autograd.Function):
         return total
 
     @staticmethod
-    def backward(context: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+    def backward(context: Any, gradient: Tensor) -> Tensor:
         total = gradient.clone()
         distributed.all_reduce(total)
         return total
@@ -51,15 +51,16 @@ class SyncBatchNorm(_BatchNorm):
         shape = [1, -1, *[1] * (inputs.dim() - 2)]
         values = inputs.float()
         local = values.new_tensor([values.numel() / values.shape[1]])
-        sums = _SumOverRanks.apply(torch.cat((values.sum(axes), local)))
+        sums = _SumOverRanks.apply(torch.cat((values.sum(axes), local)))  # type: ignore[no-untyped-call]
         count, mean = sums[-1], sums[:-1] / sums[-1]
         centred = values - mean.view(shape)
-        variance = _SumOverRanks.apply(centred.square().sum(axes)) / count
+        variance = _SumOverRanks.apply(centred.square().sum(axes)) / count  # type: ignore[no-untyped-call]
         self._track(mean.detach(), variance.detach() * count.detach() / (count.detach() - 1))
         normalised = centred * torch.rsqrt(variance + self.eps).view(shape)
         if self.affine:
             normalised = normalised * self.weight.view(shape) + self.bias.view(shape)
-        return normalised.to(inputs.dtype)
+        output: Tensor = normalised.to(inputs.dtype)
+        return output
 
     def _track(self, mean: Tensor, variance: Tensor) -> None:
         if self.running_mean is None or self.running_var is None or self.num_batches_tracked is None:
@@ -76,7 +77,8 @@ def convert_sync_batch_norm(model: nn.Module, device: torch.device) -> nn.Module
     On a GPU it is torch's own.
     """
     if device.type == "cuda":
-        return nn.SyncBatchNorm.convert_sync_batchnorm(model)
+        converted: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
+        return converted
     for name, child in model.named_children():
         if isinstance(child, _BatchNorm) and not isinstance(child, SyncBatchNorm):
             converted = SyncBatchNorm(

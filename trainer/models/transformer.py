@@ -121,7 +121,8 @@ class Transformer(nn.Module):
         rotary = self.rotary.cos_sin(length) if self.rotary is not None else None
         for block in self.body:
             features = block(features, rotary)
-        return self.head(self.norm(features))
+        logits: Tensor = self.head(self.norm(features))
+        return logits
 
 
 def _check_sizes(dim: int, heads: int, kv_heads: int) -> None:

@@ -98,7 +98,8 @@ class VGG(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Map `(batch, channels, height, width)` images to `(batch, num_classes)` logits."""
-        return self.head(self.hidden(self.pool(self.body(inputs)).flatten(1)))
+        logits: Tensor = self.head(self.hidden(self.pool(self.body(inputs)).flatten(1)))
+        return logits
 
 
 def _counts(depth: int | None, convolutions: Sequence[int] | None) -> Sequence[int]:

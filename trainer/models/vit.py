@@ -89,4 +89,5 @@ class ViT(nn.Module):
         features = self.dropout(features + self.positions)
         for block in self.body:
             features = block(features)
-        return self.head(self.norm(features[:, 0]))
+        logits: Tensor = self.head(self.norm(features[:, 0]))
+        return logits

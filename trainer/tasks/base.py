@@ -31,7 +31,8 @@ class Task(LightningModule, ABC):
 
     def forward(self, *inputs: Tensor) -> Tensor:
         """Return the output of the network."""
-        return self.model(*inputs)
+        output: Tensor = self.model(*inputs)
+        return output
 
     def validation_step(self, batch: tuple[Tensor, ...], batch_idx: int) -> None:
         """Add the sums of a batch."""

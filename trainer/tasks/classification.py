@@ -38,7 +38,8 @@ class Classification(Task):
 
     def predict_step(self, batch: tuple[Tensor, ...], batch_idx: int) -> Tensor:
         """Return the predicted classes, shape `(batch,)`."""
-        return self.model(batch[0]).argmax(-1)
+        predicted: Tensor = self.model(batch[0]).argmax(-1)
+        return predicted
 
     def _evaluate(self, batch: tuple[Tensor, ...]) -> Tensor:
         inputs, targets = batch

@@ -52,7 +52,8 @@ class LanguageModelling(Task):
 
     def predict_step(self, batch: tuple[Tensor, ...], batch_idx: int) -> Tensor:
         """Return the most probable next token at each position, shape `(batch, length)`."""
-        return self.model(batch[0]).argmax(-1)
+        predicted: Tensor = self.model(batch[0]).argmax(-1)
+        return predicted
 
     def _evaluate(self, batch: tuple[Tensor, ...]) -> Tensor:
         inputs, targets = batch

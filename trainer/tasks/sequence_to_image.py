@@ -25,7 +25,8 @@ class SequenceToImage(Task):
 
     def predict_step(self, batch: tuple[Tensor, ...], batch_idx: int) -> Tensor:
         """Return the predicted images, shape `(batch, channels, height, width)`."""
-        return self.model(batch[0])
+        images: Tensor = self.model(batch[0])
+        return images
 
     def _evaluate(self, batch: tuple[Tensor, ...]) -> Tensor:
         tokens, images = batch

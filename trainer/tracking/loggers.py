@@ -14,7 +14,7 @@ import torch.distributed
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.loggers.logger import DummyLogger
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from lightning.pytorch.utilities import rank_zero_only
 
 from trainer.config.schema import Config
 from trainer.runs.directory import RunDirectory
