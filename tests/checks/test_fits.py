@@ -22,7 +22,7 @@ from tests.data.test_every_kind import (
     token_table,
 )
 from trainer.checks.config import check
-from trainer.checks.fits import FACTS, misfit, offer_of, problems_of_fit, wants_of
+from trainer.checks.fits import FACTS, data_facts, mismatch, model_needs, problems_of_fit
 from trainer.config.compose import compose
 from trainer.config.instantiate import instantiate, read_plain
 from trainer.core.errors import UserError
@@ -101,12 +101,12 @@ def test_the_prompt_refuses_what_could_not_train_and_nothing_else(
 ) -> None:
     choice, options = MODELS[model]
     node = read_plain(conf_dir() / "model" / f"{choice}.yaml") | options
-    wants = wants_of(node, Path.cwd())
-    assert wants is not None
+    needs = model_needs(node, Path.cwd())
+    assert needs is not None
     for name, (data_node, module, batch) in data.items():
-        offer = offer_of(data_node, Path.cwd())
-        assert offer is not None, name
-        problem = misfit(wants, offer)
+        declared = data_facts(data_node, Path.cwd())
+        assert declared is not None, name
+        problem = mismatch(needs, declared)
         assert (problem is None) == trains(node, module, batch), (name, problem)
 
 
@@ -114,11 +114,11 @@ def test_every_data_class_declares_its_facts_as_they_are(
     data: dict[str, tuple[Node, ArrayDataModule, list[torch.Tensor]]],
 ) -> None:
     for name, (node, module, _) in data.items():
-        offer, facts = offer_of(node, Path.cwd()), module.facts()
-        assert offer is not None
-        assert offer.task == module.default_task, name
-        assert set(offer.facts) == set(facts) & set(FACTS), name
-        for key, value in offer.facts.items():
+        declared, facts = data_facts(node, Path.cwd()), module.facts()
+        assert declared is not None
+        assert declared.task == module.default_task, name
+        assert set(declared.facts) == set(facts) & set(FACTS), name
+        for key, value in declared.facts.items():
             assert value is None or value == facts[key], (name, key)
 
 
@@ -126,10 +126,10 @@ def test_emoji_declares_what_it_gives() -> None:
     """Its font may not be here: the facts do not need it."""
     for direction in ("read", "draw"):
         node = {"_target_": "trainer.data.emoji.Emoji", "direction": direction, "side": 16}
-        module, offer = Emoji(direction=direction, side=16), offer_of(node, Path.cwd())
-        assert offer is not None
-        assert (offer.task, set(offer.facts)) == (module.default_task, set(module.facts()))
-        assert offer.facts["input_shape"] == module.facts()["input_shape"]
+        module, declared = Emoji(direction=direction, side=16), data_facts(node, Path.cwd())
+        assert declared is not None
+        assert (declared.task, set(declared.facts)) == (module.default_task, set(module.facts()))
+        assert declared.facts["input_shape"] == module.facts()["input_shape"]
 
 
 def test_every_shipped_choice_is_in_the_matrix() -> None:
@@ -142,20 +142,20 @@ def test_every_shipped_choice_is_in_the_matrix() -> None:
     [
         (
             ["model=transformer"],
-            r"model\.vocab_size and model\.sequence_length are null: Transformer needs them, and Digits gives "
+            r"model\.vocab_size and model\.sequence_length are null: Transformer needs them, but Digits provides "
             r"input_shape, num_classes\n  models for this data: .*mlp.*; data for this model: text, token_shards",
         ),
         (
             ["model=resnet18", "data=text"],
             r"model\.input_shape .*\n.*transformer.*fashion_mnist",
         ),
-        (["model=gpt2_124m"], r"Transformer takes inputs of another kind"),
-        (["model=vit_b16"], r"model\.patch=16 does not divide the images of Digits, 8 x 8"),
-        (["model=vgg16"], r"the 5 stages of VGG halve the images of Digits"),
+        (["model=gpt2_124m"], r"Transformer takes other inputs"),
+        (["model=vit_b16"], r"model\.patch=16 does not divide the images of Digits \(8 x 8\)"),
+        (["model=vgg16"], r"the images of Digits \(8 x 8\) are too small to be halved by 5 stages of VGG"),
         (["model=gpt2_124m", "data=text", "data.sequence_length=2048"], r"model\.sequence_length=1024: Text has 2048"),
         (
             ["model=mlp", "data=mixture", "data.sources={a: {_target_: trainer.data.text.Text}}"],
-            "Text gives vocab_size",
+            "Text provides vocab_size",
         ),
         (["model=image_to_sequence", "data=digit_strips", "data.direction=draw"], "for the task ImageToSequence"),
     ],

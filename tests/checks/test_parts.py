@@ -8,7 +8,7 @@ import pytest
 
 from tests.data.saved_tables import save_parquet
 from trainer.checks.config import check
-from trainer.checks.parts import HF_DATASET, problems_of_own
+from trainer.checks.parts import HF_DATASET, problems_of_parts
 from trainer.config.compose import compose
 from trainer.core.errors import UserError
 
@@ -46,9 +46,9 @@ def folders(workdir: Path) -> Path:
         ([*MIXTURE, "data.samples=0"], r"data\.samples=0: must be at least 1"),
         (["data=mixture", "data.sources={a: {root: x}}"], r"data\.sources\.a: a source needs a _target_"),
         (["data=mixture", "data.sources={}"], r"data\.sources is empty"),
-        ([HF, "model.folder=nowhere"], r"model\.folder=nowhere: there is no such folder"),
-        ([HF, "model.folder=empty"], r"model\.folder=empty holds no config\.json"),
-        ([HF, "model.folder=shape"], r"model\.folder=shape holds no \*\.safetensors"),
+        ([HF, "model.folder=nowhere"], r"model\.folder=nowhere: no such folder"),
+        ([HF, "model.folder=empty"], r"model\.folder=empty contains no config\.json"),
+        ([HF, "model.folder=shape"], r"model\.folder=shape contains no \*\.safetensors"),
         ([TABLE, "data.root=nowhere"], r"data\.root=nowhere: no such folder"),
         ([TABLE, "data.root=empty"], r"data\.root=empty: no Parquet or Arrow file"),
         (
@@ -78,8 +78,8 @@ def folders(workdir: Path) -> Path:
         (["data=text", f"data.root={'x' * 300}"], r"data\.root=xxx.*name too long"),
         ([*MIXTURE, "data.sources.b.root=data.v2/x"], r"data\.sources\.b\.root=data\.v2/x does not exist"),
         ([*MIXTURE, "data.sources.b.root=nowhere"], r"data\.sources\.b\.root=nowhere does not exist"),
-        (["finetune.lora_layers=[query]"], r"finetune\.lora_layers without finetune\.lora_rank"),
-        (["finetune.lora_dropout=0.1"], r"finetune\.lora_dropout without finetune\.lora_rank"),
+        (["finetune.lora_layers=[query]"], r"finetune\.lora_layers has no effect without finetune\.lora_rank"),
+        (["finetune.lora_dropout=0.1"], r"finetune\.lora_dropout has no effect without finetune\.lora_rank"),
         (["finetune.lora_rank=8", "finetune.lora_dropout=1.0"], r"finetune\.lora_dropout=1\.0: must be .* less than 1"),
         (["finetune.lora_rank=8", "finetune.lora_alpha=0"], r"finetune\.lora_alpha=0.*: must be more than 0"),
         (['finetune.freeze=["*"]'], r"leaves nothing to train"),
@@ -127,6 +127,6 @@ def test_a_folder_that_only_the_nodes_of_a_cluster_see_is_left_to_them(workdir: 
         check(config)
     (workdir / "here").mkdir()
     there = {**config, "cluster": {"name": "slurm"}}
-    assert list(problems_of_own(there, workdir)) == []
+    assert list(problems_of_parts(there, workdir)) == []
     seen = {**there, "model": {**config["model"], "folder": "here"}}
-    assert ["holds no config.json" in problem.message for problem in problems_of_own(seen, workdir)] == [True]
+    assert ["contains no config.json" in problem.message for problem in problems_of_parts(seen, workdir)] == [True]

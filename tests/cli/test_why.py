@@ -111,7 +111,7 @@ def test_ranks_that_stand_at_different_places_are_said_to(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize(
     ("override", "message"),
-    [("trainer.max_steps=banana", "expected an integer"), ("resilience.on_oom=maybe", "no such choice")],
+    [("trainer.max_steps=banana", "expected an integer"), ("resilience.on_oom=maybe", "invalid choice")],
 )
 def test_a_resume_with_a_wrong_value_is_one_message(tmp_path: Path, override: str, message: str) -> None:
     with pytest.raises(UserError, match=message):

@@ -79,7 +79,7 @@ def test_hydras_global_state_is_left_clean(workdir: Path) -> None:
         ("+trainr.max_steps=5", "trainr", "trainer.max_steps"),
         ("optimizer.amsgrd=true", "optimizer.amsgrd", "did you mean optimizer.amsgrad?"),
         ("~trainer.max_step", "trainer.max_step", "--cfg job"),
-        ("+trainer.max_steps=5", "already has trainer.max_steps", "leave the + away: trainer.max_steps=5"),
+        ("+trainer.max_steps=5", "already has trainer.max_steps", "remove the +: trainer.max_steps=5"),
         ("+model=mlp", "model", "write model=mlp"),
         ("trainer=fast", "trainer is a section", "trainer.max_steps"),
         ("callbacks.early_stopping.patience=3", "is null", "callbacks=early_stopping"),
@@ -93,7 +93,7 @@ def test_hydras_global_state_is_left_clean(workdir: Path) -> None:
         ("model.hidden=???", "model.hidden has no value", "model.hidden=VALUE"),
         ("hydra.foo=3", "hydra.foo", "--cfg all"),
         ("strategy.name=dpp", "strategy.name=dpp", "did you mean ddp?"),
-        ("tracking.tags=3", "tracking.tags=3: expected a list", "[a,b]"),
+        ("tracking.tags=3", "tracking.tags=3: expected a list", "write tracking.tags=[a,b]"),
         ("trainer.max_steps=ten", "trainer.max_steps=ten: expected an integer", "trainer.max_steps=10"),
         ("trainer.max_steps=1.5", "trainer.max_steps=1.5: expected an integer", "trainer.max_steps=10"),
         ("trainer.sync_batchnorm=maybe", "expected true or false", "trainer.sync_batchnorm=true"),
@@ -179,7 +179,7 @@ def test_a_group_that_is_added_twice_names_what_to_write(workdir: Path) -> None:
     write(workdir / "conf/experiment/mine.yaml", "# @package _global_\nname: mine\n")
     said = refused("+experiment=mine")
     assert "experiment: chosen twice" in said
-    assert "experiment stands in the job already: write experiment=mine" in said
+    assert "the job already has this group: write experiment=mine" in said
     assert composed("experiment=mine").config["name"] == "mine"
 
 
@@ -220,7 +220,7 @@ def test_broken_yaml_names_file_and_line(workdir: Path) -> None:
     ("content", "named"),
     [
         ("a: ${", "conf/model/mine.yaml: no viable alternative"),
-        ("- 1\n- 2\n", "model=[1, 2]: expected a group of keys"),
+        ("- 1\n- 2\n", "model=[1, 2]: expected a section with keys"),
         ("\tx: 1\n", "conf/model/mine.yaml, line 1"),
     ],
 )

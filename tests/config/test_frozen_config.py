@@ -71,8 +71,8 @@ def test_reexports_of_the_standard_library_are_seen_through(workdir: Path, monke
     ("path", "part"),
     [
         ("nowhere_at_all.Net", "no module named nowhere_at_all"),
-        ("trainer.config.nothing.Net", "there is no trainer.config.nothing"),
-        ("trainer.config.batch.Nothing", "there is no trainer.config.batch.Nothing"),
+        ("trainer.config.nothing.Net", "trainer.config.nothing does not exist"),
+        ("trainer.config.batch.Nothing", "trainer.config.batch.Nothing does not exist"),
         ("trainer.config.typed.OPEN", "not a class or a function"),
     ],
 )

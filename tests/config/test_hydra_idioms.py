@@ -93,7 +93,7 @@ def test_a_slip_of_one_of_ours_in_a_file_is_refused(workdir: Path) -> None:
     said = str(refused(experiment("\n".join(text for text, _ in SLIPS) + "\n")))
     assert f"{len(SLIPS)} problems" in said
     for text, meant in SLIPS:
-        assert f"{text.partition(':')[0]}: there is no such key\n    did you mean {meant}?" in said
+        assert f"{text.partition(':')[0]}: unknown key\n    did you mean {meant}?" in said
 
 
 def test_own_keys_on_the_command_line_need_a_plus(workdir: Path) -> None:
@@ -209,9 +209,9 @@ def test_the_projects_root_is_known_as_with_rootutils(workdir: Path, monkeypatch
 
 def test_a_resolver_that_is_not_there_is_refused_with_the_line(workdir: Path) -> None:
     said = refused("+a=${eval:'1 + 2'}")
-    assert said.message == "a: there is no resolver eval for ${eval:...}"
+    assert said.message == "a: unknown resolver eval in ${eval:...}"
     line = 'from omegaconf import OmegaConf; OmegaConf.register_new_resolver("eval", eval)'
-    assert said.fix == f"write into conf/resolvers.py: {line}"
+    assert said.fix == f"add to conf/resolvers.py: {line}"
     write("conf/resolvers.py", line)
     assert composed("+a=${eval:'1 + 2'}").config["a"] == 3
     write("mine/__init__.py", "OmegaConf.register_new_resolver(\n    'mul', lambda x, y: x * y, replace=True)\n")
@@ -281,9 +281,9 @@ def test_hydras_run_dir_is_a_link_to_the_newest_run(workdir: Path) -> None:
     first, second = made(composed("hydra.run.dir=out/a")), made(composed("hydra.run.dir=out/a"))
     assert Path("out/a").resolve() == second.path.resolve() != first.path.resolve()
     write("full/file", "")
-    with pytest.raises(UserError, match=r"hydra\.run\.dir=full: this is there already"):
+    with pytest.raises(UserError, match=r"hydra\.run\.dir=full: already exists"):
         frozen_hydra(composed("hydra.run.dir=full"))
-    with pytest.raises(UserError, match=r"hydra\.run\.dir=\.: this is there already"):
+    with pytest.raises(UserError, match=r"hydra\.run\.dir=\.: already exists"):
         frozen_hydra(composed("hydra.run.dir=."))
     assert frozen_hydra(composed()).link is None
 

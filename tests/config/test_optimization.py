@@ -74,7 +74,7 @@ def test_clipping_under_manual_optimization(
 def test_an_accumulation_scheduler_under_manual_optimization(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     more = [f"+{SCHEDULER}", "+callbacks.more.scheduling={0:2}"]
     said = problem(tmp_path, monkeypatch, "Manual", *more)
-    assert "callbacks.more: GradientAccumulationScheduler: the module optimizes manually" in said
+    assert "callbacks.more: GradientAccumulationScheduler: the module uses manual optimization" in said
     assert not problem(tmp_path, monkeypatch, "Plain", *more)
 
 
@@ -88,6 +88,6 @@ def test_an_accumulation_scheduler_beside_micro_batches(tmp_path: Path, monkeypa
 
 def test_accumulation_under_manual_optimization(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     said = problem(tmp_path, monkeypatch, "Manual", "trainer.accumulate_grad_batches=2")
-    assert "trainer.accumulate_grad_batches=2: the module optimizes manually" in said
+    assert "trainer.accumulate_grad_batches=2: the module uses manual optimization" in said
     assert not problem(tmp_path, monkeypatch, "Manual", "trainer.accumulate_grad_batches=1")
     assert not problem(tmp_path, monkeypatch, "Plain", "data.micro_batch=16", "trainer.accumulate_grad_batches=2")

@@ -149,7 +149,7 @@ def use(cwd: Path, section: str, text: str) -> list[str]:
         ("model", "_target_: mine.Net\nwidth: 1\nnames: [1]\n", ["model.names=[1]: expected a list"]),
         ("model", "_target_: mine.Net\nwidth: 1\nscale: [1]\n", ["model.scale=[1]: expected a number"]),
         ("model", "_target_: mine.Nett\n", ["mine has no Nett", "did you mean mine.Net?"]),
-        ("model", "_target_: minne.Net\n", ["there is no module minne here", "did you mean mine?"]),
+        ("model", "_target_: minne.Net\n", ["no module named minne", "did you mean mine?"]),
         ("model", "_target_: mine.inner\n", ["this is a module", "Base"]),
         ("model", "_target_: not a path\n", ["not the import path"]),
         ("model", "hidden: 3\n", ["model._target_ is missing"]),

@@ -1,1 +1,1 @@
-"""What can be found wrong with a job before it is launched, beyond its types. Imports no torch."""
+"""Checks of a job before it is launched, beyond the types of its values. Imports no torch."""

@@ -1,8 +1,8 @@
-"""Whether the chosen model and the chosen data go together, from what their classes say of themselves in source text.
+"""Check that the chosen model can be trained on the chosen data, from what their classes declare in source text.
 
-A data module says `provides`: the names of its `facts()`, as a dict to their values where the class knows them (below),
-and `default_task`. A network says `for_tasks`: the tasks whose batches it takes. What a class does not say is not
-complained about: a user's own data and models are taken as they are, but for arguments that nothing can fill.
+A data module declares `default_task` and `provides`: the names of its `facts()`, or a dict of them to values, as far as
+the class knows the values (see `_value`). A network declares `for_tasks`: the tasks whose batches it accepts. Classes
+that declare nothing, such as a user's own data and models, are accepted, except for arguments that nothing can fill in.
 """
 
 from __future__ import annotations
@@ -37,108 +37,113 @@ _HUGGING_FACE_KINDS = {
     "ForSequenceClassification": (CLASSIFICATION, ("vocab_size", "num_classes")),
     "ForImageClassification": (CLASSIFICATION, ("input_shape", "num_classes")),
 }
-"""End of `model.class_name` to the task and what its inputs are known by."""
+"""Task and defining facts of a Hugging Face model, by the end of `model.class_name`."""
 
 
 @dataclass(frozen=True)
-class Offer:
-    """What the data gives to models."""
+class DataFacts:
+    """The facts about the data that models are built from."""
 
     name: str
     task: str | None
+    """Default task; None: not declared."""
     facts: dict[str, Any]
-    """To the value, or null where only the files tell."""
+    """Value by name; None if only the files tell."""
 
 
 @dataclass(frozen=True)
-class Wants:
-    """What a model asks of the data."""
+class ModelNeeds:
+    """The facts about the data that a model is built from."""
 
     name: str
     tasks: tuple[str, ...] | None
-    """Null: it does not say."""
+    """Tasks that the model can be trained on; None: not declared."""
     kinds: tuple[str, ...]
-    """The facts that its class is made from."""
+    """Names of the facts that its class requires."""
     unset: tuple[str, ...]
-    """Those of them that must come from the data, because the configuration leaves them null."""
+    """Those of them that must come from the data, because they are null in the configuration."""
     node: Mapping[str, Any] = field(repr=False)
+    """Section `model` of the configuration."""
 
 
 def problems_of_fit(config: dict[str, Any], cwd: Path) -> Iterator[UserError]:
-    """A model and data that cannot train together, with those that could."""
-    offer = offer_of(config["data"], cwd)
-    wants = wants_of(config["model"], cwd)
-    if offer is None or wants is None:
+    """Yield an error for a model that cannot be trained on the data, with shipped models and data that would fit."""
+    data = data_facts(config["data"], cwd)
+    needs = model_needs(config["model"], cwd)
+    if data is None or needs is None:
         return
-    problem = misfit(wants, offer, config["task"].get("_target_"))
+    problem = mismatch(needs, data, config["task"].get("_target_"))
     if problem is None:
         return
-    models = [name for name, one in _shipped("model") if _goes(wants_of(one, cwd), offer)]
-    data = [name for name, one in _shipped("data") if _goes(wants, offer_of(one, cwd))]
+    models = [name for name, one in _shipped("model") if _match(model_needs(one, cwd), data)]
+    datasets = [name for name, one in _shipped("data") if _match(needs, data_facts(one, cwd))]
     fixes = [f"models for this data: {listed(models, 12)}"] if models else []
-    fixes += [f"data for this model: {listed(data, 12)}"] if data else []
+    fixes += [f"data for this model: {listed(datasets, 12)}"] if datasets else []
     yield UserError(problem, "; ".join(fixes) or "choose another model or other data")
 
 
-def misfit(wants: Wants, offer: Offer, task: str | None = None) -> str | None:
-    """Why the model cannot be trained on the data by `task` (null: the data's own), as far as the classes say."""
-    given = f"{offer.name} gives {', '.join(offer.facts) or 'no facts'}"
-    missing = [name for name in wants.unset if name not in offer.facts]
+def mismatch(needs: ModelNeeds, data: DataFacts, task: str | None = None) -> str | None:
+    """Return why the model cannot be trained on the data by `task`, as far as the classes declare it; else None.
+
+    `task` None is the default task of the data.
+    """
+    given = f"{data.name} provides {', '.join(data.facts) or 'no facts'}"
+    missing = [name for name in needs.unset if name not in data.facts]
     if missing:
-        are = "is" if len(missing) == 1 else "are"
-        return f"{_keys(missing)} {are} null: {wants.name} needs {'it' if are == 'is' else 'them'}, and {given}"
-    if wants.tasks is None or (task is not None and task != offer.task):
+        keys, one = " and ".join(f"model.{name}" for name in missing), len(missing) == 1
+        return f"{keys} {'is' if one else 'are'} null: {needs.name} needs {'it' if one else 'them'}, but {given}"
+    if needs.tasks is None or (task is not None and task != data.task):
         return None
-    missing = [name for name in wants.kinds if name not in offer.facts]
+    missing = [name for name in needs.kinds if name not in data.facts]
     if missing:
-        return f"{wants.name} takes inputs of another kind: it is made from {', '.join(wants.kinds)}, and {given}"
-    if offer.task is not None and offer.task not in wants.tasks:
-        own, other = (one.rpartition(".")[2] for one in (wants.tasks[0], offer.task))
-        return f"{wants.name} is for the task {own}, and {offer.name} is data for {other}"
-    return _misfit_of_values(wants, offer)
+        return f"{needs.name} takes other inputs: it needs {', '.join(needs.kinds)}, but {given}"
+    if data.task is not None and data.task not in needs.tasks:
+        own, other = (one.rpartition(".")[2] for one in (needs.tasks[0], data.task))
+        return f"{needs.name} is for the task {own}, but {data.name} is data for {other}"
+    return _mismatch_of_values(needs, data)
 
 
-def _misfit_of_values(wants: Wants, offer: Offer) -> str | None:
-    """What the constructor of a model of ours would refuse, or its first step: sizes that the data's class knows."""
-    node, shape = wants.node, offer.facts.get("input_shape")
-    if "input_shape" in wants.kinds and node.get("input_shape") is None and isinstance(shape, list):
+def _mismatch_of_values(needs: ModelNeeds, data: DataFacts) -> str | None:
+    """Return what the constructor of a model of this project, or its first step, would refuse; else None."""
+    node, shape = needs.node, data.facts.get("input_shape")
+    if "input_shape" in needs.kinds and node.get("input_shape") is None and isinstance(shape, list):
         patch, sides = node.get("patch"), shape[1:]
         size = " x ".join(str(side) for side in sides)
         if isinstance(patch, int) and any(side is not None and side % patch for side in sides):
-            return f"model.patch={patch} does not divide the images of {offer.name}, {size}"
-        stages = _stages(wants)
+            return f"model.patch={patch} does not divide the images of {data.name} ({size})"
+        stages = _stages(needs)
         if stages is not None and any(side is not None and side < 2**stages for side in sides):
-            return f"the {stages} stages of {wants.name} halve the images of {offer.name}, {size}, to nothing"
-        if wants.name == "RecurrentClassifier" and shape[0] not in (1, None):
-            return f"{wants.name} reads images of one channel, and those of {offer.name} have {shape[0]}"
+            return f"the images of {data.name} ({size}) are too small to be halved by {stages} stages of {needs.name}"
+        if needs.name == "RecurrentClassifier" and shape[0] not in (1, None):
+            return f"{needs.name} takes images with one channel, but those of {data.name} have {shape[0]}"
     for name, word in (("sequence_length", "positions"), ("vocab_size", "token ids")):
-        own, needed = node.get(name), offer.facts.get(name)
-        if name in wants.kinds and isinstance(own, int) and isinstance(needed, int) and own < needed:
-            return f"model.{name}={own}: {offer.name} has {needed} {word}"
+        own, needed = node.get(name), data.facts.get(name)
+        if name in needs.kinds and isinstance(own, int) and isinstance(needed, int) and own < needed:
+            return f"model.{name}={own}: {data.name} has {needed} {word}"
     return None
 
 
-def _stages(wants: Wants) -> int | None:
-    """How often a VGG halves its images."""
-    if wants.name != "VGG":
+def _stages(needs: ModelNeeds) -> int | None:
+    """Return how many times a VGG halves its images; None for other models."""
+    if needs.name != "VGG":
         return None
-    convolutions = wants.node.get("convolutions")
-    return 5 if wants.node.get("depth") is not None else len(convolutions or []) or None
+    convolutions = needs.node.get("convolutions")
+    return 5 if needs.node.get("depth") is not None else len(convolutions or []) or None
 
 
-def offer_of(node: Mapping[str, Any], cwd: Path) -> Offer | None:
-    """What the data of this section gives; null where its class does not say."""
+def data_facts(node: Mapping[str, Any], cwd: Path) -> DataFacts | None:
+    """Return the facts about the data of this section; None if its class does not declare them."""
     target = node.get("_target_")
     if target == _MIXTURE:
         sources = node.get("sources")
         first = next(iter(sources.values()), None) if isinstance(sources, dict) else None
-        return offer_of(first, cwd) if isinstance(first, dict) else None
+        return data_facts(first, cwd) if isinstance(first, dict) else None
     if target == _TABLES:
-        return _offer_of_tables(node, cwd)
+        return _table_facts(node, cwd)
     found = find(target, cwd) if isinstance(target, str) else None
     if not isinstance(found, Definition):
         return None
-    provides, task, by_direction = (_said(found, name) for name in ("provides", "default_task", "default_tasks"))
+    provides, task, by_direction = (_declared(found, name) for name in ("provides", "default_task", "default_tasks"))
     if isinstance(by_direction, dict):
         task = by_direction.get(node.get("direction"))
     if not isinstance(provides, (dict, tuple, list)):
@@ -147,57 +152,63 @@ def offer_of(node: Mapping[str, Any], cwd: Path) -> Offer | None:
     rate, seconds = node.get("rate"), node.get("seconds")
     if isinstance(rate, int) and rate >= 100 and isinstance(seconds, (int, float)):  # of trainer.data.audio_folder
         node = {**node, "frames": 1 + round(rate * seconds) // (rate // 100)}
-    return Offer(found.node.name, task, {name: _value(value, node) for name, value in facts.items()})
+    return DataFacts(found.node.name, task, {name: _value(value, node) for name, value in facts.items()})
 
 
-def _said(found: Definition, name: str) -> Any:
-    """What a class says of itself. A user's subclass of one of ours may be another thing: what it inherits is not
-    taken for its own."""
+def _declared(found: Definition, name: str) -> Any:
+    """Return a class attribute that a class declares.
+
+    A user's subclass of a class of this project may have another meaning, so that its inherited attributes do not
+    count.
+    """
     return class_literal(found, name, inherited=found.module.name.partition(".")[0] == "trainer")
 
 
-def _offer_of_tables(node: Mapping[str, Any], cwd: Path) -> Offer | None:
-    """Of a Hugging Face dataset: by its columns, named here or in the files."""
+def _table_facts(node: Mapping[str, Any], cwd: Path) -> DataFacts | None:
+    """Return the facts about a Hugging Face dataset, by its columns in the configuration or in the files."""
     kind = next((kind for kind in ("ids", "image", "text") if node.get(f"{kind}_column")), None)
-    kind = kind or _usual_kind(node.get("root"), cwd)
+    kind = kind or _kind_of_columns(node.get("root"), cwd)
     if kind is None:
         return None
     if kind == "image":
-        return Offer("hf_dataset", CLASSIFICATION, {key: _value(said, node) for key, said in _IMAGE_FACTS.items()})
-    facts = {key: _value(said, node) for key, said in _TEXT_FACTS.items()}
+        facts = {key: _value(declared, node) for key, declared in _IMAGE_FACTS.items()}
+        return DataFacts("hf_dataset", CLASSIFICATION, facts)
+    facts = {key: _value(declared, node) for key, declared in _TEXT_FACTS.items()}
     if kind == "text" and node.get("label_column"):
-        return Offer("hf_dataset", CLASSIFICATION, {**facts, "num_classes": None, "pad_id": None})
-    return Offer("hf_dataset", LANGUAGE_MODELLING, facts)
+        return DataFacts("hf_dataset", CLASSIFICATION, {**facts, "num_classes": None, "pad_id": None})
+    return DataFacts("hf_dataset", LANGUAGE_MODELLING, facts)
 
 
-def _usual_kind(root: Any, cwd: Path) -> str | None:
-    """By the names of the columns, as `hf_dataset` chooses; null where the files are not here or cannot be read."""
+def _kind_of_columns(root: Any, cwd: Path) -> str | None:
+    """Return the kind of data by the names of the columns, as `hf_dataset` does; None if the files cannot be read."""
     if not isinstance(root, str) or not (cwd / Path(root).expanduser()).is_dir() or find_spec("pyarrow") is None:
         return None
     try:
-        there = find_tables(cwd / Path(root).expanduser()).columns()
+        columns = find_tables(cwd / Path(root).expanduser()).columns()
     except (TrainerError, OSError, RuntimeError):
         return None
     usual = {"ids": IDS, "image": IMAGES, "text": TEXTS}
-    return next((kind for kind, names in usual.items() if any(name in there for name in names)), None)
+    return next((kind for kind, names in usual.items() if any(name in columns for name in names)), None)
 
 
-def _value(said: Any, node: Mapping[str, Any]) -> Any:
-    """A value as a class writes it: a number; the name of an argument; (argument, value if true, value if not); a list
-    of these. Null where it is not known."""
-    if isinstance(said, str):
-        return node.get(said)
-    if isinstance(said, tuple):
-        argument, if_true, if_false = said
+def _value(declared: Any, node: Mapping[str, Any]) -> Any:
+    """Return the value of a declared fact; None if it is unknown.
+
+    A class declares a number, the name of an argument, (argument, value if true, value if false), or a list of these.
+    """
+    if isinstance(declared, str):
+        return node.get(declared)
+    if isinstance(declared, tuple):
+        argument, if_true, if_false = declared
         given = node.get(argument)
         return (if_true if given else if_false) if isinstance(given, bool) else None
-    if isinstance(said, list):
-        return [_value(one, node) for one in said]
-    return said
+    if isinstance(declared, list):
+        return [_value(one, node) for one in declared]
+    return declared
 
 
-def wants_of(node: Mapping[str, Any], cwd: Path) -> Wants | None:
-    """What the model of this section needs; null where its class cannot be read."""
+def model_needs(node: Mapping[str, Any], cwd: Path) -> ModelNeeds | None:
+    """Return what the model of this section needs; None if its source cannot be read."""
     target = node.get("_target_")
     found = find(target, cwd) if isinstance(target, str) else None
     signature = of(found) if found is not None else None
@@ -205,25 +216,21 @@ def wants_of(node: Mapping[str, Any], cwd: Path) -> Wants | None:
         return None
     kinds = tuple(one.name for one in signature.arguments if one.required and one.name in FACTS)
     unset = tuple(name for name in kinds if name in node and node[name] is None)
-    tasks = _said(found, "for_tasks") if isinstance(found.node, ast.ClassDef) else None
+    tasks = _declared(found, "for_tasks") if isinstance(found.node, ast.ClassDef) else None
     if target == _TIMM:
         tasks = (CLASSIFICATION,)
     if target == _HUGGING_FACE:
-        said = str(node.get("class_name"))
-        kind = next((kind for end, kind in _HUGGING_FACE_KINDS.items() if said.endswith(end)), None)
+        class_name = str(node.get("class_name"))
+        kind = next((kind for end, kind in _HUGGING_FACE_KINDS.items() if class_name.endswith(end)), None)
         tasks, kinds = ((kind[0],), kind[1]) if kind else (None, ())
-    return Wants(found.node.name, tuple(tasks) if tasks else None, kinds, unset, node)
+    return ModelNeeds(found.node.name, tuple(tasks) if tasks else None, kinds, unset, node)
 
 
-def _goes(wants: Wants | None, offer: Offer | None) -> bool:
-    return wants is not None and offer is not None and misfit(wants, offer) is None
-
-
-def _keys(names: list[str]) -> str:
-    return " and ".join(f"model.{name}" for name in names)
+def _match(needs: ModelNeeds | None, data: DataFacts | None) -> bool:
+    return needs is not None and data is not None and mismatch(needs, data) is None
 
 
 def _shipped(group: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Name and content of the configurations that come with this package."""
+    """Yield the name and content of each shipped configuration of a group."""
     for path in sorted((conf_dir() / group).glob("*.yaml")):
         yield path.stem, read_plain(path)

@@ -1,15 +1,18 @@
-"""What is wrong with the arguments of the project's own models and data, and with `finetune`, as far as names and
-files tell. A user's own classes are judged by their signatures alone (`targets.py`)."""
+"""Check the arguments of this project's models and data, and `finetune`, as far as names and files allow.
+
+A user's own classes are only checked against their signatures (`targets.py`).
+"""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
-from fnmatch import fnmatchcase
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from trainer.config.schema import FineTuneOptions
+from trainer.config.typed import options_of
 from trainer.core.errors import EnvironmentFault, TrainerError, UserError
 from trainer.data import locations
 from trainer.data.mixture_weights import problems_of_weights
@@ -26,23 +29,23 @@ _PLACES: dict[str, tuple[str, Callable[..., Path] | None]] = {
     "trainer.data.fashion_mnist.FashionMNIST": ("root", locations.fashion_mnist),
     "trainer.data.emoji.Emoji": ("font", locations.emoji),
 }
-"""Data module to its argument that names files, and what finds them."""
-_KNOWN_PLACES = (locations.fashion_mnist, locations.emoji)
-"""Those that know where to look when the argument is null."""
+"""Argument of a data module that names files, and the function that finds them."""
+_WITH_DEFAULT = (locations.fashion_mnist, locations.emoji)
+"""Functions with a default location for an argument that is null."""
 
 
-def problems_of_own(config: dict[str, Any], cwd: Path) -> Iterator[TrainerError]:
-    """In the sections `data`, `model` and `finetune` of a composed configuration; `cwd` is where paths begin."""
-    here = config["cluster"]["name"] == "local"
-    yield from _data(config["data"])
+def problems_of_parts(config: dict[str, Any], cwd: Path) -> Iterator[TrainerError]:
+    """Yield the problems of the sections `data`, `model` and `finetune`; paths are relative to `cwd`."""
+    is_local = config["cluster"]["name"] == "local"
+    yield from _mixture(config["data"])
     sources = {f"data.sources.{name}": node for name, node in _sources(config["data"]).items()}
     for where, node in {"data": config["data"], **sources}.items():
         if isinstance(node, dict):
-            yield from _tables(where, node, cwd, here)
-            if here:
+            yield from _tables(where, node, cwd, is_local)
+            if is_local:
                 yield from _place(where, node, cwd)
-    yield from _model(config["model"], cwd, here)
-    yield from _fine_tuning(config["finetune"])
+    yield from _model(config["model"], cwd, is_local)
+    yield from options_of(FineTuneOptions, config["finetune"]).problems()
 
 
 def _sources(node: dict[str, Any]) -> dict[str, Any]:
@@ -50,12 +53,12 @@ def _sources(node: dict[str, Any]) -> dict[str, Any]:
     return sources if isinstance(sources, dict) else {}
 
 
-def _data(node: dict[str, Any]) -> Iterator[UserError]:
+def _mixture(node: dict[str, Any]) -> Iterator[UserError]:
     sources = _sources(node)
     if node.get("_target_") != MIXTURE or not isinstance(node.get("sources"), dict):
         return
     if not sources:
-        fix = "name some: data.sources={code: {_target_: trainer.data.text.Text, root: src/}}"
+        fix = "add one: data.sources={code: {_target_: trainer.data.text.Text, root: src/}}"
         yield UserError("data.sources is empty", fix)
     for name, source in sources.items():
         if not isinstance(source, dict) or not source.get("_target_"):
@@ -65,11 +68,11 @@ def _data(node: dict[str, Any]) -> Iterator[UserError]:
         yield from problems_of_weights(node["weights"], sources)
     samples = node.get("samples")
     if isinstance(samples, int) and samples < 1:
-        yield UserError(f"data.samples={samples}: must be at least 1", "use data.samples=null for all of them")
+        yield UserError(f"data.samples={samples}: must be at least 1", "use data.samples=null for all samples")
 
 
-def _tables(where: str, node: dict[str, Any], cwd: Path, here: bool) -> Iterator[TrainerError]:
-    """`here`: the job runs on this machine, so that what is not there will not be there."""
+def _tables(where: str, node: dict[str, Any], cwd: Path, is_local: bool) -> Iterator[TrainerError]:
+    """Yield problems of a Hugging Face dataset. A job on a cluster may find files that this machine does not have."""
     from trainer.data.tables import COLUMN_OPTIONS, find_tables, require_column, require_one_kind
 
     root = node.get("root")
@@ -79,11 +82,11 @@ def _tables(where: str, node: dict[str, Any], cwd: Path, here: bool) -> Iterator
     try:
         require_one_kind({key: node.get(key) for key in ("text_column", "ids_column", "image_column")})
         named = [(option, node[option]) for option in COLUMN_OPTIONS if isinstance(node.get(option), str)]
-        if here or path.is_dir():
+        if is_local or path.is_dir():
             tables = find_tables(path)
-            there = tables.columns() if named and find_spec("pyarrow") is not None else []
-            for option, column in named if there else []:
-                require_column(option, column, there)
+            columns = tables.columns() if named and find_spec("pyarrow") is not None else []
+            for option, column in named if columns else []:
+                require_column(option, column, columns)
     except UserError as error:
         message = error.message.replace(f"data.root={path}", f"{where}.root={root}")
         options = re.compile(rf"\bdata\.({'|'.join(COLUMN_OPTIONS)})\b")
@@ -93,10 +96,10 @@ def _tables(where: str, node: dict[str, Any], cwd: Path, here: bool) -> Iterator
 
 
 def _place(where: str, node: dict[str, Any], cwd: Path) -> Iterator[UserError]:
-    """Files that are not on this machine, where the job is to run. Nothing is said of a value that is no path."""
+    """Yield an error for files that a job on this machine would not find."""
     argument, find = _PLACES.get(str(node.get("_target_")), ("", None))
     given = node.get(argument)
-    if find is None or not (isinstance(given, str) or (given is None and find in _KNOWN_PLACES)):
+    if find is None or not (isinstance(given, str) or (given is None and find in _WITH_DEFAULT)):
         return
     try:
         find(given, cwd)
@@ -104,58 +107,22 @@ def _place(where: str, node: dict[str, Any], cwd: Path) -> Iterator[UserError]:
         yield UserError(
             *(re.sub(rf"\bdata\.{argument}\b", f"{where}.{argument}", text) for text in (error.message, error.fix))
         )
-    except (OSError, RuntimeError) as error:  # no such user, a name too long, a folder that may not be looked into
+    except (OSError, RuntimeError) as error:  # unknown user, name too long, no permission
         yield UserError(f"{where}.{argument}={given}: {error}", "name a file or folder that can be read")
 
 
-def _model(node: dict[str, Any], cwd: Path, here: bool) -> Iterator[UserError]:
-    """`here` as above."""
+def _model(node: dict[str, Any], cwd: Path, is_local: bool) -> Iterator[UserError]:
+    """Yield problems of the folder of a Hugging Face model."""
     folder = node.get("folder")
     if node.get("_target_") != HUGGING_FACE or not isinstance(folder, str):
         return
     path = cwd / Path(folder).expanduser()
     fix = "name a local folder that save_pretrained() wrote; nothing is downloaded"
     if not path.is_dir():
-        if here:
-            yield UserError(f"model.folder={folder}: there is no such folder", fix)
+        if is_local:
+            yield UserError(f"model.folder={folder}: no such folder", fix)
     elif not (path / "config.json").is_file():
-        yield UserError(f"model.folder={folder} holds no config.json", fix)
+        yield UserError(f"model.folder={folder} contains no config.json", fix)
     elif node.get("pretrained", True) and not any(path.glob("*.safetensors")):
-        fix = "use a folder with weights as safetensors, or model.pretrained=false for new ones"
-        yield UserError(f"model.folder={folder} holds no *.safetensors", fix)
-
-
-def _fine_tuning(options: dict[str, Any]) -> Iterator[UserError]:
-    rank, new, freeze, train = (options[key] for key in ("lora_rank", "new", "freeze", "train"))
-    if rank is None:
-        for key, unset in (("lora_layers", []), ("lora_dropout", 0.0), ("lora_alpha", 16.0)):
-            if options[key] != unset:
-                fix = "set finetune.lora_rank=8, too, or leave it out"
-                yield UserError(f"finetune.{key} without finetune.lora_rank does nothing", fix)
-        if not train and "*" in freeze:
-            fix = "name what is trained: finetune.train=[head]"
-            yield UserError('finetune.freeze=["*"] leaves nothing to train', fix)
-    if not 0 <= options["lora_dropout"] < 1:
-        problem = f"finetune.lora_dropout={options['lora_dropout']}: must be at least 0 and less than 1"
-        yield UserError(problem, "use finetune.lora_dropout=0.1")
-    if new and options["init_from"] is None:
-        fix = "set finetune.init_from=RUN, or leave finetune.new out"
-        yield UserError("finetune.new without finetune.init_from: everything starts new", fix)
-    for pattern in freeze:
-        if pattern in train:
-            yield UserError(f"{pattern} is in finetune.freeze and in finetune.train", "leave it out of one of them")
-    for pattern in new:
-        frozen = rank is not None or any(_covers(one, pattern) for one in freeze)
-        if frozen and not any(_may_meet(one, pattern) for one in train):
-            fix = f"train it, too: finetune.train=[{pattern}]"
-            yield UserError(f"finetune.new=[{pattern}] would start at random and never be trained", fix)
-
-
-def _covers(pattern: str, other: str) -> bool:
-    """Whether all that `other` names is named by `pattern`, too."""
-    return fnmatchcase(other, pattern) or other.startswith(f"{pattern}.")
-
-
-def _may_meet(pattern: str, other: str) -> bool:
-    """Whether one parameter may have both names; with a `*` in one of them only the model could tell."""
-    return "*" in pattern + other or _covers(pattern, other) or _covers(other, pattern)
+        fix = "use a folder with safetensors files, or model.pretrained=false for new weights"
+        yield UserError(f"model.folder={folder} contains no *.safetensors", fix)

@@ -1,0 +1,1 @@
+"""Composing, typing and reading the configuration of a job. Imports no torch."""

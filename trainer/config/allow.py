@@ -1,10 +1,9 @@
-"""Which `_target_` a config may name.
+"""The targets that a config may name.
 
-A config file is data that people pass around, and `_target_` calls what it names. Hydra's own block list
-still reaches `pathlib.Path.write_text`, `urllib.request.urlopen`, `torch.load` and `torch.hub.load`, so the
-standard library is closed here except for modules that only compute, and callers into files, processes and
-networks of the packages that every installation has are closed by name. What a user's own package does is
-the user's.
+People exchange config files as data, but a `_target_` is called. Hydra's own block list still allows
+`pathlib.Path.write_text`, `urllib.request.urlopen`, `torch.load` and `torch.hub.load`. Here the standard library is
+blocked except for modules that only compute, and so are, by name, the functions that access files, processes or
+networks in the packages of every installation. A user's own packages are not restricted.
 """
 
 from __future__ import annotations
@@ -69,7 +68,7 @@ _CLOSED_PATHS = (
     *("trainer.runs", "trainer.core", "trainer.supervise", "trainer.slurm", "trainer.launch", "trainer.starter"),
 )
 DISCOVERY = {f"hydra.utils.get_{kind}" for kind in ("class", "method", "static_method", "object")}
-"""Give the object whose `path` they are told; that is judged like a `_target_`."""
+"""Functions that return the object at their argument `path`, which is checked like a `_target_`."""
 OPEN_PATHS = {
     *DISCOVERY,
     *("hydra.utils.to_absolute_path", "hydra.utils.get_original_cwd"),
@@ -77,11 +76,11 @@ OPEN_PATHS = {
     *("omegaconf.dictconfig.DictConfig", "omegaconf.listconfig.ListConfig"),
     *("omegaconf.omegaconf.OmegaConf.create", "omegaconf.omegaconf.OmegaConf.to_container"),
 }
-"""Of closed packages: only compute."""
+"""Functions of blocked packages that only compute."""
 
 
 def refusal(path: str) -> str | None:
-    """Why the dotted `path` must not be called; null when it may be."""
+    """Return the reason why the dotted `path` must not be called; None if it may be."""
     if path in OPEN_PATHS:
         return None
     top = path.partition(".")[0]
@@ -93,15 +92,15 @@ def refusal(path: str) -> str | None:
         if path == closed or path.startswith(closed + "."):
             return f"{closed} reaches files, processes or networks"
     if any(part.startswith("__") for part in path.split(".")):
-        return "names with two underscores reach the interpreter"
+        return "names that begin with two underscores reach the interpreter"
     return None
 
 
 def require_allowed(path: str, where: str) -> None:
-    """Raise UserError when the `_target_` found at the key `where` must not be called."""
+    """Raise UserError if the `_target_` at the key `where` must not be called."""
     reason = refusal(path)
     if reason:
         raise UserError(
             f"{where}={path}: refused, because {reason}",
-            "name a model, data module, optimizer or callback; or write a function of your own",
+            "name a model, data module, optimizer or callback, or write a function of your own",
         )

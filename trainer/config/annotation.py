@@ -1,4 +1,4 @@
-"""Plain annotations (`int`, `float | None`, `list[str]`) and whether a value of a config fits one."""
+"""Plain annotations (`int`, `float | None`, `list[str]`), and the values of a config that fit them."""
 
 from __future__ import annotations
 
@@ -6,30 +6,30 @@ import ast
 from dataclasses import dataclass
 from typing import Any
 
-_SCALARS = {"int": "an integer", "float": "a number", "bool": "true or false", "str": "a text"}
+_SCALARS = {"int": "an integer", "float": "a number", "bool": "true or false", "str": "a string"}
 _NEVER_WRITTEN = {"Tensor", "Module", "Optimizer", "Callable", "dtype", "device"}
-"""Types that no plain value of a config is: in `float | Tensor` they leave `float`."""
+"""Types that no plain value of a config has: `float | Tensor` counts as `float`."""
 _LISTS = {"list", "List", "tuple", "Tuple", "Sequence", "Iterable"}
 
 
 @dataclass(frozen=True)
 class Plain:
-    """A type that can be judged from the text alone."""
+    """A type that is known from the source text alone."""
 
     names: frozenset[str]
-    """Of int, float, bool, str, list, None."""
+    """Alternatives among int, float, bool, str, list and None."""
     element: Plain | None = None
-    """Of a list's elements, where it is plain."""
+    """Type of the elements of a list, if it is plain."""
 
     def accepts(self, value: Any) -> bool:
-        """Whether a plain value of a config fits; an integer fits a float, a bool does not fit an integer."""
+        """Return whether a plain value fits: an integer fits float, a bool does not fit int."""
         if isinstance(value, list):
             return "list" in self.names and (self.element is None or all(self.element.accepts(v) for v in value))
         kind = "None" if value is None else type(value).__name__
         return kind in self.names or (kind == "int" and "float" in self.names)
 
     def words(self) -> str:
-        """The type in words: `an integer or null`."""
+        """Describe the type in words, such as `an integer or null`."""
         words = [text for name, text in _SCALARS.items() if name in self.names]
         words += ["a list"] if "list" in self.names else []
         words += ["null"] if "None" in self.names else []
@@ -37,9 +37,9 @@ class Plain:
 
 
 def plain_type(node: ast.AST | None) -> Plain | None:
-    """The plain type of an annotation; null when there is none or when any part of it is something else."""
-    found = _read(node)
-    return found if found and found.names else None
+    """Return the plain type of an annotation; None without an annotation, or if any part of it is not plain."""
+    plain = _read(node)
+    return plain if plain and plain.names else None
 
 
 def _read(node: ast.AST | None) -> Plain | None:

@@ -1,4 +1,4 @@
-"""How the samples of an optimizer step are split over ranks and micro-batches."""
+"""The split of a global batch over ranks and micro-batches."""
 
 from __future__ import annotations
 
@@ -9,27 +9,33 @@ from trainer.core.errors import UserError
 
 @dataclass(frozen=True)
 class BatchPlan:
-    """`global_batch = world_size * micro_batch * accumulate`, always."""
+    """The split of a global batch, with `global_batch = world_size * micro_batch * accumulate`."""
 
     global_batch: int
-    """Samples of an optimizer step over all ranks."""
+    """Samples per optimizer step over all ranks."""
     micro_batch: int
-    """Samples of one forward and backward pass on a rank."""
+    """Samples per forward and backward pass of a rank."""
     accumulate: int
-    """Passes on a rank before each optimizer step."""
+    """Gradient accumulation: passes of a rank per optimizer step."""
     world_size: int
-    """Ranks that read different samples: all of the job, but for tensor parallel."""
+    """Number of ranks that read different samples: all ranks of the job, except with tensor parallelism."""
     whole_steps: bool = False
-    """An epoch does not end with a smaller step, whatever its loader says of `drop_last`."""
+    """Whether the last optimizer step of an epoch is a full one, whatever `drop_last` of its loader is."""
 
     @classmethod
     def of(cls, batch_size: int, micro_batch: int | None, world_size: int, accumulate: int | None = None) -> BatchPlan:
-        """Split `batch_size`; without a micro-batch each rank takes its part in one pass.
+        """Split a global batch; without a micro-batch each rank processes its share in one pass.
 
-        `accumulate`: what `trainer.accumulate_grad_batches` says of the same split, where it says something.
+        A batch size that does not divide is refused rather than rounded, which would change the training.
 
-        Raises UserError, which names the nearest batch sizes that work, where it does not divide: a global
-        batch that quietly became another one would change the training.
+        Args:
+            batch_size: Samples per optimizer step over all ranks.
+            micro_batch: Samples per pass of a rank; None: the whole share of a rank.
+            world_size: Number of ranks that read different samples.
+            accumulate: Value of `trainer.accumulate_grad_batches`, which must agree with the split.
+
+        Raises:
+            UserError: The batch does not divide; the message names the nearest batch sizes that do.
         """
         if batch_size < 1:
             raise UserError(
@@ -39,7 +45,7 @@ class BatchPlan:
         if micro_batch is not None and micro_batch < 1:
             raise UserError(
                 f"data.micro_batch={micro_batch}: a rank needs at least one sample",
-                "set data.micro_batch to 1 or more, or to null to do without accumulation",
+                "set data.micro_batch to 1 or more, or to null for no gradient accumulation",
             )
         unit = world_size * (micro_batch or 1)
         if batch_size % unit:
@@ -47,16 +53,19 @@ class BatchPlan:
         micro = micro_batch or batch_size // world_size
         plan = cls(batch_size, micro, batch_size // (world_size * micro), world_size)
         if accumulate is not None and accumulate != plan.accumulate:
-            raise _accumulates_otherwise(plan, micro_batch, accumulate)
+            raise _contradicts(plan, micro_batch, accumulate)
         return plan
 
     def split(self, ranks: int) -> str:
-        """`4 ranks x 8 x 2 accumulated`, where `ranks` are in the job: with tensor parallel more than `world_size`."""
+        """Describe the split as `4 ranks x 8 x 2 accumulated`.
+
+        `ranks` is the number of ranks of the job: more than `world_size` with tensor parallelism.
+        """
         plural = "" if self.world_size == 1 else "s"
         sharing = ranks // self.world_size
-        who = f"rank{plural}" if sharing == 1 else f"group{plural} of {sharing} ranks"
+        readers = f"rank{plural}" if sharing == 1 else f"group{plural} of {sharing} ranks"
         accumulated = f" x {self.accumulate} accumulated" if self.accumulate > 1 else ""
-        return f"{self.world_size} {who} x {self.micro_batch}{accumulated}"
+        return f"{self.world_size} {readers} x {self.micro_batch}{accumulated}"
 
 
 def _does_not_divide(batch_size: int, micro_batch: int | None, world_size: int) -> UserError:
@@ -72,20 +81,24 @@ def _does_not_divide(batch_size: int, micro_batch: int | None, world_size: int) 
     return UserError(f"data.batch_size={batch_size} does not divide into {split}", fix)
 
 
-def _accumulates_otherwise(plan: BatchPlan, micro_batch: int | None, accumulate: int) -> UserError:
-    """Where `trainer.accumulate_grad_batches` and the keys of `data` say different things.
+def _contradicts(plan: BatchPlan, micro_batch: int | None, accumulate: int) -> UserError:
+    """Return the error for a `trainer.accumulate_grad_batches` that contradicts the keys of `data`.
 
-    Lightning's batch is a rank's own, so `data.batch_size=32` and 4 batches a step are 128 samples a rank there.
+    In Lightning the batch size is that of a rank: `data.batch_size=32` and 4 batches per step are 128 samples per rank.
     """
     size, ranks = plan.global_batch, plan.world_size
-    said = f"trainer.accumulate_grad_batches={accumulate} with data.batch_size={size}"
+    keys = f"trainer.accumulate_grad_batches={accumulate} with data.batch_size={size}"
     if micro_batch is not None:
         return UserError(
-            f"{said} and data.micro_batch={micro_batch}: on {ranks} ranks that is {plan.accumulate} batches a step",
+            f"{keys} and data.micro_batch={micro_batch}: on {ranks} ranks this is {plan.accumulate} batches per step",
             f"write trainer.accumulate_grad_batches={plan.accumulate}, "
             f"or data.batch_size={micro_batch * accumulate * ranks}",
         )
-    lines = f"batches of {size} on each rank: write data.batch_size={size * accumulate * ranks} data.micro_batch={size}"
+    fix = (
+        f"for batches of {size} on each rank: write data.batch_size={size * accumulate * ranks} data.micro_batch={size}"
+    )
     if size % (ranks * accumulate) == 0:
-        lines += f"; the {size} in {accumulate} parts: write data.micro_batch={size // (ranks * accumulate)}"
-    return UserError(f"{said}: batch_size is the samples of a whole optimizer step, over all {ranks} ranks", lines)
+        micro = size // (ranks * accumulate)
+        fix += f"; to split these {size} into {accumulate} micro-batches: write data.micro_batch={micro}"
+    message = f"{keys}: batch_size is the number of samples per optimizer step over all {ranks} ranks"
+    return UserError(message, fix)

@@ -1,4 +1,4 @@
-"""Lightning's callbacks that cannot work here, as far as the configuration tells. Imports no Lightning."""
+"""Refuse Lightning callbacks that cannot work here. Imports no Lightning."""
 
 from __future__ import annotations
 
@@ -9,18 +9,17 @@ from trainer.core.errors import UserError
 
 REFUSED = {
     "BatchSizeFinder": (
-        "it changes the batch size while the job runs; here the global batch is data.batch_size, the same at any number"
-        " of ranks",
-        "leave it out and set data.batch_size; data.micro_batch is what a rank computes at once, and"
-        " resilience.on_oom=halve finds one that fits",
+        "it changes the batch size while the job runs; here the global batch is data.batch_size at any number of ranks",
+        "remove it and set data.batch_size; data.micro_batch is the batch of a forward pass, and"
+        " resilience.on_oom=halve finds one that fits into memory",
     )
 }
-"""Class to what is wrong with it and what to write instead."""
+"""Problem and fix by class."""
 _PACKAGES = ("lightning.", "pytorch_lightning.")
 
 
 def problems_of_callbacks(config: dict[str, Any]) -> Iterator[UserError]:
-    """Of the section `callbacks` of a composed configuration."""
+    """Yield an error for each refused callback of a composed configuration."""
     for name, node in config["callbacks"].items():
         target = str(node.get("_target_")) if isinstance(node, dict) else ""
         refused = REFUSED.get(target.rpartition(".")[2])

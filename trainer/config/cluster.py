@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 
 @dataclass(eq=False, repr=False)
@@ -10,63 +11,72 @@ class Local:
     """This machine."""
 
     name: str = "local"
+    """Name of the launcher."""
 
 
 @dataclass(eq=False, repr=False)
 class Slurm:
-    """A cluster under SLURM: `job.sbatch` is rendered from these, submitted, and requeues itself until the run ends.
+    """A SLURM cluster: `job.sbatch` is rendered from these options, submitted, and requeued until the run ends.
 
-    null leaves a matter to the cluster's own default. A site's values make a small file of `conf/cluster/`.
+    null leaves an option to the cluster's own default. The values of a site make a small file in `conf/cluster/`.
+    `trainer/slurm/options.py` checks the values.
     """
 
     name: str = "slurm"
+    """Name of the launcher."""
     partition: str | None = None
-    """One, or several separated by commas: whichever starts first."""
+    """Partition, or several separated by commas: the one in which the job can start first."""
     account: str | None = None
+    """Account to charge."""
     qos: str | None = None
+    """Quality of service."""
     time: str | None = None
-    """Limit of one allocation, D-HH:MM:SS; a longer training is requeued when it ends. null: the partition's."""
+    """Time limit of one allocation, D-HH:MM:SS; a longer training is requeued when it ends; null: the partition's
+    limit."""
     gpu_type: str | None = None
-    """As the cluster names it: a100, h100, ..."""
+    """GPU type as the cluster names it: a100, h100, ...; null: any."""
     cpus_per_process: int | None = None
-    """CPU cores for each GPU (each rank); null: the share of a node's cores that goes with its GPUs."""
+    """CPU cores per GPU (per rank); null: the share of a node's cores that belongs to the GPUs in use."""
     memory_per_process: str | None = None
-    """Host memory for each GPU (each rank): 60G, 512M."""
+    """Host memory per GPU (per rank), such as 60G or 512M."""
     exclude: str | None = None
-    """Nodes not to use: node3,node[7-9]."""
+    """Nodes to exclude, such as node3,node[7-9]."""
     constraint: str | None = None
     """Features that the nodes must have."""
     reservation: str | None = None
+    """Name of a reservation."""
     dependency: str | None = None
-    """Start after other jobs: afterok:1234."""
+    """Jobs to wait for, such as afterok:1234."""
     sweep_at_once: int | None = None
-    """Of the jobs of a sweep (-m) so many may run at the same time, as with the % of a job array; null: all."""
+    """Maximum number of jobs of a sweep (-m) that run at the same time, as with the % of a job array; null: all."""
     nice: int | None = None
+    """Adjustment of the job's scheduling priority."""
     mail_user: str | None = None
+    """Address for notifications."""
     mail_type: str | None = None
-    """When to write: BEGIN, END, FAIL, REQUEUE, TIME_LIMIT_80, ALL, separated by commas."""
+    """Events to notify about, separated by commas: BEGIN, END, FAIL, REQUEUE, TIME_LIMIT_80, ALL."""
     container: str | None = None
-    """Image in which each node's part runs; null: none."""
-    container_runtime: str = "apptainer"
-    """apptainer, or pyxis (enroot through srun)."""
+    """Container image in which each node's part of the job runs; null: none."""
+    container_runtime: Literal["apptainer", "pyxis"] = "apptainer"
+    """Container runtime: apptainer, or pyxis (enroot through srun)."""
     container_mounts: list[str] = field(default_factory=list)
-    """Folders to show inside, HOST:INSIDE; the run directory and the working directory always are."""
+    """Directories to mount in the container, as HOST:INSIDE; the run directory and the working directory always are."""
     modules: list[str] = field(default_factory=list)
     """Environment modules to load first."""
     setup: list[str] = field(default_factory=list)
-    """Lines of bash that the job runs first, on its first node, such as `source /site/profile`."""
+    """Lines of bash to run first, on the first node of the job, such as `source /site/profile`."""
     python: str | None = None
-    """Interpreter on the nodes, or inside the container; null: the one that submits."""
+    """Python interpreter on the nodes, or inside the container; null: the one that submits the job."""
     extra: list[str] = field(default_factory=list)
-    """More options of sbatch, without the dashes: [exclusive,licenses=matlab:1]."""
+    """More sbatch options, without the dashes, such as [exclusive,licenses=matlab:1]."""
     save_before_end_s: int = 180
-    """Ask the ranks to save this long before the time limit; SLURM may be 30 s early."""
+    """Seconds before the time limit at which the ranks are asked to save; SLURM may signal 30 s early."""
     preflight: bool = True
-    """Before each allocation's first attempt look whether all nodes are fit: under a minute. A node that is not is left
-    out where there is a spare one (`resources.spare_nodes`), else the job fails and names it."""
+    """Check all nodes before the first attempt of each allocation, which takes less than a minute. A node that fails is
+    left out if there is a spare one (`resources.spare_nodes`); otherwise the job fails and names the node."""
     attempts_without_progress: int = 2
-    """Stop, rather than requeue, after this many attempts in a row that left no newer checkpoint."""
+    """Stop instead of requeueing after this number of consecutive attempts without a newer checkpoint."""
 
 
 CLUSTERS: dict[str, type] = {"local": Local, "slurm": Slurm}
-"""Name to options class."""
+"""Options class by launcher name."""

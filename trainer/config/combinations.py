@@ -1,7 +1,7 @@
-"""What the worker, a strategy or a callback of Lightning would refuse after the launch, where the configuration alone
-decides it: found here instead, with the line to write. `tests/train/test_combinations.py` asks both sides.
+"""Combinations of options that a strategy or a Lightning callback would refuse after the launch.
 
-Of callbacks those are known that Lightning ships; what a user's own class does is the user's.
+They are found here from the configuration alone, with a fix. `tests/train/test_combinations.py` compares these checks
+with what the ranks refuse. Only callbacks that Lightning ships are checked, not a user's own.
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ from importlib.util import find_spec
 from typing import Any
 
 from trainer.config.namespaces import canonical
-from trainer.config.typed import as_written
+from trainer.config.problems import as_written
 from trainer.core.errors import EnvironmentFault, TrainerError, UserError
 
 FSDP = ("fsdp", "hsdp", "tp")
-"""Strategies of FSDP2, which are Lightning's ModelParallelStrategy."""
+"""Strategies based on FSDP2, which use Lightning's ModelParallelStrategy."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """The facts that decide."""
+    """A composed configuration and its launch shape."""
 
     config: dict[str, Any]
     world_size: int
@@ -30,7 +30,7 @@ class Job:
 
     @property
     def strategy(self) -> str:
-        """As `auto` chooses it."""
+        """Name of the strategy, with `auto` resolved."""
         name = str(self.config["strategy"]["name"])
         if name == "auto":
             return "single" if self.world_size == 1 else "fsdp" if self.config["resources"].get("gpus") else "ddp"
@@ -38,11 +38,12 @@ class Job:
 
     @property
     def is_sharded(self) -> bool:
+        """Whether no rank holds the full model and optimizer state."""
         return self.strategy in FSDP or self.strategy.startswith("deepspeed")
 
 
 def problems_of_combinations(job: Job) -> Iterator[TrainerError]:
-    """In the order of the sections."""
+    """Yield the combinations that cannot work, in the order of the sections."""
     yield from _strategy(job)
     seen: dict[tuple[Any, ...], str] = {}
     for name, node in job.config["callbacks"].items():
@@ -55,17 +56,17 @@ def problems_of_combinations(job: Job) -> Iterator[TrainerError]:
         if kind in _STATE:
             key = (kind, *(node.get(argument) for argument in _STATE[kind]))
             if key in seen:
-                apart = _STATE[kind]
-                same = f" with the same {', '.join(apart)}" if apart else ""
+                identity = _STATE[kind]
+                same = f" with the same {', '.join(identity)}" if identity else ""
                 yield UserError(
-                    f"{where} and {seen[key]} are both a {kind}{same}: Lightning cannot tell their states apart",
-                    f"leave one out: {where}=null" + (f", or give it another {apart[0]}" if apart else ""),
+                    f"{where} and {seen[key]} are both a {kind}{same}: Lightning cannot distinguish their states",
+                    f"remove one: {where}=null" + (f", or give it another {identity[0]}" if identity else ""),
                 )
             seen[key] = where
 
 
 def callback_class(node: Any) -> str | None:
-    """The name of the class, where `node` is one of Lightning's own callbacks."""
+    """Return the class name if `node` is one of Lightning's own callbacks, else None."""
     if not isinstance(node, dict):
         return None
     path = canonical(str(node.get("_target_")))
@@ -76,63 +77,61 @@ def _strategy(job: Job) -> Iterator[UserError]:
     precision = job.config["trainer"]["precision"]
     if precision == "16-mixed" and job.strategy in FSDP:
         yield UserError(
-            f"trainer.precision=16-mixed does not go with strategy={job.strategy}: FSDP2 has no loss scaling",
+            f"trainer.precision=16-mixed is not supported by strategy={job.strategy}: FSDP2 has no loss scaling",
             "use trainer.precision=bf16-mixed, or strategy=ddp",
         )
     model = str(job.config["model"].get("_target_"))
     size = job.config["strategy"].get("tensor_parallel_size")
     size = job.processes_per_node if size is None else size
     if job.strategy == "tp" and model.startswith(_UNSPLIT) and size > 1 and job.world_size % size == 0:
-        yield UserError(
-            f"strategy=tp: {model} does not say which layers to split", "use strategy=fsdp, or model=transformer"
-        )
+        message = f"strategy=tp: {model} does not define which layers to split"
+        yield UserError(message, "use strategy=fsdp, or model=transformer")
 
 
 _UNSPLIT = tuple(f"trainer.models.{name}." for name in ("mlp", "resnet", "vgg", "vit", "efficientnet_lite", "rnn"))
-"""The project's own networks without a method `tensor_parallel`."""
+"""Networks of this project without a method `tensor_parallel`."""
 
 
 _PACKAGES = {"RichProgressBar": "rich", "RichModelSummary": "rich", "DeviceStatsMonitor": "psutil"}
 
 
 def problems_of_packages(config: dict[str, Any]) -> Iterator[EnvironmentFault]:
-    """Packages that only some jobs need, where the job runs here."""
+    """Yield the optional packages that a job on this machine needs and that are not installed."""
     if config["cluster"]["name"] != "local":
         return
-    needed = {
-        f"callbacks.{name}": _PACKAGES.get(callback_class(node) or "") for name, node in config["callbacks"].items()
-    }
+    callbacks = config["callbacks"].items()
+    needed = {f"callbacks.{name}": _PACKAGES.get(callback_class(node) or "") for name, node in callbacks}
     on_cpu = not config["resources"].get("gpus")
     if config["finetune"]["lora_rank"] is not None:
         needed["finetune.lora_rank"] = "peft"
     if str(config["strategy"]["name"]).startswith("deepspeed"):
         needed[f"strategy={config['strategy']['name']}"] = "deepspeed"
-    for what, package in needed.items():
+    for key, package in needed.items():
         if package is None or find_spec(package) is not None or (package == "psutil" and not on_cpu):
             continue
-        fix = f"pip install {package}" + (f", or {what}=null" if what.startswith("callbacks.") else "")
-        yield EnvironmentFault(f"{what} needs the package {package}, which is not installed", fix)
+        fix = f"pip install {package}" + (f", or {key}=null" if key.startswith("callbacks.") else "")
+        yield EnvironmentFault(f"{key} needs the package {package}, which is not installed", fix)
 
 
 def _with_the_rest(where: str, kind: str, node: dict[str, Any], job: Job) -> Iterator[UserError]:
-    """Callbacks that do not go with the strategy, the ranks or the limits of this job."""
-    leave_out = f"leave it out with {where}=null"
+    """Yield callbacks that do not work with the strategy or the limits of this job."""
+    disable = f"disable it with {where}=null"
     averages = kind in ("WeightAveraging", "EMAWeightAveraging")
     whole_parameters = averages and job.strategy in ("deepspeed_zero1", "deepspeed_zero2")
     if kind in _UNSHARDED and job.is_sharded and not whole_parameters:
         yield UserError(
-            f"{where}: {kind} does not work with strategy={job.strategy}, which keeps parts on each rank",
-            f"use strategy=ddp, or {leave_out}",
+            f"{where}: {kind} does not work with strategy={job.strategy}, which shards over the ranks",
+            f"use strategy=ddp, or {disable}",
         )
-    begin, endless = node.get("swa_epoch_start", 0.8), job.config["trainer"]["max_epochs"] in (None, -1)
-    if kind == "StochasticWeightAveraging" and isinstance(begin, float) and endless:
+    start, unlimited = node.get("swa_epoch_start", 0.8), job.config["trainer"]["max_epochs"] in (None, -1)
+    if kind == "StochasticWeightAveraging" and isinstance(start, float) and unlimited:
         yield UserError(
-            f"{where}.swa_epoch_start={begin}: a fraction needs trainer.max_epochs",
+            f"{where}.swa_epoch_start={start}: a fraction needs trainer.max_epochs",
             f"set trainer.max_epochs, or {where}.swa_epoch_start=10",
         )
     if kind == "GradientAccumulationScheduler" and job.strategy.startswith("deepspeed"):
         problem = f"{where}: DeepSpeed cannot change the number of micro-batches between epochs"
-        yield UserError(problem, f"use another strategy, or {leave_out}")
+        yield UserError(problem, f"use another strategy, or {disable}")
 
 
 _UNSHARDED = (
@@ -151,7 +150,7 @@ _STATE: dict[str, tuple[str, ...]] = {
     "EMAWeightAveraging": (),
     "BackboneFinetuning": (),
 }
-"""Callbacks with a state, and the arguments that tell two of a kind apart."""
+"""Callbacks with a state, and the arguments that distinguish two of the same class."""
 
 
 def _one_of(*names: Any) -> tuple[Callable[[Any], bool], str]:
@@ -203,21 +202,21 @@ _ARGUMENTS: dict[str, dict[str, tuple[Callable[[Any], bool], str]]] = {
         "verbose": _one_of(0, 1, 2),
     },
 }
-"""What Lightning's constructors take where more than a type decides; null is the default, as for them."""
+"""Conditions of Lightning's constructors beyond types: a predicate and its description. null is the default."""
 
 
 def _arguments(where: str, kind: str, node: dict[str, Any]) -> Iterator[UserError]:
-    for name, (fits, expected) in _ARGUMENTS.get(kind, {}).items():
+    for name, (is_valid, expected) in _ARGUMENTS.get(kind, {}).items():
         value = node.get(name)
-        if value is not None and not fits(value):
-            yield UserError(f"{where}.{name}={as_written(value)}: {kind} wants {expected}", f"correct {where}.{name}")
+        if value is not None and not is_valid(value):
+            yield UserError(f"{where}.{name}={as_written(value)}: {kind} needs {expected}", f"correct {where}.{name}")
     if kind == "ModelCheckpoint":
         triggers = [key for key in ("every_n_train_steps", "every_n_epochs", "train_time_interval") if node.get(key)]
         if len(triggers) > 1:
-            said = " and ".join(f"{where}.{key}" for key in triggers)
-            yield UserError(f"{said} exclude each other", f"keep one, such as {where}.{triggers[1]}=null")
+            keys = " and ".join(f"{where}.{key}" for key in triggers)
+            yield UserError(f"{keys} exclude each other", f"keep one, for example with {where}.{triggers[1]}=null")
         if node.get("monitor") is None and node.get("save_top_k", 1) not in (-1, 0, 1, None):
-            problem = f"{where}.save_top_k={node['save_top_k']} without a monitor: nothing says which are the best"
+            problem = f"{where}.save_top_k={node['save_top_k']} needs a monitor that decides which are the best"
             yield UserError(problem, f"set {where}.monitor=val/loss, or {where}.save_top_k=-1 for all")
     if (
         kind == "ModelPruning"

@@ -1,8 +1,8 @@
-"""Composing a job with Hydra: search path, overrides, resolving. Nothing of Hydra's global state stays behind.
+"""Compose a job with Hydra: search path, overrides, interpolations. Hydra's global state is restored afterwards.
 
-Hydra answers a misspelt key with the advice to add `+`, which then accepts it silently. So only the group choices
-are given to Hydra; values are set here, after each key was found in the composed tree, in the schema, or
-in the signature of the section's `_target_`.
+Hydra answers a misspelt key with the advice to add `+`, which then accepts it silently. Therefore only group choices
+are passed to Hydra. Values are set here, after each key was found in the composed tree, in the schema, or in the
+signature of the section's `_target_`.
 """
 
 from __future__ import annotations
@@ -32,44 +32,45 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Composed:
-    """One job, composed."""
+    """A composed job."""
 
     config: dict[str, Any]
-    """Resolved and plain; closed sections typed and complete, open ones as files and overrides say."""
+    """Plain values with interpolations resolved; closed sections are typed and complete, open ones are as composed."""
     choices: dict[str, str | None]
-    """Group to the option that was chosen."""
+    """Chosen option by config group."""
     overrides: list[str]
-    """As they were given."""
+    """Overrides of the command line, unchanged."""
     tree: Any
-    """OmegaConf's tree before resolving, the `hydra` node included: what `--cfg all` prints."""
+    """OmegaConf tree with interpolations, including the `hydra` node: the output of `--cfg all`."""
     job: Any
-    """The same without the node `hydra`: what `--cfg job` prints."""
+    """The same tree without the `hydra` node: the output of `--cfg job`."""
     place: Place
-    """Where from."""
+    """Where the job was composed."""
     output_dir: str
-    """Stands for the run directory in `config`: it has its name once it is made."""
+    """Placeholder for the run directory in `config`, whose name is only known once it is created."""
     notes: tuple[str, ...] = ()
-    """Lines for the user."""
+    """Lines to show to the user."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Place:
-    """Where a job is composed."""
+    """The directories from which a job is composed, and its position in a sweep."""
 
     config_dirs: tuple[Path, ...]
     cwd: Path
     number: int | None = None
-    """Of the job in a sweep, from 0; null: no sweep."""
+    """Number of the job in a sweep, from 0; None: no sweep."""
 
     def resolvers(self) -> AbstractContextManager[None]:
+        """Return a context in which the user's own OmegaConf resolvers are registered."""
         return own_resolvers([*(self.cwd / folder for folder in self.config_dirs), self.cwd / "conf"], self.cwd)
 
 
 TEMPLATES = frozenset(("ckpt_path", "train", "test", "task_name"))
-"""Top-level keys of the lightning-hydra-template that mean something to `fit`."""
+"""Top-level keys of the lightning-hydra-template that `fit` reads."""
 
 _RUN = "THE-RUN-DIRECTORY"
-"""`hydra:runtime.output_dir` until name and folder of the run are resolved."""
+"""Value of `hydra:runtime.output_dir` until the name and directory of the run are resolved."""
 
 
 def compose(
@@ -83,9 +84,18 @@ def compose(
 ) -> Composed:
     """Compose a job from `config_dirs`, then `./conf` of the working directory, then the shipped groups.
 
-    The first that has a file wins, so a user's own `conf/model/mlp.yaml` stands in for ours. `number`: of a job of a
-    sweep; `after`: its first job, whose `${now:...}` holds for all.
-    Raises UserError for everything that is wrong with files or overrides, with the key and the nearest one.
+    The first directory that has a file wins, so a user's own `conf/model/mlp.yaml` replaces the shipped one.
+
+    Args:
+        overrides: Hydra overrides of the command line.
+        config_dirs: Directories to search first.
+        config_name: Name of the primary config.
+        cwd: Working directory; None: the current one.
+        number: Number of the job in a sweep, from 0; None: no sweep.
+        after: The first job of the sweep, whose `${now:...}` all jobs share.
+
+    Raises:
+        UserError: Whatever is wrong with files or overrides, with the key and the nearest valid one.
     """
     from omegaconf import OmegaConf
 
@@ -111,7 +121,11 @@ def compose(
 
 
 def frozen_hydra(composed: Composed) -> HydraFiles:
-    """What a run of this job keeps of Hydra's own node. Raises UserError where `hydra.run.dir` cannot be one."""
+    """Return the files of Hydra that a run of this job keeps.
+
+    Raises:
+        UserError: `hydra.run.dir` cannot become a link to the run.
+    """
     from trainer.config.hydra_files import hydra_files, require_free
 
     with composed.place.resolvers(), _hydra_node(composed.tree):
@@ -123,8 +137,8 @@ def frozen_hydra(composed: Composed) -> HydraFiles:
 
 
 def _compose(overrides: list[str], place: Place, config_name: str, notes: list[str]) -> Any:
-    where = place.cwd
-    loader = _loader(_search_path(list(place.config_dirs), where))
+    cwd = place.cwd
+    loader = _loader(_search_path(list(place.config_dirs), cwd))
     with explain.hydra_errors(loader, overrides):
         groups, values, unset = _split(loader, overrides)
         tree = load_whole(loader, config_name, groups, _load)
@@ -134,32 +148,32 @@ def _compose(overrides: list[str], place: Place, config_name: str, notes: list[s
     if place.number is not None:
         tree.hydra.job.num, tree.hydra.job.id = place.number, str(place.number)
     if values:
-        from trainer.config.keys import set_value  # with what reads signatures: not for a choice of groups
+        from trainer.config.keys import set_value  # reads signatures: not needed for a choice of groups
 
-        # Targets first: what keys their section takes depends on them.
+        # Targets first: they decide which keys their section takes.
         for override in sorted(values, key=_targets_first):
-            note = set_value(tree, override, loader, where)
+            note = set_value(tree, override, loader, cwd)
             notes += [note] if note else []
     model = tree.get("model")
     if model and hasattr(model, "keys") and not str(model.get("_target_")).startswith("trainer."):
-        from trainer.config.own_loaders import use_own_loaders  # reads source text: only of a user's own model
+        from trainer.config.own_loaders import use_own_loaders  # reads source text: only for a user's own model
 
         chosen = [one.partition("=")[0] for one in groups]
-        note = use_own_loaders(tree, chosen, [one.key_or_group for one in values], where)
+        note = use_own_loaders(tree, chosen, [one.key_or_group for one in values], cwd)
         notes += [note] if note else []
     _record(tree, groups, values)
     return tree
 
 
 def _targets_first(override: Any) -> tuple[bool, int]:
-    """The outer one before those inside it."""
+    """Return a sort key that puts targets first, outer ones before those inside them."""
     key, value = override.key_or_group, None if override.is_delete() else override.value()
     is_target = key.endswith("._target_") or (isinstance(value, dict) and "_target_" in value)
     return not is_target, key.count(".") if is_target else 0
 
 
 def printed(composed: Composed, part: str, package: str | None = None, resolve: bool = False) -> str:
-    """What Hydra's `--cfg` prints: YAML of the `job`, `hydra` or `all`, or of one package of it."""
+    """Return the output of Hydra's `--cfg`: YAML of the `job`, `hydra` or `all`, or of one package of it."""
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
@@ -172,7 +186,7 @@ def printed(composed: Composed, part: str, package: str | None = None, resolve: 
             if package and package not in ("_global_",):
                 tree = OmegaConf.select(tree, package, throw_on_missing=True)
             if tree is None:
-                raise UserError(f"--package {package}: there is no such key", "see --cfg job for what there is")
+                raise UserError(f"--package {package}: unknown key", "`--cfg job` prints all keys")
             if not OmegaConf.is_config(tree):
                 return f"{header}{tree}\n"
             return header + OmegaConf.to_yaml(tree, resolve=resolve)
@@ -181,7 +195,7 @@ def printed(composed: Composed, part: str, package: str | None = None, resolve: 
 
 
 def group_options(config_dirs: list[Path], group: str, cwd: Path | None = None) -> list[str]:
-    """The options of a group over the whole search path."""
+    """Return the options of a config group over the whole search path."""
     return sorted(_loader(_search_path(config_dirs, cwd or Path.cwd())).get_group_options(group))
 
 
@@ -191,13 +205,13 @@ def _search_path(config_dirs: list[Path], cwd: Path) -> list[tuple[str, Path]]:
         absolute = directory if directory.is_absolute() else cwd / directory
         if not absolute.is_dir():
             raise UserError(
-                f"--config-dir {directory}: there is no such directory",
-                f"make it, or give one that exists (looked for {absolute})",
+                f"--config-dir {directory}: no such directory",
+                f"create it, or name one that exists (looked for {absolute})",
             )
         path.append(("command-line", absolute))
-    own = cwd / "conf"
-    if own.is_dir() and own.resolve() != conf_dir().resolve():
-        path.append(("working-directory", own))
+    users = cwd / "conf"
+    if users.is_dir() and users.resolve() != conf_dir().resolve():
+        path.append(("working-directory", users))
     return path
 
 
@@ -224,10 +238,10 @@ def points(
     config_name: str = "config",
     multirun: bool = True,
 ) -> list[list[str]] | None:
-    """The overrides of each job of a sweep, in the order of Hydra's basic sweeper: the last varies fastest.
+    """Return the overrides of each job of a sweep, in the order of Hydra's basic sweeper: the last varies fastest.
 
-    `hydra.sweeper.params` of the config files come first; the command line wins over them. Null where it is no sweep:
-    neither `multirun` (`-m`) nor `hydra.mode=MULTIRUN`.
+    `hydra.sweeper.params` of the config files come first; the command line overrides them. Returns None for a single
+    job: neither `multirun` (`-m`) nor `hydra.mode=MULTIRUN`.
     """
     from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
     from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -242,12 +256,13 @@ def points(
             return None
         given = {one.key_or_group for one in parsed}
         from_files = [f"{key}={value}" for key, value in sweep_params(tree).items() if key.lstrip("+") not in given]
-        (found,) = BasicSweeper.split_arguments([*parser.parse_overrides(from_files), *parsed], max_batch_size=None)
-    return [list(point) for point in found]
+        swept = [*parser.parse_overrides(from_files), *parsed]
+        (combinations,) = BasicSweeper.split_arguments(swept, max_batch_size=None)
+    return [list(combination) for combination in combinations]
 
 
 def _split(loader: Any, overrides: list[str]) -> tuple[list[str], list[Any], list[Any]]:
-    """Overrides for Hydra (groups, its own keys) as text, values as parsed overrides, and `group=null` ones."""
+    """Split into overrides for Hydra (groups, `hydra.*`) as text, values as parsed overrides, and `group=null` ones."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
     groups: list[str] = []
@@ -266,46 +281,46 @@ def _split(loader: Any, overrides: list[str]) -> tuple[list[str], list[Any], lis
 
 
 def _load(loader: Any, config_name: str, groups: list[str], sweep: bool = False) -> Any:
-    """`sweep`: what the jobs of a sweep have in common, in which some groups may not be chosen yet."""
+    """Load the tree with Hydra; with `sweep` that of a whole sweep, in which some groups may not be chosen yet."""
     from hydra.types import RunMode
     from omegaconf import OmegaConf
 
-    with _parts_of_hydra(), warnings.catch_warnings(record=True) as caught:
+    with _without_unused_parts(), warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         tree = loader.load_configuration(config_name, groups, RunMode.MULTIRUN if sweep else RunMode.RUN)
     for warning in caught:
         absent = re.search(r"provider=(.*), path=(.*) is not available", str(warning.message))
         if absent:
-            fix = "make it, or give one that exists"
-            raise UserError(f"{absent[1]}: there is no directory {absent[2]}", fix)
+            fix = "create it, or name one that exists"
+            raise UserError(f"{absent[1]}: no such directory: {absent[2]}", fix)
         warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
     OmegaConf.set_struct(tree, False)
     return tree
 
 
 @contextmanager
-def _parts_of_hydra() -> Iterator[None]:
-    """Without the options that Hydra chooses for parts of it which do nothing here: 12% of the CPU time of `--cfg job`.
+def _without_unused_parts() -> Iterator[None]:
+    """Remove unused parts of Hydra from its defaults list, which saves 12% of the CPU time of `--cfg job`.
 
-    They leave Hydra's own list of defaults, which is the weakest: what a config file or a command line chooses for
-    one of them is composed, or refused, as before.
+    This defaults list has the lowest priority. A config file or a command line that chooses one of these parts is still
+    composed, or refused.
     """
     from hydra.core.config_store import ConfigStore
 
-    hydras = ConfigStore.instance().repo["hydra"]["config.yaml"].node
-    before = list(hydras.defaults)
-    hydras.defaults = [
+    root = ConfigStore.instance().repo["hydra"]["config.yaml"].node
+    before = list(root.defaults)
+    root.defaults = [
         {part: None if part in explain.UNUSED_PARTS else option for part, option in default.items()}
         for default in before
     ]
     try:
         yield
     finally:
-        hydras.defaults = before
+        root.defaults = before
 
 
 def _record(tree: Any, groups: list[str], values: list[Any]) -> None:
-    """What Hydra notes of value overrides, so that `hydra:job.override_dirname` and the like are whole."""
+    """Record value overrides where Hydra does, so that `hydra:job.override_dirname` and the like are complete."""
     from hydra._internal.config_loader_impl import get_overrides_dirname
 
     written = [override.input_line for override in values]
@@ -313,7 +328,7 @@ def _record(tree: Any, groups: list[str], values: list[Any]) -> None:
     style = tree.hydra.job.config.override_dirname
     lines = [_Line(line, line.partition("=")[0]) for line in groups + written if not line.startswith("hydra")]
     tree.hydra.job.override_dirname = get_overrides_dirname(
-        lines,  # type: ignore[arg-type]  # it reads these two attributes only
+        lines,  # type: ignore[arg-type]  # reads only these two attributes
         exclude_keys=style.exclude_keys,
         item_sep=style.item_sep,
         kv_sep=style.kv_sep,
@@ -328,13 +343,13 @@ class _Line:
 
 @contextmanager
 def _hydra_node(tree: Any) -> Iterator[None]:
-    """`${hydra:...}` reads a singleton; it holds this tree for as long as something is resolved."""
+    """Put the tree into the singleton that `${hydra:...}` reads, while interpolations are resolved."""
     from hydra.core.hydra_config import HydraConfig
 
     holder = HydraConfig.instance()
     before = holder.cfg
     try:
-        holder.cfg = tree  # as set_config does, without its copy
+        holder.cfg = tree  # like set_config, without the copy
         yield
     finally:
         holder.cfg = before
@@ -359,9 +374,13 @@ DEFAULT_EPOCHS = 10
 
 
 def _limit(options: dict[str, Any]) -> None:
-    """The default number of epochs where nothing limits the training; beside another limit, as in Lightning, none."""
-    others = (options.get("max_steps") in (None, -1), options.get("max_time") is None, not options.get("fast_dev_run"))
-    if all(others) and options.get("max_epochs") is None:
+    """Set the default number of epochs if nothing else limits the training, as Lightning does."""
+    unlimited = (
+        options.get("max_steps") in (None, -1),
+        options.get("max_time") is None,
+        not options.get("fast_dev_run"),
+    )
+    if all(unlimited) and options.get("max_epochs") is None:
         options["max_epochs"] = DEFAULT_EPOCHS
 
 
@@ -370,7 +389,7 @@ def _settle_interval(config: dict[str, Any]) -> None:
     if not isinstance(node, dict) or node.get("interval") is not None:
         return
     if str(node.get("_target_")).startswith("trainer.schedules."):
-        node["interval"] = "step"  # what `settle_interval` finds; most jobs have one of these, and need not import it
+        node["interval"] = "step"  # as settle_interval would set it; spares most jobs the import
     else:
         from trainer.config.schedule import settle_interval
 
@@ -378,12 +397,16 @@ def _settle_interval(config: dict[str, Any]) -> None:
 
 
 def _typed(config: dict[str, Any]) -> dict[str, Any]:
-    """The closed part against the schema. Raises UserError with every problem."""
+    """Check the closed sections against the schema, and return the completed configuration.
+
+    Raises:
+        UserError: All problems that were found.
+    """
     problems: list[TrainerError] = []
     if isinstance(config.get("trainer"), dict):
         _limit(config["trainer"])
     if isinstance(config.get("trainer"), dict) and typed.is_lightnings(config["trainer"]):
-        from trainer.config.lightning_keys import translate  # not for a job that has none of them
+        from trainer.config.lightning_keys import translate  # only for a job with such keys
 
         problems += translate(config)
     if not TEMPLATES.isdisjoint(config):
@@ -391,7 +414,7 @@ def _typed(config: dict[str, Any]) -> dict[str, Any]:
 
         problems += problems_at_top(config)
     if not config.keys() <= set(typed.key_names(Config)):
-        from trainer.config.own_keys import slips_in_files  # not for a job without keys of its own
+        from trainer.config.own_keys import slips_in_files  # only for a job with keys of its own
 
         problems += slips_in_files(config)
     problems += typed.top_level_problems(config)

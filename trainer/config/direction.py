@@ -1,13 +1,13 @@
-"""Whether more or less of a metric is better, by the common meaning of its name. Imports no torch."""
+"""The direction of a metric (lower or higher is better) from the common meaning of its name. Imports no torch."""
 
 from __future__ import annotations
 
 import re
 
-_LESS = """loss losses error err mse rmse mae mape smape msle rmsle nll ppl perplexity bpb bpc bpd wer cer ter eer fid
+_LOWER = """loss losses error err mse rmse mae mape smape msle rmsle nll ppl perplexity bpb bpc bpd wer cer ter eer fid
 kid lpips ece mce brier fpr fnr far frr hausdorff assd hd95 chamfer regret kl kld divergence crossentropy xent bce
 logloss deviance rse wape mase crps ade fde epe absrel sqrel lsd mcd"""
-_MORE = """acc accuracy auroc auc auprc roc prauc f1 f2 fbeta fscore dice iou miou giou jaccard map mar ap precision
+_HIGHER = """acc accuracy auroc auc auprc roc prauc f1 f2 fbeta fscore dice iou miou giou jaccard map mar ap precision
 recall sensitivity specificity bleu sacrebleu rouge rougel meteor cider chrf psnr ssim msssim vif pesq stoi sdr sisdr
 sisnr snr r2 pearson spearman corrcoef correlation ccc concordance kappa mcc matthews tpr tnr ppv npv ndcg mrr hit hits
 reward return winrate success elbo likelihood bertscore vmaf ari nmi ami silhouette em exactmatch top1 top5"""
@@ -30,13 +30,13 @@ _PHRASES = {
     "log_prob": "max",
 }
 _CAMEL = re.compile(r"[A-Z]+[a-z]?[A-Z]+(?![a-z])|[A-Z]?[a-z0-9]+|[A-Z]+|\d+")
-_WORDS = {**dict.fromkeys(_LESS.split(), "min"), **dict.fromkeys(_MORE.split(), "max")}
+_WORDS = {**dict.fromkeys(_LOWER.split(), "min"), **dict.fromkeys(_HIGHER.split(), "max")}
 
 
 def direction_of(name: str) -> str | None:
-    """`min` or `max` for a metric such as `val/acc`, `valLoss`, `val_f1_epoch`; None where the name does not tell.
+    """Return `min` or `max` for a metric such as `val/acc`, `valLoss`, `val_f1_epoch`; None if the name is unknown.
 
-    The last word that tells counts: `acc_loss` is a loss, `loss_acc` is not.
+    The last known word of the name decides: `acc_loss` is a loss, `loss_acc` is not.
     """
     words = _words(name)
     joined = "_".join(words)
@@ -44,19 +44,19 @@ def direction_of(name: str) -> str | None:
     if phrases:
         return max(phrases)[1]
     for word in reversed(words):
-        found = _WORDS.get(word) or _WORDS.get(word.rstrip("0123456789"))
-        if found:
-            return found
+        direction = _WORDS.get(word) or _WORDS.get(word.rstrip("0123456789"))
+        if direction:
+            return direction
     return None
 
 
 def is_loss(name: str) -> bool:
-    """Whether the name says that this is a loss."""
+    """Return whether the name is that of a loss."""
     return bool({"loss", "losses"} & set(_words(name)))
 
 
 def _words(name: str) -> list[str]:
-    """`val/meanIoU@50` to val, mean, iou, 50; a short name in mixed case, such as mAP, is one word."""
+    """Split a name such as `val/meanIoU@50` into val, mean, iou, 50; known names such as mAP are one word."""
     name = re.sub(r"/dataloader_idx_\d+$", "", name)
     words: list[str] = []
     for part in re.split(r"[^A-Za-z0-9]+", name):

@@ -1,4 +1,4 @@
-"""With how many nodes a run goes on where some of those it asked for are missing (`resources.min_nodes`)."""
+"""Elastic number of nodes: with how many a run continues if some are unavailable (`resources.min_nodes`)."""
 
 from __future__ import annotations
 
@@ -10,23 +10,27 @@ from trainer.config.strategy import ranks_in_group, ranks_per_sample
 from trainer.core.errors import UserError
 
 
-def most_nodes(config: dict[str, Any], wanted: LaunchShape, available: int) -> int | None:
-    """At most `available` and those of `wanted`, at least `resources.min_nodes` (null: all), and such a number that the
-    ranks share the global batch and the strategy's groups evenly. None: there is no such number."""
-    least = config["resources"].get("min_nodes") or wanted.nodes
-    for nodes in range(min(available, wanted.nodes), least - 1, -1):
-        if nodes == wanted.nodes or _shares_evenly(config, replace(wanted, nodes=nodes)):
+def most_nodes(config: dict[str, Any], requested: LaunchShape, available: int) -> int | None:
+    """Return the largest number of nodes that can be used, or None.
+
+    It is at most `available` and the nodes of `requested`, and at least `resources.min_nodes` (null: all). The global
+    batch and the groups of the strategy must divide evenly over the ranks.
+    """
+    minimum = config["resources"].get("min_nodes") or requested.nodes
+    for nodes in range(min(available, requested.nodes), minimum - 1, -1):
+        if nodes == requested.nodes or _divides_evenly(config, replace(requested, nodes=nodes)):
             return nodes
     return None
 
 
-def least_nodes(config: dict[str, Any], wanted: LaunchShape) -> int:
-    """The smallest number that `most_nodes` would choose: with fewer the run could not go on."""
-    least = config["resources"].get("min_nodes") or wanted.nodes
-    return next(nodes for nodes in range(least, wanted.nodes + 1) if most_nodes(config, wanted, nodes) == nodes)
+def least_nodes(config: dict[str, Any], requested: LaunchShape) -> int:
+    """Return the smallest number of nodes with which the run can continue."""
+    minimum = config["resources"].get("min_nodes") or requested.nodes
+    candidates = range(minimum, requested.nodes + 1)
+    return next(nodes for nodes in candidates if most_nodes(config, requested, nodes) == nodes)
 
 
-def _shares_evenly(config: dict[str, Any], shape: LaunchShape) -> bool:
+def _divides_evenly(config: dict[str, Any], shape: LaunchShape) -> bool:
     strategy, batch_size = config["strategy"], config["data"].get("batch_size")
     try:
         ranks_in_group(strategy, shape.world_size, shape.processes_per_node)

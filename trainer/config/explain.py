@@ -1,4 +1,4 @@
-"""Hydra's and OmegaConf's errors as one message each that names the mistake and the mend."""
+"""Translate errors of Hydra and OmegaConf into one message each that names the mistake and the fix."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from trainer.core.errors import UserError
 from trainer.core.near import did_you_mean, listed
 
 UNUSED_PARTS = ("launcher", "sweeper", "help", "hydra_help", "hydra_logging", "job_logging")
-"""Groups of Hydra's own node whose work `trainer` does by itself."""
+"""Groups of Hydra's own node that have no effect here."""
 
 
 @contextmanager
 def hydra_errors(loader: Any, overrides: list[str]) -> Iterator[None]:
-    """Turn whatever composing raises for a user's mistake into a UserError."""
+    """Turn whatever Hydra raises for a user's mistake into a UserError."""
     import yaml
     from hydra.errors import HydraException, MissingConfigException, OverrideParseException
     from hydra.plugins.config_source import ConfigLoadError
@@ -40,59 +40,58 @@ def hydra_errors(loader: Any, overrides: list[str]) -> Iterator[None]:
     except UnicodeDecodeError as error:
         raise UserError(f"{_file_with(error, loader)} is not UTF-8 ({error.reason})", "save it as UTF-8") from None
     except OSError as error:
-        fix = "make it readable, or leave it out of the search path"
+        fix = "make it readable, or remove it from the search path"
         raise UserError(f"{error.filename}: cannot be read ({error.strerror})", fix) from None
 
 
 def _file_with(error: Exception, loader: Any) -> str:
-    """The first file of the search path that cannot be loaded for the same reason: the error does not name it."""
+    """Return the first file of the search path that fails to load with the same error, which does not name it."""
     from omegaconf import OmegaConf
 
     folders = [source.path for source in loader.get_sources() if source.scheme() == "file"]
     for path in (path for folder in folders for path in sorted(Path(folder).rglob("*.yaml"))):
         try:
             OmegaConf.load(path)
-        except type(error) as found:
-            if str(found) == str(error):
+        except type(error) as same_type:
+            if str(same_type) == str(error):
                 return str(path)
-        except Exception:  # broken in another way, and not what was loaded
+        except Exception:  # broken in another way, so this is not the file that was loaded
             continue
     return "a config file"
 
 
 def interpolation(error: Exception) -> UserError:
-    """A value that refers to something which is not there, or cannot be merged."""
+    """Return the error for a value that refers to something that does not exist, or that cannot be merged."""
     key = getattr(error, "full_key", None) or ""
     unknown = re.search(r"Unsupported interpolation type (\S+)", str(error))
     if unknown:
-        from trainer.config.resolvers import no_resolver  # not for a job without such a mistake
+        from trainer.config.resolvers import no_resolver  # only needed for this mistake
 
         return no_resolver(key, unknown[1], Path.cwd())
     text = str(error).splitlines()[0].replace("Interpolation key", "the key") if str(error) else "cannot be merged"
     where = f"{key}: " if key else ""
-    return UserError(f"{where}{text}", "correct the ${...} or the value; `trainer fit --cfg job` shows what there is")
+    return UserError(f"{where}{text}", "correct the ${...} or the value; `trainer fit --cfg job` prints all keys")
 
 
 def missing(keys: list[str]) -> UserError:
-    """Keys that hold `???`."""
-    named = ", ".join(keys)
-    what = "has no value yet and needs one" if len(keys) == 1 else "have no values yet and need them"
-    return UserError(f"{named} {what}", "give " + " ".join(f"{key}=VALUE" for key in keys))
+    """Return the error for keys that hold `???`."""
+    problem = "has no value and needs one" if len(keys) == 1 else "have no values and need them"
+    return UserError(f"{', '.join(keys)} {problem}", "set " + " ".join(f"{key}=VALUE" for key in keys))
 
 
 def refuse_sweep(override: Any) -> None:
-    """Raise UserError for `key=a,b`, which only means something with `--multirun`."""
+    """Raise UserError for `key=a,b`, which is only valid with `--multirun`."""
     if override.is_sweep_override():
         line = override.input_line
         key, _, value = line.partition("=")
         raise UserError(
             f"{line}: several values for one job",
-            f"add -m to run one job for each, or write a list: {key}=[{value}], or a text: {key}=\\'{value}\\'",
+            f"add -m to run one job for each, or write a list: {key}=[{value}], or a string: {key}=\\'{value}\\'",
         )
 
 
 def require_unset(choices: Any, unset: list[Any], loader: Any) -> None:
-    """Raise UserError for a `group=null` where something is chosen; for that Hydra has a ValueError."""
+    """Raise UserError for a `group=null` with an option chosen elsewhere, for which Hydra has a ValueError."""
     for override in unset:
         group = override.key_or_group
         if choices.get(group) is not None:
@@ -105,7 +104,7 @@ def _unreadable(error: Any) -> UserError:
     if "=" not in override and not override.startswith("~"):
         return UserError(f"{override}: expected KEY=VALUE", "write overrides as key=value, options as --option")
     detail = error.message.splitlines()[0].removeprefix("LexerNoViableAltException: ")
-    fix = f"quote what is special to Hydra's grammar: '{override.partition('=')[0]}=\"...\"'"
+    fix = f"quote the characters that are special in Hydra's grammar: '{override.partition('=')[0]}=\"...\"'"
     return UserError(f"{override}: cannot be read ({detail})", fix)
 
 
@@ -114,28 +113,28 @@ def _missing_config(error: Any, loader: Any, overrides: list[str]) -> UserError:
     group, _, option = path.rpartition("/")
     if not group:
         options = [name for name in loader.get_group_options("") if not name.startswith("_")]
-        found = f"{did_you_mean(path, options)}configs: {listed(options)}"
-        return UserError(f"--config-name {path}: there is no such config", found)
+        fix = f"{did_you_mean(path, options)}configs: {listed(options)}"
+        return UserError(f"--config-name {path}: no such config", fix)
     pattern = rf"\+?{re.escape(group)}(@[^=]*)?={re.escape(option)}"
     written = next((override for override in overrides if re.fullmatch(pattern, override)), None)
     where = written or f"{group}={option}{_file_that_chooses(group, option, loader)}"
     if not loader.repository.group_exists(group):
         groups = loader.list_groups("")
         fix = f"{did_you_mean(group, groups)}groups: {listed(groups)}"
-        return UserError(f"{where}: there is no config group {group}", fix)
+        return UserError(f"{where}: unknown config group {group}", fix)
     part = group.removeprefix("hydra/")
     if group != part and part in INSTEAD:
-        return UserError(f"{where}: {NOT_USED}", f"leave it out; {INSTEAD[part]}")
+        return UserError(f"{where}: {NOT_USED}", f"remove it; {INSTEAD[part]}")
     options = loader.get_group_options(group)
     if part in ("job_logging", "hydra_logging") and group != part:
-        fix = f"install the package that has it (pip install hydra-{option}), or leave it out"
+        fix = f"install its package (pip install hydra-{option}), or remove it"
         return UserError(f"{where}: there is no {group} {option}", f"{fix}; choose one of: {listed(options)}")
     hint = did_you_mean(option, options, prefix=f"{group}=")
     return UserError(f"{where}: there is no {group} {option}", f"{hint}choose one of: {listed(options)}")
 
 
 def _file_that_chooses(group: str, option: str, loader: Any) -> str:
-    """`, in FILE` of the defaults list that has this choice: Hydra's error names only the root of the list."""
+    """Return `, in FILE` of the defaults list with this choice; Hydra's error names only the root of the list."""
     pattern = re.compile(rf"^\s*-.*\b{re.escape(group)}\s*:\s*{re.escape(option)}\s*(#.*)?$", re.MULTILINE)
     for source in loader.get_sources():
         if source.scheme() != "file":
@@ -157,9 +156,9 @@ def _composition(error: Exception, loader: Any, overrides: list[str]) -> UserErr
     from omegaconf.errors import GrammarParseError
 
     if isinstance(error.__cause__, GrammarParseError):
-        said = str(error.__cause__).splitlines()[0]
-        fix = "correct what stands in ${...}, or put a backslash before the dollar sign"
-        return UserError(f"{_file_with(error.__cause__, loader)}: {said}", fix)
+        cause = str(error.__cause__).splitlines()[0]
+        fix = "correct the expression in ${...}, or put a backslash before the dollar sign"
+        return UserError(f"{_file_with(error.__cause__, loader)}: {cause}", fix)
     text = str(error) or str(error.__cause__)
     twice = re.search(r"Multiple values for ([^.]+)\.|(\S+) appears more than once in the final defaults", text)
     if twice:
@@ -167,7 +166,7 @@ def _composition(error: Exception, loader: Any, overrides: list[str]) -> UserErr
         plain = next((o[1:] for o in overrides if o.startswith(f"+{group}=")), f"{group}=OPTION")
         option = plain.partition("=")[2]
         several = f", or several at once: {group}=[default,{option}]" if group in NAMED else ""
-        return UserError(f"{group}: chosen twice", f"{group} stands in the job already: write {plain}{several}")
+        return UserError(f"{group}: chosen twice", f"the job already has this group: write {plain}{several}")
     part = re.search(rf"hydra\.({'|'.join(UNUSED_PARTS)})\b[\w.]*\b", text)
     if part:
         if part[0].startswith("hydra.sweeper.params."):
@@ -175,7 +174,7 @@ def _composition(error: Exception, loader: Any, overrides: list[str]) -> UserErr
         instead = INSTEAD.get(part[1], "-m runs the jobs of a sweep, cluster= says where a job runs")
         if part[1] == "job_logging":
             instead = "choose one first: hydra/job_logging=default"
-        return UserError(f"{part[0]}: {NOT_USED}", f"leave it out; {instead}")
+        return UserError(f"{part[0]}: {NOT_USED}", f"remove it; {instead}")
     unused = re.search(r"Could not (?:override|delete) '([^']+)'", text)
     if unused:
         key = unused[1].partition("=")[0]
@@ -184,16 +183,16 @@ def _composition(error: Exception, loader: Any, overrides: list[str]) -> UserErr
             return UserError(f"{key}: the job's defaults do not have this group", fix)
         if key.startswith(("hydra.job.env_set.", "hydra.job_logging.")):
             return _needs_plus(key, overrides)
-        return UserError(f"{key}: there is no such key", "see `trainer fit --cfg all` for what there is")
+        return UserError(f"{key}: unknown key", "`trainer fit --cfg all` prints all keys")
     lines = [line.strip() for line in text.splitlines() if line.strip() and "use +" not in line]
-    cause = error.__cause__
-    if cause is not None and str(cause) and str(cause) not in text:
-        lines.append(str(cause).splitlines()[0])
+    reason = error.__cause__
+    if reason is not None and str(reason) and str(reason) not in text:
+        lines.append(str(reason).splitlines()[0])
     message = " ".join(lines[:3]) or type(error).__name__
     return UserError(message, "correct the config file or the override that it names")
 
 
 def _needs_plus(key: str, overrides: list[str]) -> UserError:
-    """A new entry of a mapping of Hydra's own."""
+    """Return the error for a new entry in one of Hydra's own mappings."""
     written = next((one for one in overrides if one.startswith(f"{key}=")), f"{key}=VALUE")
-    return UserError(f"{key}: there is no such key yet", f"write '+{written}'")
+    return UserError(f"{key}: this key does not exist yet", f"write '+{written}'")

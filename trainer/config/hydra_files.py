@@ -1,4 +1,4 @@
-"""The copy of Hydra's own node that a run keeps, and the link to the run where `hydra.run.dir` names a folder."""
+"""The copy of Hydra's own files that a run keeps, and the link to the run at `hydra.run.dir`."""
 
 from __future__ import annotations
 
@@ -13,16 +13,17 @@ from trainer.core.errors import UserError
 
 @dataclass(frozen=True)
 class HydraFiles:
-    """What a run keeps of Hydra: files of `.hydra/`, and where Hydra's own output folder would have been."""
+    """The files of `.hydra/` that a run keeps, and the location of Hydra's own output directory."""
 
     placeholder: str
-    """Stands for the run directory, which has its name once it is made, in the files and in the configuration."""
+    """Text in the files and the configuration that stands for the run directory, whose name is not yet known."""
     texts: dict[str, str]
+    """Content by file name."""
     link: str | None
-    """Where a link to the run is made; null: `hydra.run.dir` is Hydra's default."""
+    """Path of the link to the run; None: `hydra.run.dir` is Hydra's default."""
 
     def keep(self, run_path: Path, config: dict[str, Any], cwd: Path) -> dict[str, Any]:
-        """Write them into a run that has just been made; its configuration, with its own path in it."""
+        """Write the files into a newly created run, and return its configuration with its own path in it."""
         folder = run_path / SUBDIR
         folder.mkdir()
         for name, text in self.texts.items():
@@ -33,7 +34,7 @@ class HydraFiles:
 
 
 def hydra_files(tree: Any, job: Any, overrides: list[str], placeholder: str, multirun: bool) -> HydraFiles:
-    """The files that Hydra would write. To be called while `${hydra:...}` can be resolved."""
+    """Return the files that Hydra would write. Call this while `${hydra:...}` can be resolved."""
     import yaml
     from omegaconf import OmegaConf
 
@@ -49,7 +50,7 @@ def hydra_files(tree: Any, job: Any, overrides: list[str], placeholder: str, mul
 
 
 def _resolved(node: Any) -> dict[str, Any]:
-    """As plain values. A key that cannot be resolved stays as it is written, as long as nobody reads it."""
+    """Return plain values. A key that cannot be resolved keeps its interpolations, since nothing reads it."""
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
@@ -69,7 +70,7 @@ def _resolved(node: Any) -> dict[str, Any]:
 
 
 def _complete_logging(node: Any) -> None:
-    """Keys of `hydra.job_logging` without a choice of one are changes to Hydra's default."""
+    """Merge the keys of `hydra.job_logging` into Hydra's default if none of its options was chosen."""
     from omegaconf import OmegaConf
 
     written = part_of(node, "job_logging")
@@ -81,7 +82,7 @@ def _complete_logging(node: Any) -> None:
 
 
 def _link(written: Any, node: dict[str, Any], multirun: bool) -> str | None:
-    """Hydra's output folder, where a file or the command line names one."""
+    """Return Hydra's output directory if a config file or the command line sets one, else None."""
     defaults = {"run": "outputs/${now:", "sweep": "multirun/${now:"}
     part = "sweep" if multirun else "run"
     raw = written[part]._get_node("dir")._value()
@@ -92,23 +93,24 @@ def _link(written: Any, node: dict[str, Any], multirun: bool) -> str | None:
 
 
 def require_free(link: str, cwd: Path) -> None:
-    """Raise UserError where `hydra.run.dir` is there and is no link to a run."""
+    """Raise UserError if `hydra.run.dir` exists and is neither a link nor an empty directory."""
     path = cwd / Path(link).expanduser()
     if path.is_symlink() or not path.exists() or (path.is_dir() and path != cwd and not any(path.iterdir())):
         return
-    fix = "the run is in runs_dir/NAME-ID, and hydra.run.dir becomes a link to it: name a folder that is not there, or "
-    raise UserError(
-        f"hydra.run.dir={link}: this is there already", f"{fix}leave it out and set runs_dir=FOLDER name=NAME"
+    fix = (
+        "the run is in runs_dir/NAME-ID, and hydra.run.dir becomes a link to it: name a path that does not exist, "
+        "or remove it and set runs_dir=FOLDER name=NAME"
     )
+    raise UserError(f"hydra.run.dir={link}: already exists", fix)
 
 
 def _link_to(run_path: Path, link: Path) -> None:
-    """A link to a run before is replaced."""
+    """Create the link; a link to an earlier run is replaced."""
     try:
         link.parent.mkdir(parents=True, exist_ok=True)
         if link.is_dir() and not link.is_symlink():
-            link.rmdir()  # `require_free` has seen that it is empty
+            link.rmdir()  # empty: checked by require_free
         link.unlink(missing_ok=True)
         link.symlink_to(run_path, target_is_directory=True)
     except OSError as error:
-        print(f"hydra.run.dir={link}: no link to {run_path} could be made there ({error.strerror})", flush=True)
+        print(f"hydra.run.dir={link}: cannot create a link to {run_path} ({error.strerror})", flush=True)

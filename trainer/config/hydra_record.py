@@ -1,4 +1,4 @@
-"""Hydra's own node, as a run keeps it in `.hydra/hydra.yaml`."""
+"""Read Hydra's own node from the `.hydra/hydra.yaml` of a run."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from typing import Any
 
 
 def path_of(run_path: Path) -> Path:
-    """Where it is, if the run has it: those made before do not."""
+    """Return the path of the file, which older runs do not have."""
     return run_path / ".hydra" / "hydra.yaml"
 
 
 def hydra_node(run_path: Path) -> dict[str, Any]:
-    """What is inside `hydra:`; empty where the run has none."""
+    """Return the content of `hydra:`; empty if the run has no such file."""
     import yaml
 
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -20,11 +20,11 @@ def hydra_node(run_path: Path) -> dict[str, Any]:
         text = path_of(run_path).read_text(encoding="utf-8")
     except OSError:
         return {}
-    found: dict[str, Any] = yaml.load(text, Loader=loader)["hydra"]
-    return found
+    node: dict[str, Any] = yaml.load(text, Loader=loader)["hydra"]
+    return node
 
 
 def env_set(run_path: Path) -> dict[str, str]:
-    """`hydra.job.env_set`: variables for the environment of the ranks."""
-    found = hydra_node(run_path).get("job", {}).get("env_set") or {}
-    return {str(name): str(value) for name, value in found.items()}
+    """Return `hydra.job.env_set`: environment variables of the ranks."""
+    variables = hydra_node(run_path).get("job", {}).get("env_set") or {}
+    return {str(name): str(value) for name, value in variables.items()}

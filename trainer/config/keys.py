@@ -1,26 +1,57 @@
-"""Setting one value of the composed tree, if its key exists or something that reads it would take it."""
+"""Set one value of the composed tree, if its key exists or whatever reads the section accepts it."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from trainer.config.instantiate import DIRECTIVES
 from trainer.config.own_keys import slip_of
+from trainer.config.problems import as_written
 from trainer.config.retarget import drop_leftovers
 from trainer.config.schema import Config
 from trainer.config.signature import TRAINERS_OWN, argument_names
-from trainer.config.typed import NAMED, OPEN, as_written, closed_class, key_names
+from trainer.config.typed import NAMED, OPEN, closed_class, key_names
 from trainer.core.errors import UserError
 from trainer.core.near import did_you_mean, listed, nearest
+
+
+@dataclass(frozen=True)
+class _Assignment:
+    """An override of a key that the tree does not have yet."""
+
+    line: str
+    """The override as it was written."""
+    parts: list[str]
+    """The key, split at its dots."""
+    depth: int
+    """Number of leading parts that exist in the tree."""
+    value: Any
+    plus: bool
+    """Whether it was written with `+`."""
+    cwd: Path
+
+    @property
+    def part(self) -> str:
+        """The first part that does not exist."""
+        return self.parts[self.depth]
+
+    @property
+    def prefix(self) -> str:
+        """The existing parts, each with a dot behind it."""
+        return "".join(f"{part}." for part in self.parts[: self.depth])
 
 
 def set_value(tree: Any, override: Any, loader: Any, cwd: Path) -> str | None:
     """Apply one parsed override that is not a group choice: `k=v`, `+k=v`, `++k=v` or `~k`.
 
-    Returns a line for the user where more than that is changed (`retarget.py`).
-    Raises UserError for a key that is not in the tree and that no schema or signature knows, for `+` on a key
-    that is there, and for a plain value in place of a section.
+    Returns:
+        A line for the user if more than this value changes (`retarget.py`), else None.
+
+    Raises:
+        UserError: The key is neither in the tree nor known to a schema or signature; `+` was written for a key that
+            exists; or a plain value would replace a section.
     """
     from omegaconf import OmegaConf
     from omegaconf._utils import split_key
@@ -37,29 +68,31 @@ def set_value(tree: Any, override: Any, loader: Any, cwd: Path) -> str | None:
         return None
     value = override.value()
     if exists and override.is_add() and not override.is_force_add():
-        raise UserError(f"{line}: the job already has {key}", f"leave the + away: {line.lstrip('+')}")
+        raise UserError(f"{line}: the job already has {key}", f"remove the +: {line.lstrip('+')}")
     if exists:
-        _keep_sections(tree, key, value, line, loader)
+        _keep_sections(tree, key, value, line)
     else:
-        _require_known(tree, parts, depth, value, override, loader, cwd)
+        plus = override.is_add() or override.is_force_add()
+        _require_known(tree, _Assignment(line, parts, depth, value, plus, cwd), loader)
     note = _retarget(tree, parts, value, cwd)
     try:
         OmegaConf.update(tree, key, value, merge=True, force_add=True)
     except OmegaConfBaseException as error:
         text = str(error).splitlines()[0]
-        raise UserError(f"{line}: {text}", f"see what {key} holds with `trainer fit --cfg job`") from None
+        raise UserError(f"{line}: {text}", f"`trainer fit --cfg job` prints what {key} holds") from None
     return note
 
 
 def _retarget(tree: Any, parts: list[str], value: Any, cwd: Path) -> str | None:
-    where = parts[:-1] if parts[-1] == "_target_" else parts if isinstance(value, dict) and "_target_" in value else []
-    if not where or _depth(tree, where) < len(where) or not _is_dict(_node(tree, where)):
+    """Drop the arguments of the previous target if the override changes a `_target_`."""
+    owner = parts[:-1] if parts[-1] == "_target_" else parts if isinstance(value, dict) and "_target_" in value else []
+    if not owner or _depth(tree, owner) < len(owner) or not _is_dict(_node(tree, owner)):
         return None
-    return drop_leftovers(_node(tree, where), where, value["_target_"] if isinstance(value, dict) else value, cwd)
+    return drop_leftovers(_node(tree, owner), owner, value["_target_"] if isinstance(value, dict) else value, cwd)
 
 
 def _depth(tree: Any, parts: list[str]) -> int:
-    """How many of the parts are there, from the root."""
+    """Return how many of the parts exist, counted from the root."""
     node = tree
     for i, part in enumerate(parts):
         if _is_list(node):
@@ -94,12 +127,13 @@ def _is_list(node: Any) -> bool:
 
 def _delete(tree: Any, parts: list[str], exists: bool, line: str) -> None:
     if not exists:
-        raise UserError(f"{line}: there is no {'.'.join(parts)} to take away", "see `trainer fit --cfg job`")
+        fix = "`trainer fit --cfg job` prints all keys"
+        raise UserError(f"{line}: there is no {'.'.join(parts)} to delete", fix)
     del _node(tree, parts[:-1])[parts[-1]]
 
 
-def _keep_sections(tree: Any, key: str, value: Any, line: str, loader: Any) -> None:
-    """A section with keys does not become a text: `trainer=fast` is a slip, `data.transforms=null` is not."""
+def _keep_sections(tree: Any, key: str, value: Any, line: str) -> None:
+    """Refuse to replace a section by a string: `trainer=fast` is a mistake, `data.transforms=null` is not."""
     from omegaconf import DictConfig
 
     node = _node(tree, key.split(".")) if "[" not in key else None
@@ -107,27 +141,27 @@ def _keep_sections(tree: Any, key: str, value: Any, line: str, loader: Any) -> N
         return
     if ("." in key and key.split(".")[0] in OPEN) or key.split(".")[0] not in key_names(Config):
         return
-    inside = listed([f"{key}.{name!s}" for name in node], 30)
-    raise UserError(f"{line}: {key} is a section, not one value", f"set one of its keys: {inside}")
+    keys = listed([f"{key}.{name!s}" for name in node], 30)
+    raise UserError(f"{line}: {key} is a section, not one value", f"set one of its keys: {keys}")
 
 
-def _require_known(tree: Any, parts: list[str], depth: int, value: Any, override: Any, loader: Any, cwd: Path) -> None:
-    """Raise UserError unless the first missing part is one that its reader would take."""
-    line, plus = override.input_line, override.is_add() or override.is_force_add()
-    part, parent, prefix = parts[depth], _node(tree, parts[:depth]), "".join(f"{p}." for p in parts[:depth])
+def _require_known(tree: Any, new: _Assignment, loader: Any) -> None:
+    """Raise UserError unless the first missing part is one that whatever reads the section accepts."""
+    line, parts, depth, part, prefix = new.line, new.parts, new.depth, new.part, new.prefix
+    parent = _node(tree, parts[:depth])
     if depth == 0:
-        if part not in key_names(Config) and not (plus and _is_new(tree, parts, loader)):
+        if part not in key_names(Config) and not (new.plus and _is_new(tree, parts, loader)):
             raise _unknown_at_top(tree, parts, line, loader)
         return
     if parts[0] not in key_names(Config):
-        if not plus:
+        if not new.plus:
             hint = did_you_mean(part, map(str, parent.keys()) if _is_dict(parent) else [], prefix=prefix)
-            raise UserError(f"{line}: there is no key {prefix}{part}", f"{hint}to add it: +{line}")
+            raise UserError(f"{line}: unknown key {prefix}{part}", f"{hint}to add it: +{line}")
         return
     if not _is_dict(parent) or parent._is_none():
-        here = prefix[:-1]
-        fix = f"set {here} as a whole" if parts[0] not in NAMED else f"choose it first, as in {parts[0]}={parts[1]}"
-        raise UserError(f"{line}: {here} is {as_written(None if parent._is_none() else parent)}", fix)
+        key = prefix[:-1]
+        fix = f"set {key} as a whole" if parts[0] not in NAMED else f"choose it first, as in {parts[0]}={parts[1]}"
+        raise UserError(f"{line}: {key} is {as_written(None if parent._is_none() else parent)}", fix)
     known = list(map(str, parent.keys()))
     if parts[0] not in OPEN:
         cls = closed_class(parts[0], {"name": parent.get("name")})
@@ -138,34 +172,35 @@ def _require_known(tree: Any, parts: list[str], depth: int, value: Any, override
             from trainer.config.lightning_names import TAKEN, WRITE, refusal
 
             if depth == 1 and part in WRITE:
-                raise refusal(part, value)
+                raise refusal(part, new.value)
             if part in ("_target_", *TAKEN) or parts[1] in TAKEN:
                 return
             known = [*known, *TAKEN]
     else:
-        if _open_takes(parent, parts, depth, value, plus, cwd):
+        if _is_accepted(parent, new):
             return
-        known += _arguments(parent, parts[:depth], cwd) or []
+        known += _arguments(parent, new.cwd) or []
         known += TRAINERS_OWN.get(parts[0], ()) if depth == 1 else ()
     raise _unknown(line, prefix, parts[depth:], known)
 
 
-def _open_takes(parent: Any, parts: list[str], depth: int, value: Any, plus: bool, cwd: Path) -> bool:
-    part = parts[depth]
-    if parts[0] in NAMED and depth == 1:
-        return value is None or isinstance(value, dict) or parts[depth + 1 :] == ["_target_"]
-    if part in DIRECTIVES or (depth == 1 and part in TRAINERS_OWN.get(parts[0], ())):
+def _is_accepted(parent: Any, new: _Assignment) -> bool:
+    """Return whether an open section accepts the new key."""
+    section, depth, part = new.parts[0], new.depth, new.part
+    if section in NAMED and depth == 1:
+        return new.value is None or isinstance(new.value, dict) or new.parts[depth + 1 :] == ["_target_"]
+    if part in DIRECTIVES or (depth == 1 and part in TRAINERS_OWN.get(section, ())):
         return True
-    names = _arguments(parent, parts[:depth], cwd)
+    names = _arguments(parent, new.cwd)
     if names is not None:
         return part in names
-    # Nothing can say whether an unreadable signature, `**kwargs` or a plain mapping takes the key. Close to one
-    # that is there it is most likely a slip, unless `+` says that it is meant.
-    return plus or nearest(part, map(str, parent.keys())) is None
+    # An unreadable signature, `**kwargs` or a plain mapping may accept any key. A key similar to an existing one is
+    # most likely a typing mistake, unless it was written with `+`.
+    return new.plus or nearest(part, map(str, parent.keys())) is None
 
 
-def _arguments(node: Any, parts: list[str], cwd: Path) -> list[str] | None:
-    """Names that the node's target takes; null where that is not known."""
+def _arguments(node: Any, cwd: Path) -> list[str] | None:
+    """Return the argument names of the node's target; None if they are not known."""
     target = node.get("_target_") if not node._is_missing() else None
     return argument_names(str(target), cwd) if target else None
 
@@ -176,34 +211,36 @@ def _unknown(line: str, prefix: str, rest: list[str], known: list[str]) -> UserE
     hint = f"did you mean {prefix}{near}{tail}? " if near else ""
     if rest[0] in ("class_path", "init_args"):  # LightningCLI's
         written = line.replace(f"{prefix}class_path=", f"{prefix}_target_=").replace(f"{prefix}init_args.", prefix)
-        return UserError(f"{line}: there is no key {prefix}{rest[0]}", f"write {written}")
+        return UserError(f"{line}: unknown key {prefix}{rest[0]}", f"write {written}")
     visible = [name for name in known if not name.startswith("_")]
-    return UserError(
-        f"{line}: there is no key {prefix}{rest[0]}", f"{hint}keys of {prefix[:-1]}: {listed(visible, 30)}"
-    )
+    return UserError(f"{line}: unknown key {prefix}{rest[0]}", f"{hint}keys of {prefix[:-1]}: {listed(visible, 30)}")
 
 
 def _is_new(tree: Any, parts: list[str], loader: Any) -> bool:
-    """Whether a key of the user's own can have this name: not one that is most likely a slip, or that a section has."""
-    taken = slip_of(parts[0], [*key_names(Config), *_groups(loader)])
-    return taken is None and not (len(parts) == 1 and _homes(tree, parts[0]))
+    """Return whether the name is free for a key of the user's own.
+
+    It is not free if it looks like a misspelt key or if a section has it.
+    """
+    meant = slip_of(parts[0], [*key_names(Config), *_groups(loader)])
+    return meant is None and not (len(parts) == 1 and _in_sections(tree, parts[0]))
 
 
 def _groups(loader: Any) -> list[str]:
     return [name for name in loader.list_groups("") if name != "hydra"]
 
 
-def _homes(tree: Any, name: str) -> list[str]:
+def _in_sections(tree: Any, name: str) -> list[str]:
+    """Return the keys of this name in the sections, such as `optimizer.lr` for `lr`."""
     sections = [section for section in tree if section in key_names(Config)]
     return [f"{section}.{name}" for section in sections if _depth(tree, [section, name]) == 2]
 
 
 def _unknown_at_top(tree: Any, parts: list[str], line: str, loader: Any) -> UserError:
-    """Also finds `lr` under `optimizer`, which is how people type first."""
+    """Return the error for an unknown top-level key; suggests `optimizer.lr` for `lr`, which many people type first."""
     from trainer.config.lightning_names import TOP, refusal_at_top
 
-    homes = _homes(tree, parts[0]) if len(parts) == 1 else []
-    if not homes or parts[0] in TOP:
+    in_sections = _in_sections(tree, parts[0]) if len(parts) == 1 else []
+    if not in_sections or parts[0] in TOP:
         refused = refusal_at_top(line, parts[0], line.partition("=")[2])
         if refused is not None:
             return refused
@@ -213,14 +250,13 @@ def _unknown_at_top(tree: Any, parts: list[str], line: str, loader: Any) -> User
     value = f"={line.partition('=')[2]}" if near in groups and not tail else ""
     hint = f"did you mean {near}{tail}{value}? " if near else ""
     if len(parts) == 1:
-        hint = f"did you mean {' or '.join(homes)}? " if homes else hint
+        hint = f"did you mean {' or '.join(in_sections)}? " if in_sections else hint
     own = "" if hint or line.startswith("+") else f"; to add a key of your own: +{line}"
-    return UserError(f"{line}: there is no key or group {parts[0]}", f"{hint}there are: {listed(known, 40)}{own}")
+    return UserError(f"{line}: unknown key or group {parts[0]}", f"{hint}keys and groups: {listed(known, 40)}{own}")
 
 
 def _no_group(override: Any, loader: Any) -> UserError:
     groups = _groups(loader)
     hint = did_you_mean(override.key_or_group, groups)
-    return UserError(
-        f"{override.input_line}: there is no config group {override.key_or_group}", f"{hint}groups: {listed(groups)}"
-    )
+    message = f"{override.input_line}: unknown config group {override.key_or_group}"
+    return UserError(message, f"{hint}groups: {listed(groups)}")

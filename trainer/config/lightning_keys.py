@@ -1,7 +1,7 @@
-"""Lightning's own names and values under `trainer`, taken with Lightning's meaning or refused with what to write.
+"""Lightning's own names and values under `trainer`: translated, or refused with a replacement.
 
-A composed job goes through `translate` only where `typed.is_lightnings` finds such a name or value. What has one
-meaning here is set where it belongs (`trainer.devices` in `resources`); the frozen config.yaml has it there.
+A composed job goes through `translate` only if `typed.is_lightnings` finds such a name or value. A name with an
+equivalent in another section is moved there (`trainer.devices` to `resources`), also in the frozen config.yaml.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ from collections.abc import Callable
 from typing import Any
 
 from trainer.config.lightning_names import TAKEN, WRITE, refusal
-from trainer.config.typed import NEVER_NULL, as_written
+from trainer.config.problems import as_written
+from trainer.config.typed import NEVER_NULL
 from trainer.core.errors import TrainerError, UserError
 
 Problems = list[TrainerError]
@@ -50,13 +51,13 @@ _STRATEGY_CLASSES = {"DDPStrategy": "ddp", "FSDPStrategy": "fsdp", "ModelParalle
 
 
 def translate(config: dict[str, Any]) -> Problems:
-    """Rewrite `config["trainer"]`, and what its names mean elsewhere, in place; returns what is refused."""
+    """Rewrite `config["trainer"]` and the sections that its names belong to, in place; return what is refused."""
     options: dict[str, Any] = config["trainer"]
     problems: Problems = []
     target = options.pop("_target_", None)
     if target is not None and target not in _TRAINERS:
-        fix = "leave it out; what a Trainer of your own does can be a callback: callbacks.NAME._target_=..."
-        problems.append(UserError(f"trainer._target_={target}: trainer makes Lightning's Trainer itself", fix))
+        fix = "remove it; a callback can do the work of your own Trainer: callbacks.NAME._target_=..."
+        problems.append(UserError(f"trainer._target_={target}: Lightning's Trainer cannot be replaced", fix))
     for directive in ("_convert_", "_recursive_", "_partial_"):
         options.pop(directive, None)
     for key in [key for key, value in options.items() if value is None and (key in TAKEN or key in NEVER_NULL)]:
@@ -67,15 +68,15 @@ def translate(config: dict[str, Any]) -> Problems:
     _clipping(options, problems)
     _shape(config, options, problems)
     _fast_dev_run(config, options)
-    for key, take in _TAKES.items():
+    for key, translator in _TRANSLATORS.items():
         if key in options:
-            problem = take(config, options.pop(key))
+            problem = translator(config, options.pop(key))
             problems += [problem] if problem else []
     return problems
 
 
 def _values(options: dict[str, Any], problems: Problems) -> None:
-    """Lightning's ways to write values of keys that are here, too."""
+    """Translate Lightning's notations for values of keys that the schema has as well."""
     for key in ("max_steps", "max_epochs"):
         if options.get(key) == -1:
             options[key] = None
@@ -85,7 +86,7 @@ def _values(options: dict[str, Any], problems: Problems) -> None:
     options["precision"] = _PRECISIONS.get(precision, precision)
     if precision.startswith("transformer-engine"):
         fix = "write trainer.precision=bf16-mixed"
-        problems.append(UserError(f"trainer.precision={precision}: Transformer Engine's FP8 is not there", fix))
+        problems.append(UserError(f"trainer.precision={precision}: Transformer Engine (FP8) is not supported", fix))
         options["precision"] = "auto"
     time = options.get("max_time")
     if isinstance(time, dict):
@@ -93,8 +94,8 @@ def _values(options: dict[str, Any], problems: Problems) -> None:
     if isinstance(options.get("val_check_interval"), (dict, str)):
         value = options.pop("val_check_interval")
         fix = "write optimizer steps, as in trainer.val_check_interval=1000, or a fraction of an epoch"
-        said = f"trainer.val_check_interval={value}: the clocks of several ranks do not agree on when a time is over"
-        problems.append(UserError(said, fix))
+        message = f"trainer.val_check_interval={value}: a time interval would end at another step on each rank"
+        problems.append(UserError(message, fix))
     schedule = options.get("accumulate_grad_batches")
     if isinstance(schedule, dict):
         text = ",".join(f"{epoch}:{count}" for epoch, count in schedule.items())
@@ -113,7 +114,7 @@ def _values(options: dict[str, Any], problems: Problems) -> None:
 
 
 def _duration(parts: dict[str, Any]) -> str:
-    """DD:HH:MM:SS of a timedelta's arguments."""
+    """Format the arguments of a timedelta as DD:HH:MM:SS."""
     from datetime import timedelta
 
     seconds = round(timedelta(**parts).total_seconds())
@@ -122,65 +123,69 @@ def _duration(parts: dict[str, Any]) -> str:
 
 
 def _clipping(options: dict[str, Any], problems: Problems) -> None:
-    """One of the two keys: `gradient_clip_norm`, or `gradient_clip_val` by value."""
+    """Settle on one of two keys: `gradient_clip_norm`, or `gradient_clip_val` if the algorithm is by value."""
     value, algorithm = options.pop("gradient_clip_val", None), options.pop("gradient_clip_algorithm", None)
     norm = options.get("gradient_clip_norm")
     algorithm = str(algorithm).lower() if algorithm is not None else None
     if algorithm not in (None, "norm", "value"):
-        options["gradient_clip_algorithm"] = algorithm  # refused with the choices there are
+        options["gradient_clip_algorithm"] = algorithm  # refused later, with all choices
         return
     if not value:  # 0 and null: no clipping
         return
     if algorithm == "value":
         options.update(gradient_clip_val=value, gradient_clip_algorithm="value")
         if norm is not None:
-            said = f"trainer.gradient_clip_norm={norm} and trainer.gradient_clip_val={value} by value: one clips"
-            problems.append(UserError(said, "set trainer.gradient_clip_norm=null, or leave gradient_clip_val out"))
+            message = f"trainer.gradient_clip_norm={norm} and trainer.gradient_clip_val={value} (by value) are both set"
+            problems.append(UserError(message, "set trainer.gradient_clip_norm=null, or remove gradient_clip_val"))
     elif norm is not None and norm != value:
-        said = f"trainer.gradient_clip_norm={norm} and trainer.gradient_clip_val={value} are the same thing"
-        problems.append(UserError(said, f"write one of them: trainer.gradient_clip_norm={value}"))
+        message = f"trainer.gradient_clip_norm={norm} and trainer.gradient_clip_val={value} are the same option"
+        problems.append(UserError(message, f"write only one of them: trainer.gradient_clip_norm={value}"))
     else:
         options["gradient_clip_norm"] = value
 
 
 def _shape(config: dict[str, Any], options: dict[str, Any], problems: Problems) -> None:
-    """`devices`, `num_nodes` and `accelerator` as `resources`."""
+    """Move `devices`, `num_nodes` and `accelerator` to `resources`."""
     given = {key: options.pop(key) for key in ("accelerator", "devices", "num_nodes") if key in options}
     if not given:
         return
     accelerator = str(given.get("accelerator", "auto")).lower()
     if accelerator not in ("auto", "cpu", "gpu", "cuda"):
-        said = f"trainer.accelerator={accelerator}: training is on NVIDIA GPUs or CPUs"
-        problems.append(UserError(said, "write trainer.accelerator=gpu or trainer.accelerator=cpu"))
+        message = f"trainer.accelerator={accelerator}: only NVIDIA GPUs and CPUs are supported"
+        problems.append(UserError(message, "write trainer.accelerator=gpu or trainer.accelerator=cpu"))
         return
     try:
         devices = _count(given.get("devices", "auto"))
         nodes = int(given["num_nodes"]) if "num_nodes" in given else None
     except ValueError:
-        said = f"trainer.num_nodes={as_written(given['num_nodes'])}: expected an integer"
-        problems.append(UserError(said, "write resources.nodes=2"))
+        message = f"trainer.num_nodes={as_written(given['num_nodes'])}: expected an integer"
+        problems.append(UserError(message, "write resources.nodes=2"))
         return
     except UserError as error:
         problems.append(error)
         return
     resources = config.setdefault("resources", {})
-    wanted = {"nodes": nodes} if nodes is not None else {}
+    translated = {"nodes": nodes} if nodes is not None else {}
     try:
-        wanted |= _processes(config, accelerator, devices, nodes or resources.get("nodes") or 1)
+        translated |= _processes(config, accelerator, devices, nodes or resources.get("nodes") or 1)
     except TrainerError as error:
         problems.append(error)
         return
     written = " ".join(f"trainer.{key}={as_written(value)}" for key, value in given.items())
-    for key, value in wanted.items():
-        there = resources.get(key)
-        if there is not None and there != value:
-            said = f"{written} and resources.{key}={there} do not agree"
-            problems.append(UserError(said, f"leave one out: {written} is resources.{key}={value}"))
+    for key, value in translated.items():
+        existing = resources.get(key)
+        if existing is not None and existing != value:
+            message = f"{written} and resources.{key}={existing} contradict each other"
+            problems.append(UserError(message, f"remove one of them: {written} is resources.{key}={value}"))
         resources[key] = value
 
 
 def _count(devices: Any) -> int | None:
-    """Devices a node; null: all of them. Raises UserError for a choice of certain ones."""
+    """Return the number of devices per node; None: all of them.
+
+    Raises:
+        UserError: Specific devices are selected, or none.
+    """
     text = str(list(devices) if isinstance(devices, tuple) else devices).strip()
     if text in ("auto", "-1"):
         return None
@@ -189,12 +194,16 @@ def _count(devices: Any) -> int | None:
     chosen = re.findall(r"\d+", text)
     if chosen and text != "0" and not text.startswith("-"):
         fix = f"write CUDA_VISIBLE_DEVICES={','.join(chosen)} before the command, and trainer.devices={len(chosen)}"
-        raise UserError(f"trainer.devices={text}: certain devices are chosen by the environment", fix)
+        raise UserError(f"trainer.devices={text}: CUDA_VISIBLE_DEVICES selects specific devices", fix)
     raise UserError(f"trainer.devices={text}: at least one device is needed", "write trainer.devices=1")
 
 
 def _processes(config: dict[str, Any], accelerator: str, devices: int | None, nodes: int) -> dict[str, Any]:
-    """The keys of `resources` that so many devices on each of `nodes` are. Raises TrainerError."""
+    """Return the keys of `resources` for this number of devices on each of `nodes`.
+
+    Raises:
+        TrainerError: The accelerator or the number of devices is ambiguous, or this machine has no GPU.
+    """
     from trainer.core.errors import EnvironmentFault
     from trainer.core.hardware import count_gpus
 
@@ -205,7 +214,7 @@ def _processes(config: dict[str, Any], accelerator: str, devices: int | None, no
             return {}
         if not is_local and resources.get("gpus") is None and resources.get("cpu_processes") is None:
             fix = f"write resources.gpus_per_node={devices}, or on CPU resources.cpu_processes={devices * nodes}"
-            raise UserError(f"trainer.devices={devices}: GPUs or CPU processes of that cluster?", fix)
+            raise UserError(f"trainer.devices={devices}: does this mean GPUs or CPU processes of the cluster?", fix)
         on_gpus = is_local and resources.get("gpus") is None and count_gpus() > 0
     if on_gpus and accelerator != "cpu":
         if devices is not None:
@@ -216,7 +225,7 @@ def _processes(config: dict[str, Any], accelerator: str, devices: int | None, no
                 f"trainer.accelerator={accelerator}, and this machine has no GPU", "write trainer.accelerator=cpu"
             )
         if not is_local and not (resources.get("gpus") or resources.get("gpus_per_node")):
-            fix = "say how many a node: write resources.gpus_per_node=8"
+            fix = "set the number of GPUs per node: resources.gpus_per_node=8"
             raise UserError(f"trainer.accelerator={accelerator} without a number of devices", fix)
         return {}
     count = devices * nodes if devices is not None else resources.get("cpu_processes") or nodes
@@ -224,7 +233,7 @@ def _processes(config: dict[str, Any], accelerator: str, devices: int | None, no
 
 
 def _fast_dev_run(config: dict[str, Any], options: dict[str, Any]) -> None:
-    """As many batches of everything, one epoch, nothing tracked (`lightning/pytorch/trainer/setup.py`)."""
+    """Limit all loaders to this number of batches in one epoch, untracked (`lightning/pytorch/trainer/setup.py`)."""
     batches = int(options.pop("fast_dev_run", 0) or 0)
     if not batches:
         return
@@ -240,33 +249,32 @@ def _strategy(config: dict[str, Any], value: Any) -> UserError | None:
         return None
     if isinstance(value, dict):
         path, name = value.get("_target_") or value.get("class_path"), _class_of(value)
-        wanted, more = _STRATEGY_CLASSES.get(name, "deepspeed_zero2" if "DeepSpeed" in name else "ddp"), {}
+        strategy, options = _STRATEGY_CLASSES.get(name, "deepspeed_zero2" if "DeepSpeed" in name else "ddp"), {}
         given = value.get("init_args") or {key: one for key, one in value.items() if not key.startswith("_")}
-        more = {key: given[key] for key in ("find_unused_parameters", "bucket_cap_mb", "stage") if key in given}
-        if "stage" in more:
-            wanted = f"deepspeed_zero{more.pop('stage')}"
+        options = {key: given[key] for key in ("find_unused_parameters", "bucket_cap_mb", "stage") if key in given}
+        if "stage" in options:
+            strategy = f"deepspeed_zero{options.pop('stage')}"
         value = path
     elif value in _STRATEGIES:
-        wanted, more = _STRATEGIES[value]
+        strategy, options = _STRATEGIES[value]
     else:
         from trainer.config.strategy import STRATEGIES
         from trainer.core.near import listed
 
-        return UserError(
-            f"trainer.strategy={value}: not a strategy here", f"write strategy= one of {listed(STRATEGIES)}"
-        )
+        return UserError(f"trainer.strategy={value}: unknown strategy", f"write strategy= one of {listed(STRATEGIES)}")
     chosen = config.get("strategy") or {}
-    if chosen.get("name") == wanted and all(chosen.get(key) == one for key, one in more.items()):
+    if chosen.get("name") == strategy and all(chosen.get(key) == one for key, one in options.items()):
         return None
-    line = " ".join([f"strategy={wanted}", *(f"strategy.{key}={as_written(one)}" for key, one in more.items())])
-    return UserError(f"trainer.strategy={value}: strategies are a group of their own", f"write {line} in its place")
+    line = " ".join([f"strategy={strategy}", *(f"strategy.{key}={as_written(one)}" for key, one in options.items())])
+    return UserError(f"trainer.strategy={value}: the strategy is a config group of its own", f"write {line} instead")
 
 
 def _callbacks(config: dict[str, Any], value: Any) -> UserError | None:
-    """Into the section `callbacks`, by the names of their classes."""
+    """Move callbacks to the section `callbacks`, under the names of their classes."""
     nodes = value if isinstance(value, list) else [value]
     if not all(isinstance(node, dict) and _class_of(node) for node in nodes):
-        return UserError("trainer.callbacks: each needs a class", "write callbacks.NAME._target_=my_package.MyCallback")
+        fix = "write callbacks.NAME._target_=my_package.MyCallback"
+        return UserError("trainer.callbacks: each callback needs a _target_", fix)
     section = config["callbacks"] = dict(config.get("callbacks") or {})
     for node in nodes:
         section[_free_name(_class_of(node), section)] = _with_target(node, "lightning.pytorch.callbacks")
@@ -274,7 +282,7 @@ def _callbacks(config: dict[str, Any], value: Any) -> UserError | None:
 
 
 def _free_name(class_name: str, section: dict[str, Any]) -> str:
-    """`early_stopping` for EarlyStopping, where nothing in the section has that name."""
+    """Return a name for a class that the section does not have yet, such as `early_stopping` for EarlyStopping."""
     name = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", class_name).lower()
     while section.get(name) is not None:
         name += "_too"
@@ -282,7 +290,7 @@ def _free_name(class_name: str, section: dict[str, Any]) -> str:
 
 
 def _logger(config: dict[str, Any], value: Any) -> UserError | None:
-    """Into the section `logger`, by the names of their classes."""
+    """Move loggers to the section `logger`, under the names of their classes."""
     if value is True:
         return None
     if value is False:
@@ -290,8 +298,8 @@ def _logger(config: dict[str, Any], value: Any) -> UserError | None:
         return None
     nodes = value if isinstance(value, list) else [value]
     if not all(isinstance(node, dict) and _class_of(node) for node in nodes):
-        fix = f"write logger={value if isinstance(value, str) else 'csv'}, or tracking=none to do without"
-        return UserError(f"trainer.logger={as_written(value)}: loggers are a group of their own", fix)
+        fix = f"write logger={value if isinstance(value, str) else 'csv'}, or tracking=none for no logger"
+        return UserError(f"trainer.logger={as_written(value)}: loggers are a config group of their own", fix)
     section = config["logger"] = dict(config.get("logger") or {})
     for node in nodes:
         section[_free_name(_class_of(node), section)] = _with_target(node, "lightning.pytorch.loggers")
@@ -302,30 +310,30 @@ def _plugins(config: dict[str, Any], value: Any) -> UserError | None:
     if value in ([], ()):
         return None
     names = ", ".join(_class_of(one) or str(one) for one in (value if isinstance(value, list) else [value]))
-    fix = "leave it out: trainer.precision= says the precision, cluster=slurm the environment, checkpoint.* how to save"
-    return UserError(f"trainer.plugins: {names} cannot be put into this Trainer", fix)
+    fix = "remove it: use trainer.precision= for precision, cluster=slurm for the environment, checkpoint.* for saving"
+    return UserError(f"trainer.plugins: {names} is not supported", fix)
 
 
 def _flag(key: str, allowed: tuple[Any, ...], fix: str) -> Callable[[dict[str, Any], Any], UserError | None]:
-    """A switch that does nothing at one of the `allowed` values."""
+    """Return a translator that accepts `allowed` values, which have no effect, and refuses others."""
 
-    def take(config: dict[str, Any], value: Any) -> UserError | None:
-        return None if value in allowed else UserError(f"trainer.{key}={as_written(value)}: not here", fix)
+    def translate_flag(config: dict[str, Any], value: Any) -> UserError | None:
+        return None if value in allowed else UserError(f"trainer.{key}={as_written(value)}: not supported", fix)
 
-    return take
+    return translate_flag
 
 
-_TAKES: dict[str, Callable[[dict[str, Any], Any], UserError | None]] = {
+_TRANSLATORS: dict[str, Callable[[dict[str, Any], Any], UserError | None]] = {
     "strategy": _strategy,
     "callbacks": _callbacks,
     "logger": _logger,
     "plugins": _plugins,
-    "enable_progress_bar": _flag("enable_progress_bar", (True, False), _LEAVE_OUT := "leave it out"),
-    "enable_autolog_hparams": _flag("enable_autolog_hparams", (True,), f"{_LEAVE_OUT}: config.yaml has them"),
+    "enable_progress_bar": _flag("enable_progress_bar", (True, False), "remove it"),
+    "enable_autolog_hparams": _flag("enable_autolog_hparams", (True,), "remove it: config.yaml has them"),
     "enable_checkpointing": _flag(
         "enable_checkpointing",
         (True,),
-        "a run can be resumed, evaluated and exported by its checkpoints; the fewest, one at the end: "
+        "resuming, evaluating and exporting a run need checkpoints; for a single one at the end: "
         "write checkpoint.every_minutes=null checkpoint.keep_last=1 checkpoint.keep_best=0",
     ),
     "barebones": _flag("barebones", (False,), "write tracking=none trainer.num_sanity_val_steps=0"),
@@ -334,13 +342,13 @@ _TAKES: dict[str, Callable[[dict[str, Any], Any], UserError | None]] = {
 
 
 def _class_of(node: Any) -> str:
-    """The last name of a node's `_target_`, or of LightningCLI's `class_path`."""
+    """Return the class name of a node's `_target_`, or of LightningCLI's `class_path`."""
     path = (node.get("_target_") or node.get("class_path") or "") if isinstance(node, dict) else ""
     return str(path).rpartition(".")[2]
 
 
 def _with_target(node: dict[str, Any], default_module: str) -> dict[str, Any]:
-    """LightningCLI's `class_path` and `init_args` as Hydra's `_target_` and arguments."""
+    """Rewrite LightningCLI's `class_path` and `init_args` as Hydra's `_target_` and arguments."""
     if "class_path" not in node:
         return node
     path = str(node["class_path"])

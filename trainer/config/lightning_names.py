@@ -1,12 +1,13 @@
-"""Names that other trainers have for what is set here: Lightning's Trainer, old and new, its CLI, the template, Hugging
-Face. Imported only where such a name is met, so that a job without one does not pay for the table.
+"""Option names of other trainers: Lightning's Trainer (old and new), LightningCLI, the template, Hugging Face.
+
+Imported only if a job has one of these names, so that other jobs do not pay for the table.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from trainer.config.typed import as_written
+from trainer.config.problems import as_written
 from trainer.core.errors import UserError
 
 TAKEN = (
@@ -24,9 +25,9 @@ TAKEN = (
     "plugins",
     "strategy",
 )
-"""Arguments of Lightning's Trainer that are no keys here: `lightning_keys.py` translates or refuses their values."""
+"""Arguments of Lightning's Trainer that are not in the schema: `lightning_keys.py` translates or refuses them."""
 
-_LEAVE_OUT = "leave it out"
+_REMOVE = "remove it"
 _CALLBACK = "callbacks.{name}._target_=lightning.pytorch.callbacks."
 
 WRITE = {
@@ -35,27 +36,27 @@ WRITE = {
     "num_gpus": "resources.gpus_per_node={value}",
     "num_processes": "resources.cpu_processes={value} on CPU, resources.gpus_per_node={value} on GPUs",
     "nb_gpu_nodes": "resources.nodes={value}",
-    "auto_select_gpus": f"{_LEAVE_OUT}; CUDA_VISIBLE_DEVICES chooses GPUs",
-    "tpu_cores": f"{_LEAVE_OUT}: training is on NVIDIA GPUs or CPUs",
-    "ipus": f"{_LEAVE_OUT}: training is on NVIDIA GPUs or CPUs",
-    "hpus": f"{_LEAVE_OUT}: training is on NVIDIA GPUs or CPUs",
+    "auto_select_gpus": f"{_REMOVE}; CUDA_VISIBLE_DEVICES selects GPUs",
+    "tpu_cores": f"{_REMOVE}: only NVIDIA GPUs and CPUs are supported",
+    "ipus": f"{_REMOVE}: only NVIDIA GPUs and CPUs are supported",
+    "hpus": f"{_REMOVE}: only NVIDIA GPUs and CPUs are supported",
     "distributed_backend": "strategy={value}",
     "amp_level": "trainer.precision=16-mixed",
     "amp_backend": "trainer.precision=16-mixed",
     "auto_lr_find": _CALLBACK.format(name="lr_finder") + "LearningRateFinder",
-    "auto_scale_batch_size": "resilience.on_oom=halve: the global batch stays, its micro-batches fit the memory",
-    "checkpoint_callback": f"{_LEAVE_OUT}: checkpoints are always written (section checkpoint)",
+    "auto_scale_batch_size": "resilience.on_oom=halve: reduces the micro-batch until it fits, not the global batch",
+    "checkpoint_callback": f"{_REMOVE}: checkpoints are always saved (section checkpoint)",
     "early_stop_callback": "callbacks=early_stopping",
-    "flush_logs_every_n_steps": f"{_LEAVE_OUT}: each logged line is on disk at once",
+    "flush_logs_every_n_steps": f"{_REMOVE}: each logged line is written to disk immediately",
     "log_gpu_memory": "callbacks=device_stats",
     "max_nb_epochs": "trainer.max_epochs={value}",
     "min_nb_epochs": "trainer.min_epochs={value}",
-    "move_metrics_to_cpu": _LEAVE_OUT,
+    "move_metrics_to_cpu": _REMOVE,
     "multiple_trainloader_mode": "return a lightning.pytorch.utilities.CombinedLoader(loaders, mode) from the module",
     "overfit_pct": "trainer.overfit_batches={value}",
     "prepare_data_per_node": "set it on the data module: self.prepare_data_per_node = {value}",
-    "process_position": f"{_LEAVE_OUT}: `trainer fit` draws the progress bar",
-    "progress_bar_refresh_rate": f"{_LEAVE_OUT}: `trainer fit` draws the progress bar",
+    "process_position": f"{_REMOVE}: `trainer fit` draws the progress bar",
+    "progress_bar_refresh_rate": f"{_REMOVE}: `trainer fit` draws the progress bar",
     "reload_dataloaders_every_epoch": "trainer.reload_dataloaders_every_n_epochs=1",
     "replace_sampler_ddp": "trainer.use_distributed_sampler={value}",
     "resume_from_checkpoint": "`trainer resume RUN` resumes; finetune.init_from={value} starts from its weights",
@@ -65,13 +66,13 @@ WRITE = {
     "test_percent_check": "trainer.limit_test_batches={value}",
     "track_grad_norm": "callbacks=gradient_norm",
     "train_percent_check": "trainer.limit_train_batches={value}",
-    "truncated_bptt_steps": f"{_LEAVE_OUT}; split the sequence in a training_step with automatic_optimization = False",
+    "truncated_bptt_steps": f"{_REMOVE}; split the sequence in a training_step with automatic_optimization = False",
     "val_percent_check": "trainer.limit_val_batches={value}",
     "weights_save_path": "runs_dir={value}",
     "weights_summary": "trainer.enable_model_summary=true",
-    # Hugging Face's TrainingArguments, and what is typed from habit
+    # Hugging Face's TrainingArguments, and other common names
     "adam_epsilon": "optimizer.eps={value}",
-    "batch_size": "data.batch_size={value} (global: samples of an optimizer step over all ranks)",
+    "batch_size": "data.batch_size={value} (global: samples per optimizer step over all ranks)",
     "bf16": "trainer.precision=bf16-mixed",
     "ckpt_path": "`trainer resume RUN` resumes; finetune.init_from={value} starts from its weights",
     "dataloader_num_workers": "data.num_workers={value}",
@@ -101,54 +102,52 @@ WRITE = {
     "warmup_steps": "scheduler.warmup_steps={value}",
     "weight_decay": "optimizer.weight_decay={value}",
 }
-"""A name under `trainer.` to what is written here for it; each of them is refused."""
+"""Replacement for each unsupported name under `trainer.`."""
 
 
 def refusal(key: str, value: Any) -> UserError:
-    """Of one of WRITE, with the user's own value in the line to write."""
-    text = WRITE[key].format(value=as_written(value))
-    line = text if text.startswith((_LEAVE_OUT, "`", "set ", "return ")) else f"write {text}"
-    return UserError(f"trainer.{key}={as_written(value)}: not a key here", line)
+    """Return the error for a key of WRITE, with the user's own value in the replacement."""
+    return UserError(f"trainer.{key}={as_written(value)}: unknown key", _fix(WRITE[key], as_written(value)))
+
+
+def _fix(template: str, value: str) -> str:
+    text = template.format(value=value)
+    return text if text.startswith((_REMOVE, "`", "set ", "return ")) else f"write {text}"
 
 
 _EVALUATE = "`trainer evaluate RUN --split=test` after the training"
 TOP = {
     "ckpt_path": WRITE["ckpt_path"],
     "deterministic": "trainer.deterministic={value}",
-    "extras": f"{_LEAVE_OUT}; `trainer fit --cfg job` prints the configuration",
-    "hparams_search": "-m with several values, as in -m optimizer.lr=0.1,0.01: one job for each",
+    "extras": f"{_REMOVE}; `trainer fit --cfg job` prints the configuration",
+    "hparams_search": "-m with several values, as in -m optimizer.lr=0.1,0.01: one job per value",
     "lr_scheduler": "scheduler={value}",
     "model_checkpoint": "callbacks=model_checkpoint",
     "optimized_metric": "checkpoint.monitor={value}",
-    "paths": "runs_dir={value} for where runs are made; keys of your own are in your config files",
+    "paths": "runs_dir={value} for the directory of the runs; define keys of your own in your config files",
     "print_config": "`trainer fit --cfg job` prints the configuration",
     "seed_everything": "seed={value}",
     "tags": "tracking.tags={value}",
     "task_name": "name={value}",
-    "test": f"{_LEAVE_OUT}; {_EVALUATE}",
-    "train": f"{_LEAVE_OUT}; {_EVALUATE} is all that there is without training",
+    "test": f"{_REMOVE}; {_EVALUATE}",
+    "train": f"{_REMOVE}; to evaluate without training: `trainer evaluate RUN --split=test`",
 }
-"""Top-level names of the lightning-hydra-template and of LightningCLI to what is written here for them."""
+"""Replacement for each top-level name of the lightning-hydra-template and of LightningCLI."""
 
 
 def refusal_at_top(line: str, key: str, value: str) -> UserError | None:
-    """Of a top-level `key` that other projects have; None where the name is not one of theirs."""
+    """Return the error for a top-level `key` of another project; None if the name is not known from one."""
     from trainer.config.schema import TrainerOptions
     from trainer.config.typed import key_names
 
     text = TOP.get(key) or WRITE.get(key)
     if text is None and key in (*TAKEN, *key_names(TrainerOptions)):
         text = f"trainer.{key}={{value}}"
-    if text is None:
-        return None
-    text = text.format(value=value)
-    return UserError(
-        f"{line}: not a key here", text if text.startswith((_LEAVE_OUT, "`", "set ", "return ")) else f"write {text}"
-    )
+    return UserError(f"{line}: unknown key", _fix(text, value)) if text is not None else None
 
 
 def problems_at_top(config: dict[str, Any]) -> list[UserError]:
-    """Top-level keys of a template's files whose values ask for what `trainer fit` does not do."""
+    """Return an error for each top-level key of the template whose value asks for what `trainer fit` does not do."""
     problems = []
     if config.get("ckpt_path") is not None:
         problems.append(refusal_at_top(f"ckpt_path={config['ckpt_path']}", "ckpt_path", str(config["ckpt_path"])))
@@ -158,5 +157,5 @@ def problems_at_top(config: dict[str, Any]) -> list[UserError]:
 
 
 def left_for_later(config: dict[str, Any]) -> str:
-    """What a template's file asks for and `fit` leaves to another command, as a line for the log; else empty."""
-    return f"test: true is left to you: {_EVALUATE}" if config.get("test") is True else ""
+    """Return a line for the user if the template's `test: true` asks for another command; else an empty string."""
+    return f"test: true has no effect: run {_EVALUATE}" if config.get("test") is True else ""

@@ -1,15 +1,14 @@
 """Packages with two names: Lightning's twins, and modules of this package that have moved.
 
 `pytorch_lightning` is the package `lightning.pytorch` under another name. Installed side by side they are two copies
-of the same source, with two classes of each name, and a module on one of them is no LightningModule of the other. Here
-both names mean the same (`trainer/runtime/namespaces.py` does it for imports); this file is for what reads names as
-text.
+of the same source, with two classes of each name: a LightningModule of one is none of the other. Here both names mean
+the same. This file is for names that are read as text; `trainer/runtime/namespaces.py` is for imports.
 """
 
 from __future__ import annotations
 
 TWINS = {"pytorch_lightning": "lightning.pytorch", "lightning_fabric": "lightning.fabric"}
-"""The package of its own to the package inside `lightning`, module by module the same."""
+"""Standalone package to the identical package inside `lightning`."""
 
 
 MOVED = {

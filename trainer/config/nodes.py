@@ -1,8 +1,8 @@
-"""What a `_target_` is called with: the meaning of a configuration's nodes, as `hydra.utils.instantiate` has it.
+"""Call the targets of configuration nodes with the meaning that `hydra.utils.instantiate` gives them.
 
-Nested targets are called first; lists and mappings arrive as ListConfig and DictConfig, or plain where `_convert_` says
-so or where the target is of a library that knows nothing of OmegaConf (`_PLAIN`). `_recursive_: false` leaves the
-nodes inside to the target. The interpolations have been resolved before.
+Nested targets are called first. Lists and mappings arrive as ListConfig and DictConfig, or as plain containers if
+`_convert_` says so or if the target belongs to a library that does not know OmegaConf (`_PLAIN`). `_recursive_: false`
+leaves nested nodes to the target. Interpolations are already resolved.
 """
 
 from __future__ import annotations
@@ -10,72 +10,94 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 from trainer.config.allow import DISCOVERY, require_allowed
 from trainer.core.errors import UserError
 
 ABOUT_THE_CALL = ("_target_", "_convert_", "_recursive_", "_partial_")
-"""Keys of a node that are never arguments."""
+"""Keys of a node that control the call and are never passed to the target."""
 CONVERSIONS = ("none", "partial", "object", "all")
-"""What `_convert_` may be; nothing but `none` differs here from `all`, since there are no structured configs."""
+"""Values of `_convert_`; only `none` differs from `all` here, since there are no structured configs."""
 _PLAIN = {"trainer", "torch", "torchvision", "torchaudio", "torchmetrics", "lightning", "pytorch_lightning"}
 _PLAIN |= {"timm", "transformers", "peft", "deepspeed", "numpy"}
-"""Packages whose functions take a list wherever they take a ListConfig, and some only a list."""
+"""Packages whose functions accept a list wherever they accept a ListConfig; some accept only a list."""
 
 Locate = Callable[[str, str], Any]
 
 
-def call(
-    node: Mapping[str, Any],
-    positional: tuple[Any, ...],
-    extra: Mapping[str, Any],
-    locate: Locate,
-    where: str = "",
-    convert: str = "none",
-    recursive: bool = True,
-) -> Any:
-    """Call the target of `node`; `positional` comes before its `_args_`, `extra` wins over its arguments; both go as
-    they are.
+@dataclass(frozen=True)
+class NodeContext:
+    """Where a node is, and what it inherits from the nodes around it."""
 
-    `convert` and `recursive` are those of the node around it. Raises UserError for a target that cannot be called.
+    locate: Locate
+    """Imports the object at a dotted path; the second argument is its key, for messages."""
+    where: str = ""
+    """Key of the node, for messages."""
+    convert: str = "none"
+    """Inherited `_convert_`."""
+    recursive: bool = True
+    """Inherited `_recursive_`."""
+
+    def inside(self, suffix: str) -> NodeContext:
+        """Return the context of an item of the node, such as `.optimizer` or `[0]`."""
+        return replace(self, where=f"{self.where}{suffix}")
+
+    def of(self, node: Mapping[str, Any]) -> NodeContext:
+        """Return the context that the node passes on to its items."""
+        convert, recursive = node.get("_convert_", self.convert), node.get("_recursive_", self.recursive)
+        return replace(self, convert=convert, recursive=recursive)
+
+
+def call(node: Mapping[str, Any], positional: tuple[Any, ...], extra: Mapping[str, Any], context: NodeContext) -> Any:
+    """Call the target of `node`.
+
+    Args:
+        node: A node with a `_target_`.
+        positional: Arguments before the node's `_args_`, passed unchanged.
+        extra: Arguments that override those of the node, passed unchanged.
+        context: Where the node is.
+
+    Raises:
+        UserError: The target is missing, cannot be called or is not allowed.
     """
-    path, key = node.get("_target_"), f"{where}._target_" if where else "_target_"
+    path, key = node.get("_target_"), f"{context.where}._target_" if context.where else "_target_"
     if not isinstance(path, str):
         raise UserError(f"{key} is missing", "name the class or function to call, such as my_package.MyModel")
-    convert, recursive = node.get("_convert_", convert), node.get("_recursive_", recursive)
-    target = _ours(locate(path, key), locate, key)
-    plain = convert == "none" and "_convert_" not in node and path.partition(".")[0] in _PLAIN
-    values = {}
+    target = _checked(context.locate(path, key), context.locate, key)
+    context = context.of(node)
+    plain = context.convert == "none" and "_convert_" not in node and path.partition(".")[0] in _PLAIN
+    arguments = {}
     for name, value in node.items():
         if name in ABOUT_THE_CALL or name in extra:
             continue
-        inner = f"{where}.{name}"
-        if recursive:
-            value = _value(value, convert, recursive, locate, inner)
+        if context.recursive:
+            value = _value(value, context.inside(f".{name}"))
         else:
-            _require_allowed_inside(value, inner)
-        values[name] = _converted(value, "all" if plain else convert)
-    given = values.pop("_args_", None) or ()
-    made = functools.partial(target, *positional, *given, **{**values, **extra})
-    return made if node.get("_partial_") else made()
+            _require_allowed_inside(value, f"{context.where}.{name}")
+        arguments[name] = _converted(value, "all" if plain else context.convert)
+    args = arguments.pop("_args_", None) or ()
+    bound = functools.partial(target, *positional, *args, **{**arguments, **extra})
+    return bound if node.get("_partial_") else bound()
 
 
-def _value(node: Any, convert: str, recursive: bool, locate: Locate, where: str) -> Any:
+def _value(node: Any, context: NodeContext) -> Any:
+    """Return a value with all targets in it called."""
     if isinstance(node, Mapping):
         if "_target_" in node:
-            return call(node, (), {}, locate, where, convert, recursive)
-        convert, recursive = node.get("_convert_", convert), node.get("_recursive_", recursive)
-        items: Any = {key: _value(item, convert, recursive, locate, f"{where}.{key}") for key, item in node.items()}
+            return call(node, (), {}, context)
+        context = context.of(node)
+        items: Any = {key: _value(item, context.inside(f".{key}")) for key, item in node.items()}
     elif isinstance(node, list):
-        items = [_value(item, convert, recursive, locate, f"{where}[{i}]") for i, item in enumerate(node)]
+        items = [_value(item, context.inside(f"[{i}]")) for i, item in enumerate(node)]
     else:
         return node
-    return _container(items) if _is_none(convert) else items
+    return _container(items) if _is_none(context.convert) else items
 
 
 def _converted(value: Any, convert: str) -> Any:
-    """An argument in the containers that the target is to get; what is no container stays as it is."""
+    """Return an argument in the kind of container that the target expects; other values are unchanged."""
     from omegaconf import OmegaConf
 
     if _is_none(convert):
@@ -94,16 +116,16 @@ def _container(value: Any) -> Any:
 
 
 def _escaped(value: Any) -> Any:
-    """A `${` that is in a frozen configuration is a text, and stays one in a container."""
+    """Escape `${`, which is plain text in a frozen configuration and must stay so in an OmegaConf container."""
     if isinstance(value, str) and "${" in value:
-        return re.sub(r"(\\*)\$\{", lambda found: found[1] * 2 + r"\${", value)
+        return re.sub(r"(\\*)\$\{", lambda match: match[1] * 2 + r"\${", value)
     if type(value) is dict:
         return {key: _escaped(item) for key, item in value.items()}
     return [_escaped(item) for item in value] if type(value) is list else value
 
 
 def targets_inside(value: Any, where: str) -> Iterator[tuple[str, str]]:
-    """Each `_target_` at any depth with its key."""
+    """Yield the key and the value of each `_target_` at any depth."""
     if isinstance(value, Mapping):
         if isinstance(value.get("_target_"), str):
             yield f"{where}._target_", value["_target_"]
@@ -115,13 +137,13 @@ def targets_inside(value: Any, where: str) -> Iterator[tuple[str, str]]:
 
 
 def _require_allowed_inside(value: Any, where: str) -> None:
-    """The target may call what is in there, so that is refused as it would be here."""
+    """Refuse nested targets that are not allowed: with `_recursive_: false` the outer target may call them."""
     for key, path in targets_inside(value, where):
         require_allowed(path, key)
 
 
-def _ours(target: Any, locate: Locate, key: str) -> Any:
-    """`hydra.utils.get_class` and the like, which name another object, by our rules; others as they are."""
+def _checked(target: Any, locate: Locate, key: str) -> Any:
+    """Replace `hydra.utils.get_class` and the like, which import another object, by a version that checks its path."""
     origin = f"{getattr(target, '__module__', '')}.{getattr(target, '__qualname__', '')}"
     if origin in DISCOVERY:
         return functools.partial(_discovered, kind=origin.rpartition("_")[2], locate=locate, key=key)
@@ -129,7 +151,7 @@ def _ours(target: Any, locate: Locate, key: str) -> Any:
 
 
 def _discovered(path: str, kind: str, locate: Locate, key: str) -> Any:
-    found = locate(path, f"{key.removesuffix('._target_')}.path")
-    if kind == "class" and not isinstance(found, type):
+    target = locate(path, f"{key.removesuffix('._target_')}.path")
+    if kind == "class" and not isinstance(target, type):
         raise UserError(f"{key.removesuffix('._target_')}.path={path}: this is not a class", "name a class")
-    return found
+    return target

@@ -1,6 +1,6 @@
-"""What does not go together with manual optimization, and with a callback that accumulates by itself.
+"""Options that exclude manual optimization, and a callback that accumulates gradients by itself.
 
-Lightning refuses it on the ranks, in the words of its Trainer's arguments, which nobody wrote here.
+Lightning refuses them in the ranks, with the names of Trainer arguments that the user did not write.
 """
 
 from __future__ import annotations
@@ -16,11 +16,16 @@ from trainer.core.errors import UserError
 
 _SCHEDULER = "GradientAccumulationScheduler"
 _FLAG = "automatic_optimization"
-_MOST_BASES = 12
+_MANUAL = "the module uses manual optimization"
+_MAX_BASES = 12
+"""Maximum number of base classes to follow."""
 
 
 def problems_of_optimization(config: dict[str, Any], cwd: Path) -> Iterator[UserError]:
-    """Of a model whose text says that it optimizes manually; what the text does not tell, the ranks refuse."""
+    """Yield options that exclude manual optimization if the source of the model sets it.
+
+    If the source does not show it, the ranks refuse these options.
+    """
     trainer = config["trainer"]
     clips = [(key, trainer.get(f"gradient_clip_{key}")) for key in ("norm", "val")]
     clips = [(key, value) for key, value in clips if value]
@@ -30,44 +35,47 @@ def problems_of_optimization(config: dict[str, Any], cwd: Path) -> Iterator[User
     if not (clips or schedulers or accumulate > 1) or not isinstance(target, str):
         return
     found = find(target, cwd)
-    if not isinstance(found, Definition) or _flag(found, _MOST_BASES) is not False:
+    if not isinstance(found, Definition) or _flag(found, _MAX_BASES) is not False:
         return
     for key, value in clips:
         by_value = trainer.get("gradient_clip_algorithm") == "value"
         yield clips_manually(f"gradient_clip_{key}", value, "value" if by_value else "norm")
     if accumulate > 1:
-        fix = "leave it out, and accumulate in training_step"
-        yield UserError(f"trainer.accumulate_grad_batches={accumulate}: the module optimizes manually", fix)
+        fix = "remove it, and accumulate in training_step"
+        yield UserError(f"trainer.accumulate_grad_batches={accumulate}: {_MANUAL}", fix)
     for name in schedulers:
         yield accumulates_manually(f"callbacks.{name}")
 
 
 def problems_of_accumulation(config: dict[str, Any], plan: BatchPlan) -> Iterator[UserError]:
-    """Of a GradientAccumulationScheduler beside micro-batches."""
+    """Yield an error for a GradientAccumulationScheduler together with micro-batches."""
     for name in _schedulers(config):
         if plan.accumulate > 1:
             yield accumulates_twice(f"callbacks.{name}", plan)
 
 
 def clips_manually(key: str, value: float, algorithm: str) -> UserError:
+    """Return the error for gradient clipping with manual optimization."""
     return UserError(
-        f"trainer.{key}={value:g}: the module optimizes manually, where nothing clips its gradients",
+        f"trainer.{key}={value:g}: {_MANUAL}, so its gradients are not clipped",
         f"write trainer.{key}=null, and in training_step, before each step:"
         f' self.clip_gradients(optimizer, gradient_clip_val={value:g}, gradient_clip_algorithm="{algorithm}")',
     )
 
 
 def accumulates_manually(where: str) -> UserError:
+    """Return the error for a GradientAccumulationScheduler with manual optimization."""
     return UserError(
-        f"{where}: {_SCHEDULER}: the module optimizes manually and steps when it will",
+        f"{where}: {_SCHEDULER}: {_MANUAL} and decides itself when to step",
         "remove the callback, and accumulate in training_step",
     )
 
 
 def accumulates_twice(where: str, plan: BatchPlan) -> UserError:
+    """Return the error for a GradientAccumulationScheduler together with micro-batches."""
     return UserError(
-        f"{where}: {_SCHEDULER}, with data.batch_size={plan.global_batch} in {plan.accumulate} micro-batches: both say"
-        " how many batches make an optimizer step",
+        f"{where}: {_SCHEDULER} and data.batch_size={plan.global_batch} in {plan.accumulate} micro-batches both set"
+        " the number of batches per optimizer step",
         f"remove the callback, or write data.batch_size={plan.world_size * plan.micro_batch} so that a step is one"
         " micro-batch, which the callback then multiplies",
     )
@@ -82,7 +90,7 @@ def _schedulers(config: dict[str, Any]) -> list[str]:
 
 
 def _flag(found: Definition, hops: int) -> bool | None:
-    """`self.automatic_optimization` as `__init__` sets it, without a condition; null where it does not say."""
+    """Return the value to which `__init__` sets `self.automatic_optimization` unconditionally; None if unknown."""
     if not isinstance(found.node, ast.ClassDef) or hops == 0:
         return None
     for node in found.node.body:

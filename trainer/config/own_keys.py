@@ -1,7 +1,7 @@
-"""Top-level keys of the user's own (`paths`, `tags`, `task_name`): for interpolation, and kept with the run.
+"""Top-level keys of the user's own (`paths`, `tags`, `task_name`), for interpolations, and kept with the run.
 
-They are taken from config files, and from a command line with `+`, unless they look like a slip of a key of ours: then
-`trainr.max_steps` would be ignored in silence.
+Config files may define them, and a command line with `+`. A name that looks like a misspelt key of the schema is
+refused: otherwise `trainr.max_steps` would be silently ignored.
 """
 
 from __future__ import annotations
@@ -15,48 +15,50 @@ from trainer.core.errors import UserError
 from trainer.core.near import listed
 
 _LONG = 8
-"""Letters of a name in which two slips are likely enough."""
+"""Number of letters from which a name may contain two typing errors."""
 
 
 def own_keys(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The keys of a composed configuration that are not ours, in their order."""
+    """Return the keys of a composed configuration that are not in the schema, in their order."""
     known = set(key_names(Config))
     return {key: value for key, value in config.items() if key not in known}
 
 
 def slips_in_files(config: Mapping[str, Any]) -> list[UserError]:
-    """Top-level keys that were meant to be one of ours: alike in spelling and in what they hold."""
+    """Return an error for each top-level key that is similar to one of the schema in spelling and content."""
     known = key_names(Config)
     problems = []
     for key, value in own_keys(config).items():
         meant = slip_of(str(key), known)
         if meant is not None and _holds_alike(str(key), value, meant, config):
-            fix = (
-                f"did you mean {meant}? for a key of your own take a name less like it; keys here: {listed(known, 30)}"
-            )
-            problems.append(UserError(f"{key}: there is no such key", fix))
+            fix = f"did you mean {meant}? choose a less similar name for a key of your own; keys: {listed(known, 30)}"
+            problems.append(UserError(f"{key}: unknown key", fix))
     return problems
 
 
 def slip_of(name: str, known: Iterable[str]) -> str | None:
-    """The known name that `name` is a slip of: one letter away (two in long names), or alike but for `_`, `-`, case."""
+    """Return the known name that `name` most likely misspells, or None.
+
+    It is one edit away (two in long names), or differs only in `_`, `-` and case.
+    """
     for candidate in known:
-        plain, wanted = _plain(name), _plain(candidate)
-        if plain == wanted or _distance(plain, wanted) <= (2 if len(wanted) >= _LONG else 1):
+        plain, target = _plain(name), _plain(candidate)
+        if plain == target or _distance(plain, target) <= (2 if len(target) >= _LONG else 1):
             return candidate
     return None
 
 
 def _holds_alike(key: str, value: Any, meant: str, config: Mapping[str, Any]) -> bool:
-    """Whether the value could be that of the key that was meant: a section is a mapping, `seed` is not."""
+    """Return whether the value could be one of the key that was meant: a section is a mapping, `seed` is not."""
     is_section = meant in OPEN or is_closed(meant)
     if not is_section:
         return not isinstance(value, (dict, list))
     if not isinstance(value, dict):
         return False
-    if key == f"{meant}s":  # `models: {a: ..., b: ...}` of one's own, unless it is written like the section
-        inside = config.get(meant)
-        return bool({"_target_", "name"} & set(value) or set(value) & set(inside if isinstance(inside, dict) else ()))
+    if key == f"{meant}s":  # probably the user's own `models: {a: ..., b: ...}`, unless its keys are those of `model`
+        section = config.get(meant)
+        keys = set(section) if isinstance(section, dict) else set()
+        return bool(({"_target_", "name"} | keys) & set(value))
     return True
 
 
@@ -65,7 +67,7 @@ def _plain(name: str) -> str:
 
 
 def _distance(a: str, b: str) -> int:
-    """Letters to insert, delete, replace or swap with their neighbour (Damerau 1964, each place once)."""
+    """Return the edit distance with swaps of neighbours (Damerau 1964; optimal string alignment); 3 or more if far."""
     if abs(len(a) - len(b)) > 2:
         return 3
     before: list[int] = []

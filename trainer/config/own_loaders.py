@@ -1,4 +1,4 @@
-"""A LightningModule that has its train loader itself: `data=none`, also where no data was chosen."""
+"""LightningModules with their own data loaders: `data=none`, also if no data was chosen."""
 
 from __future__ import annotations
 
@@ -12,21 +12,29 @@ from trainer.core.errors import UserError
 NONE = "none"
 DEFAULT = "digits"
 _SIZES = ("data.batch_size", "data.micro_batch", "data.num_workers")
-"""May be set without choosing data."""
+"""Keys that can be set without choosing data."""
 
 
 def use_own_loaders(tree: Any, groups: list[str], values: list[str], cwd: Path) -> str | None:
-    """Put `data=none` in the place of the default data where the model has loaders; returns a line that says so.
+    """Replace the default data by `data=none` if the model has its own loaders.
 
-    `groups`: those chosen on the command line; `values`: the keys set there. Lightning prefers a data module to the
-    module's own loaders, but here nobody asked for this one.
+    Lightning prefers a data module to the loaders of the module, but here nobody chose the default data.
+
+    Args:
+        tree: The composed tree, which is changed.
+        groups: Groups that were chosen on the command line.
+        values: Keys that were set on the command line.
+        cwd: Working directory.
+
+    Returns:
+        A line for the user if the data was replaced, else None.
     """
     from omegaconf import open_dict
 
     choices = tree.hydra.runtime.choices
-    asked = "data" in groups or any(key.startswith("data.") and key not in _SIZES for key in values)
+    is_chosen = "data" in groups or any(key.startswith("data.") and key not in _SIZES for key in values)
     model = tree.get("model")
-    if choices.get("data") != DEFAULT or asked or not model or not isinstance(model.get("_target_"), str):
+    if choices.get("data") != DEFAULT or is_chosen or not model or not isinstance(model.get("_target_"), str):
         return None
     if not has_train_loader(model["_target_"], cwd):
         return None
@@ -38,7 +46,7 @@ def use_own_loaders(tree: Any, groups: list[str], values: list[str], cwd: Path) 
 
 
 def has_train_loader(target: str, cwd: Path) -> bool | None:
-    """Whether the class has a `train_dataloader` that is not Lightning's own; null where the text does not tell."""
+    """Return whether the class has a `train_dataloader` other than Lightning's; None if unknown."""
     found = find(target, cwd)
     if isinstance(found, Definition):
         return defines(found, "train_dataloader", but_not="lightning")
@@ -46,7 +54,7 @@ def has_train_loader(target: str, cwd: Path) -> bool | None:
 
 
 def problems_of_loaders(config: dict[str, Any], cwd: Path) -> Iterator[UserError]:
-    """`data=none` with a model that has no loaders."""
+    """Yield an error for `data=none` with a model that has no loaders."""
     target = config["model"].get("_target_")
     if config["data"].get("_target_") is None and isinstance(target, str) and has_train_loader(target, cwd) is False:
         name = target.rpartition(".")[2]

@@ -1,7 +1,7 @@
-"""A primary config of the user's own (`conf/config.yaml`, `--config-name train`) need not know the groups of ours.
+"""Complete a user's own primary config (`conf/config.yaml`, `--config-name train`) with the shipped groups.
 
-What its defaults list leaves out is chosen as in the config that ships: `strategy: ddp`, `cluster: local` and so on.
-Not `model` and `data`, which make the job.
+Groups that its defaults list does not have are chosen as in the shipped config: `strategy: ddp`, `cluster: local` and
+so on. `model` and `data` are not added, because they define the job.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from trainer.core.paths import conf_dir
 
 _OF_THE_JOB = ("model", "data")
 _SHIPPED = ("name", "runs_dir", "task", "optimizer", "scheduler", "strategy", "cluster", "checkpoint", "tracking")
-"""Sections that every composition of the config that ships has."""
+"""Sections that every composition of the shipped config has."""
 _NAMES = {
     "name": "${hydra:runtime.choices.model}-${hydra:runtime.choices.data}",
     "runs_dir": "${oc.env:TRAINER_RUNS_DIR,runs}",
@@ -24,12 +24,9 @@ Load = Callable[[Any, str, list[str]], Any]
 
 
 def load_whole(loader: Any, config_name: str, groups: list[str], load: Load) -> Any:
-    """`load(loader, config_name, groups)`, with our groups for those that the config does not have.
-
-    Raises what `load` raises.
-    """
+    """Return `load(loader, config_name, groups)` with the shipped groups added that the config does not have."""
     tree = _with_plus(loader, config_name, groups, load)
-    keys = set(tree.keys())  # `in tree` would resolve each
+    keys = set(tree.keys())  # `in tree` would resolve each value
     if keys.issuperset(_SHIPPED):
         return tree
     absent = [
@@ -42,7 +39,7 @@ def load_whole(loader: Any, config_name: str, groups: list[str], load: Load) -> 
     choices = tree.hydra.runtime.choices
     if choices.get("model") is None or choices.get("data") is None:
         tree.setdefault("name", config_name.rpartition("/")[2])
-    if "task_name" in keys:  # the lightning-hydra-template's
+    if "task_name" in keys:  # of the lightning-hydra-template
         tree.setdefault("name", "${task_name}")
     for key, value in _NAMES.items():
         tree.setdefault(key, value)
@@ -50,7 +47,7 @@ def load_whole(loader: Any, config_name: str, groups: list[str], load: Load) -> 
 
 
 def _with_plus(loader: Any, config_name: str, groups: list[str], load: Load) -> Any:
-    """Choosing a group of ours that the config does not have adds it: `optimizer=sgd` is `+optimizer=sgd` there."""
+    """Load, and add shipped groups that were chosen and are missing: `optimizer=sgd` becomes `+optimizer=sgd`."""
     from hydra.errors import ConfigCompositionException
 
     while True:
@@ -65,7 +62,7 @@ def _with_plus(loader: Any, config_name: str, groups: list[str], load: Load) -> 
 
 
 def _shipped_groups() -> dict[str, str]:
-    """Groups to their options in the config that ships."""
+    """Return the chosen option of each group in the shipped config."""
     import yaml
 
     written = yaml.safe_load((conf_dir() / "config.yaml").read_text(encoding="utf-8"))["defaults"]

@@ -1,14 +1,15 @@
-"""Several mistakes reported at once."""
+"""Errors about configuration values: several reported at once, with values as the command line has them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from trainer.core.errors import TrainerError, UserError
 
 
 class Problems(UserError):
-    """More than one; `.problems` holds them, the most important first."""
+    """More than one problem; `problems` holds them, the most important first."""
 
     def __init__(self, problems: Sequence[TrainerError]) -> None:
         lines = [f"{one.message}\n    {one.fix}" if one.fix else one.message for one in problems]
@@ -17,8 +18,15 @@ class Problems(UserError):
 
 
 def raise_all(problems: Sequence[TrainerError]) -> None:
-    """Raise nothing, the only problem as it is, or `Problems`."""
+    """Raise the only problem as it is, several as `Problems`, and nothing if there are none."""
     if len(problems) == 1:
         raise problems[0]
     if problems:
         raise Problems(problems)
+
+
+def as_written(value: Any) -> str:
+    """Return a value as a command line has it: `null` and `true`, not Python's `None` and `True`."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    return str(value)

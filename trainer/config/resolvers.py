@@ -1,9 +1,9 @@
-"""Resolvers of the user's own: `${name:...}` that `conf/resolvers.py` registers with OmegaConf.
+"""The user's own OmegaConf resolvers: `${name:...}`, registered in `conf/resolvers.py`.
 
-Many projects register them where their package is imported. The prompt imports no package of the user's (that would
-import torch), so the calls of `OmegaConf.register_new_resolver` belong into this one file. It is run before a job is
-composed, with the working directory importable; what it registers is forgotten afterwards. The ranks need it not:
-values are frozen.
+Many projects register resolvers when their package is imported. The command line does not import packages of the user
+(that would import torch), so calls of `OmegaConf.register_new_resolver` belong in this file. It runs before a job is
+composed, with the working directory importable, and its resolvers are removed afterwards. The ranks do not need them,
+because the configuration is frozen.
 """
 
 from __future__ import annotations
@@ -23,13 +23,17 @@ if TYPE_CHECKING:
 
 FILE = "resolvers.py"
 ROOT_VARIABLE = "PROJECT_ROOT"
-_MOST_FILES = 2000
-"""Modules of a project that are searched for a resolver."""
+_MAX_FILES = 2000
+"""Maximum number of modules of a project that are searched for a resolver."""
 
 
 @contextmanager
 def own_resolvers(folders: list[Path], cwd: Path) -> Iterator[None]:
-    """Within it, what the `resolvers.py` of these config folders register is there. Raises UserError if one fails."""
+    """Register the resolvers of the `resolvers.py` in these config directories, and remove them at the end.
+
+    Raises:
+        UserError: A file raises an exception.
+    """
     with _project_root(cwd):
         files = [folder / FILE for folder in folders if (folder / FILE).is_file()]
         if files:
@@ -41,7 +45,7 @@ def own_resolvers(folders: list[Path], cwd: Path) -> Iterator[None]:
 
 @contextmanager
 def _project_root(cwd: Path) -> Iterator[None]:
-    """PROJECT_ROOT, which rootutils sets where a project with a file `.project-root` starts, for `${oc.env:...}`."""
+    """Set PROJECT_ROOT for `${oc.env:...}` in a project with a file `.project-root`, as rootutils does."""
     is_missing = ROOT_VARIABLE not in os.environ and (cwd / ".project-root").exists()
     if is_missing:
         os.environ[ROOT_VARIABLE] = str(cwd)
@@ -64,9 +68,9 @@ def _registered(files: list[Path], cwd: Path) -> Iterator[None]:
         for file in files:
             try:
                 runpy.run_path(str(file), run_name="resolvers")
-            except Exception as error:  # the user's own code: whatever it raises
+            except Exception as error:  # the user's own code may raise anything
                 message = f"{file}: {type(error).__name__}: {error}"
-                fix = "correct it; it is run before a job is composed, where torch is not imported"
+                fix = "correct it; it runs before a job is composed, without torch"
                 raise UserError(message, fix) from None
         yield
     finally:
@@ -76,24 +80,24 @@ def _registered(files: list[Path], cwd: Path) -> Iterator[None]:
 
 
 def no_resolver(key: str, name: str, cwd: Path) -> UserError:
-    """The refusal of `${name:...}`, with the line that registers it."""
-    import builtins  # not for a job without such a mistake
+    """Return the error for an unknown resolver `${name:...}`, with the line that registers it."""
+    import builtins  # only needed for this mistake
 
     registered = _registration(name, cwd)
     function = name if name in dir(builtins) else "lambda x: x"
-    line, found = f'OmegaConf.register_new_resolver("{name}", {function})', ""
+    line, origin = f'OmegaConf.register_new_resolver("{name}", {function})', ""
     if registered is not None:
         line, file = registered
-        found = f" (as {file} does, which the prompt does not import)"
-    fix = f"write into conf/{FILE}{found}: from omegaconf import OmegaConf; {line}"
-    return UserError(f"{key}: there is no resolver {name} for ${{{name}:...}}", fix)
+        origin = f" (as in {file}, which trainer does not import)"
+    fix = f"add to conf/{FILE}{origin}: from omegaconf import OmegaConf; {line}"
+    return UserError(f"{key}: unknown resolver {name} in ${{{name}:...}}", fix)
 
 
 def _registration(name: str, cwd: Path) -> tuple[str, str] | None:
-    """The call that registers `name` in a module of the project, and its file."""
+    """Return the call that registers `name` in a module of the project, and its file and line."""
     import ast
 
-    for file in islice(_modules(cwd), _MOST_FILES):
+    for file in islice(_modules(cwd), _MAX_FILES):
         try:
             text = file.read_text(encoding="utf-8")
             if "register_" not in text or name not in text:

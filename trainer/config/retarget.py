@@ -1,8 +1,8 @@
-"""A `_target_` that the command line changes starts from an empty node.
+"""Drop the arguments of the previous class when the command line changes a `_target_`.
 
-The arguments that a config file has for another class would fail the new one, or mean something else there. Hydra
-leaves them; here they go away, and one line says which. What is given on the same command line is set afterwards, and
-stays. An optimizer keeps `lr` and `weight_decay` where the new one takes them, too.
+The new class would reject the arguments that a config file has for another class, or give them another meaning. Hydra
+keeps them; here they are dropped, and one line names them. Arguments on the same command line are set afterwards. A new
+optimizer keeps `lr` and `weight_decay` if it takes them.
 """
 
 from __future__ import annotations
@@ -14,14 +14,15 @@ from trainer.config.signature import argument_names
 from trainer.config.typed import OPEN
 
 _OF_THE_PLACE = ("_target_", "_partial_")
-"""Said by who calls the target, not by what it is."""
+"""Keys that depend on the caller of the target, not on its class."""
 _OF_OPTIMIZERS = ("lr", "weight_decay")
 
 
 def drop_leftovers(node: Any, parts: list[str], value: Any, cwd: Path) -> str | None:
-    """Take the arguments of another target out of `node`, at the key `parts`, which is about to get the target `value`.
+    """Remove the arguments of the current target from `node`, at the key `parts`, before it gets the target `value`.
 
-    Returns the line that says what is dropped; null when nothing is.
+    Returns:
+        A line that names the dropped arguments; None if there are none.
     """
     before = node.get("_target_") if not node._is_none() else None
     if parts[0] not in OPEN or before is None or str(before) == str(value):
@@ -34,7 +35,7 @@ def drop_leftovers(node: Any, parts: list[str], value: Any, cwd: Path) -> str | 
         return None
     where = ".".join(parts)
     names = ", ".join(f"{where}.{key}" for key in dropped)
-    return f"{where}._target_={value}: starts without the arguments of {before} ({names})"
+    return f"{where}._target_={value}: dropped the arguments of {before} ({names})"
 
 
 def _shared(target: str, cwd: Path) -> set[str]:

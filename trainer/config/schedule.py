@@ -1,4 +1,4 @@
-"""When a scheduler of the configuration steps: after each epoch as torch's own are meant, or each optimizer step."""
+"""Learning rate schedulers of the configuration: the interval at which they step, and checks."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import Any
 from trainer.core.errors import UserError
 
 READ_BY_TRAINER = ("interval", "frequency", "monitor", "strict", "name")
-"""Keys of `scheduler` that mean what they mean in Lightning's `lr_scheduler` dictionary; handed to the target only
-where its signature names them."""
+"""Keys of `scheduler` with the meaning of Lightning's `lr_scheduler` dictionary; passed to the target only if its
+signature names them."""
 FILLED = ("total_steps", "num_training_steps", "T_max", "total_iters", "max_iters", "max_epochs")
-"""Arguments that are the length of the training: null, or left out where the target has no default, they are filled."""
+"""Arguments for the length of the training, filled in if they are null, or missing and without a default."""
 INTERVALS = ("step", "epoch")
 _TORCHS = "torch.optim.lr_scheduler."
 _BY_STEP = ("OneCycleLR", "CyclicLR")
@@ -22,12 +22,15 @@ _NEED_LENGTH = {
     f"{_TORCHS}OneCycleLR": "total_steps",
     f"{_TORCHS}CosineAnnealingLR": "T_max",
 }
-"""Target to the argument that is filled although it is left out."""
+"""Argument that is filled in if it is missing, by target."""
 
 
 def settle_interval(config: dict[str, Any]) -> None:
-    """Write `scheduler.interval` where it is left to the class. A frozen job without it is from before there was one:
-    it steps with the optimizer."""
+    """Set `scheduler.interval` to the default of the scheduler's class if it is unset.
+
+    Schedulers of torch step after each epoch, others after each optimizer step. A frozen config without the key is from
+    an older version, in which all schedulers step with the optimizer.
+    """
     node = config.get("scheduler")
     if not isinstance(node, dict) or not isinstance(node.get("_target_"), str) or node.get("interval") is not None:
         return
@@ -44,53 +47,52 @@ def _default(node: dict[str, Any]) -> str:
 
 
 def is_plateau(node: dict[str, Any]) -> bool:
-    """Whether it follows a metric."""
+    """Return whether the scheduler is a ReduceLROnPlateau, which follows a metric."""
     return str(node.get("_target_")).rpartition(".")[2] == _PLATEAU
 
 
 def problems_of_schedule(config: dict[str, Any]) -> Iterator[UserError]:
-    """Values that Lightning would take silently, or refuse in the ranks."""
+    """Yield values of `scheduler` that Lightning would silently accept, or refuse in the ranks."""
     node = config.get("scheduler") or {}
     if not node.get("_target_"):
         if any(value is not None for value in node.values()):
             fix = "choose one with scheduler=NAME, or set scheduler._target_=torch.optim.lr_scheduler.StepLR"
-            yield UserError(f"scheduler has {', '.join(node)} and no _target_: nothing would be scheduled", fix)
+            yield UserError(f"scheduler has {', '.join(node)} but no _target_: it would have no effect", fix)
         return
     interval, frequency = node.get("interval"), node.get("frequency")
     if interval is not None and interval not in INTERVALS:
         fix = "write scheduler.interval=epoch or scheduler.interval=step"
-        yield UserError(f"scheduler.interval={interval}: there is no such interval", fix)
+        yield UserError(f"scheduler.interval={interval}: invalid choice", fix)
     if frequency is not None and (not isinstance(frequency, int) or isinstance(frequency, bool) or frequency < 1):
-        yield UserError(
-            f"scheduler.frequency={frequency}: expected an integer from 1 on", "write scheduler.frequency=1"
-        )
+        fix = "write scheduler.frequency=1"
+        yield UserError(f"scheduler.frequency={frequency}: expected an integer of at least 1", fix)
     for key in ("_partial_", "scheduler"):
         if node.get(key):
-            fix = f"leave scheduler.{key} out; the trainer calls the class with the optimizer"
-            yield UserError(f"scheduler.{key}: not in this section", fix)
+            fix = f"remove scheduler.{key}: the trainer calls the class with the optimizer"
+            yield UserError(f"scheduler.{key}: not allowed in this section", fix)
     options = config["trainer"]
-    endless = (
+    only_max_time = (
         ":" in str(options.get("max_time")) and options.get("max_steps") is None and options.get("max_epochs") is None
     )
-    # A LightningModule may have an optimizer and a schedule of its own, to which this section is nothing.
-    endless = endless and str(config["model"].get("_target_")).startswith("trainer.models.")
-    open_ended = [name for name in FILLED if name in node and node[name] is None] or [
+    # A LightningModule may have its own optimizer and scheduler, and ignore this section.
+    only_max_time = only_max_time and str(config["model"].get("_target_")).startswith("trainer.models.")
+    lengths = [name for name in FILLED if name in node and node[name] is None] or [
         name for path, name in _NEED_LENGTH.items() if path == node["_target_"] and node.get(name) is None
     ]
-    if endless and open_ended and not ("epochs" in node and "steps_per_epoch" in node):
+    if only_max_time and lengths and not ("epochs" in node and "steps_per_epoch" in node):
         fix = (
-            f"write trainer.max_epochs=10 or trainer.max_steps=N beside it, or scheduler.{open_ended[0]}=N; "
+            f"also set trainer.max_epochs=10 or trainer.max_steps=N, or set scheduler.{lengths[0]}=N; "
             "scheduler=constant needs no length"
         )
-        yield UserError(f"{node['_target_']} needs the length of the training, and only max_time ends it", fix)
+        yield UserError(f"{node['_target_']} needs the length of the training, but only max_time limits it", fix)
     validates = config["trainer"].get("limit_val_batches") != 0
     if is_plateau(node) and not validates and node.get("monitor") is None:
-        fix = "write scheduler.monitor=METRIC, one that the training logs"
-        yield UserError("scheduler.monitor is missing: there is no validation whose metric could be followed", fix)
+        fix = "write scheduler.monitor=METRIC with a metric that the training logs"
+        yield UserError("scheduler.monitor is missing: there is no validation that logs a metric to follow", fix)
 
 
 def problems_of_optimizer(config: dict[str, Any]) -> Iterator[UserError]:
-    """What an optimizer cannot do with the rest of the job."""
+    """Yield combinations that the optimizer does not support."""
     node = config.get("optimizer") or {}
     switch = node.get("no_decay_norm_bias")
     if switch is not None and not isinstance(switch, bool):
@@ -100,10 +102,12 @@ def problems_of_optimizer(config: dict[str, Any]) -> Iterator[UserError]:
         return
     strategy, precision = config["strategy"]["name"], config["trainer"]["precision"]
     if strategy not in ("single", "ddp", "auto"):
-        yield UserError(f"LBFGS needs whole parameters, and strategy={strategy} shards them", "use strategy=ddp")
+        yield UserError(f"LBFGS needs whole parameters, but strategy={strategy} shards them", "use strategy=ddp")
     if precision == "16-mixed":
         fix = "use trainer.precision=bf16-mixed or trainer.precision=32-true"
-        yield UserError("LBFGS evaluates the loss several times a step, which a gradient scaler cannot follow", fix)
+        yield UserError(
+            "LBFGS evaluates the loss several times per step, which a gradient scaler does not support", fix
+        )
     if switch:
         fix = "use optimizer.no_decay_norm_bias=false"
-        yield UserError("optimizer.no_decay_norm_bias: LBFGS has no weight decay and takes one parameter group", fix)
+        yield UserError("optimizer.no_decay_norm_bias: LBFGS has no weight decay and only one parameter group", fix)

@@ -1,260 +1,396 @@
-"""The typed configuration: what every part of the project reads, with the meaning of each key.
+"""The typed configuration: the sections that the project reads, with the meaning of each key.
 
-`model`, `data`, `task`, `optimizer`, `scheduler`, `callbacks` and `logger` are open: they hold a `_target_` and its
-arguments, which `trainer.config.signature` checks against the target's own signature. All the rest is closed:
-a key that is not here is an error. Nothing here imports torch.
+`model`, `data`, `task`, `optimizer`, `scheduler`, `callbacks` and `logger` are open sections: they hold a `_target_`
+and its arguments, which `trainer.config.signature` checks against the signature of the target. All other sections are
+closed: a key that is not declared here is an error. Nothing here imports torch.
 
-The dataclasses of the configuration are made without `==` and `repr`, which nobody uses: to generate them costs 1.5% of
-the CPU time of `--cfg job`.
+A field's type says which values are valid: `Literal` for a closed set of choices, the types of
+`trainer/config/limits.py` for ranges. A class's `problems()` finds the combinations of its own fields that cannot work.
+
+The dataclasses have no `__eq__` and `__repr__`: nobody uses them, and generating them takes 1.5% of the CPU time of
+`--cfg job`.
 """
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
 from omegaconf import MISSING
+
+from trainer.config.limits import (
+    AtLeast,
+    BatchLimit,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveBatchLimit,
+    PositiveFloat,
+    PositiveInt,
+)
+from trainer.core.errors import UserError
+
+# "auto" and the names of Lightning's Trainer.
+Precision = Literal["auto", "32-true", "bf16-mixed", "bf16-true", "16-mixed", "16-true", "64-true"]
 
 
 @dataclass(eq=False, repr=False)
 class Resources:
-    """The launch shape; `config/shape.py` derives what SLURM, torchrun and Lightning are told from it."""
+    """Nodes, GPUs and processes of the job.
 
-    nodes: int | None = None
-    """Number of machines; null: 1 here, on SLURM what `gpus` needs."""
-    gpus: int | None = None
-    """GPUs in all, over every node; null: all of this machine; 0: train on CPU."""
-    gpus_per_node: int | None = None
-    """GPUs a node; null: `gpus / nodes`."""
-    cpu_processes: int | None = None
-    """Ranks in all when training on CPU (gloo); null: 2."""
-    min_nodes: int | None = None
-    """On SLURM: start and go on with fewer nodes, down to this many, where some are missing; null: all are needed."""
-    spare_nodes: int = 0
-    """Nodes asked for beyond those needed, so that a bad one can be left out."""
+    `trainer/config/shape.py` derives the arguments of SLURM, torchrun and Lightning from them, and checks their ranges.
+    """
+
+    nodes: PositiveInt | None = None
+    """Number of nodes (machines); null: 1 with cluster=local, on SLURM as many as `gpus` needs."""
+    gpus: NonNegativeInt | None = None
+    """Total number of GPUs over all nodes; null: all GPUs of this machine; 0: train on CPU."""
+    gpus_per_node: NonNegativeInt | None = None
+    """Number of GPUs per node; null: `gpus / nodes`."""
+    cpu_processes: PositiveInt | None = None
+    """Total number of ranks when training on CPU (gloo backend); null: 2."""
+    min_nodes: PositiveInt | None = None
+    """On SLURM: start and resume with fewer nodes, down to this number, when some are unavailable; null: all nodes are
+    required."""
+    spare_nodes: NonNegativeInt = 0
+    """Number of extra nodes to request, so that a faulty node can be left out."""
 
 
 @dataclass(eq=False, repr=False)
 class TrainerOptions:
-    """How long and how to train. Names and meanings as in Lightning's Trainer, unless said otherwise here; the
-    Trainer's other arguments are translated by `lightning_keys.py`. See docs/configuration.md."""
+    """Length and settings of the training.
 
-    max_steps: int | None = None
-    """Optimizer steps; null or -1: no limit by steps."""
-    max_epochs: int | None = None
-    """Passes over the training data; -1: no limit by epochs; null: the same beside another limit, else 10."""
+    Names and meanings are those of Lightning's Trainer unless a key says otherwise. `lightning_keys.py` translates the
+    other arguments of the Trainer. See docs/configuration.md.
+    """
+
+    max_steps: PositiveInt | None = None
+    """Maximum number of optimizer steps; null or -1: no limit."""
+    max_epochs: PositiveInt | None = None
+    """Maximum number of passes over the training data; -1: no limit; null: no limit if `max_steps` or `max_time` is
+    set, else 10."""
     max_time: str | None = None
-    """Training time over all attempts, DD:HH:MM:SS; null: no limit."""
-    min_steps: int | None = None
-    """Optimizer steps that early stopping waits for."""
-    min_epochs: int | None = None
-    """Epochs that early stopping waits for."""
-    precision: str = "auto"
-    """32-true, bf16-mixed, bf16-true, 16-mixed, 16-true, 64-true, and Lightning's short 32, bf16, 16, 64; auto:
-    bf16-mixed on a GPU that has it, else 32-true."""
-    accumulate_grad_batches: int | None = None
-    """Batches of a rank in an optimizer step; null: `data.batch_size` (global) and `data.micro_batch` say it."""
-    log_every_n_steps: int = 10
+    """Maximum training time over all attempts, as DD:HH:MM:SS; null: no limit."""
+    min_steps: NonNegativeInt | None = None
+    """Minimum number of optimizer steps before early stopping may end the training; null: none."""
+    min_epochs: NonNegativeInt | None = None
+    """Minimum number of epochs before early stopping may end the training; null: none."""
+    precision: Precision = "auto"
+    """Floating point precision: 32-true, bf16-mixed, bf16-true, 16-mixed, 16-true, 64-true, or Lightning's short forms
+    32, bf16, 16, 64; auto: bf16-mixed on a GPU that supports it, else 32-true."""
+    accumulate_grad_batches: PositiveInt | None = None
+    """Gradient accumulation: batches of a rank per optimizer step; null: follows from `data.batch_size` (global) and
+    `data.micro_batch`."""
+    log_every_n_steps: PositiveInt = 10
     """Optimizer steps between two logged lines of training metrics."""
-    val_check_interval: int | float | None = None
-    """An integer: optimizer steps between two validations, counted over epochs, or within each epoch where
-    `check_val_every_n_epoch` is set; a fraction such as 0.25 of an epoch (1.0: its end); null: each epoch's end."""
-    check_val_every_n_epoch: int | None = None
-    """Validate in each n-th epoch only; null: in each."""
-    limit_train_batches: int | float | None = None
-    """Batches of a rank in an epoch, as a number or a fraction, rounded up to whole optimizer steps; null: all."""
-    limit_val_batches: int | float | None = None
+    val_check_interval: PositiveBatchLimit | None = None
+    """How often to validate. An integer: every so many optimizer steps, counted across epochs, or within each epoch if
+    `check_val_every_n_epoch` is set. A fraction such as 0.25: every so much of an epoch (1.0: at its end). null: at the
+    end of each epoch."""
+    check_val_every_n_epoch: PositiveInt | None = None
+    """Validate in every n-th epoch only; null: in every epoch."""
+    limit_train_batches: PositiveBatchLimit | None = None
+    """Training batches of a rank per epoch, as a number or a fraction, rounded up to whole optimizer steps; null:
+    all."""
+    limit_val_batches: BatchLimit | None = None
     """Validation batches of a rank, as a number or a fraction; null: all; 0: no validation."""
-    limit_test_batches: int | float | None = None
-    """The same for `trainer evaluate --split=test`."""
-    limit_predict_batches: int | float | None = None
-    """The same for `trainer predict`."""
-    overfit_batches: int | float | None = None
-    """Train on the first so many global batches (or that fraction of them) over and over, in the same order, and
-    validate on as many unless `limit_val_batches` says otherwise (debug=overfit); null or 0: on all the data."""
-    num_sanity_val_steps: int = 0
-    """Validation batches before a new training begins; -1: all."""
-    gradient_clip_norm: float | None = None
-    """Clip the global L2 norm of the gradients to this; null: no clipping. Lightning's gradient_clip_val."""
-    gradient_clip_val: float | None = None
-    """With `gradient_clip_algorithm=value`: clip each element to plus and minus this. Else the same as
-    `gradient_clip_norm`."""
-    gradient_clip_algorithm: str | None = None
-    """norm or value: what `gradient_clip_val` is; null: norm."""
-    deterministic: bool | str = False
-    """Only algorithms that give the same bits each time (torch.use_deterministic_algorithms); warn: where there are."""
+    limit_test_batches: BatchLimit | None = None
+    """Test batches of a rank for `trainer evaluate --split=test`, as a number or a fraction; null: all."""
+    limit_predict_batches: BatchLimit | None = None
+    """Batches of a rank for `trainer predict`, as a number or a fraction; null: all."""
+    overfit_batches: BatchLimit | None = None
+    """Train repeatedly on the first so many global batches (or that fraction of them), in the same order, and validate
+    on as many unless `limit_val_batches` is set (debug=overfit); null or 0: train on all data."""
+    num_sanity_val_steps: Annotated[int, AtLeast(-1)] = 0
+    """Number of validation batches to run before a new training starts; -1: all."""
+    gradient_clip_norm: PositiveFloat | None = None
+    """Clip gradients to this global L2 norm, as Lightning's gradient_clip_val does; null: no clipping."""
+    gradient_clip_val: PositiveFloat | None = None
+    """With `gradient_clip_algorithm=value`: clip each gradient element to the range from minus to plus this value;
+    otherwise an alias of `gradient_clip_norm`; null: no clipping."""
+    gradient_clip_algorithm: Literal["norm", "value"] | None = None
+    """Meaning of `gradient_clip_val`: norm or value; null: norm."""
+    deterministic: bool | Literal["warn"] = False
+    """Use deterministic algorithms only (torch.use_deterministic_algorithms); warn: where they exist, with a warning
+    elsewhere."""
     benchmark: bool | None = None
-    """torch.backends.cudnn.benchmark; null: as torch has it."""
+    """Value of torch.backends.cudnn.benchmark; null: leave torch's default."""
     sync_batchnorm: bool = False
-    """Batch normalisation over the batches of all ranks, for micro-batches too small for statistics of their own."""
+    """Synchronize batch normalization statistics across all ranks, for micro-batches too small for their own
+    statistics."""
     inference_mode: bool = True
-    """Evaluate under torch.inference_mode; false: torch.no_grad."""
+    """Evaluate under torch.inference_mode; false: under torch.no_grad."""
     detect_anomaly: bool = False
-    """Autograd names the forward operation whose gradient is NaN; slow."""
-    profiler: str | None = None
-    """simple, advanced or pytorch: written to `profiler/` of the run; the lean loop steps aside."""
+    """Autograd anomaly detection: name the forward operation whose gradient is NaN; slow."""
+    profiler: Literal["simple", "advanced", "pytorch"] | None = None
+    """Lightning profiler: simple, advanced or pytorch. Writes to `profiler/` in the run directory and uses Lightning's
+    own loop instead of the lean loop; null: none."""
     enable_model_summary: bool = False
     """Log a table of the model's layers at the start."""
-    reload_dataloaders_every_n_epochs: int = 0
-    """Ask the data module for new loaders every n epochs; 0: never."""
+    reload_dataloaders_every_n_epochs: NonNegativeInt = 0
+    """Reload the data loaders from the data module every n epochs; 0: never."""
     use_distributed_sampler: bool = True
-    """Give each rank its share of every loader; false: the loaders are left as they are, and the data module gives each
-    rank its share."""
+    """Shard every data loader over the ranks; false: leave the loaders unchanged, because the data module shards
+    them."""
     default_root_dir: str | None = None
-    """`trainer.default_root_dir` of modules and callbacks; null: the run directory. Checkpoints are in the run."""
+    """Value of `trainer.default_root_dir` for modules and callbacks; null: the run directory. Checkpoints are always in
+    the run directory."""
     lean_loop: bool = True
-    """The short training loop of `train/loop.py`; false: Lightning's own."""
+    """Use the short training loop of `trainer/train/loop.py`; false: use Lightning's own."""
+
+    def problems(self) -> Iterator[UserError]:
+        """Yield what is wrong with the limits on the length of the training."""
+        if self.max_steps is None and self.max_epochs is None and self.max_time is None:
+            yield UserError(
+                "trainer.max_steps, trainer.max_epochs and trainer.max_time are all null: training would never end",
+                "set one of them, such as trainer.max_epochs=10",
+            )
+        if self.max_time is not None and not re.fullmatch(r"\d+:[0-2]?\d:[0-5]?\d:[0-5]?\d", self.max_time):
+            fix = "write DD:HH:MM:SS, in quotes: 'trainer.max_time=\"00:01:30:00\"' is an hour and a half"
+            yield UserError(f"trainer.max_time={self.max_time}: expected DD:HH:MM:SS", fix)
 
 
 @dataclass(eq=False, repr=False)
 class CheckpointOptions:
-    """When checkpoints are written and which are kept."""
+    """When checkpoints are saved, and which ones are kept."""
 
-    every_n_steps: int | None = None
+    every_n_steps: PositiveInt | None = None
     """Optimizer steps between two checkpoints; null: not by steps."""
-    every_minutes: float | None = 10.0
+    every_minutes: PositiveFloat | None = 10.0
     """Minutes between two checkpoints; null: not by time."""
-    keep_last: int = 2
-    """The newest committed checkpoints to keep."""
-    keep_best: int = 1
-    """The committed checkpoints with the best `monitor` to keep; 0: none, and none is saved for being the best."""
-    keep_every_n_steps: int | None = None
-    """Keep checkpoints at multiples of this for ever; null: none."""
+    keep_last: PositiveInt = 2
+    """Number of latest committed checkpoints to keep."""
+    keep_best: NonNegativeInt = 1
+    """Number of committed checkpoints with the best `monitor` value to keep; 0: none, and none is saved for being the
+    best."""
+    keep_every_n_steps: PositiveInt | None = None
+    """Keep checkpoints at multiples of this number of steps forever; null: none."""
     monitor: str | None = None
-    """Metric that says which is best; null: the module's `primary_metric`, else what validation logs: a loss such as
-    val/loss or val_loss, or another metric whose name has a known direction."""
-    mode: str | None = None
-    """min or max; null: the module's `primary_metric`, torchmetrics' `higher_is_better`, or what the name means (acc:
-    max, loss: min)."""
+    """Metric that decides which checkpoint is best; null: the module's `primary_metric`, else what validation logs: a
+    loss such as val/loss or val_loss, or another metric whose name has a known direction."""
+    mode: Literal["min", "max"] | None = None
+    """Whether a lower (min) or a higher (max) `monitor` value is better; null: from the module's `primary_metric`,
+    torchmetrics' `higher_is_better`, or the metric's name (acc: max, loss: min)."""
     save_best: bool = True
-    """Write a checkpoint at the end of each validation that improves `monitor`, so that the best weights are kept."""
-    save_best_every_minutes: float | None = None
-    """At least so many minutes between two such checkpoints, for large models; null: at every improvement."""
-    on_failure: str = "stop"
-    """When a save fails: stop (exit 1) or warn (log an error, go on)."""
+    """Save a checkpoint after each validation that improves `monitor`, so that the best weights are kept."""
+    save_best_every_minutes: PositiveFloat | None = None
+    """Minimum number of minutes between two checkpoints of `save_best`, for large models; null: at every
+    improvement."""
+    on_failure: Literal["stop", "warn"] = "stop"
+    """Action when a save fails: stop (exit code 1) or warn (log an error and continue)."""
     local_dir: str | None = None
-    """A folder on this node's own disk for checkpoints in between; one node only; null: none."""
-    local_every_n_steps: int | None = None
-    """Optimizer steps between two checkpoints there."""
-    local_keep_last: int = 1
-    """The newest ones to keep there."""
+    """Node-local directory for additional checkpoints, on a single node only; null: none."""
+    local_every_n_steps: PositiveInt | None = None
+    """Optimizer steps between two checkpoints in `local_dir`."""
+    local_keep_last: PositiveInt = 1
+    """Number of latest checkpoints to keep in `local_dir`."""
     asynchronous: bool = True
-    """Copy to host memory at the step, write in the background."""
+    """Copy the state to host memory at the step and write it in the background; false: write it at the step."""
+
+    def problems(self) -> Iterator[UserError]:
+        """Yield an error if only one of the two keys for node-local checkpoints is set."""
+        if (self.local_dir is None) != (self.local_every_n_steps is None):
+            unset = ("local_dir", "/tmp/checkpoints") if self.local_dir is None else ("local_every_n_steps", "100")
+            yield UserError(
+                "checkpoint.local_dir and checkpoint.local_every_n_steps need each other",
+                f"also set checkpoint.{unset[0]}={unset[1]}",
+            )
 
 
 @dataclass(eq=False, repr=False)
 class TrackingOptions:
-    """Weights & Biases. `metrics.jsonl` is always written."""
+    """Weights & Biases. `metrics.jsonl` is written in any case."""
 
-    name: str = "wandb"
-    """wandb or none."""
-    mode: str = "auto"
-    """auto: as WANDB_MODE or W&B's settings files say, else online with a key and offline without; online; offline;
-    disabled: nothing is logged to W&B; shared."""
+    name: Literal["wandb", "none"] = "wandb"
+    """Experiment tracker: wandb or none."""
+    mode: Literal["auto", "online", "offline", "disabled", "shared"] = "auto"
+    """W&B mode. auto: from WANDB_MODE or W&B's settings files, else online with an API key and offline without one;
+    online; offline; disabled: log nothing to W&B; shared: several processes log to one run."""
     project: str | None = None
-    """null: WANDB_PROJECT or W&B's settings files, else trainer. The keys below are null for the same."""
+    """W&B project; null: from WANDB_PROJECT or W&B's settings files, else trainer."""
     entity: str | None = None
+    """W&B team or user; null: from WANDB_ENTITY or W&B's settings files."""
     group: str | None = None
+    """W&B run group; null: from WANDB_RUN_GROUP or W&B's settings files."""
     run_name: str | None = None
-    """Name of the W&B run; null: WANDB_NAME, else the name of the run directory."""
+    """Name of the W&B run; null: from WANDB_NAME, else the name of the run directory."""
     tags: list[str] | None = None
+    """Tags of the W&B run; null: from WANDB_TAGS or W&B's settings files."""
     notes: str | None = None
+    """Notes of the W&B run; null: from WANDB_NOTES or W&B's settings files."""
     job_type: str | None = None
+    """Job type of the W&B run; null: from WANDB_JOB_TYPE or W&B's settings files."""
     dir: str | None = None
-    """Folder in which W&B makes its folder `wandb`; null: WANDB_DIR, else the run directory."""
-    init_timeout_s: int = 20
-    """How long to wait for the server before going on offline."""
-    finish_timeout_s: int = 60
-    """How long the end of the run may wait for the upload."""
+    """Directory in which W&B creates its `wandb` directory; null: from WANDB_DIR, else the run directory."""
+    init_timeout_s: PositiveInt = 20
+    """Seconds to wait for the W&B server before continuing offline."""
+    finish_timeout_s: PositiveInt = 60
+    """Seconds that the end of the run may wait for the upload."""
 
 
 @dataclass(eq=False, repr=False)
 class ResilienceOptions:
-    """What happens when something breaks."""
+    """Fault tolerance: restarts, timeouts, hangs, bad losses and out-of-memory errors."""
 
-    max_restarts: int = 3
-    """Restarts of the workers inside the job (torchrun); counted afresh after each new checkpoint."""
-    agree_every_s: float = 1.0
-    """About how often the ranks agree on whether to stop."""
-    stop_deadline_s: float = 120.0
-    """From the signal to a forced exit."""
-    collective_timeout_s: float = 600.0
-    """A collective that takes longer ends the process; until the first step is done `hang_slow_s` and a minute, where
-    that is longer."""
-    on_nonfinite: str = "stop"
-    """A loss or gradient that is NaN or infinite: stop; skip (that update is left out; on a GPU this waits for the
-    device on each step); rollback (the newest checkpoint again, and if the step goes bad again it is skipped); off."""
-    spike_z: float | None = None
-    """A loss so many robust standard deviations above the median of the last 128 steps is a spike; null: none is. 10 is
-    a careful beginning."""
-    on_spike: str = "rollback"
-    """A spike: stop, skip, rollback, as above."""
-    on_oom: str = "stop"
-    """Out of memory: stop; halve (the workers restart with half the micro-batch and the same global batch)."""
-    hang_factor: float = 20.0
-    """The ranks hang when no step has ended for this many median steps, and `hang_after_s`: stacks are written to
-    `logs/attempt-NN/rank-R.stacks`, the rank that is behind is named, and the workers restart. 0: never."""
-    hang_after_s: float = 180.0
-    """Shortest silence that is a hang."""
-    hang_slow_s: float = 1800.0
-    """The same during start-up, the first step, validation, saving and the end."""
-    straggler_factor: float = 1.5
-    """A rank is named in an event, in `trainer show` and `why`, when what it does alone in a step (reading data, the
-    forward pass) takes so many times as long as the others'. 0: never."""
-    straggler_after_s: float = 30.0
-    """And has done so for this long."""
+    max_restarts: NonNegativeInt = 3
+    """Maximum number of worker restarts within the job (torchrun); the count starts again at each new checkpoint."""
+    agree_every_s: PositiveFloat = 1.0
+    """Approximate seconds between two agreements of the ranks on whether to stop."""
+    stop_deadline_s: PositiveFloat = 120.0
+    """Seconds from a stop signal to a forced exit."""
+    collective_timeout_s: PositiveFloat = 600.0
+    """Timeout of a collective in seconds, after which the process exits. Until the first step is done it is
+    `hang_slow_s` plus a minute, if that is longer."""
+    on_nonfinite: Literal["stop", "skip", "rollback", "off"] = "stop"
+    """Action on a NaN or infinite loss or gradient: stop; skip: omit the update (on a GPU this synchronizes with the
+    device at each step); rollback: restore the latest checkpoint, and skip the step if it fails again; off."""
+    spike_z: PositiveFloat | None = None
+    """Threshold of a loss spike, in robust standard deviations above the median of the last 128 steps; null: no
+    detection. 10 is a conservative start."""
+    on_spike: Literal["stop", "skip", "rollback"] = "rollback"
+    """Action on a loss spike: stop, skip or rollback, as for `on_nonfinite`."""
+    on_oom: Literal["stop", "halve"] = "stop"
+    """Action when out of memory: stop; halve: restart the workers with half the micro-batch and the same global
+    batch."""
+    hang_factor: NonNegativeFloat = 20.0
+    """The job hangs if no step has finished for this many median step times and for `hang_after_s`. Then stacks are
+    written to `logs/attempt-NN/rank-R.stacks`, the rank that lags behind is named, and the workers restart. 0: no hang
+    detection."""
+    hang_after_s: PositiveFloat = 180.0
+    """Minimum number of seconds without progress that counts as a hang."""
+    hang_slow_s: PositiveFloat = 1800.0
+    """The same during start-up, the first step, validation, saving and shutdown."""
+    straggler_factor: NonNegativeFloat = 1.5
+    """A rank is a straggler if its own work in a step (reading data, the forward pass) takes this many times as long as
+    that of the other ranks. It is named in an event, in `trainer show` and in `trainer why`. 0: no detection."""
+    straggler_after_s: NonNegativeFloat = 30.0
+    """Minimum number of seconds that a rank must be slow to count as a straggler."""
 
 
 @dataclass(eq=False, repr=False)
 class FineTuneOptions:
-    """Start from weights that are there, and train a part of them. A pattern is the name of a parameter or a layer of
-    the network, or such a name with `*` for any text."""
+    """Fine-tuning: start from existing weights, and train all or some of them.
+
+    A pattern is the name of a parameter or of a layer of the network, or a name with `*` for any text.
+    """
 
     init_from: str | None = None
-    """A run (its best checkpoint), the folder of a checkpoint, safetensors, or a .ckpt; null: new weights."""
+    """Source of the initial weights: a run (its best checkpoint), a checkpoint directory, a safetensors file, or a
+    .ckpt file; null: new weights."""
     new: list[str] = field(default_factory=list)
-    """Patterns of what starts new all the same, such as an output layer for other classes."""
+    """Patterns of parameters that are initialized anew, such as an output layer for other classes."""
     freeze: list[str] = field(default_factory=list)
-    """Patterns of what is not trained."""
+    """Patterns of parameters that are not trained."""
     train: list[str] = field(default_factory=list)
-    """Patterns of what is trained although `freeze` or `lora_rank` says otherwise."""
-    lora_rank: int | None = None
-    """Train low-rank additions to linear layers instead of the layers (Hu et al. 2021; needs peft); null: no."""
-    lora_alpha: float = 16.0
-    """The additions are scaled by `lora_alpha / lora_rank`."""
+    """Patterns of parameters that are trained in spite of `freeze` and `lora_rank`."""
+    lora_rank: PositiveInt | None = None
+    """Rank of LoRA adapters, trained instead of the linear layers (Hu et al. 2021; needs peft); null: no LoRA."""
+    lora_alpha: PositiveFloat = 16.0
+    """LoRA scale: the adapters' output is multiplied by `lora_alpha / lora_rank`."""
     lora_dropout: float = 0.0
+    """Dropout probability at the input of the LoRA adapters, from 0 to less than 1."""
     lora_layers: list[str] = field(default_factory=list)
-    """Patterns of the layers that get them; empty: the linear layers in the model's repeated blocks."""
+    """Patterns of the layers that get LoRA adapters; empty: the linear layers in the model's repeated blocks."""
+
+    def problems(self) -> Iterator[UserError]:
+        """Yield the combinations of options that contradict each other or have no effect."""
+        if self.lora_rank is None:
+            yield from self._problems_without_lora()
+        if not 0 <= self.lora_dropout < 1:
+            problem = f"finetune.lora_dropout={self.lora_dropout}: must be at least 0 and less than 1"
+            yield UserError(problem, "use finetune.lora_dropout=0.1")
+        if self.new and self.init_from is None:
+            fix = "set finetune.init_from=RUN, or remove finetune.new"
+            yield UserError("finetune.new without finetune.init_from: all weights are new", fix)
+        for pattern in self.freeze:
+            if pattern in self.train:
+                yield UserError(f"{pattern} is in finetune.freeze and in finetune.train", "remove it from one of them")
+        for pattern in self.new:
+            frozen = self.lora_rank is not None or any(_covers(one, pattern) for one in self.freeze)
+            if frozen and not any(_may_overlap(one, pattern) for one in self.train):
+                fix = f"train it as well: finetune.train=[{pattern}]"
+                yield UserError(f"finetune.new=[{pattern}] would start at random and never be trained", fix)
+
+    def _problems_without_lora(self) -> Iterator[UserError]:
+        defaults: dict[str, Any] = {"lora_layers": [], "lora_dropout": 0.0, "lora_alpha": 16.0}
+        for key, default in defaults.items():
+            if getattr(self, key) != default:
+                fix = f"also set finetune.lora_rank=8, or remove finetune.{key}"
+                yield UserError(f"finetune.{key} has no effect without finetune.lora_rank", fix)
+        if not self.train and "*" in self.freeze:
+            fix = "name the layers to train: finetune.train=[head]"
+            yield UserError('finetune.freeze=["*"] leaves nothing to train', fix)
+
+
+def _covers(pattern: str, other: str) -> bool:
+    """Return whether `pattern` matches everything that `other` matches."""
+    return fnmatchcase(other, pattern) or other.startswith(f"{pattern}.")
+
+
+def _may_overlap(pattern: str, other: str) -> bool:
+    """Return whether one parameter may match both patterns; with a `*` only the model could tell."""
+    return "*" in pattern + other or _covers(pattern, other) or _covers(other, pattern)
 
 
 @dataclass(eq=False, repr=False)
 class Config:
-    """One training job. The frozen `config.yaml` of a run is exactly this, resolved."""
+    """The configuration of one training job. A run's frozen `config.yaml` holds exactly this, resolved."""
 
     name: str = MISSING
-    """Name of the run; letters, digits, `.`, `_` and `-`."""
+    """Name of the run: letters, digits, `.`, `_` and `-`."""
     seed: int = 0
+    """Seed of all random number generators, from 0 to 2**32 - 1."""
     runs_dir: str = "runs"
-    """Where run directories are made; without it TRAINER_RUNS_DIR, where the commands on runs look, too."""
+    """Directory in which run directories are created. conf/config.yaml takes it from the environment variable
+    TRAINER_RUNS_DIR, which the commands on runs read as well."""
     resources: Resources = field(default_factory=Resources)
+    """Nodes, GPUs and processes."""
     trainer: TrainerOptions = field(default_factory=TrainerOptions)
+    """Length and settings of the training."""
     checkpoint: CheckpointOptions = field(default_factory=CheckpointOptions)
+    """When to save checkpoints, and which ones to keep."""
     tracking: TrackingOptions = field(default_factory=TrackingOptions)
+    """Weights & Biases."""
     resilience: ResilienceOptions = field(default_factory=ResilienceOptions)
+    """Fault tolerance."""
     finetune: FineTuneOptions = field(default_factory=FineTuneOptions)
+    """Initial weights, frozen layers, LoRA."""
     strategy: Any = MISSING
-    """One of `trainer/config/strategy.py`, chosen by `strategy.name`."""
+    """One of the classes in `trainer/config/strategy.py`, chosen by `strategy.name`."""
     cluster: Any = MISSING
-    """One of `trainer/config/cluster.py`, chosen by `cluster.name`."""
+    """One of the classes in `trainer/config/cluster.py`, chosen by `cluster.name`."""
     model: dict[str, Any] = MISSING
-    """`_target_`: a network, or a LightningModule of one's own."""
+    """`_target_` and arguments of a network, or of a LightningModule of your own."""
     data: dict[str, Any] = MISSING
-    """`_target_`: a LightningDataModule; the trainer reads `batch_size`, `micro_batch`, `num_workers`, too."""
+    """`_target_` and arguments of a LightningDataModule. The trainer itself also reads `batch_size` (global: samples
+    per optimizer step over all ranks), `micro_batch` (samples per forward pass of a rank) and `num_workers`."""
     task: dict[str, Any] = MISSING
-    """`_target_`: the LightningModule around the network; null: the one that the data names."""
+    """`_target_` and arguments of the LightningModule around the network; null: the default task of the data."""
     optimizer: dict[str, Any] = MISSING
+    """`_target_` and arguments of a torch optimizer."""
     scheduler: dict[str, Any] = MISSING
+    """`_target_` and arguments of a learning rate scheduler; empty: a constant learning rate."""
     callbacks: dict[str, Any] = field(default_factory=dict)
-    """Name to `_target_` and arguments of a Lightning Callback; null switches one off."""
+    """Lightning callbacks: name to `_target_` and arguments; null disables one."""
     logger: dict[str, Any] = field(default_factory=dict)
-    """Name to `_target_` and arguments of a Lightning Logger, beside W&B (`tracking`); null switches one off."""
+    """Lightning loggers in addition to W&B (`tracking`): name to `_target_` and arguments; null disables one."""
+
+    def problems(self) -> Iterator[UserError]:
+        """Yield what is wrong with the keys outside of the sections."""
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", self.name):
+            valid = re.sub(r"[^A-Za-z0-9._-]+", "-", self.name).strip("-._")[:100] or "my-run"
+            yield UserError(
+                f"name={self.name!r}: the name of a run has letters, digits, '.', '_' and '-', starts with a letter or "
+                "digit, and is at most 100 characters long",
+                f"use name={valid}",
+            )
+        if not 0 <= self.seed < 2**32:
+            yield UserError(f"seed={self.seed}: must be from 0 to {2**32 - 1}", "use a smaller seed, such as seed=0")
+        if not self.runs_dir:
+            yield UserError("runs_dir is empty", "name a directory; if TRAINER_RUNS_DIR is set but empty, unset it")
+        runs = Path(self.runs_dir)
+        if runs.exists() and not runs.is_dir():
+            yield UserError(f"runs_dir={runs}: this is a file", "name a directory; it is created when needed")

@@ -1,4 +1,4 @@
-"""The arguments that a `_target_` takes, read from its source, and what is wrong with those it is given."""
+"""The signature of a `_target_`, read from its source text."""
 
 from __future__ import annotations
 
@@ -18,44 +18,44 @@ TRAINERS_OWN = {
     "optimizer": ("no_decay_norm_bias",),
     "scheduler": READ_BY_TRAINER,
 }
-"""Keys of an open section that the trainer itself reads; handed to the target only where it names them."""
+"""Keys of an open section that the trainer itself reads; passed to the target only if its signature names them."""
 
 _TAKE_NOTHING = {"torch.nn.Module", "torch.nn.modules.module.Module"} | {
     f"{package}.{name}"
     for package in ("lightning", "lightning.pytorch")
     for name in ("LightningModule", "LightningDataModule", "Callback")
 }
-"""Bases whose `__init__` takes no arguments of a subclass's config; their files are thousands of lines long."""
+"""Bases whose `__init__` takes no arguments from a config, so that their files of thousands of lines are not parsed."""
 
 _HARMLESS_DECORATORS = {"staticmethod", "classmethod", "property", "final", "no_grad", "cache", "lru_cache", "wraps"}
 
 
 @dataclass(frozen=True)
 class Argument:
-    """One argument of a target."""
+    """An argument of a target."""
 
     name: str
     required: bool
     type: Plain | None
-    """Null for an annotation that is not plain, or none."""
+    """Annotated type; None without an annotation, or with one that is not plain."""
 
 
 @dataclass(frozen=True)
 class Signature:
-    """What a call takes."""
+    """The arguments of a target."""
 
     arguments: tuple[Argument, ...]
     """In order, without self or cls."""
     takes_more: bool
-    """`**kwargs`."""
+    """Whether there is a `**kwargs`."""
 
     def names(self) -> list[str]:
-        """All names that can be given."""
+        """Return the names of all arguments."""
         return [argument.name for argument in self.arguments]
 
 
 def read(path: str, cwd: Path) -> Signature | NotFound | None:
-    """The signature of the class or function at the dotted `path`; null when the text does not tell it."""
+    """Return the signature of the class or function at the dotted `path`; None if the source text does not show it."""
     found = find(path, cwd)
     if isinstance(found, NotFound):
         return found
@@ -63,7 +63,7 @@ def read(path: str, cwd: Path) -> Signature | NotFound | None:
 
 
 def argument_names(path: str, cwd: Path) -> list[str] | None:
-    """The names that the target takes; null when not known, or when it takes any name."""
+    """Return the argument names of the target; None if they are unknown, or if it takes any name."""
     signature = read(path, cwd)
     if not isinstance(signature, Signature) or signature.takes_more:
         return None
@@ -71,7 +71,7 @@ def argument_names(path: str, cwd: Path) -> list[str] | None:
 
 
 def of(found: Found) -> Signature | None:
-    """The signature of what was found; null when the text does not tell it."""
+    """Return the signature of a definition; None if the source text does not show it."""
     if not isinstance(found, Definition):
         return None
     if isinstance(found.node, ast.ClassDef):
@@ -79,12 +79,12 @@ def of(found: Found) -> Signature | None:
     if not _plainly_decorated(found.node):
         return None
     static = any(_dotted(d).endswith("staticmethod") for d in found.node.decorator_list)
-    return _of_function(found.node, found.module, skip_first=found.owner is not None and not static)
+    return _of_function(found.node, skip_first=found.owner is not None and not static)
 
 
 @cache
 def _of_class(found: Definition) -> Signature | None:
-    """The `__init__` of the class or of its nearest base that has one; dataclass fields; null when unclear."""
+    """Return the signature of `__init__`, own or inherited, or of the dataclass fields; None if it is unclear."""
     node = found.node
     assert isinstance(node, ast.ClassDef)
     metaclasses = [_dotted(keyword.value).split(".")[-1] for keyword in node.keywords if keyword.arg == "metaclass"]
@@ -93,11 +93,11 @@ def _of_class(found: Definition) -> Signature | None:
         return None
     if any(_dotted(d).split(".")[-1] == "dataclass" for d in node.decorator_list):
         return _of_dataclass(found)
-    own = [n for n in node.body if isinstance(n, ast.FunctionDef) and n.name == "__init__"]
-    if own:
-        if not _plainly_decorated(own[-1]):
+    inits = [n for n in node.body if isinstance(n, ast.FunctionDef) and n.name == "__init__"]
+    if inits:
+        if not _plainly_decorated(inits[-1]):
             return None
-        signature = _of_function(own[-1], found.module, skip_first=True)
+        signature = _of_function(inits[-1], skip_first=True)
         return _widened(found, signature) if signature.takes_more else signature
     return _of_bases(found)
 
@@ -111,15 +111,17 @@ def _of_bases(found: Definition) -> Signature | None:
             continue
         if _takes_nothing(found.module, name):
             return Signature((), takes_more=False)
-        where = lookup(found.module, name) if name else Unknown()
-        if where == found:  # `class Data(Data)`: the other of this name was imported by `*`
+        definition = lookup(found.module, name) if name else Unknown()
+        if definition == found:  # `class Data(Data)`: its base was imported by `*`
             return None
-        return _of_class(where) if isinstance(where, Definition) and isinstance(where.node, ast.ClassDef) else None
+        if isinstance(definition, Definition) and isinstance(definition.node, ast.ClassDef):
+            return _of_class(definition)
+        return None
     return Signature((), takes_more=False)
 
 
 def _widened(found: Definition, signature: Signature) -> Signature:
-    """`**kwargs` of a class are taken as given to the base; known only when the base's own are."""
+    """Add the arguments of the base class, to which `**kwargs` are most likely passed, if they are known."""
     base = _of_bases(found)
     if base is None or base.takes_more or not base.arguments:
         return signature
@@ -149,7 +151,7 @@ def _is_class_variable(item: ast.AnnAssign) -> bool:
     return "ClassVar" in ast.dump(item.annotation)
 
 
-def _of_function(node: ast.AST, module: Module, skip_first: bool) -> Signature:
+def _of_function(node: ast.AST, skip_first: bool) -> Signature:
     assert isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))
     positional = [*node.args.posonlyargs, *node.args.args]
     without_default = len(positional) - len(node.args.defaults)
@@ -161,13 +163,13 @@ def _of_function(node: ast.AST, module: Module, skip_first: bool) -> Signature:
 
 
 def _plainly_decorated(node: ast.AST) -> bool:
-    """Other decorators may change what a function takes."""
+    """Return whether no decorator may change the arguments of the function."""
     decorators = [_dotted(d).split(".")[-1] for d in getattr(node, "decorator_list", [])]
     return all(name in _HARMLESS_DECORATORS for name in decorators)
 
 
 def _takes_nothing(module: Module, name: str) -> bool:
-    """Whether the base class `name`, as written in `module`, is one of `_TAKE_NOTHING`."""
+    """Return whether the base class `name`, as written in `module`, is one of `_TAKE_NOTHING`."""
     first, _, rest = name.partition(".")
     origin = _imported_as(module, first)
     return canonical(f"{origin}.{rest}" if rest else origin) in _TAKE_NOTHING
@@ -190,7 +192,7 @@ def _imported_as(module: Module, name: str) -> str:
 
 
 def _dotted(node: Any) -> str:
-    """`a.b.c` of a name, an attribute or a call of one; empty for anything else."""
+    """Return the dotted name of a name, an attribute or a call, such as `a.b.c`; empty for other nodes."""
     if isinstance(node, ast.Call):
         return _dotted(node.func)
     if isinstance(node, ast.Attribute):

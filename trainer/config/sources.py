@@ -1,7 +1,7 @@
-"""What a dotted path names, found in source files without importing anything.
+"""Find the definition behind a dotted path in source files, without importing anything.
 
-Importing a target to look at it would import torch (seconds) and run the user's code at the prompt. Whatever
-cannot be told from the text (extension modules, names made at run time) is `Unknown`, and nobody complains.
+Importing a target to inspect it would import torch (seconds) and run the user's code at the prompt. Definitions that
+the source text does not show (extension modules, names created at run time) are `Unknown`, which is not an error.
 """
 
 from __future__ import annotations
@@ -16,43 +16,44 @@ from typing import Any
 
 from trainer.config.namespaces import canonical
 
-_MADE_AT_RUN_TIME = ("globals()", "sys.modules[", "__getattr__", "exec(", "setattr(")
-_MOST_HOPS = 12
-"""Re-exports followed for one name; more is a cycle."""
+_DYNAMIC_NAMES = ("globals()", "sys.modules[", "__getattr__", "exec(", "setattr(")
+"""Source text of modules that may create names at run time."""
+_MAX_HOPS = 12
+"""Maximum number of re-exports to follow for one name; more is a cycle."""
 
 
 @dataclass(frozen=True)
 class Module:
-    """A module by its name, file and search path for what is inside it."""
+    """A module with its file and the search path of its submodules."""
 
     name: str
     file: Path | None
-    """Null for a namespace package."""
+    """Source file; None for a namespace package."""
     inside: tuple[str, ...]
     """Directories of a package; empty for a plain module."""
 
 
 @dataclass(frozen=True)
 class Definition:
-    """A class or function and where it is written."""
+    """A class or function, with the module that defines it."""
 
     module: Module
     node: ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
     owner: ast.ClassDef | None = None
-    """The class, for a method such as `Model.from_size`."""
+    """The class of a method such as `Model.from_size`."""
 
 
 @dataclass(frozen=True)
 class Unknown:
-    """There, perhaps, but not to be told from source text."""
+    """A name that may exist, but that source text does not show."""
 
     path: str = ""
-    """Where the name was last seen to lead, such as `os.system` for `mine.os.system`."""
+    """Path behind the re-exports that could be followed, such as `os.system` for `mine.os.system`."""
 
 
 @dataclass(frozen=True)
 class NotFound:
-    """Not there: `parent` exists and has no `name`; `known` are the names that it has."""
+    """A name that does not exist: `parent` exists and has the names in `known`, but no `name`."""
 
     parent: str
     name: str
@@ -63,25 +64,29 @@ Found = Definition | Module | Unknown | NotFound
 
 
 def find(path: str, cwd: Path) -> Found:
-    """What the dotted `path` names, looked for in `cwd`, then as Python would, then in `src`; for `pytorch_lightning`
-    in `lightning.pytorch`, as the worker does."""
+    """Find what the dotted `path` names: in `cwd`, then on Python's own search path, then in `src`.
+
+    `pytorch_lightning` is looked up as `lightning.pytorch`, as in the ranks.
+    """
     top, *rest = canonical(path).split(".")
     module = _top(top, cwd)
     if module is None:
         return NotFound("", top, tuple(_top_names(cwd)))
-    return _walk(module, rest, _MOST_HOPS)
+    return _walk(module, rest, _MAX_HOPS)
 
 
 def lookup(module: Module, name: str) -> Found:
-    """What the possibly dotted `name` means in the text of `module`: for base classes and annotations."""
+    """Find what a name, which may be dotted, means in the text of `module`, such as that of a base class."""
     first, *rest = name.split(".")
-    return _walk_from(_member(module, first, _MOST_HOPS), rest, _MOST_HOPS)
+    return _walk_from(_member(module, first, _MAX_HOPS), rest, _MAX_HOPS)
 
 
 def class_literal(found: Definition, name: str, inherited: bool = True) -> Any:
-    """The value of the class attribute `name`, of the class or, if `inherited`, of a base, where it is a literal or
-    names one at the top of its module; else null."""
-    return _class_literal(found, name, _MOST_HOPS if inherited else 1)
+    """Return the value of the class attribute `name`, of a base class too if `inherited`.
+
+    Returns None unless the value is a literal, or a name that is bound to one at the top level of its module.
+    """
+    return _class_literal(found, name, _MAX_HOPS if inherited else 1)
 
 
 def _class_literal(found: Definition, name: str, hops: int) -> Any:
@@ -99,8 +104,8 @@ def _class_literal(found: Definition, name: str, hops: int) -> Any:
     return None
 
 
-def defines(found: Definition, method: str, but_not: str, hops: int = _MOST_HOPS) -> bool | None:
-    """Whether the class, or a base outside of the package `but_not`, has this method; null where nothing tells."""
+def defines(found: Definition, method: str, but_not: str, hops: int = _MAX_HOPS) -> bool | None:
+    """Return whether the class or a base outside of the package `but_not` has this method; None if unknown."""
     if not isinstance(found.node, ast.ClassDef) or hops == 0:
         return None
     if found.module.name.partition(".")[0] == but_not:
@@ -128,7 +133,7 @@ def _literal(module: Module, value: ast.expr) -> Any:
 
 @cache
 def parsed(file: Path) -> ast.Module | None:
-    """The syntax tree of a file; null when it cannot be read or is not Python of this version."""
+    """Return the syntax tree of a file; None if it cannot be read or is not Python of this version."""
     try:
         return ast.parse(file.read_bytes())
     except (OSError, SyntaxError, ValueError):
@@ -136,7 +141,10 @@ def parsed(file: Path) -> ast.Module | None:
 
 
 def _walk(module: Module, names: list[str], hops: int) -> Found:
-    """Submodules first, by file only, so that torch/__init__.py is not parsed for `torch.optim.AdamW`."""
+    """Follow names from a module: submodules first, by file only.
+
+    Thus torch/__init__.py is not parsed for `torch.optim.AdamW`.
+    """
     while names:
         inner = _submodule(module, names[0])
         if inner is None:
@@ -161,7 +169,7 @@ def _walk_from(found: Found, names: list[str], hops: int) -> Found:
 
 
 def _member(module: Module, name: str, hops: int) -> Found:
-    """A name at the top level of a module, followed through re-exports."""
+    """Find a name at the top level of a module, and follow it through re-exports."""
     if hops == 0:
         return Unknown()
     if module.file is None:
@@ -183,7 +191,7 @@ def _member(module: Module, name: str, hops: int) -> Found:
     if inner is not None:
         return inner
     text = module.file.read_text(encoding="utf-8", errors="replace")
-    if any(sign in text for sign in _MADE_AT_RUN_TIME):
+    if any(sign in text for sign in _DYNAMIC_NAMES):
         return Unknown()
     known = {n for n in bound if n != "*" and not n.startswith("_")} | set(_submodule_names(module))
     return NotFound(module.name, name, tuple(sorted(known)))
@@ -211,9 +219,9 @@ def _import_base(module: Module, node: ast.ImportFrom) -> list[str]:
 
 def _absolute(parts: list[str], seen_from: Module, hops: int) -> Found:
     parts = canonical(".".join(parts)).split(".")
-    # The own package of the module is found beside it, wherever that is.
+    # The package of the module itself is found next to it, wherever that is.
     top = _top(parts[0], _root_of(seen_from))
-    if top is None:  # not installed, or of another system: `from nt import *` in os.py
+    if top is None:  # not installed, or of another platform: `from nt import *` in os.py
         return Unknown(".".join(parts))
     return _walk(top, parts[1:], hops - 1)
 
@@ -228,7 +236,10 @@ def _root_of(module: Module) -> Path:
 
 @cache
 def _bindings(file: Path) -> dict[str, list[ast.AST]]:
-    """Names bound at the top level of a module, `if` and `try` included, in order; `*` for star imports."""
+    """Return the nodes that bind each name at the top level of a module, in order; `*` for star imports.
+
+    Includes those inside of `if` and `try`.
+    """
     tree = parsed(file)
     bound: dict[str, list[ast.AST]] = {}
     pending: list[ast.AST] = list(tree.body) if tree else []
@@ -257,14 +268,14 @@ def _names_of(node: ast.AST) -> list[str]:
     names: list[str] = []
     while targets:
         target = targets.pop()
-        # Not attributes and items: `AdamW.__doc__ = ...` binds nothing.
+        # Attributes and items are no bindings: `AdamW.__doc__ = ...` binds nothing.
         names += [target.id] if isinstance(target, ast.Name) else []
         targets += target.elts if isinstance(target, (ast.Tuple, ast.List)) else []
     return names
 
 
 def source_folder(cwd: Path) -> Path | None:
-    """`src` of a project whose modules are in there; none where `src` itself is a package."""
+    """Return `src` of a project with its modules in there; None if `src` is itself a package."""
     folder = cwd / "src"
     return folder if folder.is_dir() and not (folder / "__init__.py").exists() else None
 
@@ -281,14 +292,14 @@ def _top(name: str, cwd: Path) -> Module | None:
 
 
 def installed_spec(name: str) -> ModuleSpec | None:
-    """Where Python finds the top-level module `name`, editable installs included, without importing it.
+    """Return where Python finds the top-level module `name`, including editable installs, without importing it.
 
-    Unlike `importlib.util.find_spec` it does not answer with a module of that name that is imported already, from
-    wherever that was.
+    Unlike `importlib.util.find_spec` it never returns a module of that name that is already imported, perhaps from
+    elsewhere.
     """
     for finder in sys.meta_path:
         find_spec = getattr(finder, "find_spec", None)
-        spec = find_spec(name, None, None) if find_spec else None
+        spec: ModuleSpec | None = find_spec(name, None, None) if find_spec else None
         if spec is not None:
             return spec
     return None
@@ -306,7 +317,7 @@ def _module(name: str, spec: ModuleSpec) -> Module:
 def _submodule(module: Module, name: str) -> Module | None:
     if not module.inside:
         return None
-    # By its last name: of `a.b`, a namespace package, Python would want `a` imported.
+    # By the last name only: for `a.b` in a namespace package, Python would import `a`.
     spec = PathFinder.find_spec(name, list(module.inside))
     return _module(f"{module.name}.{name}", spec) if spec else None
 
@@ -324,5 +335,5 @@ def _python_names(folder: Path) -> list[str]:
 
 
 def _top_names(cwd: Path) -> list[str]:
-    """Top-level names worth suggesting: the user's own and what models and data come from."""
+    """Return the top-level names worth suggesting: the user's own, and the packages of models and data."""
     return [*_python_names(cwd), "trainer", "torch", "lightning", "torchmetrics", "timm", "transformers"]

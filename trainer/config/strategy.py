@@ -4,125 +4,137 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
+from trainer.config.limits import NonNegativeInt, PositiveInt
 from trainer.core.errors import UserError
 
-ACTIVATION_CHECKPOINTING = ("none", "full", "selective")
-BROADCAST_BUFFERS = ("auto", "always", "evaluation")
-OFFLOAD = ("none", "cpu", "nvme")
-REDUCE_DTYPES = ("float32", "bfloat16")
+ActivationCheckpointing = Literal["none", "full", "selective"]
+Offload = Literal["none", "cpu", "nvme"]
 
 
 @dataclass(eq=False, repr=False)
 class Single:
-    """One process, no wrapping."""
+    """A single process, without a wrapper around the model. Its options hold for all strategies."""
 
     name: str = "single"
-    activation_checkpointing: str = "none"
-    """none; full: keep a block's input and compute the rest again; selective: keep matrix products, too."""
+    """Name of the strategy."""
+    activation_checkpointing: ActivationCheckpointing = "none"
+    """Activation checkpointing. none: keep all activations; full: keep the input of a block and recompute the rest;
+    selective: also keep matrix products."""
     compile: bool = False
-    """torch.compile of each block, before it is wrapped."""
+    """Apply torch.compile to each block, before it is wrapped."""
 
 
 @dataclass(eq=False, repr=False)
 class Ddp(Single):
-    """A whole copy of the model on each rank; gradients averaged."""
+    """DistributedDataParallel: a full copy of the model on each rank, gradients averaged."""
 
     name: str = "ddp"
-    bucket_cap_mb: int = 25
-    """Size of the all-reduce buckets."""
+    """Name of the strategy."""
+    bucket_cap_mb: PositiveInt = 25
+    """Size of the all-reduce buckets in MiB."""
     find_unused_parameters: bool = False
-    """For models in which a step leaves parameters without a gradient; costs a walk of the graph a step."""
+    """For models with parameters that get no gradient in a step; costs a traversal of the autograd graph per step."""
     gradient_as_bucket_view: bool = True
-    """Gradients are views of the buckets: one copy less."""
-    broadcast_buffers: str = "auto"
-    """When rank 0's buffers go to the others. always: before each forward pass, as DDP does; evaluation: before the
-    model is evaluated; auto: evaluation where they are running statistics of normalization layers, else always."""
+    """Make gradients views of the buckets, which saves one copy."""
+    broadcast_buffers: Literal["auto", "always", "evaluation"] = "auto"
+    """When to broadcast rank 0's buffers. always: before each forward pass, as DDP does; evaluation: before the model
+    is evaluated; auto: evaluation if the buffers are running statistics of normalization layers, else always."""
 
 
 @dataclass(eq=False, repr=False)
 class Fsdp(Single):
-    """FSDP2: parameters, gradients and optimizer state in shards, over all ranks; each block gathered when needed."""
+    """FSDP2: parameters, gradients and optimizer state sharded over all ranks, each block gathered when needed."""
 
     name: str = "fsdp"
+    """Name of the strategy."""
     reshard_after_forward: bool = True
-    """Free a block's gathered parameters after its forward; false: keep them for backward."""
-    reduce_dtype: str = "float32"
-    """Gradients are summed in this; bfloat16 halves the traffic and loses bits that the sum needs."""
-    prefetch: int = 1
-    """Blocks gathered ahead of the one that computes."""
+    """Free the gathered parameters of a block after its forward pass; false: keep them for the backward pass."""
+    reduce_dtype: Literal["float32", "bfloat16"] = "float32"
+    """Data type of the gradient reduction; bfloat16 halves the traffic and loses bits that the sum needs."""
+    prefetch: NonNegativeInt = 1
+    """Number of blocks to gather ahead of the block that computes."""
     cpu_offload: bool = False
-    """Shards, gradients and optimizer step in host memory; changes nothing on CPU ranks."""
+    """Keep shards and gradients in host memory and run the optimizer step there; no effect on CPU ranks."""
     defer_parameters: bool = True
-    """Build the model on the meta device, make its parameters one by one when they are sharded; with tp: whole."""
+    """Build the model on the meta device, and create each parameter when it is sharded; with tp, whole."""
     blocks: str | None = None
-    """Class name of the modules that are sharded one by one; null: the model's `blocks()`, or repeated ones."""
+    """Class name of the modules to shard one by one; null: the model's `blocks()`, or its repeated modules."""
 
 
 @dataclass(eq=False, repr=False)
 class Hsdp(Fsdp):
-    """FSDP2 inside groups of ranks, copies between them: the slow links carry gradients only."""
+    """FSDP2 within groups of ranks and copies between the groups, so that slow links carry only gradients."""
 
     name: str = "hsdp"
-    shard_size: int | None = None
-    """Ranks that share one copy; null: those of a node."""
+    """Name of the strategy."""
+    shard_size: PositiveInt | None = None
+    """Number of ranks that share one copy of the model; null: the ranks of a node."""
 
 
 @dataclass(eq=False, repr=False)
 class Tp(Fsdp):
-    """Tensor parallel through DTensor, and FSDP2 over what is left (2D)."""
+    """Tensor parallelism through DTensor, with FSDP2 over the other dimension (2D)."""
 
     name: str = "tp"
-    tensor_parallel_size: int | None = None
-    """Ranks that share each layer; null: those of a node. They read the same samples."""
+    """Name of the strategy."""
+    tensor_parallel_size: PositiveInt | None = None
+    """Number of ranks that share each layer and read the same samples; null: the ranks of a node."""
 
 
 @dataclass(eq=False, repr=False)
 class _Deepspeed(Single):
-    reduce_bucket_size: int = 200_000_000
-    """Elements of a gradient bucket."""
-    allgather_bucket_size: int = 200_000_000
-    """Elements gathered at once."""
+    reduce_bucket_size: PositiveInt = 200_000_000
+    """Elements per gradient bucket."""
+    allgather_bucket_size: PositiveInt = 200_000_000
+    """Elements per all-gather."""
     overlap_comm: bool = True
-    """Reduce gradients while backward goes on."""
-    offload_optimizer: str = "none"
-    """none, cpu, nvme: where optimizer state lives and the optimizer, torch's own or another, works."""
+    """Overlap the gradient reduction with the backward pass."""
+    offload_optimizer: Offload = "none"
+    """Where optimizer state is kept and the optimizer step runs, with any optimizer: none (on the GPU), cpu or nvme."""
     nvme_path: str = "/local_nvme"
-    """A folder on the node's own NVMe, for nvme."""
+    """Directory on the node-local NVMe drive, for nvme."""
 
 
 @dataclass(eq=False, repr=False)
 class DeepspeedZero1(_Deepspeed):
-    """Optimizer state in shards."""
+    """DeepSpeed ZeRO stage 1: optimizer state sharded."""
 
     name: str = "deepspeed_zero1"
+    """Name of the strategy."""
     stage: int = 1
+    """ZeRO stage."""
 
 
 @dataclass(eq=False, repr=False)
 class DeepspeedZero2(_Deepspeed):
-    """Optimizer state and gradients in shards."""
+    """DeepSpeed ZeRO stage 2: optimizer state and gradients sharded."""
 
     name: str = "deepspeed_zero2"
+    """Name of the strategy."""
     stage: int = 2
+    """ZeRO stage."""
 
 
 @dataclass(eq=False, repr=False)
 class DeepspeedZero3(_Deepspeed):
-    """Optimizer state, gradients and parameters in shards."""
+    """DeepSpeed ZeRO stage 3: optimizer state, gradients and parameters sharded."""
 
     name: str = "deepspeed_zero3"
+    """Name of the strategy."""
     stage: int = 3
-    offload_parameters: str = "none"
-    """none, cpu, nvme: where parameters live between their uses."""
+    """ZeRO stage."""
+    offload_parameters: Offload = "none"
+    """Where parameters are kept between uses: none (on the GPU), cpu or nvme."""
 
 
 @dataclass(eq=False, repr=False)
 class Auto(Single):
-    """single on one rank; else fsdp on GPUs, ddp on CPU."""
+    """The default: single on one rank, else fsdp on GPUs and ddp on CPU."""
 
     name: str = "auto"
+    """Name of the strategy."""
 
 
 STRATEGIES: dict[str, type] = {
@@ -136,13 +148,14 @@ STRATEGIES: dict[str, type] = {
     "deepspeed_zero3": DeepspeedZero3,
     "auto": Auto,
 }
-"""Name to options class."""
+"""Options class by strategy name."""
 
 
 def ranks_in_group(strategy: Mapping[str, Any], world_size: int, ranks_of_node: int) -> int:
-    """Ranks that share each layer (tp) or one copy of the model (hsdp); elsewhere 1.
+    """Return how many ranks share each layer (tp) or one copy of the model (hsdp); 1 for other strategies.
 
-    Raises UserError where they do not divide all ranks.
+    Raises:
+        UserError: This number does not divide the number of all ranks.
     """
     option = {"tp": "tensor_parallel_size", "hsdp": "shard_size"}.get(strategy["name"])
     if option is None:
@@ -158,7 +171,7 @@ def ranks_in_group(strategy: Mapping[str, Any], world_size: int, ranks_of_node: 
 
 
 def ranks_per_sample(strategy: Mapping[str, Any], ranks_of_node: int) -> int:
-    """Ranks that read the same samples: more than one only with tensor parallel."""
+    """Return how many ranks read the same samples: more than one only with tensor parallelism."""
     if strategy["name"] != "tp":
         return 1
     return strategy.get("tensor_parallel_size") or ranks_of_node

@@ -1,4 +1,4 @@
-"""What is wrong with the `_target_` nodes of a configuration, without importing one."""
+"""Check the `_target_` nodes of a configuration without importing a target."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from typing import Any
 from trainer.config.allow import DISCOVERY, refusal
 from trainer.config.instantiate import DIRECTIVES
 from trainer.config.nodes import CONVERSIONS
+from trainer.config.problems import as_written
 from trainer.config.schedule import FILLED
 from trainer.config.signature import TRAINERS_OWN, Argument, Signature, of
 from trainer.config.sources import Definition, Found, Module, NotFound, Unknown, find
-from trainer.config.typed import as_written
 from trainer.core.errors import UserError
 from trainer.core.near import did_you_mean, listed, nearest
 
@@ -24,14 +24,16 @@ _REFUSED_FIX = "name a model, data module, optimizer or callback, or write a fun
 
 @dataclass(frozen=True)
 class Given:
-    """What the worker hands to a section's target beside the keys of the config."""
+    """The arguments that a section's target gets in addition to the keys of the config."""
 
     positional: int = 0
+    """Number of positional arguments."""
     named: tuple[str, ...] = ()
+    """Keyword arguments."""
     filled: tuple[str, ...] = ()
-    """Where the target takes them and the config gives none, or null."""
+    """Keyword arguments that are filled in if the target takes them and the config has none, or null."""
     by_name: str = ""
-    """The one that is given in place, by its name where the target has it."""
+    """Name of the positional argument that is passed by keyword if the target has an argument of this name."""
 
 
 SECTIONS = {
@@ -43,11 +45,11 @@ SECTIONS = {
         positional=1, named=(*TRAINERS_OWN["scheduler"], "total_steps"), filled=FILLED, by_name="optimizer"
     ),
 }
-"""The open sections that are one target each, and what they are given."""
+"""The open sections with a single target, and the arguments that it gets from the trainer."""
 
 
 def problems_of_targets(config: dict[str, Any], cwd: Path) -> list[UserError]:
-    """Targets that are refused or not there, and arguments that they do not take, need or understand."""
+    """Return targets that are refused or do not exist, and arguments that are unknown, missing or of a wrong type."""
     problems: list[UserError] = []
     for section, given in SECTIONS.items():
         node = config[section]
@@ -65,7 +67,7 @@ def problems_of_targets(config: dict[str, Any], cwd: Path) -> list[UserError]:
             if node is None:
                 continue
             if not isinstance(node, dict) or not node.get("_target_"):
-                fix = f"give {where}._target_=my_package.My{kind}, or {where}=null to do without"
+                fix = f"set {where}._target_=my_package.My{kind}, or {where}=null to disable it"
                 problems.append(UserError(f"{where}: a {kind.lower()} needs a _target_", fix))
                 continue
             problems += _node(where, node, given, cwd)
@@ -73,7 +75,10 @@ def problems_of_targets(config: dict[str, Any], cwd: Path) -> list[UserError]:
 
 
 def _node(where: str, node: dict[str, Any], given: Given, cwd: Path, called: bool = True) -> Iterator[UserError]:
-    """`called`: by us. What `_recursive_: false` leaves to a target is called by that, with more arguments perhaps."""
+    """Yield the problems of a node and of the nodes in it.
+
+    `called` is false for nodes that `_recursive_: false` leaves to a target, which may call them with more arguments.
+    """
     yield from _directives(where, node)
     yield from _target(where, node, given, cwd, called)
     called = called and node.get("_recursive_") is not False
@@ -102,7 +107,7 @@ def _directives(where: str, node: dict[str, Any]) -> Iterator[UserError]:
     convert = node.get("_convert_")
     if convert is not None and str(convert).lower() not in CONVERSIONS:
         fix = f"{did_you_mean(str(convert), CONVERSIONS)}choose one of: {listed(CONVERSIONS)}"
-        yield UserError(f"{where}._convert_={as_written(convert)}: there is no such conversion", fix)
+        yield UserError(f"{where}._convert_={as_written(convert)}: invalid choice", fix)
 
 
 def _target(where: str, node: dict[str, Any], given: Given, cwd: Path, called: bool) -> Iterator[UserError]:
@@ -128,7 +133,7 @@ def _target(where: str, node: dict[str, Any], given: Given, cwd: Path, called: b
 
 
 def _discovered(key: str, path: Any, cwd: Path) -> Iterator[UserError]:
-    """What `hydra.utils.get_class` and the like are told to find."""
+    """Yield the problems of the path that is given to `hydra.utils.get_class` and the like."""
     found = find(path, cwd) if isinstance(path, str) else None
     reason = refusal(path) or refusal(_leads_to(found)) if isinstance(path, str) else None
     if reason:
@@ -138,7 +143,7 @@ def _discovered(key: str, path: Any, cwd: Path) -> Iterator[UserError]:
 
 
 def _leads_to(found: Found | None) -> str:
-    """The path behind re-exports: `subprocess.run` for `mine.subprocess.run`."""
+    """Return the path behind re-exports, such as `subprocess.run` for `mine.subprocess.run`."""
     if isinstance(found, Definition):
         return f"{found.module.name}.{found.node.name}"
     if isinstance(found, Module):
@@ -149,8 +154,8 @@ def _leads_to(found: Found | None) -> str:
 def _not_found(key: str, path: str, found: NotFound) -> UserError:
     if not found.parent:
         hint = did_you_mean(found.name, found.known)
-        fix = f"{hint}install the package, or run trainer in the folder that holds {found.name}"
-        return UserError(f"{key}={path}: there is no module {found.name} here", fix)
+        fix = f"{hint}install the package, or run trainer in the directory that holds {found.name}"
+        return UserError(f"{key}={path}: no module named {found.name}", fix)
     near = nearest(found.name, found.known)
     fix = f"did you mean {found.parent}.{near}?" if near else f"it has: {listed(found.known)}"
     return UserError(f"{key}={path}: {found.parent} has no {found.name}", fix)
@@ -158,9 +163,9 @@ def _not_found(key: str, path: str, found: NotFound) -> UserError:
 
 _LIGHTNING_CLI = {
     "class_path": "write _target_: {} for class_path, and the init_args beside it",
-    "init_args": "write what is under init_args one level up, beside _target_",
+    "init_args": "write the arguments under init_args one level up, beside _target_",
 }
-"""LightningCLI's key to the fix."""
+"""Fix by key of LightningCLI."""
 
 
 def _classes(module: Module) -> str:
@@ -189,21 +194,21 @@ def _arguments(where: str, node: dict[str, Any], given: Given, signature: Signat
             yield UserError(f"{where}.{name}: {target} takes no argument {name}", fix)
     if node.get("_partial_"):
         return
-    # The trainer hands its own keys of `data` on where they have a value.
-    own = {name for name in given.named if where != "data" or written.get(name) is not None}
+    # The trainer passes its own keys of `data` on if they have a value.
+    passed_on = {name for name in given.named if where != "data" or written.get(name) is not None}
     for argument in named:
-        if argument.required and argument.name not in {*written, *own, *given.filled}:
+        if argument.required and argument.name not in {*written, *passed_on, *given.filled}:
             fix = f"set {where}.{argument.name}=VALUE"
             yield UserError(f"{where}.{argument.name} is missing: {target} needs it", fix)
 
 
 def _type(where: str, argument: Argument, value: Any) -> Iterator[UserError]:
-    # Null arguments of the model are filled from the data; the trainer's own keys are judged by check.py.
+    # Null arguments of the model are filled from the data. checks/config.py judges the trainer's own keys.
     if (value is None and where == "model") or argument.name in TRAINERS_OWN.get(where, ()):
         return
     if value is None and (where.startswith("logger.") or (where.startswith("scheduler") and argument.name in FILLED)):
         return
-    if value is None and where.startswith("callbacks.") and argument.name == "monitor":  # callbacks/users.py finds it
+    if value is None and where.startswith("callbacks.") and argument.name == "monitor":  # filled by callbacks/users.py
         return
     if argument.type is None or isinstance(value, dict) or argument.type.accepts(value):
         return

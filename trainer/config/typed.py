@@ -1,8 +1,8 @@
-"""The closed part of the configuration against its dataclasses: unknown keys, types, defaults.
+"""The closed sections of the configuration against their dataclasses: unknown keys, types, defaults.
 
-Conversion is OmegaConf's for a command line; written out here so that every problem is found in one pass, each
-with a line that names the key as it was written and what was expected, and because a structured merge costs
-a millisecond a key.
+Values are converted as OmegaConf converts those of a command line. The conversion is written out here for two reasons:
+every problem is found in one pass, in a message that names the key as it was written and the expected type; and a
+structured merge takes a millisecond per key.
 """
 
 from __future__ import annotations
@@ -12,10 +12,11 @@ from contextlib import suppress
 from dataclasses import MISSING as NO_DEFAULT
 from dataclasses import asdict, fields, is_dataclass
 from functools import cache
-from typing import Any
+from typing import Any, Literal, TypeVar
 
 from trainer.config.cluster import CLUSTERS
-from trainer.config.schema import Config, TrainerOptions
+from trainer.config.problems import as_written
+from trainer.config.schema import Config, Precision, TrainerOptions
 from trainer.config.strategy import STRATEGIES
 from trainer.core.errors import UserError
 from trainer.core.near import did_you_mean, listed
@@ -24,19 +25,25 @@ OPEN = ("model", "data", "task", "optimizer", "scheduler", "callbacks", "logger"
 """Sections that hold a `_target_` and its arguments."""
 
 NAMED = ("callbacks", "logger")
-"""Of the open sections those of several targets, each under a name of its own."""
+"""Open sections that hold several targets, each under its own name."""
 
 CHOSEN = {"strategy": STRATEGIES, "cluster": CLUSTERS}
 """Closed sections whose class is chosen by their `name`."""
 
 REQUIRED = ("name", "model", "data", "optimizer", "strategy", "cluster")
-"""Keys that a job cannot do without."""
+"""Keys that every job needs."""
 
-_EXPECTED = {int: "an integer", float: "a number", bool: "true or false", str: "a text"}
+Options = TypeVar("Options")
+
+_EXPECTED = {int: "an integer", float: "a number", bool: "true or false", str: "a string"}
+_BOOLEANS = {
+    **dict.fromkeys(("true", "yes", "on", "1"), True),
+    **dict.fromkeys(("false", "no", "off", "0"), False),
+}
 
 
 def closed_class(section: str, node: Any) -> type | None:
-    """The dataclass of a closed section; null for an open one, an unknown one, and an unknown `name`."""
+    """Return the dataclass of a closed section; None for an open one, an unknown one, and an unknown `name`."""
     if section in CHOSEN:
         return CHOSEN[section].get(str(node.get("name"))) if isinstance(node, dict) else None
     hint = _hints(Config).get(section)
@@ -44,24 +51,24 @@ def closed_class(section: str, node: Any) -> type | None:
 
 
 def is_closed(section: str) -> bool:
-    """Whether the section's keys are those of a dataclass."""
+    """Return whether the section's keys are those of a dataclass."""
     hint = _hints(Config).get(section)
     return section in CHOSEN or (isinstance(hint, type) and is_dataclass(hint))
 
 
 def key_names(cls: type) -> list[str]:
-    """The keys that a section of this dataclass has."""
+    """Return the keys of a section with this dataclass."""
     return [field.name for field in fields(cls)]
 
 
 def problems_of(section: str, node: Any) -> list[UserError]:
-    """What is wrong in a closed section: an unknown `name`, unknown keys, wrong types; empty when nothing."""
+    """Return the problems of a closed section: an unknown `name`, unknown keys, wrong types."""
     if not isinstance(node, dict):
-        return [UserError(f"{section}={node}: expected a group of keys", f"write {section}.KEY=VALUE")]
+        return [UserError(f"{section}={node}: expected a section with keys", f"write {section}.KEY=VALUE")]
     if section in CHOSEN and node.get("name") not in CHOSEN[section]:
         name, names = str(node.get("name")), CHOSEN[section]
         fix = f"{did_you_mean(name, names)}choose one of: {listed(names)}"
-        return [UserError(f"{section}.name={name}: there is no {section} of this name", fix)]
+        return [UserError(f"{section}.name={name}: unknown {section}", fix)]
     cls = closed_class(section, node)
     if cls is None:
         raise KeyError(section)
@@ -72,54 +79,62 @@ def problems_of(section: str, node: Any) -> list[UserError]:
 
 
 def top_level_problems(config: dict[str, Any]) -> list[UserError]:
-    """Wrongly typed keys beside the sections (`seed`, `name`, ...); `own_keys.py` judges the unknown ones."""
+    """Return the keys outside of the sections (`seed`, `name`, ...) that have a wrong type.
+
+    `own_keys.py` judges the unknown ones.
+    """
     problems: list[UserError] = []
     plain = [key for key in key_names(Config) if key in config and _hints(Config)[key] in _EXPECTED]
     wrong = [_type_problem(Config, "", key, config[key]) for key in plain]
     for section in OPEN:
         if not isinstance(config.get(section) or {}, dict):
             fix = f"a config file of {section} holds keys, such as _target_: my_package.MyClass"
-            problems.append(UserError(f"{section}={config[section]}: expected a group of keys", fix))
+            problems.append(UserError(f"{section}={config[section]}: expected a section with keys", fix))
     return problems + [problem for problem in wrong if problem]
 
 
 def complete(config: dict[str, Any]) -> dict[str, Any]:
-    """The same configuration with types converted and every default of the closed sections filled in.
+    """Return a configuration without problems, with types converted and every default filled in.
 
-    For a configuration without problems; the keys come in the order of the schema, then those that it does not know.
+    The keys are in the order of the schema, followed by those that the schema does not have.
     """
-    whole: dict[str, Any] = {}
+    completed: dict[str, Any] = {}
     for field in fields(Config):
         value = config.get(field.name)
         if field.name in OPEN:
-            whole[field.name] = value if value is not None else {}
+            completed[field.name] = value if value is not None else {}
             continue
         cls = closed_class(field.name, value if value is not None else {})
         if cls is not None:
-            whole[field.name] = {f.name: _filled(cls, f, value or {}) for f in fields(cls)}
+            completed[field.name] = {f.name: _filled(cls, f, value or {}) for f in fields(cls)}
         else:
-            whole[field.name] = _filled(Config, field, config)
-    return {**whole, **{key: value for key, value in config.items() if key not in whole}}
+            completed[field.name] = _filled(Config, field, config)
+    return {**completed, **{key: value for key, value in config.items() if key not in completed}}
+
+
+def options_of(cls: type[Options], node: dict[str, Any]) -> Options:
+    """Return the dataclass of a section without problems, with the defaults of the keys that it does not have."""
+    return cls(**{field.name: _filled(cls, field, node) for field in fields(cls)})  # type: ignore[arg-type]
 
 
 def to_config(config: dict[str, Any]) -> Config:
-    """The dataclasses of a configuration that has passed `check`, such as a frozen one."""
-    built: dict[str, Any] = {}
-    whole = complete(config)
+    """Return the dataclasses of a configuration that has passed `check`, such as a frozen one."""
+    values: dict[str, Any] = {}
+    completed = complete(config)
     for name in key_names(Config):
-        value = whole[name]
+        value = completed[name]
         cls = None if name in OPEN else closed_class(name, value)
-        built[name] = cls(**value) if cls else value
-    return Config(**built)
+        values[name] = cls(**value) if cls else value
+    return Config(**values)
 
 
 _TRAINER_KEYS = frozenset(field.name for field in fields(TrainerOptions))
 NEVER_NULL = frozenset(field.name for field in fields(TrainerOptions) if field.default is not None)
-PRECISIONS = ("auto", "32-true", "bf16-mixed", "bf16-true", "16-mixed", "16-true", "64-true")
+PRECISIONS: tuple[str, ...] = typing.get_args(Precision)
 
 
 def is_lightnings(options: dict[str, Any]) -> bool:
-    """Whether the section `trainer` has a name or a value that is Lightning's and not the schema's."""
+    """Return whether the section `trainer` has a name or a value that is Lightning's and not the schema's."""
     return (
         not options.keys() <= _TRAINER_KEYS
         or options.get("precision", "auto") not in PRECISIONS
@@ -133,25 +148,20 @@ def is_lightnings(options: dict[str, Any]) -> bool:
 
 
 def unknown_key(prefix: str, key: str, known: list[str]) -> UserError:
-    """The refusal of a key that the schema does not have."""
+    """Return the error for a key that the schema does not have."""
     if prefix == "trainer.":
         from trainer.config.lightning_names import TAKEN
 
         known = [*known, *TAKEN]
     fix = f"{did_you_mean(key, known, prefix=prefix)}keys here: {listed(known, 30)}"
-    return UserError(f"{prefix}{key}: there is no such key", fix)
-
-
-def as_written(value: Any) -> str:
-    """A value as the command line has it: `null` and `true`, not Python's names."""
-    if value is None or isinstance(value, bool):
-        return {None: "null", True: "true", False: "false"}[value]
-    return str(value)
+    return UserError(f"{prefix}{key}: unknown key", fix)
 
 
 def expected(hint: Any) -> str:
-    """A type in words: `an integer or null`."""
+    """Describe a type in words, such as `an integer or null`."""
     arguments = typing.get_args(hint)
+    if typing.get_origin(hint) is Literal:
+        return " or ".join(map(as_written, arguments))
     if type(None) in arguments:
         return " or ".join([*(expected(a) for a in arguments if a is not type(None)), "null"])
     if len(arguments) > 1:
@@ -167,11 +177,17 @@ def _hints(cls: type) -> dict[str, Any]:
 
 
 def _convert(hint: Any, value: Any) -> Any:
-    """`value` as the type, by OmegaConf's rules for a command line (`1` is a number, `yes` is true).
+    """Convert `value` to a type by OmegaConf's rules for a command line (`1` is a number, `yes` is true).
 
-    Raises ValueError when it cannot be.
+    Any string is accepted for a `Literal`: `trainer/checks/config.py` reports a wrong choice together with all other
+    wrong values.
+
+    Raises:
+        ValueError: The value cannot be converted.
     """
     arguments = typing.get_args(hint)
+    if typing.get_origin(hint) is Literal:
+        return _scalar(str, value)
     if type(None) in arguments and value is None:
         return None
     if len(arguments) > 1:
@@ -186,7 +202,7 @@ def _convert(hint: Any, value: Any) -> Any:
 
 
 def _first_of(hints: list[Any], value: Any) -> Any:
-    """As the first of several types that takes the value; 1.0 stays a fraction where both are taken."""
+    """Convert to the first type that accepts the value; 1.0 stays a fraction if both int and float are accepted."""
     for hint in hints:
         if hint is int and isinstance(value, float) and float in hints:
             continue
@@ -201,23 +217,13 @@ def _scalar(hint: type, value: Any) -> Any:
     if hint is str:
         return as_written(value)
     if hint is bool:
-        words = {
-            "true": True,
-            "yes": True,
-            "on": True,
-            "1": True,
-            "false": False,
-            "no": False,
-            "off": False,
-            "0": False,
-        }
-        if str(value).lower() not in words:
+        if str(value).lower() not in _BOOLEANS:
             raise ValueError
-        return words[str(value).lower()]
+        return _BOOLEANS[str(value).lower()]
     if isinstance(value, bool):
         raise ValueError
     if hint is int and isinstance(value, float):
-        # OmegaConf refuses 3.0 for an integer too; 1e6 for max_steps is worth taking.
+        # OmegaConf refuses 3.0 for an integer. Integral floats are accepted here for values such as max_steps=1e6.
         if not value.is_integer():
             raise ValueError
         return int(value)
@@ -229,23 +235,26 @@ def _type_problem(cls: type, prefix: str, key: str, value: Any) -> UserError | N
     try:
         _convert(hint, value)
     except (ValueError, OverflowError):
-        wanted = expected(hint)
-        message = f"{prefix}{key}={as_written(value)}: expected {wanted}"
+        message = f"{prefix}{key}={as_written(value)}: expected {expected(hint)}"
         return UserError(message, f"write {prefix}{key}={_example(hint)}")
     return None
 
 
 def _example(hint: Any) -> str:
-    inner = next((a for a in typing.get_args(hint) if a is not type(None)), hint)
     if typing.get_origin(hint) is list:
         return "[a,b]"
-    return {int: "10", float: "0.5", bool: "true", str: "NAME"}.get(inner, "VALUE")
+    if typing.get_origin(hint) is Literal:
+        return as_written(typing.get_args(hint)[0])
+    inner = next((a for a in typing.get_args(hint) if a is not type(None)), None)
+    if inner is not None:
+        return _example(inner)
+    return {int: "10", float: "0.5", bool: "true", str: "NAME"}.get(hint, "VALUE")
 
 
 def _filled(cls: type, field: Any, node: dict[str, Any]) -> Any:
     if field.name in node:
         return _convert(_hints(cls)[field.name], node[field.name])
     if field.default_factory is not NO_DEFAULT:
-        made = field.default_factory()
-        return asdict(made) if is_dataclass(made) and not isinstance(made, type) else made
+        default = field.default_factory()
+        return asdict(default) if is_dataclass(default) and not isinstance(default, type) else default
     return field.default

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from trainer.config.typed import as_written
+from trainer.config.problems import as_written
 from trainer.core.errors import UserError
 from trainer.core.near import did_you_mean
 
