@@ -1,4 +1,4 @@
-"""What `check` finds in a composed configuration."""
+"""The problems that `check` finds in a composed configuration."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def checked(*overrides: str) -> None:
         ("model.dropout=much", "model.dropout"),
     ],
 )
-def test_each_mistake_is_one_problem_that_names_key_and_fix(workdir: Path, override: str, fix: str) -> None:
+def test_each_mistake_is_one_problem_with_key_and_fix(workdir: Path, override: str, fix: str) -> None:
     (workdir / "taken").write_text("")
     with pytest.raises(UserError) as caught:
         checked(*override.split(" ") if override.startswith("strategy") else [override])
@@ -90,11 +90,11 @@ def test_each_mistake_is_one_problem_that_names_key_and_fix(workdir: Path, overr
         ["callbacks=early_stopping", "optimizer=sgd", "scheduler=constant", "tracking=none"],
     ],
 )
-def test_what_is_right_passes(workdir: Path, overrides: list[str]) -> None:
+def test_valid_configurations_pass(workdir: Path, overrides: list[str]) -> None:
     checked(*overrides)
 
 
-def test_all_problems_come_at_once_values_first(workdir: Path) -> None:
+def test_all_problems_are_reported_at_once_values_first(workdir: Path) -> None:
     with pytest.raises(Problems) as caught:
         checked("trainer.max_steps=0", "model.dropout=much", "seed=-1")
     first = [problem.message.partition("=")[0] for problem in caught.value.problems]
@@ -102,8 +102,8 @@ def test_all_problems_come_at_once_values_first(workdir: Path) -> None:
     assert str(caught.value).startswith("3 problems")
 
 
-def test_an_argument_that_only_the_job_can_give_is_asked_for(workdir: Path) -> None:
-    """The trainer hands `data.batch_size` on where it is set, and a class that needs it starts without one."""
+def test_a_missing_argument_of_the_data_is_reported(workdir: Path) -> None:
+    """The trainer passes `data.batch_size` on if it is set; a class that requires it cannot be built without."""
     (workdir / "own.py").write_text("class Rows:\n    def __init__(self, batch_size, folder='x'): ...\n")
     with pytest.raises(UserError, match=r"data\.batch_size is missing: own\.Rows needs it"):
         check(compose(["data._target_=own.Rows"], config_dirs=[]).config)

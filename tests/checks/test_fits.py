@@ -1,4 +1,4 @@
-"""Which models and data go together: what the prompt says, against networks that are built and fed a batch."""
+"""Pairs of models and data: the check before the launch against networks that are built and run on a batch."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ DATA: dict[str, tuple[str, Node, Make]] = {
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Node, ArrayDataModule, list[torch.Tensor]]]:
-    """Each data set's section of the configuration, the module itself, and a batch of two."""
+    """For each data set: its section of the configuration, the data module, and a batch of two."""
     made = {}
     for name, (choice, options, make) in DATA.items():
         root = tmp_path_factory.mktemp(choice)
@@ -81,8 +81,10 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Node, Arra
 
 
 def trains(node: Node, module: ArrayDataModule, batch: list[torch.Tensor]) -> bool:
-    """Whether the network can be made from the facts, and its first step be computed: without values, but for the one
-    that must know how long its sequences are."""
+    """Return whether the network can be built from the facts and run a first step.
+
+    This happens on the meta device, except for the network that reads the lengths of its sequences.
+    """
     device = torch.device("cpu" if "Text" in node["_target_"] else "meta")
     facts = module.facts()
     filled = {key: facts[key] if value is None and key in facts else value for key, value in node.items()}
@@ -96,7 +98,7 @@ def trains(node: Node, module: ArrayDataModule, batch: list[torch.Tensor]) -> bo
 
 
 @pytest.mark.parametrize("model", MODELS)
-def test_the_prompt_refuses_what_could_not_train_and_nothing_else(
+def test_mismatches_are_exactly_the_pairs_that_cannot_train(
     model: str, data: dict[str, tuple[Node, ArrayDataModule, list[torch.Tensor]]]
 ) -> None:
     choice, options = MODELS[model]
@@ -110,7 +112,7 @@ def test_the_prompt_refuses_what_could_not_train_and_nothing_else(
         assert (problem is None) == trains(node, module, batch), (name, problem)
 
 
-def test_every_data_class_declares_its_facts_as_they_are(
+def test_declared_facts_match_the_data(
     data: dict[str, tuple[Node, ArrayDataModule, list[torch.Tensor]]],
 ) -> None:
     for name, (node, module, _) in data.items():
@@ -122,8 +124,8 @@ def test_every_data_class_declares_its_facts_as_they_are(
             assert value is None or value == facts[key], (name, key)
 
 
-def test_emoji_declares_what_it_gives() -> None:
-    """Its font may not be here: the facts do not need it."""
+def test_declared_facts_of_emoji_match() -> None:
+    """The facts do not need its font, which may not be installed."""
     for direction in ("read", "draw"):
         node = {"_target_": "trainer.data.emoji.Emoji", "direction": direction, "side": 16}
         module, declared = Emoji(direction=direction, side=16), data_facts(node, Path.cwd())
@@ -132,7 +134,7 @@ def test_emoji_declares_what_it_gives() -> None:
         assert declared.facts["input_shape"] == module.facts()["input_shape"]
 
 
-def test_every_shipped_choice_is_in_the_matrix() -> None:
+def test_every_shipped_data_set_is_in_the_matrix() -> None:
     known = {choice for choice, _, _ in DATA.values()} | {"emoji", "mixture", "none"}
     assert {path.stem for path in (conf_dir() / "data").glob("*.yaml")} == known
 
@@ -161,7 +163,7 @@ def test_every_shipped_choice_is_in_the_matrix() -> None:
     ],
 )
 @pytest.mark.usefixtures("workdir")
-def test_a_pair_that_cannot_train_is_one_problem_with_those_that_can(overrides: list[str], message: str) -> None:
+def test_a_mismatch_is_one_problem_with_alternatives(overrides: list[str], message: str) -> None:
     with pytest.raises(UserError, match=message) as caught:
         check(compose(["resources.gpus=0", *overrides], config_dirs=[]).config)
     assert "problems in the configuration" not in caught.value.message
@@ -214,15 +216,13 @@ class Squares(Digits):
         ({"_target_": "mine.Gone", "x": None}, {"_target_": "trainer.data.text.Text"}, False),
     ],
 )
-def test_what_a_users_class_does_not_say_is_not_complained_about(
-    workdir: Path, model: Node, data: Node, refused: bool
-) -> None:
+def test_users_classes_without_declarations_pass(workdir: Path, model: Node, data: Node, refused: bool) -> None:
     (workdir / "mine.py").write_text(USERS)
     config = {"model": model, "data": data, "task": {}}
     assert bool(list(problems_of_fit(config, workdir))) == refused
 
 
-def test_a_task_of_the_users_own_choice_is_left_to_him(workdir: Path) -> None:
+def test_a_task_that_the_user_chose_is_not_checked(workdir: Path) -> None:
     config = compose(["resources.gpus=0", "model=mlp", "data=digits"], config_dirs=[]).config
     config["task"] = {"_target_": "trainer.tasks.language_modelling.LanguageModelling"}
     assert list(problems_of_fit(config, workdir)) == []

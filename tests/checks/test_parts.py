@@ -1,4 +1,4 @@
-"""Mistakes in the arguments of mixtures, Hugging Face models and `finetune` are found at the prompt."""
+"""Mistakes in the arguments of mixtures, Hugging Face models and `finetune` are found before the launch."""
 
 from __future__ import annotations
 
@@ -116,12 +116,12 @@ def test_each_mistake_is_one_problem(overrides: list[str], message: str) -> None
         ["finetune.lora_rank=4", "finetune.lora_layers=[query]", "finetune.lora_dropout=0.1"],
     ],
 )
-def test_what_may_be_meant_passes(overrides: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_valid_arguments_pass(overrides: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("trainer.config.combinations.find_spec", lambda package: True)  # peft need not be here
     checked(*overrides)
 
 
-def test_a_folder_that_only_the_nodes_of_a_cluster_see_is_left_to_them(workdir: Path) -> None:
+def test_a_folder_is_not_checked_for_a_job_on_a_cluster(workdir: Path) -> None:
     config = compose(["resources.gpus=0", HF, "model.folder=/scratch/model"], config_dirs=[]).config
     with pytest.raises(UserError, match="no such folder"):
         check(config)

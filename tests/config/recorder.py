@@ -1,4 +1,4 @@
-"""Targets that keep what they are called with, for the tests of `_target_` nodes."""
+"""Targets that record their arguments, for the tests of `_target_` nodes."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ import hydra.utils
 
 
 class Kept:
-    """Its arguments, as they came."""
+    """Records its arguments."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self.args, self.kwargs = args, kwargs
 
 
 class Delegates:
-    """Makes its parts by itself."""
+    """Instantiates its parts itself."""
 
     def __init__(self, part: Any, **more: Any) -> None:
         self.args = (part,)

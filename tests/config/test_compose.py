@@ -1,4 +1,4 @@
-"""Composing: search path, did-you-mean over the whole tree, types, what `+` may do."""
+"""Composing a job: search path, did-you-mean over the whole tree, types, and `+`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def composed(*overrides: str, config_dirs: tuple[Path, ...] = ()) -> Composed:
 
 
 def refused(*overrides: str, config_dirs: tuple[Path, ...] = ()) -> str:
-    """The whole message; Hydra's advice to add `+key` must never be in it."""
+    """Return the whole message, which must never contain Hydra's advice to add `+key`."""
     with pytest.raises(UserError) as caught:
         composed(*overrides, config_dirs=config_dirs)
     text = str(caught.value)
@@ -42,7 +42,7 @@ def test_the_default_job_is_resolved_plain_and_complete(workdir: Path) -> None:
     assert "hydra" not in job.config
 
 
-def test_runs_are_made_where_the_commands_on_runs_look(workdir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_runs_dir_default_matches_the_registry(workdir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(VARIABLE, raising=False)
     assert composed().config["runs_dir"] == str(runs_dir_from(None)) == "runs"
     monkeypatch.setenv(VARIABLE, "/scratch/me")
@@ -50,7 +50,7 @@ def test_runs_are_made_where_the_commands_on_runs_look(workdir: Path, monkeypatc
     assert composed("runs_dir=mine").config["runs_dir"] == "mine"
 
 
-def test_hydras_global_state_is_left_clean(workdir: Path) -> None:
+def test_hydra_global_state_is_restored(workdir: Path) -> None:
     from hydra.core.config_store import ConfigStore
     from hydra.core.global_hydra import GlobalHydra
     from hydra.core.hydra_config import HydraConfig
@@ -101,7 +101,7 @@ def test_hydras_global_state_is_left_clean(workdir: Path) -> None:
         ("seed=true", "seed=true: expected an integer", "seed=10"),
     ],
 )
-def test_mistakes_are_named_with_the_fix(workdir: Path, override: str, mistake: str, suggestion: str) -> None:
+def test_each_mistake_is_reported_with_a_fix(workdir: Path, override: str, mistake: str, suggestion: str) -> None:
     text = refused(override)
     assert mistake in text
     assert suggestion in text
@@ -125,12 +125,12 @@ def test_keys_that_the_schema_or_the_target_knows_need_no_plus(workdir: Path) ->
     assert job.config["optimizer"]["maximize"] is True
 
 
-def test_a_callback_can_be_added_and_its_target_may_come_last(workdir: Path) -> None:
+def test_a_callback_can_be_added_with_its_target_last(workdir: Path) -> None:
     job = composed("callbacks.mine.every=3", "callbacks.mine._target_=collections.Counter", "+callbacks.x={a:1}")
     assert job.config["callbacks"]["mine"] == {"_target_": "collections.Counter", "every": 3}
 
 
-def test_values_are_converted_to_the_schemas_types(workdir: Path) -> None:
+def test_values_are_converted_to_the_types_of_the_schema(workdir: Path) -> None:
     job = composed("trainer.max_steps=1e3", "checkpoint.every_minutes=5", "name=7", "trainer.deterministic=yes")
     assert job.config["trainer"]["max_steps"] == 1000
     assert isinstance(job.config["checkpoint"]["every_minutes"], float)
@@ -138,11 +138,11 @@ def test_values_are_converted_to_the_schemas_types(workdir: Path) -> None:
     assert job.config["trainer"]["deterministic"] is True
 
 
-def test_null_on_an_unset_group_is_nothing(workdir: Path) -> None:
+def test_null_for_an_unset_group_has_no_effect(workdir: Path) -> None:
     assert composed("experiment=null").choices["experiment"] is None
 
 
-def test_own_conf_comes_before_ours_and_config_dir_before_both(workdir: Path) -> None:
+def test_search_order_is_config_dir_then_own_conf_then_shipped(workdir: Path) -> None:
     write(workdir / "conf/model/mlp.yaml", "_target_: trainer.models.mlp.MLP\nhidden: [7]\n")
     write(workdir / "conf/model/own.yaml", "_target_: trainer.models.mlp.MLP\nhidden: [8]\n")
     assert composed().config["model"] == {"_target_": "trainer.models.mlp.MLP", "hidden": [7]}
@@ -153,7 +153,7 @@ def test_own_conf_comes_before_ours_and_config_dir_before_both(workdir: Path) ->
     assert composed("model=own", config_dirs=(Path("extra"),)).config["model"]["hidden"] == [9]
 
 
-def test_an_experiment_of_ones_own_overlays_groups_and_values(workdir: Path) -> None:
+def test_a_users_experiment_overrides_groups_and_values(workdir: Path) -> None:
     text = "# @package _global_\ndefaults:\n  - override /tracking: none\ntrainer: {max_epochs: 3}\nname: mine\n"
     write(workdir / "conf/experiment/mine.yaml", text)
     job = composed("experiment=mine", "trainer.log_every_n_steps=2")
@@ -161,7 +161,7 @@ def test_an_experiment_of_ones_own_overlays_groups_and_values(workdir: Path) -> 
     assert composed("experiment=mine", "trainer.max_epochs=4").config["trainer"]["max_epochs"] == 4
 
 
-def test_a_misspelt_key_in_a_users_file_is_found(workdir: Path) -> None:
+def test_a_misspelt_key_in_a_users_file_is_refused(workdir: Path) -> None:
     write(workdir / "conf/experiment/mine.yaml", "# @package _global_\ntrainer: {max_step: 3}\n")
     assert "did you mean trainer.max_steps?" in refused("experiment=mine")
     write(workdir / "conf/experiment/mine.yaml", "# @package _global_\ntrainr: {max_steps: 3}\n")
@@ -175,24 +175,24 @@ def test_a_wrong_option_inside_a_users_file_names_the_file(workdir: Path) -> Non
     assert "choose one of" in text
 
 
-def test_a_group_that_is_added_twice_names_what_to_write(workdir: Path) -> None:
+def test_a_group_that_is_chosen_twice_is_reported_with_a_fix(workdir: Path) -> None:
     write(workdir / "conf/experiment/mine.yaml", "# @package _global_\nname: mine\n")
-    said = refused("+experiment=mine")
-    assert "experiment: chosen twice" in said
-    assert "the job already has this group: write experiment=mine" in said
+    message = refused("+experiment=mine")
+    assert "experiment: chosen twice" in message
+    assert "the job already has this group: write experiment=mine" in message
     assert composed("experiment=mine").config["name"] == "mine"
 
 
-def test_a_part_of_hydra_that_is_not_here_is_not_ignored(workdir: Path) -> None:
+def test_a_missing_hydra_plugin_is_refused(workdir: Path) -> None:
     write(
         workdir / "conf/experiment/mine.yaml", "# @package _global_\ndefaults:\n  - override /hydra/sweeper: optuna\n"
     )
-    said = refused("experiment=mine")
-    assert "hydra/sweeper=optuna" in said
-    assert "mine.yaml" in said
+    message = refused("experiment=mine")
+    assert "hydra/sweeper=optuna" in message
+    assert "mine.yaml" in message
 
 
-def test_an_option_of_a_part_that_is_not_used_is_composed(workdir: Path) -> None:
+def test_a_choice_for_an_unused_part_of_hydra_is_composed(workdir: Path) -> None:
     assert "job_logging" not in used_parts(composed("experiment=quickstart"))
     write(workdir / "conf/experiment/mine.yaml", "# @package _global_\ndefaults:\n  - override /hydra/sweeper: basic\n")
     job = composed("experiment=mine", "hydra/job_logging=stdout")
@@ -206,7 +206,7 @@ def used_parts(job: Composed) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("key", ["launcher.n_jobs", "sweeper.max_batch_size", "job_logging.root.level"])
-def test_a_key_of_a_part_that_is_not_used_is_refused(workdir: Path, key: str) -> None:
+def test_a_key_of_an_unused_part_of_hydra_is_refused(workdir: Path, key: str) -> None:
     assert f"hydra.{key}: trainer does not use this part of Hydra" in refused(f"hydra.{key}=3")
 
 
@@ -224,7 +224,7 @@ def test_broken_yaml_names_file_and_line(workdir: Path) -> None:
         ("\tx: 1\n", "conf/model/mine.yaml, line 1"),
     ],
 )
-def test_files_that_are_no_config_are_one_message(workdir: Path, content: str, named: str) -> None:
+def test_invalid_config_files_are_one_message(workdir: Path, content: str, named: str) -> None:
     write(workdir / "conf/model/mine.yaml", content)
     assert named in refused("model=mine")
 
@@ -243,19 +243,19 @@ def test_a_search_path_that_does_not_exist(workdir: Path) -> None:
     assert "/nowhere/at/all" in refused("hydra.searchpath=[file:///nowhere/at/all]")
 
 
-def test_an_unknown_config_name_lists_those_there_are(workdir: Path) -> None:
+def test_an_unknown_config_name_lists_the_existing_ones(workdir: Path) -> None:
     with pytest.raises(UserError, match="--config-name nope") as caught:
         compose([], config_dirs=[], config_name="nope")
     assert caught.value.fix == "configs: config"
 
 
-def test_sweep_points_in_hydras_order(workdir: Path) -> None:
+def test_sweep_points_are_in_the_order_of_hydra(workdir: Path) -> None:
     found = points(["model=mlp", "seed=1,2", "optimizer.lr=choice(0.1,0.2)"], config_dirs=[])
     assert found[1] == ["model=mlp", "seed=1", "optimizer.lr=0.2"]
     assert len(found) == 4
 
 
-def test_printed_parts(workdir: Path) -> None:
+def test_printed_parts_of_the_config(workdir: Path) -> None:
     job = composed()
     assert printed(job, "job", "trainer").startswith("# @package trainer\nmax_steps: null\n")
     assert "name: ${hydra:" in printed(job, "job")
@@ -267,8 +267,8 @@ def test_printed_parts(workdir: Path) -> None:
 
 
 @pytest.mark.parametrize("written", ["callbacks=emma", "callbacks=[default,emma]", "callbacks=early_stoping"])
-def test_a_slip_in_a_callback_is_no_part_of_hydra(written: str) -> None:
-    """Hydra has callbacks of its own, under hydra/callbacks."""
+def test_a_misspelt_callback_is_not_mistaken_for_a_group_of_hydra(written: str) -> None:
+    """Hydra has its own callbacks, in hydra/callbacks."""
     with pytest.raises(UserError) as caught:
         compose([written], config_dirs=[])
     assert "there is no callbacks e" in caught.value.message

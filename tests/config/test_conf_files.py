@@ -47,7 +47,7 @@ def test_composes_and_passes_check(path: Path, workdir: Path, monkeypatch: pytes
 
 
 @pytest.mark.parametrize("path", [*FILES, conf_dir() / "config.yaml"], ids=names)
-def test_says_in_its_first_line_what_it_is(path: Path) -> None:
+def test_the_first_line_describes_the_file(path: Path) -> None:
     lines = path.read_text().splitlines()
     first = lines[1] if lines[0].startswith("# @package") else lines[0]
     assert first.startswith("# ")

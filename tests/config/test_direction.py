@@ -1,4 +1,4 @@
-"""Whether more or less of a metric is better, by its name."""
+"""The direction of a metric by its name."""
 
 from __future__ import annotations
 

@@ -1,3 +1,5 @@
+"""The number of nodes of a run with `resources.min_nodes`."""
+
 from __future__ import annotations
 
 import json
@@ -40,7 +42,7 @@ def config(min_nodes: int | None, batch_size: int | None = 48, **strategy: Any) 
         (config(1, batch_size=8, name="tp", tensor_parallel_size=2), 3, 2),
     ],
 )
-def test_the_most_nodes_that_share_the_batch(options: dict[str, Any], available: int, expected: int | None) -> None:
+def test_most_nodes_that_divide_the_batch(options: dict[str, Any], available: int, expected: int | None) -> None:
     assert most_nodes(options, LaunchShape(4, 2, "cuda"), available) == expected
 
 
@@ -58,7 +60,7 @@ def rank(world_size: int) -> Rank:
         ({}, 4, {}),
     ],
 )
-def test_fewer_ranks_get_no_larger_micro_batches(
+def test_the_micro_batch_does_not_grow_with_fewer_ranks(
     tmp_path: Path, data: dict[str, Any], ranks: int, expected: dict[str, Any]
 ) -> None:
     run = RunDirectory(tmp_path)
@@ -66,7 +68,7 @@ def test_fewer_ranks_get_no_larger_micro_batches(
     assert limited(data, run, rank(ranks), ranks, None) == expected
 
 
-def test_slurm_is_asked_for_a_range_of_nodes() -> None:
+def test_sbatch_requests_a_range_of_nodes() -> None:
     asked = {**config(2), "cluster": asdict(Slurm())}
     assert ("nodes", "2-4") in sbatch_options(asked, LaunchShape(4, 2, "cuda"), None)
     asked["resources"]["min_nodes"] = 3

@@ -1,4 +1,4 @@
-"""Calling targets, and a configuration's way through its frozen file."""
+"""Instantiating targets, and reading a frozen configuration back."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ def test_partial_positional_and_not_recursive() -> None:
     assert kept == {"a": plain}
 
 
-def test_extra_arguments_win() -> None:
+def test_extra_arguments_take_precedence() -> None:
     assert instantiate({"_target_": "fractions.Fraction", "numerator": 3}, numerator=5) == 5
 
 
-def test_accepts_means_named() -> None:
+def test_accepts_requires_a_named_argument() -> None:
     assert accepts(Fraction, "denominator")
     assert not accepts(Counter, "anything")
 
@@ -76,7 +76,7 @@ def test_reexports_of_the_standard_library_are_seen_through(workdir: Path, monke
         ("trainer.config.typed.OPEN", "not a class or a function"),
     ],
 )
-def test_what_cannot_be_called_is_named(path: str, part: str) -> None:
+def test_a_target_that_cannot_be_called_is_refused(path: str, part: str) -> None:
     with pytest.raises(UserError) as caught:
         locate(path, "model._target_")
     assert part in caught.value.message
@@ -94,7 +94,7 @@ def test_import_errors_inside_a_users_module_keep_their_cause(workdir: Path, mon
         locate("needs_more.Net")
 
 
-def test_a_frozen_configuration_comes_back_as_it_was(workdir: Path) -> None:
+def test_a_frozen_configuration_round_trips(workdir: Path) -> None:
     config = compose(["trainer.max_steps=5", 'name="größe"', "optimizer.eps=1e-9"], config_dirs=[]).config
     path = workdir / "config.yaml"
     path.write_text(freeze(config), encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Trees of config files, composed by Hydra's own compose API and by ours: the same values at the same keys."""
+"""Config trees composed by Hydra's compose API and by this project have the same values at the same keys."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_a_tree_is_composed_as_hydra_composes_it(project: Path, name: str) -> None:
+def test_a_tree_equals_the_one_of_hydra(project: Path, name: str) -> None:
     configs = [one[2:] for one in CASES[name] if one.startswith("--")] or ["config"]
     overrides = [one for one in CASES[name] if not one.startswith("--")]
     with initialize_config_dir(str(project / "conf"), version_base="1.3"):
@@ -118,7 +118,7 @@ def test_a_tree_is_composed_as_hydra_composes_it(project: Path, name: str) -> No
     assert added <= shipped | {"optimizer"}, added
 
 
-def test_the_frozen_configuration_has_the_own_keys_resolved(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_frozen_configuration_has_user_keys_resolved(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/home/me")
     config = compose(["experiment=all", "width=11"], config_dirs=[], cwd=project).config
     assert config["paths"] == {"root": "/scratch", "logs": "/scratch/logs"}
@@ -127,7 +127,7 @@ def test_the_frozen_configuration_has_the_own_keys_resolved(project: Path, monke
     assert list(config).index("trainer") < list(config).index("task_name")
 
 
-def test_our_groups_are_there_in_a_config_that_does_not_know_them(project: Path) -> None:
+def test_shipped_groups_are_added_to_a_users_primary_config(project: Path) -> None:
     job = compose(["strategy=fsdp", "scheduler=constant"], config_dirs=[], cwd=project)
     assert (job.config["strategy"]["name"], job.choices["scheduler"]) == ("fsdp", "constant")
     assert (job.config["name"], job.config["cluster"]["name"]) == ("train", "local")

@@ -1,4 +1,4 @@
-"""Own keys, own resolvers, Hydra's own node, and targets that change: what Hydra's users write."""
+"""Idioms of Hydra users: their own keys and resolvers, Hydra's own node, and changed targets."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def made(job: Composed) -> RunDirectory:
     return RunDirectory.create(job.config, overrides=[], choices={}, code_root=Path(), hydra=frozen_hydra(job))
 
 
-# Keys of one's own.
+# The user's own keys.
 
 OWN = [
     *(
@@ -69,7 +69,7 @@ OWN = [
 ]
 
 
-def test_own_keys_in_files_are_kept_and_can_be_set(workdir: Path) -> None:
+def test_user_keys_in_files_are_kept_and_can_be_set(workdir: Path) -> None:
     chosen = experiment("\n".join(OWN) + "\n")
     written = OmegaConf.to_container(OmegaConf.create("\n".join(OWN)))
     assert isinstance(written, dict)
@@ -89,14 +89,14 @@ SLIPS = [
 ]
 
 
-def test_a_slip_of_one_of_ours_in_a_file_is_refused(workdir: Path) -> None:
-    said = str(refused(experiment("\n".join(text for text, _ in SLIPS) + "\n")))
-    assert f"{len(SLIPS)} problems" in said
+def test_a_misspelt_section_in_a_file_is_refused(workdir: Path) -> None:
+    error = str(refused(experiment("\n".join(text for text, _ in SLIPS) + "\n")))
+    assert f"{len(SLIPS)} problems" in error
     for text, meant in SLIPS:
-        assert f"{text.partition(':')[0]}: unknown key\n    did you mean {meant}?" in said
+        assert f"{text.partition(':')[0]}: unknown key\n    did you mean {meant}?" in error
 
 
-def test_own_keys_on_the_command_line_need_a_plus(workdir: Path) -> None:
+def test_user_keys_on_the_command_line_need_a_plus(workdir: Path) -> None:
     assert "to add a key of your own: +newkey=1" in refused("newkey=1").fix
     assert composed("+newkey=1").config["newkey"] == 1
     assert composed("+paths.deep.x=1", "name=${paths.deep.x}").config["name"] == "1"
@@ -108,7 +108,7 @@ def test_own_keys_on_the_command_line_need_a_plus(workdir: Path) -> None:
         assert "did you mean" in refused(slip).fix
 
 
-def test_names_of_ours_are_no_slips_of_each_other() -> None:
+def test_no_key_of_the_schema_looks_like_a_misspelling_of_another() -> None:
     names = key_names(Config)
     assert all(slip_of(name, [other for other in names if other != name]) is None for name in names)
 
@@ -116,7 +116,7 @@ def test_names_of_ours_are_no_slips_of_each_other() -> None:
 # Resolvers.
 
 
-def test_hydras_and_omegaconfs_resolvers(workdir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_resolvers_of_hydra_and_omegaconf(workdir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WIDTH", "7")
     text = """
 a: ${oc.env:WIDTH}
@@ -149,7 +149,7 @@ def test_the_time_is_resolved_once(workdir: Path) -> None:
     assert later.config["stamp"] == stamp
 
 
-def test_resolvers_of_ones_own(workdir: Path) -> None:
+def test_users_resolvers(workdir: Path) -> None:
     write("src/mine/maths.py", "def double(x):\n    return 2 * x\n")
     write(
         "conf/resolvers.py",
@@ -187,19 +187,19 @@ ConfigStore.instance().store(group="model", name="stored_by_a_test", node=Own)
 """
 
 
-def test_structured_configs_of_ones_own(workdir: Path) -> None:
+def test_users_structured_configs(workdir: Path) -> None:
     write("conf/resolvers.py", STRUCTURED)
     run = made(composed("model=stored_by_a_test", "model.width=4"))
     assert run.config()["model"] == {"_target_": "trainer.models.mlp.MLP", "width": 4, "act": "gelu"}
 
 
-def test_hydras_option_for_the_folder_of_configs(workdir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_config_path_option(workdir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write("configs/train.yaml", "defaults: [data: digits, model: mlp, _self_]\nname: mine\n")
     assert fit(["--config-path", "configs", "-cn", "train", "--cfg", "job", "--package", "name"]) == 0
     assert capsys.readouterr().out == "# @package name\nmine\n"
 
 
-def test_the_projects_root_is_known_as_with_rootutils(workdir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_project_root_is_set_as_by_rootutils(workdir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("PROJECT_ROOT", raising=False)
     assert "PROJECT_ROOT" in refused("name=${oc.env:PROJECT_ROOT}").message
     write(".project-root", "")
@@ -207,11 +207,11 @@ def test_the_projects_root_is_known_as_with_rootutils(workdir: Path, monkeypatch
     assert "PROJECT_ROOT" not in os.environ
 
 
-def test_a_resolver_that_is_not_there_is_refused_with_the_line(workdir: Path) -> None:
-    said = refused("+a=${eval:'1 + 2'}")
-    assert said.message == "a: unknown resolver eval in ${eval:...}"
+def test_an_unknown_resolver_is_refused_with_the_line_that_registers_it(workdir: Path) -> None:
+    error = refused("+a=${eval:'1 + 2'}")
+    assert error.message == "a: unknown resolver eval in ${eval:...}"
     line = 'from omegaconf import OmegaConf; OmegaConf.register_new_resolver("eval", eval)'
-    assert said.fix == f"add to conf/resolvers.py: {line}"
+    assert error.fix == f"add to conf/resolvers.py: {line}"
     write("conf/resolvers.py", line)
     assert composed("+a=${eval:'1 + 2'}").config["a"] == 3
     write("mine/__init__.py", "OmegaConf.register_new_resolver(\n    'mul', lambda x, y: x * y, replace=True)\n")
@@ -236,18 +236,18 @@ def test_a_resolver_that_is_not_there_is_refused_with_the_line(workdir: Path) ->
         ("defaults: [override /hydra/job_logging: colorlog]", "hydra/job_logging=colorlog", "hydra-colorlog"),
     ],
 )
-def test_what_does_nothing_here_is_refused_in_files_too(workdir: Path, text: str, mistake: str, fix: str) -> None:
-    said = refused(experiment(text + "\n"))
-    assert said.message.startswith(mistake)
-    assert fix in said.fix
+def test_unused_keys_of_hydra_are_refused_in_files(workdir: Path, text: str, mistake: str, fix: str) -> None:
+    error = refused(experiment(text + "\n"))
+    assert error.message.startswith(mistake)
+    assert fix in error.fix
 
 
 @pytest.mark.parametrize("key", ["hydra.job.env_set.A=1", "hydra.sweeper.params.seed=1,2"])
-def test_a_new_entry_of_hydras_mappings_needs_a_plus_as_in_hydra(workdir: Path, key: str) -> None:
+def test_a_new_entry_of_a_hydra_mapping_needs_a_plus(workdir: Path, key: str) -> None:
     assert refused(f"{key.partition('=')[0]}=1").fix == f"write '+{key.partition('=')[0]}=1'"
 
 
-def test_a_run_keeps_hydras_files_and_its_own_path(workdir: Path) -> None:
+def test_a_run_keeps_the_files_of_hydra_with_its_own_path(workdir: Path) -> None:
     write("conf/paths/default.yaml", "out: ${hydra:runtime.output_dir}\nlogs: ${hydra:runtime.cwd}/logs\n")
     text = """
 defaults:
@@ -277,7 +277,7 @@ hydra:
     assert OmegaConf.load(run.path / ".hydra" / "overrides.yaml") == ["experiment=mine", "seed=5"]
 
 
-def test_hydras_run_dir_is_a_link_to_the_newest_run(workdir: Path) -> None:
+def test_hydra_run_dir_is_a_link_to_the_latest_run(workdir: Path) -> None:
     first, second = made(composed("hydra.run.dir=out/a")), made(composed("hydra.run.dir=out/a"))
     assert Path("out/a").resolve() == second.path.resolve() != first.path.resolve()
     write("full/file", "")
@@ -288,7 +288,7 @@ def test_hydras_run_dir_is_a_link_to_the_newest_run(workdir: Path) -> None:
     assert frozen_hydra(composed()).link is None
 
 
-def test_a_path_of_the_run_is_put_in_everywhere() -> None:
+def test_the_run_path_is_replaced_at_any_depth() -> None:
     assert replaced({"a": ["x/ID", {"b": "ID"}], "c": 3}, "ID", "1") == {"a": ["x/1", {"b": "1"}], "c": 3}
 
 
@@ -324,7 +324,7 @@ def test_the_mode_on_the_command_line(workdir: Path, capsys: pytest.CaptureFixtu
     assert frozen_hydra(job).link == os.path.join("all", "1")
 
 
-# Targets that change.
+# Changed targets.
 
 MODEL = "_target_: trainer.models.mlp.MLP\nhidden: [3]\ndropout: 0.5\n"
 
@@ -334,7 +334,7 @@ def own_model() -> None:
     write("conf/model/own.yaml", MODEL)
 
 
-def test_a_target_that_changes_starts_from_an_empty_node(workdir: Path) -> None:
+def test_a_changed_target_drops_the_previous_arguments(workdir: Path) -> None:
     own_model()
     job = composed("model=own", "model.depth=2", "model._target_=mine.Net")
     assert job.config["model"] == {"_target_": "mine.Net", "depth": 2}
@@ -346,7 +346,7 @@ def test_a_target_that_changes_starts_from_an_empty_node(workdir: Path) -> None:
     assert (same.config["model"]["hidden"], same.notes) == ([3], ())
 
 
-def test_an_optimizer_keeps_what_both_take(workdir: Path) -> None:
+def test_a_changed_optimizer_keeps_lr_and_weight_decay(workdir: Path) -> None:
     muon = composed("optimizer._target_=torch.optim.Muon", "optimizer.momentum=0.5")
     before = composed().config["optimizer"]
     kept = {key: before[key] for key in ("lr", "weight_decay")}
@@ -357,7 +357,7 @@ def test_an_optimizer_keeps_what_both_take(workdir: Path) -> None:
     assert "betas" not in sgd
 
 
-def test_nodes_inside_and_callbacks_change_alike(workdir: Path) -> None:
+def test_targets_of_nested_nodes_and_callbacks_can_change(workdir: Path) -> None:
     own_model()
     inner = "{_target_: torch.optim.Adam, _partial_: true, lr: 1, betas: [1, 2]}"
     write("conf/model/deep.yaml", f"_target_: builtins.dict\noptimizer: {inner}\n".replace("builtins.dict", "mine.Net"))
@@ -367,7 +367,7 @@ def test_nodes_inside_and_callbacks_change_alike(workdir: Path) -> None:
     assert stop.config["callbacks"]["early_stopping"] == {"_target_": "collections.Counter"}
 
 
-def test_each_job_of_a_sweep_starts_anew(workdir: Path) -> None:
+def test_each_job_of_a_sweep_is_composed_from_scratch(workdir: Path) -> None:
     own_model()
     swept: Any = points(["model=own", "model._target_=mine.Net,trainer.models.mlp.MLP"], config_dirs=[])
     first, second = [compose(point, config_dirs=[]).config["model"] for point in swept]

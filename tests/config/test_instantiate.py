@@ -1,4 +1,4 @@
-"""`_target_` nodes give what `hydra.utils.instantiate` gives, containers and all."""
+"""`_target_` nodes are called like by `hydra.utils.instantiate`, including the types of containers."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ NODES: dict[str, dict[str, Any]] = {
 
 
 def seen(value: Any) -> Any:
-    """The types and contents of what a target got, comparable."""
+    """Return the types and values of a target's arguments in a form that can be compared."""
     if isinstance(value, recorder.Kept | recorder.Delegates):
         return (type(value).__name__, seen(list(value.args)), seen(dict(value.kwargs)))
     if isinstance(value, functools.partial):
@@ -75,12 +75,12 @@ def seen(value: Any) -> Any:
 
 
 def resolved(node: dict[str, Any]) -> dict[str, Any]:
-    """As a run's config.yaml has it."""
+    """Return the node as in the config.yaml of a run."""
     return OmegaConf.to_container(OmegaConf.create(node), resolve=True)  # type: ignore[return-value]
 
 
 @pytest.mark.parametrize("name", NODES)
-def test_a_target_gets_what_hydra_gives_it(name: str) -> None:
+def test_a_target_gets_the_arguments_that_hydra_passes(name: str) -> None:
     before = copy.deepcopy(NODES[name])
     theirs = hydra.utils.instantiate(OmegaConf.create(NODES[name]))
     ours = instantiate(resolved(NODES[name]))
@@ -88,11 +88,11 @@ def test_a_target_gets_what_hydra_gives_it(name: str) -> None:
     assert NODES[name] == before
 
 
-def test_the_table_can_tell_containers_apart() -> None:
+def test_the_comparison_distinguishes_containers() -> None:
     assert seen(instantiate(node(a=[1]))) != seen(instantiate(node(a=[1], _convert_="all")))
 
 
-def test_a_container_is_the_targets_own() -> None:
+def test_a_container_can_be_changed_by_the_target() -> None:
     made = instantiate(node(cfg={"optim": {"lr": 0.1}, "net": LEAF}))
     cfg = made.kwargs["cfg"]
     assert cfg.optim.lr == 0.1
@@ -103,12 +103,12 @@ def test_a_container_is_the_targets_own() -> None:
     assert OmegaConf.to_container(cfg)["optim"] == {"lr": 0.2}
 
 
-def test_a_text_with_a_dollar_stays_a_text() -> None:
+def test_a_string_with_a_dollar_is_not_interpolated() -> None:
     text = {"x": "${not} one", "y": "\\${z}", "z": ["$", "${"]}
     assert OmegaConf.to_container(instantiate(node(d=text)).kwargs["d"], resolve=True) == text
 
 
-def test_libraries_get_plain_lists_and_what_is_inside_them_does_not() -> None:
+def test_libraries_get_plain_lists_and_nested_targets_do_not() -> None:
     optimizer = instantiate({"_target_": "torch.optim.AdamW", "betas": [0.5, 0.9]}, [nn.Parameter(torch.ones(1))])
     assert not isinstance(optimizer.defaults["betas"], ListConfig)
     layer = instantiate({"_target_": "torch.nn.Unflatten", "dim": 1, "unflattened_size": [2, 3]})
@@ -131,7 +131,7 @@ class Own(nn.Module):
         self.cfg = cfg
 
 
-def test_what_a_target_raises_is_raised_as_it_is() -> None:
+def test_exceptions_of_a_target_are_not_wrapped() -> None:
     with pytest.raises(KeyError, match="what it raises"):
         instantiate({"_target_": "tests.config.recorder.fails"})
 
@@ -149,7 +149,7 @@ def test_what_a_target_raises_is_raised_as_it_is() -> None:
         {"_target_": "omegaconf.OmegaConf.load", "file_": "x"},
     ],
 )
-def test_nodes_inside_are_refused_like_others(bad: dict[str, Any]) -> None:
+def test_nested_nodes_are_refused(bad: dict[str, Any]) -> None:
     with pytest.raises(UserError, match="refused"):
         instantiate(node(inner=bad))
     config = {"model": node(inner=bad), "callbacks": {}}
@@ -157,7 +157,7 @@ def test_nodes_inside_are_refused_like_others(bad: dict[str, Any]) -> None:
     assert "refused" in str(next(iter(problems_of_targets({**config, **sections}, _root()))))
 
 
-def test_what_is_left_to_the_target_needs_no_arguments_and_must_exist() -> None:
+def test_nodes_left_to_the_target_need_no_arguments_but_must_exist() -> None:
     sections: dict[str, Any] = {name: {"_target_": KEPT} for name in ("data", "task", "optimizer", "scheduler")}
     sections["callbacks"] = {}
     part = {"optimizer": {"_target_": "torch.optim.SGD", "lr": 0.1}}
@@ -177,7 +177,7 @@ def test_what_is_left_to_the_target_needs_no_arguments_and_must_exist() -> None:
         ("_partial_", 1, "true or false"),
     ],
 )
-def test_a_directive_that_is_none_is_named(key: str, value: Any, fix: str) -> None:
+def test_an_invalid_directive_is_refused(key: str, value: Any, fix: str) -> None:
     sections: dict[str, Any] = {name: {"_target_": KEPT} for name in ("data", "task", "optimizer", "scheduler")}
     (problem,) = problems_of_targets({"model": node(**{key: value}), "callbacks": {}, **sections}, _root())
     assert f"model.{key}={value}" in problem.message

@@ -1,4 +1,4 @@
-"""Lightning's names under `trainer`, from the command line and from files: where they end up, and what is refused."""
+"""Lightning's names under `trainer`, on the command line and in files: their translation and refusal."""
 
 from __future__ import annotations
 
@@ -94,14 +94,14 @@ def value_of(config: dict[str, Any], dotted: str) -> Any:
         ),
     ],
 )
-def test_a_name_is_taken_with_its_meaning(given: str, means: dict[str, Any], workdir: Path) -> None:
+def test_lightning_names_keep_their_meaning(given: str, means: dict[str, Any], workdir: Path) -> None:
     config = composed(*overrides_of(given))
     assert {key: value_of(config, key) for key in means} == means
     assert not set(TAKEN) & set(config["trainer"])
 
 
 def overrides_of(given: str) -> list[str]:
-    """Split at the blanks before a key."""
+    """Split at spaces that precede a key."""
     return re.split(r" (?=[+~]?[a-z_]+(?:\.[a-z_]+)*=)", given)
 
 
@@ -152,15 +152,15 @@ def overrides_of(given: str) -> list[str]:
         ("trainer.limit_trian_batches=2", "trainer.limit_trian", "did you mean trainer.limit_train_batches?"),
     ],
 )
-def test_what_is_refused_says_what_to_write(given: str, problem: str, fix: str, workdir: Path) -> None:
+def test_refused_names_come_with_a_replacement(given: str, problem: str, fix: str, workdir: Path) -> None:
     with pytest.raises(UserError) as caught:
         composed(*overrides_of(given))
     assert problem in caught.value.message
     assert fix in caught.value.fix
 
 
-def test_an_argument_of_lightnings_trainer_is_a_key_or_is_known() -> None:
-    """None of them is left to a did-you-mean, which would suggest a key of another meaning."""
+def test_every_argument_of_lightnings_trainer_is_known() -> None:
+    """Otherwise did-you-mean would suggest a key with another meaning."""
     from lightning.pytorch import Trainer
 
     arguments = set(inspect.signature(Trainer.__init__).parameters) - {"self"}
@@ -190,7 +190,7 @@ deterministic: False
 """
 
 
-def test_a_group_of_trainers_as_the_template_has_it(workdir: Path) -> None:
+def test_a_trainer_group_as_in_the_template(workdir: Path) -> None:
     (workdir / "conf/trainer").mkdir(parents=True)
     (workdir / "conf/trainer/default.yaml").write_text(DEFAULT_YAML)
     (workdir / "conf/trainer/ddp.yaml").write_text(DDP_YAML)
@@ -201,7 +201,7 @@ def test_a_group_of_trainers_as_the_template_has_it(workdir: Path) -> None:
     assert composed("trainer=default", "resources.gpus=0")["resources"]["cpu_processes"] == 1
 
 
-def test_every_mistake_of_a_file_is_one_line(workdir: Path) -> None:
+def test_every_mistake_in_a_file_is_reported(workdir: Path) -> None:
     (workdir / "conf/experiment").mkdir(parents=True)
     (workdir / "conf/experiment/mine.yaml").write_text(
         "# @package _global_\ntrainer:\n  gpus: 2\n  strategy: fsdp\n  batch_size: 8\n  nonsense: 1\n"
@@ -214,7 +214,7 @@ def test_every_mistake_of_a_file_is_one_line(workdir: Path) -> None:
 
 
 def test_a_full_dump_of_lightning_cli_changes_nothing(workdir: Path) -> None:
-    """Every argument with its default, null included."""
+    """It has every argument with its default, including null."""
     from lightning.pytorch import Trainer
 
     (workdir / "conf/trainer").mkdir(parents=True)

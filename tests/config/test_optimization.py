@@ -1,4 +1,4 @@
-"""Manual optimization and accumulation by a callback, refused at the prompt where the text of the module tells."""
+"""Manual optimization and accumulation by a callback are checked from the source of the module."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ CLIP = "trainer.gradient_clip_norm=0.5"
 
 
 def problem(cwd: Path, monkeypatch: pytest.MonkeyPatch, model: str, *overrides: str) -> str:
-    """What `check` says, or nothing."""
+    """Return the error of `check`, or an empty string."""
     (cwd / "models.py").write_text(MODULES)
     monkeypatch.chdir(cwd)
     config = compose(["resources.gpus=0", "resources.cpu_processes=1", *overrides], config_dirs=[]).config
@@ -65,29 +65,29 @@ def problem(cwd: Path, monkeypatch: pytest.MonkeyPatch, model: str, *overrides: 
 def test_clipping_under_manual_optimization(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: str, refused: bool
 ) -> None:
-    said = problem(tmp_path, monkeypatch, model, CLIP)
-    assert ("trainer.gradient_clip_norm=null" in said) is refused
-    assert ("self.clip_gradients(optimizer, gradient_clip_val=0.5" in said) is refused
+    message = problem(tmp_path, monkeypatch, model, CLIP)
+    assert ("trainer.gradient_clip_norm=null" in message) is refused
+    assert ("self.clip_gradients(optimizer, gradient_clip_val=0.5" in message) is refused
     assert not problem(tmp_path, monkeypatch, model)
 
 
 def test_an_accumulation_scheduler_under_manual_optimization(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     more = [f"+{SCHEDULER}", "+callbacks.more.scheduling={0:2}"]
-    said = problem(tmp_path, monkeypatch, "Manual", *more)
-    assert "callbacks.more: GradientAccumulationScheduler: the module uses manual optimization" in said
+    message = problem(tmp_path, monkeypatch, "Manual", *more)
+    assert "callbacks.more: GradientAccumulationScheduler: the module uses manual optimization" in message
     assert not problem(tmp_path, monkeypatch, "Plain", *more)
 
 
-def test_an_accumulation_scheduler_beside_micro_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_accumulation_scheduler_with_micro_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     more = [f"+{SCHEDULER}", "+callbacks.more.scheduling={0:2}", "data.batch_size=32"]
-    said = problem(tmp_path, monkeypatch, "Plain", *more, "data.micro_batch=8")
-    assert "32 in 4 micro-batches" in said
-    assert "write data.batch_size=8" in said
+    message = problem(tmp_path, monkeypatch, "Plain", *more, "data.micro_batch=8")
+    assert "32 in 4 micro-batches" in message
+    assert "write data.batch_size=8" in message
     assert not problem(tmp_path, monkeypatch, "Plain", *more)
 
 
 def test_accumulation_under_manual_optimization(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    said = problem(tmp_path, monkeypatch, "Manual", "trainer.accumulate_grad_batches=2")
-    assert "trainer.accumulate_grad_batches=2: the module uses manual optimization" in said
+    message = problem(tmp_path, monkeypatch, "Manual", "trainer.accumulate_grad_batches=2")
+    assert "trainer.accumulate_grad_batches=2: the module uses manual optimization" in message
     assert not problem(tmp_path, monkeypatch, "Manual", "trainer.accumulate_grad_batches=1")
     assert not problem(tmp_path, monkeypatch, "Plain", "data.micro_batch=16", "trainer.accumulate_grad_batches=2")

@@ -1,4 +1,4 @@
-"""A model with loaders of its own needs no data module, and is never trained on the default data in silence."""
+"""A model with its own loaders needs no data module, and is never silently trained on the default data."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def made(folder: Path, *overrides: str) -> Composed:
 
 
 @pytest.mark.parametrize("overrides", [["model=own"], ["model=inherits"], ["model._target_=mine.Own"]])
-def test_its_loaders_count_where_no_data_was_chosen(folder: Path, overrides: list[str]) -> None:
+def test_the_models_loaders_are_used_if_no_data_was_chosen(folder: Path, overrides: list[str]) -> None:
     job = made(folder, *overrides)
     assert job.config["data"] == {"_target_": None}
     assert job.choices["data"] == "none"
@@ -53,7 +53,7 @@ def test_its_loaders_count_where_no_data_was_chosen(folder: Path, overrides: lis
     check(job.config, folder)
 
 
-def test_their_global_batch_may_be_said(folder: Path) -> None:
+def test_the_global_batch_of_the_models_loaders_can_be_set(folder: Path) -> None:
     assert made(folder, "model=own", "data.batch_size=16").config["data"] == {"_target_": None, "batch_size": 16}
 
 
@@ -67,14 +67,14 @@ def test_their_global_batch_may_be_said(folder: Path) -> None:
         (["model=mlp"], "trainer.data.digits.Digits"),
     ],
 )
-def test_chosen_data_wins(folder: Path, overrides: list[str], target: str) -> None:
+def test_chosen_data_takes_precedence(folder: Path, overrides: list[str], target: str) -> None:
     job = made(folder, *overrides)
     assert job.config["data"]["_target_"] == target
     assert not any("train_dataloader" in note for note in job.notes)
 
 
 @pytest.mark.parametrize(("model", "refused"), [("plain", True), ("mlp", True), ("own", False), ("maybe", False)])
-def test_none_needs_a_model_that_has_loaders(folder: Path, model: str, refused: bool) -> None:
+def test_data_none_needs_a_model_with_loaders(folder: Path, model: str, refused: bool) -> None:
     config = made(folder, f"model={model}", "data=none").config
     if refused:
         with pytest.raises(UserError, match=r"data=none: \w+ has no train_dataloader of its own"):

@@ -17,7 +17,7 @@ NO_LIMIT = ["trainer.max_epochs=null", "trainer.max_time=00:00:01:00"]
 
 @pytest.fixture
 def job(workdir: Path) -> Any:
-    """Composes and checks with one scheduler file of the user's."""
+    """Compose and check a job with a user's scheduler file."""
     folder = workdir / "conf/scheduler"
     folder.mkdir(parents=True)
 
@@ -42,7 +42,7 @@ def job(workdir: Path) -> Any:
         ("_target_: trainer.schedules.cosine", "step"),
     ],
 )
-def test_the_interval_is_that_of_the_class(text: str, interval: str, job: Any) -> None:
+def test_the_default_interval_depends_on_the_class(text: str, interval: str, job: Any) -> None:
     assert job(text)["scheduler"]["interval"] == interval
 
 
@@ -56,7 +56,7 @@ def test_the_interval_is_that_of_the_class(text: str, interval: str, job: Any) -
         "{}",
     ],
 )
-def test_what_lightning_takes_passes(text: str, job: Any) -> None:
+def test_schedulers_that_lightning_accepts_pass(text: str, job: Any) -> None:
     job(text)
 
 
@@ -89,7 +89,7 @@ def test_what_lightning_takes_passes(text: str, job: Any) -> None:
         ("{}", ["optimizer.no_decay_norms=true"], "no_decay_norms", "no_decay_norm_bias"),
     ],
 )
-def test_what_cannot_be_is_refused_with_what_to_write(
+def test_invalid_schedulers_are_refused_with_a_fix(
     text: str, overrides: list[str], problem: str, fix: str, job: Any
 ) -> None:
     with pytest.raises(UserError) as caught:

@@ -1,3 +1,5 @@
+"""The launch shape that `resources` requests."""
+
 from __future__ import annotations
 
 from typing import Any
@@ -35,7 +37,7 @@ def config(cluster: str = "local", strategy: str = "ddp", **resources: Any) -> d
         ({"cluster": "slurm", "nodes": 3}, 0, LaunchShape(3, 1, "cpu")),
     ],
 )
-def test_resolves(resources: dict[str, Any], gpus_here: int, expected: LaunchShape) -> None:
+def test_resolves_resources(resources: dict[str, Any], gpus_here: int, expected: LaunchShape) -> None:
     shape = resolve(config(**resources), gpus_here)
     assert shape == expected
     assert shape.world_size == expected.nodes * expected.processes_per_node
@@ -58,14 +60,14 @@ def test_resolves(resources: dict[str, Any], gpus_here: int, expected: LaunchSha
         ({"strategy": "single", "cpu_processes": 2}, 0, "strategy=single", "resources.cpu_processes=1"),
     ],
 )
-def test_refuses_and_says_the_fix(resources: dict[str, Any], gpus_here: int, named: str, fix: str) -> None:
+def test_invalid_resources_are_refused(resources: dict[str, Any], gpus_here: int, named: str, fix: str) -> None:
     with pytest.raises(UserError) as raised:
         resolve(config(**resources), gpus_here)
     assert named in raised.value.message
     assert fix in raised.value.fix
 
 
-def test_gpus_asked_of_a_machine_without_any_is_the_environments_fault() -> None:
+def test_requesting_gpus_without_any_is_an_environment_fault() -> None:
     with pytest.raises(EnvironmentFault, match="no GPU") as raised:
         resolve(config(gpus=2), gpus_here=0)
     assert raised.value.code == 3
@@ -80,5 +82,5 @@ def test_gpus_asked_of_a_machine_without_any_is_the_environments_fault() -> None
         (LaunchShape(2, 4, "cuda"), "8 GPUs on 2 nodes"),
     ],
 )
-def test_reads_well(shape: LaunchShape, text: str) -> None:
+def test_description_of_a_shape(shape: LaunchShape, text: str) -> None:
     assert str(shape) == text

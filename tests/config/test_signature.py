@@ -1,4 +1,4 @@
-"""Signatures read from source text, and what they say about the arguments of a target."""
+"""Signatures read from source text, and the check of a target's arguments against them."""
 
 from __future__ import annotations
 
@@ -91,14 +91,14 @@ def test_arguments_of_every_kind_of_definition(package: Path) -> None:
     assert names("mine.Options", package) == ["size", "kind"]
 
 
-def test_what_the_text_does_not_tell_is_unknown(package: Path) -> None:
+def test_dynamic_definitions_are_unknown(package: Path) -> None:
     for path in ("mine.Made", "mine.decorated", "mine.alias", "mine.lazy.anything", "mine.broken.f", "math.sqrt"):
         assert read(path, package) is None, path
     assert names("mine.function", package) is None  # **kwargs
     assert names("mine.Passes", package) is None
 
 
-def test_what_is_not_there_comes_with_the_names_that_are(package: Path) -> None:
+def test_a_missing_name_comes_with_the_existing_ones(package: Path) -> None:
     found = read("mine.Nett", package)
     assert isinstance(found, NotFound)
     assert "Net" in found.known
@@ -161,7 +161,7 @@ def use(cwd: Path, section: str, text: str) -> list[str]:
         ("model", "_target_: mine.Net\nwidth: 1\nscale: {_target_: mine.Base, frst: 1}\n", ["model.scale.frst"]),
     ],
 )
-def test_problems_name_key_and_fix(package: Path, section: str, text: str, expected: list[str]) -> None:
+def test_problems_name_the_key_and_a_fix(package: Path, section: str, text: str, expected: list[str]) -> None:
     found = "\n".join(use(package, section, text))
     for part in expected:
         assert part in found
@@ -181,7 +181,7 @@ def test_problems_name_key_and_fix(package: Path, section: str, text: str, expec
         ("model", "_target_: mine.Net\n_args_: [3]\n"),
     ],
 )
-def test_what_is_right_is_not_complained_about(package: Path, section: str, text: str) -> None:
+def test_valid_arguments_pass(package: Path, section: str, text: str) -> None:
     found = [problem for problem in use(package, section, text) if "model: " not in problem]
     if section == "task":
         found = [problem for problem in found if "task.model" not in problem]

@@ -1,4 +1,4 @@
-"""Names of the lightning-hydra-template and of LightningCLI outside of `trainer`: what to write is said, or done."""
+"""Names of the lightning-hydra-template and of LightningCLI outside of `trainer`: translated or refused."""
 
 from __future__ import annotations
 
@@ -32,21 +32,21 @@ from trainer.core.errors import UserError
         ("lr_scheduler=step", "write scheduler=step"),
     ],
 )
-def test_a_top_level_name_says_what_to_write(override: str, fix: str, workdir: Path) -> None:
+def test_a_top_level_name_comes_with_a_replacement(override: str, fix: str, workdir: Path) -> None:
     with pytest.raises(UserError) as caught:
         compose([override], config_dirs=[])
     assert fix in caught.value.fix
     assert "did you mean" not in caught.value.fix
 
 
-def test_the_task_name_of_a_primary_config_without_a_name_names_the_run(workdir: Path) -> None:
+def test_task_name_is_the_default_name_of_the_run(workdir: Path) -> None:
     (workdir / "conf").mkdir()
     (workdir / "conf/train.yaml").write_text("defaults: [model: mlp, data: digits, _self_]\ntask_name: pretrain\n")
     assert compose([], config_dirs=[], config_name="train").config["name"] == "pretrain"
     assert compose(["name=other"], config_dirs=[], config_name="train").config["name"] == "other"
 
 
-def test_keys_of_a_templates_files_are_taken(workdir: Path) -> None:
+def test_keys_of_the_template_are_accepted(workdir: Path) -> None:
     (workdir / "conf").mkdir()
     text = (
         "defaults:\n  - config\n  - _self_\ntask_name: train\ntags: [dev]\ntrain: true\ntest: true\nckpt_path: null\n"
@@ -80,11 +80,11 @@ def test_a_command_line_of_lightning_cli_is_rewritten(line: str, says: str) -> N
     assert rewritten(line.split()).startswith(says)
 
 
-def test_other_options_are_left_alone() -> None:
+def test_other_options_are_not_rewritten() -> None:
     assert rewritten(["--folow", "seed=1"]) == ""
 
 
-def test_a_class_path_says_what_to_write(workdir: Path) -> None:
+def test_a_class_path_comes_with_a_replacement(workdir: Path) -> None:
     (workdir / "conf/model").mkdir(parents=True)
     (workdir / "conf/model/mine.yaml").write_text("class_path: my.Net\ninit_args:\n  width: 3\n")
     with pytest.raises(UserError) as caught:
@@ -99,5 +99,5 @@ def test_a_class_path_says_what_to_write(workdir: Path) -> None:
 
 
 @pytest.mark.parametrize("option", ["default", "fdr", "limit", "profiler", "overfit", "fast"])
-def test_the_debug_presets_pass(option: str, workdir: Path) -> None:
+def test_debug_presets_pass(option: str, workdir: Path) -> None:
     check(compose([f"debug={option}", "resources.gpus=0"], config_dirs=[]).config)
