@@ -14,7 +14,7 @@ from trainer.cli.fit import main as fit
 from trainer.config.compose import Composed, compose, frozen_hydra, points, printed
 from trainer.config.hydra_node import replaced
 from trainer.config.hydra_record import env_set, hydra_node
-from trainer.config.own_keys import slip_of
+from trainer.config.own_keys import similar_key
 from trainer.config.schema import Config
 from trainer.config.typed import key_names
 from trainer.core.errors import UserError
@@ -110,7 +110,7 @@ def test_user_keys_on_the_command_line_need_a_plus(workdir: Path) -> None:
 
 def test_no_key_of_the_schema_looks_like_a_misspelling_of_another() -> None:
     names = key_names(Config)
-    assert all(slip_of(name, [other for other in names if other != name]) is None for name in names)
+    assert all(similar_key(name, [other for other in names if other != name]) is None for name in names)
 
 
 # Resolvers.

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer.config.instantiate import read_plain
-from trainer.config.signature import Signature, of
+from trainer.config.signature import Signature, signature_of
 from trainer.config.sources import Definition, class_literal, find
 from trainer.core.errors import TrainerError, UserError
 from trainer.core.near import listed
@@ -140,10 +140,12 @@ def data_facts(node: Mapping[str, Any], cwd: Path) -> DataFacts | None:
         return data_facts(first, cwd) if isinstance(first, dict) else None
     if target == _TABLES:
         return _table_facts(node, cwd)
-    found = find(target, cwd) if isinstance(target, str) else None
-    if not isinstance(found, Definition):
+    definition = find(target, cwd) if isinstance(target, str) else None
+    if not isinstance(definition, Definition):
         return None
-    provides, task, by_direction = (_declared(found, name) for name in ("provides", "default_task", "default_tasks"))
+    provides, task, by_direction = (
+        _declared(definition, name) for name in ("provides", "default_task", "default_tasks")
+    )
     if isinstance(by_direction, dict):
         task = by_direction.get(node.get("direction"))
     if not isinstance(provides, (dict, tuple, list)):
@@ -152,16 +154,16 @@ def data_facts(node: Mapping[str, Any], cwd: Path) -> DataFacts | None:
     rate, seconds = node.get("rate"), node.get("seconds")
     if isinstance(rate, int) and rate >= 100 and isinstance(seconds, (int, float)):  # of trainer.data.audio_folder
         node = {**node, "frames": 1 + round(rate * seconds) // (rate // 100)}
-    return DataFacts(found.node.name, task, {name: _value(value, node) for name, value in facts.items()})
+    return DataFacts(definition.node.name, task, {name: _value(value, node) for name, value in facts.items()})
 
 
-def _declared(found: Definition, name: str) -> Any:
+def _declared(definition: Definition, name: str) -> Any:
     """Return a class attribute that a class declares.
 
     A user's subclass of a class of this project may have another meaning, so that its inherited attributes do not
     count.
     """
-    return class_literal(found, name, inherited=found.module.name.partition(".")[0] == "trainer")
+    return class_literal(definition, name, inherited=definition.module.name.partition(".")[0] == "trainer")
 
 
 def _table_facts(node: Mapping[str, Any], cwd: Path) -> DataFacts | None:
@@ -210,20 +212,20 @@ def _value(declared: Any, node: Mapping[str, Any]) -> Any:
 def model_needs(node: Mapping[str, Any], cwd: Path) -> ModelNeeds | None:
     """Return what the model of this section needs; None if its source cannot be read."""
     target = node.get("_target_")
-    found = find(target, cwd) if isinstance(target, str) else None
-    signature = of(found) if found is not None else None
-    if not isinstance(found, Definition) or not isinstance(signature, Signature):
+    definition = find(target, cwd) if isinstance(target, str) else None
+    signature = signature_of(definition) if definition is not None else None
+    if not isinstance(definition, Definition) or not isinstance(signature, Signature):
         return None
     kinds = tuple(one.name for one in signature.arguments if one.required and one.name in FACTS)
     unset = tuple(name for name in kinds if name in node and node[name] is None)
-    tasks = _declared(found, "for_tasks") if isinstance(found.node, ast.ClassDef) else None
+    tasks = _declared(definition, "for_tasks") if isinstance(definition.node, ast.ClassDef) else None
     if target == _TIMM:
         tasks = (CLASSIFICATION,)
     if target == _HUGGING_FACE:
         class_name = str(node.get("class_name"))
         kind = next((kind for end, kind in _HUGGING_FACE_KINDS.items() if class_name.endswith(end)), None)
         tasks, kinds = ((kind[0],), kind[1]) if kind else (None, ())
-    return ModelNeeds(found.node.name, tuple(tasks) if tasks else None, kinds, unset, node)
+    return ModelNeeds(definition.node.name, tuple(tasks) if tasks else None, kinds, unset, node)
 
 
 def _match(needs: ModelNeeds | None, data: DataFacts | None) -> bool:

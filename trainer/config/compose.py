@@ -414,9 +414,9 @@ def _typed(config: dict[str, Any]) -> dict[str, Any]:
 
         problems += problems_at_top(config)
     if not config.keys() <= set(typed.key_names(Config)):
-        from trainer.config.own_keys import slips_in_files  # only for a job with keys of its own
+        from trainer.config.own_keys import misspelt_keys  # only for a job with keys of its own
 
-        problems += slips_in_files(config)
+        problems += misspelt_keys(config)
     problems += typed.top_level_problems(config)
     for section in typed.key_names(Config):
         if section in config and typed.is_closed(section):

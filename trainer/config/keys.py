@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer.config.instantiate import DIRECTIVES
-from trainer.config.own_keys import slip_of
+from trainer.config.own_keys import similar_key
 from trainer.config.problems import as_written
 from trainer.config.retarget import drop_leftovers
 from trainer.config.schema import Config
@@ -221,7 +221,7 @@ def _is_new(tree: Any, parts: list[str], loader: Any) -> bool:
 
     It is not free if it looks like a misspelt key or if a section has it.
     """
-    meant = slip_of(parts[0], [*key_names(Config), *_groups(loader)])
+    meant = similar_key(parts[0], [*key_names(Config), *_groups(loader)])
     return meant is None and not (len(parts) == 1 and _in_sections(tree, parts[0]))
 
 

@@ -36,16 +36,16 @@ def _is_silent(target: str, cwd: Path) -> bool:
     for _ in range(20):
         if not pending:
             return True
-        found = pending.pop()
-        if not isinstance(found, sources.Definition) or found.module.file is None:
+        definition = pending.pop()
+        if not isinstance(definition, sources.Definition) or definition.module.file is None:
             return False
-        if found.module.name.partition(".")[0] in _SKIPPED_PACKAGES:
+        if definition.module.name.partition(".")[0] in _SKIPPED_PACKAGES:
             continue
-        text = found.module.file.read_text(encoding="utf-8", errors="replace")
-        if any(word in text for word in _SOURCES_OF_DIRECTION) or not isinstance(found.node, ast.ClassDef):
+        text = definition.module.file.read_text(encoding="utf-8", errors="replace")
+        if any(word in text for word in _SOURCES_OF_DIRECTION) or not isinstance(definition.node, ast.ClassDef):
             return False
-        for base in found.node.bases:
+        for base in definition.node.bases:
             dotted = ast.unparse(base).split(".")
             if dotted[-1] not in ("LightningModule", "Module"):
-                pending.append(sources.lookup(found.module, dotted[0]) if len(dotted) == 1 else None)
+                pending.append(sources.lookup(definition.module, dotted[0]) if len(dotted) == 1 else None)
     return False

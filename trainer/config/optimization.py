@@ -34,8 +34,8 @@ def problems_of_optimization(config: dict[str, Any], cwd: Path) -> Iterator[User
     accumulate = trainer.get("accumulate_grad_batches") or 1
     if not (clips or schedulers or accumulate > 1) or not isinstance(target, str):
         return
-    found = find(target, cwd)
-    if not isinstance(found, Definition) or _flag(found, _MAX_BASES) is not False:
+    definition = find(target, cwd)
+    if not isinstance(definition, Definition) or _flag(definition, _MAX_BASES) is not False:
         return
     for key, value in clips:
         by_value = trainer.get("gradient_clip_algorithm") == "value"
@@ -89,18 +89,18 @@ def _schedulers(config: dict[str, Any]) -> list[str]:
     ]
 
 
-def _flag(found: Definition, hops: int) -> bool | None:
+def _flag(definition: Definition, hops: int) -> bool | None:
     """Return the value to which `__init__` sets `self.automatic_optimization` unconditionally; None if unknown."""
-    if not isinstance(found.node, ast.ClassDef) or hops == 0:
+    if not isinstance(definition.node, ast.ClassDef) or hops == 0:
         return None
-    for node in found.node.body:
+    for node in definition.node.body:
         if isinstance(node, ast.FunctionDef) and node.name == "__init__":
             for statement in reversed(node.body):
                 if isinstance(statement, ast.Assign) and ast.unparse(statement.targets[0]) == f"self.{_FLAG}":
                     value = statement.value
                     return value.value if isinstance(value, ast.Constant) and isinstance(value.value, bool) else None
-    for base in found.node.bases:
-        above = lookup(found.module, ast.unparse(base)) if isinstance(base, (ast.Name, ast.Attribute)) else None
+    for base in definition.node.bases:
+        above = lookup(definition.module, ast.unparse(base)) if isinstance(base, (ast.Name, ast.Attribute)) else None
         if isinstance(above, Definition):
             return _flag(above, hops - 1)
     return None

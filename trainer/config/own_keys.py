@@ -24,19 +24,19 @@ def own_keys(config: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in config.items() if key not in known}
 
 
-def slips_in_files(config: Mapping[str, Any]) -> list[UserError]:
+def misspelt_keys(config: Mapping[str, Any]) -> list[UserError]:
     """Return an error for each top-level key that is similar to one of the schema in spelling and content."""
     known = key_names(Config)
     problems = []
     for key, value in own_keys(config).items():
-        meant = slip_of(str(key), known)
+        meant = similar_key(str(key), known)
         if meant is not None and _holds_alike(str(key), value, meant, config):
             fix = f"did you mean {meant}? choose a less similar name for a key of your own; keys: {listed(known, 30)}"
             problems.append(UserError(f"{key}: unknown key", fix))
     return problems
 
 
-def slip_of(name: str, known: Iterable[str]) -> str | None:
+def similar_key(name: str, known: Iterable[str]) -> str | None:
     """Return the known name that `name` most likely misspells, or None.
 
     It is one edit away (two in long names), or differs only in `_`, `-` and case.

@@ -47,10 +47,10 @@ def use_own_loaders(tree: Any, groups: list[str], values: list[str], cwd: Path) 
 
 def has_train_loader(target: str, cwd: Path) -> bool | None:
     """Return whether the class has a `train_dataloader` other than Lightning's; None if unknown."""
-    found = find(target, cwd)
-    if isinstance(found, Definition):
-        return defines(found, "train_dataloader", but_not="lightning")
-    return None if isinstance(found, Unknown) else False
+    result = find(target, cwd)
+    if isinstance(result, Definition):
+        return defines(result, "train_dataloader", but_not="lightning")
+    return None if isinstance(result, Unknown) else False
 
 
 def problems_of_loaders(config: dict[str, Any], cwd: Path) -> Iterator[UserError]:

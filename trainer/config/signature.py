@@ -11,7 +11,7 @@ from typing import Any
 from trainer.config.annotation import Plain, plain_type
 from trainer.config.namespaces import canonical
 from trainer.config.schedule import READ_BY_TRAINER
-from trainer.config.sources import Definition, Found, Module, NotFound, Unknown, find, lookup
+from trainer.config.sources import Definition, LookupResult, Module, NotFound, Unknown, find, lookup
 
 TRAINERS_OWN = {
     "data": ("batch_size", "micro_batch", "num_workers"),
@@ -56,10 +56,10 @@ class Signature:
 
 def read(path: str, cwd: Path) -> Signature | NotFound | None:
     """Return the signature of the class or function at the dotted `path`; None if the source text does not show it."""
-    found = find(path, cwd)
-    if isinstance(found, NotFound):
-        return found
-    return of(found)
+    result = find(path, cwd)
+    if isinstance(result, NotFound):
+        return result
+    return signature_of(result)
 
 
 def argument_names(path: str, cwd: Path) -> list[str] | None:
@@ -70,71 +70,71 @@ def argument_names(path: str, cwd: Path) -> list[str] | None:
     return signature.names()
 
 
-def of(found: Found) -> Signature | None:
+def signature_of(result: LookupResult) -> Signature | None:
     """Return the signature of a definition; None if the source text does not show it."""
-    if not isinstance(found, Definition):
+    if not isinstance(result, Definition):
         return None
-    if isinstance(found.node, ast.ClassDef):
-        return _of_class(found)
-    if not _plainly_decorated(found.node):
+    if isinstance(result.node, ast.ClassDef):
+        return _of_class(result)
+    if not _plainly_decorated(result.node):
         return None
-    static = any(_dotted(d).endswith("staticmethod") for d in found.node.decorator_list)
-    return _of_function(found.node, skip_first=found.owner is not None and not static)
+    static = any(_dotted(d).endswith("staticmethod") for d in result.node.decorator_list)
+    return _of_function(result.node, skip_first=result.owner is not None and not static)
 
 
 @cache
-def _of_class(found: Definition) -> Signature | None:
+def _of_class(definition: Definition) -> Signature | None:
     """Return the signature of `__init__`, own or inherited, or of the dataclass fields; None if it is unclear."""
-    node = found.node
+    node = definition.node
     assert isinstance(node, ast.ClassDef)
     metaclasses = [_dotted(keyword.value).split(".")[-1] for keyword in node.keywords if keyword.arg == "metaclass"]
     has_own_new = any(isinstance(n, ast.FunctionDef) and n.name == "__new__" for n in node.body)
     if has_own_new or len(metaclasses) < len(node.keywords) or set(metaclasses) - {"ABCMeta"}:
         return None
     if any(_dotted(d).split(".")[-1] == "dataclass" for d in node.decorator_list):
-        return _of_dataclass(found)
+        return _of_dataclass(definition)
     inits = [n for n in node.body if isinstance(n, ast.FunctionDef) and n.name == "__init__"]
     if inits:
         if not _plainly_decorated(inits[-1]):
             return None
         signature = _of_function(inits[-1], skip_first=True)
-        return _widened(found, signature) if signature.takes_more else signature
-    return _of_bases(found)
+        return _widened(definition, signature) if signature.takes_more else signature
+    return _of_bases(definition)
 
 
-def _of_bases(found: Definition) -> Signature | None:
-    node = found.node
+def _of_bases(definition: Definition) -> Signature | None:
+    node = definition.node
     assert isinstance(node, ast.ClassDef)
     for base in node.bases:
         name = _dotted(base.value if isinstance(base, ast.Subscript) else base)
         if name.split(".")[-1] in ("object", "Generic", "Protocol", "ABC"):
             continue
-        if _takes_nothing(found.module, name):
+        if _takes_nothing(definition.module, name):
             return Signature((), takes_more=False)
-        definition = lookup(found.module, name) if name else Unknown()
-        if definition == found:  # `class Data(Data)`: its base was imported by `*`
+        base_definition = lookup(definition.module, name) if name else Unknown()
+        if base_definition == definition:  # `class Data(Data)`: its base was imported by `*`
             return None
-        if isinstance(definition, Definition) and isinstance(definition.node, ast.ClassDef):
-            return _of_class(definition)
+        if isinstance(base_definition, Definition) and isinstance(base_definition.node, ast.ClassDef):
+            return _of_class(base_definition)
         return None
     return Signature((), takes_more=False)
 
 
-def _widened(found: Definition, signature: Signature) -> Signature:
+def _widened(definition: Definition, signature: Signature) -> Signature:
     """Add the arguments of the base class, to which `**kwargs` are most likely passed, if they are known."""
-    base = _of_bases(found)
+    base = _of_bases(definition)
     if base is None or base.takes_more or not base.arguments:
         return signature
     optional = [replace(a, required=False) for a in base.arguments if a.name not in signature.names()]
     return Signature((*signature.arguments, *optional), takes_more=True)
 
 
-def _of_dataclass(found: Definition) -> Signature | None:
-    node = found.node
+def _of_dataclass(definition: Definition) -> Signature | None:
+    node = definition.node
     assert isinstance(node, ast.ClassDef)
     inherited: tuple[Argument, ...] = ()
     if node.bases:
-        base = _of_bases(found)
+        base = _of_bases(definition)
         if base is None:
             return None
         inherited = base.arguments

@@ -60,10 +60,10 @@ class NotFound:
     known: tuple[str, ...]
 
 
-Found = Definition | Module | Unknown | NotFound
+LookupResult = Definition | Module | Unknown | NotFound
 
 
-def find(path: str, cwd: Path) -> Found:
+def find(path: str, cwd: Path) -> LookupResult:
     """Find what the dotted `path` names: in `cwd`, then on Python's own search path, then in `src`.
 
     `pytorch_lightning` is looked up as `lightning.pytorch`, as in the ranks.
@@ -75,47 +75,47 @@ def find(path: str, cwd: Path) -> Found:
     return _walk(module, rest, _MAX_HOPS)
 
 
-def lookup(module: Module, name: str) -> Found:
+def lookup(module: Module, name: str) -> LookupResult:
     """Find what a name, which may be dotted, means in the text of `module`, such as that of a base class."""
     first, *rest = name.split(".")
     return _walk_from(_member(module, first, _MAX_HOPS), rest, _MAX_HOPS)
 
 
-def class_literal(found: Definition, name: str, inherited: bool = True) -> Any:
+def class_literal(definition: Definition, name: str, inherited: bool = True) -> Any:
     """Return the value of the class attribute `name`, of a base class too if `inherited`.
 
     Returns None unless the value is a literal, or a name that is bound to one at the top level of its module.
     """
-    return _class_literal(found, name, _MAX_HOPS if inherited else 1)
+    return _class_literal(definition, name, _MAX_HOPS if inherited else 1)
 
 
-def _class_literal(found: Definition, name: str, hops: int) -> Any:
-    if not isinstance(found.node, ast.ClassDef) or hops == 0:
+def _class_literal(definition: Definition, name: str, hops: int) -> Any:
+    if not isinstance(definition.node, ast.ClassDef) or hops == 0:
         return None
-    for node in reversed(found.node.body):
+    for node in reversed(definition.node.body):
         if name in _names_of(node) and isinstance(node, (ast.Assign, ast.AnnAssign)):
-            return _literal(found.module, node.value) if node.value is not None else None
-    for base in found.node.bases:
+            return _literal(definition.module, node.value) if node.value is not None else None
+    for base in definition.node.bases:
         dotted = ast.unparse(base.value if isinstance(base, ast.Subscript) else base)
-        above = lookup(found.module, dotted) if all(part.isidentifier() for part in dotted.split(".")) else None
+        above = lookup(definition.module, dotted) if all(part.isidentifier() for part in dotted.split(".")) else None
         value = _class_literal(above, name, hops - 1) if isinstance(above, Definition) else None
         if value is not None:
             return value
     return None
 
 
-def defines(found: Definition, method: str, but_not: str, hops: int = _MAX_HOPS) -> bool | None:
+def defines(definition: Definition, method: str, but_not: str, hops: int = _MAX_HOPS) -> bool | None:
     """Return whether the class or a base outside of the package `but_not` has this method; None if unknown."""
-    if not isinstance(found.node, ast.ClassDef) or hops == 0:
+    if not isinstance(definition.node, ast.ClassDef) or hops == 0:
         return None
-    if found.module.name.partition(".")[0] == but_not:
+    if definition.module.name.partition(".")[0] == but_not:
         return False
-    if any(method in _names_of(node) for node in found.node.body):
+    if any(method in _names_of(node) for node in definition.node.body):
         return True
     answers: list[bool | None] = []
-    for base in found.node.bases:
+    for base in definition.node.bases:
         dotted = ast.unparse(base.value if isinstance(base, ast.Subscript) else base)
-        above = lookup(found.module, dotted) if all(part.isidentifier() for part in dotted.split(".")) else None
+        above = lookup(definition.module, dotted) if all(part.isidentifier() for part in dotted.split(".")) else None
         answers.append(defines(above, method, but_not, hops - 1) if isinstance(above, Definition) else None)
     return True if True in answers else None if None in answers else False
 
@@ -140,7 +140,7 @@ def parsed(file: Path) -> ast.Module | None:
         return None
 
 
-def _walk(module: Module, names: list[str], hops: int) -> Found:
+def _walk(module: Module, names: list[str], hops: int) -> LookupResult:
     """Follow names from a module: submodules first, by file only.
 
     Thus torch/__init__.py is not parsed for `torch.optim.AdamW`.
@@ -155,20 +155,20 @@ def _walk(module: Module, names: list[str], hops: int) -> Found:
     return _walk_from(_member(module, names[0], hops), names[1:], hops)
 
 
-def _walk_from(found: Found, names: list[str], hops: int) -> Found:
-    if not names or isinstance(found, (Unknown, NotFound)):
-        return found
-    if isinstance(found, Module):
-        return _walk(found, names, hops)
-    if not isinstance(found.node, ast.ClassDef) or len(names) > 1:
+def _walk_from(result: LookupResult, names: list[str], hops: int) -> LookupResult:
+    if not names or isinstance(result, (Unknown, NotFound)):
+        return result
+    if isinstance(result, Module):
+        return _walk(result, names, hops)
+    if not isinstance(result.node, ast.ClassDef) or len(names) > 1:
         return Unknown()
-    for node in found.node.body:
+    for node in result.node.body:
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) and node.name == names[0]:
-            return Definition(found.module, node, found.node)
+            return Definition(result.module, node, result.node)
     return Unknown()
 
 
-def _member(module: Module, name: str, hops: int) -> Found:
+def _member(module: Module, name: str, hops: int) -> LookupResult:
     """Find a name at the top level of a module, and follow it through re-exports."""
     if hops == 0:
         return Unknown()
@@ -184,9 +184,9 @@ def _member(module: Module, name: str, hops: int) -> Found:
             return Definition(module, node)
         return _imported(module, node, name, hops)
     for star in bound.get("*", []):
-        found = _imported(module, star, name, hops)
-        if not isinstance(found, NotFound):
-            return found
+        result = _imported(module, star, name, hops)
+        if not isinstance(result, NotFound):
+            return result
     inner = _submodule(module, name)
     if inner is not None:
         return inner
@@ -197,7 +197,7 @@ def _member(module: Module, name: str, hops: int) -> Found:
     return NotFound(module.name, name, tuple(sorted(known)))
 
 
-def _imported(module: Module, node: ast.AST, name: str, hops: int) -> Found:
+def _imported(module: Module, node: ast.AST, name: str, hops: int) -> LookupResult:
     if isinstance(node, ast.Import):
         alias = next(a for a in node.names if (a.asname or a.name.partition(".")[0]) == name)
         target = alias.name if alias.asname else name
@@ -217,7 +217,7 @@ def _import_base(module: Module, node: ast.ImportFrom) -> list[str]:
     return [*package[: len(package) - node.level + 1], *written]
 
 
-def _absolute(parts: list[str], seen_from: Module, hops: int) -> Found:
+def _absolute(parts: list[str], seen_from: Module, hops: int) -> LookupResult:
     parts = canonical(".".join(parts)).split(".")
     # The package of the module itself is found next to it, wherever that is.
     top = _top(parts[0], _root_of(seen_from))

@@ -14,8 +14,8 @@ from trainer.config.instantiate import DIRECTIVES
 from trainer.config.nodes import CONVERSIONS
 from trainer.config.problems import as_written
 from trainer.config.schedule import FILLED
-from trainer.config.signature import TRAINERS_OWN, Argument, Signature, of
-from trainer.config.sources import Definition, Found, Module, NotFound, Unknown, find
+from trainer.config.signature import TRAINERS_OWN, Argument, Signature, signature_of
+from trainer.config.sources import Definition, LookupResult, Module, NotFound, Unknown, find
 from trainer.core.errors import UserError
 from trainer.core.near import did_you_mean, listed, nearest
 
@@ -116,49 +116,49 @@ def _target(where: str, node: dict[str, Any], given: Given, cwd: Path, called: b
         yield UserError(f"{key}={path}: not the import path of a class or function", "write my_package.MyClass")
         return
     reason = refusal(path)
-    found = None if reason else find(path, cwd)
-    reason = reason or refusal(_leads_to(found))
+    result = None if reason else find(path, cwd)
+    reason = reason or refusal(_leads_to(result))
     if reason:
         yield UserError(f"{key}={path}: refused, because {reason}", _REFUSED_FIX)
     elif path in DISCOVERY:
         yield from _discovered(f"{where}.path", node.get("path"), cwd)
-    elif isinstance(found, NotFound):
-        yield _not_found(key, path, found)
-    elif isinstance(found, Module):
-        yield UserError(f"{key}={path}: this is a module", f"name a class or function in it: {_classes(found)}")
-    elif found is not None and called:
-        signature = of(found)
+    elif isinstance(result, NotFound):
+        yield _not_found(key, path, result)
+    elif isinstance(result, Module):
+        yield UserError(f"{key}={path}: this is a module", f"name a class or function in it: {_classes(result)}")
+    elif result is not None and called:
+        signature = signature_of(result)
         if signature is not None:
             yield from _arguments(where, node, given, signature)
 
 
 def _discovered(key: str, path: Any, cwd: Path) -> Iterator[UserError]:
     """Yield the problems of the path that is given to `hydra.utils.get_class` and the like."""
-    found = find(path, cwd) if isinstance(path, str) else None
-    reason = refusal(path) or refusal(_leads_to(found)) if isinstance(path, str) else None
+    result = find(path, cwd) if isinstance(path, str) else None
+    reason = refusal(path) or refusal(_leads_to(result)) if isinstance(path, str) else None
     if reason:
         yield UserError(f"{key}={path}: refused, because {reason}", _REFUSED_FIX)
-    elif isinstance(found, NotFound):
-        yield _not_found(key, path, found)
+    elif isinstance(result, NotFound):
+        yield _not_found(key, path, result)
 
 
-def _leads_to(found: Found | None) -> str:
+def _leads_to(result: LookupResult | None) -> str:
     """Return the path behind re-exports, such as `subprocess.run` for `mine.subprocess.run`."""
-    if isinstance(found, Definition):
-        return f"{found.module.name}.{found.node.name}"
-    if isinstance(found, Module):
-        return found.name
-    return found.path if isinstance(found, Unknown) else ""
+    if isinstance(result, Definition):
+        return f"{result.module.name}.{result.node.name}"
+    if isinstance(result, Module):
+        return result.name
+    return result.path if isinstance(result, Unknown) else ""
 
 
-def _not_found(key: str, path: str, found: NotFound) -> UserError:
-    if not found.parent:
-        hint = did_you_mean(found.name, found.known)
-        fix = f"{hint}install the package, or run trainer in the directory that holds {found.name}"
-        return UserError(f"{key}={path}: no module named {found.name}", fix)
-    near = nearest(found.name, found.known)
-    fix = f"did you mean {found.parent}.{near}?" if near else f"it has: {listed(found.known)}"
-    return UserError(f"{key}={path}: {found.parent} has no {found.name}", fix)
+def _not_found(key: str, path: str, missing: NotFound) -> UserError:
+    if not missing.parent:
+        hint = did_you_mean(missing.name, missing.known)
+        fix = f"{hint}install the package, or run trainer in the directory that holds {missing.name}"
+        return UserError(f"{key}={path}: no module named {missing.name}", fix)
+    near = nearest(missing.name, missing.known)
+    fix = f"did you mean {missing.parent}.{near}?" if near else f"it has: {listed(missing.known)}"
+    return UserError(f"{key}={path}: {missing.parent} has no {missing.name}", fix)
 
 
 _LIGHTNING_CLI = {
