@@ -27,7 +27,8 @@ def freeze(config: dict[str, Any]) -> str:
     """Return a checked, resolved configuration as YAML, in the order of the schema."""
     import yaml
 
-    return yaml.safe_dump(config, sort_keys=False, allow_unicode=True, width=110)
+    text: str = yaml.safe_dump(config, sort_keys=False, allow_unicode=True, width=110)
+    return text
 
 
 def load(path: Path) -> Config:
