@@ -191,11 +191,13 @@ _ARGUMENTS: dict[str, dict[str, tuple[Callable[[Any], bool], str]]] = {
     "LearningRateMonitor": {"logging_interval": _one_of("step", "epoch")},
     "Timer": {"duration": (_duration, "DD:HH:MM:SS"), "interval": _one_of("step", "epoch")},
     "StochasticWeightAveraging": {
-        "swa_lrs": (_learning_rates, "a positive number with a point such as 0.01, or a list of them"),
+        "swa_lrs": (_learning_rates, "a positive number with a decimal point such as 0.01, or a list of them"),
         "swa_epoch_start": (_start, "an epoch from 1, or a fraction up to 1.0"),
         "annealing_strategy": _one_of("cos", "linear"),
     },
-    "GradientAccumulationScheduler": {"scheduling": (_scheduling, "epochs from 0 to batches from 1, as {0: 1, 5: 4}")},
+    "GradientAccumulationScheduler": {
+        "scheduling": (_scheduling, "epochs (from 0) to batches (from 1), such as {0: 1, 5: 4}")
+    },
     "LearningRateFinder": {"mode": _one_of("exponential", "linear")},
     "ModelPruning": {
         "pruning_fn": ((lambda value: not isinstance(value, str) or value.lower() in _PRUNING), ", ".join(_PRUNING)),

@@ -171,7 +171,7 @@ def _composition(error: Exception, loader: Any, overrides: list[str]) -> UserErr
     if part:
         if part[0].startswith("hydra.sweeper.params."):
             return _needs_plus(part[0], overrides)
-        instead = INSTEAD.get(part[1], "-m runs the jobs of a sweep, cluster= says where a job runs")
+        instead = INSTEAD.get(part[1], "-m runs the jobs of a sweep, cluster= chooses where a job runs")
         if part[1] == "job_logging":
             instead = "choose one first: hydra/job_logging=default"
         return UserError(f"{part[0]}: {NOT_USED}", f"remove it; {instead}")

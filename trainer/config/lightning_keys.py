@@ -222,7 +222,7 @@ def _processes(config: dict[str, Any], accelerator: str, devices: int | None, no
             return {"gpus_per_node": devices} | ({"gpus": devices * nodes} if total is not None else {})
         if is_local and count_gpus() == 0:
             raise EnvironmentFault(
-                f"trainer.accelerator={accelerator}, and this machine has no GPU", "write trainer.accelerator=cpu"
+                f"trainer.accelerator={accelerator}, but this machine has no GPU", "write trainer.accelerator=cpu"
             )
         if not is_local and not (resources.get("gpus") or resources.get("gpus_per_node")):
             fix = "set the number of GPUs per node: resources.gpus_per_node=8"

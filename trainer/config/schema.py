@@ -195,7 +195,7 @@ class CheckpointOptions:
         if (self.local_dir is None) != (self.local_every_n_steps is None):
             unset = ("local_dir", "/tmp/checkpoints") if self.local_dir is None else ("local_every_n_steps", "100")
             yield UserError(
-                "checkpoint.local_dir and checkpoint.local_every_n_steps need each other",
+                "checkpoint.local_dir and checkpoint.local_every_n_steps must be set together",
                 f"also set checkpoint.{unset[0]}={unset[1]}",
             )
 
