@@ -69,7 +69,7 @@ def folders(workdir: Path) -> Path:
             r"data\.sources\.a\.root=nowhere: no such folder",
         ),
         (["data=text", "data.root=nowhere"], r"data\.root=nowhere does not exist"),
-        (["data=image_folder", "data.root=nowhere"], r"data\.root=nowhere does not exist.*\n.*each class"),
+        (["data=image_folder", "data.root=nowhere"], r"data\.root=nowhere does not exist.*\n.*one folder per class"),
         (["data=audio_folder", "data.root=nowhere"], r"data\.root=nowhere does not exist"),
         (["data=token_shards", "data.root=empty"], r"data\.root=empty: no finished .*\n.*trainer data tokenize"),
         (["data=fashion_mnist", "data.root=empty"], r"is not in empty.*\n.*dataset-fashion-mnist"),

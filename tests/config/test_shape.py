@@ -68,7 +68,7 @@ def test_invalid_resources_are_refused(resources: dict[str, Any], gpus_here: int
 
 
 def test_requesting_gpus_without_any_is_an_environment_fault() -> None:
-    with pytest.raises(EnvironmentFault, match="no GPU") as raised:
+    with pytest.raises(EnvironmentFault, match="no usable GPU") as raised:
         resolve(config(gpus=2), gpus_here=0)
     assert raised.value.code == 3
     assert "resources.gpus=0" in raised.value.fix
