@@ -43,7 +43,7 @@ REFUSED = {
     "cluster.extra=[exclusve]": "this sbatch has no option --exclusve\n  did you mean exclusive?",
     "cluster.extra=['array=1-3']": "--array would break requeueing of the job",
     "cluster.extra=['time=3']": "--time is set by cluster.time",
-    "cluster.container_runtime=docker": "use apptainer or pyxis",
+    "cluster.container_runtime=docker": "invalid choice\n  choose one of: apptainer, pyxis",
     "cluster.reservation=nope": "SLURM refuses the job: Requested reservation is invalid",
     "cluster.constraint=h200": "SLURM refuses the job: Invalid feature specification",
     "cluster.exclude='node0,node1,node2'": "SLURM refuses the job: Requested node configuration is not available",

@@ -25,7 +25,7 @@ from trainer.config.typed import closed_class, options_of
 from trainer.core.errors import TrainerError, UserError
 
 _LIMITED = ("trainer", "checkpoint", "tracking", "resilience", "finetune", "strategy")
-"""Closed sections whose limits are checked here: `shape.py` checks `resources`, the launcher checks `cluster`."""
+"""Sections whose limits are checked here: `config/shape.py` checks `resources`, `slurm/options.py` checks `cluster`."""
 _DATA = {"batch_size": AtLeast(1), "micro_batch": AtLeast(1), "num_workers": AtLeast(0)}
 """Limits of the keys of `data` that the trainer itself reads."""
 

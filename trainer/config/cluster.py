@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
+
+from trainer.config.limits import AtLeast, PositiveInt
 
 
 @dataclass(eq=False, repr=False)
@@ -35,7 +37,7 @@ class Slurm:
     limit."""
     gpu_type: str | None = None
     """GPU type as the cluster names it: a100, h100, ...; null: any."""
-    cpus_per_process: int | None = None
+    cpus_per_process: PositiveInt | None = None
     """CPU cores per GPU (per rank); null: the share of a node's cores that belongs to the GPUs in use."""
     memory_per_process: str | None = None
     """Host memory per GPU (per rank), such as 60G or 512M."""
@@ -47,7 +49,7 @@ class Slurm:
     """Name of a reservation."""
     dependency: str | None = None
     """Jobs to wait for, such as afterok:1234."""
-    sweep_at_once: int | None = None
+    sweep_at_once: PositiveInt | None = None
     """Maximum number of jobs of a sweep (-m) that run at the same time, as with the % of a job array; null: all."""
     nice: int | None = None
     """Adjustment of the job's scheduling priority."""
@@ -69,12 +71,12 @@ class Slurm:
     """Python interpreter on the nodes, or inside the container; null: the one that submits the job."""
     extra: list[str] = field(default_factory=list)
     """More sbatch options, without the dashes, such as [exclusive,licenses=matlab:1]."""
-    save_before_end_s: int = 180
+    save_before_end_s: Annotated[int, AtLeast(30)] = 180
     """Seconds before the time limit at which the ranks are asked to save; SLURM may signal 30 s early."""
     preflight: bool = True
     """Check all nodes before the first attempt of each allocation, which takes less than a minute. A node that fails is
     left out if there is a spare one (`resources.spare_nodes`); otherwise the job fails and names the node."""
-    attempts_without_progress: int = 2
+    attempts_without_progress: PositiveInt = 2
     """Stop instead of requeueing after this number of consecutive attempts without a newer checkpoint."""
 
 

@@ -9,7 +9,9 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+from trainer.config.cluster import Slurm
 from trainer.config.elastic import least_nodes
+from trainer.config.limits import limits_of
 from trainer.config.shape import LaunchShape
 from trainer.core.errors import UserError
 from trainer.core.near import did_you_mean
@@ -46,7 +48,7 @@ _LISTED_FORMS = {
         "an sbatch option without dashes, and its value: switches=1",
     ),
 }
-_SMALLEST = {"cpus_per_process": 1, "save_before_end_s": 30, "attempts_without_progress": 1, "sweep_at_once": 1}
+
 OURS = {
     **{"job-name": "name", "output": "runs_dir", "error": "runs_dir", "nodes": "resources.nodes"},
     **{"gpus": "resources.gpus", "gpus-per-node": "resources.gpus_per_node", "gres": "resources.gpus"},
@@ -77,16 +79,15 @@ def check_values(cluster: dict[str, Any]) -> Iterator[UserError]:
         for value in cluster.get(key) or []:
             if not re.fullmatch(form, str(value)):
                 yield UserError(f"cluster.{key}: {value!r} is not accepted", f"write {example}")
-    for key, smallest in _SMALLEST.items():
+    for key, limit in limits_of(Slurm).items():
         value = cluster.get(key)
-        if value is not None and value < smallest:
-            yield UserError(f"cluster.{key}={value} must be at least {smallest}", f"use cluster.{key}={smallest}")
+        problem = limit.problem(f"cluster.{key}", value) if value is not None else None
+        if problem is not None:
+            yield problem
     nice = cluster.get("nice")
     if nice is not None and abs(nice) > 2147483645:
         yield UserError(f"cluster.nice={nice} is out of range", "use a number up to 2147483645")
-    if cluster["container_runtime"] not in ("apptainer", "pyxis"):
-        runtime = cluster["container_runtime"]
-        yield UserError(f"cluster.container_runtime={runtime!r}: unknown runtime", "use apptainer or pyxis")
+
     python = cluster.get("python")
     if python is not None and not re.fullmatch(_LISTED_FORMS["setup"][0], python):
         yield UserError(f"cluster.python={python!r}: not a path", "write the path of a Python interpreter on the nodes")
