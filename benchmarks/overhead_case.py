@@ -88,7 +88,7 @@ def watched(steps: int, agrees: bool, pace: Pace, folder: Path) -> None:
     directory = RunDirectory(folder)
     for path in (directory.live_dir, directory.attempts_dir, directory.checkpoints_dir, directory.stop_request.parent):
         path.mkdir(parents=True, exist_ok=True)
-    heartbeat = Heartbeat(directory.live_dir / f"rank-{rank.rank}.json", rank)
+    heartbeat = Heartbeat(directory, rank)
     switch = Batches.pace = Switch(pace, heartbeat)  # type: ignore[assignment]
     build_trainer = run.build.build_trainer
 

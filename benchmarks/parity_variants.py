@@ -86,7 +86,7 @@ def ours(name: str, steps: int, rank: Rank, pace: Pace, folder: Path) -> Trained
     directory = RunDirectory(folder)
     for path in (directory.live_dir, directory.attempts_dir, directory.checkpoints_dir, directory.stop_request.parent):
         path.mkdir(parents=True, exist_ok=True)
-    heartbeat = Heartbeat(directory.live_dir / f"rank-{rank.rank}.json", rank)
+    heartbeat = Heartbeat(directory, rank)
     heartbeat.start()
     Batches.pace = pace
     kept: list[nn.Module] = []

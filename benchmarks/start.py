@@ -27,8 +27,8 @@ from typing import Any
 from kept import keep
 
 from trainer.core import processes
-from trainer.core.files import read_live
 from trainer.runs.directory import RunDirectory
+from trainer.runs.events import CheckpointSaved
 
 WAYS = {"each imports": {"TRAINER_PRELOAD": ""}, "forked": {}}
 TICK_S = 1 / os.sysconf("SC_CLK_TCK")
@@ -50,12 +50,12 @@ def measure(ranks: int, way: str, folder: Path) -> dict[str, float]:
     )
     try:
         run = RunDirectory(_until(lambda: next((folder / "runs").glob("*-*"), None)))
-        node = _until(lambda: run.launch().get("pid"))
+        node = _until(lambda: run.launch().pid)
         _until(lambda: _all_train(run, ranks, 0))
         found = {"start, s": time.monotonic() - began, "start, CPU s": _cpu_s(child.pid)}
-        _until(lambda: any(event["event"] == "checkpoint" for event in run.events()))
+        _until(lambda: run.events_of(CheckpointSaved))
         before, killed = _cpu_s(node), time.monotonic()
-        os.kill(read_live(run.live_dir / f"rank-{ranks - 1}.json")["pid"], signal.SIGKILL)
+        os.kill(_until(lambda: run.heartbeat(ranks - 1)).pid, signal.SIGKILL)
         _until(lambda: _all_train(run, ranks, 1))
         return {**found, "restart, s": time.monotonic() - killed, "restart, CPU s": _cpu_s(node) - before}
     finally:
@@ -64,8 +64,8 @@ def measure(ranks: int, way: str, folder: Path) -> dict[str, float]:
 
 
 def _all_train(run: RunDirectory, ranks: int, attempt: int) -> bool:
-    beats = [read_live(run.live_dir / f"rank-{rank}.json") for rank in range(ranks)]
-    return all(beat.get("attempt") == attempt and beat.get("phase") == "train" for beat in beats)
+    beats = [run.heartbeat(rank) for rank in range(ranks)]
+    return all(beat is not None and beat.attempt == attempt and beat.phase == "train" for beat in beats)
 
 
 def _cpu_s(pid: int) -> float:

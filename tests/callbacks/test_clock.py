@@ -19,6 +19,7 @@ from trainer.callbacks.boundary import Boundary
 from trainer.callbacks.clock import StepClock
 from trainer.callbacks.metrics import TrainMetrics
 from trainer.config.schema import CheckpointOptions, ResilienceOptions
+from trainer.runs.directory import RunDirectory
 from trainer.runtime.flight_recorder import Timeouts
 from trainer.runtime.heartbeat import Heartbeat
 from trainer.runtime.process import Rank
@@ -122,7 +123,7 @@ class Run:
     def __init__(self, folder: Path, module: LightningModule, *callbacks: Callback, **options: Any) -> None:
         self.saved: list[int] = []
         self.folder, self.lines = folder, Lines()
-        self.heartbeat = Heartbeat(folder / "rank-0.json", Rank.from_environment())
+        self.heartbeat = Heartbeat(RunDirectory(folder), Rank.from_environment())
         checkpoint = CheckpointOptions(every_n_steps=options.pop("every", EVERY))
         max_steps = options.get("max_steps")
         metrics = TrainMetrics(EVERY, MICRO_BATCH, None, max_steps, self.heartbeat, None)

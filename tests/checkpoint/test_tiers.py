@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -58,11 +57,8 @@ def test_a_local_one_that_another_node_went_back_before_is_out_of_date(
     shared, local = stores
     save(shared, 10)
     save(local, 14)
-    events: list[dict[str, Any]] = [
-        {"event": "started", "time": time.time() - 60, "step": 0},
-        {"event": "started", "time": time.time() + 1, "step": began_at},
-    ]
-    found, _ = newest_good(shared, local, events)
+    starts = [(time.time() - 60, 0), (time.time() + 1, began_at)]
+    found, _ = newest_good(shared, local, starts)
     assert found is not None
     assert found.step == expected
 

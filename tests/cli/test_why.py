@@ -18,8 +18,9 @@ from trainer.cli.advice import advice, stalled
 from trainer.cli.resume import changed_config
 from trainer.config.compose import compose
 from trainer.core.errors import DONE, UserError
-from trainer.core.files import write_live
 from trainer.runs.directory import RunDirectory
+from trainer.runs.events import Started, Straggler
+from trainer.runs.records import HeartbeatRecord, Phase
 from trainer.runs.registry import find
 
 GONE = 2**30
@@ -31,9 +32,9 @@ def test_a_running_one_names_the_rank_that_the_others_wait_for(
 ) -> None:
     run = make(tmp_path)
     launched(run, os.getpid())
-    run.event("started", attempt=0, step=0)
+    run.add_event(Started(attempt=0, step=0))
     reason = "rank 1 on node7 (cpu) takes 0.12 s for its data and forward pass, the others 0.04 s"
-    run.event("straggler", attempt=0, rank=1, host="node7", reason=reason)
+    run.add_event(Straggler(attempt=0, rank=1, host="node7", reason=reason))
     assert main(["why", str(run.path)]) == DONE
     assert capsys.readouterr().out == f"{run.path.name} is running: {reason}\n"
 
@@ -73,7 +74,7 @@ def test_each_command_that_is_advised_is_one_that_is_taken(
 ) -> None:
     monkeypatch.setenv("TRAINER_RUNS_DIR", str(tmp_path))
     run = real_run(tmp_path)
-    told = "\n".join(advice(run, REASONS[name], {}))
+    told = "\n".join(advice(run, REASONS[name], None))
     commands = COMMAND.findall(told)
     assert commands, told
     for verb, rest in commands:
@@ -99,13 +100,14 @@ def test_a_mistake_is_mended_before_it_is_fitted_again(tmp_path: Path, capsys: p
 
 def test_ranks_that_stand_at_different_places_are_said_to(tmp_path: Path) -> None:
     run = real_run(tmp_path)
-    for rank, (step, phase) in enumerate(((6, "train"), (5, "validate"))):
-        write_live(run.live_dir / f"rank-{rank}.json", {"step": step, "phase": phase})
-    told = advice(run, REASONS["hang"], {})
+    places: list[tuple[int, Phase]] = [(6, "train"), (5, "validate")]
+    for rank, (step, phase) in enumerate(places):
+        run.write_heartbeat(rank, HeartbeatRecord(step=step, phase=phase))
+    told = advice(run, REASONS["hang"], None)
     assert "rank 0 at step 6 (train), rank 1 at step 5 (validate)" in told[0]
     assert "trainer.limit_train_batches" in told[0]
     assert stalled(run) == told[0]  # as long as it lives, too: nothing has moved since 1970
-    write_live(run.live_dir / "rank-0.json", {"step": 6, "phase": "train", "moved": time.time()})
+    run.write_heartbeat(0, HeartbeatRecord(step=6, phase="train", moved=time.time()))
     assert stalled(run) is None
 
 

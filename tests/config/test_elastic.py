@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from trainer.config.cluster import Slurm
 from trainer.config.elastic import most_nodes
 from trainer.config.shape import LaunchShape
 from trainer.runs.directory import RunDirectory
+from trainer.runs.records import Launch
 from trainer.runtime.micro_batch import limited
 from trainer.runtime.process import Rank
 from trainer.slurm.options import sbatch_options
@@ -64,7 +64,7 @@ def test_the_micro_batch_does_not_grow_with_fewer_ranks(
     tmp_path: Path, data: dict[str, Any], ranks: int, expected: dict[str, Any]
 ) -> None:
     run = RunDirectory(tmp_path)
-    run.launch_path.write_text(json.dumps({"shape": LaunchShape(4, 2, "cpu").to_dict()}))
+    run.write_launch(Launch(shape=LaunchShape(4, 2, "cpu")))
     assert limited(data, run, rank(ranks), ranks, None) == expected
 
 

@@ -1,19 +1,22 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from trainer.launch.bar import duration, render, short
+from trainer.runs.records import HeartbeatRecord
 
-BEAT = {
-    "step": 120,
-    "max_steps": 400,
-    "epoch": 3,
-    "phase": "train",
-    "metrics": {"train/loss": 0.23456},
-    "rate": 45210.0,
-    "rate_unit": "tokens/s",
-    "eta_s": 130.0,
-}
+BEAT = HeartbeatRecord(
+    step=120,
+    max_steps=400,
+    epoch=3,
+    phase="train",
+    metrics={"train/loss": 0.23456},
+    rate=45210.0,
+    rate_unit="tokens/s",
+    eta_s=130.0,
+)
 
 
 def test_everything_on_a_wide_terminal() -> None:
@@ -33,9 +36,9 @@ def test_never_wider_than_the_terminal(width: int) -> None:
 
 
 def test_before_the_first_step_and_without_a_limit() -> None:
-    assert render({"step": 0, "phase": "build"}, 80) == "step 0  build"
-    assert render({"step": 7, "phase": "train", "metrics": {}}, 80) == "step 7"
-    assert "100%" in render({**BEAT, "step": 400}, 80)
+    assert render(HeartbeatRecord(step=0, phase="build"), 80) == "step 0  build"
+    assert render(HeartbeatRecord(step=7, phase="train"), 80) == "step 7"
+    assert "100%" in render(replace(BEAT, step=400), 80)
 
 
 def test_durations() -> None:

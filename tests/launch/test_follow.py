@@ -48,7 +48,8 @@ def start(run: RunDirectory, scenario: str, *arguments: str, stdout: int | None 
 def wait_for_step(run: RunDirectory) -> list[int]:
     """Wait until it trains; returns its processes."""
     wait_until(lambda: has_step(run))
-    pid = run.launch()["pid"]
+    pid = run.launch().pid
+    assert pid is not None
     return [pid, *processes.descendants(pid)]
 
 
@@ -99,8 +100,8 @@ def test_ctrl_c_stops_cleanly(workdir: Path, signum: int) -> None:
     said, _ = follower.communicate(timeout=60)
     assert follower.returncode == 130
     assert "stopping: saving a checkpoint first" in said
-    assert end_of(run)["outcome"] == "stopped"
-    assert [event["event"] for event in run.events()] == ["stop_requested", "stopped"]
+    assert end_of(run).outcome == "stopped"
+    assert [event.event for event in run.events()] == ["stop_requested", "stopped"]
     assert_gone(pids)
 
 
@@ -114,7 +115,7 @@ def test_a_second_ctrl_c_kills(workdir: Path) -> None:
     said, _ = follower.communicate(timeout=30)
     assert follower.returncode == 130
     assert "killing the run" in said
-    assert "killed by a second Ctrl-C" in end_of(run)["reason"]
+    assert "killed by a second Ctrl-C" in end_of(run).reason
     assert_gone(pids)
 
 
@@ -137,7 +138,7 @@ def test_the_run_saves_and_ends_when_its_follower_is_killed(workdir: Path) -> No
     follower.kill()
     follower.communicate(timeout=30)
     assert_gone(pids)
-    assert end_of(run)["outcome"] == "stopped"
+    assert end_of(run).outcome == "stopped"
     assert "was killed" in run.stop_request.read_text()
 
 

@@ -29,7 +29,6 @@ from lightning.pytorch.plugins.environments import TorchElasticEnvironment
 from tests.oracle.cases import CASES, Case
 from trainer.checkpoint.io import load_state
 from trainer.checkpoint.store import CheckpointStore
-from trainer.core.files import read_live
 from trainer.runs.directory import RunDirectory
 
 EPOCHS = 2
@@ -151,17 +150,17 @@ def run_of_ours(case: Case, folder: Path, number: int) -> Outcome:
     directory = RunDirectory(Path(chosen[0]))
     code = run(directory.path)
     outcomes = directory.attempts()
-    if code != 0 or not outcomes or outcomes[-1]["outcome"] != "finished":
+    if code != 0 or not outcomes or outcomes[-1].outcome != "finished":
         return {"error": f"exit code {code}, {outcomes[-1:]}"}
     if dist.get_rank() != 0:
         return {}
     newest = CheckpointStore(directory.checkpoints_dir).committed()[-1]
     state = load_state(newest.path)
-    live = read_live(directory.live_dir / "rank-0.json")
+    live = directory.heartbeat(0)
     return {
         "weights": state["state_dict"],
         "step": newest.step,
-        "metrics": live.get("validation") or {},
+        "metrics": (live and live.validation) or {},
         "logged": json.loads(directory.metrics_path.read_text().splitlines()[-1])["step"],
     }
 

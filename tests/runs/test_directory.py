@@ -14,6 +14,7 @@ from trainer.config.shape import LaunchShape
 from trainer.core.errors import EnvironmentFault, UserError
 from trainer.core.files import append_line, read_json, read_live, write_atomic, write_live
 from trainer.runs.directory import RunDirectory
+from trainer.runs.events import Ended, Started
 from trainer.supervise import torchrun
 from trainer.supervise.torchrun import Place
 
@@ -53,7 +54,7 @@ def test_what_is_frozen_can_be_read_back(tmp_path: Path) -> None:
     assert run.path.stat().st_mode & 0o077 == 0
     assert (run.name, f"job-{run.id}") == ("job", run.path.name)
     assert run.next_attempt() == 0
-    (run.logs_dir / "attempt-07").mkdir()
+    run.attempt_logs(7).mkdir()
     assert run.next_attempt() == 8
 
 
@@ -177,7 +178,7 @@ def test_files_are_replaced_whole_and_events_survive_a_cut_line(tmp_path: Path) 
     assert read_json(tmp_path / "a.json") == {"x": 2}
     assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
     run = make(tmp_path)
-    run.event("started", step=0)
+    run.add_event(Started(step=0))
     append_line(run.events_path, '{"event": "cut')
-    run.event("finished", step=1)
-    assert [event["event"] for event in run.events()] == ["created", "started", "finished"]
+    run.add_event(Ended(event="finished", step=1))
+    assert [event.event for event in run.events()] == ["created", "started", "finished"]

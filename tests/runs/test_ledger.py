@@ -9,8 +9,10 @@ from typing import Any
 import pytest
 
 from tests.conftest import TrainerCli
+from trainer.core.records import dumps
 from trainer.runs.directory import RunDirectory
 from trainer.runs.ledger import ledger
+from trainer.runs.records import HeartbeatRecord
 
 KILLER = """
 import os
@@ -27,8 +29,8 @@ class KillOnce(Callback):
 
 
 def write_beat(run: RunDirectory, name: str, attempt: int, began: float, end: float, **fields: Any) -> None:
-    beat = {"attempt": attempt, "began": began, "time": end, **fields}
-    (run.live_dir / name).write_text(json.dumps(beat))
+    beat = HeartbeatRecord(attempt=attempt, began=began, time=end, phase="train", **fields)
+    (run.live_dir / name).write_text(dumps(beat))
 
 
 def test_two_attempts_with_a_hang_add_up(tmp_path: Path) -> None:

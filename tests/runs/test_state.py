@@ -1,12 +1,12 @@
 from __future__ import annotations
 
-import json
 import os
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,13 @@ import pytest
 from tests.checkpoint.test_commit import save
 from tests.runs.test_directory import make
 from trainer.checkpoint.store import CheckpointStore
+from trainer.config.shape import LaunchShape
 from trainer.core import processes
 from trainer.core.errors import UserError
-from trainer.core.files import write_atomic, write_live
+from trainer.core.files import write_atomic
 from trainer.runs.directory import RunDirectory
+from trainer.runs.events import Started
+from trainer.runs.records import AttemptOutcome, HeartbeatRecord, Launch, Outcome
 from trainer.runs.registry import all_runs, find
 from trainer.runs.state import state_of
 from trainer.runs.summary import summary
@@ -33,21 +36,19 @@ def process() -> Iterator[subprocess.Popen[bytes]]:
 
 
 def launched(run: RunDirectory, pid: int, **fields: Any) -> None:
-    launch = {
-        "cluster": "local",
-        "host": socket.gethostname(),
-        "boot_id": processes.boot_id(),
-        "pid": pid,
-        "pid_started": processes.started_ticks(pid),
-        "shape": {"nodes": 1, "processes_per_node": 2, "device": "cpu"},
-        "attempt": 0,
-        **fields,
-    }
-    write_atomic(run.launch_path, json.dumps(launch))
+    launch = Launch(
+        cluster="local",
+        host=socket.gethostname(),
+        boot_id=processes.boot_id(),
+        pid=pid,
+        pid_started=processes.started_ticks(pid),
+        shape=LaunchShape(1, 2, "cpu"),
+    )
+    run.write_launch(replace(launch, **fields))
 
 
-def ended(run: RunDirectory, attempt: int, outcome: str, **fields: Any) -> None:
-    write_atomic(run.attempts_dir / f"attempt-{attempt:02d}.json", json.dumps({"outcome": outcome, **fields}))
+def ended(run: RunDirectory, attempt: int, outcome: Outcome, **fields: Any) -> None:
+    run.write_outcome(AttemptOutcome(attempt=attempt, outcome=outcome, **fields))
 
 
 def test_a_life_from_start_to_kill_9(tmp_path: Path, process: subprocess.Popen[bytes]) -> None:
@@ -55,7 +56,7 @@ def test_a_life_from_start_to_kill_9(tmp_path: Path, process: subprocess.Popen[b
     assert state_of(run).name == "dead"
     launched(run, process.pid)
     assert state_of(run).name == "starting"
-    run.event("started", attempt=0, step=0)
+    run.add_event(Started(attempt=0, step=0))
     assert state_of(run).name == "running"
     write_atomic(run.stop_request, "me")
     assert state_of(run).name == "stopping"
@@ -83,7 +84,7 @@ def test_a_pid_that_another_process_has_by_now_is_not_the_run(tmp_path: Path, pr
         ("requeue", "stopped"),
     ],
 )
-def test_how_it_ended(tmp_path: Path, outcome: str, state: str) -> None:
+def test_how_it_ended(tmp_path: Path, outcome: Outcome, state: str) -> None:
     run = make(tmp_path)
     launched(run, 2**22 + 1, pid_started=1)
     ended(run, 0, "failed", restarted=True)
@@ -96,10 +97,10 @@ def test_how_it_ended(tmp_path: Path, outcome: str, state: str) -> None:
 def test_on_another_host_the_heartbeat_is_the_evidence(tmp_path: Path) -> None:
     run = make(tmp_path)
     launched(run, 1, host="elsewhere")
-    run.event("started", attempt=0)
-    write_atomic(run.live_dir / "rank-0.json", json.dumps({"time": time.time(), "phase": "train"}))
+    run.add_event(Started(attempt=0))
+    run.write_heartbeat(0, HeartbeatRecord(time=time.time(), phase="train"))
     assert state_of(run).name == "running"
-    write_atomic(run.live_dir / "rank-0.json", json.dumps({"time": time.time() - 3600, "phase": "train"}))
+    run.write_heartbeat(0, HeartbeatRecord(time=time.time() - 3600, phase="train"))
     assert state_of(run).name == "dead"
 
 
@@ -163,14 +164,12 @@ def test_the_summary_has_the_promised_keys(tmp_path: Path) -> None:
 
 def test_an_attempt_that_just_starts_stands_where_it_will_go_on(tmp_path: Path) -> None:
     run = make(tmp_path)
-    heartbeat = run.live_dir / "rank-0.json"
-    heartbeat.parent.mkdir(parents=True, exist_ok=True)
-    write_live(heartbeat, {"step": 0, "phase": "start", "attempt": 0})
+    run.write_heartbeat(0, HeartbeatRecord(step=0, phase="start", attempt=0))
     assert summary(run)["step"] == 0
     for step in (20, 40):
         save(CheckpointStore(run.checkpoints_dir), step)
     (run.checkpoints_dir / "step-00000050").mkdir()  # without a COMMIT
-    write_live(heartbeat, {"step": 0, "phase": "start", "attempt": 1})
+    run.write_heartbeat(0, HeartbeatRecord(step=0, phase="start", attempt=1))
     assert summary(run)["step"] == 40
-    write_live(heartbeat, {"step": 20, "phase": "build", "attempt": 1})
+    run.write_heartbeat(0, HeartbeatRecord(step=20, phase="build", attempt=1))
     assert summary(run)["step"] == 20

@@ -161,7 +161,7 @@ def main(folder: Path) -> None:
     stops = ["+callbacks.stop._target_=pytorch_lightning.callbacks.EarlyStopping", "+callbacks.stop.monitor=val_loss"]
     stops += ["+callbacks.stop.patience=1", "+callbacks.stop.min_delta=100.0", "trainer.max_epochs=9"]
     run, _ = fit(folder, "model=all_pl", "data=all_pl", *stops)
-    found["early_stopping"] = run.attempts()[-1]["step"]
+    found["early_stopping"] = run.attempts()[-1].step
     run, _ = fit(folder, "model=all_pl", "data=digits", "trainer.max_steps=3", "trainer.log_every_n_steps=1")
     found["own_step"] = "loss_of_mine" in run.metrics_path.read_text()
     tuned = ["finetune.init_from=stock.ckpt", "+model.lr=0.0", "trainer.max_steps=1"]

@@ -31,10 +31,10 @@ from trainer.runtime.process import Rank
 def an_attempt(folder: Path, number: int = 0, step: int = 0, rank: int = 0) -> Attempt:
     """One rank of one, which began at step 0 and is at `step`."""
     run = RunDirectory(folder / "stand-in-abcdefgh")
-    for needed in (run.attempts_dir, run.live_dir, run.checkpoints_dir, run.logs_dir / f"attempt-{number:02d}"):
+    for needed in (run.attempts_dir, run.live_dir, run.checkpoints_dir, run.attempt_logs(number)):
         needed.mkdir(parents=True, exist_ok=True)
     place = Rank(rank, rank, 1, 1, number)
-    attempt = Attempt(run, place, Heartbeat(run.live_dir / f"rank-{rank}.json", place))
+    attempt = Attempt(run, place, Heartbeat(run, place))
     attempt.first_step, attempt.heartbeat.step = 0, step
     return attempt
 
@@ -107,10 +107,10 @@ def test_a_mistake_before_the_first_step_is_not_tried_again(tmp_path: Path, name
     attempt = an_attempt(tmp_path)
     assert failure.conclude(raised(MISTAKES[name]), attempt) == DONE
     (end,) = attempt.directory.attempts()
-    assert (end["outcome"], end["exit_code"], end["mend"]) == ("failed", 93, True)
-    assert [event["event"] for event in attempt.directory.events()] == ["failed"]
-    assert "Traceback" not in end["reason"]
-    assert "test_failure.py:" in end["where"]
+    assert (end.outcome, end.exit_code, end.mend) == ("failed", 93, True)
+    assert [event.event for event in attempt.directory.events()] == ["failed"]
+    assert "Traceback" not in end.reason
+    assert "test_failure.py:" in (end.where or "")
 
 
 @pytest.mark.parametrize("name", ALWAYS)
@@ -147,23 +147,23 @@ def test_only_the_first_rank_to_fail_records_the_end(tmp_path: Path) -> None:
     for rank in (1, 0):
         failure.conclude(raised(throw(TypeError(f"rank {rank}"))), an_attempt(tmp_path, rank=rank))
     run = RunDirectory(tmp_path / "stand-in-abcdefgh")
-    assert [(end["reason"], end["rank"]) for end in run.attempts()] == [("TypeError: rank 1", 1)]
+    assert [(end.reason, end.rank) for end in run.attempts()] == [("TypeError: rank 1", 1)]
     assert len(run.events()) == 1
 
 
 def test_a_machine_that_must_change_leaves_a_resume_to_it(tmp_path: Path) -> None:
     attempt = an_attempt(tmp_path)
     assert failure.conclude(raised(throw(EnvironmentFault("no pyarrow", "pip install it"))), attempt) == DONE
-    assert attempt.directory.attempts()[0]["mend"] is False
+    assert attempt.directory.attempts()[0].mend is False
 
 
 def test_the_cause_is_what_the_rank_wrote_and_not_what_it_took_along(tmp_path: Path) -> None:
     attempt = an_attempt(tmp_path)
-    folder = attempt.directory.logs_dir / "attempt-00"
-    (folder / "rank-0.log").write_text("Traceback (most recent call last):\nRuntimeError: Connection closed by peer\n")
+    log = attempt.directory.rank_log(0, 0)
+    log.write_text("Traceback (most recent call last):\nRuntimeError: Connection closed by peer\n")
     failure.conclude(raised(MAYBE_ANOTHER_TIME["gloo"]), attempt)
     failure.conclude(raised(throw(RuntimeError("the reason\nin two lines"))), an_attempt(tmp_path, rank=1))
-    found = cause.find(folder)
+    found = cause.find(attempt.directory, 0)
     assert (found.reason, found.rank, found.lines) == ("RuntimeError: the reason\nin two lines", 1, [])
 
 
@@ -223,8 +223,8 @@ def test_unused_parameters_are_named_once_and_the_option_with_them(trainer_cli: 
     assert "died" not in said
     following = next(line for line in said.splitlines() if line.startswith("  next "))
     assert re.search(r"fix it, then: .*trainer fit model=m .* \+model\.kind=unused$", following)
-    assert [event["event"] for event in run.events()] == ["created", "started", "failed"]
-    assert "Traceback (most recent call last)" in (run.logs_dir / "attempt-00" / "rank-1.log").read_text()
+    assert [event.event for event in run.events()] == ["created", "started", "failed"]
+    assert "Traceback (most recent call last)" in run.rank_log(0, 1).read_text()
 
 
 @pytest.mark.usefixtures("workdir")
@@ -233,7 +233,7 @@ def test_own_words_are_tried_once_more_and_logging_is_seen(trainer_cli: TrainerC
     assert said.count("RuntimeError: own words") == 2  # of the attempt that was tried again, and of the end
     assert len(run.attempts()) == 2
     assert "in      mine.py:" in said
-    log = (run.logs_dir / "attempt-00" / "rank-0.log").read_text()
+    log = run.rank_log(0, 0).read_text()
     for words in ("made by the user", "said on rank zero"):
         assert log.count(words) == 1
         assert re.search(rf"^\[[-\d]+ [\d:,]+\]\[[\w.]+\]\[INFO\] - {words}$", log, re.M)
@@ -248,7 +248,12 @@ def test_the_failure_module_needs_no_torch() -> None:
     assert done.stdout.strip() == "False"
 
 
-def test_half_a_failure_file_is_left_out(tmp_path: Path) -> None:
-    (tmp_path / "rank-0.failure.json").write_text('{"reason": "cut')
-    (tmp_path / "rank-1.failure.json").write_text(json.dumps({"of": "another version"}))
-    assert cause.failures(tmp_path) == []
+def test_half_a_failure_file_is_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = RunDirectory(tmp_path)
+    run.attempt_logs(0).mkdir(parents=True)
+    run.failure_record(0, 0).write_text('{"reason": "cut')
+    run.failure_record(0, 1).write_text(json.dumps({"of": "another version"}))
+    assert cause.failures(run, 0) == []
+    cut, missing = capsys.readouterr().err.splitlines()
+    assert cut.startswith(f"trainer: {run.failure_record(0, 0)} is damaged: Unterminated string")
+    assert missing == f"trainer: {run.failure_record(0, 1)} is damaged: reason is missing; this record is left out"

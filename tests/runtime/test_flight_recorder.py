@@ -30,7 +30,7 @@ def group(tmp_path: Path) -> Iterator[distributed.ProcessGroup]:
 
 def test_a_trace_is_written_once_it_is_asked_for(tmp_path: Path, group: distributed.ProcessGroup) -> None:
     run = RunDirectory(tmp_path / "run")
-    for folder in (run.live_dir, run.logs_dir / "attempt-02"):
+    for folder in (run.live_dir, run.attempt_logs(2)):
         folder.mkdir(parents=True)
     recorder, trace = FlightRecorder(run, RANK), run.collectives_trace(2, 0)
     distributed.all_reduce(torch.ones(7), group=group)

@@ -13,6 +13,7 @@ from tests.slurm.conftest import Testbed, wait_until
 from trainer.checkpoint.store import CheckpointStore
 from trainer.export.weights import export_safetensors
 from trainer.runs.directory import RunDirectory
+from trainer.runs.events import Event
 
 PACE = '''
 import os
@@ -73,11 +74,12 @@ def submit(cli: TrainerCli, cwd: Path, *overrides: str) -> RunDirectory:
     return RunDirectory(path)
 
 
-def wait_for_event(run: RunDirectory, name: str, timeout_s: float = 120, **fields: Any) -> dict[str, Any]:
+def wait_for_event(run: RunDirectory, name: str, timeout_s: float = 120, **fields: Any) -> Any:
     """The first event of this name with these fields."""
 
-    def find() -> dict[str, Any] | None:
-        fitting = [one for one in run.events() if one["event"] == name and fields.items() <= one.items()]
+    def find() -> Event | None:
+        named = [one for one in run.events() if one.event == name]
+        fitting = [one for one in named if all(getattr(one, key) == value for key, value in fields.items())]
         return fitting[0] if fitting else None
 
     return wait_until(find, timeout_s, lambda: story(run))

@@ -14,6 +14,7 @@ from tests.slurm.jobs import on_slurm, paced, submit, wait_for_event, wait_for_s
 from trainer.checkpoint.store import CheckpointStore
 from trainer.checkpoint.stored import Stored
 from trainer.runs.directory import RunDirectory
+from trainer.runs.events import Allocated, Started
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(400)]
 STEPS = 40
@@ -39,17 +40,17 @@ def test_fewer_nodes_train_the_same_global_batches(testbed: Testbed, cli: Traine
     run = submit(cli, workdir, *job, *two_nodes, *paced(0.5, attempts=1))
     wait_for_step(run, 10)
     first = wait_for_event(run, "allocated")
-    assert len(first["nodes"]) == 2
-    testbed("fail", first["nodes"][1])
+    assert len(first.nodes) == 2
+    testbed("fail", first.nodes[1])
     wait_for_event(run, "finished", 150)
-    last = [one for one in run.events() if one["event"] == "allocated"][-1]
-    assert last["nodes"] == first["nodes"][:1]
-    started = [one for one in run.events() if one["event"] == "started"]
-    assert [one["world_size"] for one in (started[0], started[-1])] == [2, 1]
-    assert started[-1]["step"] >= 10
+    last = [one for one in run.events_of(Allocated) if one.event == "allocated"][-1]
+    assert last.nodes == first.nodes[:1]
+    started = run.events_of(Started)
+    assert [one.world_size for one in (started[0], started[-1])] == [2, 1]
+    assert started[-1].step >= 10
     logs = "".join(path.read_text() for path in run.logs_dir.glob("slurm-*.log"))
     assert "(1 of 2 nodes)" in logs
-    assert run.launch()["shape"]["nodes"] == 2  # what it asks for when it is requeued again
+    assert run.shape().nodes == 2  # what it asks for when it is requeued again
 
     testbed.mend()
     untouched = submit(cli, workdir, *job, "resources.cpu_processes=2")

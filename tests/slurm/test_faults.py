@@ -19,6 +19,7 @@ from tests.slurm.jobs import curve, kill, newest_checkpoint, on_slurm, paced, st
 from trainer.cli import main
 from trainer.core.errors import DONE
 from trainer.runs.directory import RunDirectory
+from trainer.runs.events import Allocated, Started
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(900)]
 EVERY = 5
@@ -38,12 +39,12 @@ class Scene:
 
     @property
     def job(self) -> str:
-        return str(self.run.launch()["slurm_job_id"])
+        return str(self.run.launch().slurm_job_id)
 
     @property
     def nodes(self) -> list[str]:
         """Of the allocation, first the one with the first rank."""
-        return list([one for one in self.run.events() if one["event"] in ("allocated", "restarted")][-1]["nodes"])
+        return self.run.events_of(Allocated)[-1].nodes
 
 
 def kill_a_rank(scene: Scene) -> None:
@@ -117,7 +118,7 @@ def test_a_run_that_meets_every_fault_ends_as_if_it_had_met_none(
         testbed.mend()
     wait_for_event(run, "finished", 150)
     print_table(report, rows)
-    allocated = [one["nodes"] for one in run.events() if one["event"] == "allocated"]
+    allocated = [one.nodes for one in run.events_of(Allocated) if one.event == "allocated"]
     assert scene.left_out in allocated[2]
     assert all(scene.left_out not in nodes for nodes in allocated[3:])
     assert main(["why", str(run.path), "--json"]) == DONE
@@ -143,15 +144,15 @@ def meet(scene: Scene, name: str, break_it: Callable[[Scene], None], reason: str
         return name, 0, 0.0
     wait_until(lambda: started(run) > begun_before, 150, lambda: story(run))
     down_s = time.monotonic() - began
-    event = [one for one in run.events() if one["event"] == "started"][-1]
-    last = [one for one in run.attempts() if one["attempt"] < event["attempt"]][-1]
-    assert reason.format(first=first, node=node) in last["reason"], story(run)
+    event = run.events_of(Started)[-1]
+    last = [end for end in run.attempts() if end.attempt < event.attempt][-1]
+    assert reason.format(first=first, node=node) in last.reason, story(run)
     # A node that is lost may have saved after its last heartbeat, from which the step of its end is known.
-    return name, max(0, last["step"] - event["step"]), down_s
+    return name, max(0, (last.step or 0) - event.step), down_s
 
 
 def started(run: RunDirectory) -> int:
-    return sum(one["event"] == "started" for one in run.events())
+    return len(run.events_of(Started))
 
 
 def print_table(report: list[str], rows: list[tuple[str, int, float]]) -> None:

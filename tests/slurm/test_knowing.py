@@ -55,7 +55,7 @@ def test_why_a_job_waits_is_a_sentence_with_its_numbers(
     override: str, workdir: Path, testbed: Testbed, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["fit", *JOB, override]) == DONE
-    job = last_run().launch()["slurm_job_id"]
+    job = str(last_run().launch().slurm_job_id)
     wait_until(lambda: "(None)" not in testbed.slurm("squeue", "-hj", job, "-o", "%R"))
     assert main(["why", job]) == DONE
     assert WAITING[override].format(job=job) in capsys.readouterr().out
@@ -66,7 +66,7 @@ def test_a_job_that_waits_for_nodes_says_which_are_taken_and_when_it_may_start(
 ) -> None:
     testbed.slurm("sbatch", "--nodes=2", "--exclusive", "--time=10", "--output=/dev/null", "--wrap=sleep 600")
     assert main(["fit", *JOB, "resources.nodes=4", "resources.gpus=16", "cluster.time='00:30:00'"]) == DONE
-    job = last_run().launch()["slurm_job_id"]
+    job = str(last_run().launch().slurm_job_id)
     wait_until(lambda: "(Resources)" in testbed.slurm("squeue", "-hj", job, "-o", "%R"))
     wait_until(lambda: "N/A" not in testbed.slurm("squeue", "-hj", job, "-o", "%S"))
     assert main(["why", "--json"]) == DONE
@@ -112,7 +112,7 @@ def test_a_run_is_followed_through_a_requeue_and_ends_for_good_when_it_is_stoppe
     cli: TrainerCli, workdir: Path, testbed: Testbed, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = submit(cli, workdir, "trainer.max_steps=5000", "checkpoint.every_n_steps=2", *on_slurm(2), *paced(0.5))
-    job = run.launch()["slurm_job_id"]
+    job = str(run.launch().slurm_job_id)
     with (workdir / "followed").open("w") as log:
         follower = subprocess.Popen(
             [sys.executable, "-m", "trainer", "logs", "-f", run.id],
@@ -139,7 +139,7 @@ def test_a_run_is_followed_through_a_requeue_and_ends_for_good_when_it_is_stoppe
     assert "==> attempt-01 <==\nattempt 1: resumed from step " in followed
     assert "stopped at step " in followed
     wait_until(lambda: testbed.slurm("squeue", "-t", "all", "-hj", job, "-o", "%T").strip() == "COMPLETED")
-    assert [one["event"] for one in run.events()].count("requeued") == 1
+    assert [one.event for one in run.events()].count("requeued") == 1
 
 
 def test_a_job_that_waits_is_stopped_by_taking_it_from_the_queue(
@@ -154,7 +154,7 @@ def test_a_job_that_waits_is_stopped_by_taking_it_from_the_queue(
 def test_an_import_error_is_never_requeued(cli: TrainerCli, workdir: Path, testbed: Testbed) -> None:
     (workdir / "broken.py").write_text("import not_there_at_all\n\n\nclass Broken: ...\n")
     run = submit(cli, workdir, "trainer.max_steps=9", "+callbacks.broken._target_=broken.Broken", *on_slurm(1, nodes=1))
-    job = str(run.launch()["slurm_job_id"])
+    job = str(run.launch().slurm_job_id)
     wait_for_event(run, "failed")
     wait_until(lambda: testbed.slurm("squeue", "-t", "all", "-hj", job, "-o", "%T").strip() == "FAILED")
     why = cli("why", run.id)
@@ -172,10 +172,10 @@ def test_a_run_that_gets_nowhere_stops_with_the_reason(cli: TrainerCli, workdir:
         "+callbacks.broken._target_=broken.Broken",
         *on_slurm(1, nodes=1),
     )
-    job = str(run.launch()["slurm_job_id"])
+    job = str(run.launch().slurm_job_id)
     failed = wait_for_event(run, "failed", 200)
-    assert failed["reason"] == (
+    assert failed.reason == (
         "2 attempts in a row left no newer checkpoint; the last ended so: not saved: requeued by scontrol"
     )
     wait_until(lambda: testbed.slurm("squeue", "-t", "all", "-hj", job, "-o", "%T").strip() == "FAILED")
-    assert [one["event"] for one in run.events()].count("allocated") == 2
+    assert [one.event for one in run.events()].count("allocated") == 2

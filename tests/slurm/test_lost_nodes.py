@@ -9,6 +9,7 @@ import pytest
 from tests.conftest import TrainerCli
 from tests.slurm.conftest import Testbed
 from tests.slurm.jobs import on_slurm, submit
+from trainer.runs.events import NodeLost
 from trainer.slurm import lost_nodes, query
 
 pytestmark = pytest.mark.slurm
@@ -26,7 +27,7 @@ def test_a_lost_node_is_left_out_where_enough_others_remain(
     cli: TrainerCli, testbed: Testbed, workdir: Path, excluded: list[str], afterwards: str
 ) -> None:
     run = submit(cli, workdir, "trainer.max_steps=4", *on_slurm(ranks=2), "cluster.extra=[hold]", *excluded)
-    job_id = str(run.launch()["slurm_job_id"])
-    run.event("node_lost", node="node3", reason="down")
+    job_id = str(run.launch().slurm_job_id)
+    run.add_event(NodeLost(node="node3", reason="down"))
     lost_nodes.exclude(run, job_id)
     assert query.job(job_id)["ExcNodeList"] == afterwards

@@ -33,7 +33,7 @@ def test_what_the_pages_submit_is_accepted(command: str, testbed: Testbed, cli: 
     done = cli(*shlex.split(command)[1:], 'cluster.extra=["begin=now+1hour"]')
     assert done.returncode == 0, done.stderr
     (path,) = (workdir / "runs").iterdir()
-    job_id = str(RunDirectory(path).launch()["slurm_job_id"])
+    job_id = str(RunDirectory(path).launch().slurm_job_id)
     job = testbed.slurm("scontrol", "show", "job", job_id)
     assert "Partition=gpu" in job
     assert "TimeLimit=04:00:00" in job

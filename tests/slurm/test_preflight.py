@@ -9,6 +9,7 @@ import pytest
 from tests.conftest import TrainerCli
 from tests.slurm.conftest import Testbed, wait_until
 from tests.slurm.jobs import on_slurm, submit, wait_for_event
+from trainer.runs.events import Preflight
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(300)]
 DATA = '''
@@ -48,19 +49,19 @@ def test_a_bad_node_is_named_and_fails_the_job_or_is_left_out(
         cli, workdir, *job(hidden), "resources.spare_nodes=1", "cluster.exclude=node3", "cluster.extra=[exclusive]"
     )
     failed = wait_for_event(run, "failed", 240)
-    assert failed["reason"] == f"preflight: node0: {complaint}"
-    state = ["squeue", "-t", "all", "-hj", str(run.launch()["slurm_job_id"]), "-o", "%T"]
+    assert failed.reason == f"preflight: node0: {complaint}"
+    state = ["squeue", "-t", "all", "-hj", str(run.launch().slurm_job_id), "-o", "%T"]
     wait_until(lambda: testbed.slurm(*state).strip() == "FAILED")
 
     allocated = wait_for_event(with_spare, "allocated", 240)
-    assert allocated["nodes"] == ["node1", "node2"]
-    (found,) = [event for event in with_spare.events() if event["event"] == "preflight"]
-    assert found["bad"] == {"node0": complaint}
+    assert allocated.nodes == ["node1", "node2"]
+    (found,) = with_spare.events_of(Preflight)
+    assert found.bad == {"node0": complaint}
     wait_for_event(with_spare, "finished", 240)
 
 
 def test_fit_nodes_tell_how_fast_they_reduce(cli: TrainerCli, workdir: Path) -> None:
     run = submit(cli, workdir, "trainer.max_steps=4", *on_slurm(ranks=2), "cluster.preflight=true")
     found = wait_for_event(run, "preflight", 240)
-    assert found["bad"] == {}
-    assert found["bytes_per_s"] > 1e6
+    assert found.bad == {}
+    assert found.bytes_per_s > 1e6

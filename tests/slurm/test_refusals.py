@@ -129,7 +129,7 @@ def test_a_folder_of_any_name_arrives_literally_or_is_refused(
         assert "cannot be written in a job script" in message
         return
     (run,) = all_runs(folder)
-    testbed.slurm("scancel", str(run.launch()["slurm_job_id"]))
+    testbed.slurm("scancel", str(run.launch().slurm_job_id))
     words = 'srun() { printf "%s\\n" "$@"; }; exit() { :; }; '
     script = (run.path / "job.sbatch").read_text()
     assert f'#SBATCH --output="{run.path}/logs/' in script or f"#SBATCH --output={run.path}/logs/" in script
@@ -168,4 +168,4 @@ def test_a_submission_while_the_controller_is_away_is_kept_and_submitted_later(
         testbed("controller", "start")
     monkeypatch.setattr(submit, "submit", checks)
     assert main(["resume", run.id]) == DONE
-    assert f"submitted as job {run.launch()['slurm_job_id']}" in capsys.readouterr().out
+    assert f"submitted as job {run.launch().slurm_job_id}" in capsys.readouterr().out

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
@@ -11,6 +10,7 @@ from tests.conftest import TrainerCli
 from tests.slurm.conftest import Testbed, wait_until
 from tests.slurm.jobs import LIMITED_JOB, LIMITED_STEPS, curve, logged_steps, story, submit, wait_for_event, weights
 from trainer.runs.directory import RunDirectory
+from trainer.runs.events import Allocated
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(900)]
 
@@ -20,25 +20,27 @@ def test_a_training_longer_than_its_time_limit_ends_as_if_it_had_had_the_time(
 ) -> None:
     wait_until(lambda: requeues(limited) >= 2, 450, lambda: story(limited) + testbed.queue())
     # On a busy machine the start alone may take the minute that the job has.
-    job_id = str(limited.launch()["slurm_job_id"])
+    job_id = str(limited.launch().slurm_job_id)
     if job_id in testbed.slurm("squeue", "-t", "PENDING,RUNNING", "-ho", "%i").split():  # else it has ended by now
         testbed.slurm("scontrol", "update", f"JobId={job_id}", "TimeLimit=20")
     untouched = submit(cli, workdir, *LIMITED_JOB, "resources.cpu_processes=2")
     wait_for_event(limited, "finished", 400)
 
     # On a busy machine the ranks may not even have begun when SLURM asks them to save, or begin when it ends them.
-    reasons = [record["reason"] for record in limited.attempts() if record["outcome"] == "requeue"]
+    reasons = [end.reason for end in limited.attempts() if end.outcome == "requeue"]
     saved = {"saved: its time limit was near", "saved: its time limit was reached"}
     assert saved & set(reasons)
     assert set(reasons) <= saved | {"not saved: its time limit was reached"}
     assert requeues(limited) == len(reasons) >= 2
-    assert len({one["slurm_job_id"] for one in limited.events() if one["event"] == "allocated"}) == 1
+    assert len({one.slurm_job_id for one in limited.events_of(Allocated)}) == 1
     assert logged_steps(limited) == list(range(1, LIMITED_STEPS + 1))
     assert curve(limited) == curve(untouched)
     assert weights(limited, LIMITED_STEPS, workdir / "a") == weights(untouched, LIMITED_STEPS, workdir / "b")
     assert {path.name.rpartition("-")[2] for path in limited.wandb_dir.glob("**/offline-run-*")} == {limited.id}
-    assert json.loads((limited.live_dir / "rank-0.json").read_text())["step"] == LIMITED_STEPS
+    beat = limited.heartbeat(0)
+    assert beat is not None
+    assert beat.step == LIMITED_STEPS
 
 
 def requeues(run: RunDirectory) -> int:
-    return [one["event"] for one in run.events()].count("requeued")
+    return [one.event for one in run.events()].count("requeued")

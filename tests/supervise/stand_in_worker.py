@@ -9,8 +9,9 @@ import sys
 import time
 from pathlib import Path
 
-from trainer.core.files import write_atomic
 from trainer.runs.directory import RunDirectory
+from trainer.runs.events import CheckpointSaved, Ended
+from trainer.runs.records import AttemptOutcome, BestCheckpoint, HeartbeatRecord, Outcome
 from trainer.runtime import process, stop
 
 
@@ -24,25 +25,27 @@ class StandIn:
         """One step: a line in the log, a heartbeat."""
         self.step += 1
         if self.rank.rank == 0:
-            beat = {
-                "step": self.step,
-                "max_steps": 50,
-                "attempt": self.rank.attempt,
-                "phase": "train",
-                "metrics": {"train/loss": 1 / self.step},
-                "rate": 1234.0,
-                "rate_unit": "samples/s",
-                "eta_s": 75.0,
-                "best": {"metric": "val/acc", "mode": "max", "value": 0.875, "step": self.step},
-            }
-            write_atomic(self.run.live_dir / "rank-0.json", json.dumps(beat))
+            beat = HeartbeatRecord(
+                step=self.step,
+                max_steps=50,
+                attempt=self.rank.attempt,
+                phase="train",
+                metrics={"train/loss": 1 / self.step},
+                rate=1234.0,
+                rate_unit="samples/s",
+                eta_s=75.0,
+                best=BestCheckpoint(metric="val/acc", mode="max", value=0.875, step=self.step),
+            )
+            self.run.write_heartbeat(0, beat)
         print(f"step {self.step}/50", flush=True)
 
-    def end(self, outcome: str, code: int, reason: str = "") -> None:
+    def end(self, outcome: Outcome, code: int, reason: str = "") -> None:
         if self.rank.rank == 0:
-            record = {"outcome": outcome, "exit_code": code, "reason": reason, "step": self.step}
-            write_atomic(self.run.attempts_dir / f"attempt-{self.rank.attempt:02d}.json", json.dumps(record))
-            self.run.event("preempted" if outcome == "requeue" else outcome, attempt=self.rank.attempt)
+            attempt = self.rank.attempt
+            self.run.write_outcome(
+                AttemptOutcome(attempt=attempt, outcome=outcome, exit_code=code, reason=reason, step=self.step)
+            )
+            self.run.add_event(Ended(event="preempted" if outcome == "requeue" else outcome, attempt=attempt))
         sys.exit(0)
 
     def lose_the_peer(self) -> None:
@@ -79,7 +82,7 @@ class StandIn:
     def checkpoint_then_fail(self) -> None:
         """Fails each time, and gets as far as another checkpoint in the first three attempts."""
         if self.rank.rank == 0 and self.rank.attempt < 3:
-            self.run.event("checkpoint", step=self.rank.attempt + 1, attempt=self.rank.attempt)
+            self.run.add_event(CheckpointSaved(step=self.rank.attempt + 1, attempt=self.rank.attempt))
         if self.rank.rank == 0:
             raise ValueError(f"attempt {self.rank.attempt}")
         self.lose_the_peer()

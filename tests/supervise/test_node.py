@@ -16,9 +16,11 @@ import pytest
 import yaml
 
 from tests.conftest import clean_environment
+from trainer.config.shape import LaunchShape
 from trainer.core import processes
 from trainer.launch.local import LocalLauncher, reap
 from trainer.runs.directory import RunDirectory
+from trainer.runs.records import AttemptOutcome
 
 HERE = Path(__file__).parent
 
@@ -64,11 +66,13 @@ def wait_until(condition: Callable[[], Any], timeout_s: float = 120) -> Any:
 
 
 def has_step(run: RunDirectory) -> bool:
-    return (run.live_dir / "rank-0.json").exists()
+    return run.heartbeat_path(0).exists()
 
 
-def end_of(run: RunDirectory, attempt: int = 0) -> dict[str, Any]:
-    return dict(json.loads((run.attempts_dir / f"attempt-{attempt:02d}.json").read_text()))
+def end_of(run: RunDirectory, attempt: int = 0) -> AttemptOutcome:
+    outcome = run.outcome(attempt)
+    assert outcome is not None
+    return outcome
 
 
 pytestmark = pytest.mark.usefixtures("no_orphans")
@@ -77,7 +81,7 @@ pytestmark = pytest.mark.usefixtures("no_orphans")
 def test_success_with_threads_shared_out_and_the_frozen_code_first(workdir: Path) -> None:
     run = make_run(workdir)
     assert start_node(run, "finish").wait(180) == 0
-    said = (run.logs_dir / "attempt-00" / "rank-1.log").read_text().splitlines()
+    said = run.rank_log(0, 1).read_text().splitlines()
     seen = json.loads(next(line for line in said if line.startswith("{")))
     assert seen["OMP_NUM_THREADS"] == str(max(1, len(os.sched_getaffinity(0)) // 2))
     assert seen["CUDA_VISIBLE_DEVICES"] == ""
@@ -85,43 +89,43 @@ def test_success_with_threads_shared_out_and_the_frozen_code_first(workdir: Path
     assert seen["cwd"] == str(workdir)
     assert seen["path"][:2] == [str(run.code_dir), str(workdir)]
     launch = run.launch()
-    assert launch["shape"] == {"nodes": 1, "processes_per_node": 2, "device": "cpu"}
-    assert launch["boot_id"] == processes.boot_id()
-    assert "node 0 ends with code 0" in (run.logs_dir / "attempt-00" / "node-0.log").read_text()
+    assert launch.shape == LaunchShape(nodes=1, processes_per_node=2, device="cpu")
+    assert launch.boot_id == processes.boot_id()
+    assert "node 0 ends with code 0" in run.node_log(0, 0).read_text()
 
 
 def test_a_failure_names_the_rank_that_caused_it(workdir: Path) -> None:
     run = make_run(workdir)
     assert start_node(run, "raise_on_rank_1").wait(180) == 1
     end = end_of(run)
-    assert end["outcome"] == "failed"
-    assert end["reason"] == "ValueError: the loss is not a number"
-    assert end["log"] == "logs/attempt-00/rank-1.log"
-    assert end["lines"][0] == "Traceback (most recent call last):"
-    assert [event["event"] for event in run.events()] == ["failed"]
+    assert end.outcome == "failed"
+    assert end.reason == "ValueError: the loss is not a number"
+    assert end.log == "logs/attempt-00/rank-1.log"
+    assert end.lines[0] == "Traceback (most recent call last):"
+    assert [event.event for event in run.events()] == ["failed"]
 
 
 def test_a_rank_killed_by_a_signal_gives_128_and_its_number(workdir: Path) -> None:
     run = make_run(workdir)
     assert start_node(run, "die_of_a_signal", SURVIVOR_GRACE_S=1.0).wait(180) == 128 + signal.SIGKILL
-    assert "rank 1 was killed by SIGKILL" in end_of(run)["reason"]
+    assert "rank 1 was killed by SIGKILL" in end_of(run).reason
 
 
 def test_a_restart_is_another_attempt_and_the_cause_of_the_first_is_kept(workdir: Path) -> None:
     run = make_run(workdir, max_restarts=2)
     assert start_node(run, "fail_once").wait(180) == 0
-    assert end_of(run, 0)["reason"] == "ValueError: only the first time"
-    assert end_of(run, 1)["outcome"] == "finished"
-    assert "torchrun restarts the workers" in (run.logs_dir / "attempt-00" / "node-0.log").read_text()
+    assert end_of(run, 0).reason == "ValueError: only the first time"
+    assert end_of(run, 1).outcome == "finished"
+    assert "torchrun restarts the workers" in run.node_log(0, 0).read_text()
 
 
 def test_restarts_are_counted_afresh_after_a_checkpoint(workdir: Path) -> None:
     """One restart: attempts 0 to 2 write a checkpoint each, attempt 3 none, so attempt 3 is the last."""
     run = make_run(workdir, max_restarts=1)
     assert start_node(run, "checkpoint_then_fail", SURVIVOR_GRACE_S=1.0).wait(180) == 1
-    assert sorted(path.name for path in run.logs_dir.glob("attempt-*")) == [f"attempt-0{n}" for n in range(4)]
-    assert end_of(run, 3)["reason"] == "ValueError: attempt 3"
-    assert [event["event"] for event in run.events()].count("failed") == 1
+    assert run.logged_attempts() == [0, 1, 2, 3]
+    assert end_of(run, 3).reason == "ValueError: attempt 3"
+    assert [event.event for event in run.events()].count("failed") == 1
 
 
 def test_a_killed_torchrun_is_said_to_be_just_that(workdir: Path) -> None:
@@ -130,11 +134,11 @@ def test_a_killed_torchrun_is_said_to_be_just_that(workdir: Path) -> None:
     node = start_node(run, "train", preload="json")
     wait_until(lambda: has_step(run))
     os.kill(wait_until(lambda: processes.children(node.pid))[0], signal.SIGKILL)
-    log = run.logs_dir / "attempt-00" / "node-0.log"
+    log = run.node_log(0, 0)
     said = wait_until(lambda: log.exists() and "again, 1 more try" in (text := log.read_text()) and text)
     assert "was killed by SIGKILL; starting torchrun again, 1 more try" in said
     assert "a checkpoint was written" not in said
-    wait_until(lambda: (run.logs_dir / "attempt-01" / "rank-0.log").exists())
+    wait_until(lambda: run.rank_log(1, 0).exists())
     os.kill(node.pid, signal.SIGTERM)
     assert node.wait(180) == 75
 
@@ -142,13 +146,13 @@ def test_a_killed_torchrun_is_said_to_be_just_that(workdir: Path) -> None:
 def test_a_rank_that_hangs_after_a_final_failure_is_killed(workdir: Path) -> None:
     run = make_run(workdir, max_restarts=3)
     assert start_node(run, "never_restart", FAILED_GRACE_S=0.5).wait(180) == 93
-    assert end_of(run)["reason"] == "ImportError: no such module"
+    assert end_of(run).reason == "ImportError: no such module"
 
 
 def test_workers_that_say_nothing_have_failed(workdir: Path) -> None:
     run = make_run(workdir)
     assert start_node(run, "no_outcome").wait(180) == 1
-    assert end_of(run)["outcome"] == "failed"
+    assert end_of(run).outcome == "failed"
 
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGUSR1])
@@ -177,7 +181,7 @@ def test_a_rank_that_dies_before_it_has_a_log_has_said_why_in_the_nodes(workdir:
     variables = environment("none") | {"TRAINER_WORKER_MODULE": "broken_worker", "PYTHONPATH": str(workdir)}
     arguments = [sys.executable, "-m", "trainer.supervise.node", str(run.path)]
     assert subprocess.run(arguments, env=variables, check=False, timeout=180).returncode == 1
-    assert end_of(run)["reason"] == "RuntimeError: the code of this run is broken"
+    assert end_of(run).reason == "RuntimeError: the code of this run is broken"
 
 
 def test_what_does_not_stop_is_killed_within_its_deadline(workdir: Path) -> None:
@@ -186,7 +190,7 @@ def test_what_does_not_stop_is_killed_within_its_deadline(workdir: Path) -> None
     wait_until(lambda: has_step(run))
     os.kill(node.pid, signal.SIGTERM)
     assert node.wait(180) == 124
-    assert end_of(run)["outcome"] == "hung"
+    assert end_of(run).outcome == "hung"
 
 
 @pytest.mark.parametrize("victim", ["node", "torchrun"])
@@ -209,9 +213,9 @@ def test_an_import_that_does_not_end_is_a_hang_with_its_stack_in_the_nodes_log(w
     node = start_node(run, "train", preload="endless_import")
     assert node.wait(180) == 124
     end = end_of(run)
-    assert end["outcome"] == "hung"
-    assert "no rank has written a heartbeat" in end["reason"]
-    assert "endless_import.py" in (run.path / end["log"]).read_text()
+    assert end.outcome == "hung"
+    assert "no rank has written a heartbeat" in end.reason
+    assert "endless_import.py" in (run.path / end.log).read_text()
 
 
 def test_the_launcher_records_the_process_and_resumes_with_the_next_attempt(
@@ -223,8 +227,8 @@ def test_the_launcher_records_the_process_and_resumes_with_the_next_attempt(
     for attempt in (0, 1):
         LocalLauncher(detached=True).launch(run)
         launch = run.launch()
-        wait_until(lambda launch=launch: not processes.is_alive(launch["pid"], launch["pid_started"]))
+        wait_until(lambda launch=launch: not processes.is_alive(launch.pid, launch.pid_started))
         reap()
-        assert launch["attempt"] == attempt
-        assert launch["cwd"] == str(workdir)
-        assert end_of(run, attempt)["outcome"] == "finished"
+        assert launch.attempt == attempt
+        assert launch.cwd == str(workdir)
+        assert end_of(run, attempt).outcome == "finished"

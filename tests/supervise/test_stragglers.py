@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from tests.conftest import TrainerCli
+from trainer.runs.directory import RunDirectory
+from trainer.runs.records import HeartbeatRecord
 from trainer.supervise.stragglers import Pace, StragglerWatch, read_paces, slowest
 
 SLOW_RANK_1 = [
@@ -68,15 +71,17 @@ def test_it_is_named_once_and_only_when_it_lasts() -> None:
 
 
 def test_ranks_are_compared_when_all_train_and_have_trained_enough(tmp_path: Path) -> None:
-    beat = {"attempt": 0, "phase": "train", "host": "a", "batches": 16, "own_s": 0.1, "batch_s": 0.3}
+    run = RunDirectory(tmp_path)
+    run.live_dir.mkdir()
+    beat = HeartbeatRecord(attempt=0, phase="train", host="a", batches=16, own_s=0.1, batch_s=0.3)
     for rank in range(2):
-        (tmp_path / f"rank-{rank}.json").write_text(json.dumps(beat))
-    assert [pace.measures for pace in read_paces(tmp_path, 0, 2)] == [{"own_s": 0.1}] * 2
-    assert read_paces(tmp_path, 0, 3) == []
-    (tmp_path / "rank-1.json").write_text(json.dumps({**beat, "batches": 15}))
-    assert read_paces(tmp_path, 0, 2) == []
-    (tmp_path / "rank-1.json").write_text(json.dumps({**beat, "phase": "validate"}))
-    assert read_paces(tmp_path, 0, 2) == []
+        run.write_heartbeat(rank, beat)
+    assert [pace.measures for pace in read_paces(run, 0, 2)] == [{"own_s": 0.1}] * 2
+    assert read_paces(run, 0, 3) == []
+    run.write_heartbeat(1, replace(beat, batches=15))
+    assert read_paces(run, 0, 2) == []
+    run.write_heartbeat(1, replace(beat, phase="validate"))
+    assert read_paces(run, 0, 2) == []
 
 
 def test_a_slow_rank_is_named_where_the_others_wait_for_it_in_the_forward_pass(

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from trainer.supervise.watchdog import STACKS_SUFFIX, Allowances, Hang, HangWatch, Place, blame, uneven
+from trainer.runs.directory import RunDirectory
+from trainer.supervise.watchdog import Allowances, Hang, HangWatch, Place, blame, uneven
 
 ALLOWANCES = Allowances(factor=10, floor_s=20, slow_s=100)
 DUMP = """Thread 0x00007f71d3fff6c0 (most recent call first):
@@ -68,48 +69,51 @@ def hang(*places: Place) -> Hang:
     return Hang(list(places), 30.0, 20.0)
 
 
-def dump(folder: Path, *innermost: str | None) -> None:
+def dump(folder: Path, *innermost: str | None) -> RunDirectory:
+    run = RunDirectory(folder)
+    run.attempt_logs(0).mkdir(parents=True)
     for rank, frame in enumerate(innermost):
         text = DUMP.format(innermost=frame) if frame else ""
-        (folder / f"rank-{rank}{STACKS_SUFFIX}").write_text(text)
+        run.stacks(0, rank).write_text(text)
+    return run
 
 
 def test_the_rank_of_the_lowest_step_is_behind(tmp_path: Path) -> None:
-    dump(tmp_path, WAITING, WAITING)
-    found = blame(hang(place(0, 12), place(1, 11)), tmp_path)
+    run = dump(tmp_path, WAITING, WAITING)
+    found = blame(hang(place(0, 12), place(1, 11)), run, 0)
     assert found.place == place(1, 11)
     assert found.where == f'File "{WAITING}", line 9 in here'
 
 
 def test_the_rank_that_alone_has_not_come_to_a_collective_is_behind(tmp_path: Path) -> None:
-    dump(tmp_path, WAITING, WAITING)
-    assert blame(hang(*both(12)), tmp_path, [1]).place == place(1, 12)
-    assert blame(hang(*both(12)), tmp_path, [0, 1]).place is None
+    run = dump(tmp_path, WAITING, WAITING)
+    assert blame(hang(*both(12)), run, 0, [1]).place == place(1, 12)
+    assert blame(hang(*both(12)), run, 0, [0, 1]).place is None
 
 
 def test_of_equal_steps_the_one_that_does_not_wait_for_others(tmp_path: Path) -> None:
-    dump(tmp_path, "/home/me/model.py", WAITING)
-    found = blame(hang(*both(12)), tmp_path)
+    run = dump(tmp_path, "/home/me/model.py", WAITING)
+    found = blame(hang(*both(12)), run, 0)
     assert found.place == place(0, 12)
     assert found.where == 'File "/home/me/model.py", line 9 in here'
 
 
 def test_a_rank_that_does_not_answer_is_behind(tmp_path: Path) -> None:
-    dump(tmp_path, WAITING, None)
-    found = blame(hang(*both(12)), tmp_path)
+    run = dump(tmp_path, WAITING, None)
+    found = blame(hang(*both(12)), run, 0)
     assert found.place == place(1, 12)
     assert "no response to SIGUSR2" in found.where
 
 
 def test_a_rank_whose_node_has_not_asked_for_its_stacks_yet_is_not_called_silent(tmp_path: Path) -> None:
-    dump(tmp_path, WAITING, None)
-    found = blame(hang(*both(12)), tmp_path, [0], answered=[0, 1])
+    run = dump(tmp_path, WAITING, None)
+    found = blame(hang(*both(12)), run, 0, [0], answered=[0, 1])
     assert found.place == place(0, 12)
 
 
 def test_nobody_is_named_where_all_wait(tmp_path: Path) -> None:
-    dump(tmp_path, WAITING, WAITING)
-    found = blame(hang(*both(12)), tmp_path)
+    run = dump(tmp_path, WAITING, WAITING)
+    found = blame(hang(*both(12)), run, 0)
     assert found.place is None
     assert "all ranks are in" in found.where
 

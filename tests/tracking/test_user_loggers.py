@@ -14,6 +14,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from trainer.config.loggers import problems_of_loggers, settle_loggers
 from trainer.core.errors import UserError
 from trainer.runs.directory import RunDirectory
+from trainer.runs.events import LoggerVersions
 from trainer.tracking import user_loggers
 
 CSV = {"_target_": "lightning.pytorch.loggers.CSVLogger", "name": "csv"}
@@ -60,7 +61,7 @@ def test_a_resumed_csv_file_continues_with_each_step_once(run: RunDirectory, tmp
 
 
 def test_other_ranks_have_the_version_of_the_first(run: RunDirectory, rank_one: None) -> None:
-    run.event("loggers", versions={"csv": 4})
+    run.add_event(LoggerVersions(versions={"csv": 4}))
     (logger,) = user_loggers.build({"csv": CSV, "off": None}, run, 0, False, None)
     logger.experiment.log_metrics({"a": 1.0})  # type: ignore[attr-defined]  # nothing happens
     assert logger.save_dir == str(run.path)

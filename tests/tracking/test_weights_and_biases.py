@@ -15,6 +15,7 @@ from tests.tracking.wandb_server import KEY, WandbServer
 from trainer.config.schema import TrackingOptions
 from trainer.core.errors import UserError
 from trainer.runs.directory import RunDirectory
+from trainer.runs.events import Tracking, WandbEnvironment
 from trainer.tracking import weights_and_biases
 
 
@@ -53,8 +54,8 @@ def log(run: RunDirectory, options: TrackingOptions | None = None) -> Any:
     return experiment
 
 
-def tracked(run: RunDirectory) -> dict[str, Any]:
-    return [event for event in run.events() if event["event"] == "tracking"][-1]
+def tracked(run: RunDirectory) -> Tracking:
+    return run.events_of(Tracking)[-1]
 
 
 def segments(folder: Path) -> list[Path]:
@@ -68,7 +69,7 @@ def test_without_a_key_it_is_offline_and_asks_nobody(run: RunDirectory) -> None:
     assert experiment.config["data"]["api_key"] == "***"
     weights_and_biases.finish(experiment, 0)
     assert [path.parent.parent for path in segments(run.path)] == [run.wandb_dir]
-    assert (tracked(run)["mode"], tracked(run)["source"]) == ("offline", "no key found")
+    assert (tracked(run).mode, tracked(run).source) == ("offline", "no key found")
 
 
 @pytest.mark.parametrize(
@@ -99,7 +100,7 @@ def test_nothing_is_sent_where_the_environment_says_so(
         settings.write_text(f"[default]\nmode = {file}\n")
     experiment = log(run)
     assert not server.requests
-    assert (tracked(run)["mode"], Path(tracked(run)["source"]).name) == (mode, source)
+    assert (tracked(run).mode, Path(tracked(run).source or "").name) == (mode, source)
     assert experiment.disabled is (mode == "disabled")
     assert len(segments(run.path)) == (mode == "offline")
 
@@ -155,7 +156,7 @@ def test_the_server_of_the_launch_is_kept(
     run: RunDirectory, server: WandbServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A job whose environment did not come with it does not send its rows to the public server."""
-    run.event("wandb", mode="online", source="WANDB_MODE", base_url=server.url)
+    run.add_event(WandbEnvironment(mode="online", source="WANDB_MODE", base_url=server.url))
     monkeypatch.delenv("WANDB_BASE_URL")
     log(run)
     assert list(server.runs) == ["abcd1234"]
@@ -172,7 +173,7 @@ def test_a_server_that_is_not_there_costs_seconds_not_the_run(
         experiment = weights_and_biases.start(run, TrackingOptions(init_timeout_s=1), {})
     assert experiment.offline
     assert experiment.id == "abcd1234"
-    assert tracked(run)["mode"] == "offline"
+    assert tracked(run).mode == "offline"
     assert time.monotonic() - started < 60
     weights_and_biases.finish(experiment, 0)
 

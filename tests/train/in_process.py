@@ -40,12 +40,12 @@ def attempt(run: RunDirectory, folder: Path, outcome: str = "finished") -> str:
     os.environ["TRAINER_ATTEMPT"] = str(run.next_attempt())
     try:
         with working_in(folder), contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
-            (run.logs_dir / f"attempt-{run.next_attempt():02d}").mkdir(parents=True)
+            run.attempt_logs(run.next_attempt()).mkdir(parents=True)
             train(run.path)
     finally:
         del os.environ["TRAINER_ATTEMPT"]
         HydraConfig.instance().cfg = None
-    assert run.attempts()[-1]["outcome"] == outcome, said.getvalue()
+    assert run.attempts()[-1].outcome == outcome, said.getvalue()
     return said.getvalue()
 
 

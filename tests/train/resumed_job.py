@@ -26,6 +26,7 @@ from trainer.faultbench.compare import first_difference
 from trainer.faultbench.diagnosis import diagnose
 from trainer.faultbench.trace import ResumeTrace
 from trainer.runs.directory import RunDirectory
+from trainer.runs.events import Started
 from trainer.runs.summary import summary
 from trainer.train import run as worker
 
@@ -215,7 +216,7 @@ def problems(home: Path, name: str) -> list[str]:
         found += [f"not as Lightning: {', '.join(wrong[:3])}"] if wrong else []
     for kills in [(kill,) for kill in CRASHES] + [(2, 5)]:
         run = train(home / name / str(kills), config, kills)
-        attempts = [event for event in run.events() if event["event"] == "started"]
+        attempts = run.events_of(Started)
         if len(attempts) != len(kills) + 1 or not run.attempts():
             found.append(f"{kills}: {len(attempts)} attempts, ends {run.attempts()}")
             continue
@@ -235,8 +236,8 @@ def best(home: Path, module: str, data: str, overrides: list[str]) -> dict[str, 
         "best": found["best"],
         "steps": [one["step"] for one in found["checkpoints"]],
         "chosen": choose(run, "best").step if found["checkpoints"] else None,
-        "reason": run.attempts()[-1]["reason"],
-        "exit_code": run.attempts()[-1]["exit_code"],
+        "reason": run.attempts()[-1].reason,
+        "exit_code": run.attempts()[-1].exit_code,
     }
 
 
@@ -245,7 +246,7 @@ def cause(home: Path, module: str, data: str, overrides: list[str]) -> dict[str,
     trace = f"+callbacks.trace._target_={ResumeTrace.__module__}.ResumeTrace"
     config = config_of(home, module, [*overrides, trace], data)
     unharmed, killed = train(home / "unharmed", config), train(home / "killed", config, (6,))
-    found = diagnose(killed.path, unharmed.path)
+    found = diagnose(killed, unharmed)
     return None if found is None else asdict(found)
 
 

@@ -19,6 +19,8 @@ from trainer.config.direction import direction_of, is_loss
 from trainer.config.schema import CheckpointOptions
 from trainer.core.errors import UserError
 from trainer.core.near import did_you_mean, listed
+from trainer.core.records import to_json
+from trainer.runs.records import BestCheckpoint
 from trainer.runtime.heartbeat import Heartbeat
 from trainer.runtime.steps import steps_taken
 
@@ -29,7 +31,7 @@ DEFAULTS = (*LOSSES, "loss")
 
 
 class BestMetric(Callback):
-    """`best` is {"metric", "mode", "value", "step"} of the best checkpoint; in the heartbeat and in checkpoints."""
+    """`best` is the best checkpoint; in the heartbeat and in checkpoints."""
 
     def __init__(
         self,
@@ -42,7 +44,7 @@ class BestMetric(Callback):
         """`primary_metric`: the module's own (name, mode). `group` is the CPU (gloo) group; None for one rank."""
         self.monitor: str | None = options.monitor
         self.mode: str | None = options.mode
-        self.best: dict[str, Any] | None = None
+        self.best: BestCheckpoint | None = None
         self._options = options
         self._primary = primary_metric
         self._store = store
@@ -60,7 +62,12 @@ class BestMetric(Callback):
         self._saved_at = -math.inf
 
     def state_dict(self) -> dict[str, Any]:
-        return {"best": self.best, "monitor": self.monitor, "mode": self.mode, "known": self._known}
+        return {
+            "best": to_json(self.best) if self.best else None,
+            "monitor": self.monitor,
+            "mode": self.mode,
+            "known": self._known,
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         if state_dict.get("known") and self._options.monitor is None:
@@ -74,8 +81,8 @@ class BestMetric(Callback):
         self.best = None
         found = best_of(self._store.committed(), self.monitor, self.mode or "min")
         if found is not None:
-            mode = found.mode or self.mode or "min"
-            self.best = {"metric": found.monitor, "mode": mode, "value": found.monitor_value, "step": found.step}
+            mode = found.mode or self.mode
+            self.best = _best_checkpoint(found.monitor, mode, found.monitor_value, found.step)
         self._heartbeat.update(best=self.best)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -124,7 +131,7 @@ class BestMetric(Callback):
     def saved(self, step: int) -> None:
         """A checkpoint of this step is about to be written: it may be the best."""
         if step == self._last_step and self._is_better(self._value):
-            self.best = {"metric": self.monitor, "mode": self.mode, "value": self._value, "step": step}
+            self.best = _best_checkpoint(self.monitor, self.mode, self._value, step)
             self._saved_at = time.monotonic()
             self._heartbeat.update(best=self.best)
 
@@ -162,9 +169,9 @@ class BestMetric(Callback):
     def _is_better(self, value: float | None) -> bool:
         if value is None:
             return False
-        if self.best is None or self.best["metric"] != self.monitor:
+        if self.best is None or self.best.metric != self.monitor:
             return True
-        return value > self.best["value"] if self.mode == "max" else value < self.best["value"]
+        return value > self.best.value if self.mode == "max" else value < self.best.value
 
     def _find(self, trainer: Trainer, logged: dict[str, Any]) -> None:
         """Settle the metric and its direction, at the first validation."""
@@ -225,6 +232,11 @@ class BestMetric(Callback):
             f"checkpoint.monitor={name}: {when} did not log it; {what}",
             f"{hint}write checkpoint.monitor=NAME with one that is logged, or leave it out",
         )
+
+
+def _best_checkpoint(metric: str | None, mode: str | None, value: float | None, step: int) -> BestCheckpoint:
+    assert value is not None
+    return BestCheckpoint(metric=metric, mode="max" if mode == "max" else "min", value=value, step=step)
 
 
 def primary_metric_of(module: LightningModule) -> tuple[str, str] | None:

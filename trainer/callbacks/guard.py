@@ -33,9 +33,9 @@ from trainer.config.schema import ResilienceOptions
 from trainer.core.errors import TrainerError
 from trainer.data.order import GlobalBatchSampler
 from trainer.runs.directory import RunDirectory
+from trainer.runs.events import BadStepEvent, BadStepName
 from trainer.runtime.noted import Noted, noted_by_the_loop, noted_of
 
-_EVENTS = ("not_finite", "loss_spike")
 _DONE = {"stop": "stopped", "skip": "skipped", "rollback": "rolled back"}
 """A policy, and what it has done."""
 _GRADIENT = attrgetter("grad")
@@ -105,8 +105,8 @@ class Guard(Callback):
         self._looks_quickly = on_cpu and not (self._sums or self._by_loss or self._spikes)
         known: list[Any] = [None]
         if trainer.is_global_zero:
-            events = [event for event in self._directory.events() if event["event"] in _EVENTS]
-            known = [[event["step"] for event in events if event.get("attempt", 0) < self._attempt]]
+            events = self._directory.events_of(BadStepEvent)
+            known = [[event.step for event in events if event.attempt < self._attempt]]
         if self._group is not None:
             torch.distributed.broadcast_object_list(known, src=0, group=self._group)
         self._known = set(known[0])
@@ -181,14 +181,18 @@ class Guard(Callback):
                 reason = f"step {pending.step}: {said}; {self._samples(self._everyone(pending, trainer, module))}"
                 self._act("loss_spike", self._on_spike, reason, pending, trainer, optimizer)
 
-    def _act(self, event: str, policy: str, reason: str, pending: _Pending, trainer: Trainer, optimizer: Any) -> None:
+    def _act(
+        self, event: BadStepName, policy: str, reason: str, pending: _Pending, trainer: Trainer, optimizer: Any
+    ) -> None:
         """Do what the policy says. A step that went bad again after a rollback is skipped."""
         again = pending.step in self._known
         skips = policy == "skip" or (policy == "rollback" and again)
         done = _DONE["skip" if skips else policy]
         if trainer.is_global_zero:
-            self._directory.event(
-                event, attempt=self._attempt, step=pending.step, reason=reason, action=done, again=again
+            self._directory.add_event(
+                BadStepEvent(
+                    event=event, attempt=self._attempt, step=pending.step, reason=reason, action=done, again=again
+                )
             )
             print(f"{reason}; {done}", flush=True)
         if skips:

@@ -11,6 +11,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from trainer.core.files import append_line
 from trainer.data.collection import listen
+from trainer.runs.directory import RunDirectory
 from trainer.runtime.process import Rank
 from trainer.tracking.metrics_file import run_folder
 
@@ -27,7 +28,7 @@ class SampleLog(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         rank = Rank.from_environment()
-        path = run_folder(trainer) / "samples" / f"attempt-{rank.attempt:02d}-rank-{rank.rank}.jsonl"
+        path = RunDirectory(run_folder(trainer)).samples_path(rank.attempt, rank.rank)
         path.parent.mkdir(exist_ok=True)
         combined = trainer.fit_loop._combined_loader
         self._listening = list(combined.flattened) if combined is not None else []

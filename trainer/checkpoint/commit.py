@@ -21,12 +21,13 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Literal
 
 from trainer.checkpoint.faults import fault_point
 from trainer.core.errors import EnvironmentFault, UserError
+from trainer.core.records import BadRecord, from_json, to_json
 
 FORMAT = 1
 """Version of the checkpoint folder's format. A reader refuses a newer one."""
@@ -43,22 +44,41 @@ class SaveFailed(EnvironmentFault):
 
 @dataclass(frozen=True)
 class CommitInfo:
-    """The content of COMMIT besides the list of files. Non-finite numbers are stored as null: JSON has none."""
+    """What the writer of a checkpoint records about it. Non-finite numbers are stored as null: JSON has none."""
 
     step: int
     """Optimizer steps completed."""
     epoch: int = 0
-    metrics: dict[str, float] = field(default_factory=dict)
+    metrics: dict[str, float | None] = field(default_factory=dict)
     """Last logged value of each metric at this step."""
     monitor: str | None = None
     """Name of the metric that ranks the checkpoints."""
     monitor_value: float | None = None
-    monitor_mode: str | None = None
-    """min or max: whether lower or higher is better; null in checkpoints written before this was stored."""
+    monitor_mode: Literal["min", "max"] | None = None
+    """Whether lower or higher is better; null in checkpoints written before this was stored."""
     world_size: int = 1
     strategy: str = "single"
-    layout: str = "file"
+    layout: Literal["file", "sharded"] = "file"
     """file: state.pt alone; sharded: torch.distributed.checkpoint shards and state.pt."""
+
+
+@dataclass(frozen=True)
+class StoredFile:
+    """Size and checksum of one file of a checkpoint."""
+
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Commit(CommitInfo):
+    """The content of COMMIT, its own checksum apart."""
+
+    format: int
+    time: float
+    """Seconds since 1970 at the commit."""
+    files: dict[str, StoredFile]
+    """By path, relative to the folder."""
 
 
 class _HashingFile:
@@ -92,8 +112,8 @@ class Staging:
     def __init__(self, target: Path, attempt: int) -> None:
         self.target = target
         self.path = target.parent / f"{STAGING}{attempt:02d}-{target.name}"
-        self.files: dict[str, dict[str, Any]] = {}
-        """Relative path to {"bytes", "sha256"} of each file that is written and synced."""
+        self.files: dict[str, StoredFile] = {}
+        """The files that are written and synced, by path relative to the folder."""
 
     def create(self) -> None:
         """Create the folder, empty. A leftover of the same name is from a save of this attempt that failed."""
@@ -118,7 +138,7 @@ class Staging:
             raw.flush()
             fault_point("file.written")
             os.fsync(raw.fileno())
-        self.files[relative] = {"bytes": hashing.bytes, "sha256": hashing.digest.hexdigest()}
+        self.files[relative] = StoredFile(hashing.bytes, hashing.digest.hexdigest())
         fault_point("file.synced")
 
     def adopt(self, relative: str) -> None:
@@ -126,7 +146,7 @@ class Staging:
         path = self.path / relative
         fault_point("file.written")
         sync(path)
-        self.files[relative] = {"bytes": path.stat().st_size, "sha256": sha256(path)}
+        self.files[relative] = StoredFile(path.stat().st_size, sha256(path))
         fault_point("file.synced")
 
     def discard(self) -> None:
@@ -141,14 +161,11 @@ def commit(staging: Staging, info: CommitInfo) -> None:
         OSError: Another attempt has committed the same target in the meantime, or the filesystem reports an error.
     """
     fault_point("commit.begin")
-    content = {
-        "format": FORMAT,
-        "time": time.time(),
-        **asdict(info),
-        "metrics": {name: _finite(value) for name, value in info.metrics.items()},
-        "monitor_value": _finite(info.monitor_value),
-        "files": dict(sorted(staging.files.items())),
-    }
+    given = {one.name: getattr(info, one.name) for one in fields(CommitInfo)}
+    given["metrics"] = {name: _finite(value) for name, value in info.metrics.items()}
+    given["monitor_value"] = _finite(info.monitor_value)
+    files = dict(sorted(staging.files.items()))
+    content = to_json(Commit(**given, format=FORMAT, time=time.time(), files=files))
     content["digest"] = _digest(content)
     temporary = staging.path / f"{COMMIT}.tmp"
     with open(temporary, "w", encoding="utf-8") as file:
@@ -226,13 +243,13 @@ def verify(path: Path, checksums: bool = True) -> list[str]:
     except (OSError, ValueError) as error:
         return [f"{COMMIT}: {error}"]
     problems = []
-    for relative, expected in content["files"].items():
+    for relative, expected in content.files.items():
         file = path / relative
         try:
             size = file.stat().st_size
-            if size != expected["bytes"]:
-                problems.append(f"{relative}: {size} bytes instead of {expected['bytes']}")
-            elif checksums and sha256(file) != expected["sha256"]:
+            if size != expected.bytes:
+                problems.append(f"{relative}: {size} bytes instead of {expected.bytes}")
+            elif checksums and sha256(file) != expected.sha256:
                 problems.append(f"{relative}: checksum differs")
         except OSError as error:
             problems.append(f"{relative}: {error.strerror}")
@@ -244,7 +261,7 @@ def is_committed(path: Path) -> bool:
     return not verify(path, checksums=False)
 
 
-def read_commit(path: Path) -> dict[str, Any]:
+def read_commit(path: Path) -> Commit:
     """Read COMMIT.
 
     Raises:
@@ -258,12 +275,15 @@ def read_commit(path: Path) -> dict[str, Any]:
         raise ValueError(f"not UTF-8 text: {error.reason}") from error
     if not isinstance(content, dict) or content.pop("digest", None) != _digest(content):
         raise ValueError("digest mismatch")
-    if content["format"] > FORMAT:
+    if isinstance(content.get("format"), int) and content["format"] > FORMAT:
         raise UserError(
             f"{path} has checkpoint format {content['format']}; this version of trainer reads formats up to {FORMAT}.",
             "Use the version of trainer that wrote it, or a newer one.",
         )
-    return content
+    try:
+        return from_json(Commit, content, path / COMMIT)
+    except BadRecord as error:
+        raise ValueError(error.message) from None
 
 
 def remove(path: Path) -> None:

@@ -34,7 +34,7 @@ from torch.distributed.checkpoint.state_dict_saver import save as dcp_save
 from torch.distributed.tensor import DTensor
 
 from trainer.checkpoint import commit
-from trainer.checkpoint.commit import CommitInfo, SaveFailed, Staging
+from trainer.checkpoint.commit import CommitInfo, SaveFailed, Staging, StoredFile
 from trainer.checkpoint.faults import fault_point
 from trainer.checkpoint.host_copies import HostBuffers
 from trainer.checkpoint.store import CheckpointStore
@@ -184,7 +184,7 @@ class ShardedWrite:
                 parts, storage_writer=writer, planner=planner, process_group=self.group, no_dist=self.group is None
             )
 
-    def _own_files(self, staging: Staging, write_rest: Callable[[Staging], None]) -> dict[str, dict[str, Any]]:
+    def _own_files(self, staging: Staging, write_rest: Callable[[Staging], None]) -> dict[str, StoredFile]:
         """Hash the files that this rank wrote."""
         for path in sorted((staging.path / SHARDS).glob(f"__{self._rank}_*")):
             staging.adopt(f"{SHARDS}/{path.name}")
@@ -193,7 +193,7 @@ class ShardedWrite:
             write_rest(staging)
         return staging.files
 
-    def _commit(self, staging: Staging, files: list[dict[str, dict[str, Any]]], info: CommitInfo) -> None:
+    def _commit(self, staging: Staging, files: list[dict[str, StoredFile]], info: CommitInfo) -> None:
         if self._rank == 0:
             for files_of_rank in files:
                 staging.files.update(files_of_rank)

@@ -11,6 +11,7 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from trainer.checkpoint import commit
 from trainer.core.errors import UserError
@@ -40,8 +41,8 @@ class Checkpoint:
     metrics: dict[str, float | None]
     monitor: str | None
     monitor_value: float | None
-    mode: str | None
-    """min or max: whether lower or higher `monitor_value` is better; None if written before this was stored."""
+    mode: Literal["min", "max"] | None
+    """Whether lower or higher `monitor_value` is better; None if written before this was stored."""
     world_size: int
     strategy: str
     layout: str
@@ -63,17 +64,17 @@ class Checkpoint:
         content = commit.read_commit(path)
         return Checkpoint(
             path=path,
-            step=content["step"],
-            epoch=content["epoch"],
-            time=content["time"],
-            bytes=sum(entry["bytes"] for entry in content["files"].values()),
-            metrics=content["metrics"],
-            monitor=content["monitor"],
-            monitor_value=content["monitor_value"],
-            mode=content.get("monitor_mode"),
-            world_size=content["world_size"],
-            strategy=content["strategy"],
-            layout=content["layout"],
+            step=content.step,
+            epoch=content.epoch,
+            time=content.time,
+            bytes=sum(file.bytes for file in content.files.values()),
+            metrics=content.metrics,
+            monitor=content.monitor,
+            monitor_value=content.monitor_value,
+            mode=content.monitor_mode,
+            world_size=content.world_size,
+            strategy=content.strategy,
+            layout=content.layout,
         )
 
 

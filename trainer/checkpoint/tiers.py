@@ -12,7 +12,6 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 from trainer.checkpoint.store import Checkpoint, CheckpointStore
 
@@ -23,14 +22,14 @@ def local_folder(local_dir: str | None, run_name: str) -> Path | None:
 
 
 def newest_good(
-    shared: CheckpointStore, local: CheckpointStore | None, events: Iterable[dict[str, Any]]
+    shared: CheckpointStore, local: CheckpointStore | None, starts: Iterable[tuple[float, int]]
 ) -> tuple[Checkpoint | None, list[str]]:
     """Return the newest checkpoint of both tiers whose checksums match, and a message for each that was set aside.
 
     Args:
         shared: The run's own checkpoints.
         local: The node-local ones, if any.
-        events: Events of the run; they tell whether a local checkpoint is superseded.
+        starts: Time and first step of each attempt; they tell whether a local checkpoint is superseded.
 
     Raises:
         UserError: The newest has a newer format.
@@ -42,18 +41,19 @@ def newest_good(
     skipped += [f"local {message}" for message in local_skipped]
     if local_newest is None or (shared_newest is not None and local_newest.step <= shared_newest.step):
         return shared_newest, skipped
-    return (shared_newest if is_superseded(local_newest, events) else local_newest), skipped
+    return (shared_newest if is_superseded(local_newest, starts) else local_newest), skipped
 
 
-def is_superseded(checkpoint: Checkpoint, events: Iterable[dict[str, Any]]) -> bool:
+def is_superseded(checkpoint: Checkpoint, starts: Iterable[tuple[float, int]]) -> bool:
     """Return whether an attempt has since started from an earlier step, on a node that could not see this checkpoint.
 
     That attempt rewound the metrics to its own start, and may have ended before this checkpoint's step.
+
+    Args:
+        checkpoint: A node-local checkpoint.
+        starts: When each attempt started, in seconds since 1970, and from which step.
     """
-    return any(
-        event["event"] == "started" and event["time"] > checkpoint.time and event.get("step", 0) < checkpoint.step
-        for event in events
-    )
+    return any(started > checkpoint.time and step < checkpoint.step for started, step in starts)
 
 
 def remove_local(local: CheckpointStore | None) -> None:

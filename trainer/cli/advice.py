@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import re
 import time
-from typing import Any
 
-from trainer.core.files import read_live
 from trainer.launch.follow import fit_again
 from trainer.runs.directory import RunDirectory
+from trainer.runs.records import AttemptOutcome
 from trainer.runs.registry import reference_to
 
 _STALLED_S = 60.0
@@ -51,15 +50,15 @@ _UNEVEN = re.compile(
 _LOST_NODE = re.compile(r"\b(was|were) lost\b|\blost node")
 
 
-def advice(run: RunDirectory, reason: str, record: dict[str, Any]) -> list[str]:
+def advice(run: RunDirectory, reason: str, outcome: AttemptOutcome | None) -> list[str]:
     """Return sentences on what to do about `reason`, each with a complete command.
 
     Args:
         run: The run.
         reason: Why its last attempt ended.
-        record: The record of that attempt.
+        outcome: How that attempt ended; None if that was not recorded.
     """
-    if record.get("mend"):
+    if outcome is not None and outcome.mend:
         return [f"resuming would fail the same way; fix the cause, then run: {fit_again(run, 'trainer')}"]
     if _LOST_NODE.search(reason):
         return ["not caused by your code: the requeued job resumes without the lost node"]
@@ -75,23 +74,16 @@ def advice(run: RunDirectory, reason: str, record: dict[str, Any]) -> list[str]:
 
 def stalled(run: RunDirectory) -> str | None:
     """Return where the ranks of a running run are if they have waited for each other for a minute, else None."""
-    heartbeats = _heartbeats(run).values()
-    last_progress = max((float(beat.get("moved") or 0) for beat in heartbeats), default=0.0)
+    last_progress = max((beat.moved or 0.0 for beat in run.heartbeats().values()), default=0.0)
     return _unequal_ranks(run) if time.time() - last_progress > _STALLED_S else None
-
-
-def _heartbeats(run: RunDirectory) -> dict[str, dict[str, Any]]:
-    return {path.stem: read_live(path) for path in sorted(run.live_dir.glob("rank-*.json"))}
 
 
 def _unequal_ranks(run: RunDirectory) -> str | None:
     """Return the positions of the ranks if they differ: a rank that had fewer batches has left the loop."""
-    heartbeats = _heartbeats(run)
-    phases = {name: str(beat.get("phase")) for name, beat in heartbeats.items()}
-    steps = {name: int(beat.get("step") or 0) for name, beat in heartbeats.items()}
-    if len(heartbeats) < 2 or (len(set(steps.values())) == 1 and len(set(phases.values())) == 1):
+    heartbeats = run.heartbeats()
+    if len({(beat.step, beat.phase) for beat in heartbeats.values()}) < 2:
         return None
-    positions = ", ".join(f"{name.replace('-', ' ')} at step {steps[name]} ({phases[name]})" for name in heartbeats)
+    positions = ", ".join(f"rank {rank} at step {beat.step} ({beat.phase})" for rank, beat in heartbeats.items())
     return (
         f"the ranks are at different positions: {positions}. If a data loader of yours gives them unequal numbers of "
         "batches, set trainer.limit_train_batches to the smallest number, or yield the same number on each rank"

@@ -14,9 +14,10 @@ from trainer.checkpoint.store import Checkpoint, CheckpointStore, best_of
 from trainer.config.instantiate import read_whole
 from trainer.config.shape import LaunchShape, resolve
 from trainer.core.errors import JOB_FAILED, TrainerError, UserError
-from trainer.core.files import read_json, read_live
+from trainer.core.records import read_or_skip
 from trainer.runs import cause
 from trainer.runs.directory import RunDirectory
+from trainer.runs.records import CommandFailure
 from trainer.runs.registry import reference_to, shortest
 from trainer.supervise import entry, torchrun
 from trainer.supervise.torchrun import Place
@@ -58,7 +59,8 @@ def _select(run: RunDirectory, which: str) -> Checkpoint:
 
 def fallback_mode(run: RunDirectory) -> str:
     """Return "min" or "max" for checkpoints of older versions, whose COMMIT has no `monitor_mode`."""
-    return str((read_live(run.live_dir / "rank-0.json").get("best") or {}).get("mode", "min"))
+    beat = run.heartbeat(0)
+    return beat.best.mode if beat and beat.best else "min"
 
 
 def run_on_ranks(
@@ -79,8 +81,7 @@ def run_on_ranks(
         TrainerError: With the message of the rank that failed first.
     """
     verb = module.rpartition(".")[2]
-    launch = run.launch()
-    shape = LaunchShape.from_dict(launch["shape"]) if launch.get("shape") else resolve(read_whole(run.config_path))
+    shape = run.launch().shape or resolve(read_whole(run.config_path))
     if ranks is not None:
         shape = LaunchShape(1, ranks, shape.device)
     command = torchrun.command(run.path, f"{run.id}-{verb}", shape, Place(), 0, entry.started(module, run.code_dir))
@@ -115,14 +116,14 @@ def raise_failure(code: int, what: str, log: Path, variables: dict[str, str]) ->
     """
     if code == 0:
         return
-    failure = read_json(Path(variables[cause.FAILURE_VARIABLE]), {})
+    failure = read_or_skip(CommandFailure, Path(variables[cause.FAILURE_VARIABLE]))
     where = f"the log is {shortest(log)}"
-    if not failure:
+    if failure is None:
         lines = [line for line in cause.tail(log) if line.strip()]
         how = f"killed by {cause.signal_name(-code)}" if code < 0 else f"exit code {code}"
         raise TrainerError(f"{what} failed ({how})", "\n  ".join([*lines[-3:], where]))
-    error = TrainerError(failure["message"], "\n  ".join(filter(None, [failure["fix"], where])))
-    error.code = failure["code"]
+    error = TrainerError(failure.message, "\n  ".join(filter(None, [failure.fix, where])))
+    error.code = failure.code
     if error.code != JOB_FAILED:  # a known error: its fix is enough, the log has nothing to add
-        error.fix = failure["fix"]
+        error.fix = failure.fix
     raise error

@@ -12,7 +12,7 @@ from trainer.runs.registry import reference_to
 
 def launched(run: RunDirectory) -> str:
     """Return `launched`, or `submitted as job ID` on SLURM."""
-    job_id = run.launch().get("slurm_job_id")
+    job_id = run.launch().slurm_job_id
     return f"submitted as job {job_id}" if job_id else "launched"
 
 

@@ -10,7 +10,6 @@ from pathlib import Path
 from trainer.cli.common import how_to_watch, launched
 from trainer.cli.job import Job, describe
 from trainer.core.errors import DONE, INTERRUPTED
-from trainer.core.files import read_live
 from trainer.launch import launchers
 from trainer.launch.follow import follow
 from trainer.runs.directory import RunDirectory
@@ -94,10 +93,10 @@ def _varied(jobs: list[Job]) -> set[str]:
 
 def _state(run: RunDirectory) -> str:
     """Return `finished`, `launched` or `submitted as job ID`."""
-    return "finished" if any(one["outcome"] == "finished" for one in run.attempts()) else launched(run)
+    return "finished" if any(one.outcome == "finished" for one in run.attempts()) else launched(run)
 
 
 def _best(run: RunDirectory) -> str:
     """Return the monitored metric of the run's best checkpoint as text."""
-    best = best_of_run(run, read_live(run.live_dir / "rank-0.json"))
-    return f"{best['metric']} {best['value']:.4g}" if best else ""
+    best = best_of_run(run, run.heartbeat(0))
+    return f"{best.metric} {best.value:.4g}" if best else ""

@@ -39,7 +39,7 @@ def main(argv: list[str]) -> int:
     """Run `trainer logs` and return the exit code."""
     options = _parser().parse_args(argv)
     run = find(options.run, runs_dir_from(options.runs_dir))
-    name = f"node-{options.node}.log" if options.node is not None else f"rank-{options.rank or 0}.log"
+    name = (run.rank_log(0, options.rank or 0) if options.node is None else run.node_log(0, options.node)).name
     if options.json:
         print(json.dumps({str(path): path.read_text(errors="replace") for path in _chosen(run, name, options)}))
     elif options.follow:
@@ -54,15 +54,16 @@ def main(argv: list[str]) -> int:
 
 def _logs(run: RunDirectory, name: str) -> list[Path]:
     """Return the log files of this name, by attempt."""
-    return sorted(run.logs_dir.glob(f"attempt-*/{name}"), key=lambda path: int(path.parent.name.partition("-")[2]))
+    paths = [run.attempt_logs(attempt) / name for attempt in run.logged_attempts()]
+    return [path for path in paths if path.exists()]
 
 
 def _chosen(run: RunDirectory, name: str, options: argparse.Namespace) -> list[Path]:
     logs = _logs(run, name)
     if options.attempt is not None:
-        logs = [path for path in logs if path.parent.name == f"attempt-{options.attempt:02d}"]
+        logs = [path for path in logs if path.parent == run.attempt_logs(options.attempt)]
     if not logs:
-        existing = sorted({path.name for path in run.logs_dir.glob("attempt-*/*.log")})
+        existing = sorted({path.name for one in run.logged_attempts() for path in run.attempt_logs(one).glob("*.log")})
         raise UserError(
             f"{run.path.name} has no {name} yet",
             f"existing logs: {', '.join(existing) or 'none'}; see trainer show {reference_to(run)}",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +13,12 @@ from trainer.cli.options import add_output_options, add_run, add_watching_option
 from trainer.config.cluster import Slurm
 from trainer.config.instantiate import freeze, read_whole
 from trainer.core.errors import DONE, UserError
-from trainer.core.files import read_json, write_atomic
+from trainer.core.files import write_atomic
 from trainer.core.near import did_you_mean
 from trainer.launch import launchers
 from trainer.launch.jobs import states_of
 from trainer.runs.directory import RunDirectory
+from trainer.runs.events import Resumed
 from trainer.runs.registry import find, reference_to, runs_dir_from
 from trainer.runs.state import state_of
 from trainer.tracking.client_settings import record_environment
@@ -114,7 +115,7 @@ def changed_config(run: RunDirectory, overrides: list[str]) -> dict[str, Any]:
         [problem for section in config if is_closed(section) for problem in problems_of(section, config[section])]
     )
     to_config(config)
-    launched_from = Path(run.launch().get("cwd") or ".")
+    launched_from = Path(run.launch().cwd or ".")
     check(config, launched_from if launched_from.is_dir() else None, fits=False)
     return config
 
@@ -135,13 +136,12 @@ def _launch(run: RunDirectory, config: dict[str, Any], options: argparse.Namespa
         shape = resolve(config)
         launchers.check(config, shape)
         write_atomic(run.config_path, freeze(config))
-        launch = read_json(run.launch_path, {})
-        write_atomic(run.launch_path, json.dumps({**launch, "shape": shape.to_dict()}, indent=1))
+        run.write_launch(replace(run.launch(), shape=shape))
     record_environment(run, config["tracking"])
-    run.event("resumed", overrides=overrides)
+    run.add_event(Resumed(overrides=overrides))
     launchers.launcher(cluster, detached=options.detach, keep_script=not overrides).launch(run)
     if options.json:
-        print(json.dumps({"id": run.id, "path": str(run.path), "attempt": run.launch().get("attempt")}))
+        print(json.dumps({"id": run.id, "path": str(run.path), "attempt": run.launch().attempt}))
     if options.detach or (cluster != "local" and not options.follow):
         if not options.json:
             print(f"{launched(run)}; {how_to_watch(run)}")

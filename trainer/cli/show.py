@@ -15,6 +15,7 @@ from trainer.core.errors import DONE, JOB_FAILED
 from trainer.launch.jobs import states_of
 from trainer.runs.directory import RunDirectory
 from trainer.runs.ledger import by_rank
+from trainer.runs.records import AttemptOutcome
 from trainer.runs.registry import find, reference_to, runs_dir_from
 from trainer.runs.summary import summary
 
@@ -74,7 +75,7 @@ def _sheet(run: RunDirectory, facts: dict[str, Any]) -> list[str]:
     lines += _block("ranks", _ranks(facts.get("ranks", [])))
     lines += _block("metrics", [f"{name}  {number(value)}" for name, value in sorted(facts["metrics"].items())])
     lines += _block("checkpoints", _checkpoints(facts["checkpoints"]))
-    lines += _block("attempts", [_attempt(record) for record in run.attempts()])
+    lines += _block("attempts", [_attempt(outcome) for outcome in run.attempts()])
     lines.append(f"  next         {_next(run, facts)}")
     return lines
 
@@ -143,11 +144,10 @@ def _state(checkpoint: dict[str, Any]) -> str:
     return ("complete" if checkpoint["committed"] else "incomplete") + where
 
 
-def _attempt(record: dict[str, Any]) -> str:
-    reason = f": {record['reason']}" if record.get("reason") else ""
-    step = record.get("step")
-    place = "before the first step" if step is None else f"at step {step}"
-    return f"{record['attempt']}  {record['outcome']} {place}{reason}"
+def _attempt(outcome: AttemptOutcome) -> str:
+    reason = f": {outcome.reason}" if outcome.reason else ""
+    place = "at the start" if outcome.step is None else f"at step {outcome.step}"
+    return f"{outcome.attempt}  {outcome.outcome} {place}{reason}"
 
 
 def _next(run: RunDirectory, facts: dict[str, Any]) -> str:
@@ -156,6 +156,6 @@ def _next(run: RunDirectory, facts: dict[str, Any]) -> str:
         return f"trainer logs -f {name}   or   trainer stop {name}"
     if facts["state"] == "finished":
         return f"trainer evaluate {name}   or   trainer resume {name} trainer.max_steps=..."
-    if ends and ends[-1].get("mend"):  # a resume would fail again
+    if ends and ends[-1].mend:  # a resume would fail again
         return f"trainer why {name}   and, after fixing the cause, the command above"
     return f"trainer logs {name}   or   trainer resume {name}"

@@ -59,15 +59,15 @@ def main(argv: list[str]) -> int:
 
 def _kill(run: RunDirectory) -> None:
     launch = run.launch()
-    if launch.get("slurm_job_id"):
+    if launch.slurm_job_id:
         cancel(run)
         return
-    if not is_alive(run, launch) or launch.get("pid") is None:
+    if not is_alive(run, launch) or launch.pid is None:
         raise UserError(
             "--now can only kill jobs of this machine and of SLURM",
             f"stop it without --now: trainer stop {reference_to(run)}",
         )
-    processes.kill_tree(launch["pid"])
+    processes.kill_tree(launch.pid)
 
 
 def _wait(run: RunDirectory, timeout_s: float) -> State:

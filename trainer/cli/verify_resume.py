@@ -36,10 +36,10 @@ def main(argv: list[str]) -> int:
         raise UserError(f"--kills {options.kills} must be at least 1", "leave it out for 2 kills")
     folder = Path(options.keep or tempfile.mkdtemp(prefix="trainer-verify-")).absolute()
     undisturbed = _train_undisturbed(options, folder)
-    last = int(undisturbed.attempts()[-1]["step"])
-    kills = _kills(options, last, steps_per_epoch(undisturbed.path))
+    last = int(undisturbed.attempts()[-1].step or 0)
+    kills = _kills(options, last, steps_per_epoch(undisturbed))
     killed = _train(options, folder / "killed", kills)
-    attempts = len(list(killed.logs_dir.glob("attempt-*")))
+    attempts = len(killed.logged_attempts())
     print(f"kills: {attempts - 1}; repeated steps: {lost_steps(killed)}", flush=True)
     comparer = Comparer()
     try:
@@ -56,7 +56,7 @@ def main(argv: list[str]) -> int:
 
 
 def _explain(killed: RunDirectory, undisturbed: RunDirectory, difference: str) -> None:
-    diagnosis = diagnose(killed.path, undisturbed.path)
+    diagnosis = diagnose(killed, undisturbed)
     if diagnosis is None:
         print(f"first difference: {difference}, at the end; every batch before it is equal")
     else:
@@ -75,7 +75,7 @@ def _train_undisturbed(options: argparse.Namespace, folder: Path) -> RunDirector
     given = options.steps
     options.steps = given or STEPS
     run = _train(options, folder / "unharmed", [])
-    epoch = steps_per_epoch(run.path)
+    epoch = steps_per_epoch(run)
     past_epoch = 0 if epoch is None else epoch + max(3, min(STEPS, epoch // 2))
     if given is None and options.steps < past_epoch <= MAX_STEPS:
         shutil.rmtree(folder / "unharmed")

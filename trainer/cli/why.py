@@ -13,6 +13,8 @@ from trainer.core.errors import DONE, EnvironmentFault
 from trainer.launch.jobs import states_of, why_it_waits
 from trainer.runs.cause import tail
 from trainer.runs.directory import RunDirectory
+from trainer.runs.events import Straggler
+from trainer.runs.records import AttemptOutcome
 from trainer.runs.registry import find, runs_dir_from
 from trainer.runs.state import State, state_of
 
@@ -37,7 +39,7 @@ def main(argv: list[str]) -> int:
 
 def _explain(run: RunDirectory, state: State) -> dict[str, Any]:
     """Return `why`, a list of sentences, and `attempts`, the ends of the attempts that failed, oldest first."""
-    attempts = [_end(run, record) for record in run.attempts() if record["outcome"] not in ("finished", "stopped")]
+    attempts = [_end(run, one) for one in run.attempts() if one.outcome not in ("finished", "stopped")]
     if state.name in ("queued", "requeued"):
         try:
             return {"why": why_it_waits(run) or [state.reason], "attempts": attempts}
@@ -45,23 +47,23 @@ def _explain(run: RunDirectory, state: State) -> dict[str, Any]:
             return {"why": [error.message], "attempts": attempts}
     if state.is_active:
         why = [state.reason] if state.reason else []
-        why += [str(event["reason"]) for event in run.events() if event["event"] == "straggler"]
+        why += [event.reason for event in run.events_of(Straggler)]
         why += [sentence for sentence in [stalled(run)] if sentence]
         return {"why": why, "attempts": attempts}
     why = [state.reason] if state.reason else []
-    last = (run.attempts() or [{}])[-1]
+    last = next(reversed(run.attempts()), None)
     return {"why": why + advice(run, state.reason, last), "attempts": attempts}
 
 
-def _end(run: RunDirectory, record: dict[str, Any]) -> dict[str, Any]:
+def _end(run: RunDirectory, outcome: AttemptOutcome) -> dict[str, Any]:
     """Return the fields of an attempt's record that are shown, and the last line of its traceback or log."""
     names = ("attempt", "outcome", "reason", "where", "step", "rank", "host", "time", "log")
-    log = run.path / str(record["log"]) if record.get("log") else None
-    return {**{name: record.get(name) for name in names}, "line": _last_line(record, log)}
+    log = run.path / outcome.log if outcome.log else None
+    return {**{name: getattr(outcome, name) for name in names}, "line": _last_line(outcome, log)}
 
 
-def _last_line(record: dict[str, Any], log: Path | None) -> str | None:
-    lines = [line for line in record.get("lines") or (tail(log) if log else []) if line.strip()]
+def _last_line(outcome: AttemptOutcome, log: Path | None) -> str | None:
+    lines = [line for line in outcome.lines or (tail(log) if log else []) if line.strip()]
     return lines[-1] if lines else None
 
 

@@ -187,7 +187,7 @@ def _arguments(run: RunDirectory, config: Config) -> dict[str, Any]:
     """Return the arguments of a Hugging Face network. Sizes that the configuration lacks come from the run's data."""
     arguments = {name: value for name, value in config.model.items() if name not in DIRECTIVES}
     if arguments.get("folder"):
-        arguments["folder"] = str(Path(run.launch().get("cwd") or ".") / Path(arguments["folder"]).expanduser())
+        arguments["folder"] = str(Path(run.launch().cwd or ".") / Path(arguments["folder"]).expanduser())
     sizes = {"num_classes"} if "Classification" in arguments.get("class_name", "") else set()
     sizes |= set() if arguments.get("folder") else {"vocab_size"}
     missing = {name for name in sizes if arguments.get(name) is None}

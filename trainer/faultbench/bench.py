@@ -166,7 +166,7 @@ class FaultBench:
             with self._one_at_a_time:
                 problem = self._comparer.difference(run.path, reference)
             problem = problem or (case.check(run) if case.check else None)
-        attempts = len(list(run.logs_dir.glob("attempt-*"))) if run else 0
+        attempts = len(run.logged_attempts()) if run else 0
         lost = lost_steps(run) if run else 0
         if problem is None:
             shutil.rmtree(home)
@@ -265,7 +265,7 @@ def _kill_running() -> None:
 def is_finished(run: RunDirectory) -> bool:
     """Return whether the last attempt of the run finished."""
     ends = run.attempts()
-    return bool(ends) and ends[-1]["outcome"] == "finished"
+    return bool(ends) and ends[-1].outcome == "finished"
 
 
 def lost_steps(run: RunDirectory) -> int:
@@ -302,11 +302,16 @@ def _fit_beside_another(fit: list[str], home: Path) -> str | None:
         timeout=COMMAND_TIMEOUT_S,
         check=False,
     )
-    while (not is_finished(run) or processes.is_alive(run.launch()["pid"])) and time.monotonic() < deadline:
+    while (not is_finished(run) or _lives(run)) and time.monotonic() < deadline:
         time.sleep(0.1)
     if second.returncode == 0 or "already" not in second.stderr:
         return f"the second attempt exited with code {second.returncode}, stderr {second.stderr[-200:]!r}"
     return None
+
+
+def _lives(run: RunDirectory) -> bool:
+    pid = run.launch().pid
+    return pid is not None and processes.is_alive(pid)
 
 
 def _commit_of_this() -> str:
@@ -322,12 +327,11 @@ def _only_run(home: Path) -> RunDirectory | None:
 
 def _kill_node_of(home: Path) -> None:
     run = _only_run(home)
-    launch = run.launch() if run else {}
-    pid = launch.get("pid")
-    if pid and processes.is_alive(pid, launch.get("pid_started")):
-        processes.kill_tree(pid)
+    launch = run.launch() if run else None
+    if launch and launch.pid and processes.is_alive(launch.pid, launch.pid_started):
+        processes.kill_tree(launch.pid)
 
 
 def _last_reason(run: RunDirectory) -> str:
     ends = run.attempts()
-    return str(ends[-1].get("reason")) if ends else "no attempt has ended"
+    return ends[-1].reason if ends else "no attempt has ended"

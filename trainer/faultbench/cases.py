@@ -11,6 +11,7 @@ from typing import Any
 
 from trainer.checkpoint import faults
 from trainer.checkpoint.store import CheckpointStore
+from trainer.runs import events
 from trainer.runs.directory import RunDirectory
 from trainer.runs.ledger import ledger
 
@@ -85,12 +86,12 @@ def _hangs(kind: str) -> Callable[[random.Random], Case]:
         rank = choose.randrange(RANKS)
 
         def names_the_rank(run: RunDirectory) -> str | None:
-            hangs = [event for event in run.events() if event["event"] == "hang"]
-            if [event["rank"] for event in hangs] != [rank]:
-                return f"rank {rank} hung, but the hang events name {[event['rank'] for event in hangs]}"
+            hangs = run.events_of(events.Hang)
+            if [event.rank for event in hangs] != [rank]:
+                return f"rank {rank} hung, but the hang events name {[event.rank for event in hangs]}"
             answers = kind == "hang"  # a rank that is stopped (SIGSTOP) cannot write its collectives
-            is_named = hangs[0]["collective"] is not None
-            return None if is_named == answers else f"wrong missing collective: {hangs[0]['collective']}"
+            is_named = hangs[0].collective is not None
+            return None if is_named == answers else f"wrong missing collective: {hangs[0].collective}"
 
         step = choose.randrange(2, STEPS)
         return Case(kind, tuple(_injected(kind, choose, ranks=[rank], step=step)), check=names_the_rank)
@@ -103,7 +104,7 @@ def _nan(policy: str) -> Callable[[random.Random], Case]:
     action = {"stop": "stopped", "rollback": "rolled back"}[policy]
 
     def has_event(run: RunDirectory) -> str | None:
-        actions = [event["action"] for event in run.events() if event["event"] == "not_finite"]
+        actions = [event.action for event in run.events_of(events.BadStepEvent) if event.event == "not_finite"]
         return None if actions == [action] else f"expected one event not_finite ({action}), got {actions}"
 
     def make(choose: random.Random) -> Case:
@@ -128,7 +129,7 @@ def _refused_write(error: str) -> Callable[[random.Random], Case]:
     """Return a disk that becomes full or read-only: the run stops with that reason, and a resume finishes it."""
 
     def has_reason(run: RunDirectory) -> str | None:
-        reasons = [str(event.get("reason")) for event in run.events() if event["event"] == "checkpoint_failed"]
+        reasons = [event.reason for event in run.events_of(events.CheckpointFailed)]
         expected = {"ENOSPC": "No space left", "EROFS": "Read-only"}[error]
         return None if any(expected in reason for reason in reasons) else f"{expected!r} is not among: {reasons}"
 
@@ -153,8 +154,7 @@ def _damaged(name: str, between: Between) -> Callable[[random.Random], Case]:
 
 
 def _skipped_one(run: RunDirectory) -> str | None:
-    skipped = [event for event in run.events() if event["event"] == "checkpoint_skipped"]
-    return None if skipped else "there is no event checkpoint_skipped"
+    return None if run.events_of(events.CheckpointSkipped) else "there is no event checkpoint_skipped"
 
 
 def _newest_file(run: RunDirectory, choose: random.Random) -> Path:
@@ -191,7 +191,7 @@ def _slow_rank(choose: random.Random) -> Case:
     rank = choose.randrange(RANKS)
 
     def names_the_rank(run: RunDirectory) -> str | None:
-        named = [event["rank"] for event in run.events() if event["event"] == "straggler"]
+        named = [event.rank for event in run.events_of(events.Straggler)]
         return None if named == [rank] else f"rank {rank} was slow, but the straggler events name {named}"
 
     overrides = (*_injected("slow", choose, ranks=[rank], step=0, delay_s=0.5), "resilience.straggler_after_s=0")
@@ -202,7 +202,7 @@ def _clock(choose: random.Random) -> Case:
     """Draw a clock jump of an hour: it is not taken for a hang, and the time ledger still adds up."""
 
     def adds_up(run: RunDirectory) -> str | None:
-        if any(event["event"] == "hang" for event in run.events()):
+        if run.events_of(events.Hang):
             return "there is an event hang"
         times = ledger(run)
         sum_s = sum(times["seconds"].values()) if times else 0.0
@@ -214,7 +214,7 @@ def _clock(choose: random.Random) -> Case:
 
 def _out_of_memory(choose: random.Random) -> Case:
     def has_reason(run: RunDirectory) -> str | None:
-        reason = str(run.attempts()[0].get("reason"))
+        reason = run.attempts()[0].reason
         return None if "ran out of memory" in reason else f"it ended for another reason: {reason}"
 
     return Case("out of memory", tuple(_injected("out_of_memory", choose)), resumes=True, check=has_reason)

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
+
+from trainer.runs.directory import RunDirectory
 
 KINDS = {
     "hash": (
@@ -92,27 +93,26 @@ class Diagnosis:
     """The first step at which the weights or the loss differ, if it is later."""
 
 
-def steps_per_epoch(run: Path) -> int | None:
+def steps_per_epoch(run: RunDirectory) -> int | None:
     """Return the number of optimizer steps per epoch from the trace, or None if the loader has no length."""
-    for record in _records(run / "trace", 0, 0).values():
+    for record in _records(run, 0, 0).values():
         return None if record["steps_per_epoch"] is None else int(record["steps_per_epoch"])
     return None
 
 
-def diagnose(killed: Path, undisturbed: Path) -> Diagnosis | None:
+def diagnose(killed: RunDirectory, undisturbed: RunDirectory) -> Diagnosis | None:
     """Return the first difference between the traces of two run directories, or None if they are equal."""
-    ranks = sorted({int(path.stem.rpartition("-")[2]) for path in (undisturbed / "trace").glob("*.jsonl")})
-    firsts = [one for rank in ranks if (one := _first(killed / "trace", undisturbed / "trace", rank)) is not None]
+    ranks = sorted({int(path.stem.rpartition("-")[2]) for path in undisturbed.trace_path(0, 0).parent.glob("*.jsonl")})
+    firsts = [one for rank in ranks if (one := _first(killed, undisturbed, rank)) is not None]
     return min(firsts, key=lambda one: one[0])[1] if firsts else None
 
 
-def _first(killed: Path, undisturbed: Path, rank: int) -> tuple[tuple[int, int], Diagnosis] | None:
+def _first(killed: RunDirectory, undisturbed: RunDirectory, rank: int) -> tuple[tuple[int, int], Diagnosis] | None:
     """Return the first difference of one rank with its position, (attempt, batch)."""
     theirs = _records(undisturbed, 0, rank)
     ignored = _initial_differences(_records(killed, 0, rank), theirs)
-    attempts = sorted({int(path.name.split("-")[1]) for path in killed.glob(f"attempt-*-rank-{rank}.jsonl")})
     first: tuple[tuple[int, int], Diagnosis] | None = None
-    for attempt in attempts:
+    for attempt in range(killed.next_attempt()):
         ours = _records(killed, attempt, rank)
         begins = min(ours, default=0)
         for batch in sorted(ours):
@@ -176,11 +176,11 @@ def _place(record: dict[str, Any], attempt: int, is_first: bool, rank: int) -> s
     return f"{where}, the first batch after resume {attempt}" if is_first else f"{where}, after resume {attempt}"
 
 
-def _records(folder: Path, attempt: int, rank: int) -> dict[int, dict[str, Any]]:
+def _records(run: RunDirectory, attempt: int, rank: int) -> dict[int, dict[str, Any]]:
     """Return the records of a rank in an attempt by the total number of the batch."""
     records = {}
     try:
-        lines = (folder / f"attempt-{attempt:02d}-rank-{rank}.jsonl").read_text().splitlines()
+        lines = run.trace_path(attempt, rank).read_text().splitlines()
     except FileNotFoundError:
         return {}
     for line in lines:

@@ -18,6 +18,7 @@ from torch.distributed.tensor import DTensor
 from torch.utils._pytree import tree_leaves
 
 from trainer.core.files import append_line
+from trainer.runs.directory import RunDirectory
 from trainer.runtime.process import Rank
 from trainer.tracking.metrics_file import run_folder
 
@@ -42,7 +43,7 @@ class ResumeTrace(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Choose the file of this rank and attempt."""
         rank = Rank.from_environment()
-        self._path = run_folder(trainer) / "trace" / f"attempt-{rank.attempt:02d}-rank-{rank.rank}.jsonl"
+        self._path = RunDirectory(run_folder(trainer)).trace_path(rank.attempt, rank.rank)
         self._path.parent.mkdir(exist_ok=True)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from trainer.runs.records import HeartbeatRecord
 
 _SMALLEST_BAR = 6
 
@@ -28,15 +28,13 @@ def short(number: float) -> str:
     return str(number)
 
 
-def render(heartbeat: dict[str, Any], width: int) -> str:
+def render(beat: HeartbeatRecord, width: int) -> str:
     """Return a line of at most `width` characters; the least important parts are left out first."""
-    step, most = heartbeat.get("step") or 0, heartbeat.get("max_steps")
-    metrics = heartbeat.get("metrics") or {}
+    step, most = beat.step, beat.max_steps
     head = [f"step {step}/{most}" if most else f"step {step}"]
-    phase = heartbeat.get("phase")
-    loss, rate, left_s = metrics.get("train/loss"), heartbeat.get("rate"), heartbeat.get("eta_s")
-    if phase not in (None, "train"):
-        head.append(str(phase).replace("_", " "))
+    loss, rate, left_s = beat.metrics.get("train/loss"), beat.rate, beat.eta_s
+    if beat.phase != "train":
+        head.append(beat.phase.replace("_", " "))
     # Most important first, for a narrow terminal; the number is the position in the line.
     optional: list[tuple[int, str]] = []
     if loss is not None:
@@ -46,9 +44,9 @@ def render(heartbeat: dict[str, Any], width: int) -> str:
     if most:
         optional.append((0, f"{100 * min(step, most) // most}%"))
     if rate is not None:
-        optional.append((2, f"{short(rate)} {heartbeat.get('rate_unit') or 'steps/s'}"))
-    if heartbeat.get("epoch") is not None:
-        optional.append((3, f"epoch {heartbeat['epoch']}"))
+        optional.append((2, f"{short(rate)} {beat.rate_unit or 'steps/s'}"))
+    if beat.epoch is not None:
+        optional.append((3, f"epoch {beat.epoch}"))
     line, separator = "", "  "
     for kept in range(len(optional), -1, -1):
         parts = [*head, *(text for _, text in sorted(optional[:kept]))]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shlex
@@ -15,15 +14,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Any, TextIO
+from typing import Literal, TextIO
 
 from trainer.core import processes
 from trainer.core.errors import DONE, ENVIRONMENT_MUST_CHANGE, INTERRUPTED, JOB_FAILED, USER_MUST_CHANGE
-from trainer.core.files import read_live, write_atomic
 from trainer.launch import bar, local
 from trainer.launch.jobs import is_over, states_of
 from trainer.runs import cause
 from trainer.runs.directory import RunDirectory
+from trainer.runs.events import Ended
+from trainer.runs.records import AttemptOutcome, HeartbeatRecord, Outcome
 from trainer.runs.registry import reference_to, shortest
 from trainer.runs.state import state_of
 from trainer.runs.summary import best as best_of_run
@@ -86,18 +86,18 @@ class Follower:
         self._offset = 0
         self._in_traceback = False
         self._since = time.time()
-        self._first_attempt = int(run.launch().get("attempt") or 0)
+        self._first_attempt = run.launch().attempt
         self._asked, self._is_in_slurm = time.monotonic(), True
 
     def is_over(self) -> bool:
         """Return whether the process of the run is gone or, if it is on another machine, whether an end is recorded."""
         launch = self.run.launch()
-        if launch.get("slurm_job_id"):
+        if launch.slurm_job_id:
             return not self._lives_in_slurm()
-        if launch.get("pid") is None:
+        if launch.pid is None:
             return self._end() is not None
-        if launch.get("host") == socket.gethostname() and launch.get("boot_id") == processes.boot_id():
-            return not processes.is_alive(launch["pid"], launch.get("pid_started"))
+        if launch.host == socket.gethostname() and launch.boot_id == processes.boot_id():
+            return not processes.is_alive(launch.pid, launch.pid_started)
         return self._end() is not None
 
     def _lives_in_slurm(self) -> bool:
@@ -135,43 +135,45 @@ class Follower:
     def _kill(self) -> None:
         self.say("killing the run")
         launch = self.run.launch()
-        if launch.get("pid") is not None and processes.is_alive(launch["pid"], launch.get("pid_started")):
-            processes.kill_tree(launch["pid"])
+        if launch.pid is not None and processes.is_alive(launch.pid, launch.pid_started):
+            processes.kill_tree(launch.pid)
         attempt = self._newest_attempt() or 0
         if self._end() is None:
             reason = "killed by a second Ctrl-C: progress since the last checkpoint is lost"
-            step = self._heartbeat().get("step")
-            record = {"outcome": "stopped", "exit_code": INTERRUPTED, "reason": reason, "step": step}
-            self.run.attempts_dir.mkdir(exist_ok=True)
-            write_atomic(self.run.attempts_dir / f"attempt-{attempt:02d}.json", json.dumps(record))
-            self.run.event("stopped", attempt=attempt, step=step, reason=reason)
+            beat = self.run.heartbeat(0)
+            step = beat.step if beat else None
+            end = AttemptOutcome(
+                attempt=attempt, outcome="stopped", exit_code=INTERRUPTED, reason=reason, step=step, time=time.time()
+            )
+            self.run.write_outcome(end)
+            self.run.add_event(Ended(event="stopped", attempt=attempt, step=step, reason=reason))
 
     def conclude(self) -> int:
         """Print how the run ended, and return the exit code."""
-        end = self._end() or {"outcome": "dead", "reason": "its processes were killed", "exit_code": JOB_FAILED}
-        outcome, heartbeat = end["outcome"], self._heartbeat()
-        step = end.get("step") if end.get("step") is not None else heartbeat.get("step", 0)
+        end, beat = self._end(), self.run.heartbeat(0)
+        outcome: Outcome | Literal["dead"] = end.outcome if end else "dead"
+        step = end.step if end and end.step is not None else beat.step if beat else 0
         if outcome in ("failed", "hung", "dead"):
-            self._show_failure(end)
+            self._show_failure(outcome, end)
         words = {"requeue": "checkpoint saved for requeueing", "dead": "died"}
         self.say(f"{words.get(outcome, outcome)} at step {step} after {bar.duration(time.time() - self._since)}")
-        best = best_of_run(self.run, heartbeat)
+        best = best_of_run(self.run, beat)
         if best:
-            self.say(f"  best    {best['metric']} {best['value']:.4g} at step {best['step']}")
+            self.say(f"  best    {best.metric} {best.value:.4g} at step {best.step}")
         self.say(f"  run     {shortest(self.run.path)}")
         self.say(f"  next    {self._next(end)}")
         if outcome == "finished":
             return DONE
         if outcome == "stopped" or self._acted:
             return INTERRUPTED
-        code = end.get("exit_code")
+        code = end.code if end else JOB_FAILED
         return code if code in (USER_MUST_CHANGE, ENVIRONMENT_MUST_CHANGE) else JOB_FAILED
 
-    def _next(self, end: dict[str, Any]) -> str:
+    def _next(self, end: AttemptOutcome | None) -> str:
         """Return the next command. A resume uses the code snapshot of the run, so it cannot fix a bug in the code."""
-        if end["outcome"] == "finished":
+        if end and end.outcome == "finished":
             return f"{_command()} show {reference_to(self.run)}"
-        if end.get("mend"):
+        if end and end.mend:
             return f"fix it, then: {fit_again(self.run)}"
         return f"{_command()} resume {reference_to(self.run)}"
 
@@ -189,11 +191,11 @@ class Follower:
             self._stream = open(os.devnull, "w")  # noqa: SIM115  open until the process ends
 
     def _show_bar(self) -> None:
-        heartbeat = self._heartbeat()
-        if heartbeat.get("attempt") != self._attempt:
-            heartbeat = {"step": heartbeat.get("step", 0), "phase": "start"}
+        beat = self.run.heartbeat(0)
+        if beat is None or beat.attempt != self._attempt:
+            beat = HeartbeatRecord(step=beat.step if beat else 0, phase="start")
         width = shutil.get_terminal_size().columns - 1
-        self._write("\r\x1b[K" + bar.render(heartbeat, width))
+        self._write("\r\x1b[K" + bar.render(beat, width))
         self._bar_shown = True
 
     def _show_log(self) -> None:
@@ -201,7 +203,7 @@ class Follower:
         if self._attempt is None:
             return
         try:
-            with (self._log_dir(self._attempt) / "rank-0.log").open("rb") as file:
+            with self.run.rank_log(self._attempt, 0).open("rb") as file:
                 file.seek(self._offset)
                 text = file.read()
         except OSError:
@@ -215,25 +217,25 @@ class Follower:
                 self.say(line)
 
     def _show_restart(self, died: int, following: int) -> None:
-        record = self._record(died)
-        reason = record.get("reason")
-        if record.get("outcome") == "requeue":
-            self.say(f"attempt {died} ended: {reason}; resuming as attempt {following}")
+        end = self.run.outcome(died)
+        if end and end.outcome == "requeue":
+            self.say(f"attempt {died} ended: {end.reason}; resuming as attempt {following}")
             return
-        if reason is None:  # the node process may not have recorded it yet
-            reason = cause.find(self._log_dir(died)).reason
+        # The node process may not have recorded it yet.
+        reason = end.reason if end else cause.find(self.run, died).reason
         self.say(f"attempt {died} died: {reason}; restarting as attempt {following}")
 
-    def _show_failure(self, end: dict[str, Any]) -> None:
-        lines, log, where = end.get("lines") or [], end.get("log"), end.get("where")
+    def _show_failure(self, outcome: str, end: AttemptOutcome | None) -> None:
+        lines, log, where = (end.lines, end.log, end.where) if end else ([], None, None)
+        reason = end.reason if end else "its processes were killed"
         if not lines and log is None:
-            found = cause.find(self._log_dir(self._attempt or 0))
+            found = cause.find(self.run, self._attempt or 0)
             lines, where = found.lines, found.where
             log = str(found.log.relative_to(self.run.path)) if found.log else None
         if lines and not lines[0].startswith(cause.TRACEBACK):  # a traceback is in the log
             for line in lines[-_SHOWN_LINES:]:
                 self.say(f"  | {line}")
-        self.say(f"{end['outcome']}: {end.get('reason') or 'no reason recorded'}")
+        self.say(f"{outcome}: {reason or 'no reason recorded'}")
         if where:
             self.say(f"  in      {where}")
         launch_log = self.run.logs_dir / "launch.log"
@@ -243,30 +245,15 @@ class Follower:
                 self.say(f"  | {line}")
         self.say(f"  log     {shortest(self.run.path / log) if log else shortest(self.run.logs_dir)}")
 
-    def _log_dir(self, attempt: int) -> Path:
-        return self.run.logs_dir / f"attempt-{attempt:02d}"
-
     def _newest_attempt(self) -> int | None:
         """Return the newest attempt of this launch."""
-        numbers = [folder.name.partition("-")[2] for folder in self.run.logs_dir.glob("attempt-*")]
-        return max((int(n) for n in numbers if n.isdigit() and int(n) >= self._first_attempt), default=None)
+        return max((one for one in self.run.logged_attempts() if one >= self._first_attempt), default=None)
 
-    def _record(self, attempt: int) -> dict[str, Any]:
-        try:
-            return dict(json.loads((self.run.attempts_dir / f"attempt-{attempt:02d}.json").read_text()))
-        except (OSError, ValueError):
-            return {}
-
-    def _end(self) -> dict[str, Any] | None:
+    def _end(self) -> AttemptOutcome | None:
         """Return the recorded end of this launch."""
         attempt = self._newest_attempt()
-        if attempt is None:
-            return None
-        record = self._record(attempt)
-        return record if record and not record.get("restarted") else None
-
-    def _heartbeat(self) -> dict[str, Any]:
-        return read_live(self.run.live_dir / "rank-0.json")
+        end = None if attempt is None else self.run.outcome(attempt)
+        return None if end is None or end.restarted else end
 
 
 def fit_again(run: RunDirectory, command: str | None = None) -> str:

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from trainer.core.errors import EnvironmentFault
+from trainer.core.records import BadRecord
 from trainer.runs.directory import RunDirectory
 
 
 def states_of(runs: Iterable[RunDirectory]) -> Mapping[str, str] | None:
     """Return SLURM job id to state of the runs on SLURM; None without any, or when SLURM does not respond."""
-    job_ids = [str(job_id) for run in runs if (job_id := run.launch().get("slurm_job_id")) and not is_over(run)]
+    job_ids = [job_id for run in runs if (job_id := _job_of(run)) and not is_over(run)]
     if not job_ids:
         return None
     from trainer.slurm import query
@@ -27,15 +28,23 @@ def why_it_waits(run: RunDirectory) -> list[str]:
     Raises:
         EnvironmentFault: SLURM does not respond.
     """
-    job_id = run.launch().get("slurm_job_id")
+    job_id = run.launch().slurm_job_id
     if not job_id:
         return []
     from trainer.slurm import pending
 
-    return pending.explain(str(job_id))
+    return pending.explain(job_id)
 
 
 def is_over(run: RunDirectory) -> bool:
     """Return whether the newest attempt of the last launch recorded an end after which the job does not run again."""
-    ends = [record for record in run.attempts() if record["attempt"] >= run.launch().get("attempt", 0)]
-    return bool(ends) and ends[-1].get("outcome") in ("finished", "stopped") and not ends[-1].get("restarted")
+    ends = [end for end in run.attempts() if end.attempt >= run.launch().attempt]
+    return bool(ends) and ends[-1].outcome in ("finished", "stopped") and not ends[-1].restarted
+
+
+def _job_of(run: RunDirectory) -> str | None:
+    """Return the SLURM job; None without one, or if `launch.json` is damaged, which is reported with the run."""
+    try:
+        return run.launch().slurm_job_id
+    except BadRecord:
+        return None

@@ -27,7 +27,7 @@ def launcher(cluster: str, *, detached: bool, keep_script: bool = False, after: 
     if cluster == "slurm":
         from trainer.slurm.submit import SlurmLauncher
 
-        return SlurmLauncher(keep_script, str(after.launch()["slurm_job_id"]) if after else None)
+        return SlurmLauncher(keep_script, after.launch().slurm_job_id if after else None)
     from trainer.launch.local import LocalLauncher
 
     return LocalLauncher(detached)
@@ -75,7 +75,7 @@ def cost(config: dict[str, Any], shape: LaunchShape) -> str | None:
 
 def signal_stop(run: RunDirectory) -> None:
     """Notify a SLURM job of its `control/stop`; cancel it if it is pending."""
-    if run.launch().get("slurm_job_id"):
+    if run.launch().slurm_job_id:
         from trainer.slurm.stop import stop
 
         stop(run)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
-from trainer.config.shape import LaunchShape, resolve
-from trainer.core.files import write_atomic
+from trainer.config.shape import resolve
 from trainer.runs.directory import RunDirectory
 from trainer.supervise.node import FOLLOWER_VARIABLE, NODES_VARIABLE, RENDEZVOUS_VARIABLE, record_launch
 
@@ -29,10 +28,10 @@ class LocalLauncher:
     def launch(self, run: RunDirectory) -> None:
         """Start `run`, and write the process id of its node process into `launch.json`."""
         launch = run.launch()
-        shape = LaunchShape.from_dict(launch["shape"]) if launch.get("shape") else resolve(run.config())
+        shape = launch.shape or resolve(run.config())
         # A resumed run keeps the working directory of its first launch, to which relative data paths refer.
         attempt = run.next_attempt()
-        write_atomic(run.launch_path, json.dumps({"cwd": os.getcwd(), **launch}, indent=1))
+        run.write_launch(replace(launch, cwd=launch.cwd or os.getcwd()))
         record_launch(run, shape, os.getpid(), attempt)  # until the node process exists
         run.stop_request.unlink(missing_ok=True)
         run.logs_dir.mkdir(exist_ok=True)

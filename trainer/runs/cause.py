@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import re
 import signal
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-from trainer.core.errors import UserError
-from trainer.core.files import read_json, read_live
+from trainer.runs.directory import RunDirectory
+from trainer.runs.records import Failure
 
 _TAIL_BYTES = 256 * 1024
 _RANK_PREFIX = re.compile(r"^\[rank\d+\]: ?")
@@ -35,42 +34,15 @@ _KILLED_TORCHRUN = re.compile(r"^torchrun on (\S+) was killed by ")
 
 TRACEBACK_BEGINS, TRACEBACK_ENDS = "--- traceback of what ended this rank", "--- end of the traceback"
 """Lines of a rank's log; a terminal that follows the log leaves out what is between them."""
-FAILURE_SUFFIX = ".failure.json"
-"""Of `rank-R.failure.json` beside the rank's log: what the rank itself says of its end (`Failure`)."""
-
 FAILURE_VARIABLE = "TRAINER_FAILURE"
 """In the environment of a command's ranks: the file for the message of the first that fails."""
 
 
-@dataclass(frozen=True)
-class Failure:
-    """An exception that ended a rank, as the rank wrote it down (trainer/runtime/failure.py)."""
-
-    reason: str
-    """The exception and its whole message: one line or several."""
-    where: str | None
-    """The user's own line that it came from."""
-    step: int
-    rank: int
-    time: float
-    is_final: bool
-    """Another attempt would end in the same way."""
-    mend: bool
-    """So would a resume: the code, the configuration or the files must change first."""
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
-
-def failures(attempt_dir: Path) -> list[Failure]:
+def failures(run: RunDirectory, attempt: int) -> list[Failure]:
     """What the ranks of an attempt wrote down, those first that were not dragged along, then by time."""
-    found = []
-    for path in attempt_dir.glob(f"rank-*{FAILURE_SUFFIX}"):
-        try:
-            found.append(Failure(**read_json(path)))
-        except (OSError, UserError, TypeError):  # half written, or of another version
-            continue
-    return sorted(found, key=lambda one: (not one.is_final, bool(DRAGGED_ALONG.search(one.reason)), one.time))
+    return sorted(
+        run.failures(attempt), key=lambda one: (not one.is_final, bool(DRAGGED_ALONG.search(one.reason)), one.time)
+    )
 
 
 @dataclass(frozen=True)
@@ -134,26 +106,27 @@ class _Failure:
     exit_code: int
 
 
-def find(attempt_dir: Path, node_log: Path | None = None) -> Cause:
-    """The cause of death of the attempt whose logs are in `attempt_dir`; `node_log` has what torchrun said, and so
-    have those of the other nodes beside it."""
-    found = _find(attempt_dir, node_log)
+def find(run: RunDirectory, attempt: int, node_log: Path | None = None) -> Cause:
+    """The cause of death of an attempt, from its logs; `node_log` has what torchrun said, and so have those of the
+    other nodes beside it."""
+    found = _find(run, attempt, node_log)
     if found.rank is None and found.log is not None and found.log.name.startswith("rank-"):
         found = replace(found, rank=_rank_of(found.log))
     if found.rank is not None and found.host is None:
-        found = replace(found, host=read_live(_live(attempt_dir) / f"rank-{found.rank}.json").get("host"))
+        beat = run.heartbeat(found.rank)
+        found = replace(found, host=beat.host if beat else None)
     return found
 
 
-def _find(attempt_dir: Path, node_log: Path | None) -> Cause:
-    failure = _first_failure(attempt_dir, node_log)
+def _find(run: RunDirectory, attempt: int, node_log: Path | None) -> Cause:
+    failure = _first_failure(run, node_log)
     exit_code = failure.exit_code if failure else None
-    told = failures(attempt_dir)
+    told = failures(run, attempt)
     if told and not DRAGGED_ALONG.search(told[0].reason):
-        log = attempt_dir / f"rank-{told[0].rank}.log"
+        log = run.rank_log(attempt, told[0].rank)
         return Cause(told[0].reason, [], log, exit_code, told[0].rank, None, told[0].where, told[0].mend)
     candidates: list[tuple[int, float, Cause]] = []
-    for log in sorted(attempt_dir.glob("rank-*.log"), key=_rank_of):
+    for log in run.rank_logs(attempt).values():
         traceback = last_traceback(tail(log))
         if not traceback:
             continue
@@ -166,16 +139,16 @@ def _find(attempt_dir: Path, node_log: Path | None) -> Cause:
     if killed:
         return killed
     if failure is not None and exit_code not in (None, 1):
-        log = attempt_dir / f"rank-{failure.rank}.log"
+        log = run.rank_log(attempt, failure.rank)
         reason = _describe(failure.rank, failure.exit_code)
         return Cause(reason, tail(log)[-5:], log if log.exists() else None, exit_code, failure.rank, failure.host)
     if candidates:
         return candidates[0][2]
-    return _without_rank_logs(attempt_dir, node_log, exit_code)
+    return _without_rank_logs(run, attempt, node_log, exit_code)
 
 
-def _without_rank_logs(attempt_dir: Path, node_log: Path | None, exit_code: int | None) -> Cause:
-    for log in [*sorted(attempt_dir.glob("rank-*.log"), key=_rank_of), *([node_log] if node_log else [])]:
+def _without_rank_logs(run: RunDirectory, attempt: int, node_log: Path | None, exit_code: int | None) -> Cause:
+    for log in [*run.rank_logs(attempt).values(), *([node_log] if node_log else [])]:
         lines = [line for line in tail(log) if line.strip()]
         if log == node_log:
             lines = _before_torchrun_failed(lines)
@@ -199,7 +172,7 @@ def _rank_of(log: Path) -> int:
     return int("".join(re.findall(r"\d+", log.stem)) or 0)
 
 
-def _first_failure(attempt_dir: Path, node_log: Path | None) -> _Failure | None:
+def _first_failure(run: RunDirectory, node_log: Path | None) -> _Failure | None:
     """Of each node's torchrun the last report; of those the earliest, which took the others along."""
     failures = []
     for log in sorted(node_log.parent.glob("node-*.log")) if node_log else []:
@@ -209,7 +182,7 @@ def _first_failure(attempt_dir: Path, node_log: Path | None) -> _Failure | None:
             continue
         when, code, local_rank, pid = matches[-1].groups()
         host = next((match[1] for match in map(_NODE_HOST.search, lines) if match), None)
-        rank = _rank_with(attempt_dir, host, int(pid or 0))
+        rank = _rank_with(run, host, int(pid or 0))
         failures.append(_Failure(when or "", int(local_rank) if rank is None else rank, host, int(code)))
     return min(failures, key=lambda failure: failure.time, default=None)
 
@@ -223,19 +196,12 @@ def _killed_torchrun(node_log: Path | None) -> Cause | None:
     return None
 
 
-def _rank_with(attempt_dir: Path, host: str | None, pid: int) -> int | None:
+def _rank_with(run: RunDirectory, host: str | None, pid: int) -> int | None:
     """The rank that is this process, from the heartbeats; null where it had not written one."""
-    live = _live(attempt_dir)
-    for rank in sorted(_rank_of(path) for path in live.glob("rank-*.json")):
-        beat = read_live(live / f"rank-{rank}.json")
-        if beat.get("pid") == pid and host in (None, beat.get("host")):
+    for rank, beat in run.heartbeats().items():
+        if beat.pid == pid and host in (None, beat.host):
             return rank
     return None
-
-
-def _live(attempt_dir: Path) -> Path:
-    """The run's heartbeats."""
-    return attempt_dir.parent.parent / "live"
 
 
 def _describe(rank: int, exit_code: int) -> str:

@@ -7,12 +7,17 @@ import os
 import re
 import secrets
 import shlex
-import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from trainer.config.shape import LaunchShape
+from trainer.core import records
 from trainer.core.errors import EnvironmentFault, UserError
-from trainer.core.files import append_line, fsync_folder, read_json, write_atomic
+from trainer.core.files import append_line, fsync_folder, read_json, read_live, write_atomic, write_live, write_new
+from trainer.runs import events
+from trainer.runs.events import E, Event
+from trainer.runs.records import AttemptOutcome, Failure, HeartbeatRecord, Launch
 
 if TYPE_CHECKING:
     from trainer.config.hydra_files import HydraFiles
@@ -70,7 +75,7 @@ class RunDirectory:
         write_atomic(run.overrides_path, shlex.join(overrides) + "\n")
         taken = snapshot(code_root, run.code_dir, leave_out=run.path.parent)
         write_atomic(run.manifest_path, json.dumps(manifest_of(choices, taken), indent=1))
-        run.event("created", overrides=overrides)
+        run.add_event(events.Created(overrides=overrides))
         return run
 
     def exists(self) -> bool:
@@ -81,23 +86,21 @@ class RunDirectory:
         """Seconds since 1970. config.yaml is written once, when the run is made."""
         return self.config_path.stat().st_mtime
 
-    def event(self, name: str, **fields: Any) -> None:
+    def add_event(self, event: Event) -> None:
         """Append to `events.jsonl`."""
-        append_line(self.events_path, json.dumps({"time": round(time.time(), 3), "event": name, **fields}))
+        append_line(self.events_path, records.dumps(event))
 
-    def events(self) -> list[dict[str, Any]]:
-        """Every event, oldest first; a line cut short by a crash is left out."""
-        found = []
+    def events(self) -> list[Event]:
+        """Return every event, oldest first. A line that cannot be used is left out and reported on stderr."""
         try:
-            lines = self.events_path.read_text().splitlines()
+            text = self.events_path.read_text(errors="replace")
         except FileNotFoundError:
             return []
-        for line in lines:
-            try:
-                found.append(json.loads(line))
-            except ValueError:
-                continue
-        return found
+        return list(events.parse(text, self.events_path))
+
+    def events_of(self, kind: type[E]) -> list[E]:
+        """Return the events of one class, oldest first."""
+        return [event for event in self.events() if isinstance(event, kind)]
 
     def config(self) -> dict[str, Any]:
         """The frozen configuration as plain dicts."""
@@ -105,19 +108,27 @@ class RunDirectory:
 
         return read_plain(self.config_path)
 
-    def launch(self) -> dict[str, Any]:
-        """Who started it where; empty before the first launch."""
-        return read_json(self.launch_path, {})
+    def launch(self) -> Launch:
+        """Return which process the run is; before the first launch one with only defaults.
+
+        Raises:
+            BadRecord: Where `launch.json` is damaged or of a newer version.
+        """
+        return records.read(Launch, self.launch_path) or Launch()
+
+    def shape(self) -> LaunchShape:
+        """Return what a run that has been launched asks for. Raises BadRecord as `launch` does."""
+        shape = self.launch().shape
+        if shape is None:
+            raise records.damaged(self.launch_path, "shape is missing", "shape")
+        return shape
+
+    def write_launch(self, launch: Launch) -> None:
+        """Replace `launch.json`."""
+        write_atomic(self.launch_path, records.dumps(launch, indent=1))
 
     def manifest(self) -> dict[str, Any]:
         return read_json(self.manifest_path, {})
-
-    def collectives_request(self, attempt: int) -> Path:
-        """A file that asks every rank of this attempt for its trace of collectives."""
-        return self.live_dir / f"collectives-{attempt:02d}.request"
-
-    def collectives_trace(self, attempt: int, rank: int) -> Path:
-        return self.logs_dir / f"attempt-{attempt:02d}" / f"rank-{rank}.collectives.json"
 
     def hash_seed(self) -> str:
         """PYTHONHASHSEED for every process of the run: what it was at `fit`, or 0.
@@ -126,24 +137,143 @@ class RunDirectory:
         """
         return str(self.manifest().get("python_hash_seed") or os.environ.get("PYTHONHASHSEED") or "0")
 
-    def attempts(self) -> list[dict[str, Any]]:
-        """What is recorded of each attempt's end, with its number as `attempt`, oldest first."""
-        found = []
-        for path in sorted(self.attempts_dir.glob("attempt-*.json")):
-            try:
-                record = read_json(path)
-            except UserError:  # damaged: as if the attempt had not come to say it
-                continue
-            if isinstance(record, dict):
-                found.append({"attempt": int(path.stem.rpartition("-")[2]), **record})
-        return found
+    def attempt_record(self, attempt: int) -> Path:
+        """Return where the outcome of an attempt is recorded."""
+        return self.attempts_dir / f"attempt-{attempt:02d}.json"
+
+    def attempt_logs(self, attempt: int) -> Path:
+        """Return the folder of an attempt's logs."""
+        return self.logs_dir / f"attempt-{attempt:02d}"
+
+    def rank_log(self, attempt: int, rank: int) -> Path:
+        """Return the log of a rank."""
+        return self.attempt_logs(attempt) / f"rank-{rank}.log"
+
+    def rank_logs(self, attempt: int) -> dict[int, Path]:
+        """Return the logs of an attempt's ranks that exist, by rank."""
+        return _by_rank(self.attempt_logs(attempt).glob("rank-*.log"))
+
+    def node_log(self, attempt: int, node: int) -> Path:
+        """Return the log of a node process and its torchrun; it has every attempt of the launch."""
+        return self.attempt_logs(attempt) / f"node-{node}.log"
+
+    def failure_record(self, attempt: int, rank: int) -> Path:
+        """Return where a rank records the exception that ends it."""
+        return self.attempt_logs(attempt) / f"rank-{rank}.failure.json"
+
+    def stacks(self, attempt: int, rank: int) -> Path:
+        """Return where a rank writes its stacks when it is asked (SIGUSR2)."""
+        return self.attempt_logs(attempt) / f"rank-{rank}.stacks"
+
+    def existing_stacks(self, attempt: int) -> list[Path]:
+        """Return the files of `stacks` that exist: a rank makes its own before it imports anything heavy."""
+        return list(_by_rank(self.attempt_logs(attempt).glob("rank-*.stacks")).values())
+
+    def collectives_request(self, attempt: int) -> Path:
+        """Return the file that asks every rank of an attempt for its trace of collectives."""
+        return self.live_dir / f"collectives-{attempt:02d}.request"
+
+    def collectives_trace(self, attempt: int, rank: int) -> Path:
+        """Return where a rank writes its trace of collectives."""
+        return self.attempt_logs(attempt) / f"rank-{rank}.collectives.json"
+
+    def memory_snapshot(self, attempt: int, rank: int) -> Path:
+        """Return where a rank that has run out of GPU memory writes a snapshot of it."""
+        return self.attempt_logs(attempt) / f"rank-{rank}.memory.pickle"
+
+    def heartbeat_path(self, rank: int) -> Path:
+        """Return where a rank of the newest attempt writes its heartbeat."""
+        return self.live_dir / f"rank-{rank}.json"
+
+    def past_heartbeat_path(self, attempt: int, rank: int) -> Path:
+        """Return where the last heartbeat of an attempt is kept once a later attempt has begun."""
+        return self.live_dir / f"attempt-{attempt:02d}-rank-{rank}.json"
+
+    def samples_path(self, attempt: int, rank: int) -> Path:
+        """Return where `SampleLog` writes which samples a rank has read."""
+        return self.path / "samples" / f"attempt-{attempt:02d}-rank-{rank}.jsonl"
+
+    def trace_path(self, attempt: int, rank: int) -> Path:
+        """Return where `trainer verify-resume` has a rank write what goes into each batch."""
+        return self.path / "trace" / f"attempt-{attempt:02d}-rank-{rank}.jsonl"
+
+    def outcome(self, attempt: int) -> AttemptOutcome | None:
+        """Return how an attempt ended; None while that is not recorded, or where the record cannot be used."""
+        return records.read_or_skip(AttemptOutcome, self.attempt_record(attempt), attempt=attempt)
+
+    def attempts(self) -> list[AttemptOutcome]:
+        """Return the outcome of every attempt that has one, oldest first.
+
+        A record that cannot be used is left out and reported on stderr, as if nothing had been recorded.
+        """
+        outcomes = [self.outcome(number) for number in _numbers(self.attempts_dir)]
+        return [outcome for outcome in outcomes if outcome is not None]
+
+    def write_outcome(self, outcome: AttemptOutcome, *, replace: bool = True) -> bool:
+        """Record how an attempt ended. Without `replace` an existing record stays; returns whether it was written."""
+        self.attempts_dir.mkdir(exist_ok=True)
+        path, text = self.attempt_record(outcome.attempt), records.dumps(outcome)
+        if not replace:
+            return write_new(path, text)
+        write_atomic(path, text)
+        return True
+
+    def logged_attempts(self) -> list[int]:
+        """Return the numbers of the attempts that have a folder of logs, in order."""
+        return _numbers(self.logs_dir)
 
     def next_attempt(self) -> int:
-        """One more than the largest number used, by a log folder or a recorded end."""
-        used = [-1]
-        for folder in (self.logs_dir, self.attempts_dir):
-            used += [int(path.stem.rpartition("-")[2]) for path in folder.glob("attempt-*")]
-        return max(used) + 1
+        """Return one more than the largest number used, by a log folder or a recorded outcome."""
+        return max([*self.logged_attempts(), *_numbers(self.attempts_dir)], default=-1) + 1
+
+    def failures(self, attempt: int) -> list[Failure]:
+        """Return what the ranks of an attempt recorded of the exceptions that ended them, by rank."""
+        found = _by_rank(self.attempt_logs(attempt).glob("rank-*.failure.json"))
+        failures = [records.read_or_skip(Failure, path) for path in found.values()]
+        return [failure for failure in failures if failure is not None]
+
+    def write_failure(self, attempt: int, failure: Failure) -> None:
+        """Record the exception that ends a rank."""
+        write_atomic(self.failure_record(attempt, failure.rank), records.dumps(failure))
+
+    def heartbeat(self, rank: int) -> HeartbeatRecord | None:
+        """Return the last heartbeat of a rank; None before its first, or where it cannot be used."""
+        return _heartbeat(self.heartbeat_path(rank))
+
+    def heartbeats(self) -> dict[int, HeartbeatRecord]:
+        """Return the last heartbeat of every rank, by rank. Ranks that only an earlier attempt had are among them."""
+        paths = _by_rank(self.live_dir.glob("rank-*.json"))
+        return {rank: beat for rank, path in paths.items() if (beat := _heartbeat(path)) is not None}
+
+    def past_heartbeats(self, rank: int) -> list[HeartbeatRecord]:
+        """Return the last heartbeat of a rank in each earlier attempt."""
+        beats = map(_heartbeat, sorted(self.live_dir.glob(f"attempt-*-rank-{rank}.json")))
+        return [beat for beat in beats if beat is not None]
+
+    def write_heartbeat(self, rank: int, beat: HeartbeatRecord) -> None:
+        """Overwrite the heartbeat of a rank in place."""
+        write_live(self.heartbeat_path(rank), records.to_json(beat))
+
+
+def _numbers(folder: Path) -> list[int]:
+    """Return the numbers NN of `attempt-NN` and `attempt-NN.json` in a folder, in order."""
+    names = (path.name.removesuffix(".json").removeprefix("attempt-") for path in folder.glob("attempt-*"))
+    return sorted(int(name) for name in names if name.isdigit())
+
+
+def _by_rank(paths: Iterable[Path]) -> dict[int, Path]:
+    """Return the files named `rank-R.*` by rank, in order."""
+    ranks = {path.name.partition(".")[0].removeprefix("rank-"): path for path in paths}
+    return dict(sorted((int(rank), path) for rank, path in ranks.items() if rank.isdigit()))
+
+
+def _heartbeat(path: Path) -> HeartbeatRecord | None:
+    content = read_live(path)
+    try:
+        return records.from_json(HeartbeatRecord, content, path) if content else None
+    except records.BadRecord as error:
+        records.skip(error)
+        return None
 
 
 def _make_folder(runs_dir: Path, name: str) -> Path:

@@ -7,10 +7,11 @@ steps wait for other ranks is in the steps.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
-from trainer.core.files import read_live
 from trainer.runs.directory import RunDirectory
+from trainer.runs.events import Allocated, Created, Event, Hang
 
 CLASSES = (
     "queue",
@@ -46,21 +47,23 @@ def ledger(run: RunDirectory, now: float | None = None, rank: int = 0) -> dict[s
         return None
     events = run.events()
     seconds = dict.fromkeys(CLASSES, 0.0)
-    edge = next((event["time"] for event in events if event["event"] == "created"), beats[0]["began"])
+    edge = next((event.time for event in events if isinstance(event, Created)), beats[0].began)
     first = edge
     allocated = {
-        event["attempt"]: event.get("since", event["time"]) for event in events if event["event"] == "allocated"
+        event.attempt: event.time if event.since is None else event.since
+        for event in events
+        if isinstance(event, Allocated) and event.event == "allocated"
     }
-    furthest = beats[0].get("first_step", 0)
+    furthest = beats[0].first_step
     for number, beat in enumerate(beats):
-        until = max(edge, beat["began"])
-        start = min(until, max(edge, allocated.get(beat["attempt"], edge)))
+        until = max(edge, beat.began)
+        start = min(until, max(edge, allocated.get(beat.attempt, edge)))
         seconds["queue"] += start - edge
         seconds["down" if number else "start"] += until - start
-        _add(seconds, beat, furthest, _hang_s(events, beat["attempt"]))
-        furthest = max(furthest, beat["step"])
+        _add(seconds, beat, furthest, _hang_s(events, beat.attempt))
+        furthest = max(furthest, beat.step)
         # Not until `time`: a clock that was set during the attempt has changed that, but not the seconds spent.
-        edge = max(edge, beat["began"] + sum(beat["spent"].values()))
+        edge = max(edge, beat.began + sum(beat.spent.values()))
     if now is not None and now > edge:
         seconds["down"] += now - edge
         edge = now
@@ -81,36 +84,54 @@ def _share(part: float, whole: float) -> float | None:
 def by_rank(run: RunDirectory) -> list[dict[str, Any]]:
     """Of each rank of the newest attempt its place and pace, and where its time went; a row a rank."""
     rows = []
-    beats = {int(path.stem.partition("-")[2]): read_live(path) for path in run.live_dir.glob("rank-*.json")}
-    newest = max((beat.get("attempt", 0) for beat in beats.values()), default=0)
-    for rank, beat in sorted(beats.items()):
-        if beat.get("attempt", 0) != newest:  # that attempt had more ranks
+    beats = run.heartbeats()
+    newest = max((beat.attempt for beat in beats.values()), default=0)
+    for rank, beat in beats.items():
+        if beat.attempt != newest:  # that attempt had more ranks
             continue
         kept = ("host", "device", "attempt", "step", "phase", "own_s", "data_s", "forward_s", "batch_s")
         accounts = ledger(run, rank=rank)
         rows.append(
-            {"rank": rank, **{key: beat.get(key) for key in kept}, "seconds": accounts["seconds"] if accounts else None}
+            {
+                "rank": rank,
+                **{key: getattr(beat, key) for key in kept},
+                "seconds": accounts["seconds"] if accounts else None,
+            }
         )
     return rows
 
 
-def _beats(run: RunDirectory, rank: int) -> list[dict[str, Any]]:
+@dataclass(frozen=True)
+class _Accounts:
+    """What a heartbeat says of the time of its attempt."""
+
+    attempt: int
+    began: float
+    first_step: int
+    step: int
+    spent: dict[str, float]
+
+
+def _beats(run: RunDirectory, rank: int) -> list[_Accounts]:
     """The last heartbeat of each attempt, by attempt."""
-    found = []
-    for path in [*run.live_dir.glob(f"attempt-*-rank-{rank}.json"), run.live_dir / f"rank-{rank}.json"]:
-        beat = read_live(path)
-        if beat.get("spent") is not None:
-            found.append(beat)
-    return sorted(found, key=lambda beat: beat["began"])
+    newest = run.heartbeat(rank)
+    return sorted(
+        (
+            _Accounts(beat.attempt, beat.began, beat.first_step, beat.step, beat.spent)
+            for beat in [*run.past_heartbeats(rank), *([newest] if newest else [])]
+            if beat.spent is not None and beat.began is not None
+        ),
+        key=lambda beat: beat.began,
+    )
 
 
-def _add(seconds: dict[str, float], beat: dict[str, Any], furthest: int, hang_s: float) -> None:
+def _add(seconds: dict[str, float], beat: _Accounts, furthest: int, hang_s: float) -> None:
     """The time of one attempt. `furthest`: the step that the attempts before it had reached."""
-    spent = dict(beat["spent"])
+    spent = dict(beat.spent)
     trained_s = spent.pop("train", 0.0)
     hung_s = min(hang_s, trained_s)
-    steps = beat["step"] - beat["first_step"]
-    again = max(0, min(beat["step"], furthest) - beat["first_step"])
+    steps = beat.step - beat.first_step
+    again = max(0, min(beat.step, furthest) - beat.first_step)
     redone_s = (trained_s - hung_s) * again / steps if steps > 0 else 0.0
     seconds["hang"] += hung_s
     seconds["redone"] += redone_s
@@ -120,5 +141,5 @@ def _add(seconds: dict[str, float], beat: dict[str, Any], furthest: int, hang_s:
         seconds[phase if phase in CLASSES else "finish"] += value
 
 
-def _hang_s(events: list[dict[str, Any]], attempt: int) -> float:
-    return sum(event["still_s"] for event in events if event["event"] == "hang" and event["attempt"] == attempt)
+def _hang_s(events: list[Event], attempt: int) -> float:
+    return sum(event.still_s for event in events if isinstance(event, Hang) and event.attempt == attempt)

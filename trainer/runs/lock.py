@@ -7,10 +7,11 @@ import json
 import os
 import socket
 import time
-from typing import Any
 
+from trainer.core import records
 from trainer.core.errors import EnvironmentFault, UserError
 from trainer.runs.directory import RunDirectory
+from trainer.runs.records import LockHolder
 from trainer.runs.registry import reference_to
 
 _DYING_S = 5.0
@@ -38,7 +39,7 @@ class RunLock:
                 break
             except BlockingIOError:
                 holder = self._holder(descriptor)
-                patience_s = _DYING_S if holder.get("host") == socket.gethostname() else _OTHER_HOST_S
+                patience_s = _DYING_S if holder is not None and holder.host == socket.gethostname() else _OTHER_HOST_S
                 if time.monotonic() - began > patience_s:
                     os.close(descriptor)
                     raise self._refusal(holder) from None
@@ -47,8 +48,8 @@ class RunLock:
                 os.close(descriptor)
                 return
         os.ftruncate(descriptor, 0)
-        mine = {"host": socket.gethostname(), "pid": os.getpid(), "attempt": attempt}
-        os.pwrite(descriptor, json.dumps(mine).encode(), 0)
+        mine = LockHolder(host=socket.gethostname(), pid=os.getpid(), attempt=attempt)
+        os.pwrite(descriptor, records.dumps(mine).encode(), 0)
         self._descriptor = descriptor
 
     @property
@@ -59,15 +60,16 @@ class RunLock:
         except FileNotFoundError:
             return False
 
-    def _holder(self, descriptor: int) -> dict[str, Any]:
+    def _holder(self, descriptor: int) -> LockHolder | None:
         try:
-            return dict(json.loads(os.pread(descriptor, 4096, 0)))
-        except ValueError:
-            return {}
+            return records.from_json(LockHolder, json.loads(os.pread(descriptor, 4096, 0)), self._path)
+        except (ValueError, records.BadRecord):  # another launch has just taken it, and not written it yet
+            return None
 
-    def _refusal(self, holder: dict[str, Any]) -> UserError:
+    def _refusal(self, holder: LockHolder | None) -> UserError:
         name = reference_to(self._run)
-        where = f"process {holder.get('pid', '?')} on {holder.get('host', '?')}, attempt {holder.get('attempt', '?')}"
+        pid, host, attempt = (holder.pid, holder.host, holder.attempt) if holder else ("?", "?", "?")
+        where = f"process {pid} on {host}, attempt {attempt}"
         return UserError(
             f"{self._run.path.name} is trained already ({where}); two at once would overwrite each other's checkpoints",
             f"to watch it: trainer logs -f {name}; to end it: trainer stop {name}",

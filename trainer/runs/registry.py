@@ -8,6 +8,7 @@ from pathlib import Path
 
 from trainer.core.errors import UserError
 from trainer.core.near import did_you_mean
+from trainer.core.records import BadRecord
 from trainer.runs.directory import RunDirectory
 
 VARIABLE = "TRAINER_RUNS_DIR"
@@ -49,7 +50,7 @@ def find(reference: str | None, runs_dir: Path) -> RunDirectory:
     ]
     if exact:
         return exact[-1]
-    by_job = [run for run in runs if str(run.launch().get("slurm_job_id")) == reference]
+    by_job = [run for run in runs if _job_of(run) == reference]
     if by_job:
         return by_job[-1]
     fitting = [run for run in runs if run.id.startswith(reference) or run.path.name.startswith(reference)]
@@ -61,6 +62,14 @@ def find(reference: str | None, runs_dir: Path) -> RunDirectory:
     known = {name for run in runs for name in (run.id, run.path.name, run.name)}
     hint = did_you_mean(reference, known)
     raise UserError(f"there is no run {reference} in {runs_dir}", f"{hint}trainer ls lists them")
+
+
+def _job_of(run: RunDirectory) -> str | None:
+    """The SLURM job; None where `launch.json` is damaged: another run may be meant."""
+    try:
+        return run.launch().slurm_job_id
+    except BadRecord:
+        return None
 
 
 def reference_to(run: RunDirectory) -> str:

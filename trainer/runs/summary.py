@@ -12,9 +12,11 @@ from typing import Any
 from trainer.checkpoint import commit
 from trainer.checkpoint.store import BEFORE_END, CheckpointStore, best_of, is_named_as_checkpoint, step_of
 from trainer.checkpoint.tiers import local_folder
-from trainer.core.files import read_live
+from trainer.core.records import to_json
 from trainer.runs.directory import RunDirectory
+from trainer.runs.events import Ended, Event, Started, Straggler, Tracking
 from trainer.runs.ledger import ledger
+from trainer.runs.records import BestCheckpoint, HeartbeatRecord, Launch
 from trainer.runs.state import state_of
 
 _TAIL_BYTES = 64 * 1024
@@ -26,17 +28,17 @@ _NOT_METRICS = ("step", "epoch", "time")
 def summary(run: RunDirectory, slurm_states: Mapping[str, str] | None = None) -> dict[str, Any]:
     """Reads a bounded amount: the tail of the metrics, never the whole."""
     state = state_of(run, slurm_states)
-    live = read_live(run.live_dir / "rank-0.json")
+    live = run.heartbeat(0)
     launch = run.launch()
     config = run.config()
     events = run.events()
     metrics, last_line = last_metrics(run.metrics_path)
-    started = [event["time"] for event in events if event["event"] == "started"]
-    tracked: dict[str, Any] = next((event for event in reversed(events) if event["event"] == "tracking"), {})
+    started = [event.time for event in events if isinstance(event, Started)]
+    tracked = next((event for event in reversed(events) if isinstance(event, Tracking)), None)
     attempts = run.attempts()
     saved = checkpoints(run)
-    step = live.get("step", last_line.get("step"))
-    if live.get("phase") == "start":  # an attempt that has not chosen its checkpoint yet
+    step = live.step if live else last_line.get("step")
+    if live and live.phase == "start":  # an attempt that has not chosen its checkpoint yet
         step = max([one["step"] for one in saved if one["committed"]], default=0)
     return {
         "id": run.id,
@@ -46,39 +48,41 @@ def summary(run: RunDirectory, slurm_states: Mapping[str, str] | None = None) ->
         "reason": state.reason or None,
         "step": step,
         "max_steps": _in(config, "trainer", "max_steps"),
-        "epoch": live.get("epoch", last_line.get("epoch")),
+        "epoch": live.epoch if live else last_line.get("epoch"),
         "metrics": metrics,
-        "best": best(run, live),
-        "attempts": 1 + max([record["attempt"] for record in attempts] + _log_attempts(run), default=-1),
+        "best": to_json(found) if (found := best(run, live)) else None,
+        "attempts": 1 + max([end.attempt for end in attempts] + run.logged_attempts(), default=-1),
         "world_size": _world_size(launch, events),
         "strategy": _in(config, "strategy", "name"),
         "cluster": _in(config, "cluster", "name"),
-        "wandb_id": tracked.get("id", run.id) if _in(config, "tracking", "name") == "wandb" else None,
-        "tracking": {name: tracked.get(name) for name in _TRACKING} if tracked else None,
-        "slurm_job_id": launch.get("slurm_job_id"),
+        "wandb_id": ((tracked and tracked.id) or run.id) if _in(config, "tracking", "name") == "wandb" else None,
+        "tracking": {name: getattr(tracked, name) for name in _TRACKING} if tracked else None,
+        "slurm_job_id": launch.slurm_job_id,
         "checkpoints": saved,
         "created": run.created_at(),
         "started": started[0] if started else None,
         "ended": None if state.is_active else _ended(events, live),
         "ledger": ledger(run, time.time() if state.is_active else None),
-        "stragglers": [event for event in events if event["event"] == "straggler"],
+        "stragglers": [to_json(event) for event in events if isinstance(event, Straggler)],
         "energy_kwh": None,
         "cost": None,
     }
 
 
-def best(run: RunDirectory, live: Mapping[str, Any]) -> dict[str, Any] | None:
-    """{"metric", "mode", "value", "step"} of the best checkpoint on disk, which `--checkpoint best` takes.
+def best(run: RunDirectory, live: HeartbeatRecord | None) -> BestCheckpoint | None:
+    """The best checkpoint on disk, which `--checkpoint best` takes.
 
     `live` is the first rank's heartbeat: it knows the direction for checkpoints that do not say it themselves, and
     what was best where no checkpoint was validated.
     """
-    beat = live.get("best") or {}
-    found = best_of(CheckpointStore(run.checkpoints_dir).committed(), mode=beat.get("mode", "min"))
+    beat = live.best if live else None
+    fallback = beat.mode if beat else "min"
+    found = best_of(CheckpointStore(run.checkpoints_dir).committed(), mode=fallback)
     if found is None:
-        return live.get("best")
-    mode = found.mode or beat.get("mode", "min")
-    return {"metric": found.monitor, "mode": mode, "value": found.monitor_value, "step": found.step}
+        return beat
+    mode = found.mode or fallback
+    assert found.monitor_value is not None  # `best_of` looks only at those that have one
+    return BestCheckpoint(metric=found.monitor, mode=mode, value=found.monitor_value, step=found.step)
 
 
 def last_metrics(path: Path) -> tuple[dict[str, float], dict[str, Any]]:
@@ -133,20 +137,14 @@ def _in(config: dict[str, Any], section: str, key: str) -> Any:
     return found.get(key) if isinstance(found, dict) else None
 
 
-def _log_attempts(run: RunDirectory) -> list[int]:
-    return [int(path.name.partition("-")[2]) for path in run.logs_dir.glob("attempt-*")]
-
-
-def _world_size(launch: dict[str, Any], events: list[dict[str, Any]]) -> int | None:
+def _world_size(launch: Launch, events: list[Event]) -> int | None:
     """Of the newest attempt of this launch, which may have fewer nodes than the run asks for; before it those."""
-    first = launch.get("attempt", 0)
-    begun = [event for event in events if event["event"] == "started" and event.get("attempt", 0) >= first]
-    if begun and begun[-1].get("world_size"):
-        return int(begun[-1]["world_size"])
-    shape = launch.get("shape")
-    return shape["nodes"] * shape["processes_per_node"] if shape else None
+    begun = [event for event in events if isinstance(event, Started) and event.attempt >= launch.attempt]
+    if begun and begun[-1].world_size:
+        return begun[-1].world_size
+    return launch.shape.world_size if launch.shape else None
 
 
-def _ended(events: list[dict[str, Any]], live: dict[str, Any]) -> float | None:
-    ends = [event["time"] for event in events if event["event"] in ("finished", "stopped", "failed", "preempted")]
-    return ends[-1] if ends else live.get("time")
+def _ended(events: list[Event], live: HeartbeatRecord | None) -> float | None:
+    ends = [event.time for event in events if isinstance(event, Ended) and event.event != "hung"]
+    return ends[-1] if ends else live.time if live else None

@@ -7,7 +7,6 @@ marks (`trainer.runs.cause`), so that a terminal that follows the log leaves it 
 from __future__ import annotations
 
 import errno
-import json
 import os
 import re
 import sys
@@ -16,18 +15,14 @@ import traceback
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
+from trainer.core import records
 from trainer.core.errors import DONE, JOB_FAILED, EnvironmentFault, TrainerError, UserError
-from trainer.core.files import write_atomic, write_new
-from trainer.runs.cause import (
-    DRAGGED_ALONG,
-    FAILURE_SUFFIX,
-    FAILURE_VARIABLE,
-    TRACEBACK_BEGINS,
-    TRACEBACK_ENDS,
-    Failure,
-    failures,
-)
+from trainer.core.files import write_new
+from trainer.runs.cause import DRAGGED_ALONG, FAILURE_VARIABLE, TRACEBACK_BEGINS, TRACEBACK_ENDS
+from trainer.runs.directory import RunDirectory
+from trainer.runs.records import CommandFailure, Failure
 from trainer.runtime.attempt import Attempt
+from trainer.runtime.process import Rank
 
 _MOST_LINES, _MOST_CHARACTERS = 12, 2000
 """Of a message: torch lists every key of a state dict that does not fit."""
@@ -81,16 +76,15 @@ def conclude(error: BaseException, attempt: Attempt) -> int:
     """
     failure = _failure_of(error, attempt)
     print_traceback(error)
-    folder = attempt.directory.logs_dir / f"attempt-{attempt.rank.attempt:02d}"
     try:
-        write_atomic(folder / f"rank-{attempt.rank.rank}{FAILURE_SUFFIX}", json.dumps(failure.to_dict()))
+        attempt.directory.write_failure(attempt.rank.attempt, failure)
     except OSError:  # a full disk: the log has it
         pass
     if not failure.is_final:
         attempt.heartbeat.stop("failed")
         return JOB_FAILED
     attempt.fail(failure)
-    _wait_for_others(folder, attempt.rank.world_size)
+    _wait_for_others(attempt.directory, attempt.rank)
     return DONE
 
 
@@ -110,7 +104,7 @@ def reported(main: Callable[[], int]) -> int:
             code, reason, fix = error.code, error.message, error.fix
         if _is_transient(error, reason) and DRAGGED_ALONG.search(reason):
             time.sleep(1.0)  # the rank whose end it noticed has the better message
-        write_new(Path(path), json.dumps({"message": reason, "fix": fix, "code": code}))
+        write_new(Path(path), records.dumps(CommandFailure(message=reason, fix=fix, code=code)))
         return code
 
 
@@ -131,7 +125,7 @@ def _failure_of(error: BaseException, attempt: Attempt) -> Failure:
         # One that guards the training is raised in it: what it saw need not come again from an older checkpoint.
         final, mend = True, isinstance(error, UserError) or not (isinstance(error, EnvironmentFault) or has_moved)
     elif _is_transient(error, reason):
-        return Failure(reason, where, step, attempt.rank.rank, time.time(), is_final=False, mend=False)
+        return _failure(attempt, reason, where, is_final=False, mend=False)
     elif _is_one_of(error, _ALWAYS) or type(error).__module__.startswith(_ALWAYS_FROM):
         final = True
     elif _is_one_of(error, _MISTAKES) or (isinstance(error, RuntimeError) and _TENSORS.search(reason)):
@@ -140,7 +134,19 @@ def _failure_of(error: BaseException, attempt: Attempt) -> Failure:
         final, mend = False, not has_saved
     if not final and _came_before(attempt, reason, step):
         final = mend = True
-    return Failure(reason, where, step, attempt.rank.rank, time.time(), is_final=final, mend=mend)
+    return _failure(attempt, reason, where, is_final=final, mend=mend)
+
+
+def _failure(attempt: Attempt, reason: str, where: str | None, *, is_final: bool, mend: bool) -> Failure:
+    return Failure(
+        reason=reason,
+        where=where,
+        step=attempt.heartbeat.step,
+        rank=attempt.rank.rank,
+        time=time.time(),
+        is_final=is_final,
+        mend=mend,
+    )
 
 
 def describe(error: BaseException, code_dir: Path | None = None) -> tuple[str, str | None]:
@@ -225,8 +231,8 @@ def _has_checkpoint(attempt: Attempt) -> bool:
 
 def _came_before(attempt: Attempt, reason: str, step: int) -> bool:
     """Whether the attempt before this one ended with the same message at the same step."""
-    folder = attempt.directory.logs_dir / f"attempt-{attempt.rank.attempt - 1:02d}"
-    return any(one.step == step and _constant(one.reason) == _constant(reason) for one in failures(folder))
+    before = attempt.directory.failures(attempt.rank.attempt - 1)
+    return any(one.step == step and _constant(one.reason) == _constant(reason) for one in before)
 
 
 def _constant(text: str) -> str:
@@ -234,7 +240,8 @@ def _constant(text: str) -> str:
     return re.sub(r"0x[0-9a-f]+", "0x", text)
 
 
-def _wait_for_others(folder: Path, world_size: int) -> None:
+def _wait_for_others(directory: RunDirectory, place: Rank) -> None:
     deadline = time.monotonic() + _STAYS_S
-    while time.monotonic() < deadline and len(list(folder.glob(f"rank-*{FAILURE_SUFFIX}"))) < world_size:
+    records_of_all = [directory.failure_record(place.attempt, rank) for rank in range(place.world_size)]
+    while time.monotonic() < deadline and not all(path.exists() for path in records_of_all):
         time.sleep(0.05)

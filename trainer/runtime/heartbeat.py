@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import statistics
@@ -13,11 +14,11 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from trainer.core import processes
-from trainer.core.files import read_live, write_live
+from trainer.runs.directory import RunDirectory
+from trainer.runs.records import HeartbeatRecord
 from trainer.runtime.process import Rank
 
 BATCHES_OF_MEDIAN = 64
@@ -26,8 +27,8 @@ BATCHES_OF_MEDIAN = 64
 class Heartbeat:
     """Set `step` directly and append to `batches` (the hot path); change the rest through `update`."""
 
-    def __init__(self, path: Path, rank: Rank, every_s: float = 1.0) -> None:
-        self.path = path
+    def __init__(self, directory: RunDirectory, rank: Rank, every_s: float = 1.0) -> None:
+        self._directory, self._rank = directory, rank
         self.step = 0
         self.progress = 0
         """Raised by what moves without a step, such as a batch of a validation."""
@@ -93,8 +94,8 @@ class Heartbeat:
         if (self.step, fields["phase"]) != self._seen:
             self._seen, self._moved = (self.step, fields["phase"]), now
         try:
-            beat = {"time": now, "moved": self._moved, "step": self.step, "progress": self.progress, **fields}
-            write_live(self.path, beat)
+            beat = HeartbeatRecord(time=now, moved=self._moved, step=self.step, progress=self.progress, **fields)
+            self._directory.write_heartbeat(self._rank.rank, beat)
         except OSError:
             pass
 
@@ -124,12 +125,12 @@ class Heartbeat:
 
     def _keep_the_last_attempts(self) -> None:
         """This rank's heartbeat of the attempt before this one goes beside it."""
-        try:
-            before = read_live(self.path)
-            if before.get("attempt", self._fields["attempt"]) != self._fields["attempt"]:
-                os.rename(self.path, self.path.parent / f"attempt-{before['attempt']:02d}-{self.path.name}")
-        except (OSError, ValueError, TypeError):  # unreadable: it is written anew
-            pass
+        rank, before = self._rank, self._directory.heartbeat(self._rank.rank)
+        if before is None or before.attempt == rank.attempt:
+            return
+        with contextlib.suppress(OSError):
+            past = self._directory.past_heartbeat_path(before.attempt, rank.rank)
+            os.rename(self._directory.heartbeat_path(rank.rank), past)
 
     def _beat(self) -> None:
         while not self._ended.wait(self._every_s):

@@ -14,8 +14,9 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch.distributed.tensor import DTensor
 
 from trainer.core.errors import JOB_FAILED, NEVER_RESTART
+from trainer.runs.events import OutOfMemory
 from trainer.runtime.attempt import Attempt
-from trainer.runtime.micro_batch import OUT_OF_MEMORY, smaller
+from trainer.runtime.micro_batch import smaller
 
 ERRORS = (torch.OutOfMemoryError, MemoryError)
 """Of a GPU, and of the host."""
@@ -70,13 +71,13 @@ class MemoryReport(Callback):
 
     def _snapshot(self) -> str | None:
         """For https://docs.pytorch.org/memory_viz, where it was taken at all."""
-        rank = self._attempt.rank
-        path = self._attempt.directory.logs_dir / f"attempt-{rank.attempt:02d}" / f"rank-{rank.rank}.memory.pickle"
+        rank, directory = self._attempt.rank, self._attempt.directory
+        path = directory.memory_snapshot(rank.attempt, rank.rank)
         try:
             torch.cuda.memory._dump_snapshot(str(path))
         except Exception:  # memory is short, and the message must come out
             return None
-        return str(path.relative_to(self._attempt.directory.path))
+        return str(path.relative_to(directory.path))
 
 
 def end(attempt: Attempt, policy: str) -> int | None:
@@ -87,15 +88,16 @@ def end(attempt: Attempt, policy: str) -> int | None:
     owners = attempt.memory or f"the process has had {_size(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)}"
     reason = f"rank {rank.rank} on {socket.gethostname()} ran out of memory{size}: {owners}"
     half = smaller(plan) if plan and policy == "halve" else None
-    attempt.directory.event(
-        OUT_OF_MEMORY,
-        attempt=rank.attempt,
-        rank=rank.rank,
-        host=socket.gethostname(),
-        step=attempt.heartbeat.step,
-        reason=reason,
-        batch_size=plan.global_batch if plan else None,
-        micro_batch=half,
+    attempt.directory.add_event(
+        OutOfMemory(
+            attempt=rank.attempt,
+            rank=rank.rank,
+            host=socket.gethostname(),
+            step=attempt.heartbeat.step,
+            reason=reason,
+            batch_size=plan.global_batch if plan else None,
+            micro_batch=half,
+        )
     )
     if half is None:
         attempt.end("failed", NEVER_RESTART, reason, every_rank=True)

@@ -14,10 +14,8 @@ import torch.distributed
 
 from trainer.config.batch import BatchPlan
 from trainer.runs.directory import RunDirectory
+from trainer.runs.events import OutOfMemory
 from trainer.runtime.process import Rank
-
-OUT_OF_MEMORY = "out_of_memory"
-"""The event."""
 
 
 def smaller(plan: BatchPlan) -> int | None:
@@ -49,13 +47,13 @@ def limited(
 
 def _limit(data: dict[str, Any], directory: RunDirectory, ranks: int, readers: int) -> tuple[int, int] | None:
     """The global batch and the largest micro-batch; None where nothing limits it."""
-    events = [event for event in directory.events() if event["event"] == OUT_OF_MEMORY and event.get("micro_batch")]
-    batch_size = data.get("batch_size") or (events[-1]["batch_size"] if events else None)
+    events = [event for event in directory.events_of(OutOfMemory) if event.micro_batch]
+    batch_size = data.get("batch_size") or (events[-1].batch_size if events else None)
     if batch_size is None:
         return None
-    limits = [event["micro_batch"] for event in events[-1:]]
-    shape = directory.launch().get("shape")
-    asked = shape["nodes"] * shape["processes_per_node"] if shape else ranks
+    limits = [event.micro_batch for event in events[-1:] if event.micro_batch]
+    shape = directory.launch().shape
+    asked = shape.world_size if shape else ranks
     if asked > ranks:
         limits.append(max(1, batch_size * ranks // (asked * readers)))
     return (batch_size, min([*limits, data.get("micro_batch") or batch_size])) if limits else None

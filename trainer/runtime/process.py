@@ -10,6 +10,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from trainer.runs.directory import RunDirectory
+
 PR_SET_PDEATHSIG = 1
 """prctl(2); Linux only."""
 
@@ -68,8 +70,8 @@ def dump_stacks_when_asked(run_path: Path) -> None:
     Done in C by faulthandler, so a rank that holds the interpreter's lock for ever answers, too.
     """
     rank = Rank.from_environment()
-    folder = run_path / "logs" / f"attempt-{rank.attempt:02d}"
-    descriptor = os.open(folder / f"rank-{rank.rank}.stacks", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    stacks = RunDirectory(run_path).stacks(rank.attempt, rank.rank)
+    descriptor = os.open(stacks, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     faulthandler.register(signal.SIGUSR2, file=descriptor, all_threads=True)
     faulthandler.enable(file=2)
 
@@ -77,9 +79,9 @@ def dump_stacks_when_asked(run_path: Path) -> None:
 def redirect_output(run_path: Path) -> None:
     """Point stdout and stderr (the descriptors, so C++ and children too) at this rank's log file."""
     rank = Rank.from_environment()
-    folder = run_path / "logs" / f"attempt-{rank.attempt:02d}"
-    folder.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(folder / f"rank-{rank.rank}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    log = RunDirectory(run_path).rank_log(rank.attempt, rank.rank)
+    log.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
     os.close(descriptor)

@@ -6,7 +6,6 @@ requeued where that helps, and ends with 75 when the script should try again on 
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
 import signal
@@ -14,11 +13,9 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from trainer.checkpoint.store import CheckpointStore
 from trainer.config.elastic import most_nodes
-from trainer.config.shape import LaunchShape
 from trainer.core.errors import (
     DONE,
     ENVIRONMENT_MUST_CHANGE,
@@ -28,15 +25,16 @@ from trainer.core.errors import (
     USER_MUST_CHANGE,
     TrainerError,
 )
-from trainer.core.files import write_atomic
 from trainer.runs import cause
 from trainer.runs.directory import RunDirectory
+from trainer.runs.events import Allocated, CheckpointSaved, Ended, Preflight, Queued, Requeued, Resumed
+from trainer.runs.records import AttemptOutcome, Outcome
 from trainer.slurm import ending, lost_nodes, preflight, query
 from trainer.slurm.commands import SlurmRefused, patiently
 from trainer.slurm.commands import run as call
 from trainer.slurm.submit import script_path, submit
 from trainer.supervise.node import NODES_VARIABLE, RENDEZVOUS_VARIABLE
-from trainer.supervise.supervisor import CODES, last_step
+from trainer.supervise.supervisor import last_step
 
 _HOPELESS = (NEVER_RESTART, USER_MUST_CHANGE, ENVIRONMENT_MUST_CHANGE)
 
@@ -50,16 +48,16 @@ def begin(run: RunDirectory) -> list[str]:
     nodes = query.hostnames(os.environ["SLURM_JOB_NODELIST"])
     is_restart = "TRAINER_ATTEMPT" in os.environ
     if not is_restart:
-        if str(launch.get("slurm_job_id")) != job_id:
+        if launch.slurm_job_id != job_id:
             # Resubmitted by hand: another job with other attempts.
-            run.event("queued", slurm_job_id=job_id)
+            run.add_event(Queued(slurm_job_id=job_id))
         _explain_silence(run)
         most = int(run.config()["cluster"]["attempts_without_progress"])
         if _without_progress(run, step) >= most:
-            last = [record["reason"] for record in run.attempts() if record.get("reason")]
+            last = [end.reason for end in run.attempts() if end.reason]
             why = f"; the last ended so: {last[-1]}" if last else ""
             return _end_here(run, "failed", NEVER_RESTART, f"{most} attempts in a row left no newer checkpoint{why}")
-    wanted = LaunchShape.from_dict(launch["shape"])
+    wanted = run.shape()
     bad = _bad_nodes(run, nodes, is_restart)
     fit = [node for node in nodes if node not in bad]
     count = most_nodes(run.config(), wanted, len(fit))
@@ -72,12 +70,19 @@ def begin(run: RunDirectory) -> list[str]:
         return _end_here(run, "failed", NEVER_RESTART, told)
     chosen = fit[:count]
     attempt = run.next_attempt()
-    launch.update(slurm_job_id=job_id, attempt=attempt, host=None, boot_id=None, pid=None, pid_started=None)
-    write_atomic(run.launch_path, json.dumps(launch, indent=1))
-    (run.logs_dir / f"attempt-{attempt:02d}").mkdir(parents=True, exist_ok=True)
-    name = "restarted" if is_restart else "allocated"
-    since = {"since": int(os.environ["TRAINER_JOB_BEGAN"])} if not is_restart else {}
-    run.event(name, attempt=attempt, slurm_job_id=job_id, nodes=chosen, checkpoint=step, **since)
+    nowhere_yet = replace(launch, host=None, boot_id=None, pid=None, pid_started=None)
+    run.write_launch(replace(nowhere_yet, slurm_job_id=job_id, attempt=attempt))
+    run.attempt_logs(attempt).mkdir(parents=True, exist_ok=True)
+    run.add_event(
+        Allocated(
+            event="restarted" if is_restart else "allocated",
+            attempt=attempt,
+            slurm_job_id=job_id,
+            nodes=chosen,
+            checkpoint=step,
+            since=None if is_restart else int(os.environ["TRAINER_JOB_BEGAN"]),
+        )
+    )
     fewer = f" ({count} of {wanted.nodes} nodes)" if count < wanted.nodes else ""
     print(ending.beginning(attempt, chosen) + fewer, file=sys.stderr, flush=True)
     # Two jobs may share a node, and the last attempt's port may not be free yet.
@@ -97,14 +102,14 @@ def _bad_nodes(run: RunDirectory, nodes: list[str], is_restart: bool) -> dict[st
         return {}
     bad, bytes_per_s = preflight.judge(run, nodes)
     if not is_restart:
-        run.event("preflight", bad=bad, bytes_per_s=bytes_per_s)
+        run.add_event(Preflight(bad=bad, bytes_per_s=bytes_per_s))
         speed = f", all-reduce at {bytes_per_s / 1e9:.2f} GB/s" if bytes_per_s else ""
         told = "; ".join(f"{node} is left out: {problem}" for node, problem in bad.items())
         print(f"preflight: {told or f'{len(nodes)} nodes are fit'}{speed}", file=sys.stderr, flush=True)
     return bad
 
 
-def _end_here(run: RunDirectory, outcome: str, code: int, reason: str) -> list[str]:
+def _end_here(run: RunDirectory, outcome: Outcome, code: int, reason: str) -> list[str]:
     """Record an attempt that is not made, and have the script exit."""
     _record(run, run.next_attempt(), outcome, code, reason)
     print(f"{run.path.name} {outcome}: {reason}", file=sys.stderr)
@@ -120,20 +125,20 @@ def _explain_silence(run: RunDirectory) -> None:
     """Write down how the last attempt ended where `end` could not: the script's own node was lost, or SLURM killed the
     script before srun had returned."""
     events = run.events()
-    begun = [event for event in events if event["event"] in ("allocated", "restarted")]
+    begun = [event for event in events if isinstance(event, Allocated)]
     if not begun:
         return
-    attempt, nodes = begun[-1]["attempt"], begun[-1]["nodes"]
-    ends = [record for record in run.attempts() if record["attempt"] >= attempt]
-    outcome = ends[-1]["outcome"] if ends else None
+    attempt, nodes = begun[-1].attempt, begun[-1].nodes
+    ends = [end for end in run.attempts() if end.attempt >= attempt]
+    outcome = ends[-1].outcome if ends else None
     is_told = outcome in ("finished", "stopped") or any(
-        event["event"] in ("failed", "hung", "requeued") and event["time"] > begun[-1]["time"] for event in events
+        event.event in ("failed", "hung", "requeued") and event.time > begun[-1].time for event in events
     )
     if is_told:
         return
-    said = ending.by_slurm(run, begun[-1]["slurm_job_id"], attempt)
+    said = ending.by_slurm(run, str(begun[-1].slurm_job_id), attempt)
     if outcome == "requeue":  # the ranks had saved
-        attempt, step = ends[-1]["attempt"], ends[-1]["step"]
+        attempt, step = ends[-1].attempt, ends[-1].step
         _record(run, attempt, "requeue", REQUEUE, f"saved: {said or 'asked to make room'}", step=step)
         return
     lost = lost_nodes.sentence(lost_nodes.note_lost(run, nodes))
@@ -145,10 +150,10 @@ def _without_progress(run: RunDirectory, step: int | None) -> int:
     """How many allocations in a row, up to now, began with the checkpoint that still is the newest."""
     count = 0
     for event in reversed(run.events()):
-        if event["event"] in ("queued", "resumed"):  # a person wants it tried again
+        if isinstance(event, (Queued, Resumed)):  # a person wants it tried again
             break
-        if event["event"] == "allocated":
-            if event.get("checkpoint") != step:
+        if isinstance(event, Allocated) and event.event == "allocated":
+            if event.checkpoint != step:
                 break
             count += 1
     return count
@@ -157,24 +162,24 @@ def _without_progress(run: RunDirectory, step: int | None) -> int:
 def end(run: RunDirectory, code: int) -> int:
     """What to do after srun ended with `code`; the code with which the script goes on (75: once more) or exits."""
     attempt, job_id = int(os.environ["TRAINER_ATTEMPT"]), os.environ["SLURM_JOB_ID"]
-    record = next((one for one in reversed(run.attempts()) if one["attempt"] >= attempt), None)
+    record = next((end for end in reversed(run.attempts()) if end.attempt >= attempt), None)
     if record is not None:
-        attempt = record["attempt"]
-        if record.get("restarted") and (run.logs_dir / f"attempt-{attempt + 1:02d}").is_dir():
+        attempt = record.attempt
+        if record.restarted and run.attempt_logs(attempt + 1).is_dir():
             attempt, record = attempt + 1, None  # torchrun had begun another, and was killed
-    outcome = record["outcome"] if record else None
+    outcome = record.outcome if record else None
     if run.stop_request.exists() and outcome in (None, "requeue", "hung"):
         _record(run, attempt, "stopped", DONE, "asked to stop")
         return DONE
-    if record and (outcome in ("finished", "stopped") or record.get("exit_code") in _HOPELESS):
-        _say(attempt, record["outcome"], record.get("step"), record.get("reason"))
-        return int(record.get("exit_code", CODES.get(record["outcome"], JOB_FAILED)))
+    if record and (outcome in ("finished", "stopped") or record.code in _HOPELESS):
+        _say(attempt, record.outcome, record.step, record.reason)
+        return record.code
     job = patiently(lambda: query.job(job_id))
     is_running = job.get("JobState") == "RUNNING"
     said = ending.by_slurm(run, job_id, attempt)
     if outcome == "requeue":
         said = said or ("its time limit was near" if is_running else "asked to make room")
-        _record(run, attempt, "requeue", REQUEUE, f"saved: {said}", step=record["step"] if record else None)
+        _record(run, attempt, "requeue", REQUEUE, f"saved: {said}", step=record.step if record else None)
     elif is_running:
         return _after_failure(run, attempt, code, record)
     else:
@@ -184,12 +189,12 @@ def end(run: RunDirectory, code: int) -> int:
     if is_running or said == ending.TIME_LIMIT:
         return requeue(run)
     if int(job.get("Restarts", "0")) > int(os.environ.get("SLURM_RESTART_COUNT") or 0):
-        run.event("requeued", slurm_job_id=job_id)
+        run.add_event(Requeued(slurm_job_id=job_id))
         lost_nodes.exclude(run, job_id)
     return JOB_FAILED
 
 
-def _after_failure(run: RunDirectory, attempt: int, code: int, record: dict[str, Any] | None) -> int:
+def _after_failure(run: RunDirectory, attempt: int, code: int, record: AttemptOutcome | None) -> int:
     """Ranks died, or what supervises them, and SLURM goes on with the job: again on the same nodes, if they are well
     and it has not failed too often since the newest checkpoint."""
     lost = lost_nodes.note_lost(run, query.hostnames(os.environ["SLURM_JOB_NODELIST"]))
@@ -198,27 +203,26 @@ def _after_failure(run: RunDirectory, attempt: int, code: int, record: dict[str,
         return requeue(run)
     is_single = int(os.environ[NODES_VARIABLE]) == 1
     if record and is_single:  # torchrun has tried often enough
-        run.event(record["outcome"], attempt=attempt, step=record.get("step"), reason=record.get("reason"))
-        _say(attempt, record["outcome"], record.get("step"), record.get("reason"))
-        return int(record.get("exit_code", JOB_FAILED))
-    folder = run.logs_dir / f"attempt-{attempt:02d}"
-    found = cause.find(folder, folder / "node-0.log")
-    if record and record.get("restarted"):  # the node process has said why: nothing moved any more
-        found = replace(found, reason=record["reason"])
+        run.add_event(_ended(record.outcome, attempt, record.step, record.reason))
+        _say(attempt, record.outcome, record.step, record.reason)
+        return record.code
+    found = cause.find(run, attempt, run.node_log(attempt, 0))
+    if record and record.restarted:  # the node process has said why: nothing moved any more
+        found = replace(found, reason=record.reason)
     if record is None and found.exit_code is None and not cause.is_traceback(found):
         found = cause.Cause(f"its processes were killed: srun ended with {code}", found.lines, found.log, None)
     failures = _failures_since_checkpoint(run, attempt)
     goes_on = failures <= int(run.config()["resilience"]["max_restarts"])
-    outcome, exit_code = (record["outcome"], record["exit_code"]) if record else ("failed", JOB_FAILED)
+    outcome, exit_code = (record.outcome, record.code) if record else ("failed", JOB_FAILED)
     _record(run, attempt, outcome, exit_code, found.reason, found=found, restarted=goes_on)
-    return REQUEUE if goes_on else int(exit_code) or JOB_FAILED
+    return REQUEUE if goes_on else exit_code or JOB_FAILED
 
 
 def _failures_since_checkpoint(run: RunDirectory, attempt: int) -> int:
     """Attempts of this allocation from the one that committed the newest checkpoint on: that one has died since."""
     events = run.events()
-    first = [int(one["attempt"]) for one in events if one["event"] == "allocated"]
-    writers = [int(one["attempt"]) for one in events if one["event"] == "checkpoint" and "attempt" in one]
+    first = [one.attempt for one in events if isinstance(one, Allocated) and one.event == "allocated"]
+    writers = [one.attempt for one in events if isinstance(one, CheckpointSaved) and one.attempt is not None]
     return attempt - max([*first[-1:], *writers[-1:]], default=attempt) + 1
 
 
@@ -229,11 +233,11 @@ def requeue(run: RunDirectory) -> int:
         patiently(lambda: call("scontrol", "requeue", job_id))
     except SlurmRefused as refused:
         print(f"SLURM does not requeue this job ({refused}); submitting another", file=sys.stderr, flush=True)
-        other = submit(script_path(run), Path(run.launch()["cwd"]), f"--dependency=afterany:{job_id}")
-        write_atomic(run.launch_path, json.dumps({**run.launch(), "slurm_job_id": other}, indent=1))
-        run.event("requeued", slurm_job_id=other)
+        other = submit(script_path(run), Path(run.launch().cwd or "."), f"--dependency=afterany:{job_id}")
+        run.write_launch(replace(run.launch(), slurm_job_id=other))
+        run.add_event(Requeued(slurm_job_id=other))
         return DONE
-    run.event("requeued", slurm_job_id=job_id)
+    run.add_event(Requeued(slurm_job_id=job_id))
     lost_nodes.exclude(run, job_id)
     return DONE
 
@@ -241,7 +245,7 @@ def requeue(run: RunDirectory) -> int:
 def _record(
     run: RunDirectory,
     attempt: int,
-    outcome: str,
+    outcome: Outcome,
     code: int,
     reason: str,
     *,
@@ -250,18 +254,28 @@ def _record(
     restarted: bool = False,
 ) -> None:
     step = last_step(run) if step is None else step
-    record: dict[str, Any] = {"outcome": outcome, "exit_code": code, "reason": reason, "step": step}
-    log = str(found.log.relative_to(run.path)) if found and found.log else None
-    record.update(log=log, lines=found.lines if found else [], restarted=restarted, time=time.time())
+    record = AttemptOutcome(
+        attempt=attempt,
+        outcome=outcome,
+        exit_code=code,
+        reason=reason,
+        step=step,
+        restarted=restarted,
+        time=time.time(),
+    )
     if found:
-        record.update(rank=found.rank, host=found.host, where=found.where, mend=found.mend)
-    run.attempts_dir.mkdir(exist_ok=True)
-    path = run.attempts_dir / f"attempt-{attempt:02d}.json"
-    had_saved = path.exists() and json.loads(path.read_text())["outcome"] == "requeue"
-    write_atomic(path, json.dumps(record))
-    if not restarted and not had_saved:  # the rank has written the event when it saved
-        run.event("preempted" if outcome == "requeue" else outcome, attempt=attempt, step=step, reason=reason)
+        log = str(found.log.relative_to(run.path)) if found.log else None
+        record = replace(record, log=log, lines=found.lines, rank=found.rank, host=found.host)
+        record = replace(record, where=found.where, mend=found.mend)
+    before = run.outcome(attempt)
+    run.write_outcome(record)
+    if not restarted and (before is None or before.outcome != "requeue"):  # the rank wrote the event when it saved
+        run.add_event(_ended(outcome, attempt, step, reason))
     _say(attempt, "died" if restarted else outcome, step, reason)
+
+
+def _ended(outcome: Outcome, attempt: int, step: int | None, reason: str) -> Ended:
+    return Ended(event="preempted" if outcome == "requeue" else outcome, attempt=attempt, step=step, reason=reason)
 
 
 def _say(attempt: int, outcome: str, step: int | None, reason: str | None) -> None:

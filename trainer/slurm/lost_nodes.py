@@ -8,6 +8,7 @@ from collections.abc import Iterable
 
 from trainer.core.errors import EnvironmentFault
 from trainer.runs.directory import RunDirectory
+from trainer.runs.events import NodeLost
 from trainer.slurm import facts, query
 from trainer.slurm.commands import SlurmRefused, patiently
 from trainer.slurm.commands import run as call
@@ -19,7 +20,7 @@ def note_lost(run: RunDirectory, nodes: list[str]) -> dict[str, str]:
     """Write an event for each lost node of `nodes`; return node to its state."""
     lost = patiently(lambda: find(nodes))
     for node, state in lost.items():
-        run.event("node_lost", node=node, reason=state)
+        run.add_event(NodeLost(node=node, reason=state))
     return lost
 
 
@@ -34,11 +35,11 @@ def exclude(run: RunDirectory, job_id: str) -> None:
     Only as many as leave the partition more nodes than the job needs: nothing would ever undo the exclusion of a job
     that then waits for ever.
     """
-    lost = list(dict.fromkeys(str(one["node"]) for one in reversed(run.events()) if one["event"] == "node_lost"))
+    lost = list(dict.fromkeys(one.node for one in reversed(run.events_of(NodeLost))))
     if not lost:
         return
-    config, launch = run.config(), run.launch()
-    wanted = int(launch["shape"]["nodes"]) + int(config["resources"]["spare_nodes"])
+    config, shape = run.config(), run.shape()
+    wanted = shape.nodes + int(config["resources"]["spare_nodes"])
     given = config["cluster"]["exclude"]
     try:
         others = facts.usable_nodes(query.job(job_id).get("Partition", ""))

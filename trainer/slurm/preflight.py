@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
-import json
 import os
 import shutil
 import subprocess
@@ -16,14 +15,17 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from trainer.checkpoint.store import CheckpointStore
 from trainer.config.shape import LaunchShape
-from trainer.core.files import read_json, write_atomic
+from trainer.core import records
+from trainer.core.files import write_atomic
 from trainer.core.hardware import count_gpus
 from trainer.runs.directory import RunDirectory
+from trainer.runs.records import NodeCheck, Reduction
 
 MOST_SKEW_S = 5.0
 """Largest clock difference; a larger one confuses which of two files is newer."""
@@ -39,7 +41,7 @@ def folder(run: RunDirectory, environment: Mapping[str, str] = os.environ) -> Pa
     return run.path / "preflight" / f"{environment['SLURM_JOB_ID']}-{restart}"
 
 
-def check_node(run: RunDirectory, shape: LaunchShape, node: str) -> dict[str, Any]:
+def check_node(run: RunDirectory, shape: LaunchShape, node: str) -> NodeCheck:
     """Check this node. Returns its problems, and what is compared with the other nodes."""
     problems = []
     if shape.device == "cuda" and (gpus := count_gpus()) < shape.processes_per_node:
@@ -59,7 +61,7 @@ def check_node(run: RunDirectory, shape: LaunchShape, node: str) -> dict[str, An
     needed = bytes_to_come(run)
     if free < needed:
         problems.append(f"{free / 1e9:.1f} GB are free, the checkpoints need {needed / 1e9:.1f} GB")
-    return {"node": node, "problems": problems, "code": code_hash(run), "data": data_seen(run.config()["data"])}
+    return NodeCheck(node=node, problems=problems, code=code_hash(run), data=data_seen(run.config()["data"]))
 
 
 def bytes_to_come(run: RunDirectory) -> int:
@@ -88,7 +90,7 @@ def data_seen(data: dict[str, Any]) -> dict[str, bool]:
     return {value: Path(value).exists() for value in data.values() if isinstance(value, str) and "/" in value}
 
 
-def reduce_together(run: RunDirectory, shape: LaunchShape, nodes: list[str], node: str) -> dict[str, Any]:
+def reduce_together(run: RunDirectory, shape: LaunchShape, nodes: list[str], node: str) -> Reduction:
     """Run this node's ranks of an all-reduce over all nodes; return how many joined and the speed of the slowest."""
     first = nodes.index(node) * shape.processes_per_node
     port = 30000 + int(os.environ["SLURM_JOB_ID"]) % 10000
@@ -114,53 +116,55 @@ def reduce_together(run: RunDirectory, shape: LaunchShape, nodes: list[str], nod
         texts.append(out.decode())
         complaints += errors.decode(errors="replace").strip().splitlines()[-1:] if child.returncode else []
     speeds = [float(text.split()[-1]) for text in texts if text.startswith("joined") and len(text.split()) == 2]
-    return {
-        "joined": sum(text.startswith("joined") for text in texts),
-        "bytes_per_s": min(speeds) if len(speeds) == len(children) else None,
-        "complaint": complaints[-1] if complaints else None,
-    }
+    return Reduction(
+        joined=sum(text.startswith("joined") for text in texts),
+        bytes_per_s=min(speeds) if len(speeds) == len(children) else None,
+        complaint=complaints[-1] if complaints else None,
+    )
 
 
 def judge(run: RunDirectory, nodes: list[str]) -> tuple[dict[str, str], float | None]:
     """Return the problem of each node that must not be used, and the bytes per second of the slowest rank."""
-    found = {node: read_json(folder(run) / f"{node}.json") for node in nodes}
+    found = {node: records.read_or_skip(NodeCheck, _result(run, node)) for node in nodes}
     bad = {node: "no response" for node in nodes if found[node] is None}
     there = {node: record for node, record in found.items() if record is not None}
-    bad.update({node: "; ".join(record["problems"]) for node, record in there.items() if record["problems"]})
-    common = Counter(record["code"] for record in there.values()).most_common(1)
+    bad.update({node: "; ".join(record.problems) for node, record in there.items() if record.problems})
+    common = Counter(record.code for record in there.values()).most_common(1)
     for node, record in there.items():
-        lacking = [path for path, seen in record["data"].items() if not seen and _seen_elsewhere(there, path)]
-        if record["code"] != common[0][0]:
+        lacking = [path for path, seen in record.data.items() if not seen and _seen_elsewhere(there, path)]
+        if record.code != common[0][0]:
             bad.setdefault(node, "its code or packages differ from those of the others")
         elif lacking:
             bad.setdefault(node, f"it cannot see {lacking[0]}")
     if bad:  # the others could not all-reduce without these
         return bad, None
-    ranks = {node: record["reduced"]["joined"] for node, record in there.items() if record.get("reduced")}
-    most = max(ranks.values(), default=0)
-    bad = {node: "its ranks could not join the others" for node, joined in ranks.items() if joined < most}
-    speeds = [record["reduced"]["bytes_per_s"] for record in there.values() if record.get("reduced")]
-    failed = {
-        node: str(there[node]["reduced"]["complaint"]) for node in ranks if not there[node]["reduced"]["bytes_per_s"]
-    }
-    return bad or failed, min(speeds) if speeds and None not in speeds else None
+    reduced = {node: record.reduced for node, record in there.items() if record.reduced is not None}
+    most = max((one.joined for one in reduced.values()), default=0)
+    bad = {node: "its ranks could not join the others" for node, one in reduced.items() if one.joined < most}
+    failed = {node: str(one.complaint) for node, one in reduced.items() if not one.bytes_per_s}
+    speeds = [one.bytes_per_s for one in reduced.values() if one.bytes_per_s is not None]
+    return bad or failed, min(speeds) if speeds and len(speeds) == len(reduced) else None
 
 
-def _seen_elsewhere(there: Mapping[str, dict[str, Any]], path: str) -> bool:
-    return any(record["data"].get(path) for record in there.values())
+def _result(run: RunDirectory, node: str) -> Path:
+    return folder(run) / f"{node}.json"
+
+
+def _seen_elsewhere(there: Mapping[str, NodeCheck], path: str) -> bool:
+    return any(record.data.get(path) for record in there.values())
 
 
 def main(run: RunDirectory, nodes: list[str]) -> int:
     """Check this node, one of `nodes`, and write the result."""
-    shape = LaunchShape.from_dict(run.launch()["shape"])
+    shape, cwd = run.shape(), run.launch().cwd
     node = os.environ["SLURMD_NODENAME"]
     folder(run).mkdir(parents=True, exist_ok=True)
-    if os.path.isdir(run.launch().get("cwd", "")):
-        os.chdir(run.launch()["cwd"])
+    if cwd and os.path.isdir(cwd):
+        os.chdir(cwd)
     found = check_node(run, shape, node)
-    if len(nodes) * shape.processes_per_node > 1 and not found["problems"]:
-        found["reduced"] = reduce_together(run, shape, nodes, node)
-    write_atomic(folder(run) / f"{node}.json", json.dumps(found, indent=1))
+    if len(nodes) * shape.processes_per_node > 1 and not found.problems:
+        found = replace(found, reduced=reduce_together(run, shape, nodes, node))
+    write_atomic(_result(run, node), records.dumps(found, indent=1))
     return 0
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import time
 
 from trainer.core.errors import DONE
-from trainer.core.files import write_atomic
 from trainer.runs.directory import RunDirectory
+from trainer.runs.events import Ended
+from trainer.runs.records import AttemptOutcome
 from trainer.slurm import query
 from trainer.slurm.commands import SlurmRefused
 from trainer.slurm.commands import run as call
@@ -18,14 +18,16 @@ _WAITS = ("PENDING", "REQUEUED", "REQUEUE_HOLD", "SPECIAL_EXIT", "SUSPENDED")
 def stop(run: RunDirectory) -> None:
     """Ask the ranks of a running job to save and leave; cancel a job that waits. Raises EnvironmentFault when SLURM
     does not answer."""
-    job_id = str(run.launch()["slurm_job_id"])
+    job_id = str(run.launch().slurm_job_id)
     state = query.states([job_id]).get(job_id)
     if state in _WAITS:
         cancel(run)
-        record = {"outcome": "stopped", "exit_code": DONE, "reason": "stopped while it waited", "step": None}
-        path = run.attempts_dir / f"attempt-{run.next_attempt():02d}.json"
-        write_atomic(path, json.dumps({**record, "restarted": False, "time": time.time()}))
-        run.event("stopped", reason="stopped while it waited")
+        reason = "stopped while it waited"
+        outcome = AttemptOutcome(
+            attempt=run.next_attempt(), outcome="stopped", exit_code=DONE, reason=reason, time=time.time()
+        )
+        run.write_outcome(outcome)
+        run.add_event(Ended(event="stopped", reason=reason))
     elif state == "RUNNING":
         try:
             call("scancel", "--signal=USR1", job_id)
@@ -36,6 +38,6 @@ def stop(run: RunDirectory) -> None:
 def cancel(run: RunDirectory) -> None:
     """Take the job from SLURM at once; a running one gets SIGTERM, then SIGKILL."""
     try:
-        call("scancel", str(run.launch()["slurm_job_id"]))
+        call("scancel", str(run.launch().slurm_job_id))
     except SlurmRefused:  # it is gone
         pass

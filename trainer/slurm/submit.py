@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,8 @@ from trainer.config.shape import LaunchShape, resolve
 from trainer.core.errors import EnvironmentFault, TrainerError, UserError
 from trainer.core.files import write_atomic
 from trainer.runs.directory import RunDirectory
+from trainer.runs.events import Queued
+from trainer.runs.records import Launch
 from trainer.runs.registry import reference_to
 from trainer.slurm import render, resources
 from trainer.slurm.commands import SlurmRefused, is_here
@@ -63,27 +65,27 @@ class SlurmLauncher:
         """
         before = run.launch()
         config = run.config()
-        launch_shape = LaunchShape.from_dict(before["shape"]) if before.get("shape") else resolve(config)
-        launch = {"cwd": os.getcwd(), **before, "cluster": "slurm", "shape": launch_shape.to_dict()}
-        launch.update(host=None, boot_id=None, pid=None, pid_started=None, attempt=run.next_attempt())
+        launch_shape = before.shape or resolve(config)
+        cwd = Path(before.cwd or os.getcwd())
+        launch = Launch(cluster="slurm", shape=launch_shape, cwd=str(cwd), attempt=run.next_attempt())
         if not (self.keep_script and script_path(run).exists()):
             cpus = resources.cpus_per_process(config, launch_shape)
-            text = render.script(config, launch_shape, run.path, Path(launch["cwd"]), cpus)
+            text = render.script(config, launch_shape, run.path, cwd, cpus)
             write_atomic(script_path(run), text)
         # The job reads these, and may begin before sbatch has returned.
         was_asked_to_stop = run.stop_request.read_text() if run.stop_request.exists() else None
         run.stop_request.unlink(missing_ok=True)
-        write_atomic(run.launch_path, json.dumps({**launch, "slurm_job_id": None}, indent=1))
+        run.write_launch(launch)
         try:
-            job_id = submit(script_path(run), Path(launch["cwd"]), *self._dependency(config))
+            job_id = submit(script_path(run), cwd, *self._dependency(config))
         except TrainerError as error:
-            write_atomic(run.launch_path, json.dumps(before, indent=1))
+            run.write_launch(before)
             if was_asked_to_stop is not None:
                 write_atomic(run.stop_request, was_asked_to_stop)
             error.fix += f"; the run is kept: trainer resume {reference_to(run)} submits it again"
             raise
-        write_atomic(run.launch_path, json.dumps({**launch, "slurm_job_id": job_id}, indent=1))
-        run.event("queued", slurm_job_id=job_id)
+        run.write_launch(replace(launch, slurm_job_id=job_id))
+        run.add_event(Queued(slurm_job_id=job_id))
 
     def _dependency(self, config: dict[str, Any]) -> list[str]:
         """On the command line, where it overrides the script's: the script may be submitted again, alone."""

@@ -6,7 +6,6 @@ Both store parameter names without wrappers, so that any strategy can read the c
 
 from __future__ import annotations
 
-import json
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -20,7 +19,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.tensor import DTensor
 
-from trainer.checkpoint.commit import COMMIT
+from trainer.checkpoint import commit
 from trainer.checkpoint.io import RunCheckpointIO, info_of, is_users, save_as_lightning
 from trainer.checkpoint.named import by_number, named_groups, plain_name
 from trainer.checkpoint.stored import MODEL, OPTIMIZERS, PARAMETER_NAMES, Optimizers, Stored
@@ -202,7 +201,7 @@ def _remove_own_callbacks(strategy: Any, checkpoint: dict[str, Any]) -> None:
 def layout_of(path: Path) -> str:
     """Return the layout recorded in COMMIT: file or sharded."""
     try:
-        return str(json.loads((path / COMMIT).read_text())["layout"])
+        return commit.read_commit(path).layout
     except (OSError, ValueError) as error:
         raise UserError(
             f"{path} is not a complete checkpoint.", "`trainer show` lists the checkpoints of a run."

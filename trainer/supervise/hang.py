@@ -12,12 +12,13 @@ from pathlib import Path
 
 from trainer.core import processes
 from trainer.core.errors import HUNG
+from trainer.runs import events
 from trainer.runs.cause import Cause
 from trainer.runs.directory import RunDirectory
 from trainer.supervise import torchrun
 from trainer.supervise.collectives import Missing, missing
 from trainer.supervise.stragglers import StragglerWatch, read_paces
-from trainer.supervise.watchdog import STACKS_SUFFIX, Allowances, Hang, HangWatch, blame, read_places, uneven
+from trainer.supervise.watchdog import Allowances, Hang, HangWatch, blame, read_places, uneven
 
 _CHECK_EVERY_S = 0.5
 _COMPARE_EVERY_S = 1.0
@@ -63,7 +64,7 @@ class HangWatcher:
         if self._allowances.factor == 0 or attempt in self.causes or now - self._checked < _CHECK_EVERY_S:
             return None
         self._checked = now
-        hang = self._watch.check(read_places(self._run.live_dir, attempt), now)
+        hang = self._watch.check(read_places(self._run, attempt), now)
         return None if hang is None else self._end(hang, attempt, torchrun_pid)
 
     def _compare(self, now: float) -> None:
@@ -71,9 +72,9 @@ class HangWatcher:
         if not self._records or not self._stragglers.factor or now - self._compared < _COMPARE_EVERY_S:
             return
         self._compared = now
-        straggler = self._stragglers.check(read_paces(self._run.live_dir, self._attempt, self._ranks), now)
+        straggler = self._stragglers.check(read_paces(self._run, self._attempt, self._ranks), now)
         if straggler is not None:
-            self._run.event("straggler", attempt=self._attempt, **straggler.fields())
+            self._run.add_event(straggler.event(self._attempt))
             print(f"straggler: {straggler}", flush=True)
 
     def _evidence(self, attempt: int, pids: list[int], traces: dict[int, Path]) -> Missing | None:
@@ -81,7 +82,7 @@ class HangWatcher:
         deadline = time.monotonic() + _TRACES_WITHIN_S
         if len(traces) > 1:
             self._run.collectives_request(attempt).touch()
-        _dump_stacks(pids, self._run.logs_dir / f"attempt-{attempt:02d}")
+        _dump_stacks(pids, self._run.existing_stacks(attempt))
         if len(traces) < 2:
             return None
         while time.monotonic() < deadline and not all(path.exists() for path in traces.values()):
@@ -90,7 +91,6 @@ class HangWatcher:
 
     def _end(self, hang: Hang, attempt: int, torchrun_pid: int) -> Cause:
         """Collect evidence, record the hang and kill the workers of this node."""
-        folder = self._run.logs_dir / f"attempt-{attempt:02d}"
         # Without a rank it is torchrun that hangs, or the import that it does for all ranks (agent.py).
         workers = torchrun.workers(torchrun_pid) or [torchrun_pid, *processes.children(torchrun_pid)]
         traces = {place.rank: self._run.collectives_trace(attempt, place.rank) for place in hang.places}
@@ -100,28 +100,29 @@ class HangWatcher:
         except Exception as error:  # the workers must be killed whatever happens to the evidence
             print(f"hang: evidence is incomplete: {type(error).__name__}: {error}", flush=True)
         answered = [rank for rank, path in traces.items() if path.exists()]
-        blamed = blame(hang, folder, late.ranks if late else [], answered)
+        blamed = blame(hang, self._run, attempt, late.ranks if late else [], answered)
         place = blamed.place
         who = f"rank {place.rank} on {place.host}" if place else "the job"
         position = f" (step {place.step}, {place.phase})" if place else ""
         reason = (
             f"{who}{position} made no progress for {hang.still_s:.0f} s (limit {hang.allowed_s:.0f} s): {blamed.where}"
         ) + "".join(f"; {more}" for more in (late, uneven(hang.places)) if more)
-        log = folder / f"rank-{place.rank}{STACKS_SUFFIX}" if place else self._node_log
+        log = self._run.stacks(attempt, place.rank) if place else self._node_log
         cause = Cause(reason, [], log, HUNG, place.rank if place else None, place.host if place else None)
         self.causes[attempt] = cause
         if self._records:
-            self._run.event(
-                "hang",
-                attempt=attempt,
-                rank=place.rank if place else None,
-                host=place.host if place else None,
-                step=place.step if place else None,
-                phase=place.phase if place else None,
-                where=blamed.where,
-                collective=late.what if late else None,
-                still_s=round(hang.still_s, 1),
-                reason=reason,
+            self._run.add_event(
+                events.Hang(
+                    attempt=attempt,
+                    rank=place.rank if place else None,
+                    host=place.host if place else None,
+                    step=place.step if place else None,
+                    phase=place.phase if place else None,
+                    where=blamed.where,
+                    collective=late.what if late else None,
+                    still_s=round(hang.still_s, 1),
+                    reason=reason,
+                )
             )
         print(f"hang: {reason}; killing its workers", flush=True)
         for pid in workers:
@@ -129,9 +130,9 @@ class HangWatcher:
         return cause
 
 
-def _dump_stacks(pids: list[int], folder: Path) -> None:
+def _dump_stacks(pids: list[int], files: list[Path]) -> None:
     """Request the stacks of these processes and wait until they are written, or `_STACKS_WITHIN_S` have passed."""
-    before = {path: path.stat().st_size for path in folder.glob(f"rank-*{STACKS_SUFFIX}")}
+    before = {path: path.stat().st_size for path in files}
     for pid in pids:
         processes.send(pid, signal.SIGUSR2)
     deadline = time.monotonic() + _STACKS_WITHIN_S

@@ -7,7 +7,6 @@ turns the outcome that the workers recorded into the exit code of the job (`trai
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import signal
 import socket
@@ -21,6 +20,7 @@ from trainer.core import processes
 from trainer.core.errors import TrainerError
 from trainer.core.files import write_atomic
 from trainer.runs.directory import RunDirectory
+from trainer.runs.events import StopRequested, StopRequester
 from trainer.runs.lock import RunLock
 from trainer.supervise.supervisor import Supervisor
 from trainer.supervise.torchrun import Place
@@ -42,18 +42,19 @@ def record_launch(run: RunDirectory, shape: LaunchShape, pid: int, attempt: int)
         pid: Process id of the node process.
         attempt: Number of the first attempt of this launch; restarts by torchrun count on from it.
     """
-    launch = {
-        "cluster": "local",
-        **run.launch(),
-        "shape": shape.to_dict(),
-        "host": socket.gethostname(),
-        "boot_id": processes.boot_id(),
-        "pid": pid,
-        "pid_started": processes.started_ticks(pid),
-        "attempt": attempt,
-        "slurm_job_id": os.environ.get("SLURM_JOB_ID"),
-    }
-    write_atomic(run.launch_path, json.dumps(launch, indent=1))
+    before = run.launch()
+    launch = replace(
+        before,
+        cluster=before.cluster or "local",
+        shape=shape,
+        host=socket.gethostname(),
+        boot_id=processes.boot_id(),
+        pid=pid,
+        pid_started=processes.started_ticks(pid),
+        attempt=attempt,
+        slurm_job_id=os.environ.get("SLURM_JOB_ID"),
+    )
+    run.write_launch(launch)
 
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -94,12 +95,12 @@ def _handle_signals(node: Supervisor, follower: int | None) -> None:
     signal.signal(signal.SIGINT, interrupt)
 
 
-def request_stop(run: RunDirectory, who: str) -> None:
+def request_stop(run: RunDirectory, who: StopRequester) -> None:
     """Ask the ranks to save a checkpoint and exit; `who` is recorded for the reader of the run directory."""
     if not run.stop_request.exists():
         run.stop_request.parent.mkdir(exist_ok=True)
         write_atomic(run.stop_request, who + "\n")
-        run.event("stop_requested", reason=who)
+        run.add_event(StopRequested(reason=who))
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -107,7 +108,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = _parse(arguments)
     run = RunDirectory(options.run_dir.resolve())
     launch = run.launch()
-    shape = LaunchShape.from_dict(launch["shape"]) if launch.get("shape") else resolve(run.config())
+    shape = launch.shape or resolve(run.config())
     place = _place(options, shape)
     lock = RunLock(run)
     if place.node_rank == 0:
@@ -117,8 +118,8 @@ def main(arguments: list[str] | None = None) -> int:
     _handle_signals(node, int(follower) if follower else None)
     if follower:
         processes.die_with_parent(signal.SIGTERM, int(follower))
-    if launch.get("cwd") and os.path.isdir(launch["cwd"]):
-        os.chdir(launch["cwd"])
+    if launch.cwd and os.path.isdir(launch.cwd):
+        os.chdir(launch.cwd)
     if place.node_rank == 0:
         # After an attempt on fewer nodes, the next one asks for the shape of the run again.
         requested = replace(shape, nodes=options.nodes) if options.nodes else shape

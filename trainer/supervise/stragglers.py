@@ -11,10 +11,9 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
-from trainer.core.files import read_live
+from trainer.runs import events
+from trainer.runs.directory import RunDirectory
 
 LEAST_BATCHES = 16
 """Fewest batches for a meaningful median."""
@@ -64,17 +63,18 @@ class Straggler:
             f"the others {self.others_s:.3g} s: {self.waiting_share:.0%} of each step is waiting for it"
         )
 
-    def fields(self) -> dict[str, Any]:
-        """Return the fields of the event `straggler`."""
-        return {
-            "rank": self.pace.rank,
-            "host": self.pace.host,
-            "device": self.pace.device,
-            "own_s": self.own_s,
-            "others_s": self.others_s,
-            "batch_s": self.pace.batch_s,
-            "reason": str(self),
-        }
+    def event(self, attempt: int) -> events.Straggler:
+        """Return the event of the run."""
+        return events.Straggler(
+            attempt=attempt,
+            rank=self.pace.rank,
+            host=self.pace.host,
+            device=self.pace.device,
+            own_s=self.own_s,
+            others_s=self.others_s,
+            batch_s=self.pace.batch_s,
+            reason=str(self),
+        )
 
 
 class StragglerWatch:
@@ -119,17 +119,15 @@ def slowest(paces: Sequence[Pace], factor: float) -> Straggler | None:
     return max(stragglers, key=lambda one: one.factor, default=None)
 
 
-def read_paces(live_dir: Path, attempt: int, world_size: int) -> list[Pace]:
+def read_paces(run: RunDirectory, attempt: int, world_size: int) -> list[Pace]:
     """Return the pace of each rank, in order; empty until every rank has trained `LEAST_BATCHES` batches."""
     paces = []
     for rank in range(world_size):
-        try:
-            beat = read_live(live_dir / f"rank-{rank}.json")
-            if beat["attempt"] != attempt or beat["phase"] != "train" or beat["batches"] < LEAST_BATCHES:
-                return []
-            measures = {name: float(beat[name]) for name in _MEASURES if name in beat}
-            device = str(beat.get("device", "cpu"))
-            paces.append(Pace(rank, str(beat["host"]), device, float(beat["batch_s"]), measures))
-        except (ValueError, KeyError, TypeError):  # not written yet
+        beat = run.heartbeat(rank)
+        if beat is None or beat.attempt != attempt or beat.phase != "train" or beat.batches < LEAST_BATCHES:
             return []
+        if beat.host is None or beat.batch_s is None:
+            return []
+        measures = {name: value for name in _MEASURES if (value := getattr(beat, name)) is not None}
+        paces.append(Pace(rank, beat.host, beat.device or "cpu", beat.batch_s, measures))
     return paces

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import signal
 import socket
 import subprocess
 import time
-from pathlib import Path
-from typing import Any
+from typing import Literal
 
 from trainer.config.shape import LaunchShape
 from trainer.core import processes
-from trainer.core.errors import DONE, HUNG, JOB_FAILED, NEVER_RESTART, REQUEUE
-from trainer.core.files import read_live, write_atomic
+from trainer.core.errors import HUNG, JOB_FAILED, NEVER_RESTART
 from trainer.runs import cause
 from trainer.runs.directory import RunDirectory
+from trainer.runs.events import CheckpointSaved, Ended
+from trainer.runs.records import AttemptOutcome
 from trainer.supervise import entry, torchrun
 from trainer.supervise.hang import HangWatcher
 from trainer.supervise.torchrun import Place
@@ -31,7 +30,6 @@ ENDED_GRACE_S = 30.0
 """Grace period of the other ranks after the first has recorded a good end."""
 _CLOSING = re.compile(rb"Sending process (\d+) closing signal SIGTERM")
 """Log line of torchrun when it stops the remaining ranks; torch/distributed/elastic/multiprocessing/api.py."""
-CODES = {"finished": DONE, "stopped": DONE, "requeue": REQUEUE, "failed": JOB_FAILED, "hung": HUNG}
 
 
 class Supervisor:
@@ -44,7 +42,7 @@ class Supervisor:
         self.config = run.config()
         attempt = os.environ.get("TRAINER_ATTEMPT")
         self.base = int(attempt) if attempt else run.next_attempt()
-        self.node_log = self._attempt_dir(self.base) / f"node-{place.node_rank}.log"
+        self.node_log = run.node_log(self.base, place.node_rank)
         self.requested: set[int] = set()
         """Signals received."""
         self._forwarded: set[tuple[int, int]] = set()
@@ -68,7 +66,7 @@ class Supervisor:
             if outcome is None and code == 0:
                 outcome = self._fail("failed", JOB_FAILED, cause.Cause("the workers left no outcome", [], None, 0))
             if outcome is not None:
-                return int(outcome.get("exit_code", CODES.get(outcome["outcome"], JOB_FAILED)))
+                return outcome.code
             found = self._cause(self.attempt)
             if self.place.nodes > 1:
                 return self._give_up(found)  # slurm/attempt.py decides for all nodes
@@ -89,7 +87,8 @@ class Supervisor:
         """Run torchrun, whose attempts are numbered from `first`; return its exit code."""
         if first != self.attempt:
             self._attempts.append(first)
-            self._attempt_dir(first).mkdir(exist_ok=True)  # the newest attempt even if no rank writes there
+            # The newest attempt even if no rank writes there.
+            self.run.attempt_logs(first).mkdir(exist_ok=True)
         given = os.environ.get("TRAINER_WORKER_MODULE")
         worker = given or entry.module_of(entry.RANK, self.run.code_dir)
         arguments = torchrun.command(
@@ -134,10 +133,10 @@ class Supervisor:
 
     def _note_restarts(self) -> None:
         """Record why an attempt died once torchrun has begun the next one."""
-        while self._attempt_dir(self.attempt + 1).is_dir():
+        while self.run.attempt_logs(self.attempt + 1).is_dir():
             died = self.attempt
             self._attempts.append(died + 1)
-            if self.place.node_rank == 0 and not self._outcome_path(died).exists():
+            if self.place.node_rank == 0 and not self.run.attempt_record(died).exists():
                 found = self._cause(died)
                 self._record_death(died, found)
                 print(f"attempt {died} died: {found.reason}; torchrun restarts the workers", flush=True)
@@ -162,10 +161,10 @@ class Supervisor:
         outcome = self._outcome()
         if outcome is not None:
             self._outcome_seen_at = self._outcome_seen_at or now
-            is_failed = outcome["outcome"] == "failed"
+            is_failed = outcome.outcome == "failed"
             grace_s = FAILED_GRACE_S if is_failed else ENDED_GRACE_S + self._finish_timeout_s()
             if now - self._outcome_seen_at > grace_s:
-                print(f"attempt {outcome['outcome']}; killing the remaining ranks", flush=True)
+                print(f"attempt {outcome.outcome}; killing the remaining ranks", flush=True)
                 processes.kill_tree(child.pid)
         elif self.requested or self.run.stop_request.exists():
             self._stop_seen_at = self._stop_seen_at or now
@@ -181,12 +180,12 @@ class Supervisor:
 
     def _failures_since_checkpoint(self) -> int:
         """Count the attempts from the one that committed the newest checkpoint on; that one has died as well."""
-        writers = [int(event["attempt"]) for event in self.run.events() if event["event"] == "checkpoint"]
+        writers = [event.attempt for event in self.run.events_of(CheckpointSaved) if event.attempt is not None]
         return self.attempt - max([self.base, *writers[-1:]]) + 1
 
     def _cause(self, attempt: int) -> cause.Cause:
         """Return why this attempt died: a hang, or the cause in its logs."""
-        return self._hangs.causes.get(attempt) or cause.find(self._attempt_dir(attempt), self.node_log)
+        return self._hangs.causes.get(attempt) or cause.find(self.run, attempt, self.node_log)
 
     def _record_death(self, attempt: int, found: cause.Cause) -> None:
         """Record the death of an attempt that was restarted."""
@@ -199,63 +198,53 @@ class Supervisor:
             outcome = self._fail("hung" if code == HUNG else "failed", code, found)
         else:
             outcome = self._fail("failed", 128 - code if code is not None and code < 0 else JOB_FAILED, found)
-        return int(outcome["exit_code"])
+        return outcome.code
 
-    def _attempt_dir(self, attempt: int) -> Path:
-        return self.run.logs_dir / f"attempt-{attempt:02d}"
-
-    def _outcome_path(self, attempt: int) -> Path:
-        return self.run.attempts_dir / f"attempt-{attempt:02d}.json"
-
-    def _outcome(self) -> dict[str, Any] | None:
+    def _outcome(self) -> AttemptOutcome | None:
         """Return how this launch ended, as recorded by a worker.
 
         That is the final outcome of the newest attempt, or of the one before if torchrun restarted workers that had
         ended well.
         """
         for attempt in reversed(self._attempts):
-            try:
-                record = json.loads(self._outcome_path(attempt).read_text())
-            except (OSError, ValueError):
-                continue
-            if not record.get("restarted"):
-                return dict(record)
+            outcome = self.run.outcome(attempt)
+            if outcome is not None and not outcome.restarted:
+                return outcome
         return None
 
-    def _fail(self, outcome: str, code: int, found: cause.Cause) -> dict[str, Any]:
+    def _fail(self, outcome: Literal["failed", "hung"], code: int, found: cause.Cause) -> AttemptOutcome:
         """Record the end of the launch when no worker could."""
         record = self._record(self.attempt, outcome, code, found, is_final=True)
         print(f"attempt {self.attempt} {outcome}: {found.reason}", flush=True)
         return record
 
     def _record(
-        self, attempt: int, outcome: str, code: int, found: cause.Cause, is_final: bool = False
-    ) -> dict[str, Any]:
+        self, attempt: int, outcome: Literal["failed", "hung"], code: int, found: cause.Cause, is_final: bool = False
+    ) -> AttemptOutcome:
         step = last_step(self.run)
         log = str(found.log.relative_to(self.run.path)) if found.log else None
-        record = {
-            "outcome": outcome,
-            "exit_code": code,
-            "reason": found.reason,
-            "step": step,
-            "log": log,
-            "lines": found.lines,
-            "where": found.where,
-            "mend": found.mend,
-            "restarted": not is_final,
-            "time": time.time(),
-        }
-        path = self._outcome_path(attempt)
+        record = AttemptOutcome(
+            attempt=attempt,
+            outcome=outcome,
+            exit_code=code,
+            reason=found.reason,
+            step=step,
+            log=log,
+            lines=found.lines,
+            where=found.where,
+            mend=found.mend,
+            restarted=not is_final,
+            time=time.time(),
+        )
         # Any of several nodes may write it; the others read it, and end.
-        if self.place.node_rank == 0 or not path.exists():
-            path.parent.mkdir(exist_ok=True)
-            write_atomic(path, json.dumps(record))
+        if self.place.node_rank == 0 or not self.run.attempt_record(attempt).exists():
+            self.run.write_outcome(record)
             if is_final and self.place.rendezvous is None:  # else slurm/attempt.py, which knows whether it is the end
-                self.run.event(outcome, attempt=attempt, step=step, reason=found.reason)
+                self.run.add_event(Ended(event=outcome, attempt=attempt, step=step, reason=found.reason))
         return record
 
 
 def last_step(run: RunDirectory) -> int | None:
     """Return the step in the last heartbeat of rank 0."""
-    step = read_live(run.live_dir / "rank-0.json").get("step")
-    return None if step is None else int(step)
+    beat = run.heartbeat(0)
+    return beat.step if beat else None

@@ -13,10 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trainer.core.files import read_live
+from trainer.runs.directory import RunDirectory
 
-STACKS_SUFFIX = ".stacks"
-"""Suffix of `logs/attempt-NN/rank-R.stacks`: Python stacks of the rank, dumped on SIGUSR2."""
 _STEPS_OF_MEDIAN = 64
 _WAITING = ("/torch/distributed/", "/torch/autograd/graph.py", "/deepspeed/comm/")
 """Files of the innermost Python frame of a rank that waits in a collective, also within the backward pass."""
@@ -121,27 +119,13 @@ class HangWatch:
                 self._stepped = (step, now)
 
 
-def read_places(live_dir: Path, attempt: int) -> list[Place]:
+def read_places(run: RunDirectory, attempt: int) -> list[Place]:
     """Return the progress of the ranks of this attempt that have written a heartbeat, in order of rank."""
-    places = []
-    for path in live_dir.glob("rank-*.json"):
-        try:
-            beat = read_live(path)
-            if beat["attempt"] != attempt:
-                continue
-            places.append(
-                Place(
-                    int(path.stem.rpartition("-")[2]),
-                    str(beat["host"]),
-                    int(beat["pid"]),
-                    int(beat["step"]),
-                    str(beat["phase"]),
-                    int(beat.get("progress", 0)),
-                )
-            )
-        except (ValueError, KeyError, TypeError):  # unreadable, or written by a worker of another kind
-            continue
-    return sorted(places, key=lambda place: place.rank)
+    return [
+        Place(rank, beat.host, beat.pid, beat.step, beat.phase, beat.progress)
+        for rank, beat in run.heartbeats().items()
+        if beat.attempt == attempt and beat.host is not None and beat.pid is not None
+    ]
 
 
 @dataclass(frozen=True)
@@ -154,7 +138,9 @@ class Blame:
     """Innermost frame, or why there is none."""
 
 
-def blame(hang: Hang, attempt_dir: Path, missing: Sequence[int] = (), answered: Sequence[int] = ()) -> Blame:
+def blame(
+    hang: Hang, run: RunDirectory, attempt: int, missing: Sequence[int] = (), answered: Sequence[int] = ()
+) -> Blame:
     """Return the rank that caused the hang.
 
     The evidence, in this order: it wrote no stacks; it alone has not entered a collective; its step is behind; its
@@ -162,13 +148,14 @@ def blame(hang: Hang, attempt_dir: Path, missing: Sequence[int] = (), answered: 
 
     Args:
         hang: The hang.
-        attempt_dir: Folder with the stacks.
+        run: The run, which has the stacks.
+        attempt: The attempt that hangs.
         missing: Ranks that have not entered a collective in which others wait.
         answered: Ranks that wrote a trace. Their stacks may be missing only because another node asked for them late.
     """
     if not hang.places:
         return Blame(None, "no rank has written a heartbeat")
-    stacks = {place.rank: main_stack(attempt_dir / f"rank-{place.rank}{STACKS_SUFFIX}") for place in hang.places}
+    stacks = {place.rank: main_stack(run.stacks(attempt, place.rank)) for place in hang.places}
     silent = [place for place in hang.places if not stacks[place.rank] and place.rank not in answered]
     if silent and len(silent) < len(hang.places):  # its heartbeat is old as well, so its step is no evidence
         return Blame(silent[0], "no response to SIGUSR2: stopped, or stuck in the kernel")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import configparser
 import netrc
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 
 from trainer.core.errors import UserError
 from trainer.runs.directory import RunDirectory
+from trainer.runs.events import Event, WandbEnvironment
 
 DEFAULT_PROJECT = "trainer"
 MODES = ("online", "offline", "shared", "disabled", "dryrun", "run")
@@ -193,11 +194,11 @@ def problems_of(
     return problems
 
 
-def recorded_mode(events: list[dict[str, Any]]) -> Setting | None:
+def recorded_mode(events: Sequence[Event]) -> Setting | None:
     """Return the mode that the environment gave when the run was last launched or resumed; None if it gave none."""
     for event in reversed(events):
-        if event["event"] == "wandb" and event.get("mode"):
-            return Setting(event["mode"], event["source"])
+        if isinstance(event, WandbEnvironment) and event.mode:
+            return Setting(event.mode, event.source or "")
     return None
 
 
@@ -206,8 +207,12 @@ def record_environment(run: RunDirectory, tracking: Mapping[str, Any]) -> None:
     if tracking["name"] != "wandb":
         return
     settings = read(os.environ, Path.cwd())
-    fields = {"mode": settings["mode"].value, "source": settings["mode"].source} if "mode" in settings else {}
-    if "base_url" in settings:
-        fields["base_url"] = settings["base_url"].value
-    if fields:
-        run.event("wandb", **fields)
+    mode, base_url = settings.get("mode"), settings.get("base_url")
+    if mode or base_url:
+        run.add_event(
+            WandbEnvironment(
+                mode=mode.value if mode else None,
+                source=mode.source if mode else None,
+                base_url=base_url.value if base_url else None,
+            )
+        )

@@ -14,9 +14,9 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from trainer.runs.directory import RunDirectory
+from trainer.runs.events import Tracking
 
 _EMPTY_BYTES = 7
 _TIMEOUT_S = 3600
@@ -37,14 +37,14 @@ class Upload:
 
 def upload(run: RunDirectory) -> Upload:
     """Upload the offline segments of `run` that are not on the server yet, and wait until that has ended."""
-    tracked = [event for event in run.events() if event["event"] == "tracking"]
+    tracked = run.events_of(Tracking)
     segments = _segments(run, tracked)
     waiting = [path for path in segments if not _marker(path).exists()]
     if not waiting:
         return Upload(0, len(segments), [], "")
     command = [sys.executable, "-m", "wandb", "sync", "--yes", *(str(path.parent) for path in waiting)]
     # stdin is closed: it must not prompt for a key. It finds what to stage where the run staged it.
-    servers = [event["base_url"] for event in tracked if event.get("base_url")]
+    servers = [event.base_url for event in tracked if event.base_url]
     variables = {
         "WANDB_DATA_DIR": str(run.wandb_dir),
         "WANDB_CACHE_DIR": str(run.wandb_dir),
@@ -69,15 +69,15 @@ def upload(run: RunDirectory) -> Upload:
     return Upload(len(waiting) - len(failed), len(segments) - len(waiting), failed, output.strip())
 
 
-def _segments(run: RunDirectory, tracked: list[dict[str, Any]]) -> list[Path]:
+def _segments(run: RunDirectory, tracked: list[Tracking]) -> list[Path]:
     """Return the run's offline files that hold rows, by their start.
 
     WANDB_DIR may place them outside the run directory.
     """
     segments = set(run.wandb_dir.glob("offline-run-*/run-*.wandb"))
     for event in tracked:
-        if event.get("dir"):
-            segments |= set(Path(event["dir"]).glob(f"offline-run-*-{event['id']}*/run-{event['id']}.wandb"))
+        if event.dir:
+            segments |= set(Path(event.dir).glob(f"offline-run-*-{event.id}*/run-{event.id}.wandb"))
     return sorted((path for path in segments if _holds_rows(path)), key=lambda path: path.parent.name)
 
 

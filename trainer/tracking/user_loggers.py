@@ -13,9 +13,8 @@ from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 
 from trainer.config.instantiate import accepts, instantiate, locate
 from trainer.runs.directory import RunDirectory
+from trainer.runs.events import LoggerVersions
 
-EVENT = "loggers"
-"""Event of the first attempt: `versions`, the name of each logger to its version (run id, for MLflow)."""
 _VERSION = ("version", "run_id")
 
 
@@ -41,12 +40,12 @@ def build(
     nodes = {name: node for name, node in section.items() if node}
     if not nodes:
         return []
-    known = next((event["versions"] for event in run.events() if event["event"] == EVENT), None)
+    known = next((event.versions for event in run.events_of(LoggerVersions)), None)
     if is_first:
         loggers = {name: _make(name, node, run, step, (known or {}).get(name)) for name, node in nodes.items()}
         versions = {name: _settled(logger, step, known is not None) for name, logger in loggers.items()}
         if known is None:
-            run.event(EVENT, versions=versions)
+            run.add_event(LoggerVersions(versions=versions))
     shared = [versions if is_first else None]
     if group is not None:
         torch.distributed.broadcast_object_list(shared, src=0, group=group)

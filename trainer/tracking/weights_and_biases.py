@@ -24,6 +24,7 @@ from typing import Any
 from trainer.config.schema import TrackingOptions
 from trainer.core.errors import UserError
 from trainer.runs.directory import RunDirectory
+from trainer.runs.events import Event, Tracking, WandbEnvironment
 from trainer.runs.registry import reference_to
 from trainer.tracking import client_settings
 from trainer.tracking.client_settings import DEFAULT_PROJECT, Setting
@@ -81,29 +82,28 @@ def start(
     return experiment
 
 
-def _prepare_environment(run: RunDirectory, events: Sequence[Mapping[str, Any]]) -> None:
+def _prepare_environment(run: RunDirectory, events: Sequence[Event]) -> None:
     """Set what the client reads from the environment alone, whoever calls it: a user's module may, too."""
     os.environ.pop("SLURM_JWT", None)
     for variable in ("WANDB_DATA_DIR", "WANDB_CACHE_DIR"):
         os.environ.setdefault(variable, str(run.wandb_dir))
     run.wandb_dir.mkdir(exist_ok=True)
-    server = next((event["base_url"] for event in events if event.get("base_url")), None)
+    launches = [event for event in events if isinstance(event, (WandbEnvironment, Tracking))]
+    server = next((event.base_url for event in launches if event.base_url), None)
     if server:  # the server of the shell that launched the run: rows must not go elsewhere
         os.environ.setdefault("WANDB_BASE_URL", server)
 
 
-def identity(
-    run: RunDirectory, options: TrackingOptions, events: Sequence[Mapping[str, Any]] | None = None
-) -> dict[str, Any]:
+def identity(run: RunDirectory, options: TrackingOptions, events: Sequence[Event] | None = None) -> dict[str, Any]:
     """Return the arguments of `wandb.init` that identify the W&B run: those of the first attempt that logged."""
     settings = client_settings.read(os.environ, Path.cwd())
-    logged = [event for event in (run.events() if events is None else events) if event["event"] == "tracking"]
-    first = next((event for event in logged if event.get("id")), {})
-    project = first.get("project") or options.project
+    logged = [event for event in (run.events() if events is None else events) if isinstance(event, Tracking)]
+    first = next((event for event in logged if event.id), None)
+    project = (first and first.project) or options.project
     arguments = {
         "project": project or (settings["project"].value if "project" in settings else DEFAULT_PROJECT),
-        "entity": first.get("entity") or options.entity,
-        "id": first.get("id") or run.id,
+        "entity": (first and first.entity) or options.entity,
+        "id": (first and first.id) or run.id,
         "group": options.group,
         "name": options.run_name or (None if "run_name" in settings else run.path.name),
         "tags": options.tags,
@@ -117,19 +117,19 @@ def identity(
 def _note(run: RunDirectory, experiment: Any, mode: Setting, options: TrackingOptions) -> None:
     """Write the event `tracking`: what this attempt logs to, and why. Without a server the entity is not known yet."""
     url = experiment.url if mode.value in ("online", "shared") else None
-    fields = {} if mode.value == "disabled" else {"id": experiment.id, "project": experiment.project, "url": url}
+    logs = mode.value != "disabled"
     entity = (experiment.entity if url else None) or options.entity
-    folder = None if mode.value == "disabled" else str(Path(experiment.dir).parent.parent)
-    server = os.environ.get("WANDB_BASE_URL")
-    run.event(
-        "tracking",
-        logger="wandb",
-        mode=mode.value,
-        source=mode.source,
-        **fields,
-        **({"entity": entity} if entity else {}),
-        **({"dir": folder} if folder else {}),
-        **({"base_url": server} if server else {}),
+    run.add_event(
+        Tracking(
+            mode=mode.value,
+            source=mode.source,
+            id=experiment.id if logs else None,
+            project=experiment.project if logs else None,
+            url=url,
+            entity=entity or None,
+            dir=str(Path(experiment.dir).parent.parent) if logs else None,
+            base_url=os.environ.get("WANDB_BASE_URL") or None,
+        )
     )
     suffix = f" {url}" if url else ""
     print(f"wandb: {mode.value} ({mode.source}){suffix}", flush=True)

@@ -29,7 +29,7 @@ def main() -> int:
     except ImportError as error:
         # No restart makes torch or Lightning importable.
         rank, directory = process.Rank.from_environment(), RunDirectory(run_path)
-        heartbeat = Heartbeat(directory.live_dir / f"rank-{rank.rank}.json", rank)
+        heartbeat = Heartbeat(directory, rank)
         return failure.conclude(error, Attempt(directory, rank, heartbeat))
 
     return run(run_path)

@@ -21,6 +21,7 @@ from trainer.checkpoint.io import CheckpointWriter, RunCheckpointIO, SaveFailed
 from trainer.checkpoint.store import Checkpoint, CheckpointStore
 from trainer.config.schema import Config
 from trainer.core.errors import DONE, JOB_FAILED, REQUEUE, UserError
+from trainer.runs import events
 from trainer.runs.directory import RunDirectory
 from trainer.runtime import failure, hydra_state, logs, memory, micro_batch, rng
 from trainer.runtime.attempt import Attempt
@@ -44,7 +45,7 @@ def run(run_path: Path) -> int:
     """Train one attempt; returns this process's exit code (see "Environment of a worker" in docs/architecture.md)."""
     directory = RunDirectory(run_path)
     rank = Rank.from_environment()
-    heartbeat = Heartbeat(directory.live_dir / f"rank-{rank.rank}.json", rank)
+    heartbeat = Heartbeat(directory, rank)
     heartbeat.start()
     attempt = Attempt(directory, rank, heartbeat)
     try:
@@ -204,10 +205,11 @@ def _newest_checkpoint(
     """The first rank verifies and chooses; the others take its choice, so that all load the same step."""
     chosen: list[Any] = [None]
     if rank.is_first:
-        found, skipped = tiers.newest_good(store, local, directory.events())
+        starts = [(event.time, event.step) for event in directory.events_of(events.Started)]
+        found, skipped = tiers.newest_good(store, local, starts)
         for message in skipped:
             print(f"checkpoint skipped: {message}", flush=True)
-            directory.event("checkpoint_skipped", reason=message)
+            directory.add_event(events.CheckpointSkipped(reason=message))
         chosen = [UserError(*_NO_GOOD_CHECKPOINT) if skipped and found is None else found]
     if group is not None:
         torch.distributed.broadcast_object_list(chosen, src=0, group=group)
@@ -224,7 +226,9 @@ def _after_commit(
     attempt: Attempt,
 ) -> None:
     # The supervisor counts restarts from the attempt that got this far (trainer/supervise/supervisor.py).
-    attempt.directory.event("checkpoint", attempt=attempt.rank.attempt, step=saved.step, bytes=saved.bytes)
+    attempt.directory.add_event(
+        events.CheckpointSaved(attempt=attempt.rank.attempt, step=saved.step, bytes=saved.bytes)
+    )
     options = config.checkpoint
     if local is not None and saved.path.parent == local.directory:
         local.prune(options.local_keep_last)

@@ -11,6 +11,7 @@ from trainer.callbacks.metrics import TrainMetrics
 from trainer.checkpoint.io import CheckpointWriter
 from trainer.checkpoint.store import CheckpointStore
 from trainer.config.schema import Config
+from trainer.runs.events import CheckpointFailed
 from trainer.runs.lock import refuse_if_superseded
 from trainer.runtime.attempt import Attempt
 from trainer.runtime.steps import steps_taken
@@ -64,7 +65,7 @@ class Saving:
         failure = self._writer.take_failure()
         if failure is None:
             return False
-        self._attempt.directory.event("checkpoint_failed", reason=str(failure))
+        self._attempt.directory.add_event(CheckpointFailed(reason=str(failure)))
         self.best.reread()
         return self._config.checkpoint.on_failure == "stop"
 

@@ -1,0 +1,251 @@
+"""JSON records: what processes leave for each other in files, as frozen dataclasses with one reader and one writer.
+
+The fields of a record class and their types are the keys of its JSON object and the types of their values. A record is
+validated when it is read, so that what a caller holds has the types that its class says:
+
+- A key that is missing takes the default of its field. Without a default, and for a value of a wrong type, `BadRecord`
+  names the file and the field.
+- A record of a newer version is refused by name. Its version is the key "version"; without one it is 1, which is
+  what every release so far has written.
+- A key that the class does not know is left out: within a version, keys may only be added.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import sys
+import types
+from collections.abc import Callable
+from dataclasses import MISSING, Field, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
+
+from trainer.core.errors import UserError
+
+VERSION = 1
+"""The newest version that this reader knows."""
+_ABSENT, _NOT_STORED = "absent while None", "not stored"
+_SIMPLE: dict[Any, tuple[tuple[type, ...], str]] = {
+    str: ((str,), "a text"),
+    int: ((int,), "an integer"),
+    float: ((float, int), "a number"),
+    bool: ((bool,), "true or false"),
+    type(None): ((type(None),), "null"),
+}
+_LONGEST = 60
+"""Characters of a wrong value that a message shows."""
+_skipped: set[tuple[str, str]] = set()
+"""(file, field) of the records that this process has reported as left out."""
+
+T = TypeVar("T")
+_Check = Callable[[Any, str], Any]
+"""Returns a value once it is checked; the text is its place in the record."""
+
+
+class BadRecord(UserError):
+    """A record that cannot be used: damaged, incomplete, of a wrong type, or of a newer version."""
+
+    def __init__(self, message: str, fix: str, *, source: str, place: str = "") -> None:
+        super().__init__(message, fix)
+        self.source = source
+        self.place = place
+        """The field, where one field is at fault."""
+
+
+class _Mismatch(ValueError):
+    """A value that is not of the type of its field."""
+
+    def __init__(self, place: str, problem: str) -> None:
+        super().__init__(problem)
+        self.place = place
+
+
+def absent() -> Any:
+    """Return a field that is None by default, and whose key is left out of the JSON object while it is."""
+    return field(default=None, metadata={_ABSENT: True})
+
+
+def not_stored() -> Any:
+    """Return a field that the reader is told from elsewhere, such as a number in the name of the file."""
+    return field(metadata={_NOT_STORED: True})
+
+
+def to_json(record: Any) -> dict[str, Any]:
+    """Return the JSON object of a record, nested records included."""
+    return {
+        one.name: _plain(value)
+        for one in fields(record)
+        if not one.metadata.get(_NOT_STORED)
+        and not ((value := getattr(record, one.name)) is None and one.metadata.get(_ABSENT))
+    }
+
+
+def dumps(record: Any, indent: int | None = None) -> str:
+    """Return the JSON text of a record."""
+    return json.dumps(to_json(record), indent=indent)
+
+
+def from_json(cls: type[T], content: Any, source: Path | str, **known: Any) -> T:
+    """Return the record in a JSON object.
+
+    Args:
+        cls: The class of the record.
+        content: What `json.loads` has returned.
+        source: The file, for the message.
+        known: Fields that are `not_stored`.
+
+    Raises:
+        BadRecord: Where a field is missing or of a wrong type, or the record is of a newer version.
+    """
+    try:
+        version = _check_of(int)(_object(content).get("version", VERSION), "version")
+        if version > VERSION:
+            raise newer(source, "version", version, VERSION)
+        return _build(cls, content, "", known)
+    except _Mismatch as mismatch:
+        raise damaged(source, str(mismatch), mismatch.place) from None
+
+
+def read(cls: type[T], path: Path, **known: Any) -> T | None:
+    """Return the record in a file; None where there is no file. Raises BadRecord as `from_json` does."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise damaged(path, error.strerror or str(error)) from None
+    except ValueError as error:
+        raise damaged(path, str(error)) from None
+    return from_json(cls, content, path, **known)
+
+
+def read_or_skip(cls: type[T], path: Path, **known: Any) -> T | None:
+    """Return the record in a file; None where there is none, or one that cannot be used, which `skip` reports."""
+    try:
+        return read(cls, path, **known)
+    except BadRecord as error:
+        skip(error)
+        return None
+
+
+def skip(error: BadRecord) -> None:
+    """Report on stderr that a record is left out: once for each file and field in the life of this process."""
+    key = (error.source, error.place)
+    if key not in _skipped:
+        _skipped.add(key)
+        print(f"trainer: {error.message}; this record is left out", file=sys.stderr, flush=True)
+
+
+def damaged(source: Path | str, problem: str, place: str = "") -> BadRecord:
+    """Return the error for a record that is not what its writer has written."""
+    fix = "restore it from a backup, or remove it: what it says of the run is lost then"
+    return BadRecord(f"{source} is damaged: {problem}", fix, source=str(source), place=place)
+
+
+def newer(source: Path | str, key: str, version: int, known: int) -> BadRecord:
+    """Return the error for a record that a newer release has written."""
+    message = f"{source} has {key} {version}; this trainer reads up to {known}"
+    return BadRecord(
+        message, "Use the version of trainer that wrote it, or a newer one.", source=str(source), place=key
+    )
+
+
+def _plain(value: Any) -> Any:
+    if is_dataclass(value):
+        return to_json(value)
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def _object(content: Any, place: str = "") -> dict[str, Any]:
+    if not isinstance(content, dict):
+        raise _Mismatch(place, f"{place or 'it'} is {_shown(content)}, not an object")
+    return content
+
+
+def _build(cls: type[T], content: Any, place: str, known: dict[str, Any]) -> T:
+    content = _object(content, place)
+    values = dict(known)
+    for name, check, is_required in _fields_of(cast(Any, cls)):
+        where = f"{place}.{name}" if place else name
+        if name in content:
+            values[name] = check(content[name], where)
+        elif is_required:
+            raise _Mismatch(where, f"{where} is missing")
+    return cls(**values)
+
+
+@functools.cache
+def _fields_of(cls: Any) -> list[tuple[str, _Check, bool]]:
+    """Name, check and whether it is required, for each stored field."""
+    hints = get_type_hints(cls)
+    stored = [one for one in fields(cls) if not one.metadata.get(_NOT_STORED)]
+    return [(one.name, _check_of(hints[one.name]), _is_required(one)) for one in stored]
+
+
+def _is_required(one: Field[Any]) -> bool:
+    return one.default is MISSING and one.default_factory is MISSING
+
+
+@functools.cache
+def _check_of(kind: Any) -> _Check:
+    """Return the check for a type: one of `_SIMPLE`, Any, Literal, list, dict, a union, or a record class."""
+    origin, arguments = get_origin(kind), get_args(kind)
+    if kind is Any:
+        return lambda value, place: value
+    if kind in _SIMPLE:
+        accepted, name = _SIMPLE[kind]
+        return functools.partial(_simple, accepted, name)
+    if origin is Literal:
+        return functools.partial(_one_of, arguments)
+    if origin is list:
+        return functools.partial(_list, _check_of(arguments[0]))
+    if origin is dict:
+        return functools.partial(_dict, _check_of(arguments[1]))
+    if origin in (Union, types.UnionType):
+        return functools.partial(_union, [_check_of(one) for one in arguments], type(None) in arguments)
+    if is_dataclass(kind):
+        return lambda value, place: _build(kind, value, place, {})  # type: ignore[arg-type]
+    raise TypeError(f"a record cannot have a field of type {kind}")
+
+
+def _simple(accepted: tuple[type, ...], name: str, value: Any, place: str) -> Any:
+    if type(value) not in accepted:
+        raise _Mismatch(place, f"{place} is {_shown(value)}, not {name}")
+    return value
+
+
+def _one_of(choices: tuple[Any, ...], value: Any, place: str) -> Any:
+    if not isinstance(value, str) or value not in choices:
+        raise _Mismatch(place, f"{place} is {_shown(value)}, not one of {', '.join(choices)}")
+    return value
+
+
+def _list(check: _Check, value: Any, place: str) -> list[Any]:
+    if not isinstance(value, list):
+        raise _Mismatch(place, f"{place} is {_shown(value)}, not a list")
+    return [check(item, f"{place}[{number}]") for number, item in enumerate(value)]
+
+
+def _dict(check: _Check, value: Any, place: str) -> dict[str, Any]:
+    return {key: check(item, f"{place}.{key}") for key, item in _object(value, place).items()}
+
+
+def _union(checks: list[_Check], has_none: bool, value: Any, place: str) -> Any:
+    if value is None and has_none:
+        return None
+    mismatch: _Mismatch | None = None
+    for check in checks:
+        try:
+            return check(value, place)
+        except _Mismatch as error:
+            mismatch = mismatch or error
+    assert mismatch is not None
+    raise mismatch
+
+
+def _shown(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]} ..."

@@ -1,0 +1,308 @@
+"""The events of a run: one dataclass for each kind of line in `events.jsonl`. `RunDirectory` appends and reads them."""
+
+from __future__ import annotations
+
+import functools
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeVar, get_args, get_type_hints
+
+from trainer.core.records import BadRecord, absent, damaged, from_json, skip
+
+
+def _now() -> float:
+    return round(time.time(), 3)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Event:
+    """Something that happened to a run."""
+
+    time: float = field(default_factory=_now)
+    """Seconds since 1970."""
+    event: str
+    """The name of the event. Each subclass lists its own names."""
+
+
+E = TypeVar("E", bound=Event)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Created(Event):
+    """`trainer fit` has made the run directory."""
+
+    event: Literal["created"] = "created"
+    overrides: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True, kw_only=True)
+class WandbEnvironment(Event):
+    """What the environment of a launch says about W&B: the job may run where its variables and files are not."""
+
+    event: Literal["wandb"] = "wandb"
+    mode: str | None = absent()
+    source: str | None = absent()
+    """Where the mode comes from, such as WANDB_MODE."""
+    base_url: str | None = absent()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Queued(Event):
+    """The run was submitted to SLURM."""
+
+    event: Literal["queued"] = "queued"
+    slurm_job_id: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resumed(Event):
+    """`trainer resume` is about to launch the run."""
+
+    event: Literal["resumed"] = "resumed"
+    overrides: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preflight(Event):
+    """What the preflight of an allocation found."""
+
+    event: Literal["preflight"] = "preflight"
+    bad: dict[str, str]
+    """Node to what is wrong with it."""
+    bytes_per_s: float | None
+    """All-reduce speed of the slowest rank."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Allocated(Event):
+    """SLURM has given the nodes of an attempt: of a new allocation, or `restarted` in the same one."""
+
+    event: Literal["allocated", "restarted"]
+    attempt: int
+    slurm_job_id: str | None = None
+    nodes: list[str] = field(default_factory=list)
+    checkpoint: int | None = None
+    """The step from which the attempt resumes."""
+    since: float | None = absent()
+    """When SLURM started the job; only of a new allocation."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Started(Event):
+    """The first rank of an attempt has chosen its checkpoint."""
+
+    event: Literal["started"] = "started"
+    attempt: int = 0
+    step: int = 0
+    """The step of the checkpoint; 0 without one."""
+    world_size: int | None = None
+    host: str | None = None
+    slurm_job_id: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tracking(Event):
+    """What an attempt logs to W&B, and why."""
+
+    event: Literal["tracking"] = "tracking"
+    logger: str = "wandb"
+    mode: str | None = None
+    source: str | None = None
+    """Where the mode comes from."""
+    id: str | None = absent()
+    project: str | None = absent()
+    url: str | None = absent()
+    entity: str | None = absent()
+    dir: str | None = absent()
+    base_url: str | None = absent()
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoggerVersions(Event):
+    """The versions that the user's own loggers have in the first attempt (run ids, for MLflow)."""
+
+    event: Literal["loggers"] = "loggers"
+    versions: dict[str, str | int | None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointSaved(Event):
+    """A checkpoint was committed."""
+
+    event: Literal["checkpoint"] = "checkpoint"
+    attempt: int | None = None
+    step: int
+    bytes: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointSkipped(Event):
+    """A damaged checkpoint was not resumed from."""
+
+    event: Literal["checkpoint_skipped"] = "checkpoint_skipped"
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointFailed(Event):
+    """A checkpoint could not be written."""
+
+    event: Literal["checkpoint_failed"] = "checkpoint_failed"
+    reason: str
+
+
+StopRequester = Literal[
+    "trainer stop",
+    "Ctrl-C",
+    "the command that follows it was interrupted",
+    "the command that followed this run was killed",
+]
+"""Who asks a run to save and stop; the text of `control/stop`, for the reader of the run directory."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StopRequested(Event):
+    """Somebody has asked the run to save and stop."""
+
+    event: Literal["stop_requested"] = "stop_requested"
+    reason: str
+    """A `StopRequester`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hang(Event):
+    """No rank made progress for longer than the limit; null where no rank could be blamed."""
+
+    event: Literal["hang"] = "hang"
+    attempt: int
+    rank: int | None = None
+    host: str | None = None
+    step: int | None = None
+    phase: str | None = None
+    where: str | None = None
+    """The innermost frame of its stack."""
+    collective: str | None = None
+    """The collective that this rank alone has not entered."""
+    still_s: float
+    """Seconds without progress."""
+    reason: str | None = None
+
+
+BadStepName = Literal["not_finite", "loss_spike"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class BadStepEvent(Event):
+    """The loss or a gradient was not finite, or the loss jumped."""
+
+    event: BadStepName
+    attempt: int = 0
+    step: int
+    reason: str | None = None
+    action: str | None = None
+    """stopped, skipped or rolled back."""
+    again: bool = False
+    """Whether this step was rolled back before."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Straggler(Event):
+    """The other ranks wait for this one at every step."""
+
+    event: Literal["straggler"] = "straggler"
+    attempt: int
+    rank: int
+    host: str
+    device: str | None = None
+    own_s: float | None = None
+    """Seconds of a batch that this rank takes for what `reason` names."""
+    others_s: float | None = None
+    """The median of the other ranks."""
+    batch_s: float | None = None
+    """Seconds of the whole batch."""
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutOfMemory(Event):
+    """A rank ran out of memory."""
+
+    event: Literal["out_of_memory"] = "out_of_memory"
+    attempt: int
+    rank: int
+    host: str
+    step: int
+    reason: str
+    batch_size: int | None
+    """The global batch; null before the data was set up."""
+    micro_batch: int | None
+    """The micro-batch of the next attempt; null: there is none."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NodeLost(Event):
+    """A node of the allocation does not work any more."""
+
+    event: Literal["node_lost"] = "node_lost"
+    node: str
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Requeued(Event):
+    """SLURM runs the job again, or another job of the run was submitted."""
+
+    event: Literal["requeued"] = "requeued"
+    slurm_job_id: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ended(Event):
+    """An attempt has ended. preempted: it saved a checkpoint and is to be run again."""
+
+    event: Literal["finished", "stopped", "preempted", "failed", "hung"]
+    attempt: int | None = None
+    step: int | None = None
+    reason: str | None = None
+
+
+@functools.cache
+def classes() -> dict[str, type[Event]]:
+    """Return the class of each name."""
+    return {name: kind for kind in Event.__subclasses__() for name in get_args(get_type_hints(kind)["event"])}
+
+
+def parse(text: str, path: Path) -> Iterator[Event]:
+    """Yield the events in the text of `events.jsonl`, oldest first.
+
+    A line that cannot be used is left out, and reported by its number. A last line without its end is being written, or
+    was cut short by a crash: it is left out silently.
+    """
+    *lines, last = text.split("\n")
+    for number, line in enumerate(lines, start=1):
+        try:
+            yield _event(line, f"{path}, line {number},")
+        except BadRecord as error:
+            skip(error)
+    try:
+        yield _event(last, f"{path}, last line,")
+    except BadRecord:
+        return
+
+
+def _event(line: str, source: str) -> Event:
+    try:
+        content: Any = json.loads(line)
+    except ValueError as error:
+        raise damaged(source, str(error)) from None
+    name = content.get("event") if isinstance(content, dict) else None
+    kind = classes().get(name) if isinstance(name, str) else None
+    event = from_json(kind or Event, content, source)
+    if kind is None:
+        raise damaged(source, f"event is {name!r}, which is not the name of an event", "event")
+    if "time" not in content:
+        raise damaged(source, "time is missing", "time")
+    return event

@@ -1,0 +1,211 @@
+"""What the processes of a run tell each other through its files: one frozen dataclass for each kind of file.
+
+`trainer.core.records` reads, validates and writes them; `RunDirectory` knows where each is. The events are in
+`trainer.runs.events`, a checkpoint's COMMIT in `trainer.checkpoint.commit`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from trainer.config.shape import LaunchShape
+from trainer.core.errors import DONE, HUNG, JOB_FAILED, REQUEUE
+from trainer.core.records import absent, not_stored
+
+Outcome = Literal["finished", "stopped", "requeue", "failed", "hung"]
+"""How an attempt ended. requeue: it saved a checkpoint and is to be run again."""
+EXIT_CODES: dict[Outcome, int] = {
+    "finished": DONE,
+    "stopped": DONE,
+    "requeue": REQUEUE,
+    "failed": JOB_FAILED,
+    "hung": HUNG,
+}
+"""The job's exit code for an outcome that does not name its own."""
+# fmt: off
+Phase = Literal[
+    "start", "build", "first_step", "train", "validate", "save", "finish",
+    "finished", "stopped", "requeue", "failed", "hung",
+]
+# fmt: on
+"""What a rank is doing; from `finish` on it is ending, and at last it is an `Outcome`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttemptOutcome:
+    """How an attempt ended: `attempts/attempt-NN.json`, by a rank, the node process or the job script."""
+
+    attempt: int = not_stored()
+    outcome: Outcome
+    exit_code: int | None = None
+    """The job's exit code, where it is not that of the outcome: see `code`."""
+    reason: str = ""
+    """The exception with its whole message, or a sentence."""
+    step: int | None = None
+    """Optimizer steps completed; None: no rank had got as far as its first heartbeat."""
+    rank: int | None = None
+    """The rank that failed first."""
+    host: str | None = None
+    log: str | None = None
+    """Its log, from the run directory."""
+    lines: list[str] = field(default_factory=list)
+    """The last lines of the traceback, or of the log where there is none."""
+    where: str | None = None
+    """The user's own line that the exception came from."""
+    mend: bool = False
+    """Whether a resume must fail in the same way until the code, the configuration or the files are changed."""
+    restarted: bool = False
+    """Whether the next attempt followed at once, so that this was not the end of the job."""
+    time: float | None = None
+    """Seconds since 1970."""
+
+    @property
+    def code(self) -> int:
+        """The job's exit code."""
+        return EXIT_CODES[self.outcome] if self.exit_code is None else self.exit_code
+
+
+@dataclass(frozen=True, kw_only=True)
+class Launch:
+    """Which process a run is: `launch.json`. Without a launch every field has its default."""
+
+    cluster: str | None = None
+    """local or slurm."""
+    shape: LaunchShape | None = None
+    """What the run asks for; an attempt may have fewer nodes (`resources.min_nodes`)."""
+    host: str | None = None
+    boot_id: str | None = None
+    """The boot of the host: process ids start anew with the next one."""
+    pid: int | None = None
+    pid_started: int | None = None
+    """Start of the process in clock ticks since the boot: another process may get the same id."""
+    attempt: int = 0
+    """The first attempt of this launch."""
+    cwd: str | None = None
+    """Where the first launch was made; relative paths of data refer to it."""
+    slurm_job_id: str | None = None
+
+    @property
+    def was_made(self) -> bool:
+        """Whether the run has been launched at all."""
+        return self != Launch()
+
+
+@dataclass(frozen=True, kw_only=True)
+class BestCheckpoint:
+    """The checkpoint with the best value of the monitored metric."""
+
+    metric: str | None
+    mode: Literal["min", "max"] = "min"
+    """Which values of the metric are better."""
+    value: float
+    step: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeartbeatRecord:
+    """Progress of a rank: `live/rank-R.json`, overwritten once a second.
+
+    `time` shows that the process lives, `moved` when its step or phase last changed: a hang has a fresh `time` and an
+    old `moved`. Times are seconds since 1970.
+    """
+
+    time: float = 0.0
+    moved: float | None = None
+    step: int = 0
+    progress: int = 0
+    """Raised by what moves without a step, such as a batch of a validation."""
+    pid: int | None = None
+    host: str | None = None
+    device: str | None = absent()
+    attempt: int = 0
+    epoch: int | None = None
+    phase: Phase
+    max_steps: int | None = absent()
+    metrics: dict[str, float] = field(default_factory=dict)
+    """The metrics of the last logged step."""
+    validation: dict[str, float] | None = absent()
+    """The metrics of the last validation."""
+    rate: float | None = absent()
+    rate_unit: str | None = absent()
+    eta_s: float | None = absent()
+    """Seconds left at this rate."""
+    best: BestCheckpoint | None = absent()
+    began: float | None = None
+    """When the process was started."""
+    first_step: int = 0
+    """The step from which this attempt started."""
+    spent: dict[str, float] | None = None
+    """Seconds by phase; `runs/ledger.py` adds them up."""
+    batches: int = 0
+    """How many batches the medians are of."""
+    own_s: float | None = absent()
+    """Median seconds of a batch in which this rank waits for no other: data and forward pass."""
+    batch_s: float | None = absent()
+    """Median seconds of a batch."""
+    data_s: float | None = absent()
+    """Median seconds before the forward pass."""
+    forward_s: float | None = absent()
+    """Median seconds of the forward pass on the GPU."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Failure:
+    """The exception that ended a rank, written by the rank: `logs/attempt-NN/rank-R.failure.json`."""
+
+    reason: str
+    """The exception and its whole message: one line or several."""
+    where: str | None
+    """The user's own line that it came from."""
+    step: int
+    rank: int
+    time: float
+    is_final: bool
+    """Whether another attempt would end in the same way."""
+    mend: bool
+    """Whether a resume would, too: the code, the configuration or the files must change first."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CommandFailure:
+    """The exception that ended a rank of `trainer evaluate`, `predict` or `export`: `logs/VERB.failure.json`."""
+
+    message: str
+    fix: str
+    code: int
+    """The exit code of the command."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reduction:
+    """The all-reduce of the preflight, as one node saw it."""
+
+    joined: int
+    """Ranks of this node that took part."""
+    bytes_per_s: float | None
+    """Of the slowest of them."""
+    complaint: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class NodeCheck:
+    """What the preflight found on a node: `preflight/JOB-RESTART/NODE.json`."""
+
+    node: str
+    problems: list[str]
+    """Each is a reason not to use the node."""
+    code: str
+    """Hash of what the node would run; the nodes must agree."""
+    data: dict[str, bool]
+    """Each value of the section `data` that looks like a path, and whether it exists on this node."""
+    reduced: Reduction | None = absent()
+
+
+@dataclass(frozen=True, kw_only=True)
+class LockHolder:
+    """The launch that trains a run: the content of `control/lock`."""
+
+    host: str
+    pid: int
+    attempt: int
