@@ -191,7 +191,7 @@ def _is_required(one: Field[Any]) -> bool:
 
 @functools.cache
 def _check_of(kind: Any) -> _Check:
-    """Return the check for a type: one of `_SIMPLE`, Any, Literal, list, dict, a union, or a record class."""
+    """Return the check for a type: one of `_SIMPLE`, Any, Literal, list, dict, an optional one, or a record class."""
     origin, arguments = get_origin(kind), get_args(kind)
     if kind is Any:
         return lambda value, place: value
@@ -205,10 +205,21 @@ def _check_of(kind: Any) -> _Check:
     if origin is dict:
         return functools.partial(_dict, _check_of(arguments[1]))
     if origin in (Union, types.UnionType):
-        return functools.partial(_union, [_check_of(one) for one in arguments], type(None) in arguments)
+        return _check_of_union([one for one in arguments if one is not type(None)])
     if is_dataclass(kind):
         return lambda value, place: _build(kind, value, place, {})  # type: ignore[arg-type]
     raise TypeError(f"a record cannot have a field of type {kind}")
+
+
+def _check_of_union(kinds: list[Any]) -> _Check:
+    """Return the check for one type, or one of several of `_SIMPLE`, or null."""
+    if all(kind in _SIMPLE for kind in kinds):
+        chosen = [_SIMPLE[kind] for kind in _SIMPLE if kind in kinds]
+        accepted = tuple(kind for accepted, _ in chosen for kind in accepted)
+        return functools.partial(_simple, (*accepted, type(None)), " or ".join(name for _, name in chosen))
+    (kind,) = kinds
+    check = _check_of(kind)
+    return lambda value, place: None if value is None else check(value, place)
 
 
 def _simple(accepted: tuple[type, ...], name: str, value: Any, place: str) -> Any:
@@ -231,19 +242,6 @@ def _list(check: _Check, value: Any, place: str) -> list[Any]:
 
 def _dict(check: _Check, value: Any, place: str) -> dict[str, Any]:
     return {key: check(item, f"{place}.{key}") for key, item in _object(value, place).items()}
-
-
-def _union(checks: list[_Check], has_none: bool, value: Any, place: str) -> Any:
-    if value is None and has_none:
-        return None
-    mismatch: _Mismatch | None = None
-    for check in checks:
-        try:
-            return check(value, place)
-        except _Mismatch as error:
-            mismatch = mismatch or error
-    assert mismatch is not None
-    raise mismatch
 
 
 def _shown(value: Any) -> str:
