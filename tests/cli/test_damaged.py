@@ -120,7 +120,7 @@ def test_a_launch_that_cannot_be_used_is_refused_by_name(
     said = capsys.readouterr()
     assert other.id in said.out
     assert run.id not in said.out
-    assert f"{run.path.name} is left out: {run.launch_path} " in said.err
+    assert f"trainer: skipped {run.path.name}: {run.launch_path} " in said.err
     assert problem in said.err
 
 

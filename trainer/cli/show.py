@@ -146,7 +146,7 @@ def _state(checkpoint: dict[str, Any]) -> str:
 
 def _attempt(outcome: AttemptOutcome) -> str:
     reason = f": {outcome.reason}" if outcome.reason else ""
-    place = "at the start" if outcome.step is None else f"at step {outcome.step}"
+    place = "before the first step" if outcome.step is None else f"at step {outcome.step}"
     return f"{outcome.attempt}  {outcome.outcome} {place}{reason}"
 
 
