@@ -152,7 +152,7 @@ def submit_limited(testbed: Testbed, folder: Path) -> RunDirectory:
         )
 
     run = submit(cli, folder, *LIMITED_JOB, *options)
-    job_id = str(run.launch()["slurm_job_id"])
+    job_id = str(run.launch().slurm_job_id)
     testbed.kept.add(job_id)
     # What the command line refuses as too short for anyone's training: SLURM asks to save 0 to 30 s after the start.
     testbed.slurm("scontrol", "update", f"JobId={job_id}", "TimeLimit=1")
