@@ -136,7 +136,7 @@ def test_a_commit_of_a_newer_format_is_refused_by_name(
     (path / commit.COMMIT).write_text(json.dumps({**content, "digest": commit._digest(content)}))
     other = real_run(tmp_path)
     assert main(["show", run.id]) == USER_MUST_CHANGE
-    newer = f"{path} has checkpoint format 2; this trainer reads up to 1"
+    newer = f"{path} has checkpoint format 2; this version of trainer reads formats up to 1"
     assert newer in capsys.readouterr().err
     assert main(["ls"]) == 0
     said = capsys.readouterr()

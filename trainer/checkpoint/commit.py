@@ -165,7 +165,8 @@ def commit(staging: Staging, info: CommitInfo) -> None:
     given["metrics"] = {name: _finite(value) for name, value in info.metrics.items()}
     given["monitor_value"] = _finite(info.monitor_value)
     files = dict(sorted(staging.files.items()))
-    content = to_json(Commit(**given, format=FORMAT, time=time.time(), files=files))
+    # In microseconds: beyond them a changed digit may give the same float, which the digest could not detect.
+    content = to_json(Commit(**given, format=FORMAT, time=round(time.time(), 6), files=files))
     content["digest"] = _digest(content)
     temporary = staging.path / f"{COMMIT}.tmp"
     with open(temporary, "w", encoding="utf-8") as file:
