@@ -196,6 +196,7 @@ KINDS: dict[str, tuple[Callable[[], LightningModule], dict[str, Any], list[int]]
 def test_one_meaning_of_step(tmp_path: Path, name: str) -> None:
     make, options, steps = KINDS[name]
     run = Run(tmp_path, make(), **options).fit()
+    assert run.watch.seen
     assert all(beat == counted for beat, counted in run.watch.seen)
     assert run.heartbeat.step == run.trainer.global_step == steps[-1]
     expected = due(steps)
@@ -215,6 +216,7 @@ def test_accumulation_changes_in_mid_epoch(tmp_path: Path) -> None:
             trainer.accumulate_grad_batches = 1 if rest[-1] < 3 else 3
 
     run = Run(tmp_path, Net(), Changes()).fit()
+    assert run.watch.seen
     assert all(beat == counted for beat, counted in run.watch.seen)
     assert run.heartbeat.step == run.trainer.global_step < 2 * BATCHES
 

@@ -151,6 +151,7 @@ def test_labels_may_be_texts_and_a_column_may_hold_paths_or_bare_bytes(tmp_path:
         data = opened(tmp_path / name, image_column="file", label_column="kind", size=8, augment=False, held_out=0.2)
         assert data.classes == ["cat", "dog"]
         train = labelled(data)
+        assert len(train.files) >= 5
         for index, (row, label) in enumerate(train.files):
             shard_begins = 4 * (row.path.name.startswith("data-00001"))
             number = shard_begins + row.number

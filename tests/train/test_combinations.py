@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 import os
+import re
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +17,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.strategies import DeepSpeedStrategy
 from lightning.pytorch.trainer.connectors.callback_connector import _validate_callbacks_list
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from trainer.checkpoint.io import CheckpointWriter, RunCheckpointIO
 from trainer.checkpoint.store import CheckpointStore
@@ -99,6 +101,11 @@ def test_strategies_and_precisions(quickstart: dict[str, Any], tmp_path: Path, r
     assert (("single", "32-true") in refused) is (ranks == 2)
 
 
+BY_THE_CONSTRUCTOR = re.compile(
+    r"pruning_fn|pruning_dim|duration|`mode`|[Aa]ccumulation|exclusive|Empty dict|Epoch should|Invalid value|save_top_k"
+    r"|swa_|Timer|`verbose`|logging_interval"
+)
+"""What Lightning's constructors say; anything else is a mistake of this test."""
 BAD_ARGUMENTS = [
     ("ModelCheckpoint", {"mode": "best"}),
     ("ModelCheckpoint", {"save_top_k": -2}),
@@ -128,7 +135,7 @@ BAD_ARGUMENTS = [
 @pytest.mark.parametrize(("kind", "arguments"), BAD_ARGUMENTS)
 def test_what_a_constructor_refuses(quickstart: dict[str, Any], kind: str, arguments: dict[str, Any]) -> None:
     node = {"_target_": f"{CALLBACKS}.{kind}", **arguments}
-    with pytest.raises(Exception, match=r".*"):
+    with pytest.raises((MisconfigurationException, TypeError, ValueError), match=BY_THE_CONSTRUCTOR):
         instantiate(copy.deepcopy(node), where="callbacks.mine")
     assert "callbacks.mine" in refusals(job(quickstart, 1, callbacks={"mine": node}))
 

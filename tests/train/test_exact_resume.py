@@ -46,6 +46,7 @@ def test_the_final_checkpoint_has_the_averaged_weights_and_the_state_before_is_k
     assert kept[-2:] == ["step-00000012", "step-00000012-before-end"]
     final, before = [torch.load(folder / name / "state.pt", weights_only=True) for name in kept[-2:]]
     average = before["callbacks"]["StochasticWeightAveraging"]["average_model_state"]
+    assert average
     assert all(torch.equal(final["state_dict"][key], average[key]) for key in average)
     assert not torch.equal(final["state_dict"]["net.0.weight"], before["state_dict"]["net.0.weight"])
     store = CheckpointStore(folder)
