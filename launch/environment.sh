@@ -1,3 +1,4 @@
+# shellcheck shell=bash disable=SC2154  # root: set by who sources this
 # Sourced by the launch scripts: makes .venv, or keeps it when it still fits. Needs $root, the checkout.
 
 say() { printf '==> %s\n' "$*" >&2; }
@@ -64,7 +65,7 @@ install_into_environment() {
     say "installing PyTorch, the largest part ($(grep '^torch==' "$root/constraints.txt"))"
     pip_install "$(grep '^torch==' "$root/constraints.txt")" || return 1
     say "installing the other packages at the versions of constraints.txt, and this checkout"
-    pip_install -e "$root[$1]" || return 1
+    pip_install -e "${root}[$1]" || return 1
     # As pip does for all other packages: where PYTHONDONTWRITEBYTECODE is set, each start would compile these anew.
     "$root/.venv/bin/python" -m compileall -q "$root/trainer" >&2 || true
 }

@@ -1,3 +1,4 @@
+# shellcheck shell=bash disable=SC2154  # dir, subnet, instance: set by who sources this
 # Sourced by testbed: writes slurm.conf, gres.conf, slurmdbd.conf and what the nodes need, into $dir/etc.
 # What is set against the defaults, and why, was found with SLURM 22.05 (Debian 12).
 
