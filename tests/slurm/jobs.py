@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,20 @@ def paced(step_s: float, attempts: int = 1000) -> list[str]:
     """Overrides; `pace.py` must be in the working directory."""
     target = ["+callbacks.pace._target_=pace.Pace", f"+callbacks.pace.step_s={step_s}"]
     return [*target, f"+callbacks.pace.attempts={attempts}"]
+
+
+def command_line(testbed: Testbed, *arguments: str, cwd: Path, timeout: float) -> subprocess.CompletedProcess[str]:
+    """The command line for fixtures whose jobs outlive a test: without the test's mark in the environment."""
+    return subprocess.run(
+        [sys.executable, "-m", "trainer", *arguments],
+        env={**clean_environment(), "SLURM_CONF": testbed.conf},
+        cwd=cwd,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )
 
 
 def submit(cli: TrainerCli, cwd: Path, *overrides: str) -> RunDirectory:
@@ -139,19 +154,7 @@ def submit_limited(testbed: Testbed, folder: Path) -> RunDirectory:
     options += ["cluster.exclude='node0,node1'", *on_slurm(ranks=2)]
     options += [*paced(1.0, attempts=2), "+callbacks.pace.counted=SLURM_RESTART_COUNT"]
 
-    def cli(*arguments: str, cwd: Path, timeout: float) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", "trainer", *arguments],
-            env={**clean_environment(), "SLURM_CONF": testbed.conf},
-            cwd=cwd,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=timeout,
-            check=False,
-        )
-
-    run = submit(cli, folder, *LIMITED_JOB, *options)
+    run = submit(partial(command_line, testbed), folder, *LIMITED_JOB, *options)
     job_id = str(run.launch().slurm_job_id)
     testbed.kept.add(job_id)
     # What the command line refuses as too short for anyone's training: SLURM asks to save 0 to 30 s after the start.

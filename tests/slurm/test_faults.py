@@ -1,21 +1,31 @@
 """Whatever ends an attempt, the run goes on and ends with the weights and the curve of one that nothing happened to.
 
-One run meets every fault, each once it has got over the last, and tells at the end what each of them cost.
+One run meets every fault, each once it has got over the last: a test for each, in this order, and one for the end.
 """
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
 
 import pytest
 
-from tests.conftest import TrainerCli
 from tests.slurm.conftest import Testbed, wait_until
-from tests.slurm.jobs import curve, kill, newest_checkpoint, on_slurm, paced, story, submit, wait_for_event, weights
+from tests.slurm.jobs import (
+    command_line,
+    curve,
+    kill,
+    newest_checkpoint,
+    on_slurm,
+    paced,
+    story,
+    submit,
+    wait_for_event,
+    weights,
+)
 from trainer.cli import main
 from trainer.core.errors import DONE
 from trainer.runs.directory import RunDirectory
@@ -36,6 +46,8 @@ class Scene:
     run: RunDirectory
     left_out: str | None = None
     """The node that was lost while another was left to tell SLURM to leave it out."""
+    met: dict[str, int] = field(default_factory=dict)
+    """Name of a fault that the run has met to the number of allocations before it."""
 
     @property
     def job(self) -> str:
@@ -45,6 +57,10 @@ class Scene:
     def nodes(self) -> list[str]:
         """Of the allocation, first the one with the first rank."""
         return self.run.events_of(Allocated)[-1].nodes
+
+    @property
+    def allocations(self) -> list[list[str]]:
+        return [one.nodes for one in self.run.events_of(Allocated) if one.event == "allocated"]
 
 
 def kill_a_rank(scene: Scene) -> None:
@@ -103,35 +119,64 @@ FAULTS: dict[str, tuple[Callable[[Scene], None], str | None]] = {
 """Name to what is done, and to what the run says of it; null: it goes on as if nothing had been."""
 
 
-def test_a_run_that_meets_every_fault_ends_as_if_it_had_met_none(
-    testbed: Testbed, cli: TrainerCli, workdir: Path, report: list[str], capsys: pytest.CaptureFixture[str]
-) -> None:
-    # The run does not wait for what is done to it: some to spare.
-    steps = EVERY + BETWEEN * (len(FAULTS) + 4)
-    job = [f"trainer.max_steps={steps}", f"checkpoint.every_n_steps={EVERY}", "trainer.log_every_n_steps=1"]
-    run = submit(cli, workdir, *job, *on_slurm(ranks=2), *paced(0.2), "resources.spare_nodes=0")
-    scene = Scene(testbed, run)
-    rows = []
-    for index, (name, (break_it, reason)) in enumerate(FAULTS.items()):
-        wait_until(lambda target=EVERY + BETWEEN * index: newest_checkpoint(run) >= target, 150, lambda: story(run))
-        rows.append(meet(scene, name, break_it, reason))
-        testbed.mend()
-    wait_for_event(run, "finished", 150)
-    print_table(report, rows)
-    allocated = [one.nodes for one in run.events_of(Allocated) if one.event == "allocated"]
-    assert scene.left_out in allocated[2]
-    assert all(scene.left_out not in nodes for nodes in allocated[3:])
-    assert main(["why", str(run.path), "--json"]) == DONE
+STEPS = EVERY + BETWEEN * (len(FAULTS) + 4)
+"""Some to spare: the run does not wait for what is done to it."""
+JOB = [f"trainer.max_steps={STEPS}", f"checkpoint.every_n_steps={EVERY}", "trainer.log_every_n_steps=1"]
+
+
+@pytest.fixture(scope="module")
+def scene(running_testbed: Testbed, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
+    options = [*JOB, *on_slurm(ranks=2), *paced(0.2), "resources.spare_nodes=0"]
+    run = submit(partial(command_line, running_testbed), tmp_path_factory.mktemp("faults"), *options)
+    made = Scene(running_testbed, run)
+    running_testbed.kept.add(made.job)
+    yield made
+    running_testbed.slurm("scancel", made.job)
+    running_testbed.kept.discard(made.job)
+    wait_until(lambda: not running_testbed.jobs())
+
+
+@pytest.mark.parametrize("name", FAULTS)
+@pytest.mark.usefixtures("testbed")
+def test_the_run_gets_over_it(name: str, scene: Scene, report: list[str]) -> None:
+    run, (break_it, reason) = scene.run, FAULTS[name]
+    target = EVERY + BETWEEN * list(FAULTS).index(name)
+    if scene.job not in scene.testbed.slurm("squeue", "--noheader", "--format=%i").split():
+        pytest.fail(f"the run ended before this fault, after: {', '.join(scene.met) or 'none'}\n{story(run)}")
+    wait_until(lambda: newest_checkpoint(run) >= target, 150, lambda: story(run))
+    scene.met[name] = len(scene.allocations)
+    lost, down_s = meet(scene, break_it, reason)
+    report += [] if report else ["", f"{'fault':<24}{'steps made twice':>18}{'seconds without a step':>24}"]
+    report.append(f"{name:<24}{lost:>18}{down_s:>24.1f}")
+
+
+@pytest.mark.usefixtures("testbed")
+def test_a_lost_node_is_left_out_from_then_on(scene: Scene) -> None:
+    before = scene.met.get("a node is lost") or pytest.skip("no node was lost")
+    wait_until(lambda: len(scene.allocations) > before, 150, lambda: story(scene.run))
+    assert scene.left_out in scene.allocations[before - 1]
+    assert all(scene.left_out not in nodes for nodes in scene.allocations[before:])
+
+
+@pytest.mark.usefixtures("testbed")
+def test_why_tells_which_rank_was_killed(scene: Scene, capsys: pytest.CaptureFixture[str]) -> None:
+    allocation = scene.met.get("kill -9 of a rank") or pytest.skip("no rank was killed")
+    assert main(["why", str(scene.run.path), "--json"]) == DONE
     (killed,) = [one for one in json.loads(capsys.readouterr().out)["attempts"] if "rank 1" in one["reason"]]
-    assert killed["host"] in allocated[3]
+    assert killed["host"] in scene.allocations[allocation - 1]
     assert killed["log"].endswith("/rank-1.log")
 
-    untouched = submit(cli, workdir, *job, "resources.cpu_processes=2")
-    assert weights(run, steps, workdir / "a") == weights(untouched, steps, workdir / "b")
-    assert curve(run) == curve(untouched)
+
+@pytest.mark.usefixtures("testbed")
+def test_the_run_ends_as_if_it_had_met_nothing(scene: Scene, tmp_path_factory: pytest.TempPathFactory) -> None:
+    wait_for_event(scene.run, "finished", 150)
+    folder = tmp_path_factory.mktemp("untouched")
+    untouched = submit(partial(command_line, scene.testbed), folder, *JOB, "resources.cpu_processes=2")
+    assert weights(scene.run, STEPS, folder / "a") == weights(untouched, STEPS, folder / "b")
+    assert curve(scene.run) == curve(untouched)
 
 
-def meet(scene: Scene, name: str, break_it: Callable[[Scene], None], reason: str | None) -> tuple[str, int, float]:
+def meet(scene: Scene, break_it: Callable[[Scene], None], reason: str | None) -> tuple[int, float]:
     """Break something and wait until the run has got over it: the steps made twice, the seconds without a step."""
     run, began = scene.run, time.monotonic()
     begun_before = started(run)
@@ -141,20 +186,15 @@ def meet(scene: Scene, name: str, break_it: Callable[[Scene], None], reason: str
         step = newest_checkpoint(run)
         wait_until(lambda: newest_checkpoint(run) > step, 30, lambda: story(run))
         assert started(run) == begun_before
-        return name, 0, 0.0
+        return 0, 0.0
     wait_until(lambda: started(run) > begun_before, 150, lambda: story(run))
     down_s = time.monotonic() - began
     event = run.events_of(Started)[-1]
     last = [end for end in run.attempts() if end.attempt < event.attempt][-1]
     assert reason.format(first=first, node=node) in last.reason, story(run)
     # A node that is lost may have saved after its last heartbeat, from which the step of its end is known.
-    return name, max(0, (last.step or 0) - event.step), down_s
+    return max(0, (last.step or 0) - event.step), down_s
 
 
 def started(run: RunDirectory) -> int:
     return len(run.events_of(Started))
-
-
-def print_table(report: list[str], rows: list[tuple[str, int, float]]) -> None:
-    report += ["", f"{'fault':<24}{'steps made twice':>18}{'seconds without a step':>24}"]
-    report += [f"{name:<24}{lost:>18}{down_s:>24.1f}" for name, lost, down_s in rows]
