@@ -64,6 +64,7 @@ def _registered(files: list[Path], cwd: Path) -> Iterator[None]:
 
     before, path = set(BaseContainer._resolvers), list(sys.path)
     sys.path[:0] = [str(cwd), str(cwd / "src")]
+    registered: set[str] = set()
     try:
         for file in files:
             try:
@@ -72,10 +73,12 @@ def _registered(files: list[Path], cwd: Path) -> Iterator[None]:
                 message = f"{file}: {type(error).__name__}: {error}"
                 fix = "correct it; it runs before a job is composed, without torch"
                 raise UserError(message, fix) from None
+            finally:  # without those that Hydra registers while the job is composed
+                registered = set(BaseContainer._resolvers) - before
         yield
     finally:
         sys.path[:] = path
-        for name in set(BaseContainer._resolvers) - before:
+        for name in registered & set(BaseContainer._resolvers):
             del BaseContainer._resolvers[name]
 
 
