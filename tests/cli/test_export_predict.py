@@ -12,6 +12,7 @@ import torch
 from safetensors import safe_open
 
 from tests.conftest import TrainerCli, freeze_older_code
+from tests.documentation import documented
 from trainer.checkpoint.store import CheckpointStore
 from trainer.checkpoint.stored import MODEL, Stored
 from trainer.runs.directory import RunDirectory
@@ -70,6 +71,9 @@ def predictions(cli: TrainerCli, *options: str) -> numpy.ndarray[Any, Any]:
     assert done.returncode == 0, done.stdout + done.stderr
     record = json.loads(done.stdout)
     assert record["outputs"]["predictions"]["rows"] == len(labels())
+    tree = documented("checkpoints.md", "RUN/predictions/").tree
+    assert tree is not None
+    assert all((Path(record["path"]) / name).exists() for name in tree[1])
     return numpy.load(Path(record["path"]) / record["outputs"]["predictions"]["file"])
 
 

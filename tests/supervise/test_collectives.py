@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from tests.documentation import documented
 from trainer.supervise.collectives import missing
 
 
@@ -37,6 +38,7 @@ def test_the_rank_that_has_not_come_is_named_with_what_the_others_wait_in(tmp_pa
     assert str(found) == (
         "rank 1 has not entered gloo:all_reduce of Float [7], number 2 of group 0 (gloo), in which ranks 0, 2 wait"
     )
+    assert documented("reliability.md", "rank 1 on node7 ").shows(str(found))
 
 
 def test_nobody_is_missing_where_all_have_come_or_nobody_waits(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import TrainerCli
+from tests.documentation import documented
 from trainer.runs.directory import RunDirectory
 from trainer.runs.records import HeartbeatRecord
 from trainer.supervise.stragglers import Pace, StragglerWatch, read_paces, slowest
@@ -37,6 +38,7 @@ def test_the_slowest_is_compared_with_the_median_of_the_others() -> None:
     assert found is not None
     assert (found.pace.rank, found.own_s, found.others_s) == (1, 0.5, 0.2)
     assert found.waiting_share == pytest.approx(0.3)
+    assert documented("reliability.md", "straggler: ").shows(f"straggler: {found}")
     assert str(found).startswith("rank 1 on host1 (cpu) takes 0.5 s for its data and forward pass, the others 0.2 s")
 
 

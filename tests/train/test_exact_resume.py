@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 
+from tests.documentation import documented
 from tests.train import resumed_job
 from trainer.checkpoint.store import CheckpointStore
 from trainer.core.errors import DONE, NEVER_RESTART
@@ -142,6 +143,8 @@ def test_what_differs_first_is_named(name: str, where: str, what: str, reason: s
     assert ("deterministic" in found["reason"]) == (name == "cause_unstable")
     if name == "cause_attribute":
         assert found["effect"] == "the weights or the loss differ from step 8 on"
+        difference = documented("reliability.md", "first difference: ")
+        assert difference.shows(f"first difference: {found['where']}: {found['what']} effect: {found['effect']}")
     if name == "cause_options":
         assert "ChangesTheRate.batches is 1 instead of 7" in found["also"]
 
