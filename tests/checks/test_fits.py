@@ -66,7 +66,7 @@ DATA: dict[str, tuple[str, Node, Make]] = {
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Node, ArrayDataModule, list[torch.Tensor]]]:
     """For each data set: its section of the configuration, the data module, and a batch of two."""
-    made = {}
+    modules = {}
     for name, (choice, options, make) in DATA.items():
         root = tmp_path_factory.mktemp(choice)
         module = make(root, 0)
@@ -76,8 +76,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Node, Arra
         batch = next(iter(module.train_dataloader()))
         saved = str(root / "saved") if choice == "hf_dataset" else str(root)
         node = read_plain(conf_dir() / "data" / f"{choice}.yaml") | {"root": saved} | options
-        made[name] = (node, module, [one[:2] for one in batch])
-    return made
+        modules[name] = (node, module, [one[:2] for one in batch])
+    return modules
 
 
 def trains(node: Node, module: ArrayDataModule, batch: list[torch.Tensor]) -> bool:

@@ -117,7 +117,7 @@ def test_each_mistake_is_one_problem(overrides: list[str], message: str) -> None
     ],
 )
 def test_valid_arguments_pass(overrides: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("trainer.config.combinations.find_spec", lambda package: True)  # peft need not be here
+    monkeypatch.setattr("trainer.config.combinations.find_spec", lambda package: True)  # peft may not be installed
     checked(*overrides)
 
 
@@ -126,7 +126,9 @@ def test_a_folder_is_not_checked_for_a_job_on_a_cluster(workdir: Path) -> None:
     with pytest.raises(UserError, match="no such folder"):
         check(config)
     (workdir / "here").mkdir()
-    there = {**config, "cluster": {"name": "slurm"}}
-    assert list(problems_of_parts(there, workdir)) == []
-    seen = {**there, "model": {**config["model"], "folder": "here"}}
-    assert ["contains no config.json" in problem.message for problem in problems_of_parts(seen, workdir)] == [True]
+    on_cluster = {**config, "cluster": {"name": "slurm"}}
+    assert list(problems_of_parts(on_cluster, workdir)) == []
+    with_folder = {**on_cluster, "model": {**config["model"], "folder": "here"}}
+    assert ["contains no config.json" in problem.message for problem in problems_of_parts(with_folder, workdir)] == [
+        True
+    ]

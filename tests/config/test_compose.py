@@ -37,7 +37,7 @@ def test_the_default_job_is_resolved_plain_and_complete(workdir: Path) -> None:
     assert job.config["name"] == "mlp-digits"
     assert job.choices["model"] == "mlp"
     assert job.choices["experiment"] is None
-    # tracking/wandb.yaml does not have it: it is the dataclass's default.
+    # Not in tracking/wandb.yaml: the default of the dataclass.
     assert job.config["tracking"]["finish_timeout_s"] == 60
     assert "hydra" not in job.config
 
@@ -250,9 +250,9 @@ def test_an_unknown_config_name_lists_the_existing_ones(workdir: Path) -> None:
 
 
 def test_sweep_points_are_in_the_order_of_hydra(workdir: Path) -> None:
-    found = points(["model=mlp", "seed=1,2", "optimizer.lr=choice(0.1,0.2)"], config_dirs=[])
-    assert found[1] == ["model=mlp", "seed=1", "optimizer.lr=0.2"]
-    assert len(found) == 4
+    sweep = points(["model=mlp", "seed=1,2", "optimizer.lr=choice(0.1,0.2)"], config_dirs=[])
+    assert sweep[1] == ["model=mlp", "seed=1", "optimizer.lr=0.2"]
+    assert len(sweep) == 4
 
 
 def test_printed_parts_of_the_config(workdir: Path) -> None:

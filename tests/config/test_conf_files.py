@@ -23,12 +23,12 @@ def names(path: Path) -> str:
 @pytest.mark.parametrize("path", FILES, ids=names)
 def test_composes_and_passes_check(path: Path, workdir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     group, option = path.parent.relative_to(conf_dir()), path.stem
-    # What has no default is a path of the user's.
+    # A key without a default is a path of the user.
     named = re.findall(r"^  root: ([^$\s]+)$", path.read_text(), re.MULTILINE)
     elsewhere = [f"data.root={workdir / 'somewhere'}" for name in named if name.startswith("/")]
     for folder in (workdir / "somewhere", *(workdir / name for name in named if not name.startswith("/"))):
         folder.mkdir(parents=True)
-        for name in ("0.parquet", "meta.json", "train-images-idx3-ubyte", "font.ttf"):  # check looks
+        for name in ("0.parquet", "meta.json", "train-images-idx3-ubyte", "font.ttf"):  # check looks for these files
             (folder / name).touch()
     monkeypatch.setattr(locations, "FASHION_MNIST", ("somewhere",))
     monkeypatch.setattr("trainer.config.loggers.find_spec", lambda name: True)
@@ -37,12 +37,12 @@ def test_composes_and_passes_check(path: Path, workdir: Path, monkeypatch: pytes
     filled = [f"{group}.{key}=somewhere" for key in paths]
     beside = ["model=transformer"] if names(path) == "strategy/tp.yaml" else []  # the default cannot be split
     job = compose([f"{group}={option}", *beside, *filled, *elsewhere], config_dirs=[])
-    if names(path) == "data/none.yaml":  # for models with loaders of their own, which none that ships has
+    if names(path) == "data/none.yaml":  # needs a model with its own loaders, which no shipped model has
         with pytest.raises(UserError, match="has no train_dataloader of its own"):
             check(job.config, fits=False)
         return
-    if str(group) != "cluster" or option == "local":  # others ask a scheduler that is not here
-        # Its counterpart is the default: which go together is seen in test_fits.py.
+    if str(group) != "cluster" or option == "local":  # others need a scheduler
+        # The other part is the default; test_fits.py tests the combinations.
         check({**job.config, "resources": {**job.config["resources"], "gpus": 0}}, fits=False)
 
 

@@ -69,11 +69,11 @@ def test_the_micro_batch_does_not_grow_with_fewer_ranks(
 
 
 def test_sbatch_requests_a_range_of_nodes() -> None:
-    asked = {**config(2), "cluster": asdict(Slurm())}
-    assert ("nodes", "2-4") in sbatch_options(asked, LaunchShape(4, 2, "cuda"), None)
-    asked["resources"]["min_nodes"] = 3
-    asked["data"]["batch_size"] = 512  # three nodes of two could not share it
-    assert ("nodes", "4") in sbatch_options(asked, LaunchShape(4, 2, "cuda"), None)
-    assert ("nodes", "4-8") in sbatch_options(asked, LaunchShape(8, 2, "cuda"), None)
-    asked["resources"]["min_nodes"] = None
-    assert ("nodes", "4") in sbatch_options(asked, LaunchShape(4, 2, "cuda"), None)
+    config_dict = {**config(2), "cluster": asdict(Slurm())}
+    assert ("nodes", "2-4") in sbatch_options(config_dict, LaunchShape(4, 2, "cuda"), None)
+    config_dict["resources"]["min_nodes"] = 3
+    config_dict["data"]["batch_size"] = 512  # does not divide over three nodes of two ranks
+    assert ("nodes", "4") in sbatch_options(config_dict, LaunchShape(4, 2, "cuda"), None)
+    assert ("nodes", "4-8") in sbatch_options(config_dict, LaunchShape(8, 2, "cuda"), None)
+    config_dict["resources"]["min_nodes"] = None
+    assert ("nodes", "4") in sbatch_options(config_dict, LaunchShape(4, 2, "cuda"), None)

@@ -106,14 +106,14 @@ def test_a_tree_equals_the_one_of_hydra(project: Path, name: str) -> None:
     configs = [one[2:] for one in CASES[name] if one.startswith("--")] or ["config"]
     overrides = [one for one in CASES[name] if not one.startswith("--")]
     with initialize_config_dir(str(project / "conf"), version_base="1.3"):
-        # In a search path of the command line relative defaults still come from the first folder.
+        # Hydra resolves relative defaults in the first directory, even with hydra.searchpath on the command line.
         searched = f"hydra.searchpath=[file://{conf_dir()}]"
-        theirs = OmegaConf.to_container(hydras_compose(configs[0], [*overrides, searched]))
-    ours = compose(overrides, config_dirs=[], config_name=configs[0], cwd=project)
-    written: Any = OmegaConf.to_container(ours.job)
-    assert isinstance(theirs, dict)
-    assert {key: written.get(key, "absent") for key in theirs} == theirs
-    added = set(written) - set(theirs)
+        expected = OmegaConf.to_container(hydras_compose(configs[0], [*overrides, searched]))
+    job = compose(overrides, config_dirs=[], config_name=configs[0], cwd=project)
+    actual: Any = OmegaConf.to_container(job.job)
+    assert isinstance(expected, dict)
+    assert {key: actual.get(key, "absent") for key in expected} == expected
+    added = set(actual) - set(expected)
     shipped = {"name", "runs_dir", "task", "scheduler", "strategy", "cluster", "checkpoint", "tracking", "callbacks"}
     assert added <= shipped | {"optimizer"}, added
 

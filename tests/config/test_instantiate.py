@@ -61,16 +61,16 @@ NODES: dict[str, dict[str, Any]] = {
 }
 
 
-def seen(value: Any) -> Any:
+def comparable(value: Any) -> Any:
     """Return the types and values of a target's arguments in a form that can be compared."""
     if isinstance(value, recorder.Kept | recorder.Delegates):
-        return (type(value).__name__, seen(list(value.args)), seen(dict(value.kwargs)))
+        return (type(value).__name__, comparable(list(value.args)), comparable(dict(value.kwargs)))
     if isinstance(value, functools.partial):
-        return ("partial", value.func, seen(list(value.args)), seen(dict(value.keywords)))
+        return ("partial", value.func, comparable(list(value.args)), comparable(dict(value.keywords)))
     if isinstance(value, DictConfig | dict):
-        return (type(value).__name__, {key: seen(value[key]) for key in value})
+        return (type(value).__name__, {key: comparable(value[key]) for key in value})
     if isinstance(value, ListConfig | list | tuple):
-        return (type(value).__name__, [seen(value[i]) for i in range(len(value))])
+        return (type(value).__name__, [comparable(value[i]) for i in range(len(value))])
     return value
 
 
@@ -82,19 +82,19 @@ def resolved(node: dict[str, Any]) -> dict[str, Any]:
 @pytest.mark.parametrize("name", NODES)
 def test_a_target_gets_the_arguments_that_hydra_passes(name: str) -> None:
     before = copy.deepcopy(NODES[name])
-    theirs = hydra.utils.instantiate(OmegaConf.create(NODES[name]))
-    ours = instantiate(resolved(NODES[name]))
-    assert seen(ours) == seen(theirs)
+    expected = hydra.utils.instantiate(OmegaConf.create(NODES[name]))
+    actual = instantiate(resolved(NODES[name]))
+    assert comparable(actual) == comparable(expected)
     assert NODES[name] == before
 
 
 def test_the_comparison_distinguishes_containers() -> None:
-    assert seen(instantiate(node(a=[1]))) != seen(instantiate(node(a=[1], _convert_="all")))
+    assert comparable(instantiate(node(a=[1]))) != comparable(instantiate(node(a=[1], _convert_="all")))
 
 
 def test_a_container_can_be_changed_by_the_target() -> None:
-    made = instantiate(node(cfg={"optim": {"lr": 0.1}, "net": LEAF}))
-    cfg = made.kwargs["cfg"]
+    built = instantiate(node(cfg={"optim": {"lr": 0.1}, "net": LEAF}))
+    cfg = built.kwargs["cfg"]
     assert cfg.optim.lr == 0.1
     assert isinstance(cfg.net, recorder.Kept)
     assert cfg._get_parent() is None

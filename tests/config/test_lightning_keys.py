@@ -226,6 +226,6 @@ def test_a_full_dump_of_lightning_cli_changes_nothing(workdir: Path) -> None:
     (workdir / "conf/trainer/full.yaml").write_text(json.dumps(defaults))
     expected = composed("resources.gpus=0", "resources.nodes=1")
     expected["trainer"] |= {"check_val_every_n_epoch": 1, "accumulate_grad_batches": 1}
-    found = composed("trainer=full", "resources.gpus=0")
-    assert found["trainer"] == expected["trainer"]
-    assert {**found, "name": expected["name"]} == expected
+    config = composed("trainer=full", "resources.gpus=0")
+    assert config["trainer"] == expected["trainer"]
+    assert {**config, "name": expected["name"]} == expected

@@ -99,9 +99,9 @@ def test_dynamic_definitions_are_unknown(package: Path) -> None:
 
 
 def test_a_missing_name_comes_with_the_existing_ones(package: Path) -> None:
-    found = read("mine.Nett", package)
-    assert isinstance(found, NotFound)
-    assert "Net" in found.known
+    missing = read("mine.Nett", package)
+    assert isinstance(missing, NotFound)
+    assert "Net" in missing.known
     assert isinstance(read("mine.inner.Bas", package), NotFound)
     assert isinstance(read("minne.Net", package), NotFound)
 
@@ -112,7 +112,7 @@ def test_installed_packages_are_read_through_their_reexports(workdir: Path) -> N
     assert adamw.arguments[0].name == "params"
     assert {"lr", "betas", "weight_decay", "fused"} <= set(adamw.names())
     assert "patience" in (names("lightning.pytorch.callbacks.EarlyStopping", workdir) or [])
-    # No __init__ of its own, down to nn.Module, whose file is not parsed.
+    # It inherits __init__ from nn.Module, whose file is not parsed.
     assert names("torch.nn.Identity", workdir) is None
 
 
@@ -162,9 +162,9 @@ def use(cwd: Path, section: str, text: str) -> list[str]:
     ],
 )
 def test_problems_name_the_key_and_a_fix(package: Path, section: str, text: str, expected: list[str]) -> None:
-    found = "\n".join(use(package, section, text))
+    text_of_problems = "\n".join(use(package, section, text))
     for part in expected:
-        assert part in found
+        assert part in text_of_problems
 
 
 @pytest.mark.parametrize(
@@ -182,10 +182,10 @@ def test_problems_name_the_key_and_a_fix(package: Path, section: str, text: str,
     ],
 )
 def test_valid_arguments_pass(package: Path, section: str, text: str) -> None:
-    found = [problem for problem in use(package, section, text) if "model: " not in problem]
+    remaining = [problem for problem in use(package, section, text) if "model: " not in problem]
     if section == "task":
-        found = [problem for problem in found if "task.model" not in problem]
-    assert found == []
+        remaining = [problem for problem in remaining if "task.model" not in problem]
+    assert remaining == []
 
 
 @pytest.mark.parametrize(
@@ -199,6 +199,6 @@ def test_valid_arguments_pass(package: Path, section: str, text: str) -> None:
     ],
 )
 def test_targets_that_reach_files_and_processes_are_refused(package: Path, path: str) -> None:
-    (package / "mine/__init__.py").write_text("import os\nfrom nt import *\n")  # Windows' part of os
+    (package / "mine/__init__.py").write_text("import os\nfrom nt import *\n")  # exists on Windows only
     (package / "mine/inner.py").write_text("import subprocess\n")
     assert "refused" in "".join(use(package, "model", f"_target_: {path}\n"))

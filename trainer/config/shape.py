@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 from trainer.config.limits import limits_of
 from trainer.config.schema import Resources
 from trainer.core.errors import EnvironmentFault, UserError
 from trainer.core.hardware import count_gpus
+
+Device = Literal["cuda", "cpu"]
 
 CPU_PROCESSES = 2
 """Default number of ranks on a machine without a GPU: enough to run the distributed code path."""
@@ -20,8 +22,8 @@ class LaunchShape:
 
     nodes: int
     processes_per_node: int
-    device: str
-    """cuda or cpu."""
+    device: Device
+    """Type of the devices: cuda or cpu."""
 
     @property
     def world_size(self) -> int:
@@ -35,7 +37,7 @@ class LaunchShape:
     @staticmethod
     def from_dict(shape: dict[str, Any]) -> LaunchShape:
         """Return the shape in a `launch.json`."""
-        return LaunchShape(int(shape["nodes"]), int(shape["processes_per_node"]), str(shape["device"]))
+        return LaunchShape(int(shape["nodes"]), int(shape["processes_per_node"]), shape["device"])
 
     def __str__(self) -> str:
         device = {"cuda": "GPU", "cpu": "CPU process"}[self.device]
@@ -134,7 +136,7 @@ def _cpu(config: dict[str, Any], nodes: int) -> LaunchShape:
     return _spread("cpu_processes", processes, nodes, "cpu")
 
 
-def _spread(key: str, count: int, nodes: int, device: str) -> LaunchShape:
+def _spread(key: str, count: int, nodes: int, device: Device) -> LaunchShape:
     if count % nodes:
         nearest = max(nodes, count // nodes * nodes)
         raise UserError(
