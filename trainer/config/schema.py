@@ -238,7 +238,7 @@ class ResilienceOptions:
     max_restarts: NonNegativeInt = 3
     """Maximum number of worker restarts within the job (torchrun); the count starts again at each new checkpoint."""
     agree_every_s: PositiveFloat = 1.0
-    """Approximate seconds between two agreements of the ranks on whether to stop."""
+    """Approximate interval in seconds at which the ranks agree on whether to stop."""
     stop_deadline_s: PositiveFloat = 120.0
     """Seconds from a stop signal to a forced exit."""
     collective_timeout_s: PositiveFloat = 600.0
@@ -262,7 +262,7 @@ class ResilienceOptions:
     hang_after_s: PositiveFloat = 180.0
     """Minimum number of seconds without progress that counts as a hang."""
     hang_slow_s: PositiveFloat = 1800.0
-    """The same during start-up, the first step, validation, saving and shutdown."""
+    """The same during start-up, the first step, validation, saving and shutdown, which are slower than a step."""
     straggler_factor: NonNegativeFloat = 1.5
     """A rank is a straggler if its own work in a step (reading data, the forward pass) takes this many times as long as
     that of the other ranks. It is named in an event, in `trainer show` and in `trainer why`. 0: no detection."""
