@@ -42,8 +42,7 @@ _REMEDIES = (
 """Pattern of a reason in the words of this or an earlier version, advice, and the override that follows it."""
 _UNEVEN = re.compile(
     r"did not move|no progress|had not after|did not stop|after a request to stop|has not (come to|reached|entered)"
-    r"|connection closed"
-    r"|monitored.?barrier",
+    r"|connection closed|monitored.?barrier",
     re.I,
 )
 """Reasons that may come from ranks with unequal numbers of batches."""
