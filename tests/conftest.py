@@ -179,8 +179,8 @@ def marked_processes(mark: str) -> dict[int, str]:
 
 
 def freeze_older_code(run: RunDirectory) -> None:
-    """As if the run was launched from a checkout of this project, before the files that start its processes were."""
-    newer = shutil.ignore_patterns("agent.py", "start.py", "__pycache__")
+    """Make a run look as if it was launched from a checkout of this project before `agent.py` started its ranks."""
+    newer = shutil.ignore_patterns("agent.py", "__pycache__")
     shutil.copytree(ROOT / "trainer", run.code_dir / "trainer", ignore=newer)
 
 
