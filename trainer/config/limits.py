@@ -92,7 +92,9 @@ NonNegativeInt = Annotated[int, AtLeast(0)]
 PositiveFloat = Annotated[float, MoreThan(0)]
 NonNegativeFloat = Annotated[float, AtLeast(0)]
 BatchLimit = Annotated[int | float, BatchCount(allow_zero=True)]
+"""A number of batches, or a fraction of them; 0: none."""
 PositiveBatchLimit = Annotated[int | float, BatchCount(allow_zero=False)]
+"""A number of batches, or a fraction of them, but not 0."""
 
 
 @cache

@@ -33,8 +33,8 @@ from trainer.config.limits import (
 )
 from trainer.core.errors import UserError
 
-# "auto" and the names of Lightning's Trainer.
 Precision = Literal["auto", "32-true", "bf16-mixed", "bf16-true", "16-mixed", "16-true", "64-true"]
+"""The precisions of Lightning's Trainer, and auto."""
 
 
 @dataclass(eq=False, repr=False)

@@ -10,7 +10,9 @@ from trainer.config.limits import NonNegativeInt, PositiveInt
 from trainer.core.errors import UserError
 
 ActivationCheckpointing = Literal["none", "full", "selective"]
+"""Kinds of activation checkpointing."""
 Offload = Literal["none", "cpu", "nvme"]
+"""Places to which DeepSpeed offloads state."""
 
 
 @dataclass(eq=False, repr=False)
