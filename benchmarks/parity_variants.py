@@ -100,7 +100,7 @@ def ours(name: str, steps: int, rank: Rank, pace: Pace, folder: Path) -> Trained
     run.build.build_module = keeping
     config = config_of(name, steps, rank, folder)
     write_atomic(directory.config_path, freeze(asdict(config)))
-    run._train(config, run.Attempt(directory, rank, heartbeat), run.init_process_group(config, rank))
+    run.train(config, run.Attempt(directory, rank, heartbeat), run.init_process_group(config, rank))
     heartbeat.stop("finished")
     losses = {}
     if rank.is_first:

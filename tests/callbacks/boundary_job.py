@@ -12,7 +12,7 @@ from typing import Any
 import torch.distributed
 
 from trainer.callbacks import boundary
-from trainer.callbacks.boundary import Boundary
+from trainer.callbacks.boundary import Boundary, BoundaryOptions, Saver
 from trainer.config.schema import CheckpointOptions, ResilienceOptions
 from trainer.runtime.stop import StopTraining
 
@@ -27,12 +27,32 @@ class Clock:
         return self.now
 
 
+class RecordedSaves(Saver):
+    """Keeps the steps that would have been saved."""
+
+    def __init__(self) -> None:
+        self.steps: list[int] = []
+        self.failed = False
+
+    def save(self, trainer: Any) -> None:
+        self.steps.append(trainer.global_step)
+
+    def save_locally(self, trainer: Any) -> None:
+        raise AssertionError("there is no local folder")
+
+    def save_final(self, trainer: Any) -> None:
+        raise AssertionError("nothing changes the weights at the end")
+
+    def has_failed(self) -> bool:
+        return self.failed
+
+
 class Job:
     """A training without a training: `step()` is an optimizer step that took `step_s`."""
 
     def __init__(self, folder: Path, clock: Clock, group: Any, step_s: float, **options: Any) -> None:
-        self.saved: list[int] = []
-        self.failed = False
+        self.saver = RecordedSaves()
+        self.saved = self.saver.steps
         self.trainer: Any = SimpleNamespace(
             global_step=0,
             should_stop=False,
@@ -41,12 +61,9 @@ class Job:
         )
         self.clock, self.step_s = clock, step_s
         self.stop_request = folder / "stop"
-        save = lambda trainer: self.saved.append(trainer.global_step)  # noqa: E731
         checkpoint = CheckpointOptions(**{"every_n_steps": None, **options})
-        resilience = ResilienceOptions(agree_every_s=1.0)
-        self.boundary = Boundary(
-            save, checkpoint, resilience, self.stop_request, lambda: self.failed, None, None, group
-        )
+        limits = BoundaryOptions(checkpoint, ResilienceOptions(agree_every_s=1.0), self.stop_request)
+        self.boundary = Boundary(self.saver, limits, group)
         self.boundary.on_train_start(self.trainer, None)  # type: ignore[arg-type]
 
     def steps(self, count: int) -> None:
@@ -56,7 +73,7 @@ class Job:
             if self.trainer.global_step >= self.boundary.next_step:
                 self.boundary.on_step(self.trainer, None, self.trainer.global_step)  # type: ignore[arg-type]
             if self.boundary.due:
-                self.boundary.act(self.trainer, is_last=False)
+                self.boundary.on_save_point(self.trainer, is_last=False)
 
 
 def main() -> None:

@@ -64,8 +64,8 @@ def test_one_rank_has_nobody_to_wait_for(tmp_path: Path, clock: Clock) -> None:
 def test_it_is_agreed_about_once_a_second(tmp_path: Path, clock: Clock, group: Any) -> None:
     job = Job(tmp_path, clock, group, 0.02)
     asked = []
-    ask = job.boundary._ask
-    job.boundary._ask = lambda step: (asked.append(step), ask(step))[1]  # type: ignore[method-assign,func-returns-value]
+    start = job.boundary._start_agreement
+    job.boundary._start_agreement = lambda step: (asked.append(step), start(step))[1]  # type: ignore[method-assign,func-returns-value]
     job.steps(1000)
     assert 15 <= len(asked) <= 40
     assert asked[-1] - asked[-2] == 50
@@ -94,8 +94,8 @@ def test_two_ranks_act_at_the_same_step_whatever_falls_together(tmp_path: Path, 
 def test_a_failed_save_that_was_agreed_on_last_is_not_lost(tmp_path: Path, clock: Clock, group: Any) -> None:
     job = Job(tmp_path, clock, group, 0.02)
     job.steps(200)
-    job.failed = True
-    while job.boundary._under_way is None:
+    job.saver.failed = True
+    while job.boundary._pending is None:
         job.steps(1)
     with pytest.raises(StopTraining) as raised:
         job.boundary.on_train_end(job.trainer, None)  # type: ignore[arg-type]

@@ -14,10 +14,11 @@ from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from torch import Tensor
 from torch.nn import functional
 
+from tests.callbacks.boundary_job import RecordedSaves
 from tests.train.two_loops import MICRO_BATCH, SAMPLES, Lines, Net, loader
-from trainer.callbacks.boundary import Boundary
+from trainer.callbacks.boundary import Boundary, BoundaryOptions
 from trainer.callbacks.clock import StepClock
-from trainer.callbacks.metrics import TrainMetrics
+from trainer.callbacks.metrics import BatchWork, TrainMetrics
 from trainer.config.schema import CheckpointOptions, ResilienceOptions
 from trainer.runs.directory import RunDirectory
 from trainer.runtime.flight_recorder import Timeouts
@@ -25,7 +26,7 @@ from trainer.runtime.heartbeat import Heartbeat
 from trainer.runtime.process import Rank
 from trainer.runtime.stop import StopTraining
 from trainer.train.loop import use_lean_loop
-from trainer.train.moments import act_at_moments
+from trainer.train.save_points import set_save_point_handler
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*isinstance\\(treespec, LeafSpec\\)"),
@@ -121,15 +122,15 @@ class Run:
     """One training of `module` under the clock."""
 
     def __init__(self, folder: Path, module: LightningModule, *callbacks: Callback, **options: Any) -> None:
-        self.saved: list[int] = []
+        saver = RecordedSaves()
+        self.saved = saver.steps
         self.folder, self.lines = folder, Lines()
         self.heartbeat = Heartbeat(RunDirectory(folder), Rank.from_environment())
         checkpoint = CheckpointOptions(every_n_steps=options.pop("every", EVERY))
         max_steps = options.get("max_steps")
-        metrics = TrainMetrics(EVERY, MICRO_BATCH, None, max_steps, self.heartbeat, None)
+        metrics = TrainMetrics(EVERY, BatchWork(MICRO_BATCH), max_steps, self.heartbeat, None)
         resilience = ResilienceOptions(agree_every_s=1e-6)
-        save = lambda trainer: self.saved.append(trainer.global_step)  # noqa: E731
-        boundary = Boundary(save, checkpoint, resilience, folder / "stop", lambda: False, max_steps, None, None)
+        boundary = Boundary(saver, BoundaryOptions(checkpoint, resilience, folder / "stop", max_steps), None)
         clock = StepClock(metrics, boundary, self.heartbeat, Timeouts(ResilienceOptions()))
         self.watch = Watch(self.heartbeat)
         self.trainer = Trainer(
@@ -142,7 +143,7 @@ class Run:
             **{"max_epochs": 2, **options},
         )
         use_lean_loop(self.trainer)
-        act_at_moments(self.trainer, boundary)
+        set_save_point_handler(self.trainer, boundary)
         self.module = module
 
     def fit(self) -> Run:
@@ -261,7 +262,7 @@ def test_a_stop_waits_for_a_batch_that_steps(
 def test_a_stop_where_nothing_ever_steps_is_not_waited_for_long(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("trainer.callbacks.boundary.HELD_BATCHES", 4)
+    monkeypatch.setattr("trainer.callbacks.boundary.MAX_DEFERRED_BATCHES", 4)
     run = Run(tmp_path, Manual(lambda _: 0), Asks(2, tmp_path), every=None)
     with pytest.raises(StopTraining):
         run.fit()

@@ -13,7 +13,7 @@ from lightning.pytorch.callbacks import EarlyStopping
 
 from tests.train import recorded
 from tests.train.in_process import fit
-from trainer.callbacks import users
+from trainer.callbacks import user_callbacks
 from trainer.config.compose import compose, group_options
 from trainer.core.errors import UserError
 
@@ -113,15 +113,15 @@ def test_several_are_a_list_of_options(workdir: Path, trainer_cli: Callable[...,
 
 def test_early_stopping_without_a_metric_follows_the_validation_loss_and_resumes() -> None:
     node = {"_target_": "lightning.pytorch.callbacks.EarlyStopping", "monitor": None, "patience": 2}
-    (callback,) = users.build({"stop": node})
+    (callback,) = user_callbacks.build({"stop": node})
     assert isinstance(callback, EarlyStopping)
     key = callback.state_key
     assert callback._validate_condition_metric({"train_loss": torch.tensor(1.0), "val_loss": torch.tensor(2.0)})
     assert (callback.monitor, callback.patience, callback.state_key) == ("val_loss", 2, key)
-    (other,) = users.build({"stop": node})
+    (other,) = user_callbacks.build({"stop": node})
     with pytest.raises(
-        UserError, match=r"callbacks\.stop\.monitor is null.*no validation loss was logged, but val_acc"
+        UserError, match=r"callbacks\.stop\.monitor is null.*no validation loss was logged, only val_acc"
     ):
         other._validate_condition_metric({"val_acc": torch.tensor(1.0)})  # type: ignore[attr-defined]
-    (named,) = users.build({"stop": {**node, "monitor": "val_acc"}})
+    (named,) = user_callbacks.build({"stop": {**node, "monitor": "val_acc"}})
     assert type(named) is EarlyStopping

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from tests.conftest import TrainerCli
-from trainer.callbacks.spikes import LEAST, Spikes
+from trainer.callbacks.spikes import MIN_LOSSES, LossSpikes
 
 SPIKE = [
     "experiment=quickstart",
@@ -26,23 +26,25 @@ SPIKE = [
 
 
 def test_a_spike_is_measured_by_the_losses_before_it_and_is_none_of_them() -> None:
-    spikes = Spikes(10.0)
-    for step in range(LEAST):
-        assert spikes.found(2.0 + 0.1 * (step % 3 - 1)) is None
+    spikes = LossSpikes(10.0)
+    for step in range(MIN_LOSSES):
+        assert spikes.check(2.0 + 0.1 * (step % 3 - 1)) is None
     # median absolute deviation 0.1, so the robust deviation is 0.148
-    assert spikes.found(3.4) is None
-    said = spikes.found(3.6)
+    assert spikes.check(3.4) is None
+    said = spikes.check(3.6)
     assert said == "the loss is 3.6, 10.8 robust deviations above 2, the median of 33 steps"
-    assert len(spikes.losses) == LEAST + 1
-    assert spikes.found(0.01) is None  # one that falls is none
+    assert len(spikes.losses) == MIN_LOSSES + 1
+    assert spikes.check(0.01) is None  # one that falls is none
 
 
 def test_the_first_steps_and_equal_losses_are_no_spikes() -> None:
-    spikes = Spikes(5.0)
-    assert spikes.found(1.0) is None
-    assert spikes.found(1000.0) is None
-    spikes = Spikes(5.0)
-    assert [spikes.found(1.0 + 1e-4 * (step == LEAST)) for step in range(LEAST + 1)] == [None] * (LEAST + 1)
+    spikes = LossSpikes(5.0)
+    assert spikes.check(1.0) is None
+    assert spikes.check(1000.0) is None
+    spikes = LossSpikes(5.0)
+    assert [spikes.check(1.0 + 1e-4 * (step == MIN_LOSSES)) for step in range(MIN_LOSSES + 1)] == [None] * (
+        MIN_LOSSES + 1
+    )
 
 
 def test_a_spike_on_one_rank_is_rolled_back_on_both(trainer_cli: TrainerCli, workdir: Path) -> None:

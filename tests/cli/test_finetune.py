@@ -31,7 +31,7 @@ def test_a_run_trains_on_from_another_with_all_but_the_head_frozen(trainer_cli: 
     (base,), (tuned,) = (list((workdir / "runs").glob(f"{name}-*")) for name in ("base", "tuned"))
     checkpoint = base / "checkpoints" / "step-00000004"
     assert f"weights from {checkpoint}: 10 of 10 tensors" in done.stdout
-    assert "51,594 parameters (1,290 of them trained), ddp on 1 rank," in done.stdout
+    assert "51,594 parameters (1,290 trainable), ddp on 1 rank," in done.stdout
     before, after = weights(base), weights(tuned)
     changed = {name for name, value in after.items() if not torch.equal(value, before[name])}
     assert changed == {"model.head.weight", "model.head.bias"}

@@ -26,7 +26,7 @@ from trainer.models.hf import HuggingFace
 from trainer.models.transformer import Transformer
 from trainer.strategies.deferred import construct, make_whole
 from trainer.tasks.language_modelling import LanguageModelling
-from trainer.train.fine_tuning import prepare, take_weights
+from trainer.train.fine_tuning import load_initial_weights, prepare
 
 VOCABULARY, LENGTH = 61, 16
 LLAMA = {
@@ -166,7 +166,7 @@ def merged(ours: LanguageModelling, theirs: LanguageModelling, folder: Path, tok
     """Networks with trained additions, and what is read of them without peft."""
     plain = decoder()
     (file,) = export_safetensors(exported(ours, folder / "ours"), folder / "ours" / "out")
-    take_weights(plain, FineTuneOptions(init_from=str(file)), say=False)
+    load_initial_weights(plain, FineTuneOptions(init_from=str(file)), log=False)
     network = without_values({"folder": str(folder / "gpt2"), "pretrained": True})
     weights = exported(theirs, folder / "theirs", network)
     (folder / "gpt2" / "tokenizer.json").write_text("{}")
@@ -206,7 +206,7 @@ def main(folder: Path) -> None:
         for parameter in again.parameters():
             nn.init.normal_(parameter)
         prepare(again, options)
-        take_weights(again, FineTuneOptions(init_from=str(folder / f"{name}.safetensors")), say=False)
+        load_initial_weights(again, FineTuneOptions(init_from=str(folder / f"{name}.safetensors")), log=False)
         found[f"lora from {name}"] = difference(again, expected, tokens)
     (folder / "found.json").write_text(json.dumps(found))
 

@@ -102,4 +102,4 @@ def test_exported_weights_hold_the_additions(found: dict[str, Any]) -> None:
 
 
 def test_lora_says_what_layers_there_are(found: dict[str, Any]) -> None:
-    assert "finetune.lora_layers: no linear layer of the model fits querry" in found["mistakes"]["lora"]
+    assert "finetune.lora_layers: no linear layer of the model matches querry" in found["mistakes"]["lora"]

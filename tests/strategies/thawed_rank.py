@@ -17,7 +17,7 @@ from tests.oracle.modules import Plain
 from trainer import strategies
 from trainer.config.strategy import STRATEGIES
 from trainer.train.loop import use_lean_loop
-from trainer.train.moments import use_moments
+from trainer.train.save_points import use_save_points
 
 
 class OnEpochStart(Plain):
@@ -50,7 +50,7 @@ def trained(make: Any, callbacks: list[Any], ranks: int, lean: bool) -> list[tor
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    use_lean_loop(trainer) if lean else use_moments(trainer)
+    use_lean_loop(trainer) if lean else use_save_points(trainer)
     trainer.fit(module, DataLoader(rows, batch_size=16 // ranks, sampler=sampler))
     return [parameter.detach().clone() for parameter in module.parameters()]
 

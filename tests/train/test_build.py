@@ -30,8 +30,8 @@ def test_what_the_data_does_not_say_is_named(trainer_cli: TrainerCli, workdir: P
 
     done = trainer_cli("fit", *data, "data._target_=own_text.OwnText", *ONE)
     assert done.returncode == JOB_FAILED, done.stdout + done.stderr
-    assert "model.num_classes: null, and this data does not say it" in done.stdout
-    assert "choose a model for this kind of data, or set it" in done.stdout
+    assert "model.num_classes: null, and this data does not provide it" in done.stdout
+    assert "choose a model for this kind of data, or set the value" in done.stdout
     assert "Traceback" not in done.stdout + done.stderr
     (run,) = (workdir / "runs").iterdir()
     assert [path.name for path in (run / "logs").glob("attempt-*")] == ["attempt-00"]

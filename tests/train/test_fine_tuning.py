@@ -17,7 +17,7 @@ from trainer.core.errors import UserError
 from trainer.models.resnet import ResNet
 from trainer.models.transformer import Transformer
 from trainer.tasks.classification import Classification
-from trainer.train.fine_tuning import prepare, take_weights
+from trainer.train.fine_tuning import load_initial_weights, prepare
 
 
 def task(classes: int = 4, seed: int = 0) -> Classification:
@@ -59,17 +59,19 @@ def as_lightning(folder: Path, module: Classification) -> Path:
 def test_starts_from_every_kind_of_weights(write: object, tmp_path: Path) -> None:
     source, module = task(seed=1), task(seed=2)
     path = write(tmp_path, source)  # type: ignore[operator]
-    take_weights(module, FineTuneOptions(init_from=str(path)), say=False)
+    load_initial_weights(module, FineTuneOptions(init_from=str(path)), log=False)
     assert all(torch.equal(value, source.state_dict()[name]) for name, value in module.state_dict().items())
 
 
 def test_a_new_output_layer_must_be_asked_for(tmp_path: Path) -> None:
     path = str(checkpoint(tmp_path, task(classes=4, seed=1)))
     module = task(classes=3)
-    with pytest.raises(UserError, match=r"head\.weight is \(4, 8\) there and \(3, 8\) here.*\n.*finetune\.new"):
-        take_weights(module, FineTuneOptions(init_from=path), say=False)
+    with pytest.raises(
+        UserError, match=r"head\.weight is \(4, 8\) in the file and \(3, 8\) in the model.*\n.*finetune\.new"
+    ):
+        load_initial_weights(module, FineTuneOptions(init_from=path), log=False)
     head = module.model.get_submodule("head").weight.clone()
-    take_weights(module, FineTuneOptions(init_from=path, new=["head"]), say=False)
+    load_initial_weights(module, FineTuneOptions(init_from=path, new=["head"]), log=False)
     assert torch.equal(module.model.get_submodule("head").weight, head)
     assert torch.equal(module.state_dict()["model.stem.0.weight"], task(seed=1).state_dict()["model.stem.0.weight"])
 
@@ -77,7 +79,7 @@ def test_a_new_output_layer_must_be_asked_for(tmp_path: Path) -> None:
 def test_weights_of_another_model_are_refused(tmp_path: Path) -> None:
     save_file({"layer.weight": torch.zeros(2)}, tmp_path / "other.safetensors")
     with pytest.raises(UserError, match=r"stem\.0\.weight is not in it.*and .* more"):
-        take_weights(task(), FineTuneOptions(init_from=str(tmp_path)), say=False)
+        load_initial_weights(task(), FineTuneOptions(init_from=str(tmp_path)), log=False)
 
 
 def test_the_second_name_of_a_tied_weight_may_be_missing(tmp_path: Path) -> None:
@@ -85,7 +87,7 @@ def test_the_second_name_of_a_tied_weight_may_be_missing(tmp_path: Path) -> None
     state = {name: value for name, value in source.state_dict().items() if name != "head.weight"}
     save_file(state, tmp_path / "model.safetensors")
     wrapped = Classification(module)
-    take_weights(wrapped, FineTuneOptions(init_from=str(tmp_path)), say=False)
+    load_initial_weights(wrapped, FineTuneOptions(init_from=str(tmp_path)), log=False)
     assert torch.equal(module.head.weight, source.head.weight)
 
 
@@ -110,8 +112,8 @@ def test_a_frozen_batch_normalisation_keeps_its_statistics() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (FineTuneOptions(freeze=["hed"]), "freeze: no parameter of the model fits hed\n  did you mean head"),
-        (FineTuneOptions(train=["body.7"]), r"train: no parameter of the model fits body\.7"),
+        (FineTuneOptions(freeze=["hed"]), "freeze: no parameter of the model matches hed\n  did you mean head"),
+        (FineTuneOptions(train=["body.7"]), r"train: no parameter of the model matches body\.7"),
         (FineTuneOptions(freeze=["*"]), "leaves nothing to train"),
     ],
 )

@@ -30,7 +30,7 @@ from trainer.config.batch import BatchPlan
 from trainer.data.loader import resumable
 from trainer.data.order import GlobalBatchSampler
 from trainer.train.loop import use_lean_loop
-from trainer.train.moments import use_moments
+from trainer.train.save_points import use_save_points
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*isinstance\\(treespec, LeafSpec\\)"),
@@ -185,7 +185,7 @@ def test_none_on_several_ranks_is_the_same_error() -> None:
             train(lean, Returns(lambda _: None), callbacks=[TwoRanks()])
         messages.append(str(raised.value))
     assert messages[1].startswith(messages[0].rstrip("."))
-    assert "Return a loss that is 0" in messages[1]
+    assert "Return a loss of 0 instead" in messages[1]
 
 
 # Changed in mid-epoch.
@@ -525,7 +525,7 @@ def test_an_epoch_that_was_ended_early_is_not_continued_by_the_next(lean: bool) 
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    (use_lean_loop if lean else use_moments)(fits)
+    (use_lean_loop if lean else use_save_points)(fits)
     fits.fit(module, batches)
     order = GlobalBatchSampler(32, BatchPlan.of(4, None, 1), 0, 5)
     for epoch in range(3):

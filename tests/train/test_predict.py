@@ -1,4 +1,4 @@
-"""Rows that the ranks wrote, put behind each other: whatever `predict_step` returns."""
+"""Prediction rows of several ranks, merged into one file: whatever `predict_step` returns."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from trainer.core.errors import UserError
-from trainer.train.predict import RowsWriter, _size_of
-from trainer.train.rows import Rows, joined
+from trainer.train.predict import PredictionCallback, _size_of
+from trainer.train.prediction_writer import PredictionWriter, Shares, merge_shares
 
 Pair = namedtuple("Pair", ["mean", "spread"])
 
@@ -25,8 +25,8 @@ class Boxes:
     labels: list[str]
 
 
-def written(folder: Path, rank: int, batches: list[Any], sizes: list[int | None] | None = None) -> Rows:
-    rows = Rows(folder / ".parts" / str(rank))
+def written(folder: Path, rank: int, batches: list[Any], sizes: list[int | None] | None = None) -> PredictionWriter:
+    rows = PredictionWriter(folder / ".parts" / str(rank))
     try:
         for outputs, size in zip(batches, sizes or [None] * len(batches), strict=True):
             rows.add(outputs, size)
@@ -36,12 +36,13 @@ def written(folder: Path, rank: int, batches: list[Any], sizes: list[int | None]
 
 
 def put_together(
-    folder: Path, *ranks: Rows, num_samples: int | None = None
+    folder: Path, *ranks: PredictionWriter, num_samples: int | None = None
 ) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
     """The record, and the content of each file as plain values."""
     by_batch = frozenset().union(*(rows.by_batch for rows in ranks))
     layouts = [rows.layout for rows in ranks]
-    record = joined(folder / ".parts", layouts, folder, {"": num_samples}, True, by_batch)
+    shares = Shares(folder / ".parts", layouts, by_batch)
+    record = merge_shares(shares, folder, {"": num_samples}, writes=True)
     content = {}
     for name, output in record.items():
         path = folder / output["file"]
@@ -119,12 +120,12 @@ def test_a_list_that_is_as_long_as_the_last_batch_stays_what_it_was(tmp_path: Pa
 
 
 def test_each_loader_has_rows_of_its_own(tmp_path: Path) -> None:
-    writer = RowsWriter(tmp_path, True, num_loaders=2)
+    callback = PredictionCallback(tmp_path, True, num_loaders=2)
     for loader, size in ((0, 2), (0, 1), (1, 3)):
         batch = [torch.zeros(size, 4)]
-        writer.on_predict_batch_end(None, None, {"x": torch.ones(size)}, batch, 0, loader)  # type: ignore[arg-type]
-    writer.rows.close()
-    assert {name: rows for name, (_, _, rows) in writer.rows.layout.items()} == {
+        callback.on_predict_batch_end(None, None, {"x": torch.ones(size)}, batch, 0, loader)  # type: ignore[arg-type]
+    callback.writer.close()
+    assert {name: rows for name, (_, _, rows) in callback.writer.layout.items()} == {
         "dataloader_idx_0.x": 3,
         "dataloader_idx_1.x": 3,
     }
@@ -138,7 +139,7 @@ def test_the_size_of_a_batch_is_lightnings(batch: Any, size: int | None) -> None
 
 
 def test_too_few_rows_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="gave 2 rows as predictions for 3 samples"):
+    with pytest.raises(UserError, match="returned 2 rows as predictions for 3 samples"):
         put_together(tmp_path, written(tmp_path, 0, [torch.zeros(2, 3)]), num_samples=3)
 
 

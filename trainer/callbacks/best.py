@@ -1,7 +1,7 @@
-"""Logs each validation, finds the metric that says which checkpoint is best, and decides when a new best is saved.
+"""Logs each validation, chooses the metric to monitor, and decides when to save a new best checkpoint.
 
-The first rank decides, by its own value; the others take its answer. What is best is always a checkpoint: a value that
-was not saved (`checkpoint.save_best=false`, or within `checkpoint.save_best_every_minutes`) is not called best.
+Rank 0 decides by its own value; the other ranks follow its decision. The best is always a checkpoint: a value that was
+not saved (`checkpoint.save_best=false`, or within `checkpoint.save_best_every_minutes`) does not count.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from trainer.runtime.heartbeat import Heartbeat
 from trainer.runtime.steps import steps_taken
 
 LOSSES = ("val/loss", "val_loss", "valid_loss", "valid/loss", "validation_loss", "validation/loss")
-"""Names of a validation loss."""
+"""Usual names of a validation loss."""
 DEFAULTS = (*LOSSES, "loss")
-"""Looked for, in this order, where neither the configuration nor the module names a metric."""
+"""Metrics to monitor, in this order, if neither the configuration nor the module names one."""
 
 
 class BestMetric(Callback):
-    """`best` is the best checkpoint; in the heartbeat and in checkpoints."""
+    """Keeps track of the best checkpoint: `best`, which is reported in the heartbeat and stored in checkpoints."""
 
     def __init__(
         self,
@@ -41,7 +41,15 @@ class BestMetric(Callback):
         heartbeat: Heartbeat,
         group: torch.distributed.ProcessGroup | None,
     ) -> None:
-        """`primary_metric`: the module's own (name, mode). `group` is the CPU (gloo) group; None for one rank."""
+        """Create the callback of an attempt.
+
+        Args:
+            options: The section `checkpoint`.
+            primary_metric: The module's own metric as (name, mode); None: it has none.
+            store: The run's checkpoints.
+            heartbeat: The heartbeat of this rank.
+            group: CPU (gloo) group of all ranks; None for one rank.
+        """
         self.monitor: str | None = options.monitor
         self.mode: str | None = options.mode
         self.best: BestCheckpoint | None = None
@@ -51,17 +59,19 @@ class BestMetric(Callback):
         self._heartbeat = heartbeat
         self._group = group
         self._known = False
-        """Whether `monitor` and `mode` have been found; None then means that nothing is monitored."""
+        """Whether `monitor` and `mode` are settled; None then means that nothing is monitored."""
         self._validated: list[str] = []
-        """Names that the last validation logged."""
+        """Names of the metrics that the last validation logged."""
         self._higher_is_better: dict[str, bool] = {}
-        """Of those that were logged as torchmetrics objects."""
+        """Direction of metrics that were logged as torchmetrics objects, by name."""
         self._last: dict[str, float] = {}
+        """Metrics of the last validation."""
         self._last_step = -1
         self._value: float | None = None
         self._saved_at = -math.inf
 
     def state_dict(self) -> dict[str, Any]:
+        """Return the best checkpoint and the monitored metric."""
         return {
             "best": to_json(self.best) if self.best else None,
             "monitor": self.monitor,
@@ -70,22 +80,25 @@ class BestMetric(Callback):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore the monitored metric, unless the configuration names one."""
         if state_dict.get("known") and self._options.monitor is None:
             self.monitor, self.mode, self._known = state_dict["monitor"], state_dict["mode"], True
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Read the best from the checkpoints on disk."""
         self.reread()
 
     def reread(self) -> None:
-        """Take the best from the checkpoints on disk: one may have been lost, or could not be written."""
+        """Read the best from the checkpoints on disk: one may have been lost, or could not be written."""
         self.best = None
-        found = best_of(self._store.committed(), self.monitor, self.mode or "min")
-        if found is not None:
-            mode = found.mode or self.mode
-            self.best = _best_checkpoint(found.monitor, mode, found.monitor_value, found.step)
+        checkpoint = best_of(self._store.committed(), self.monitor, self.mode or "min")
+        if checkpoint is not None:
+            mode = checkpoint.mode or self.mode
+            self.best = _best_checkpoint(checkpoint.monitor, mode, checkpoint.monitor_value, checkpoint.step)
         self._heartbeat.update(best=self.best)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Keep, report and print the metrics of the validation."""
         if trainer.sanity_checking:
             return
         self._last_step, self._value = steps_taken(trainer), None
@@ -107,18 +120,19 @@ class BestMetric(Callback):
             print(f"validation after step {steps_taken(trainer)}: {shown}", flush=True)
 
     def decides_without_validation(self, trainer: Trainer) -> bool:
-        """Whether the end of an epoch is looked at: a metric is named, and there is no validation to log it."""
+        """Return whether the end of an epoch decides: a metric is configured, and there is no validation to log it."""
         return self._options.monitor is not None and not trainer.enable_validation
 
     def decide(self, trainer: Trainer) -> bool:
-        """Whether the state after this validation (or epoch) is to be saved as the best. Collective.
+        """Return whether to save the state after this validation (or epoch) as the best. Collective.
 
-        Raises UserError on every rank where the metric was not logged, or its direction is not known.
+        Raises:
+            UserError: On every rank, if the metric was not logged, or its direction is not known.
         """
         answer: list[Any] = [None]
         if trainer.is_global_zero:
             try:
-                answer = [self._judge(trainer)]
+                answer = [self._decide_on_rank_zero(trainer)]
             except UserError as error:
                 answer = [error]
         if self._group is not None:
@@ -129,18 +143,18 @@ class BestMetric(Callback):
         return bool(saves)
 
     def saved(self, step: int) -> None:
-        """A checkpoint of this step is about to be written: it may be the best."""
+        """Update the best: a checkpoint of this step is about to be written."""
         if step == self._last_step and self._is_better(self._value):
             self.best = _best_checkpoint(self.monitor, self.mode, self._value, step)
             self._saved_at = time.monotonic()
             self._heartbeat.update(best=self.best)
 
     def forget(self) -> None:
-        """What was validated are not the weights any more."""
+        """Forget the last validation: the weights have changed since."""
         self._last_step = -1
 
     def measured_at(self, step: int) -> dict[str, Any]:
-        """What a checkpoint of this step says of its quality: nothing unless it was validated after this very step."""
+        """Return the metrics for COMMIT of a checkpoint of this step; none unless this very step was validated."""
         if step != self._last_step:
             return {"metrics": {}, "monitor": self.monitor, "monitor_mode": self.mode, "monitor_value": None}
         return {
@@ -150,19 +164,20 @@ class BestMetric(Callback):
             "monitor_value": self._value,
         }
 
-    def _judge(self, trainer: Trainer) -> tuple[str | None, str | None, bool, float | None, bool]:
+    def _decide_on_rank_zero(self, trainer: Trainer) -> tuple[str | None, str | None, bool, float | None, bool]:
+        """Return monitor, mode, whether they are settled, the value, and whether to save."""
         self._last_step = steps_taken(trainer)
         # Not `trainer.callback_metrics`, which reduces over the ranks anew; these are complete at the end of an epoch.
         logged: dict[str, Any] = {**trainer._logger_connector._callback_metrics, **self._last}
         if not self._known:
-            self._find(trainer, logged)
+            self._choose_metric(trainer, logged)
         value = logged.get(self.monitor or "")
         number = None if value is None else float(value)
         self._value = number if number is not None and math.isfinite(number) else None
         saves = self._options.save_best and self._options.keep_best > 0 and self._is_better(self._value)
         minutes = self._options.save_best_every_minutes
         if saves and minutes is not None and time.monotonic() - self._saved_at < 60 * minutes:
-            print(f"  better, and not saved: checkpoint.save_best_every_minutes={minutes:g}", flush=True)
+            print(f"  new best, not saved: checkpoint.save_best_every_minutes={minutes:g}", flush=True)
             saves = False
         return self.monitor, self.mode, self._known, self._value, saves
 
@@ -173,17 +188,17 @@ class BestMetric(Callback):
             return True
         return value > self.best.value if self.mode == "max" else value < self.best.value
 
-    def _find(self, trainer: Trainer, logged: dict[str, Any]) -> None:
-        """Settle the metric and its direction, at the first validation."""
+    def _choose_metric(self, trainer: Trainer, logged: dict[str, Any]) -> None:
+        """Settle the metric and its direction at the first validation."""
         named = self._options.monitor
         if named is not None and named not in logged:
             if _logged_by_training(trainer, named):
-                return  # at the end of the epoch
-            raise self._not_logged(named, logged)
+                return  # its value is known at the end of the epoch
+            raise self._not_logged_error(named, logged)
         self.monitor = named or self._default()
         if self.monitor is None:
             print(
-                f"no metric says which checkpoint is best; validation logged: {listed(self._validated)}. "
+                f"no metric to choose the best checkpoint by; validation logged: {listed(self._validated)}. "
                 "Set checkpoint.monitor=NAME and checkpoint.mode=min or max to keep the best",
                 flush=True,
             )
@@ -191,13 +206,13 @@ class BestMetric(Callback):
             self.mode = self._direction(self.monitor)
             if self.mode is None:
                 raise UserError(
-                    f"checkpoint.monitor={self.monitor}: its name does not say whether more or less of it is better",
+                    f"checkpoint.monitor={self.monitor}: it is not known whether higher or lower is better",
                     "write checkpoint.mode=min or checkpoint.mode=max",
                 )
         self._known = True
 
     def _default(self) -> str | None:
-        """The module's own metric, a loss of the validation, or else a metric that has a direction."""
+        """Return the default metric: the module's own, a validation loss, or any metric whose direction is known."""
         if self._primary is not None:
             if self._primary[0] in self._validated:
                 return self._primary[0]
@@ -206,7 +221,7 @@ class BestMetric(Callback):
                 f"{listed(self._validated)}",
                 flush=True,
             )
-        # Several loaders: `val_loss/dataloader_idx_0` is the first one's.
+        # With several loaders, `val_loss/dataloader_idx_0` is the first loader's.
         plain = {name.removesuffix("/dataloader_idx_0"): name for name in reversed(self._validated)}
         known = [name for name in self._validated if self._direction(name) is not None]
         losses = [name for name in known if is_loss(name)]
@@ -214,7 +229,7 @@ class BestMetric(Callback):
         return candidates[0] if candidates else None
 
     def _direction(self, name: str) -> str | None:
-        """The configured one, the module's, torchmetrics' `higher_is_better`, the name's common meaning."""
+        """Return `min` or `max`: configured, the module's own, torchmetrics' `higher_is_better`, or by the name."""
         if self._options.mode is not None:
             return self._options.mode
         if self._primary is not None and name == self._primary[0]:
@@ -224,13 +239,13 @@ class BestMetric(Callback):
             return "max" if self._higher_is_better[bare] else "min"
         return direction_of(name)
 
-    def _not_logged(self, name: str, logged: dict[str, Any]) -> UserError:
+    def _not_logged_error(self, name: str, logged: dict[str, Any]) -> UserError:
         when = "the first validation" if self._validated else "the first epoch"
         what = f"it logged {listed(logged)}" if logged else "nothing was logged: call self.log(...) in validation_step"
         hint = did_you_mean(name, logged, prefix="checkpoint.monitor=")
         return UserError(
             f"checkpoint.monitor={name}: {when} did not log it; {what}",
-            f"{hint}write checkpoint.monitor=NAME with one that is logged, or leave it out",
+            f"{hint}write checkpoint.monitor=NAME with a metric that is logged, or leave it out",
         )
 
 
@@ -240,15 +255,15 @@ def _best_checkpoint(metric: str | None, mode: str | None, value: float | None, 
 
 
 def primary_metric_of(module: LightningModule) -> tuple[str, str] | None:
-    """The module's attribute `primary_metric`, where it is a pair of a name and min or max."""
-    found = getattr(module, "primary_metric", None)
-    if isinstance(found, (tuple, list)) and len(found) == 2 and found[1] in ("min", "max"):
-        return str(found[0]), str(found[1])
+    """Return the module's attribute `primary_metric` if it is a pair of a name and `min` or `max`."""
+    metric = getattr(module, "primary_metric", None)
+    if isinstance(metric, (tuple, list)) and len(metric) == 2 and metric[1] in ("min", "max"):
+        return str(metric[0]), str(metric[1])
     return None
 
 
 def _logged_by_training(trainer: Trainer, name: str) -> bool:
-    """Whether a training hook logs this name: its value for the epoch is there at the epoch's end."""
+    """Return whether a training hook logs this name: its value for the epoch is known at the end of the epoch."""
     return any(
         name in (item.meta.name, item.meta.forked_name(on_step=False))
         for item in trainer.fit_loop.epoch_loop._results.values()

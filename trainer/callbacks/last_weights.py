@@ -1,4 +1,4 @@
-"""Whether `on_train_end` changed the weights, as stochastic weight averaging does: then they are saved once more."""
+"""Detects that `on_train_end` changed the weights, as stochastic weight averaging does: they are then saved again."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from torch.distributed.tensor import DTensor
 
 
 class LastWeights:
-    """`group` is the CPU (gloo) group; None for one rank."""
+    """Compares checksums of the weights. `group` is the CPU (gloo) group of all ranks; None for one rank."""
 
     def __init__(self, group: torch.distributed.ProcessGroup | None) -> None:
         self._group = group
         self._saved: int | None = None
-        """Checksum of what the last checkpoint has; None: nobody changes it."""
+        """Checksum of the weights in the last checkpoint; None: no hook can change them."""
 
     def saved(self, trainer: Trainer) -> None:
-        """The last state of the training has been saved."""
+        """Remember the weights: the last state of the training has been saved."""
         self._saved = _checksum(trainer.lightning_module) if _has_end_hooks(trainer) else None
 
     def have_changed(self, trainer: Trainer) -> bool:
-        """Whether they have, on any rank, since the last state was saved. Collective."""
+        """Return whether the weights of any rank have changed since the last state was saved. Collective."""
         if self._saved is None:
             return False
         changed = torch.tensor(int(_checksum(trainer.lightning_module) != self._saved))
@@ -35,7 +35,7 @@ class LastWeights:
 
 
 def _has_end_hooks(trainer: Trainer) -> bool:
-    """Whether somebody else than this project has something to do at the end. The same on all ranks."""
+    """Return whether code other than this package's overrides `on_train_end`. The same on all ranks."""
     module = trainer.lightning_module
     callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
     return is_overridden("on_train_end", module, LightningModule) or any(
@@ -45,11 +45,11 @@ def _has_end_hooks(trainer: Trainer) -> bool:
 
 
 def _checksum(module: LightningModule) -> int:
-    """Of this rank's parameters and buffers."""
-    found = 0
+    """Return a checksum of this rank's parameters and buffers."""
+    checksum = 0
     for tensor in module.state_dict().values():
         if isinstance(tensor, Tensor):
             local = tensor.to_local() if isinstance(tensor, DTensor) else tensor
             bits = local.detach().cpu().contiguous().flatten().view(torch.uint8)
-            found = zlib.crc32(bits.numpy().data, found)
-    return found
+            checksum = zlib.crc32(bits.numpy().data, checksum)
+    return checksum

@@ -1,4 +1,4 @@
-"""Saves the random number generators of every rank in the checkpoint; Lightning saves none."""
+"""Saves the random number generator states of every rank in the checkpoint; Lightning saves none."""
 
 from __future__ import annotations
 
@@ -12,13 +12,20 @@ from trainer.runtime.steps import steps_taken
 
 
 class RngState(Callback):
-    """At another world size each rank starts from a seed made of (seed, rank, step) instead: nothing could be equal.
+    """Saves and restores the generators of Python, NumPy and torch.
 
-    `group` is the CPU (gloo) group; None for one rank.
+    At another world size a bit-for-bit resume is impossible: each rank is seeded from (seed, rank, step) instead.
     """
 
     def __init__(self, seed: int, rank: int, data_rank: int, group: torch.distributed.ProcessGroup | None) -> None:
-        """`data_rank`: ranks that share layers and samples (tensor parallel) have the same, and so the same dropout."""
+        """Create the callback of a rank.
+
+        Args:
+            seed: The run's seed.
+            rank: Global rank.
+            data_rank: Data parallel rank. Tensor parallel ranks of one group share it, and so draw the same dropout.
+            group: CPU (gloo) group of all ranks; None for one rank.
+        """
         self._seed = seed
         self._rank = rank
         self._data_rank = data_rank
@@ -27,7 +34,7 @@ class RngState(Callback):
         self._mine: dict[str, Any] | None = None
 
     def state_dict(self) -> dict[str, Any]:
-        """Lightning calls this on every rank, so the ranks can gather here; only the first writes."""
+        """Gather the states of all ranks. Collective: Lightning calls this on every rank, and only the first writes."""
         states: list[Any] = [rng.state()]
         if self._group is not None:
             mine = states[0]
@@ -36,10 +43,11 @@ class RngState(Callback):
         return {"ranks": states}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Keep the states for `on_train_start`."""
         self._saved = state_dict["ranks"]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """The last moment before the first batch: building and restoring drew numbers, too."""
+        """Restore the generators right before the first batch: building and loading drew numbers, too."""
         if self._saved is None:
             rng.seed_all(rng.seed_of_rank(self._seed, self._data_rank))
         elif len(self._saved) == trainer.world_size:
@@ -50,7 +58,10 @@ class RngState(Callback):
         self._saved = None
 
     def restore_again(self) -> None:
-        """After what draws numbers in `on_train_start`: the attempt before drew them before the checkpoint."""
+        """Restore once more after hooks that draw numbers in `on_train_start`.
+
+        The previous attempt drew those numbers before the checkpoint.
+        """
         if self._mine is not None:
             rng.restore(self._mine)
             self._mine = None

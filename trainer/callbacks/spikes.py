@@ -1,4 +1,4 @@
-"""How far a loss lies above those before it, in robust standard deviations."""
+"""Detects loss spikes: losses far above the recent ones, in robust standard deviations."""
 
 from __future__ import annotations
 
@@ -8,25 +8,29 @@ from collections import deque
 from collections.abc import Sequence
 
 WINDOW = 128
-"""Steps whose losses are compared with."""
-LEAST = 32
-"""Before so many are known no loss is a spike."""
-NORMAL = 1.4826
-"""Median absolute deviation to standard deviation, for a normal distribution (Rousseeuw and Croux 1993)."""
-SMALLEST_DEVIATION = 1e-3
-"""Of the median: of losses that hardly differ none is a spike for a last digit."""
+"""Number of recent losses to compare with."""
+MIN_LOSSES = 32
+"""With fewer recent losses, no loss is a spike."""
+MAD_TO_STD = 1.4826
+"""Factor from median absolute deviation to standard deviation, for a normal distribution (Rousseeuw and Croux 1993)."""
+MIN_RELATIVE_DEVIATION = 1e-3
+"""Smallest deviation, relative to the median: losses that hardly differ have no spikes in the last digit."""
 
 
-class Spikes:
-    """The losses of the last good steps. `limit`: the robust z-score from which a loss is a spike."""
+class LossSpikes:
+    """Losses of the last good steps.
+
+    Args:
+        limit: Robust z-score above which a loss is a spike.
+    """
 
     def __init__(self, limit: float) -> None:
         self.limit = limit
         self.losses: deque[float] = deque(maxlen=WINDOW)
 
-    def found(self, loss: float) -> str | None:
-        """What to say of a spike, which does not become one of the losses compared with; None for a good loss."""
-        if len(self.losses) >= LEAST:
+    def check(self, loss: float) -> str | None:
+        """Return a description of a spike, which is not added to the recent losses; None for a good loss."""
+        if len(self.losses) >= MIN_LOSSES:
             median, deviation = median_and_deviation(self.losses)
             score = (loss - median) / deviation
             if score > self.limit:
@@ -40,7 +44,7 @@ class Spikes:
 
 
 def median_and_deviation(losses: Sequence[float]) -> tuple[float, float]:
-    """The median, and the standard deviation as the median absolute deviation tells it."""
+    """Return the median, and the standard deviation estimated from the median absolute deviation."""
     median = statistics.median(losses)
-    deviation = NORMAL * statistics.median(abs(loss - median) for loss in losses)
-    return median, max(deviation, SMALLEST_DEVIATION * abs(median), 1e-12)
+    deviation = MAD_TO_STD * statistics.median(abs(loss - median) for loss in losses)
+    return median, max(deviation, MIN_RELATIVE_DEVIATION * abs(median), 1e-12)

@@ -208,7 +208,7 @@ def _type(where: str, argument: Argument, value: Any) -> Iterator[UserError]:
         return
     if value is None and (where.startswith("logger.") or (where.startswith("scheduler") and argument.name in FILLED)):
         return
-    if value is None and where.startswith("callbacks.") and argument.name == "monitor":  # filled by callbacks/users.py
+    if value is None and where.startswith("callbacks.") and argument.name == "monitor":  # filled by early_stopping.py
         return
     if argument.type is None or isinstance(value, dict) or argument.type.accepts(value):
         return

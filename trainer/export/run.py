@@ -34,7 +34,7 @@ from trainer.runtime import hydra_state, rng
 from trainer.runtime.process import Rank
 from trainer.runtime.torch_setup import silence_known_warnings
 from trainer.tasks.base import Task
-from trainer.train import build, late
+from trainer.train import build, deferred_modules
 from trainer.train.data import Data
 
 RECORD = "export.json"
@@ -206,7 +206,7 @@ def _module_and_inputs(run: RunDirectory, checkpoint: Checkpoint) -> tuple[Any, 
     module = build.build_module(config, data, lambda: None)
     data.set_up(module)
     try:
-        late.build_now(module, data.trainer)
+        deferred_modules.run_build_hooks(module, data.trainer)
     except UserError as error:
         fix = "use --format=safetensors, or skip code that needs several processes if world_size is 1"
         raise UserError(f"--format=onnx: {error.message}", fix) from error

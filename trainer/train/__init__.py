@@ -1,1 +1,1 @@
-"""Training: the job of a rank, the loop, fine-tuning, evaluation, prediction."""
+"""Training: the job of a rank, the training loop, fine-tuning, evaluation, prediction."""

@@ -1,7 +1,7 @@
-"""One rank of one attempt: `python -m trainer.train RUN_DIR`, started by torchrun.
+"""Entry point of one rank of one attempt: `python -m trainer.train RUN_DIR`, started by torchrun.
 
-The order matters. SLURM may signal while torch is still being imported, so the handlers stand first; whatever
-happens then, also a failed import, must end in this rank's log.
+The order matters. SLURM may send a signal while torch is still being imported, so the signal handlers are installed
+first. Whatever happens after that, a failed import included, must end in this rank's log.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from trainer.runtime.imports import quick_imports
 
 
 def main() -> int:
+    """Set up the process, then train; returns the exit code."""
     stop.install_handlers()
     process.frozen_code_first()
     run_path = Path(sys.argv[1])

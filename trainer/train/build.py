@@ -1,4 +1,4 @@
-"""From a frozen configuration to Lightning objects: module, data, strategy, Trainer."""
+"""Builds Lightning objects from a frozen configuration: module, data, strategy, Trainer."""
 
 from __future__ import annotations
 
@@ -29,29 +29,30 @@ from trainer.runtime.process import Rank
 from trainer.runtime.torch_setup import device_of
 from trainer.strategies.deferred import construct, make_whole
 from trainer.tracking.loggers import NoLogger
-from trainer.train import fine_tuning, late
+from trainer.train import deferred_modules, fine_tuning
 from trainer.train.data import Data, Group
 from trainer.train.exact_means import use_exact_means
 from trainer.train.loop import use_lean_loop
-from trainer.train.manual import accumulated
-from trainer.train.moments import use_moments
-from trainer.train.optimization import Length, configure
+from trainer.train.manual_optimization import accumulation_by_epoch
+from trainer.train.optimization import TrainingLength, configure
+from trainer.train.save_points import use_save_points
 from trainer.train.trainer_arguments import trainer_arguments
 
 
 def defers(config: Config, rank: Rank) -> bool:
-    """Whether the strategy takes a module whose parameters are on the meta device, and nothing needs their values."""
+    """Return whether the module may be built on the meta device: the strategy supports it and no values are needed."""
     if config.finetune.init_from is not None or config.finetune.lora_rank is not None:
         return False
     return strategies.defers(config.strategy, rank.world_size, device_of(config, rank).type)
 
 
 def waits_in_forward(config: Config, rank: Rank) -> bool:
+    """Return whether this rank waits for the other ranks inside its forward pass (sharded parameters)."""
     return strategies.waits_in_forward(config.strategy, rank.world_size, device_of(config, rank).type)
 
 
 def precision_of(config: Config, device: torch.device) -> str:
-    """`auto`: bf16-mixed on a GPU that has bf16 in hardware, else 32-true."""
+    """Resolve `trainer.precision`; `auto` is bf16-mixed on a GPU with bf16 in hardware, else 32-true."""
     if config.trainer.precision != "auto":
         return config.trainer.precision
     has_bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
@@ -59,32 +60,40 @@ def precision_of(config: Config, device: torch.device) -> str:
 
 
 def place_in_data(config: Config, rank: Rank) -> Rank:
-    """This rank among those that read different samples; tensor parallel ranks of one group read the same."""
+    """Return the data parallel rank and world size: tensor parallel ranks of one group read the same samples."""
     number, count = strategies.data_parallel(config.strategy, rank.rank, rank.world_size)
     return replace(rank, rank=number, world_size=count)
 
 
-def accumulate_of(config: Config, readers: int) -> int:
-    """Micro-batches of an optimizer step. `readers`: ranks that read different samples."""
+def accumulate_of(config: Config, data_ranks: int) -> int:
+    """Return the micro-batches of an optimizer step. `data_ranks`: number of ranks that read different samples."""
     batch_size = config.data.get("batch_size")
     if batch_size is None:
         return config.trainer.accumulate_grad_batches or 1
-    return BatchPlan.of(batch_size, config.data.get("micro_batch"), readers).accumulate
+    return BatchPlan.of(batch_size, config.data.get("micro_batch"), data_ranks).accumulate
 
 
 def build_data(config: Config, rank: Rank, trainer: Trainer, group: Group | None = None) -> Data:
-    """Instantiate the data module; it is set up when it is asked for its facts, or by `Data.set_up`."""
+    """Instantiate the data module; `Data.set_up`, or the first use of its facts, sets it up."""
     return Data(config, place_in_data(config, rank), trainer, group)
 
 
 def build_module(
     config: Config, data: Data, total_steps: Callable[[], int | None], defer: bool = False
 ) -> LightningModule:
-    """The network inside its task, or the user's own LightningModule as it is.
+    """Return the network inside its task, or the user's own LightningModule unchanged.
 
-    `defer`: its parameters may be on the meta device, for the strategy to fill. What a module makes in `setup` or
-    `configure_model` is not there yet (`train/late.py`).
-    An argument of the model that is null in the config and that the data knows (`facts`) is filled from the data.
+    Layers that a module creates in `setup` or `configure_model` do not exist yet (`train/deferred_modules.py`).
+    An argument of the model that is null in the config and known to the data (`facts`) is filled from the data.
+
+    Args:
+        config: The run's configuration.
+        data: The data of this rank.
+        total_steps: Returns the optimizer steps of the whole training, for the scheduler.
+        defer: Whether parameters may be on the meta device, for the strategy to materialize.
+
+    Raises:
+        UserError: If the model needs an argument that the data does not provide.
     """
     node = {
         key: data.facts[key] if value is None and key in data.facts else value for key, value in config.model.items()
@@ -95,8 +104,8 @@ def build_module(
         unknown = [f"model.{key}" for key, value in node.items() if value is None and _is_required(node, key)]
         if not unknown:
             raise
-        problem = f"{' and '.join(unknown)}: null, and this data does not say it; the model could not be made ({error})"
-        raise UserError(problem, "choose a model for this kind of data, or set it") from error
+        problem = f"{' and '.join(unknown)}: null, and this data does not provide it; cannot build the model ({error})"
+        raise UserError(problem, "choose a model for this kind of data, or set the value") from error
     if isinstance(model, LightningModule):
         module = model
     else:
@@ -104,39 +113,39 @@ def build_module(
         if task.get("_target_") is None:
             task["_target_"] = data.default_task()
         module = instantiate(task, where="task", model=model)
-    if late.builds_later(module):
-        make_whole(module)  # what its hooks write into parameters on the meta device would be lost
-    late.once_built(module, lambda: _adapt(module, config))
+    if deferred_modules.builds_in_hooks(module):
+        make_whole(module)  # values that its hooks write into parameters on the meta device would be lost
+    deferred_modules.call_when_built(module, lambda: _apply_options(module, config))
     if not is_overridden("configure_optimizers", module, LightningModule):
-        length = Length(total_steps, data.steps_per_epoch, config.trainer.max_epochs)
+        length = TrainingLength(total_steps, data.steps_per_epoch, config.trainer.max_epochs)
         module.configure_optimizers = MethodType(lambda self: configure(self, config, length), module)  # type: ignore[method-assign]
     return module
 
 
-def _adapt(module: LightningModule, config: Config) -> None:
-    """What the configuration changes in a module that has all of its parameters."""
+def _apply_options(module: LightningModule, config: Config) -> None:
+    """Apply options that change a module, once it has all of its parameters."""
     if config.trainer.sync_batchnorm:
         convert_sync_batch_norm(module, torch.device("cuda" if config.resources.gpus else "cpu"))
     fine_tuning.prepare(module, config.finetune)
 
 
 def _is_required(node: Mapping[str, Any], key: str) -> bool:
-    """Whether the target of `node` must be given this argument."""
+    """Return whether the target of `node` requires this argument."""
     parameter = inspect.signature(locate(node["_target_"], "model._target_")).parameters.get(key)
     return parameter is not None and parameter.default is parameter.empty
 
 
 def total_steps_of(config: Config, data: Data, callbacks: Sequence[Callback]) -> int | None:
-    """Optimizer steps of the whole training; None where only `max_time` ends it. `callbacks`: the user's.
+    """Return the optimizer steps of the whole training; None if only `max_time` ends it. `callbacks`: the user's.
 
-    One step a batch under manual optimization, of which it cannot be known.
+    Under manual optimization the number of steps per batch is unknown; one is assumed.
     """
     options = config.trainer
     limits = [] if options.max_steps is None else [options.max_steps]
     steps_per_epoch = data.steps_per_epoch() if options.max_epochs is not None else None
     if steps_per_epoch is not None and options.max_epochs is not None:
-        batches = accumulated(callbacks, options.max_epochs)
-        limits.append(sum(math.ceil(steps_per_epoch / of_a_step) for of_a_step in batches))
+        batches = accumulation_by_epoch(callbacks, options.max_epochs)
+        limits.append(sum(math.ceil(steps_per_epoch / per_step) for per_step in batches))
     return min(limits) if limits else None
 
 
@@ -146,9 +155,9 @@ def build_trainer(
     checkpoint_io: RunCheckpointIO,
     default_root_dir: str,
 ) -> Trainer:
-    """Lightning's Trainer with what this project does itself switched off: checkpoints, bars, samplers, requeueing.
+    """Return Lightning's Trainer without checkpoints, progress bars, samplers and requeueing, which are done here.
 
-    It comes before the data, which may ask it for the ranks; `complete` gives it what comes after the model.
+    It is built before the data, which may ask it for the ranks; `complete` adds what is built after the model.
     """
     use_exact_means()
     options = config.trainer
@@ -172,19 +181,19 @@ def build_trainer(
         use_distributed_sampler=False,
         **trainer_arguments(options, accumulate, default_root_dir),
     )
-    # Lightning's SIGTERM handler broadcasts on the training's group from inside the handler, between any two of its
-    # collectives, and then ends this rank alone; `runtime/stop.py` and `callbacks/boundary.py` do it together.
+    # Lightning's SIGTERM handler broadcasts on the training's process group from inside the handler, between any two
+    # of its collectives, and then ends only this rank. `runtime/stop.py` and `callbacks/boundary.py` stop all ranks.
     trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
-    trainer.loggers = [NoLogger(RunDirectory(Path(default_root_dir)))]  # until `complete`: what asks now gets an answer
+    trainer.loggers = [NoLogger(RunDirectory(Path(default_root_dir)))]  # until `complete`
     if options.lean_loop:
         use_lean_loop(trainer)
     else:
-        use_moments(trainer)
+        use_save_points(trainer)
     return trainer
 
 
 def complete(trainer: Trainer, callbacks: list[Callback], loggers: list[Logger]) -> None:
-    """Give the Trainer its callbacks and loggers, as its own `__init__` would have."""
+    """Add callbacks and loggers to the Trainer, as its own `__init__` would."""
     trainer.callbacks.extend(callbacks)  # type: ignore[attr-defined]
     _validate_callbacks_list(trainer.callbacks)  # type: ignore[attr-defined]
     trainer.callbacks = trainer._callback_connector._reorder_callbacks(trainer.callbacks)  # type: ignore[attr-defined]
@@ -192,5 +201,5 @@ def complete(trainer: Trainer, callbacks: list[Callback], loggers: list[Logger])
 
 
 def plain_trainer() -> Trainer:
-    """A Trainer of one process on the CPU that trains nothing: for data modules that ask theirs."""
+    """Return a Trainer of one CPU process that trains nothing, for data modules that use `self.trainer`."""
     return Trainer(accelerator="cpu", devices=1, logger=False, enable_checkpointing=False, enable_progress_bar=False)

@@ -1,7 +1,8 @@
-"""What `trainer check --deep` asks of the data plane: `train/start.py deep < CONFIGS.json`.
+"""Builds models for `trainer check --deep`.
 
-Reads a JSON list of {"config": ..., "with_data": bool} and prints one JSON list of `Facts` in the same order.
-Models are made on the meta device, so that one of any size costs no memory and no time to fill.
+Usage: `python -m trainer.runtime.start trainer.train.deep < CONFIGS.json`. Reads a JSON list of {"config": ...,
+"with_data": bool} and prints one JSON list of `Facts` in the same order. Models are built on the meta device, so that a
+model of any size takes no memory and no time to initialize.
 """
 
 from __future__ import annotations
@@ -24,45 +25,49 @@ from trainer.config.typed import to_config
 from trainer.core.errors import TrainerError
 from trainer.runtime.process import Rank
 from trainer.runtime.torch_setup import silence_known_warnings
-from trainer.train import build, late
+from trainer.train import build, deferred_modules
 from trainer.train.data import Data
 
 PUBLISHED = {"input_shape": [3, 224, 224], "num_classes": 1000, "vocab_size": 256, "sequence_length": 256}
-"""Stands for the data where the command line names none: a picture of ImageNet, a window of bytes."""
+"""Facts to use if the command line names no data: an ImageNet image, a window of bytes."""
 BACKWARD = 2
-"""Of a forward pass: each product has two gradients (Kaplan et al. 2020, section 2.1)."""
+"""FLOPs of a backward pass per forward FLOP: each product has two gradients (Kaplan et al. 2020, section 2.1)."""
 
 
 @dataclass
 class Facts:
-    """Of one job. A floating point operation is an addition or a multiplication; only those of matrix products,
-    convolutions and attention are counted, attention as if no position were masked."""
+    """Facts about one job.
+
+    A floating point operation (FLOP) is an addition or a multiplication. Only matrix products, convolutions and
+    attention are counted, attention as if no position were masked.
+    """
 
     parameters: int | None = None
     trainable: int | None = None
     forward_flops: int | None = None
-    """Of one sample."""
+    """FLOPs of the forward pass of one sample."""
     training_flops: int | None = None
-    """Forward and backward pass of one sample, nothing recomputed."""
+    """FLOPs of forward and backward pass of one sample, without activation checkpointing."""
     tokens: int | None = None
-    """Of a sample; null: it is not a sequence of tokens."""
+    """Tokens in a sample; null: it is not a sequence of tokens."""
     at: dict[str, Any] | None = None
-    """What was filled in from the data, or from `PUBLISHED`."""
+    """Arguments that were filled in from the data, or from `PUBLISHED`."""
     not_counted: str | None = None
-    """Why the operations are not known."""
+    """Reason why the FLOPs are not known."""
     error: dict[str, str] | None = None
-    """message and fix: the job cannot be built."""
+    """Message and fix, if the job cannot be built."""
 
 
 def main() -> int:
+    """Read the jobs from stdin, print their facts; returns the exit code."""
     silence_known_warnings()
     jobs = json.load(sys.stdin)
-    # What a data module prints must not stand among the JSON.
-    answer = os.dup(1)
+    # Output of a data module must not get into the JSON.
+    stdout = os.dup(1)
     os.dup2(2, 1)
-    found = [asdict(_facts(job["config"], job["with_data"])) for job in jobs]
-    with open(answer, "w") as stream:
-        json.dump(found, stream)
+    facts = [asdict(_facts(job["config"], job["with_data"])) for job in jobs]
+    with open(stdout, "w") as stream:
+        json.dump(facts, stream)
     return 0
 
 
@@ -74,7 +79,7 @@ def _facts(plain: dict[str, Any], with_data: bool) -> Facts:
         return count(plain["model"], data.facts, _first_sample(data), data.trainer)
     except TrainerError as error:
         return Facts(error={"message": error.message, "fix": error.fix})
-    except Exception as error:  # the user's own code: whatever it raises is what is wrong with the job
+    except Exception as error:  # from the user's own code
         text = f"{type(error).__name__}: {error}".splitlines()[0]
         fix = "the run would end the same way; `trainer fit` has the traceback in logs/"
         return Facts(error={"message": f"the job cannot be built: {text}", "fix": fix})
@@ -86,51 +91,54 @@ def count(
     inputs: Sequence[torch.Tensor] = (),
     trainer: Trainer | None = None,
 ) -> Facts:
-    """Count the model of the configuration's `model` node.
+    """Count parameters and FLOPs of the model of a configuration.
 
-    `facts`: for arguments that are null in `node`, as in `trainer.train.build`. `inputs`: a batch of one sample,
-    of which the model takes as many as it has arguments; none: made from the shape or the length that it was given.
-    `trainer`: of the data, for a LightningModule that looks at them where it makes its network.
+    Args:
+        node: The section `model`.
+        facts: Facts of the data, for arguments that are null in `node`, as in `trainer.train.build`.
+        inputs: A batch of one sample, of which the model takes as many tensors as it has arguments. If empty, it is
+            made from the shape or the sequence length of the model.
+        trainer: The data's Trainer, for a LightningModule that uses it to create its layers.
     """
     used = {key: facts[key] for key, value in node.items() if value is None and key in facts}
     with torch.device("meta"):
         model = instantiate({**node, **used}, where="model")
-        missing = _build_late(model, trainer) if isinstance(model, LightningModule) else None
-    found = Facts(at=used)
-    sizes = [(late.size_of(parameter), parameter.requires_grad) for parameter in model.parameters()]
-    found.parameters, found.trainable = sum(n for n, _ in sizes), sum(n for n, learns in sizes if learns)
+        missing = _build_in_hooks(model, trainer) if isinstance(model, LightningModule) else None
+    result = Facts(at=used)
+    sizes = [(deferred_modules.num_elements(parameter), parameter.requires_grad) for parameter in model.parameters()]
+    result.parameters, result.trainable = sum(n for n, _ in sizes), sum(n for n, learns in sizes if learns)
     if missing is not None:
-        found.not_counted = missing
-        return found
+        result.not_counted = missing
+        return result
     inputs = [*(inputs or _sample({**node, **used}, facts))][: _num_inputs(model)]
     if not inputs:
-        found.not_counted = "what the model reads is not known without the data: name data=... too"
-        return found
+        result.not_counted = "the inputs of the model are not known without the data: add data=..."
+        return result
     if not inputs[0].is_floating_point() and inputs[0].dim() == 2:
-        found.tokens = inputs[0].shape[1]
+        result.tokens = inputs[0].shape[1]
     try:
-        found.forward_flops = _forward_flops(model, [values.to("meta") for values in inputs])
+        result.forward_flops = _forward_flops(model, [values.to("meta") for values in inputs])
     except Exception as error:  # not every network runs without values: loops until converged, .item()
-        found.not_counted = f"the model does not run on the meta device: {type(error).__name__}"
-        return found
-    found.training_flops = (1 + BACKWARD) * found.forward_flops
-    return found
+        result.not_counted = f"the model does not run on the meta device: {type(error).__name__}"
+        return result
+    result.training_flops = (1 + BACKWARD) * result.forward_flops
+    return result
 
 
-def _build_late(module: LightningModule, trainer: Trainer | None) -> str | None:
-    """Have the module make its network in its hooks; why it could not."""
+def _build_in_hooks(module: LightningModule, trainer: Trainer | None) -> str | None:
+    """Run the hooks in which a module creates its layers; returns why that failed, or None."""
     try:
-        late.build_now(module, trainer or build.plain_trainer())
+        deferred_modules.run_build_hooks(module, trainer or build.plain_trainer())
     except Exception as error:  # the user's own code, on the meta device
         reason = str(error).splitlines()[0] if str(error) else ""
         return (
-            f"{type(module).__name__} makes its network in setup or configure_model: {type(error).__name__}: {reason}"
+            f"{type(module).__name__} builds its layers in setup or configure_model: {type(error).__name__}: {reason}"
         )
     return None
 
 
 def _forward_flops(model: nn.Module, inputs: Sequence[torch.Tensor]) -> int:
-    model.eval()  # batch normalisation has no deviation of one sample
+    model.eval()  # batch normalization has no variance for one sample
     counter = FlopCounterMode(display=False)
     with torch.no_grad(), counter:
         model(*inputs)
@@ -138,13 +146,13 @@ def _forward_flops(model: nn.Module, inputs: Sequence[torch.Tensor]) -> int:
 
 
 def _num_inputs(model: nn.Module) -> int:
-    """Arguments of `forward` that have no default."""
+    """Return the number of arguments of `forward` without a default."""
     parameters = inspect.signature(model.forward).parameters.values()
-    return sum(one.default is one.empty and one.kind is not one.VAR_KEYWORD for one in parameters)
+    return sum(item.default is item.empty and item.kind is not item.VAR_KEYWORD for item in parameters)
 
 
 def _sample(arguments: dict[str, Any], facts: dict[str, Any]) -> list[torch.Tensor]:
-    """One sample on the meta device; empty where the arguments do not tell what it is."""
+    """Return one sample on the meta device; empty if the arguments do not determine it."""
     length = arguments.get("sequence_length") or facts.get("sequence_length")
     if length and accepts(locate(arguments["_target_"], "model._target_"), "vocab_size"):
         tokens = torch.empty(1, length, dtype=torch.int64, device="meta")
@@ -156,16 +164,16 @@ def _sample(arguments: dict[str, Any], facts: dict[str, Any]) -> list[torch.Tens
 
 
 def _data(plain: dict[str, Any]) -> Data:
-    """The job's own data, which is prepared for that."""
-    alone = {**plain["data"], "micro_batch": None, "num_workers": 0}
-    config = to_config({**plain, "data": alone, "strategy": {"name": "single"}})
+    """Build and prepare the job's own data."""
+    single = {**plain["data"], "micro_batch": None, "num_workers": 0}
+    config = to_config({**plain, "data": single, "strategy": {"name": "single"}})
     data = build.build_data(config, Rank(0, 0, 1, 1, attempt=0), build.plain_trainer())
     data.set_up()
     return data
 
 
 def _first_sample(data: Data) -> list[torch.Tensor]:
-    """Its tensors."""
+    """Return the tensors of the first sample."""
     batch = next(iter(data.training_loader()))
     parts = batch if isinstance(batch, (list, tuple)) else [batch]
     return [part[:1] for part in parts if isinstance(part, torch.Tensor)]

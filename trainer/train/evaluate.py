@@ -1,6 +1,7 @@
-"""One rank of an evaluation of a run's checkpoint: `train/start.py evaluate RUN_DIR FOLDER SPLIT`.
+"""One rank of `trainer evaluate`.
 
-Reads the run directory and writes nothing into it but `evaluations/step-N-SPLIT.json`.
+Usage: `python -m trainer.runtime.start trainer.train.evaluate RUN_DIR CHECKPOINT SPLIT`. CHECKPOINT is the name of a
+folder in `checkpoints/`. The only file written to the run directory is `evaluations/step-N-SPLIT.json`.
 """
 
 from __future__ import annotations
@@ -28,14 +29,15 @@ from trainer.train import build
 from trainer.train.data import Data
 
 STEPS = {"test": "test_step", "val": "validation_step"}
-"""Split to the method of the LightningModule that evaluates it."""
+"""Split to the step method of the LightningModule."""
 Sums = dict[str, tuple[str, float, float]]
-"""Name of a metric to its reduction (mean, sum, min, max), its value (of a mean: the sum) and, of a mean, the count."""
+"""Metric to its reduction (mean, sum, min, max), its value (for a mean: the sum) and, for a mean, the count."""
 
 _REDUCTIONS: dict[str, Callable[[list[float]], float]] = {"sum": sum, "min": min, "max": max}
 
 
 def main() -> int:
+    """Evaluate as the command line says, and write the metrics; returns the exit code."""
     run, folder_name, split = RunDirectory(Path(sys.argv[1])), sys.argv[2], sys.argv[3]
     checkpoint = run.checkpoints_dir / folder_name
     step = step_of(checkpoint)
@@ -55,10 +57,12 @@ def main() -> int:
 
 
 def evaluate(run: RunDirectory, checkpoint: Path, split: str) -> dict[str, float]:
-    """The metrics of `split` (val or test) as one process would have them: each sample counted once over all ranks.
+    """Return the metrics of `split` (val or test) over all ranks: each sample counts once. Collective.
 
-    Of several loaders each metric is there once a loader, with Lightning's suffix `/dataloader_idx_N`. Raises UserError
-    where the module or the data has nothing to evaluate.
+    With several loaders each metric has one value per loader, with Lightning's suffix `/dataloader_idx_N`.
+
+    Raises:
+        UserError: If the module or the data has nothing to evaluate.
     """
     config, rank = hydra_state.load(run), Rank.from_environment()
     group = init_process_group(config, rank)
@@ -72,17 +76,18 @@ def evaluate(run: RunDirectory, checkpoint: Path, split: str) -> dict[str, float
     local = _LocalSums()
     build.complete(trainer, [local], [])
     method = trainer.test if split == "test" else trainer.validate
-    found = method(module, datamodule=data.module, ckpt_path=str(checkpoint), weights_only=True, verbose=False)
-    return {**merged(found), **_over_ranks(data.ranks.gather(local.sums))}
+    results = method(module, datamodule=data.module, ckpt_path=str(checkpoint), weights_only=True, verbose=False)
+    return {**merge_loaders(results), **_reduce_ranks(data.ranks.gather(local.sums))}
 
 
 class _LocalSums(Callback):
-    """Keeps what this rank has summed before Lightning throws it away."""
+    """Keeps the sums of this rank before Lightning discards them."""
 
     def __init__(self) -> None:
         self.sums: Sums = {}
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Keep the sums."""
         results = trainer._results
         self.sums = _local_sums(results.values() if results is not None else ())
 
@@ -90,15 +95,14 @@ class _LocalSums(Callback):
 
 
 def _require_split(split: str, module: LightningModule, data: Data) -> None:
-    """Lightning's own refusals name methods of its Trainer, not what to type here."""
-    has = {one: _has_step(one, module) and has_loader(one, data) for one in STEPS}
-    if has[split]:
+    """Raise UserError if `split` cannot be evaluated: Lightning's errors name methods of its Trainer instead."""
+    available = {name: _has_step(name, module) and has_loader(name, data) for name in STEPS}
+    if available[split]:
         return
-    name = type(module).__name__
-    problem = f"--split={split}: {name} has no {STEPS[split]}"
+    problem = f"--split={split}: {type(module).__name__} has no {STEPS[split]}"
     if _has_step(split, module):
         problem = f"--split={split}: {type(data.owner).__name__} has no {split}_dataloader"
-    other = next((f"use --split={one}" for one in STEPS if has[one]), None)
+    other = next((f"use --split={name}" for name in STEPS if available[name]), None)
     method = STEPS[split] if not _has_step(split, module) else f"{split}_dataloader"
     raise UserError(problem, f"{other}, or give it a {method}" if other else f"give it a {method}")
 
@@ -108,37 +112,37 @@ def _has_step(split: str, module: LightningModule) -> bool:
 
 
 def has_loader(split: str, data: Data) -> bool:
-    """Whether what has the loaders, the data module or the LightningModule, has one for `split`."""
+    """Return whether the data module, or the LightningModule with the loaders, has a loader for `split`."""
     name = f"{split}_dataloader"
     return name in vars(data.owner) or is_overridden(name, data.owner)
 
 
-def merged(found: Iterable[Mapping[str, float]]) -> dict[str, float]:
-    """The metrics of all loaders; a name that two of them have with different values gets the loader's suffix."""
+def merge_loaders(results: Iterable[Mapping[str, float]]) -> dict[str, float]:
+    """Return the metrics of all loaders; a name with different values in two loaders gets the loader's suffix."""
     metrics: dict[str, float] = {}
-    for number, one in enumerate(found):
-        for name, value in one.items():
+    for number, of_loader in enumerate(results):
+        for name, value in of_loader.items():
             clashes = name in metrics and metrics[name] != value and metrics[name] == metrics[name]
             metrics[f"{name}/dataloader_idx_{number}" if clashes else name] = float(value)
     return metrics
 
 
 def _local_sums(results: Iterable[Any]) -> Sums:
-    """What this rank has summed of the metrics that were logged as numbers; torchmetrics reduce themselves."""
-    found: Sums = {}
-    for one in results:
-        meta = one.meta
-        if not (meta.on_epoch and meta.logger and one.is_tensor) or meta.sync.rank_zero_only:
+    """Return this rank's sums of the metrics that were logged as numbers; torchmetrics reduce themselves."""
+    sums: Sums = {}
+    for result in results:
+        meta = result.meta
+        if not (meta.on_epoch and meta.logger and result.is_tensor) or meta.sync.rank_zero_only:
             continue
         numbered = meta.add_dataloader_idx and meta.dataloader_idx is not None
         suffix = f"/dataloader_idx_{meta.dataloader_idx}" if numbered else ""
-        count = float(one.cumulated_batch_size) if meta.is_mean_reduction else 0.0
-        found[f"{meta.forked_name(False)}{suffix}"] = (meta.reduce_fx.__name__, float(one.value), count)
-    return found
+        count = float(result.cumulated_batch_size) if meta.is_mean_reduction else 0.0
+        sums[f"{meta.forked_name(False)}{suffix}"] = (meta.reduce_fx.__name__, float(result.value), count)
+    return sums
 
 
-def _over_ranks(shares: Sequence[Sums]) -> dict[str, float]:
-    """The metrics over all ranks, also those that were logged without `sync_dist`, which each rank has of its share."""
+def _reduce_ranks(shares: Sequence[Sums]) -> dict[str, float]:
+    """Return the metrics over all ranks, including those logged without `sync_dist`, from each rank's sums."""
     metrics = {}
     for name in dict.fromkeys(name for share in shares for name in share):
         parts = [share[name] for share in shares if name in share]

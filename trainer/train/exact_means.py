@@ -1,7 +1,8 @@
-"""`self.log(..., sync_dist=True)` of ranks that have evaluated unequal numbers of samples.
+"""Exact `self.log(..., sync_dist=True)` means where ranks have evaluated unequal numbers of samples.
 
 Lightning averages the number of samples over the ranks in an integer: 17 and 16 become 16, and the mean over the 33 is
-3% too large. Its own samplers pad each rank to as many; here each sample is evaluated once, and shares may differ.
+3% too large. Its own samplers pad each rank to the same number. Here each sample is evaluated once, so the numbers may
+differ.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ _original = _ResultMetric.compute
 
 
 def use_exact_means() -> None:
-    """Replace how a logged mean is taken over the ranks, in this process. The local sums stay as they are."""
+    """Replace how a logged mean is reduced over the ranks, in this process. Local sums are unchanged."""
     if _ResultMetric.compute is _original:
         _ResultMetric.compute = _compute  # type: ignore[method-assign]
 

@@ -1,13 +1,13 @@
-"""What an epoch's training steps need to know of the module, the callbacks, the strategy and the precision plugin.
+"""Plan of an epoch's training steps: lookups on the module, the callbacks, the strategy and the precision plugin.
 
-Lightning looks all of this up again on every batch: which hooks are overridden, whether `training_step` takes a
-`batch_idx`, whether there is validation. Here it is looked up once an epoch, and again when the callbacks, the
-optimizer or the attributes of the module have changed (`Plan.is_of`).
+Lightning repeats these lookups on every batch: which hooks are overridden, whether `training_step` takes a
+`batch_idx`, whether there is validation. Here they are done once per epoch, and again when the callbacks, the optimizer
+or the attributes of the module have changed (`Plan.is_current`).
 
-Each part of a step is *plain* when the strategy and the precision plugin use Lightning's base methods for it
-(`train/loop_own.py`), which are then written out in `train/loop.py`. A part that is not plain is left to the
-strategy's or the plugin's own method (FSDP's backward, DeepSpeed's optimizer step, a gradient scaler), so that a
-strategy unknown here is right, too.
+A part of the step is *plain* when the strategy and the precision plugin use Lightning's base methods for it
+(`train/loop_originals.py`), which `train/loop.py` and `train/loop_step.py` inline. A part that is not plain is left to
+the method of the strategy or the plugin (FSDP's backward, DeepSpeed's optimizer step, a gradient scaler), so that an
+unknown strategy is correct, too.
 """
 
 from __future__ import annotations
@@ -36,53 +36,53 @@ from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signatu
 from lightning.pytorch.utilities.types import LRSchedulerConfig
 from torch.optim import Optimizer
 
-from trainer.train.loop_own import HOOKS, TRANSFER_HOOKS, own, replaced_in_frame
+from trainer.train.loop_originals import HOOKS, TRANSFER_HOOKS, first_patched, original
 
 _KNOWN_PACKAGES = ("lightning", "pytorch_lightning", "trainer")
-"""Whose callbacks do not look at gradients in `on_exception`."""
+"""Packages whose callbacks do not read gradients in `on_exception`."""
 
 
 @dataclass
 class Plan:
-    """One epoch's answers."""
+    """Results of the lookups for one epoch."""
 
     module: LightningModule
     strategy: Strategy
     next_batch: Callable[[], Any]
     hooks: dict[str, list[Callable[..., Any]]]
-    """For each of HOOKS what overrides it, in Lightning's order: callbacks, the module, the strategy."""
+    """Overrides of each of HOOKS in Lightning's order: callbacks, the module, the strategy."""
     module_batch_start: Callable[..., Any] | None
-    """The module's own `on_train_batch_start`, whose -1 ends the epoch."""
+    """The module's own `on_train_batch_start`, which may return -1 to skip the rest of the epoch."""
     has_start_hooks: bool
     to_device: Callable[[Any], Any]
     training_step: Callable[..., Any]
-    """Through the wrapper (DDP), in the context of the precision."""
+    """Called through the wrapper (DDP), in the context of the precision plugin."""
     takes_batch_idx: bool
     strategy_accumulates: bool
-    """The strategy decides itself when to step (DeepSpeed), and is called for every micro-batch."""
+    """Whether the strategy decides itself when to step (DeepSpeed), and is called for every micro-batch."""
     plain_backward: bool
     plain_optimizer_step: bool
     plain_zero_grad: bool
     frees_gradients_early: bool
-    """Nobody looks at them when they are zeroed, so they need not live through the forward pass."""
+    """Whether nobody reads gradients when they are zeroed, so that they need not live through the forward pass."""
     clips: bool
-    """The module or the precision plugin has its say, also where `trainer.gradient_clip_val` is not set."""
+    """Whether the module or the precision plugin may clip even if `trainer.gradient_clip_val` is not set."""
     copies_loss: bool
-    """Something may change the loss in place before `on_train_batch_end` sees it."""
+    """Whether something may change the loss in place before `on_train_batch_end` gets it."""
     plain_scheduler_step: bool
     has_validation: bool
-    """There is something to validate with; whether it is, `trainer` says on each batch."""
+    """Whether there are a loader and a step for validation; when to validate is decided on each batch."""
     epoch_number: int
-    """From 1."""
+    """Number of the epoch, from 1."""
     callbacks: list[Callback]
     optimizers: list[Optimizer]
     num_attributes: int
-    """Of the module, when this was looked up."""
+    """Number of the module's attributes at the time of the lookups."""
     without_plateaus: list[LRSchedulerConfig] = field(default_factory=list)
-    """The schedulers that were looked at last, if none of them waits for a metric."""
+    """Schedulers that were checked last, if none of them needs a metric."""
 
-    def is_of(self, trainer: Trainer) -> bool:
-        """Whether what was looked up still is what there is, as far as five comparisons tell."""
+    def is_current(self, trainer: Trainer) -> bool:
+        """Return whether callbacks, optimizers and the module's attributes are still those of the lookups."""
         return (
             trainer.callbacks == self.callbacks  # type: ignore[attr-defined]
             and self.strategy._optimizers == self.optimizers
@@ -91,7 +91,7 @@ class Plan:
 
 
 def why_not_lean(trainer: Trainer, data_fetcher: _DataFetcher) -> str | None:
-    """What the lean loop does not do, as words for the log; None where it can train."""
+    """Return why the lean loop cannot run, as text for the log; None if it can."""
     optimization = trainer.fit_loop.epoch_loop.automatic_optimization
     if not trainer.lightning_module.automatic_optimization:
         return "the module optimizes manually"
@@ -105,15 +105,15 @@ def why_not_lean(trainer: Trainer, data_fetcher: _DataFetcher) -> str | None:
         return "a callback asks to skip backward"
     profiler = trainer.profiler  # type: ignore[attr-defined]
     if type(profiler) is not PassThroughProfiler:
-        return f"{type(profiler).__name__} wants every hook in its table"
+        return f"{type(profiler).__name__} records every hook"
     instances = (optimization, trainer._logger_connector, data_fetcher, trainer.lightning_module)
-    if replaced := replaced_in_frame(*instances, trainer.strategy._forward_redirection):
-        return f"{replaced} has been replaced"
+    if patched := first_patched(*instances, trainer.strategy._forward_redirection):
+        return f"{patched} has been replaced"
     return None
 
 
 def make_plan(trainer: Trainer, data_fetcher: _DataFetcher) -> Plan:
-    """Look everything up. The Trainer must be fitting, with the strategy set up."""
+    """Do all lookups. The Trainer must be fitting, with the strategy set up."""
     module, strategy, precision = trainer.lightning_module, trainer.strategy, trainer.precision_plugin
     optimizer = strategy._optimizers[0]
     plain_zero_grad = not _override("optimizer_zero_grad", module, LightningModule)
@@ -122,14 +122,14 @@ def make_plan(trainer: Trainer, data_fetcher: _DataFetcher) -> Plan:
     return Plan(
         module=module,
         strategy=strategy,
-        next_batch=_fetch(data_fetcher),
+        next_batch=_make_fetch(data_fetcher),
         hooks=hooks,
         module_batch_start=module_batch_start,
         has_start_hooks=bool(hooks["on_train_batch_start"])
         or module_batch_start is not None
         or not _inherits(strategy, "on_train_batch_start", Strategy),
-        to_device=_transfer(trainer),
-        training_step=_training_step(strategy, precision, module),
+        to_device=_make_transfer(trainer),
+        training_step=_make_training_step(strategy, precision, module),
         takes_batch_idx=is_param_in_hook_signature(module.training_step, "batch_idx", min_args=2),
         strategy_accumulates=strategy.handles_gradient_accumulation,
         plain_backward=_plain_backward(strategy, precision),
@@ -138,11 +138,11 @@ def make_plan(trainer: Trainer, data_fetcher: _DataFetcher) -> Plan:
         frees_gradients_early=plain_zero_grad
         and not hooks["on_before_zero_grad"]
         and _inherits(optimizer, "zero_grad", Optimizer)
-        and not any(map(_may_look_at_gradients, trainer.callbacks)),  # type: ignore[attr-defined]
+        and not any(map(_may_read_gradients, trainer.callbacks)),  # type: ignore[attr-defined]
         clips=bool(_override("configure_gradient_clipping", module, LightningModule))
         or bool(_override("clip_gradients", module, LightningModule))
         or not _plain_precision(precision, "clip_gradients"),
-        copies_loss=any(map(_may_write, hooks["on_before_backward"]))
+        copies_loss=any(map(_may_modify_inputs, hooks["on_before_backward"]))
         or bool(_override("backward", module, LightningModule))
         or not _plain_backward(strategy, precision),
         plain_scheduler_step=not _override("lr_scheduler_step", module, LightningModule),
@@ -156,45 +156,46 @@ def make_plan(trainer: Trainer, data_fetcher: _DataFetcher) -> Plan:
 
 
 def _override(name: str, owner: object, base: type) -> Callable[..., Any] | None:
-    """The bound method where it is not `base`'s own. Also true of attributes set on the instance, and of mocks."""
-    found = getattr(owner, name)
-    inherited = getattr(found, "__func__", found) is own(base, name)
-    return found if callable(found) and not inherited else None
+    """Return the bound method if it is not `base`'s own; attributes set on the instance and mocks count, too."""
+    method = getattr(owner, name)
+    inherited = getattr(method, "__func__", method) is original(base, name)
+    return method if callable(method) and not inherited else None
 
 
 def _overrides(name: str, trainer: Trainer) -> list[Callable[..., Any]]:
+    """Return the overrides of a hook that the lean loop must call: callbacks first, then the module."""
     module = trainer.lightning_module
-    found: list[Callable[..., Any]] = [
+    overrides: list[Callable[..., Any]] = [
         partial(override, trainer, module)
         for callback in trainer.callbacks  # type: ignore[attr-defined]
         if (override := _override(name, callback, Callback)) is not None
-        and not getattr(override, "is_noted_by_the_loop", False)
+        and not getattr(override, "is_filled_by_lean_loop", False)
     ]
     override = _override(name, module, LightningModule)
     if override is not None and name != "on_train_batch_start":
-        found.append(override)
-    return found
+        overrides.append(override)
+    return overrides
 
 
-def _may_write(hook: Callable[..., Any]) -> bool:
-    """Whether this hook may change what it is given in place: unless its callback says `only_looks`."""
+def _may_modify_inputs(hook: Callable[..., Any]) -> bool:
+    """Return whether this hook may change its arguments in place; not if its callback sets `read_only`."""
     function = hook.func if isinstance(hook, partial) else hook
-    return not getattr(getattr(function, "__self__", None), "only_looks", False)
+    return not getattr(getattr(function, "__self__", None), "read_only", False)
 
 
-def _may_look_at_gradients(callback: Callback) -> bool:
-    """Whether this callback may want, after an exception in `training_step`, the gradients of the step before."""
+def _may_read_gradients(callback: Callback) -> bool:
+    """Return whether this callback may read the previous step's gradients after an exception in `training_step`."""
     is_known = type(callback).__module__.partition(".")[0] in _KNOWN_PACKAGES
     return not is_known and _override("on_exception", callback, Callback) is not None
 
 
 def _inherits(owner: object, name: str, *bases: type) -> bool:
-    """Whether the class of `owner` has this method from one of `bases`, which its subclasses left as it is."""
-    return getattr(type(owner), name) in [own(base, name) for base in bases] and name not in vars(owner)
+    """Return whether `owner` inherits this method unchanged from one of `bases`."""
+    return getattr(type(owner), name) in [original(base, name) for base in bases] and name not in vars(owner)
 
 
 def _plain_precision(precision: Precision, *names: str) -> bool:
-    """Whether these methods do what `Precision`'s own do; MixedPrecision's do where it has no scaler."""
+    """Return whether these methods equal `Precision`'s own; MixedPrecision's do if it has no scaler."""
     bases: tuple[type, ...] = (Precision,)
     if isinstance(precision, MixedPrecision) and precision.scaler is None:
         bases = (Precision, MixedPrecision)
@@ -202,7 +203,7 @@ def _plain_precision(precision: Precision, *names: str) -> bool:
 
 
 def _plain_backward(strategy: Strategy, precision: Precision) -> bool:
-    """DDP's own pre_backward and post_backward do nothing under automatic optimization."""
+    """Return whether backward is plain; DDP's pre_backward and post_backward do nothing in automatic optimization."""
     return (
         _inherits(strategy, "backward", Strategy)
         and _inherits(strategy, "pre_backward", Strategy, DDPStrategy)
@@ -212,11 +213,11 @@ def _plain_backward(strategy: Strategy, precision: Precision) -> bool:
 
 
 def _plain_optimizer_step(strategy: Strategy, precision: Precision, module: LightningModule) -> bool:
-    """Whether nobody comes between the loop and the optimizer: the module, Lightning's wrapper, strategy, plugin."""
+    """Return whether module, Lightning's wrapper, strategy and plugin all leave the optimizer step as it is."""
     wrapper = strategy._lightning_optimizers[0]
     wraps_only = (
         wrapper is not strategy._optimizers[0]
-        and type(wrapper).step is own(LightningOptimizer, "step")
+        and type(wrapper).step is original(LightningOptimizer, "step")
         and "step" not in vars(wrapper)
         and wrapper._on_before_step is wrapper._on_after_step is do_nothing_closure
     )
@@ -230,8 +231,8 @@ def _plain_optimizer_step(strategy: Strategy, precision: Precision, module: Ligh
     )
 
 
-def _fetch(fetcher: _DataFetcher) -> Callable[[], Any]:
-    """The next batch; of a single loader with a length without the seven calls that Lightning makes around it."""
+def _make_fetch(fetcher: _DataFetcher) -> Callable[[], Any]:
+    """Return a function that gives the next batch; for one sized loader without Lightning's seven calls around it."""
     combined = fetcher.combined_loader
     iterator = combined._iterator
     one_loader = (
@@ -263,8 +264,8 @@ def _fetch(fetcher: _DataFetcher) -> Callable[[], Any]:
     return fetch
 
 
-def _training_step(strategy: Strategy, precision: Precision, module: LightningModule) -> Callable[..., Any]:
-    """`Strategy.training_step`: the module's own, called through the forward of what wraps it."""
+def _make_training_step(strategy: Strategy, precision: Precision, module: LightningModule) -> Callable[..., Any]:
+    """Return `Strategy.training_step`: the module's own, called through the forward of its wrapper."""
     plain = (
         _inherits(strategy, "training_step", Strategy)
         and _inherits(strategy, "post_training_step", Strategy)
@@ -273,12 +274,12 @@ def _training_step(strategy: Strategy, precision: Precision, module: LightningMo
     )
     if not plain:
 
-        def left_to_the_strategy(*arguments: Any) -> Any:
+        def strategy_step(*arguments: Any) -> Any:
             output = strategy.training_step(*arguments)
             strategy.post_training_step()
             return output
 
-        return left_to_the_strategy
+        return strategy_step
     step = _redirected(strategy.model, module) if strategy.model is not module else module.training_step
     if _inherits(precision, "forward_context", FabricPrecision):
         return step
@@ -291,12 +292,12 @@ def _training_step(strategy: Strategy, precision: Precision, module: LightningMo
 
 
 def _redirected(wrapper: Any, module: LightningModule) -> Callable[..., Any]:
-    """`_ForwardRedirection`: the wrapper calls `module.forward`, which for this once is the training step."""
+    """Return what `_ForwardRedirection` does: the wrapper calls `module.forward`, which is the training step once."""
     names = module.__dict__
     forward: Any = None
 
     def inner(*arguments: Any) -> Any:
-        names["forward"] = forward  # the step may well call it
+        names["forward"] = forward  # the step may call it
         return module.training_step(*arguments)
 
     def outer(*arguments: Any) -> Any:
@@ -308,8 +309,8 @@ def _redirected(wrapper: Any, module: LightningModule) -> Callable[..., Any]:
     return outer
 
 
-def _transfer(trainer: Trainer) -> Callable[[Any], Any]:
-    """Convert and move a batch as Lightning does; directly where nobody overrides a part of it."""
+def _make_transfer(trainer: Trainer) -> Callable[[Any], Any]:
+    """Return a function that converts and moves a batch as Lightning does; directly if nothing is overridden."""
     module, strategy = trainer.lightning_module, trainer.strategy
     datamodule = trainer.datamodule  # type: ignore[attr-defined]
     overridden = any(
@@ -332,13 +333,13 @@ def _transfer(trainer: Trainer) -> Callable[[Any], Any]:
 
 
 def _move(batch: Any, device: torch.device) -> Any:
-    """A list or tuple of tensors costs one `to` each; everything else goes Lightning's way."""
+    """Move a list or tuple of tensors with one `to` each, and everything else with Lightning's function."""
     kind = type(batch)
     if kind is not tuple and kind is not list:
         return move_data_to_device(batch, device)
     for one in batch:
         if type(one) is not torch.Tensor:
             return move_data_to_device(batch, device)
-    # As Lightning: a copy to a GPU need not be waited for; to the CPU and to MPS it must.
+    # As in Lightning: a copy to a GPU may be asynchronous; one to the CPU or to MPS must not.
     non_blocking = device.type not in ("cpu", "mps")
     return kind([one.to(device, non_blocking=non_blocking) for one in batch])

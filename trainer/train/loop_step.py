@@ -1,4 +1,4 @@
-"""The half of `train/loop.py` that optimizes: forward, backward and the optimizer's step of one micro-batch."""
+"""Optimization part of the lean loop: forward, backward and optimizer step of one micro-batch."""
 
 from __future__ import annotations
 
@@ -14,33 +14,33 @@ from lightning.pytorch.trainer import call
 from torch import Tensor
 from torch.optim import Optimizer
 
-from trainer.runtime.noted import Noted
+from trainer.runtime.step_record import StepRecord
 from trainer.train.loop_plan import Plan
-from trainer.train.moments import MomentEpochLoop
+from trainer.train.save_points import SavePointEpochLoop
 
 FX = "_current_fx_name"
-"""The attribute that tells `self.log` in which hook it was called. Written to `__dict__`, because assigning an
-attribute of an nn.Module costs 2 us, 44 times a step."""
-
+"""Attribute from which `self.log` knows the hook that called it. Written to `__dict__`, because assigning an attribute
+of an nn.Module costs 2 us, 44 times per step."""
 
 _NONE = "`training_step` returned `None`. If this was on purpose, ignore this warning..."
 _NONE_ON_RANKS = (
     "Skipping the `training_step` by returning None in distributed training is not supported."
     " It is recommended that you rewrite your training logic to avoid having to skip the step in the first place."
-    " Return a loss that is 0 instead, such as `0 * self(batch).sum()`: the other ranks wait for this one's gradients."
+    " Return a loss of 0 instead, such as `0 * self(batch).sum()`: the other ranks wait for this rank's gradients."
 )
 
 
-class LeanOptimization(MomentEpochLoop):
-    """What `_AutomaticOptimization`, the strategy and the precision plugin do together, in one place."""
+class LeanOptimization(SavePointEpochLoop):
+    """The work of `_AutomaticOptimization`, the strategy and the precision plugin, in one place."""
 
     _outputs: dict[str, Any] | None = None
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
-        self.noted = Noted()
+        self.step_record = StepRecord()
 
     def _call(self, plan: Plan, name: str, *arguments: Any) -> None:
+        """Call the overrides of a hook."""
         hooks = plan.hooks[name]
         if hooks:
             module = plan.module.__dict__
@@ -50,15 +50,16 @@ class LeanOptimization(MomentEpochLoop):
             module[FX] = outer
 
     def _train(self, plan: Plan, batch: Any, batch_idx: int) -> dict[str, Any]:
-        """`_AutomaticOptimization.run`: forward, backward and, unless gradients accumulate, the optimizer's step.
+        """Run what `_AutomaticOptimization.run` does: forward, backward and, unless accumulating, the optimizer step.
 
-        As in Lightning the optimizer is given a closure, so that those which evaluate it more than once (LBFGS, SAM)
-        work, and those with hooks before the step see them in the same order.
+        As in Lightning the optimizer is given a closure, so that optimizers which evaluate it more than once (LBFGS,
+        SAM) work, and hooks before the step run in the same order.
 
-        Raises MisconfigurationException where the closure was not run: nothing has been trained.
+        Raises:
+            MisconfigurationException: If the optimizer did not call the closure: nothing was trained.
         """
         strategy, optimization = plan.strategy, self.automatic_optimization
-        if optimization._skip_backward:  # as weight averaging asks for
+        if optimization._skip_backward:  # set by weight averaging
             arguments = self._build_kwargs(OrderedDict(), batch, batch_idx)
             return optimization.run(strategy._optimizers[0], batch_idx, arguments)
         accumulates = self.trainer.accumulate_grad_batches != 1 and self._should_accumulate()
@@ -74,10 +75,10 @@ class LeanOptimization(MomentEpochLoop):
                 total.ready += 1
                 current.ready += 1
             if plan.plain_optimizer_step:
-                closure: Any = partial(self._closure_of_step, plan, batch, batch_idx)
+                closure: Any = partial(self._step_closure, plan, batch, batch_idx)
                 strategy._optimizers[0].step(closure=closure)
             else:
-                closure = self._step_by_hook(plan, batch, batch_idx)
+                closure = self._step_through_hook(plan, batch, batch_idx)
             if not accumulates:
                 total.completed += 1
                 current.completed += 1
@@ -86,15 +87,15 @@ class LeanOptimization(MomentEpochLoop):
                 return {} if result.loss is None else dict(result.asdict())
         outputs, self._outputs = self._outputs, None
         if outputs is None:
-            _not_run()
+            _raise_closure_not_called()
         return outputs
 
-    def _step_by_hook(self, plan: Plan, batch: Any, batch_idx: int) -> Closure:
-        """`LightningModule.optimizer_step`, with Lightning's own `Closure`, into which a module may look."""
+    def _step_through_hook(self, plan: Plan, batch: Any, batch_idx: int) -> Closure:
+        """Call `LightningModule.optimizer_step` with Lightning's own `Closure`, which a module may inspect."""
         starts_step = batch_idx % self.trainer.accumulate_grad_batches == 0
         closure = Closure(
-            step_fn=partial(self._result, plan, batch, batch_idx),
-            backward_fn=partial(self._noted_backward, plan),
+            step_fn=partial(self._closure_result, plan, batch, batch_idx),
+            backward_fn=partial(self._recorded_backward, plan),
             zero_grad_fn=partial(self._zero_grad, plan, batch_idx) if starts_step else None,
         )
         call._call_lightning_module_hook(
@@ -107,13 +108,13 @@ class LeanOptimization(MomentEpochLoop):
         )
         return closure
 
-    def _result(self, plan: Plan, batch: Any, batch_idx: int) -> ClosureResult:
-        """What `Closure` wants of the forward pass."""
+    def _closure_result(self, plan: Plan, batch: Any, batch_idx: int) -> ClosureResult:
+        """Return the result of the forward pass in the form that `Closure` expects."""
         loss, extra = self._forward(plan, batch, batch_idx)
         return ClosureResult(loss, extra=extra or {})
 
-    def _closure_of_step(self, plan: Plan, batch: Any, batch_idx: int) -> Tensor | None:
-        """What `Precision._wrap_closure` and `_after_closure` make of the closure."""
+    def _step_closure(self, plan: Plan, batch: Any, batch_idx: int) -> Tensor | None:
+        """Run the closure and what `Precision._wrap_closure` and `_after_closure` add to it."""
         loss = self._closure(plan, batch, batch_idx)
         trainer = self.trainer
         clips = plan.clips or trainer.gradient_clip_val
@@ -134,12 +135,12 @@ class LeanOptimization(MomentEpochLoop):
         return loss
 
     def _closure(self, plan: Plan, batch: Any, batch_idx: int) -> Tensor | None:
-        """Forward, zero the gradients if they are not being accumulated, backward; the detached loss."""
-        if not torch.is_grad_enabled():  # an optimizer that does not see to it before it calls its closure
+        """Run forward, zero_grad (unless accumulating) and backward; returns the detached loss."""
+        if not torch.is_grad_enabled():  # an optimizer that calls its closure without enabling gradients
             with torch.enable_grad():
                 return self._closure(plan, batch, batch_idx)
-        if self.trainer.accumulate_grad_batches == 1 and plan.takes_batch_idx:  # `_forward`, without a call
-            self.noted.losses = []
+        if self.trainer.accumulate_grad_batches == 1 and plan.takes_batch_idx:  # `_forward`, inlined
+            self.step_record.losses = []
             if plan.frees_gradients_early:
                 plan.strategy._optimizers[0].zero_grad()
             module = plan.module.__dict__
@@ -155,20 +156,20 @@ class LeanOptimization(MomentEpochLoop):
         if loss is None:
             self._outputs = {}
             return None
-        learnt = shown = loss.detach()
+        detached = reported = loss.detach()
         if plan.copies_loss:
-            shown = learnt.clone()
-        self._outputs = {"loss": shown, **extra} if extra else {"loss": shown}
-        self.noted.losses.append(learnt)
-        self.noted.forward_ended = perf_counter()
+            reported = detached.clone()
+        self._outputs = {"loss": reported, **extra} if extra else {"loss": reported}
+        self.step_record.losses.append(detached)
+        self.step_record.forward_ended = perf_counter()
         self._backward(plan, loss)
-        return shown
+        return reported
 
     def _forward(self, plan: Plan, batch: Any, batch_idx: int) -> tuple[Tensor | None, dict[str, Any] | None]:
-        """The loss of this micro-batch as a part of the step's, and what else `training_step` returned."""
+        """Return this micro-batch's part of the step's loss, and what else `training_step` returned."""
         accumulate = self.trainer.accumulate_grad_batches
         if batch_idx % accumulate == 0:
-            self.noted.losses = []
+            self.step_record.losses = []
             if plan.frees_gradients_early:
                 plan.strategy._optimizers[0].zero_grad()
         module = plan.module.__dict__
@@ -183,15 +184,13 @@ class LeanOptimization(MomentEpochLoop):
         if output is None:
             if self.trainer.world_size > 1:
                 raise RuntimeError(_NONE_ON_RANKS)
-            Closure.warning_cache.warn(
-                "`training_step` returned `None`. If this was on purpose, ignore this warning..."
-            )
+            Closure.warning_cache.warn(_NONE)
         result = ClosureResult.from_training_step_output(output, self.trainer.accumulate_grad_batches)
         return result.closure_loss, result.extra
 
-    def _noted_backward(self, plan: Plan, loss: Tensor) -> None:
-        self.noted.losses.append(loss.detach())
-        self.noted.forward_ended = perf_counter()
+    def _recorded_backward(self, plan: Plan, loss: Tensor) -> None:
+        self.step_record.losses.append(loss.detach())
+        self.step_record.forward_ended = perf_counter()
         self._backward(plan, loss)
 
     def _zero_grad(self, plan: Plan, batch_idx: int) -> None:
@@ -217,7 +216,7 @@ class LeanOptimization(MomentEpochLoop):
         current.completed += 1
 
     def _backward(self, plan: Plan, loss: Tensor) -> None:
-        """`Strategy.backward`, which lets the precision plugin call two hooks around the module's `backward`."""
+        """Run what `Strategy.backward` does: the module's `backward` between the precision plugin's two hooks."""
         names = plan.module.__dict__
         outer, names[FX] = names[FX], "backward"
         if plan.plain_backward:
@@ -228,16 +227,16 @@ class LeanOptimization(MomentEpochLoop):
             if hooks["on_after_backward"]:
                 self._call(plan, "on_after_backward")
         else:
-            self.noted.by_loop = True
+            self.step_record.by_loop = True
             try:
                 plan.strategy.backward(loss, plan.strategy._optimizers[0])
             finally:
-                self.noted.by_loop = False
+                self.step_record.by_loop = False
         names[FX] = outer
 
 
 def _has_gradients(optimizer: Optimizer) -> bool:
-    """Whether `training_step` went backward itself."""
+    """Return whether there are gradients already: `training_step` has run a backward pass itself."""
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             if parameter.grad is not None:
@@ -245,7 +244,7 @@ def _has_gradients(optimizer: Optimizer) -> bool:
     return False
 
 
-def _not_run() -> NoReturn:
-    """Raise what Lightning raises where its closure was not run."""
-    Closure(step_fn=_not_run).consume_result()
+def _raise_closure_not_called() -> NoReturn:
+    """Raise what Lightning raises if an optimizer does not call its closure."""
+    Closure(step_fn=_raise_closure_not_called).consume_result()
     raise AssertionError

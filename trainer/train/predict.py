@@ -1,7 +1,8 @@
-"""One rank of `trainer predict`: `train/start.py predict RUN_DIR FOLDER SPLIT DATA FOLDER`.
+"""One rank of `trainer predict`.
 
-DATA is the section `data` of the configuration as JSON, FOLDER a new, empty one. Each rank reads one contiguous share
-of the samples and writes its rows as they come; the first rank puts the shares behind each other.
+Usage: `python -m trainer.runtime.start trainer.train.predict RUN_DIR CHECKPOINT SPLIT DATA FOLDER`. CHECKPOINT is the
+name of a folder in `checkpoints/`, DATA the section `data` of the configuration as JSON, FOLDER a new, empty folder.
+Each rank reads one contiguous share of the samples and writes its rows as they come. Rank 0 concatenates the shares.
 """
 
 from __future__ import annotations
@@ -33,20 +34,26 @@ from trainer.runtime.process import Rank, die_with_parent
 from trainer.runtime.torch_setup import init_process_group, silence_known_warnings
 from trainer.train import build
 from trainer.train.data import Data
-from trainer.train.rows import Rows, joined
+from trainer.train.prediction_writer import PredictionWriter, Shares, merge_shares
 
 RECORD = "predictions.json"
 
 
-class RowsWriter(Callback):
-    """Hands what `predict_step` returns to `Rows`; of several loaders each has outputs of its own."""
+class PredictionCallback(Callback):
+    """Passes the outputs of `predict_step` to a `PredictionWriter`; with several loaders, each has its own outputs."""
 
     def __init__(
         self, folder: Path, writes: bool, num_loaders: int = 1, sizes: Sequence[list[int] | None] = ()
     ) -> None:
-        """`writes`: false on a rank that reads the same samples as another (tensor parallel). `sizes`: of each loader
-        the samples of each batch of this rank, where they are known before one is looked at."""
-        self.rows, self.writes, self.num_loaders, self.sizes = Rows(folder), writes, num_loaders, sizes
+        """Create the callback of a rank.
+
+        Args:
+            folder: Folder for this rank's rows.
+            writes: False on a rank that reads the same samples as another one (tensor parallel).
+            num_loaders: Number of loaders.
+            sizes: For each loader the samples in each batch of this rank, if known in advance.
+        """
+        self.writer, self.writes, self.num_loaders, self.sizes = PredictionWriter(folder), writes, num_loaders, sizes
 
     def on_predict_batch_end(
         self,
@@ -57,16 +64,17 @@ class RowsWriter(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
+        """Write the outputs of a batch."""
         if self.writes:
             prefix = f"dataloader_idx_{dataloader_idx}" if self.num_loaders > 1 else ""
             sizes = self.sizes[dataloader_idx] if self.sizes else None
-            self.rows.add(outputs, sizes[batch_idx] if sizes else _size_of(batch), prefix)
+            self.writer.add(outputs, sizes[batch_idx] if sizes else _size_of(batch), prefix)
 
 
 def _size_of(batch: Any) -> int | None:
-    """The number of samples, from the first tensor or list in the batch, as Lightning finds it; null: not told."""
+    """Return the number of samples in a batch, as Lightning determines it from its first tensor; None: not known."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that it is ambiguous where tensors differ in their first dimension
+        warnings.simplefilter("ignore")  # it warns if tensors differ in their first dimension
         try:
             size: int = extract_batch_size(batch)
         except (MisconfigurationException, RecursionError):
@@ -75,6 +83,7 @@ def _size_of(batch: Any) -> int | None:
 
 
 def main() -> int:
+    """Predict as the command line says, and write a record of the outputs; returns the exit code."""
     run, split, folder = RunDirectory(Path(sys.argv[1])), sys.argv[3], Path(sys.argv[5])
     checkpoint = run.checkpoints_dir / sys.argv[2]
     die_with_parent()
@@ -90,7 +99,14 @@ def main() -> int:
 
 
 def predict(run: RunDirectory, checkpoint: Path, split: str, data_node: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Write the predictions of `split` into `folder`; returns what describes them. Collective."""
+    """Write the predictions of `split` to `folder`. Collective.
+
+    Returns:
+        The record of the outputs: files, shapes and types.
+
+    Raises:
+        UserError: If the module or the data has nothing to predict, or rows and samples do not match.
+    """
     config, rank = hydra_state.load(run), Rank.from_environment()
     config.data = data_node
     group = init_process_group(config, rank)
@@ -103,32 +119,28 @@ def predict(run: RunDirectory, checkpoint: Path, split: str, data_node: dict[str
     if not is_overridden("predict_step", module, LightningModule) and not is_overridden(
         "forward", module, LightningModule
     ):
-        raise UserError(f"{type(module).__name__} has no predict_step.", "Give it one, or a forward.")
+        raise UserError(f"{type(module).__name__} has no predict_step", "give it one, or a forward")
     counts, sizes = _use_split(data, split)
     if config.trainer.limit_predict_batches is not None:
         counts = [None] * len(counts)  # not all are predicted
     place = build.place_in_data(config, rank)
     parts = folder / ".parts"
     writes = rank.rank % (rank.world_size // place.world_size) == 0
-    writer = RowsWriter(parts / str(place.rank), writes, len(counts), sizes)
-    build.complete(trainer, [writer], [])
+    callback = PredictionCallback(parts / str(place.rank), writes, len(counts), sizes)
+    writer = callback.writer
+    build.complete(trainer, [callback], [])
     try:
         trainer.predict(
             module, datamodule=data.module, ckpt_path=str(checkpoint), weights_only=True, return_predictions=False
         )
-        for name in {name for names in data.ranks.gather(sorted(writer.rows.by_batch)) for name in names}:
-            writer.rows.group_by_batch(name)
+        for name in {name for names in data.ranks.gather(sorted(writer.by_batch)) for name in names}:
+            writer.group_by_batch(name)
     finally:
-        writer.rows.close()
-    layouts = data.ranks.gather(writer.rows.layout if writer.writes else None)
-    outputs = joined(
-        parts,
-        [one for one in layouts if one is not None],
-        folder,
-        {f"dataloader_idx_{number}." if len(counts) > 1 else "": count for number, count in enumerate(counts)},
-        rank.is_first,
-        frozenset(writer.rows.by_batch),
-    )
+        writer.close()
+    layouts = data.ranks.gather(writer.layout if writes else None)
+    shares = Shares(parts, [layout for layout in layouts if layout is not None], frozenset(writer.by_batch))
+    num_samples = {f"dataloader_idx_{number}." if len(counts) > 1 else "": count for number, count in enumerate(counts)}
+    outputs = merge_shares(shares, folder, num_samples, writes=rank.is_first)
     return {
         "run": run.path.name,
         "step": step_of(checkpoint),
@@ -140,18 +152,21 @@ def predict(run: RunDirectory, checkpoint: Path, split: str, data_node: dict[str
 
 
 def _use_split(data: Data, split: str) -> tuple[list[int | None], list[list[int] | None]]:
-    """Make the loaders of `split` those that are predicted; returns the number of samples of each, and those of each
-    batch of this rank, where they are known.
+    """Make the loaders of `split` the ones to predict.
 
-    Raises UserError where there is none.
+    Returns:
+        For each loader its number of samples, and the samples in each batch of this rank; None where not known.
+
+    Raises:
+        UserError: If `split` has no loader, or one that gives every rank the same samples.
     """
     name = f"{split}_dataloader"
     data.owner.setup({"val": "validate"}.get(split, split))
-    found = getattr(data.owner, name)() if is_overridden(name, data.owner) or name in vars(data.owner) else None
-    loaders = found.flattened if isinstance(found, CombinedLoader) else tree_leaves(found)
+    collection = getattr(data.owner, name)() if is_overridden(name, data.owner) or name in vars(data.owner) else None
+    loaders = collection.flattened if isinstance(collection, CombinedLoader) else tree_leaves(collection)
     loaders = [loader for loader in loaders if loader is not None]
     if not loaders:
-        others = [one for one in ("test", "val", "predict") if is_overridden(f"{one}_dataloader", data.owner)]
+        others = [other for other in ("test", "val", "predict") if is_overridden(f"{other}_dataloader", data.owner)]
         fix = f"use --split={' or --split='.join(others)}, or give it a {name}" if others else f"give it a {name}"
         raise UserError(f"--split={split}: {type(data.owner).__name__} has no {name}", fix)
     for loader in loaders:
@@ -159,12 +174,16 @@ def _use_split(data: Data, split: str) -> tuple[list[int | None], list[list[int]
     data.owner.predict_dataloader = lambda: [_Batches(loader) for loader in loaders]  # type: ignore[method-assign]
     samplers = [getattr(loader, "batch_sampler", None) for loader in loaders]
     counts = [getattr(sampler, "num_samples", None) for sampler in samplers]
-    return counts, [[len(ids) for ids in one] if isinstance(one, EvaluationBatches) else None for one in samplers]
+    sizes = [[len(ids) for ids in sampler] if isinstance(sampler, EvaluationBatches) else None for sampler in samplers]
+    return counts, sizes
 
 
 class _Batches:
-    """A loader that is no DataLoader: Lightning (2.6.6, `_update_dataloader`) makes those anew for a prediction, with
-    a batch sampler called as torch's is."""
+    """Hides from Lightning that a loader is a DataLoader.
+
+    For a prediction, Lightning (2.6.6, `_update_dataloader`) rebuilds a DataLoader, and calls the class of its batch
+    sampler with the arguments of torch's.
+    """
 
     def __init__(self, loader: Iterable[Any]) -> None:
         self.loader = loader

@@ -1,7 +1,13 @@
-"""One rank, from the run directory to its outcome. Read top to bottom: `run`, `_train`, and what they call."""
+"""One rank of a training attempt, from the run directory to its outcome. Read top to bottom.
+
+`run` calls `train`, which builds everything and calls Lightning's `Trainer.fit`. `Trainer.fit` runs
+`SavePointFitLoop` (train/save_points.py) over epochs, and `LeanTrainingEpochLoop.advance` (train/loop.py) over
+micro-batches: that is the training step.
+"""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -9,16 +15,17 @@ import torch
 import torch.distributed
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from trainer.callbacks import users, watching
+from trainer.callbacks import monitoring, user_callbacks
 from trainer.callbacks.best import BestMetric, primary_metric_of
-from trainer.callbacks.boundary import Boundary
+from trainer.callbacks.boundary import Boundary, BoundaryOptions
 from trainer.callbacks.clock import StepClock
-from trainer.callbacks.in_memory import InMemory
-from trainer.callbacks.metrics import TrainMetrics
+from trainer.callbacks.metrics import BatchWork, TrainMetrics
 from trainer.callbacks.rng import RngState
+from trainer.callbacks.transient_state import TransientState
 from trainer.checkpoint import tiers
 from trainer.checkpoint.io import CheckpointWriter, RunCheckpointIO, SaveFailed
 from trainer.checkpoint.store import Checkpoint, CheckpointStore
+from trainer.config.batch import BatchPlan
 from trainer.config.schema import Config
 from trainer.core.errors import DONE, JOB_FAILED, REQUEUE, UserError
 from trainer.runs import events
@@ -31,9 +38,9 @@ from trainer.runtime.process import Rank
 from trainer.runtime.stop import Request, StopTraining
 from trainer.runtime.torch_setup import Group, device_of, init_process_group, silence_known_warnings
 from trainer.tracking.loggers import Loggers
-from trainer.train import build, fine_tuning, late, manual, moments, resuming
+from trainer.train import build, deferred_modules, fine_tuning, manual_optimization, resume_callbacks, save_points
+from trainer.train.checkpoint_saver import CheckpointSaver, Stores
 from trainer.train.data import Data
-from trainer.train.saving import Saving
 
 _NO_GOOD_CHECKPOINT = (
     "every checkpoint of this run is damaged; starting again from step 0 would hide that",
@@ -42,7 +49,11 @@ _NO_GOOD_CHECKPOINT = (
 
 
 def run(run_path: Path) -> int:
-    """Train one attempt; returns this process's exit code (see "Environment of a worker" in docs/architecture.md)."""
+    """Train one attempt and record its outcome.
+
+    Returns:
+        This process's exit code (see "Environment of a worker" in docs/architecture.md).
+    """
     directory = RunDirectory(run_path)
     rank = Rank.from_environment()
     heartbeat = Heartbeat(directory, rank)
@@ -53,12 +64,12 @@ def run(run_path: Path) -> int:
         group = init_process_group(config, rank, Timeouts(config.resilience).first_s)
         if group is not None:
             heartbeat.on_beat = FlightRecorder(directory, rank).look
-        _train(config, attempt, group)
+        train(config, attempt, group)
         attempt.end("finished", DONE)
-    except StopTraining as leaving:
-        if leaving.request is Request.SAVE_FAILED:
+    except StopTraining as stopped:
+        if stopped.request is Request.SAVE_FAILED:
             attempt.end("failed", JOB_FAILED, "a checkpoint could not be written; see the log")
-        elif leaving.request is Request.STOP:
+        elif stopped.request is Request.STOP:
             attempt.end("stopped", DONE, "asked to stop")
         else:
             attempt.end("requeue", REQUEUE, "asked to make room")
@@ -78,181 +89,194 @@ def run(run_path: Path) -> int:
     return DONE
 
 
-def _train(config: Config, attempt: Attempt, group: Group | None) -> None:
-    directory, rank, heartbeat = attempt.directory, attempt.rank, attempt.heartbeat
-    silence_known_warnings()
-    logs.start(directory.config())
-    hydra_state.configure_logging(directory)
-    store = CheckpointStore(directory.checkpoints_dir)
-    folder = tiers.local_folder(config.checkpoint.local_dir, directory.path.name)
-    local = CheckpointStore(folder) if folder else None
-    resumed = _newest_checkpoint(store, local, directory, rank, group)
-    attempt.first_step = resumed.step if resumed else 0
-    heartbeat.update(step=attempt.first_step, phase="build")
-    unsure = attempt.begin(resumed) if rank.is_first else []
+@dataclass(frozen=True)
+class _Job:
+    """Objects that all parts of an attempt share."""
 
-    readers = build.place_in_data(config, rank).world_size
-    config.data = micro_batch.limited(config.data, directory, rank, readers, group)
-    writer = CheckpointWriter(
-        store,
-        asynchronous=config.checkpoint.asynchronous,
-        attempt=rank.attempt,
-        on_committed=lambda saved: _after_commit(saved, store, local, config, attempt),
-    )
-    trainer = build.build_trainer(config, rank, RunCheckpointIO(writer), str(directory.path))
+    config: Config
+    attempt: Attempt
+    group: Group | None
+    """CPU (gloo) group of all ranks; None for one rank."""
+    stores: Stores
+
+    @property
+    def rank(self) -> Rank:
+        return self.attempt.rank
+
+    @property
+    def directory(self) -> RunDirectory:
+        return self.attempt.directory
+
+
+def train(config: Config, attempt: Attempt, group: Group | None) -> None:
+    """Build data, model, callbacks and loggers, and train from the newest good checkpoint. Collective."""
+    silence_known_warnings()
+    logs.start(attempt.directory.config())
+    hydra_state.configure_logging(attempt.directory)
+    rank, heartbeat, run_path = attempt.rank, attempt.heartbeat, attempt.directory.path
+    job = _Job(config, attempt, group, _open_stores(config, attempt.directory))
+
+    checkpoint = _choose_checkpoint(job)
+    attempt.first_step = checkpoint.step if checkpoint else 0
+    heartbeat.update(step=attempt.first_step, phase="build")
+    unsure_lines = attempt.begin(checkpoint) if rank.is_first else []
+
+    data_ranks = build.place_in_data(config, rank).world_size
+    config.data = micro_batch.limited(config.data, attempt.directory, rank, data_ranks, group)
+    writer = _make_writer(job)
+    trainer = build.build_trainer(config, rank, RunCheckpointIO(writer), str(run_path))
     rng.seed_all(config.seed)
     data = build.build_data(config, rank, trainer, group)
-    callbacks: list[Callback] = []
+    callbacks: list[Callback] = []  # filled below: the scheduler asks for the total steps only when training starts
     module = build.build_module(
         config, data, lambda: build.total_steps_of(config, data, callbacks), defer=build.defers(config, rank)
     )
     data.set_up(module)
     attempt.plan = data.plan
-    if resumed is None:
-        late.once_built(module, lambda: fine_tuning.take_weights(module, config.finetune, say=rank.is_first))
-    own = resuming.settled(users.build(config.callbacks), resumes=resumed is not None)
+    if checkpoint is None:
+        deferred_modules.call_when_built(
+            module, lambda: fine_tuning.load_initial_weights(module, config.finetune, log=rank.is_first)
+        )
+
+    users = resume_callbacks.prepare(user_callbacks.build(config.callbacks), resumes=checkpoint is not None)
     total_steps = config.trainer.max_steps
     if module.automatic_optimization:
-        total_steps = build.total_steps_of(config, data, own)
-    best = BestMetric(config.checkpoint, primary_metric_of(module), store, heartbeat, group)
-    saving = Saving(config, attempt, writer, store, local, best)
-    boundary = _add_callbacks(callbacks, own, saving, config, attempt, data, total_steps, group)
-    loggers = Loggers(config, directory, rank, counted=lambda: heartbeat.step, unsure=unsure, group=group)
+        total_steps = build.total_steps_of(config, data, users)
+    best = BestMetric(config.checkpoint, primary_metric_of(module), job.stores.run, heartbeat, group)
+    saver = CheckpointSaver(config, attempt, writer, job.stores, best)
+    ordered, boundary = _make_callbacks(job, data, saver, users, total_steps)
+    callbacks.extend(ordered)
+    loggers = Loggers(config, attempt.directory, rank, counted=lambda: heartbeat.step, unsure=unsure_lines, group=group)
     build.complete(trainer, callbacks, loggers.all)
     loggers.axis.trainer = trainer
-    manual.adapt(trainer, module, data.plan)
-    moments.act_at_moments(trainer, boundary)
-    watching.count_waits(trainer, heartbeat)
+    manual_optimization.configure(trainer, module, data.plan)
+    save_points.set_save_point_handler(trainer, boundary)
+    monitoring.report_data_wait(trainer, heartbeat)
     if rank.is_first:
-        late.once_built(module, lambda: _say_what(module, trainer, data.plan, total_steps, config))
+        deferred_modules.call_when_built(
+            module, lambda: _print_summary(module, trainer, data.plan, total_steps, config)
+        )
+
     exit_code = 1
     try:
         trainer.fit(
             module,
             datamodule=data.module,
-            ckpt_path=str(resumed.path) if resumed else None,
+            ckpt_path=str(checkpoint.path) if checkpoint else None,
             weights_only=True,
         )
         exit_code = 0
     finally:
-        _finish(writer, loggers, exit_code, config, heartbeat)
+        _finish(job, writer, loggers, exit_code)
     if rank.is_first:
-        tiers.remove_local(local)
+        tiers.remove_local(job.stores.local)
 
 
-def _add_callbacks(
-    callbacks: list[Callback],
-    own: list[Callback],
-    saving: Saving,
-    config: Config,
-    attempt: Attempt,
-    data: Data,
-    total_steps: int | None,
-    group: Group | None,
-) -> Boundary:
-    """Put the user's `own` callbacks and ours into `callbacks`, in the order in which they are called.
+def _open_stores(config: Config, directory: RunDirectory) -> Stores:
+    """Open the run's checkpoints and, if `checkpoint.local_dir` is set, those on this node's disk."""
+    folder = tiers.local_folder(config.checkpoint.local_dir, directory.path.name)
+    return Stores(CheckpointStore(directory.checkpoints_dir), CheckpointStore(folder) if folder else None)
 
-    Returns the last of them, which stops and saves.
+
+def _choose_checkpoint(job: _Job) -> Checkpoint | None:
+    """Return the newest good checkpoint; None: start from step 0. Collective.
+
+    Rank 0 verifies and chooses, the other ranks follow, so that all load the same step.
     """
-    directory, rank, heartbeat = attempt.directory, attempt.rank, attempt.heartbeat
-    metrics = TrainMetrics(
-        config.trainer.log_every_n_steps,
-        data.plan.global_batch / data.plan.accumulate,
-        data.facts.get("sequence_length"),
-        total_steps,
-        heartbeat,
-        group,
+    choice: list[Any] = [None]
+    if job.rank.is_first:
+        starts = [(event.time, event.step) for event in job.directory.events_of(events.Started)]
+        newest, skipped = tiers.newest_good(job.stores.run, job.stores.local, starts)
+        for message in skipped:
+            print(f"checkpoint skipped: {message}", flush=True)
+            job.directory.add_event(events.CheckpointSkipped(reason=message))
+        choice = [UserError(*_NO_GOOD_CHECKPOINT) if skipped and newest is None else newest]
+    if job.group is not None:
+        torch.distributed.broadcast_object_list(choice, src=0, group=job.group)
+    if isinstance(choice[0], UserError):
+        raise choice[0]
+    return choice[0]
+
+
+def _make_writer(job: _Job) -> CheckpointWriter:
+    """Return the writer of checkpoints, which calls `_after_commit` for each."""
+    return CheckpointWriter(
+        job.stores.run,
+        asynchronous=job.config.checkpoint.asynchronous,
+        attempt=job.rank.attempt,
+        on_committed=lambda checkpoint: _after_commit(job, checkpoint),
     )
-    generators = RngState(config.seed, rank.rank, build.place_in_data(config, rank).rank, group)
-    in_memory = InMemory(rank.rank, group)
+
+
+def _after_commit(job: _Job, checkpoint: Checkpoint) -> None:
+    """Record a committed checkpoint, and delete old ones."""
+    # The supervisor counts restarts from the attempt that got this far (trainer/supervise/supervisor.py).
+    saved = events.CheckpointSaved(attempt=job.rank.attempt, step=checkpoint.step, bytes=checkpoint.bytes)
+    job.directory.add_event(saved)
+    options, local = job.config.checkpoint, job.stores.local
+    if local is not None and checkpoint.path.parent == local.directory:
+        local.prune(options.local_keep_last)
+        return
+    job.stores.run.prune(options.keep_last, options.keep_best, keep_every_n_steps=options.keep_every_n_steps)
+
+
+def _make_callbacks(
+    job: _Job, data: Data, saver: CheckpointSaver, users: list[Callback], total_steps: int | None
+) -> tuple[list[Callback], Boundary]:
+    """Return all callbacks, in the order in which they are called, and the last of them, which saves and stops."""
+    config, rank, heartbeat, group = job.config, job.rank, job.attempt.heartbeat, job.group
+    work = BatchWork(data.plan.global_batch / data.plan.accumulate, data.facts.get("sequence_length"))
+    metrics = TrainMetrics(config.trainer.log_every_n_steps, work, total_steps, heartbeat, group)
+    rng_state = RngState(config.seed, rank.rank, build.place_in_data(config, rank).rank, group)
+    transient_state = TransientState(rank.rank, group)
     boundary = Boundary(
-        saving.save,
-        config.checkpoint,
-        config.resilience,
-        directory.stop_request,
-        saving.has_failed,
-        config.trainer.max_steps,
-        seconds_of(config.trainer.max_time),
+        saver,
+        BoundaryOptions(
+            config.checkpoint,
+            config.resilience,
+            job.directory.stop_request,
+            config.trainer.max_steps,
+            seconds_of(config.trainer.max_time),
+        ),
         group,
-        save_locally=saving.save_locally if saving.saves_locally else None,
-        best=saving.best,
-        save_final=saving.save_final,
-        after_start=[generators.restore_again, in_memory.restore_again],
+        after_train_start=[rng_state.restore_again, transient_state.restore_again],
     )
     clock = StepClock(metrics, boundary, heartbeat, Timeouts(config.resilience))
-    guard = watching.make_guard(config.resilience, directory, rank.attempt, group)
-    saving.metrics, saving.clock, saving.guard = metrics, clock, guard
-    callbacks += [
-        generators,
-        in_memory,
-        saving.best,
-        *own,
-        *watching.callbacks(attempt, data.plan, device_of(config, rank), build.waits_in_forward(config, rank)),
+    guard = monitoring.make_guard(config.resilience, job.directory, rank.attempt, group)
+    saver.metrics, saver.clock, saver.guard = metrics, clock, guard
+    waits_in_forward = build.waits_in_forward(config, rank)
+    callbacks: list[Callback] = [
+        rng_state,
+        transient_state,
+        saver.best,
+        *users,
+        *monitoring.make_callbacks(job.attempt, data.plan, device_of(config, rank), waits_in_forward),
         *([guard] if guard else []),
         clock,
         boundary,
     ]
-    return boundary
+    return callbacks, boundary
 
 
-def _newest_checkpoint(
-    store: CheckpointStore,
-    local: CheckpointStore | None,
-    directory: RunDirectory,
-    rank: Rank,
-    group: Group | None,
-) -> Checkpoint | None:
-    """The first rank verifies and chooses; the others take its choice, so that all load the same step."""
-    chosen: list[Any] = [None]
-    if rank.is_first:
-        starts = [(event.time, event.step) for event in directory.events_of(events.Started)]
-        found, skipped = tiers.newest_good(store, local, starts)
-        for message in skipped:
-            print(f"checkpoint skipped: {message}", flush=True)
-            directory.add_event(events.CheckpointSkipped(reason=message))
-        chosen = [UserError(*_NO_GOOD_CHECKPOINT) if skipped and found is None else found]
-    if group is not None:
-        torch.distributed.broadcast_object_list(chosen, src=0, group=group)
-    if isinstance(chosen[0], UserError):
-        raise chosen[0]
-    return chosen[0]
-
-
-def _after_commit(
-    saved: Checkpoint,
-    store: CheckpointStore,
-    local: CheckpointStore | None,
-    config: Config,
-    attempt: Attempt,
-) -> None:
-    # The supervisor counts restarts from the attempt that got this far (trainer/supervise/supervisor.py).
-    attempt.directory.add_event(
-        events.CheckpointSaved(attempt=attempt.rank.attempt, step=saved.step, bytes=saved.bytes)
-    )
-    options = config.checkpoint
-    if local is not None and saved.path.parent == local.directory:
-        local.prune(options.local_keep_last)
-        return
-    store.prune(options.keep_last, options.keep_best, keep_every_n_steps=options.keep_every_n_steps)
-
-
-def _finish(writer: CheckpointWriter, loggers: Loggers, exit_code: int, config: Config, heartbeat: Heartbeat) -> None:
-    """Drain the background write, then end the loggers. A late failure of a save is as loud as an early one."""
-    heartbeat.update(phase="finish")
+def _finish(job: _Job, writer: CheckpointWriter, loggers: Loggers, exit_code: int) -> None:
+    """Wait for the background write, then finish the loggers. A failed write is reported like one during training."""
+    job.attempt.heartbeat.update(phase="finish")
     try:
         writer.wait()
-        if config.checkpoint.on_failure == "stop":
+        if job.config.checkpoint.on_failure == "stop":
             writer.raise_if_failed()
     finally:
         loggers.finish(exit_code)
 
 
-def _say_what(module: LightningModule, trainer: Trainer, plan: Any, total_steps: int | None, config: Config) -> None:
-    """One line of what trains on what."""
-    sizes = [(late.size_of(parameter), parameter.requires_grad) for parameter in module.parameters()]
+def _print_summary(
+    module: LightningModule, trainer: Trainer, plan: BatchPlan, total_steps: int | None, config: Config
+) -> None:
+    """Print one line: parameters, strategy, precision, batch and length."""
+    sizes = [(deferred_modules.num_elements(parameter), parameter.requires_grad) for parameter in module.parameters()]
     parameters, trained = sum(size for size, _ in sizes), sum(size for size, learns in sizes if learns)
     ranks = "1 rank" if trainer.world_size == 1 else f"{trainer.world_size} ranks"
-    some = f" ({trained:,} of them trained)" if trained < parameters else ""
+    some = f" ({trained:,} trainable)" if trained < parameters else ""
     print(
         f"{parameters:,} parameters{some}, {config.strategy.name} on {ranks}, {trainer.precision}, "
         f"global batch {plan.global_batch} = {plan.split(trainer.world_size)}, "
@@ -262,7 +286,7 @@ def _say_what(module: LightningModule, trainer: Trainer, plan: Any, total_steps:
 
 
 def seconds_of(text: str | None) -> float | None:
-    """`DD:HH:MM:SS` (leading parts may be missing) in seconds."""
+    """Return the seconds of `DD:HH:MM:SS`; leading parts may be left out."""
     if text is None:
         return None
     seconds = 0.0

@@ -1,4 +1,4 @@
-"""What Lightning's Trainer is given of the section `trainer`, in its units: batches of a rank, not optimizer steps."""
+"""Arguments of Lightning's Trainer from the section `trainer`, in its units: batches of a rank, not optimizer steps."""
 
 from __future__ import annotations
 
@@ -24,9 +24,12 @@ _PROFILERS: dict[str, type[Profiler]] = {
 
 
 def trainer_arguments(options: TrainerOptions, accumulate: int, run_folder: str) -> dict[str, Any]:
-    """The Trainer's arguments but for devices, strategy and what this project does itself.
+    """Return the Trainer's arguments, except devices, strategy and features that this project implements itself.
 
-    `accumulate`: micro-batches of an optimizer step; `run_folder`: where a profiler writes.
+    Args:
+        options: The section `trainer`.
+        accumulate: Micro-batches of an optimizer step.
+        run_folder: Folder for a profiler's output.
     """
     clips_by_value = options.gradient_clip_algorithm == "value"
     clip = options.gradient_clip_val if clips_by_value else options.gradient_clip_norm
@@ -62,12 +65,12 @@ def trainer_arguments(options: TrainerOptions, accumulate: int, run_folder: str)
 
 
 def batches(value: int | float | None) -> int | float | None:
-    """5.0 batches are 5; a fraction stays one."""
+    """Return a limit as Lightning reads it: above 1 as an integer number of batches, else as a fraction."""
     return int(value) if value is not None and value > 1 else value
 
 
 def _validation(options: TrainerOptions, accumulate: int) -> dict[str, Any]:
-    """When to validate. An integer counts over epochs unless the epochs are chosen, too."""
+    """Return when to validate. An integer counts across epochs unless `check_val_every_n_epoch` is set, too."""
     interval, epochs = batches(options.val_check_interval), options.check_val_every_n_epoch
     if isinstance(interval, int):
         return {"val_check_interval": interval * accumulate, "check_val_every_n_epoch": epochs}
@@ -75,26 +78,26 @@ def _validation(options: TrainerOptions, accumulate: int) -> dict[str, Any]:
 
 
 def fewer_samples(loader: DataLoader[Any], options: TrainerOptions, plan: BatchPlan) -> DataLoader[Any]:
-    """`loader` over the samples of `trainer.overfit_batches`; over all where it is not set."""
-    wanted = batches(options.overfit_batches)
-    if not wanted:
+    """Return `loader` over the samples of `trainer.overfit_batches`; over all samples if it is not set."""
+    limit = batches(options.overfit_batches)
+    if not limit:
         return loader
     steps = len(loader.dataset) // plan.global_batch  # type: ignore[arg-type]
-    count = int(wanted * steps) if isinstance(wanted, float) else wanted
+    count = int(limit * steps) if isinstance(limit, float) else limit
     if not count:
         raise UserError(
-            f"trainer.overfit_batches={wanted} of {steps} global batches is none",
+            f"trainer.overfit_batches={limit} of {steps} global batches is none",
             f"use trainer.overfit_batches=1, or {1 / max(1, steps):.3g} or more",
         )
     return first_samples(loader, count * plan.global_batch)
 
 
 def limit_epoch(loader: Any, options: TrainerOptions, plan: BatchPlan, trainer: Trainer | None) -> None:
-    """Give an epoch of one of our loaders the batches of `trainer.limit_train_batches`, in whole optimizer steps.
+    """Limit an epoch of one of our loaders to `trainer.limit_train_batches`, in whole optimizer steps.
 
-    Our sampler counts its position in epochs of that length, so that the next epoch, and a run that resumes, begin
-    where they must. `trainer` is then told of batches what Lightning would count in parts of a step. Other loaders are
-    left to Lightning.
+    Our sampler counts its position in epochs of that length, so that the next epoch, and a resumed run, start at the
+    right sample. The limits of `trainer` are then set so that Lightning does not cut an optimizer step. Other loaders
+    are left to Lightning.
     """
     sampler = getattr(loader, "batch_sampler", None)
     if not isinstance(sampler, GlobalBatchSampler):
@@ -114,5 +117,5 @@ def limit_epoch(loader: Any, options: TrainerOptions, plan: BatchPlan, trainer: 
     trainer.limit_train_batches = 1.0
     fraction = batches(options.val_check_interval)
     if isinstance(fraction, float) and plan.accumulate > 1:
-        # In the middle of a step there is nothing to save: the gradients so far would be lost.
+        # In the middle of a step nothing can be saved: the gradients so far would be lost.
         trainer.val_check_interval = max(1, int(sampler.steps_per_epoch * fraction)) * plan.accumulate

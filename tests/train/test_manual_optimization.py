@@ -13,7 +13,7 @@ from torch.nn import functional
 from tests.train.two_loops import Net, loader
 from trainer.config.batch import BatchPlan
 from trainer.core.errors import UserError
-from trainer.train.manual import accumulated, adapt
+from trainer.train.manual_optimization import accumulation_by_epoch, configure
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*isinstance\\(treespec, LeafSpec\\)"),
@@ -46,7 +46,7 @@ def trainer(*callbacks: Callback, **options: Any) -> Trainer:
 def test_the_module_sees_every_micro_batch(capsys: pytest.CaptureFixture[str]) -> None:
     """Lightning refuses to train at all with the number of micro-batches as its `accumulate_grad_batches`."""
     module, fits = Manual(), trainer(accumulate_grad_batches=PLAN.accumulate)
-    adapt(fits, module, PLAN)
+    configure(fits, module, PLAN)
     fits.fit(module, loader())
     assert module.batches == fits.global_step == 10
     assert "each micro-batch of 8 samples (4 to a global batch)" in capsys.readouterr().out
@@ -54,7 +54,7 @@ def test_the_module_sees_every_micro_batch(capsys: pytest.CaptureFixture[str]) -
 
 def test_automatic_optimization_keeps_its_accumulation() -> None:
     fits = trainer(accumulate_grad_batches=PLAN.accumulate)
-    adapt(fits, Net(), PLAN)
+    configure(fits, Net(), PLAN)
     fits.fit(Net(), loader())
     assert fits.global_step == 3
 
@@ -75,11 +75,11 @@ def test_automatic_optimization_keeps_its_accumulation() -> None:
 )
 def test_what_cannot_be_is_refused_in_our_own_words(module: Any, callbacks: Any, options: Any, said: list[str]) -> None:
     with pytest.raises(UserError) as raised:
-        adapt(trainer(*callbacks, **options), module(), PLAN)
+        configure(trainer(*callbacks, **options), module(), PLAN)
     assert all(part in str(raised.value) for part in said)
     assert "accumulate_grad_batches" not in str(raised.value)
 
 
 def test_steps_of_an_epoch_by_the_callback() -> None:
-    assert accumulated([Callback(), GradientAccumulationScheduler({0: 2, 2: 4})], 4) == [2, 2, 4, 4]
-    assert accumulated([Callback()], 2) == [1, 1]
+    assert accumulation_by_epoch([Callback(), GradientAccumulationScheduler({0: 2, 2: 4})], 4) == [2, 2, 4, 4]
+    assert accumulation_by_epoch([Callback()], 2) == [1, 1]

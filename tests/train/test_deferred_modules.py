@@ -25,7 +25,7 @@ from trainer.config.strategy import Ddp
 from trainer.core.errors import UserError
 from trainer.runs.directory import RunDirectory
 from trainer.strategies.ddp import RunDDPStrategy
-from trainer.train.late import once_built
+from trainer.train.deferred_modules import call_when_built
 
 FIRST, LAST = 3, 8
 """Steps of an epoch of 4: the second run resumes in mid-epoch."""
@@ -148,7 +148,7 @@ def test_check_deep_counts_them(trainer_cli: TrainerCli, workdir: Path) -> None:
     parameters = sum(one.numel() for one in late_project.network().parameters())
     for model in made["model"]:
         assert f"parameters {parameters}\n" in counted[(model, "data=Data")]
-    assert "not counted: InSetup makes its network in setup or configure_model: AttributeError" in counted[("InSetup",)]
+    assert "not counted: InSetup builds its layers in setup or configure_model: AttributeError" in counted[("InSetup",)]
 
 
 class Needs(late_project.InConfigureModel):
@@ -158,7 +158,7 @@ class Needs(late_project.InConfigureModel):
 
 def test_without_a_mesh_the_strategies_that_have_one_are_named() -> None:
     module = Needs()
-    once_built(module, lambda: None)
+    call_when_built(module, lambda: None)
     with pytest.raises(UserError, match=r"Needs.configure_model uses self.device_mesh") as caught:
         module.configure_model()
     assert "strategy=fsdp" in caught.value.fix
@@ -168,7 +168,7 @@ def test_what_waits_is_called_once_and_the_hook_is_the_users_again() -> None:
     module = late_project.InConfigureModel()
     called: list[int] = []
     for number in range(2):
-        once_built(module, lambda number=number: called.append(number))  # type: ignore[misc]
+        call_when_built(module, lambda number=number: called.append(number))  # type: ignore[misc]
     assert called == []
     assert is_overridden("configure_model", module)
     module.configure_model()

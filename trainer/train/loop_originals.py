@@ -1,9 +1,9 @@
-"""Lightning's own methods as they were when this was imported, which is before a user's code is.
+"""Lightning's original methods, recorded at import time, before any user code is imported.
 
-The lean loop writes out what many of them do instead of calling them. That is right only while they are Lightning's
-own: `mock.patch.object(Strategy, "backward", ...)`, or a library that instruments Lightning, replaces one for
-everybody, and what is replaced must be called. So a method counts as Lightning's own by comparison with these
-functions, not with what the class has now.
+The lean loop inlines many of them instead of calling them. That is correct only while they are Lightning's own:
+`mock.patch.object(Strategy, "backward", ...)`, or a library that instruments Lightning, patches a method for every
+caller, and the patch must be called. So a method counts as Lightning's own if it equals the function recorded here, not
+the one that the class has now.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ HOOKS = (
     "on_before_optimizer_step",
     "on_train_batch_end",
 )
-"""The hooks of a step that both callbacks and modules have."""
+"""Hooks of a step that both callbacks and modules have."""
 
 TRANSFER_HOOKS = ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer")
 
@@ -62,7 +62,7 @@ _STRATEGY = (
     "optimizer_step",
 )
 
-PARTS: dict[type, tuple[str, ...]] = {
+OVERRIDABLE_METHODS: dict[type, tuple[str, ...]] = {
     Callback: (*HOOKS, "on_exception"),
     LightningModule: (
         *HOOKS,
@@ -83,9 +83,9 @@ PARTS: dict[type, tuple[str, ...]] = {
     LightningOptimizer: ("step",),
     Optimizer: ("zero_grad",),
 }
-"""What the loop leaves to its owner, part by part, once it is somebody else's."""
+"""Methods that the loop calls, one by one, as soon as somebody overrides or patches them."""
 
-FRAME: dict[Any, tuple[str, ...]] = {
+INLINED_METHODS: dict[Any, tuple[str, ...]] = {
     _TrainingEpochLoop: (
         "_accumulated_batches_reached",
         "_build_kwargs",
@@ -123,27 +123,30 @@ FRAME: dict[Any, tuple[str, ...]] = {
     call: ("_call_callback_hooks", "_call_lightning_module_hook", "_call_strategy_hook"),
     module_hooks: ("move_data_to_device",),
 }
-"""What the loop is in the place of: where one is replaced, all of the step is Lightning's."""
+"""Methods that the loop always inlines: if one of them is patched, Lightning's own loop runs the whole step."""
 
-_OWN: dict[tuple[Any, str], Any] = {
-    (owner, name): getattr(owner, name) for table in (PARTS, FRAME) for owner, names in table.items() for name in names
+_ORIGINALS: dict[tuple[Any, str], Any] = {
+    (owner, name): getattr(owner, name)
+    for table in (OVERRIDABLE_METHODS, INLINED_METHODS)
+    for owner, names in table.items()
+    for name in names
 }
 
 
-def own(owner: Any, name: str) -> Any:
-    """Lightning's own function of that name, whatever is there now."""
-    return _OWN[owner, name]
+def original(owner: Any, name: str) -> Any:
+    """Return Lightning's original function of that name, patched or not."""
+    return _ORIGINALS[owner, name]
 
 
-def replaced_in_frame(*instances: object) -> str | None:
-    """The first of FRAME that is not Lightning's own any more, on its class or on one of `instances`."""
-    for owner, names in FRAME.items():
+def first_patched(*instances: object) -> str | None:
+    """Return the first of INLINED_METHODS that was patched, on its class or on one of `instances`."""
+    for owner, names in INLINED_METHODS.items():
         for name in names:
-            if getattr(owner, name) != _OWN[owner, name]:
+            if getattr(owner, name) != _ORIGINALS[owner, name]:
                 return f"{owner.__name__}.{name}"
     for instance in instances:
         for owner in type(instance).__mro__:
-            for name in FRAME.get(owner, ()):
+            for name in INLINED_METHODS.get(owner, ()):
                 if name in vars(instance):
                     return f"{type(instance).__name__}.{name}"
     return None

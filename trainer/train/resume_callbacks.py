@@ -1,4 +1,4 @@
-"""What some of Lightning's own callbacks need to resume exactly, or at all."""
+"""Adjustments that some of Lightning's own callbacks need to resume exactly, or at all."""
 
 from __future__ import annotations
 
@@ -7,14 +7,21 @@ from lightning.pytorch.callbacks import BatchSizeFinder, LearningRateFinder, Sto
 
 from trainer.config.callbacks import REFUSED
 from trainer.core.errors import UserError
-from trainer.train.moments import BATCH
+from trainer.train.save_points import BETWEEN_BATCHES
 
 
-def settled(callbacks: list[Callback], resumes: bool) -> list[Callback]:
-    """The callbacks of an attempt; `resumes`: it has a checkpoint to continue from.
+def prepare(callbacks: list[Callback], resumes: bool) -> list[Callback]:
+    """Return the callbacks of an attempt.
 
-    LearningRateFinder is left out then: the learning rate that it found is in the optimizer's state, and finding one
-    again would train, and forget the checkpoint that is being loaded. Raises UserError for BatchSizeFinder.
+    LearningRateFinder is left out on a resume: the learning rate that it found is in the optimizer's state. Running it
+    again would train, and discard the checkpoint that is being loaded.
+
+    Args:
+        callbacks: The user's callbacks.
+        resumes: Whether the attempt starts from a checkpoint.
+
+    Raises:
+        UserError: For BatchSizeFinder.
     """
     for callback in callbacks:
         if isinstance(callback, BatchSizeFinder):
@@ -23,16 +30,20 @@ def settled(callbacks: list[Callback], resumes: bool) -> list[Callback]:
             raise UserError(f"the callback {name}: {problem}", fix)
     kept = [callback for callback in callbacks if not (resumes and isinstance(callback, LearningRateFinder))]
     if any(isinstance(callback, StochasticWeightAveraging) for callback in kept):
-        kept.append(AveragingInMidEpoch())
+        kept.append(ResumeWeightAveraging())
     return kept
 
 
-class AveragingInMidEpoch(Callback):
-    """Lightning's StochasticWeightAveraging puts its scheduler in place when an epoch begins, and so not on a resume in
-    the middle of one. This lets it do so, and leaves the optimizer's groups as they were saved."""
+class ResumeWeightAveraging(Callback):
+    """Sets up StochasticWeightAveraging on a mid-epoch resume.
+
+    Lightning's callback installs its scheduler when an epoch begins, and so not on a resume in the middle of one. This
+    calls that hook, and leaves the optimizer's parameter groups as they were saved.
+    """
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if getattr(trainer.fit_loop.epoch_loop, "resumes_at", None) != BATCH:
+        """Call the epoch hook of each StochasticWeightAveraging that has a saved scheduler."""
+        if getattr(trainer.fit_loop.epoch_loop, "resume_point", None) != BETWEEN_BATCHES:
             return
         callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
         for callback in callbacks:

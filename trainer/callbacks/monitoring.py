@@ -1,4 +1,4 @@
-"""What watches a training beside the step clock: each in a callback that costs nothing where it has nothing to do."""
+"""Callbacks that monitor a training, beside the step clock. Each costs nothing if it has nothing to do."""
 
 from __future__ import annotations
 
@@ -21,25 +21,32 @@ from trainer.runtime.memory import MemoryReport
 def make_guard(
     options: ResilienceOptions, directory: RunDirectory, attempt: int, group: torch.distributed.ProcessGroup | None
 ) -> Guard | None:
-    """None where neither bad numbers nor spikes are looked for."""
+    """Return the guard; None if neither non-finite numbers nor spikes are checked."""
     if options.on_nonfinite == "off" and options.spike_z is None:
         return None
     return Guard(options, directory, attempt, group)
 
 
-def callbacks(attempt: Attempt, plan: BatchPlan, device: torch.device, waits_in_forward: bool) -> list[Callback]:
-    """Also tells the heartbeat what this rank computes on."""
-    found: list[Callback] = [Accumulation(plan.accumulate), MemoryReport(attempt)]
+def make_callbacks(attempt: Attempt, plan: BatchPlan, device: torch.device, waits_in_forward: bool) -> list[Callback]:
+    """Return the monitoring callbacks of a rank, and report its device in the heartbeat.
+
+    Args:
+        attempt: The attempt.
+        plan: Split of the global batch.
+        device: Device of this rank.
+        waits_in_forward: Whether this rank waits for other ranks inside its forward pass.
+    """
+    callbacks: list[Callback] = [Accumulation(plan.accumulate), MemoryReport(attempt)]
     if waits_in_forward:
-        found.append(DataTime(attempt.heartbeat))
+        callbacks.append(DataTime(attempt.heartbeat))
     if device.type == "cuda":
         attempt.heartbeat.update(device=f"{device}, {torch.cuda.get_device_name(device)}")
-        return [*found, DeviceTime(attempt.heartbeat)]
+        return [*callbacks, DeviceTime(attempt.heartbeat)]
     attempt.heartbeat.update(device=device.type)
-    return found
+    return callbacks
 
 
-def count_waits(trainer: Trainer, heartbeat: Heartbeat) -> None:
-    """Give the heartbeat the seconds waited for data; Lightning's own loop does not count them."""
+def report_data_wait(trainer: Trainer, heartbeat: Heartbeat) -> None:
+    """Report the seconds spent waiting for data in the heartbeat; Lightning's own loop does not count them."""
     loop = trainer.fit_loop.epoch_loop
     heartbeat.waited_s = lambda: getattr(loop, "waited_s", 0.0)

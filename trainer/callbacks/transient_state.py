@@ -1,13 +1,13 @@
-"""Saves what Lightning keeps in memory only, without which a resume in the middle of an epoch computes something else.
+"""Saves state that Lightning keeps only in memory, and that an exact mid-epoch resume needs.
 
-- the logged metrics so far: `trainer.callback_metrics`, which schedulers and early stopping read, and the sums behind
+- the metrics logged so far: `trainer.callback_metrics`, which schedulers and early stopping read, and the sums behind
   `self.log(..., on_epoch=True)`;
 - the states of torchmetrics objects, which are not in a state dict, on each rank;
-- buffers with `persistent=False` that have changed since the training began;
-- which parameters are frozen: callbacks freeze and thaw them at the start of an epoch;
-- gradients, where the module optimizes manually: it may be accumulating them.
+- buffers with `persistent=False` that have changed since training started;
+- which parameters are frozen: callbacks freeze and unfreeze them at the start of an epoch;
+- gradients, if the module optimizes manually: it may be accumulating them.
 
-Python attributes of modules and callbacks are not among it: those belong in `on_save_checkpoint` or `state_dict`.
+Python attributes of modules and callbacks are not included: they belong in `on_save_checkpoint` or `state_dict`.
 """
 
 from __future__ import annotations
@@ -22,29 +22,34 @@ from torch.distributed.tensor import DTensor
 from torchmetrics import Metric
 
 
-class InMemory(Callback):
-    """Each rank restores its own; at another world size only what the ranks have in common is restored.
+class TransientState(Callback):
+    """Saves the state of every rank; each rank restores its own.
 
-    `group` is the CPU (gloo) group; None for one rank.
+    At another world size, only the state that all ranks share is restored. `group` is the CPU (gloo) group of all
+    ranks; None for one rank.
     """
+
+    state_key = "InMemory"
+    """Key in checkpoints: the name of this class in earlier versions."""
 
     def __init__(self, rank: int, group: torch.distributed.ProcessGroup | None) -> None:
         self._rank = rank
         self._group = group
         self._trainer: Trainer | None = None
         self._buffers: dict[str, tuple[Tensor, int]] = {}
-        """Of the non-persistent ones as training began: the tensor and its version."""
+        """Non-persistent buffers at the start of training: name to tensor and version."""
         self._changed: set[str] = set()
-        """Non-persistent buffers that an earlier attempt had changed."""
+        """Names of non-persistent buffers that an earlier attempt had changed."""
         self._saved: dict[str, Any] | None = None
         self._restored: dict[str, Any] | None = None
-        """What was restored in `on_train_start`, until all of those hooks have run."""
+        """State that was restored in `on_train_start`, until all of those hooks have run."""
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Keep the Trainer for `state_dict`."""
         self._trainer = trainer
 
     def state_dict(self) -> dict[str, Any]:
-        """Lightning calls this on every rank, so the ranks can gather here; only the first writes."""
+        """Gather the states of all ranks. Collective: Lightning calls this on every rank, and only the first writes."""
         trainer = self._trainer
         if trainer is None:
             return {}
@@ -67,9 +72,11 @@ class InMemory(Callback):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Keep the state for `on_train_start`."""
         self._saved = state_dict
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Restore the state of the checkpoint."""
         saved, self._saved = self._saved, None
         self._buffers = {
             name: (buffer, _version(buffer))
@@ -79,19 +86,19 @@ class InMemory(Callback):
         if not saved:
             return
         if len(saved["ranks"]) == trainer.world_size:
-            _restore_results(trainer, _moved(saved["ranks"][self._rank]["results"], pl_module.device))
+            _restore_results(trainer, _move_to(saved["ranks"][self._rank]["results"], pl_module.device))
         self._restored = saved
         self._restore(trainer, pl_module, saved)
 
     def restore_again(self) -> None:
-        """After every `on_train_start`: one that resets a metric did so before the checkpoint, not after it."""
+        """Restore once more after every `on_train_start`: a hook that resets a metric did so before the checkpoint."""
         saved, self._restored = self._restored, None
         if saved is not None and self._trainer is not None:
             self._restore(self._trainer, self._trainer.lightning_module, saved)
 
     def _restore(self, trainer: Trainer, pl_module: LightningModule, saved: dict[str, Any]) -> None:
         device = pl_module.device
-        trainer._logger_connector._callback_metrics.update(_moved(saved["callback_metrics"], device))
+        trainer._logger_connector._callback_metrics.update(_move_to(saved["callback_metrics"], device))
         frozen = set(saved["frozen"])
         for name, parameter in pl_module.named_parameters():
             if parameter.requires_grad == (name in frozen):
@@ -106,33 +113,33 @@ class InMemory(Callback):
                 _buffer(pl_module, name).copy_(value)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """What was restored for the rest of an epoch and not logged again in it is over."""
+        """Discard restored sums that were not logged again in the rest of their epoch."""
         vars(trainer.fit_loop.epoch_loop._results).pop("update_metrics", None)
 
     def _changed_buffers(self, module: LightningModule) -> list[str]:
-        """By name; what is assigned anew or written in place counts, writes through `.data` are not seen."""
-        found = []
+        """Return the names of buffers that were reassigned or written in place; writes through `.data` are not seen."""
+        changed = []
         for name, buffer in module.named_buffers():
             before = self._buffers.get(name)
             same = before is not None and before[0] is buffer and before[1] == _version(buffer)
             if not _is_persistent(module, name) and (name in self._changed or not same):
-                found.append(name)
-        return found
+                changed.append(name)
+        return changed
 
 
 def _results(trainer: Trainer) -> dict[str, dict[str, Any]]:
-    """The sums of `self.log` in this epoch, by key of Lightning's collection."""
-    found = {}
+    """Return the sums of `self.log` in this epoch, by key of Lightning's result collection."""
+    saved = {}
     for key, item in trainer.fit_loop.epoch_loop._results.items():
         if item.has_reset or not item.is_tensor:
             continue
         sums = {name: getattr(item, name).detach().cpu().clone() for name in item._defaults}
-        found[key] = {"sums": sums, "updates": item._update_count}
-    return found
+        saved[key] = {"sums": sums, "updates": item._update_count}
+    return saved
 
 
 def _restore_results(trainer: Trainer, saved: dict[str, dict[str, Any]]) -> None:
-    """Put each sum in place when its key is logged for the first time, which is when Lightning makes its entry."""
+    """Restore each sum when its key is logged for the first time, which is when Lightning creates its entry."""
     results = trainer.fit_loop.epoch_loop._results
     if not saved:
         return
@@ -154,26 +161,26 @@ def _metrics(module: nn.Module) -> dict[str, Metric]:
 
 
 def _metric_states(module: nn.Module) -> dict[str, dict[str, Any]]:
-    """Of those that were updated since they were reset."""
-    found = {}
+    """Return the states of metrics that were updated since their last reset."""
+    saved = {}
     for name, metric in _metrics(module).items():
         if metric._update_count:
             states = {key: getattr(metric, key) for key in metric._defaults}
-            found[name] = {"states": _copied(states), "updates": metric._update_count}
-    return found
+            saved[name] = {"states": _copy_to_cpu(states), "updates": metric._update_count}
+    return saved
 
 
 def _restore_metrics(module: nn.Module, saved: dict[str, dict[str, Any]]) -> None:
     for name, metric in _metrics(module).items():
         if name in saved:
             for key, value in saved[name]["states"].items():
-                setattr(metric, key, _moved(value, metric.device))
+                setattr(metric, key, _move_to(value, metric.device))
             metric._update_count = saved[name]["updates"]
             metric._computed = None
 
 
 def _gradients(module: nn.Module) -> dict[str, Tensor]:
-    """Of whole parameters; a shard's stays on its rank."""
+    """Return the gradients of whole parameters; those of sharded ones are not saved."""
     return {
         name: parameter.grad.detach()
         for name, parameter in module.named_parameters()
@@ -194,17 +201,17 @@ def _version(tensor: Tensor) -> int:
     return -1 if tensor.is_inference() else tensor._version
 
 
-def _copied(value: Any) -> Any:
+def _copy_to_cpu(value: Any) -> Any:
     if isinstance(value, Tensor):
         return value.detach().cpu().clone()
     if isinstance(value, dict):
-        return {key: _copied(item) for key, item in value.items()}
-    return [_copied(item) for item in value] if isinstance(value, (list, tuple)) else value
+        return {key: _copy_to_cpu(item) for key, item in value.items()}
+    return [_copy_to_cpu(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
-def _moved(value: Any, device: torch.device) -> Any:
+def _move_to(value: Any, device: torch.device) -> Any:
     if isinstance(value, Tensor):
         return value.to(device)
     if isinstance(value, dict):
-        return {key: _moved(item, device) for key, item in value.items()}
-    return [_moved(item, device) for item in value] if isinstance(value, (list, tuple)) else value
+        return {key: _move_to(item, device) for key, item in value.items()}
+    return [_move_to(item, device) for item in value] if isinstance(value, (list, tuple)) else value

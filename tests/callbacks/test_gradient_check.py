@@ -13,7 +13,12 @@ from lightning.pytorch import Callback, LightningModule
 from torch.nn.parallel import DistributedDataParallel
 
 from trainer.callbacks import guard
-from trainer.callbacks.guard import QuickLook
+from trainer.callbacks.gradient_check import (
+    FiniteGradientCheck,
+    first_non_finite,
+    local_gradients,
+    non_finite_flag,
+)
 
 
 class Odd(LightningModule):
@@ -25,7 +30,7 @@ class Odd(LightningModule):
         self.phase = torch.nn.Parameter(torch.zeros(3, dtype=torch.complex64))
 
 
-SHAPES = [(3,), (QuickLook.WORTH,), (64, 65), (0,), (2, 3, 5), (QuickLook.LARGE,)]
+SHAPES = [(3,), (FiniteGradientCheck.MIN_SUMMED_NUMEL,), (64, 65), (0,), (2, 3, 5), (FiniteGradientCheck.LARGE_NUMEL,)]
 
 
 def gradients_in(optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
@@ -45,14 +50,14 @@ def optimizer(request: pytest.FixtureRequest) -> torch.optim.Optimizer:
 def test_finite_gradients_stay_as_they_are(optimizer: torch.optim.Optimizer) -> None:
     gradients = gradients_in(optimizer)
     before = [gradient.clone() for gradient in gradients]
-    assert QuickLook(optimizer).is_finite()
+    assert FiniteGradientCheck(optimizer).is_finite()
     assert all(torch.equal(one, other) for one, other in zip(gradients, before, strict=True))
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
 @pytest.mark.parametrize("number", [number for number, shape in enumerate(SHAPES) if shape != (0,)])
 def test_one_bad_element_is_seen_and_not_remembered(optimizer: torch.optim.Optimizer, number: int, bad: float) -> None:
-    look = QuickLook(optimizer)
+    look = FiniteGradientCheck(optimizer)
     gradients_in(optimizer)[number].view(-1)[-1] = bad
     assert not look.is_finite()
     gradients_in(optimizer)
@@ -62,14 +67,14 @@ def test_one_bad_element_is_seen_and_not_remembered(optimizer: torch.optim.Optim
 def test_infinities_of_both_signs_do_not_cancel(optimizer: torch.optim.Optimizer) -> None:
     gradient = gradients_in(optimizer)[1]
     gradient[0], gradient[1] = float("inf"), float("-inf")
-    assert not QuickLook(optimizer).is_finite()
+    assert not FiniteGradientCheck(optimizer).is_finite()
 
 
 def test_a_gradient_that_comes_later_may_be_sparse_or_complex() -> None:
     embedding = torch.nn.Embedding(10, 4, sparse=True)
     phase = torch.nn.Parameter(torch.zeros(3, dtype=torch.complex64))
     optimizer = torch.optim.SGD([embedding.weight, phase], lr=1.0)
-    look = QuickLook(optimizer)
+    look = FiniteGradientCheck(optimizer)
     assert look.is_finite()
     embedding(torch.tensor([1, 2])).sum().backward()
     phase.grad = torch.ones_like(phase)
@@ -84,21 +89,21 @@ def test_the_close_look_that_follows_sees_it_and_names_the_parameter(kind: str) 
     module.embedding(torch.tensor([1, 2])).sum().backward()
     module.phase.grad = torch.ones_like(module.phase)
     optimizer = torch.optim.SGD(module.parameters(), lr=1.0)
-    assert math.isfinite(guard._bad_on_cpu(guard._gradients(optimizer)).item())
-    assert guard._first_bad(module) is None
+    assert math.isfinite(non_finite_flag(local_gradients(optimizer)).item())
+    assert first_non_finite(module) is None
     if kind == "sparse":
         assert module.embedding.weight.grad is not None
         module.embedding.weight.grad = module.embedding.weight.grad * float("inf")
     else:
         module.phase.grad[0] = complex(0.0, float("nan"))
-    assert not math.isfinite(guard._bad_on_cpu(guard._gradients(optimizer)).item())
-    assert guard._first_bad(module) == ("embedding.weight" if kind == "sparse" else "phase")
+    assert not math.isfinite(non_finite_flag(local_gradients(optimizer)).item())
+    assert first_non_finite(module) == ("embedding.weight" if kind == "sparse" else "phase")
 
 
 def test_one_large_gradient_among_small_ones_is_looked_at_with_them() -> None:
-    parameters = [torch.nn.Parameter(torch.zeros(shape)) for shape in ((QuickLook.LARGE,), (3,))]
+    parameters = [torch.nn.Parameter(torch.zeros(shape)) for shape in ((FiniteGradientCheck.LARGE_NUMEL,), (3,))]
     optimizer = torch.optim.SGD(parameters, lr=1.0)
-    look = QuickLook(optimizer)
+    look = FiniteGradientCheck(optimizer)
     gradients = gradients_in(optimizer)
     assert look.is_finite()
     assert look._small == parameters
@@ -119,16 +124,16 @@ def bucket() -> Bucket:
     return flat, parameters
 
 
-def looked_at(look: QuickLook) -> list[torch.Tensor]:
+def looked_at(look: FiniteGradientCheck) -> list[torch.Tensor]:
     """The buckets."""
-    return [one.args[0] for one in look._looks]  # type: ignore[attr-defined]
+    return [one.args[0] for one in look._reductions]  # type: ignore[attr-defined]
 
 
 def test_gradients_in_a_bucket_are_looked_at_together(bucket: Bucket) -> None:
     flat, parameters = bucket
     other = torch.nn.Parameter(torch.zeros(2))
     other.grad = torch.ones(2)
-    look = QuickLook(torch.optim.SGD([*parameters[::-1], other], lr=1.0))
+    look = FiniteGradientCheck(torch.optim.SGD([*parameters[::-1], other], lr=1.0))
     before = flat.clone()
     assert look.is_finite()
     assert ([one.numel() for one in looked_at(look)], look._small, look._summed) == ([24], [other], [])
@@ -147,9 +152,9 @@ def test_a_bucket_of_16_bits_may_hold_what_squared_would_be_infinite(dtype: torc
     parameters = [torch.nn.Parameter(torch.zeros(12, dtype=dtype)) for _ in range(2)]
     for parameter, part in zip(parameters, flat.split(12), strict=True):
         parameter.grad = part
-    look = QuickLook(torch.optim.SGD(parameters, lr=1.0))
+    look = FiniteGradientCheck(torch.optim.SGD(parameters, lr=1.0))
     assert look.is_finite()
-    assert len(look._looks) == 1
+    assert len(look._reductions) == 1
     flat[20] = float("nan")
     assert not look.is_finite()
 
@@ -157,12 +162,12 @@ def test_a_bucket_of_16_bits_may_hold_what_squared_would_be_infinite(dtype: torc
 @pytest.mark.parametrize("replaced", [0, 1, 2])
 def test_a_gradient_that_left_its_bucket_is_found_where_it_is(bucket: Bucket, replaced: int) -> None:
     _, parameters = bucket
-    look = QuickLook(torch.optim.SGD(parameters, lr=1.0))
+    look = FiniteGradientCheck(torch.optim.SGD(parameters, lr=1.0))
     assert look.is_finite()
-    assert look._looks
+    assert look._reductions
     parameters[replaced].grad = torch.full_like(parameters[replaced], float("nan"))
     assert not look.is_finite()
-    assert not look._looks
+    assert not look._reductions
     parameters[replaced].grad = None
     assert look.is_finite()
 
@@ -170,13 +175,13 @@ def test_a_gradient_that_left_its_bucket_is_found_where_it_is(bucket: Bucket, re
 def test_memory_that_others_fill_too_is_not_looked_at(bucket: Bucket) -> None:
     flat, parameters = bucket
     for some in ([0, 1], [1, 2], [0, 2]):
-        look = QuickLook(torch.optim.SGD([parameters[one] for one in some], lr=1.0))
+        look = FiniteGradientCheck(torch.optim.SGD([parameters[one] for one in some], lr=1.0))
         assert look.is_finite()
-        assert not look._looks
+        assert not look._reductions
     parameters[2].grad = flat[:2]  # two gradients in one place, and the end left out
-    look = QuickLook(torch.optim.SGD(parameters, lr=1.0))
+    look = FiniteGradientCheck(torch.optim.SGD(parameters, lr=1.0))
     assert look.is_finite()
-    assert not look._looks
+    assert not look._reductions
 
 
 @pytest.fixture
@@ -193,7 +198,7 @@ def test_the_buckets_of_ddp_are_found_and_found_again_when_it_has_made_them_anew
     model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Linear(8, 2))
     wrapped = DistributedDataParallel(model, gradient_as_bucket_view=True)
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
-    look, memories = QuickLook(optimizer, only_ddp), []
+    look, memories = FiniteGradientCheck(optimizer, only_ddp), []
     for _ in range(4):
         optimizer.zero_grad()
         wrapped(torch.ones(3, 4)).sum().backward()
@@ -246,13 +251,13 @@ def test_only_ddp_sets_the_gradients_where_no_other_code_runs_in_between(
 
 
 def test_no_gradients_are_finite(optimizer: torch.optim.Optimizer) -> None:
-    assert QuickLook(optimizer).is_finite()
+    assert FiniteGradientCheck(optimizer).is_finite()
 
 
 def test_parameters_that_come_later_and_sparse_gradients_are_looked_at() -> None:
     first = torch.nn.Parameter(torch.zeros(2))
     optimizer = torch.optim.SGD([first], lr=1.0)
-    look = QuickLook(optimizer)
+    look = FiniteGradientCheck(optimizer)
     gradients_in(optimizer)
     assert look.is_finite()
     embedding = torch.nn.Embedding(10, 4, sparse=True)

@@ -1,10 +1,13 @@
-"""Saves the checkpoints of an attempt: what is done before and after each, and what COMMIT says of it."""
+"""Saves the checkpoints of an attempt: the work before and after each save, and the metadata in COMMIT."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 from lightning.pytorch import Trainer
 
 from trainer.callbacks.best import BestMetric
+from trainer.callbacks.boundary import Saver
 from trainer.callbacks.clock import StepClock
 from trainer.callbacks.guard import Guard
 from trainer.callbacks.metrics import TrainMetrics
@@ -17,51 +20,55 @@ from trainer.runtime.attempt import Attempt
 from trainer.runtime.steps import steps_taken
 
 
-class Saving:
-    """`metrics`, `clock` and `guard` are set before training starts: the clock calls who saves, and so comes later."""
+@dataclass(frozen=True)
+class Stores:
+    """Folders of a run's checkpoints."""
 
+    run: CheckpointStore
+    """`checkpoints/` of the run directory."""
+    local: CheckpointStore | None = None
+    """Node-local folder (`checkpoint.local_dir`); None: not configured."""
+
+
+class CheckpointSaver(Saver):
+    """Saves checkpoints to the run directory and to the node-local folder. All saves are collective.
+
+    `metrics`, `clock` and `guard` are set before training starts: the clock needs the boundary, and the boundary this.
+    """
+
+    best: BestMetric
     metrics: TrainMetrics
     clock: StepClock
     guard: Guard | None = None
 
     def __init__(
-        self,
-        config: Config,
-        attempt: Attempt,
-        writer: CheckpointWriter,
-        store: CheckpointStore,
-        local: CheckpointStore | None,
-        best: BestMetric,
+        self, config: Config, attempt: Attempt, writer: CheckpointWriter, stores: Stores, best: BestMetric
     ) -> None:
-        self._config, self._attempt, self._writer = config, attempt, writer
-        self._store, self._local, self.best = store, local, best
-
-    @property
-    def saves_locally(self) -> bool:
-        """Whether there is a folder for local saves (`checkpoint.local_dir`)."""
-        return self._local is not None
+        self._config, self._attempt, self._writer, self._stores = config, attempt, writer, stores
+        self.best = best
+        self.saves_locally = stores.local is not None
 
     def save(self, trainer: Trainer) -> None:
-        """Into the run directory. Collective, as all of these are."""
+        """Save to the run directory."""
         self.best.saved(steps_taken(trainer))
-        self._save(trainer, self._store)
+        self._save(trainer, self._stores.run)
 
     def save_locally(self, trainer: Trainer) -> None:
-        """On this node's own disk (`checkpoint.local_dir`)."""
-        assert self._local is not None
-        self._save(trainer, self._local)
+        """Save to this node's own disk (`checkpoint.local_dir`)."""
+        assert self._stores.local is not None
+        self._save(trainer, self._stores.local)
 
     def save_final(self, trainer: Trainer) -> None:
-        """Once more at the last step, whose weights `on_train_end` has changed."""
+        """Save the last step once more, because `on_train_end` has changed the weights."""
         self._writer.wait()
         if self._attempt.rank.is_first:
-            self._store.set_before_end(steps_taken(trainer))
+            self._stores.run.set_before_end(steps_taken(trainer))
         trainer.strategy.barrier("before the final checkpoint")
         self.best.forget()
-        self._save(trainer, self._store)
+        self._save(trainer, self._stores.run)
 
     def has_failed(self) -> bool:
-        """Whether a save has failed and the training must end for it. Only the rank that writes knows."""
+        """Return whether a save has failed and must end the training. Only the rank that writes knows."""
         failure = self._writer.take_failure()
         if failure is None:
             return False
@@ -69,25 +76,25 @@ class Saving:
         self.best.reread()
         return self._config.checkpoint.on_failure == "stop"
 
-    def _save(self, trainer: Trainer, into: CheckpointStore) -> None:
+    def _save(self, trainer: Trainer, store: CheckpointStore) -> None:
         heartbeat = self._attempt.heartbeat
         refuse_if_superseded(self._attempt.directory, self._attempt.rank.attempt)
         if self.guard is not None:
             self.guard.flush(trainer)
         heartbeat.update(phase="save")
         self.metrics.pause()
-        self._write(trainer, into)
+        self._write(trainer, store)
         self.metrics.resume()
-        self.clock.start_of_batch()
+        self.clock.start_batch_timer()
         heartbeat.update(phase="train")
 
-    def _write(self, trainer: Trainer, into: CheckpointStore) -> None:
-        """The state after `steps_taken(trainer)` steps, on every rank."""
+    def _write(self, trainer: Trainer, store: CheckpointStore) -> None:
+        """Write the state after `steps_taken(trainer)` steps, on every rank."""
         for logger in trainer.loggers:
             logger.save()
         step = steps_taken(trainer)
         trainer.save_checkpoint(
-            into.path(step),
+            store.path(step),
             storage_options={
                 "step": step,
                 "epoch": trainer.current_epoch,
