@@ -182,5 +182,5 @@ def test_what_waits_is_called_once_and_the_hook_is_the_users_again() -> None:
 def test_ddp_without_anything_to_train_is_refused() -> None:
     strategy = strategies.build(Ddp(), 2, torch.device("cpu"), 60.0)
     assert isinstance(strategy, RunDDPStrategy)
-    with pytest.raises(UserError, match="no parameters that are trained"):
+    with pytest.raises(UserError, match="no trainable parameters"):
         strategy._setup_model(late_project.Bank())
