@@ -136,10 +136,10 @@ def replace_parameters(module: nn.Module, replacements: dict[int, nn.Parameter])
 class _Unfilled(nn.Parameter):
     """A meta parameter with `is_meta` False: torch.nn.init silently skips meta tensors."""
 
-    is_meta = property(lambda self: False)  # type: ignore[assignment]
+    is_meta = property(lambda self: False)
 
 
-class _Recording(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class _Recording(TorchDispatchMode):
     """Records the operations on parameters while a model is built."""
 
     def __init__(self) -> None:
@@ -187,7 +187,7 @@ class _Recording(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _deferred(self, parameter: nn.Parameter | None) -> nn.Parameter | None:
         if parameter is None or type(parameter) is not nn.Parameter or parameter.device.type != "cpu":
             return parameter
-        known: nn.Parameter | None = self._metas.get(parameter)
+        known: nn.Parameter | None = self._metas.get(parameter)  # type: ignore[no-untyped-call]
         if known is not None:
             return known
         empty = torch.empty_strided(parameter.shape, parameter.stride(), dtype=parameter.dtype, device="meta")
