@@ -43,7 +43,7 @@ def test_begin_of_an_attempt(run: RunDirectory) -> None:
     run.stop_request.write_text("the user\n")
     done = call("trainer.cluster.slurm.attempt", "begin", str(run.path))
     assert (done.returncode, done.stdout) == (0, "exit 0\n"), done.stderr
-    assert [record["outcome"] for record in run.attempts()] == ["stopped"]
+    assert [record.outcome for record in run.attempts()] == ["stopped"]
 
 
 def test_the_preflight(run: RunDirectory) -> None:
