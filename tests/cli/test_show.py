@@ -17,8 +17,10 @@ from tests.runs.test_state import ended, launched
 from trainer.checkpoint.store import CheckpointStore
 from trainer.cli import common, main
 from trainer.core.errors import DONE, JOB_FAILED
-from trainer.core.files import append_line, write_live
+from trainer.core.files import append_line
 from trainer.runs.directory import RunDirectory
+from trainer.runs.events import Started, Straggler, Tracking
+from trainer.runs.records import BestCheckpoint, HeartbeatRecord
 
 RUNNING = r"trainer logs -f \S+   or   trainer stop \S+"
 FAILED = r"trainer logs \S+   or   trainer resume \S+"
@@ -64,13 +66,12 @@ def test_a_failure_that_would_come_again_is_fixed_first(tmp_path: Path, capsys: 
 def test_the_sheet_of_a_running_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = make(tmp_path)
     launched(run, os.getpid())
-    run.event("started", attempt=0, step=0, world_size=2)
-    run.event("straggler", attempt=0, rank=1, reason="rank 1 is slow")
-    run.event("tracking", attempt=0, id="x", mode="offline", source="WANDB_MODE", project="p", url=None, dir="/w")
+    run.add_event(Started(attempt=0, step=0, world_size=2))
+    run.add_event(Straggler(attempt=0, rank=1, host="node7", reason="rank 1 is slow"))
+    run.add_event(Tracking(id="x", mode="offline", source="WANDB_MODE", project="p", dir="/w"))
     append_line(run.metrics_path, json.dumps({"step": 5, "epoch": 0, "time": 0, "train/loss": 0.123456}))
-    best = {"metric": "val/acc", "mode": "max", "value": 0.91234, "step": 4}
-    heartbeat = {"time": time.time(), "step": 6, "epoch": 1, "phase": "train", "max_steps": 10, "best": best}
-    write_live(run.live_dir / "rank-0.json", heartbeat)
+    best = BestCheckpoint(metric="val/acc", mode="max", value=0.91234, step=4)
+    run.write_heartbeat(0, HeartbeatRecord(time=time.time(), step=6, epoch=1, phase="train", max_steps=10, best=best))
     lines = sheet(run, capsys).splitlines()
     for line in (
         "  step         6 of 10, epoch 1",

@@ -17,9 +17,10 @@ from tests.runs.test_state import ended, launched
 from trainer.cli import main
 from trainer.cli import why as why_verb
 from trainer.core.errors import DONE, EnvironmentFault
-from trainer.core.files import write_live
 from trainer.runs import cause
 from trainer.runs.directory import RunDirectory
+from trainer.runs.events import Started
+from trainer.runs.records import HeartbeatRecord, Phase
 
 GONE = 2**30
 """A process id that Linux does not use."""
@@ -93,10 +94,10 @@ CASES = {
         reason=re.escape(PEER_GONE),
         details=("in logs/attempt-00/rank-0.log",),
     ),
-    "a record of a newer version is skipped": Case(
+    "a record with a wrong type, and half a record, are skipped": Case(
         logs={
             "rank-0.log": TRACEBACK.format(line="1 / 0", error="ZeroDivisionError: division by zero"),
-            "rank-0.failure.json": failure("another", 0, colour="red"),
+            "rank-0.failure.json": failure("another", 0, step="seven"),
             "rank-1.failure.json": "{",
         },
         reason="ZeroDivisionError: division by zero",
@@ -153,13 +154,13 @@ CASES = {
 def test_the_cause_in_the_logs_is_printed(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     case, run = CASES[name], make(tmp_path)
     launched(run, GONE)
-    logs = run.logs_dir / "attempt-00"
+    logs = run.attempt_logs(0)
     logs.mkdir(parents=True)
     for file, text in case.logs.items():
         (logs / file).write_text(text)
     for rank, beat in case.heartbeats.items():
-        write_live(run.live_dir / f"rank-{rank}.json", beat)
-    died = cause.find(logs, logs / "node-0.log")
+        run.write_heartbeat(rank, HeartbeatRecord(phase="train", **beat))
+    died = cause.find(run, 0, run.node_log(0, 0))
     log = str(died.log.relative_to(run.path)) if died.log else None
     record = {name: getattr(died, name) for name in ("reason", "lines", "rank", "host", "where", "mend")}
     ended(run, 0, "failed", **record, log=log, exit_code=1, step=7, time=ENDED)
@@ -215,7 +216,7 @@ def states(run: RunDirectory, name: str) -> None:
     if name != "never launched":
         launched(run, GONE if name in ("dead", "finished", "stopped") else os.getpid())
     if name in ("running", "stopping"):
-        run.event("started", attempt=0, step=0)
+        run.add_event(Started(attempt=0, step=0))
     if name == "stopping":
         run.stop_request.write_text("trainer stop")
     if name in ("finished", "stopped"):
@@ -247,8 +248,9 @@ def test_a_run_without_a_failure_is_one_line(
 def test_ranks_that_wait_for_each_other_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = make(tmp_path)
     states(run, "running")
-    for rank, phase in enumerate(("train", "validate")):
-        write_live(run.live_dir / f"rank-{rank}.json", {"step": 6, "phase": phase, "moved": time.time() - 61})
+    phases: tuple[Phase, ...] = ("train", "validate")
+    for rank, phase in enumerate(phases):
+        run.write_heartbeat(rank, HeartbeatRecord(step=6, phase=phase, moved=time.time() - 61))
     assert main(["why", str(run.path)]) == DONE
     (line,) = capsys.readouterr().out.splitlines()
     assert "the ranks are at different positions: rank 0 at step 6 (train), rank 1 at step 6 (validate)." in line
