@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import re
+from typing import Literal
+
+Direction = Literal["min", "max"]
+"""Whether a lower (min) or a higher (max) value of a metric is better."""
 
 _LOWER = """loss losses error err mse rmse mae mape smape msle rmsle nll ppl perplexity bpb bpc bpd wer cer ter eer fid
 kid lpips ece mce brier fpr fnr far frr hausdorff assd hd95 chamfer regret kl kld divergence crossentropy xent bce
@@ -11,7 +15,7 @@ _HIGHER = """acc accuracy auroc auc auprc roc prauc f1 f2 fbeta fscore dice iou 
 recall sensitivity specificity bleu sacrebleu rouge rougel meteor cider chrf psnr ssim msssim vif pesq stoi sdr sisdr
 sisnr snr r2 pearson spearman corrcoef correlation ccc concordance kappa mcc matthews tpr tnr ppv npv ndcg mrr hit hits
 reward return winrate success elbo likelihood bertscore vmaf ari nmi ami silhouette em exactmatch top1 top5"""
-_PHRASES = {
+_PHRASES: dict[str, Direction] = {
     "cross_entropy": "min",
     "bits_per": "min",
     "log_loss": "min",
@@ -30,10 +34,11 @@ _PHRASES = {
     "log_prob": "max",
 }
 _CAMEL = re.compile(r"[A-Z]+[a-z]?[A-Z]+(?![a-z])|[A-Z]?[a-z0-9]+|[A-Z]+|\d+")
-_WORDS = {**dict.fromkeys(_LOWER.split(), "min"), **dict.fromkeys(_HIGHER.split(), "max")}
+_WORDS: dict[str, Direction] = {word: "min" for word in _LOWER.split()}
+_WORDS |= {word: "max" for word in _HIGHER.split()}
 
 
-def direction_of(name: str) -> str | None:
+def direction_of(name: str) -> Direction | None:
     """Return `min` or `max` for a metric such as `val/acc`, `valLoss`, `val_f1_epoch`; None if the name is unknown.
 
     The last known word of the name decides: `acc_loss` is a loss, `loss_acc` is not.

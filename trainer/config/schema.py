@@ -22,6 +22,7 @@ from typing import Annotated, Any, Literal
 
 from omegaconf import MISSING
 
+from trainer.config.direction import Direction
 from trainer.config.limits import (
     AtLeast,
     BatchLimit,
@@ -171,7 +172,7 @@ class CheckpointOptions:
     monitor: str | None = None
     """Metric that decides which checkpoint is best; null: the module's `primary_metric`, else what validation logs: a
     loss such as val/loss or val_loss, or another metric whose name has a known direction."""
-    mode: Literal["min", "max"] | None = None
+    mode: Direction | None = None
     """Whether a lower (min) or a higher (max) `monitor` value is better; null: from the module's `primary_metric`,
     torchmetrics' `higher_is_better`, or the metric's name (acc: max, loss: min)."""
     save_best: bool = True
