@@ -55,7 +55,8 @@ CHANGEABLE = {
     "cluster": tuple(option.name for option in fields(Slurm) if option.name != "name"),
 }
 """Keys that `trainer resume` may change, by section: they do not affect the result of a step that goes well.
-docs/reliability.md has the same list."""
+docs/reliability.md has the same list.
+"""
 _DESCRIPTION = (
     "Resume a run from its newest good checkpoint, with the configuration and the code snapshot that it was launched "
     "with. Overrides may change limits, resources, checkpoint intervals and reliability options."

@@ -34,7 +34,8 @@ class Case:
     variables: dict[str, str] = field(default_factory=dict)
     resumes: bool | None = False
     """Whether the first command must end before the run is finished, so that `trainer resume` finishes it. None: it
-    may, because the job may end before the fault takes effect, or recover from it."""
+    may, because the job may end before the fault takes effect, or recover from it.
+    """
     between: Between | None = None
     check: Check | None = None
     server: str | None = None
@@ -100,7 +101,7 @@ def _hangs(kind: str) -> Callable[[random.Random], Case]:
 
 
 def _nan(policy: str) -> Callable[[random.Random], Case]:
-    """Return a single NaN, as after a bit flip: after a rollback the step is right; after a stop a resume goes on."""
+    """Return a kind of fault: one loss is NaN, as after a bit flip. A rollback repeats it; a stop needs a resume."""
     action = {"stop": "stopped", "rollback": "rolled back"}[policy]
 
     def has_event(run: RunDirectory) -> str | None:
@@ -126,7 +127,7 @@ def _save_point(choose: random.Random) -> Case:
 
 
 def _refused_write(error: str) -> Callable[[random.Random], Case]:
-    """Return a disk that becomes full or read-only: the run stops with that reason, and a resume finishes it."""
+    """Return a kind of fault: a full or read-only disk. The run stops with that reason, and a resume finishes it."""
 
     def has_reason(run: RunDirectory) -> str | None:
         reasons = [event.reason for event in run.events_of(events.CheckpointFailed)]
@@ -231,7 +232,7 @@ def _vanished_checkpoints(choose: random.Random) -> Case:
 
 
 def _tracking(server: str) -> Callable[[random.Random], Case]:
-    """Return a faulty W&B server: the run continues without W&B and does not wait for it for long."""
+    """Return a kind of fault: a faulty W&B server. The run continues without it and does not wait for it for long."""
 
     def make(choose: random.Random) -> Case:
         overrides = (
