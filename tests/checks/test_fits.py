@@ -14,7 +14,7 @@ from tests.data.test_every_kind import (
     audio_folder,
     fashion_mnist,
     image_folder,
-    picture_table,
+    image_table,
     text,
     text_classes,
     text_table,
@@ -59,7 +59,7 @@ DATA: dict[str, tuple[str, Node, Make]] = {
     "table of text": ("hf_dataset", {"sequence_length": 16}, text_table),
     "table of texts with labels": ("hf_dataset", {"sequence_length": 16, "label_column": "odd"}, text_classes),
     "table of ids": ("hf_dataset", {"sequence_length": 8, "ids_column": "input_ids"}, token_table),
-    "table of images": ("hf_dataset", {"size": 8}, picture_table),
+    "table of images": ("hf_dataset", {"size": 8}, image_table),
 }
 
 

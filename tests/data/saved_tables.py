@@ -47,13 +47,13 @@ def save_parquet(path: Path, columns: Mapping[str, Any], features: Mapping[str, 
 
 
 def png(number: int, side: int = 12) -> bytes:
-    """A picture that belongs to the number."""
+    """An image that belongs to the number."""
     pixels = numpy.random.default_rng(number).integers(0, 256, (side, side, 3), numpy.uint8)
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "png")
     return file.getvalue()
 
 
-def pictures(numbers: Sequence[int]) -> list[dict[str, Any]]:
+def images(numbers: Sequence[int]) -> list[dict[str, Any]]:
     """As the feature Image is stored."""
     return [{"bytes": png(number), "path": f"{number}.png"} for number in numbers]

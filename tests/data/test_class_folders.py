@@ -22,8 +22,8 @@ from trainer.tasks.classification import IGNORED
 
 
 @pytest.fixture
-def pictures(tmp_path: Path) -> Path:
-    """Two classes of 30 pictures; the red value of a picture is its number."""
+def images(tmp_path: Path) -> Path:
+    """Two classes of 30 images; the red value of an image is its number."""
     for label in ("cat", "dog"):
         (tmp_path / label).mkdir()
         for number in range(30):
@@ -37,8 +37,8 @@ def files(dataset: object) -> LabelledFiles:
     return dataset
 
 
-def test_pictures_are_split_by_file_and_labelled_by_folder(pictures: Path) -> None:
-    data = ImageFolder(str(pictures), size=16, held_out=0.15)
+def test_images_are_split_by_file_and_labelled_by_folder(images: Path) -> None:
+    data = ImageFolder(str(images), size=16, held_out=0.15)
     data.setup()
     parts = [files(part).files for part in (data.train, data.val, data.test)]
     paths = [path for part in parts for path, _ in part]
@@ -50,19 +50,19 @@ def test_pictures_are_split_by_file_and_labelled_by_folder(pictures: Path) -> No
     assert targets.dtype == torch.int64
 
 
-def test_given_splits_are_kept(pictures: Path, tmp_path: Path) -> None:
+def test_given_splits_are_kept(images: Path, tmp_path: Path) -> None:
     root = tmp_path / "given"
     for split in ("train", "val", "test"):
         for label in ("cat", "dog"):
             (root / split / label).mkdir(parents=True)
-            (root / split / label / "0.png").write_bytes((pictures / label / "0.png").read_bytes())
+            (root / split / label / "0.png").write_bytes((images / label / "0.png").read_bytes())
     data = ImageFolder(str(root), size=16)
     data.setup()
     assert [path.parts[-3] for path, _ in files(data.val).files] == ["val", "val"]
 
 
-def test_a_bad_picture_is_named_ignored_and_bounded(pictures: Path, caplog: pytest.LogCaptureFixture) -> None:
-    data = ImageFolder(str(pictures), size=16, max_bad=1, num_workers=0)
+def test_a_bad_image_is_named_ignored_and_bounded(images: Path, caplog: pytest.LogCaptureFixture) -> None:
+    data = ImageFolder(str(images), size=16, max_bad=1, num_workers=0)
     data.setup()
     train = files(data.train)
     (first, _), (second, _) = train.files[:2]
@@ -77,8 +77,8 @@ def test_a_bad_picture_is_named_ignored_and_bounded(pictures: Path, caplog: pyte
         train[1]
 
 
-def test_augmented_pictures_resume_and_do_not_depend_on_workers_or_ranks(pictures: Path) -> None:
-    data = ImageFolder(str(pictures), size=16, batch_size=8)
+def test_augmented_images_resume_and_do_not_depend_on_workers_or_ranks(images: Path) -> None:
+    data = ImageFolder(str(images), size=16, batch_size=8)
     data.setup()
 
     def batches(workers: int, rank: int = 0, world_size: int = 1, step: int = 0) -> list[torch.Tensor]:
@@ -94,7 +94,7 @@ def test_augmented_pictures_resume_and_do_not_depend_on_workers_or_ranks(picture
     assert torch.equal(torch.cat(halves, dim=1), whole)
 
 
-def test_reading_a_picture(tmp_path: Path) -> None:
+def test_reading_an_image(tmp_path: Path) -> None:
     path = tmp_path / "wide.png"
     Image.new("RGB", (40, 20), (255, 0, 0)).save(path)
     image = read_image(path, 10, random=False)

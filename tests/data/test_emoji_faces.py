@@ -18,18 +18,18 @@ from trainer.data.faces import Faces
 
 def named(direction: str, crop: CropAndFlip | None = None) -> EmojiDataset:
     names = ["CAT", "BLACK SUN"]
-    pictures = torch.arange(2 * 3 * 4 * 4).to(torch.uint8).view(2, 3, 4, 4)
-    return EmojiDataset(pictures, torch.tensor([encode(name) for name in names]), direction, crop)
+    images = torch.arange(2 * 3 * 4 * 4).to(torch.uint8).view(2, 3, 4, 4)
+    return EmojiDataset(images, torch.tensor([encode(name) for name in names]), direction, crop)
 
 
 def spelt(tokens: torch.Tensor) -> str:
     return "".join(LETTERS[token] for token in tokens.tolist() if token < len(LETTERS))
 
 
-def test_reading_gives_the_picture_and_the_letters_that_follow() -> None:
-    pictures, tokens, following = named("read").gather(torch.tensor([1, 0]), 0)
-    assert pictures.shape == (2, 3, 4, 4)
-    assert float(pictures.max()) <= 1
+def test_reading_gives_the_image_and_the_letters_that_follow() -> None:
+    images, tokens, following = named("read").gather(torch.tensor([1, 0]), 0)
+    assert images.shape == (2, 3, 4, 4)
+    assert float(images.max()) <= 1
     assert tokens.shape == following.shape == (2, LONGEST + 1)
     assert tokens[:, 0].tolist() == [START, START]
     assert [spelt(row) for row in tokens] == ["BLACK SUN", "CAT"]
@@ -37,11 +37,11 @@ def test_reading_gives_the_picture_and_the_letters_that_follow() -> None:
     assert (spelt(known), int(known[-1]), len(known)) == ("CAT", END, 4)
 
 
-def test_drawing_gives_the_name_and_its_picture() -> None:
-    tokens, pictures = named("draw").gather(torch.tensor([0]), 0)
+def test_drawing_gives_the_name_and_its_image() -> None:
+    tokens, images = named("draw").gather(torch.tensor([0]), 0)
     assert spelt(tokens[0]) == "CAT"
     assert tokens[0, 3:].tolist() == [PAD] * (LONGEST - 3)
-    assert torch.equal(pictures[0], torch.arange(48).view(3, 4, 4) / 255)
+    assert torch.equal(images[0], torch.arange(48).view(3, 4, 4) / 255)
 
 
 def test_a_name_of_the_longest_length_ends_too() -> None:
@@ -66,7 +66,7 @@ def test_the_parts_have_no_name_in_common(monkeypatch: pytest.MonkeyPatch, tmp_p
 def test_the_font_draws_over_a_thousand() -> None:
     found = emoji.draw_emoji(Path(locations.EMOJI[0]), 8)
     assert len(found) > 1000
-    assert all(picture.shape == (3, 8, 8) for picture in found.values())
+    assert all(image.shape == (3, 8, 8) for image in found.values())
     red, green, blue = found["RED APPLE"].reshape(3, -1).mean(1)
     assert red > max(green, blue)
 

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from tests.data.saved_tables import pictures, save_parquet, save_splits, save_to_disk
+from tests.data.saved_tables import images, save_parquet, save_splits, save_to_disk
 from trainer.config.batch import BatchPlan
 from trainer.data.arrays import ArrayDataModule
 from trainer.data.audio_folder import AudioFolder
@@ -126,16 +126,16 @@ def token_table(root: Path, workers: int) -> ArrayDataModule:
     return hf_dataset(str(root / "saved"), sequence_length=8, cache=str(root / "cache"))
 
 
-def picture_table(root: Path, workers: int) -> ArrayDataModule:
+def image_table(root: Path, workers: int) -> ArrayDataModule:
     numbers = range(44)
-    save_to_disk(root / "saved", {"image": pictures(numbers), "label": [number % 2 for number in numbers]})
+    save_to_disk(root / "saved", {"image": images(numbers), "label": [number % 2 for number in numbers]})
     return hf_dataset(str(root / "saved"), size=8, num_workers=workers)
 
 
-def parquet_pictures(root: Path, workers: int) -> ArrayDataModule:
+def parquet_images(root: Path, workers: int) -> ArrayDataModule:
     for part in range(2):
         numbers = range(part * 25, part * 25 + 25)
-        columns = {"image": pictures(numbers), "label": [number % 2 for number in numbers]}
+        columns = {"image": images(numbers), "label": [number % 2 for number in numbers]}
         save_parquet(root / "saved" / f"{part}.parquet", columns)
     return hf_dataset(str(root / "saved"), size=8, num_workers=workers, cache=str(root / "cache"))
 
@@ -158,9 +158,9 @@ KINDS: list[tuple[Kind, int]] = [
     (text_table, 0),
     (text_classes, 0),
     (token_table, 0),
-    (picture_table, 0),
-    (picture_table, 1),
-    (parquet_pictures, 1),
+    (image_table, 0),
+    (image_table, 1),
+    (parquet_images, 1),
 ]
 
 

@@ -11,7 +11,7 @@ import pyarrow
 import pytest
 import torch
 
-from tests.data.saved_tables import pictures, png, save_parquet, save_splits, save_to_disk
+from tests.data.saved_tables import images, png, save_parquet, save_splits, save_to_disk
 from trainer.core.errors import UserError
 from trainer.data.class_folders import LabelledFiles
 from trainer.data.hf_dataset import hf_dataset
@@ -115,11 +115,11 @@ def test_token_ids_are_put_behind_each_other(tmp_path: Path, caplog: pytest.LogC
         opened(tmp_path / "negative", sequence_length=2)
 
 
-def test_pictures_have_the_classes_that_the_dataset_names(tmp_path: Path) -> None:
+def test_images_have_the_classes_that_the_dataset_names(tmp_path: Path) -> None:
     for kind in ("saved", "parquet"):
         splits = {"train": range(12), "test": range(100, 104)}
         columns = {
-            name: {"img": pictures(numbers), "label": [number % 2 for number in numbers]}
+            name: {"img": images(numbers), "label": [number % 2 for number in numbers]}
             for name, numbers in splits.items()
         }
         if kind == "saved":
@@ -160,16 +160,16 @@ def test_labels_may_be_texts_and_a_column_may_hold_paths_or_bare_bytes(tmp_path:
             assert torch.equal(train[index][0], expected)
 
 
-def test_bad_pictures_and_labels_keep_their_place_and_are_bounded(
+def test_bad_images_and_labels_keep_their_place_and_are_bounded(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    column = pictures(range(10))
+    column = images(range(10))
     column[0]["bytes"] = column[0]["bytes"][:50]
     column[1] = {"bytes": None, "path": None}
     labels = [0, 1, None, 7, 2, 0, 1, 2, 0, 1]
     splits: dict[str, dict[str, Any]] = {"train": {"image": column, "label": labels}}
-    splits["validation"] = {"image": pictures(range(2)), "label": [0, 1]}
-    splits["test"] = {"image": pictures(range(2)), "label": [-1, -1]}
+    splits["validation"] = {"image": images(range(2)), "label": [0, 1]}
+    splits["test"] = {"image": images(range(2)), "label": [-1, -1]}
     save_splits(tmp_path / "saved", splits, CLASSES)
     data = opened(tmp_path / "saved", size=8, max_bad=2, num_workers=0, held_out=0.1)
     assert "test has no labels in column label: skipped" in caplog.text

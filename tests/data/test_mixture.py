@@ -107,7 +107,7 @@ def test_sources_must_fit_each_other(tmp_path: Path) -> None:
 
 
 def folders(root: Path, begin: int, count: int, names: tuple[str, str] = ("cat", "dog")) -> ImageFolder:
-    """Grey pictures whose value says which they are."""
+    """Grey images whose value says which they are."""
     from PIL import Image
 
     for number in range(begin, begin + count):
@@ -146,7 +146,5 @@ def test_class_folders_must_have_the_same_classes(tmp_path: Path) -> None:
 
 
 def test_what_is_read_by_batch_and_what_is_not_do_not_mix(tmp_path: Path) -> None:
-    with pytest.raises(
-        UserError, match=r"data\.sources\.scans is read batch by batch and data\.sources\.pictures item"
-    ):
-        Mixture({"pictures": folders(tmp_path / "a", 0, 20), "scans": Digits()}).setup("fit")
+    with pytest.raises(UserError, match=r"data\.sources\.scans is read batch by batch and data\.sources\.images item"):
+        Mixture({"images": folders(tmp_path / "a", 0, 20), "scans": Digits()}).setup("fit")

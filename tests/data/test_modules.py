@@ -56,10 +56,10 @@ def test_strips_of_digits_say_what_they_show() -> None:
     for data in (read, draw, scans):
         data.setup()
     ids = torch.arange(200)
-    pictures, tokens, targets = read.val.gather(ids, 0)  # type: ignore[union-attr]
-    digits, same_pictures = draw.val.gather(ids, 0)  # type: ignore[union-attr]
-    assert pictures.shape == (200, *read.facts()["input_shape"])
-    assert torch.equal(pictures, same_pictures)
+    images, tokens, targets = read.val.gather(ids, 0)  # type: ignore[union-attr]
+    digits, same_images = draw.val.gather(ids, 0)  # type: ignore[union-attr]
+    assert images.shape == (200, *read.facts()["input_shape"])
+    assert torch.equal(images, same_images)
     assert torch.equal(tokens[:, 1:], digits)
     assert (tokens[:, 0] == START).all()
     lengths = (digits != PAD).sum(1)
@@ -68,7 +68,7 @@ def test_strips_of_digits_say_what_they_show() -> None:
     for row in range(200):
         length = int(lengths[row])
         assert targets[row].tolist() == [*digits[row, :length].tolist(), END, *[-100] * (6 - length)]
-        for place, cell in enumerate(pictures[row, 0].split(8, dim=1)):
+        for place, cell in enumerate(images[row, 0].split(8, dim=1)):
             if place >= length:
                 assert cell.eq(0).all()
                 continue
@@ -93,7 +93,7 @@ def write_idx(path: Path, array: numpy.ndarray) -> None:
 
 @pytest.fixture
 def small_fashion(tmp_path: Path) -> Path:
-    """240 train and 50 test pictures, whose first pixel says which picture it is."""
+    """240 train and 50 test images, whose first pixel says which image it is."""
     for name, number, suffix in (("train", 240, ".gz"), ("t10k", 50, "")):
         images = numpy.zeros((number, 28, 28))
         images[:, 0, 0] = numpy.arange(number)
@@ -113,7 +113,7 @@ def test_fashion_mnist_from_files(small_fashion: Path) -> None:
     assert inputs[0, 0, 5, 5] == pytest.approx(-0.2860 / 0.3530)
 
 
-def test_augmentation_changes_training_pictures_only(small_fashion: Path) -> None:
+def test_augmentation_changes_training_images_only(small_fashion: Path) -> None:
     data = FashionMNIST(root=str(small_fashion), augment=True)
     data.setup()
     train, val, _ = arrays(data.train, data.val, data.test)
@@ -146,7 +146,7 @@ def texts(tmp_path: Path) -> Path:
         place.write_text(f"File {number} says that {number} is a number.\n" * 20)
     (root / "copy.txt").write_text((root / "0.txt").read_text())
     (root / "empty.txt").touch()
-    (root / "picture.txt").write_bytes(b"\x89PNG\0\0")
+    (root / "image.txt").write_bytes(b"\x89PNG\0\0")
     (root / "latin.txt").write_bytes("Straße".encode("latin-1"))
     return root
 
@@ -177,7 +177,7 @@ def test_text_is_split_by_whole_files(texts: Path) -> None:
 def test_what_is_not_text_is_named(texts: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO")
     text(texts)
-    for reason in ("skipped 4 of 64 files", "empty.txt (empty)", "picture.txt (binary)", "latin.txt (not UTF-8)"):
+    for reason in ("skipped 4 of 64 files", "empty.txt (empty)", "image.txt (binary)", "latin.txt (not UTF-8)"):
         assert reason in caplog.text
     assert "(duplicate)" in caplog.text
 

@@ -75,7 +75,7 @@ def networks(folder: Path, tokens: torch.Tensor) -> dict[str, Any]:
                 "same weights": all(torch.equal(one, other) for one, other in pairs),
             },
             "config": list(llama(tokens).shape),
-            "pictures": list(vit(torch.randn(2, 1, 8, 8)).shape),
+            "images": list(vit(torch.randn(2, 1, 8, 8)).shape),
             "classifier": classifier(folder, tokens),
         }
 

@@ -48,7 +48,7 @@ def test_without_pretrained_the_folder_gives_only_the_shape(found: dict[str, Any
 
 def test_a_config_is_sized_by_the_data(found: dict[str, Any]) -> None:
     assert found["config"] == [3, 16, 61]
-    assert found["pictures"] == [2, 10]
+    assert found["images"] == [2, 10]
 
 
 def test_a_classifier_has_the_classes_of_the_data_and_does_not_see_padding(found: dict[str, Any]) -> None:

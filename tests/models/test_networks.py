@@ -141,7 +141,7 @@ def test_padding_changes_nothing(cell: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["resnet_small", "vgg_small", "vit_small", "rnn", "mlp"])
-def test_small_configs_fit_small_pictures(name: str) -> None:
+def test_small_configs_fit_small_images(name: str) -> None:
     model = build(name, input_shape=[1, 28, 28], num_classes=10)
     assert model(torch.zeros(2, 1, 28, 28)).shape == (2, 10)
     assert count(model) < 1e6

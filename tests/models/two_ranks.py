@@ -28,7 +28,7 @@ from trainer.models.vit import ViT
 
 BATCH, STEPS = 12, 4
 VOCABULARY = 32
-PICTURE = [1, 8, 8]
+IMAGE = [1, 8, 8]
 MODELS: dict[str, Callable[[], nn.Module]] = {
     "mlp": lambda: MLP([1, 8, 8], 4, hidden=[16], dropout=0.0, norm="layer"),
     "mlp-batch-norm": lambda: MLP([1, 8, 8], 4, hidden=[16], dropout=0.0, norm="batch"),
@@ -42,8 +42,8 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
     "lstm-text": lambda: RecurrentTextClassifier(VOCABULARY, 4, pad_id=3, dim=8, hidden=8),
     "lstm-decoder": lambda: RecurrentDecoder(VOCABULARY, dim=8, hidden=16),
     "llama": lambda: Transformer(VOCABULARY, 8, dim=16, layers=2, heads=4, kv_heads=2, tied=False),
-    "image-to-sequence": lambda: ImageToSequence(PICTURE, VOCABULARY, 8, patch=4, dim=16, layers=1, heads=2),
-    "sequence-to-image": lambda: SequenceToImage(PICTURE, VOCABULARY, 8, patch=4, dim=16, layers=1, heads=2),
+    "image-to-sequence": lambda: ImageToSequence(IMAGE, VOCABULARY, 8, patch=4, dim=16, layers=1, heads=2),
+    "sequence-to-image": lambda: SequenceToImage(IMAGE, VOCABULARY, 8, patch=4, dim=16, layers=1, heads=2),
     "gpt2": lambda: Transformer(
         VOCABULARY, 8, dim=16, layers=2, heads=2, norm="layer", activation="gelu", positions="learned", bias=True
     ),
@@ -56,14 +56,14 @@ def batch(name: str) -> list[torch.Tensor]:
     generator = torch.Generator().manual_seed(3)
     tokens = torch.randint(0, VOCABULARY, (BATCH, 9), generator=generator)
     targets = torch.arange(BATCH) % 4
-    pictures = torch.randn(BATCH, *PICTURE, generator=generator) + targets.view(-1, 1, 1, 1)
+    images = torch.randn(BATCH, *IMAGE, generator=generator) + targets.view(-1, 1, 1, 1)
     if name == "lstm-text":
         return [tokens, targets]
     if name in ("lstm-decoder", "llama", "gpt2"):
         return [tokens[:, :-1], tokens[:, 1:]]
     if name == "image-to-sequence":
-        return [pictures, tokens[:, :-1], tokens[:, 1:]]
-    return [tokens[:, :-1], pictures] if name == "sequence-to-image" else [pictures, targets]
+        return [images, tokens[:, :-1], tokens[:, 1:]]
+    return [tokens[:, :-1], images] if name == "sequence-to-image" else [images, targets]
 
 
 def loss_of(outputs: torch.Tensor, target: torch.Tensor) -> torch.Tensor:

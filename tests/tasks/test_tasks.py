@@ -98,14 +98,14 @@ def test_language_modelling_metrics_of_a_uniform_model() -> None:
 
 
 class Counts(nn.Module):
-    """Reads 1, 2, 3, ... whatever the picture: each token is the one before it and 1."""
+    """Reads 1, 2, 3, ... whatever the image: each token is the one before it and 1."""
 
-    def forward(self, pictures: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    def forward(self, images: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
         return 50.0 * nn.functional.one_hot(tokens + 1, 8).float()
 
 
 def test_image_to_sequence_is_right_when_all_of_it_is_read_out_right() -> None:
-    """The second picture's 4 follows the right token before it, but not the one that was read out."""
+    """The second image's 4 follows the right token before it, but not the one that was read out."""
     tokens = torch.tensor([[0, 1, 2], [0, 3, 4], [0, 1, 7]])
     targets = torch.tensor([[1, 2, 3], [3, 4, 5], [1, -100, -100]])
     found = evaluate(ImageToSequence(Counts()), [(torch.zeros(3, 1, 2, 2), tokens.clamp(max=6), targets)])
@@ -113,16 +113,16 @@ def test_image_to_sequence_is_right_when_all_of_it_is_read_out_right() -> None:
     assert found["val/loss"] == pytest.approx(50 / 7)
 
 
-def test_sequence_to_image_explains_nothing_by_the_mean_and_all_by_the_picture() -> None:
-    pictures = torch.tensor([[0.0, 1.0], [2.0, 3.0]])
+def test_sequence_to_image_explains_nothing_by_the_mean_and_all_by_the_image() -> None:
+    images = torch.tensor([[0.0, 1.0], [2.0, 3.0]])
     for logits, loss, explained in ((1.5, 1.25, 0.0), (None, 0.0, 1.0)):
         model = nn.Identity() if logits is None else Fixed([logits])
-        tokens = pictures if logits is None else torch.zeros(2, 2)
+        tokens = images if logits is None else torch.zeros(2, 2)
         task = SequenceToImage(model)
         batches = (
-            [(tokens[row], pictures[row]) for row in (0, 1)]
+            [(tokens[row], images[row]) for row in (0, 1)]
             if logits is None
-            else [(tokens[row], pictures[row][:, None]) for row in (0, 1)]
+            else [(tokens[row], images[row][:, None]) for row in (0, 1)]
         )
         found = evaluate(task, batches)
         assert found["val/loss"] == pytest.approx(loss)
