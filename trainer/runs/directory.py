@@ -128,7 +128,8 @@ class RunDirectory:
         write_atomic(self.launch_path, records.dumps(launch, indent=1))
 
     def manifest(self) -> dict[str, Any]:
-        return read_json(self.manifest_path, {})
+        manifest: dict[str, Any] = read_json(self.manifest_path, {})
+        return manifest
 
     def hash_seed(self) -> str:
         """PYTHONHASHSEED for every process of the run: what it was at `fit`, or 0.

@@ -66,9 +66,9 @@ def check_node(run: RunDirectory, shape: LaunchShape, node: str) -> NodeCheck:
 
 def bytes_to_come(run: RunDirectory) -> int:
     """Return the bytes for the checkpoints that are kept and one in progress, each as large as the newest."""
-    options = run.config()["checkpoint"]
+    keep_best: int = run.config()["checkpoint"]["keep_best"]
     newest = max(CheckpointStore(run.checkpoints_dir).committed(), key=lambda one: one.step, default=None)
-    return max(LEAST_FREE_BYTES, (newest.bytes if newest else 0) * (1 + options["keep_best"]))
+    return max(LEAST_FREE_BYTES, (newest.bytes if newest else 0) * (1 + keep_best))
 
 
 def code_hash(run: RunDirectory) -> str:
