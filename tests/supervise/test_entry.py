@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
-from trainer.supervise import entry
+from trainer.supervise import agent, entry
 
 BEFORE, NOW = ("__init__.py", "worker/__init__.py", "worker/__main__.py"), ("__init__.py", "train/__main__.py")
 NAMES = {
@@ -71,3 +73,12 @@ def test_the_first_package_on_the_path_of_the_run_counts(code_dir: Path, first: 
 def test_a_folder_of_that_name_that_is_no_package_is_passed_over(code_dir: Path) -> None:
     package(code_dir, ("worker/__main__.py",))
     assert entry.module_of(entry.RANK, code_dir) == entry.RANK
+
+
+def test_the_agent_imports_by_the_name_that_the_frozen_package_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert agent._module_of_imports().__name__ == "trainer.runtime.imports"
+    older = ModuleType("trainer.worker.imports")
+    monkeypatch.setitem(sys.modules, "trainer.runtime.imports", None)  # importing it raises ModuleNotFoundError
+    monkeypatch.setitem(sys.modules, "trainer.worker", ModuleType("trainer.worker"))
+    monkeypatch.setitem(sys.modules, older.__name__, older)
+    assert agent._module_of_imports() is older
