@@ -8,7 +8,6 @@ import sys
 from importlib import import_module
 
 from trainer.core.errors import ENVIRONMENT_MUST_CHANGE, INTERRUPTED, JOB_FAILED, USER_MUST_CHANGE, TrainerError
-from trainer.core.garbage import no_collection
 
 VERBS = {
     "Train": {
@@ -93,8 +92,7 @@ def _run(arguments: list[str]) -> int:
     verb = arguments[0]
     if verb not in _names():
         return _unknown(verb)
-    with no_collection():
-        module = import_module(f"trainer.cli.{verb.replace('-', '_')}")
+    module = import_module(f"trainer.cli.{verb.replace('-', '_')}")
     return int(module.main(arguments[1:]))
 
 

@@ -23,7 +23,6 @@ from trainer.config.problems import raise_all
 from trainer.config.resolvers import own_resolvers
 from trainer.config.schema import Config
 from trainer.core.errors import TrainerError, UserError
-from trainer.core.garbage import no_collection
 from trainer.core.paths import conf_dir
 
 if TYPE_CHECKING:
@@ -101,7 +100,7 @@ def compose(
 
     place = Place(tuple(config_dirs), cwd or Path.cwd(), number)
     notes: list[str] = []
-    with no_collection(), place.resolvers():
+    with place.resolvers():
         tree = _compose(overrides, place, config_name, notes)
         if after is not None:
             OmegaConf.copy_cache(after.tree, tree)

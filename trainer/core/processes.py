@@ -1,4 +1,9 @@
-"""Processes of this machine, read from /proc: liveness, children, signal handlers. Linux only."""
+"""Processes of this machine, read from /proc: liveness, children, signal handlers. Linux only.
+
+psutil is not used: importing it would take 30 ms of CPU in every command, and listing the children of a process takes
+it 4.2 ms instead of 0.06 ms, because it reads /proc of all processes (psutil 7.2, 185 processes). It has no public
+start time in clock ticks, which `launch.json` records, and does not tell which signals a process handles.
+"""
 
 from __future__ import annotations
 
@@ -69,8 +74,10 @@ def started_ticks(pid: int) -> int | None:
 
 def leads_session(pid: int) -> bool:
     """Return whether `pid` is a session leader, that is, has called setsid(2)."""
-    fields = _stat(pid)
-    return bool(fields) and int(fields[3]) == pid
+    try:
+        return os.getsid(pid) == pid
+    except OSError:  # it has exited
+        return False
 
 
 def handles(pid: int, signum: int) -> bool:
