@@ -1,18 +1,28 @@
-"""torchrun as this project starts it: `python trainer/supervise/agent.py`, with torchrun's own arguments.
+"""A fork server around torchrun: `python trainer/supervise/agent.py`, with the arguments of torchrun.
 
-Importing torch and Lightning is most of the start of a rank, and the ranks of a node that all do it at once fight for
-cores and for the file system. So this process imports once what they need (TRAINER_PRELOAD) and forks: first torchrun,
-then each rank that torchrun asks for, also when it starts them again:
+Importing torch and Lightning is most of the start of a rank, and ranks of a node that import at the same time compete
+for cores and for the file system. So this process imports once what all ranks need (TRAINER_PRELOAD), and forks
+torchrun and then each rank that torchrun starts or restarts:
 
-    this process ──┬── torchrun: rendezvous and restarts; asks for ranks over a pipe, and hears there how they end
+    this process ──┬── torchrun: rendezvous and restarts; requests ranks over a pipe, and receives their exit codes
                    ├── rank 0
                    └── rank 1 ...
 
-It has no threads of Python and no CUDA, which do not survive a fork. Where that cannot be had, torchrun runs in this
-process and starts its ranks as it always does.
+It has no Python threads and has not initialised CUDA, which do not survive a fork. If an import does either, torchrun
+runs in this process and starts its ranks as usual.
 
-Run by file, not as a module: the code frozen in a run directory goes before the installed one and may be older than
-this. So nothing of the package is imported here but what TRAINER_PRELOAD names.
+torch's public way was measured and not kept: `elastic_launch` with `start_method="forkserver"` and a preload list
+(@FIGURES@, benchmarks/results/start.md). It imports torch twice, in the elastic agent and in the fork server, and it
+still needs code around it: the fork server does not die with its parent, because the ranks keep its "alive" pipe open;
+ranks need setsid, their default start method reset (else the workers of a DataLoader are not forked), atexit handlers
+run, and an uncaught exception printed; multiprocessing ignores an ImportError of a preloaded module, finds that module
+by name only, and does not tell whether an import has opened the GPU; a record with an exception makes torch's log
+formatter import torch._dynamo (1.7 s) at the first restart. The parts of torch that both ways use are the same in torch
+2.11 and 2.13.
+
+Run by file, not as a module: the code snapshot of a run comes before the installed package and may be older than this
+file (tests/cli/test_lifecycle.py resumes one without it). So this file imports nothing of the package but what
+TRAINER_PRELOAD names.
 """
 
 from __future__ import annotations
@@ -37,22 +47,23 @@ if TYPE_CHECKING:
     from multiprocessing.connection import Connection
 
 PRELOAD_VARIABLE = "TRAINER_PRELOAD"
-"""The module with whose import a rank spends its start; unset or empty: each rank is a new process."""
+"""Module to import for all ranks; unset or empty: each rank is a new process."""
 IMPORT_S_VARIABLE = "TRAINER_IMPORT_S"
-"""For the ranks of the first attempt: the seconds that this process spent importing before it could fork them. Read by
+"""Seconds that this process spent importing, for the ranks of the first attempt; read by
 `trainer/runtime/heartbeat.py`."""
 _PR_SET_PDEATHSIG, _PR_SET_NAME = 1, 15
-"""prctl(2)"""
+"""Options of prctl(2)."""
 _LIBC = ctypes.CDLL(None)
 _ACCELERATORS = ("/dev/nvidia-uvm", "/dev/dxg", "/dev/kfd")
-"""Open in a process that has initialised CUDA (the second under WSL) or ROCm; asking NVML how many GPUs there are does
-not open them."""
+"""Devices that are open in a process that has initialised CUDA (the second under WSL) or ROCm. Counting GPUs with NVML
+does not open them."""
 
 Main = Callable[[], object]
 
 
 def main() -> None:
-    if not getattr(sys.flags, "safe_path", False):  # Python 3.10 puts the folder of this file first
+    """Import, then be the fork server, torchrun or a rank, depending on the side of the fork."""
+    if not getattr(sys.flags, "safe_path", False):  # Python 3.10 inserts the folder of this file
         sys.path.pop(0)
     began = time.monotonic()
     obstacle = _import_all(os.environ.pop(PRELOAD_VARIABLE, ""))
@@ -67,27 +78,30 @@ def main() -> None:
 
 
 def _import_all(module: str) -> str | None:
-    """Import torchrun and `module`; None when ranks can be forked now, else why not, empty when nobody asked.
+    """Import torchrun and `module`.
 
-    Without looking for garbage in what modules define: with it, torchrun alone costs 2.2 s of CPU and not 1.3 s.
+    The garbage collector is disabled: with it, importing torchrun alone takes 2.2 s of CPU instead of 1.3 s.
+
+    Returns:
+        None when ranks can be forked now, else the reason why not; "" without a module to import.
     """
     gc.disable()
     try:
         faulthandler.enable()
-        faulthandler.register(signal.SIGUSR2)  # where an import stands that does not end
+        faulthandler.register(signal.SIGUSR2)  # shows where an import hangs
         importlib.import_module("torch.distributed.run")
         if not module or not sys.platform.startswith("linux"):
             return ""
         from torch.distributed.elastic.multiprocessing import api
 
         if not hasattr(api, "get_subprocess_handler"):
-            return "this torch starts its workers in another way"
+            return "this version of torch starts its workers in another way"
         imports = _module_of_imports()
         with imports.quick_imports():
             importlib.import_module(module)
-        # OpenBLAS has threads of its own, and ends them before a fork.
+        # Native threads of OpenBLAS do not count: it stops them before a fork.
         return "importing started a thread" if threading.active_count() > 1 else cannot_fork(Path("/proc/self"))
-    except Exception as error:  # a rank will meet it, too, and say it in its log
+    except Exception as error:  # each rank will raise it as well, and log it
         return f"{type(error).__name__}: {error}"
     finally:
         gc.freeze()
@@ -97,16 +111,16 @@ def _import_all(module: str) -> str | None:
 def _module_of_imports() -> Any:
     try:
         return importlib.import_module("trainer.runtime.imports")
-    except ModuleNotFoundError:  # a run has frozen the package as it was before 0.2
+    except ModuleNotFoundError:  # the code snapshot has the package from before 0.2
         return importlib.import_module("trainer.worker.imports")
 
 
 def cannot_fork(process: Path) -> str | None:
-    """Why the process with this folder under /proc must not be forked; None when it may be."""
+    """Return why the process with this folder under /proc cannot be forked; None if it can."""
     for descriptor in (process / "fd").iterdir():
         try:
             device = os.readlink(descriptor)
-        except OSError:  # the one with which the folder is read
+        except OSError:  # the descriptor that reads this folder
             continue
         if device in _ACCELERATORS:
             return f"importing opened {device}"
@@ -114,10 +128,10 @@ def cannot_fork(process: Path) -> str | None:
 
 
 class ForkServer:
-    """Forks torchrun and the ranks it asks for, reaps them all, and ends as torchrun ends."""
+    """Forks torchrun and the ranks that it requests, waits for them, and ends as torchrun ends."""
 
     def __init__(self, import_s: float) -> None:
-        from multiprocessing import Pipe  # not above: the command line imports this file for a name
+        from multiprocessing import Pipe  # imported here because the command line imports this file for a constant
 
         self._import_s = import_s
         self._pid = os.getpid()
@@ -127,7 +141,7 @@ class ForkServer:
             os.set_blocking(descriptor, False)
 
     def serve(self, torchrun: Main) -> Main:
-        """Returns in each process what it is there for: torchrun, a rank, or in this one an end like torchrun's."""
+        """Fork, and return what this process has to run: torchrun, a rank, or in the server an exit like torchrun's."""
         sys.stdout.flush()
         sys.stderr.flush()
         agent = os.fork()
@@ -151,7 +165,7 @@ class ForkServer:
             if self._pipe in readable:
                 try:
                     request = self._pipe.recv()
-                except (EOFError, OSError):  # torchrun leaves
+                except (EOFError, OSError):  # torchrun is exiting
                     sources.remove(self._pipe)
                     continue
                 rank = self._start(*request)
@@ -159,7 +173,7 @@ class ForkServer:
                     return rank
 
     def _start(self, arguments: list[str], environment: dict[str, str]) -> Main | None:
-        """Fork a rank; returns what it runs, in the rank only."""
+        """Fork a rank. Returns what it runs in the rank, None in this process."""
         ready, not_yet = os.pipe()
         try:
             pid = os.fork()
@@ -167,24 +181,24 @@ class ForkServer:
             self._tell("failed", error.errno or 0, error.strerror)
             pid = -1
         if pid == 0:
-            os.setsid()  # like a rank of torchrun's own, whose whole group is signalled
+            os.setsid()  # as torchrun does, which signals the process group of a rank
             os.close(ready)
             os.close(not_yet)
             self._leave_server()
             if environment.get("TORCHELASTIC_RESTART_COUNT", "0") == "0":
                 environment[IMPORT_S_VARIABLE] = f"{self._import_s:.3f}"
-            if arguments[0] != sys.executable:  # PYTHON_EXEC, which torchrun knows; --numa-binding
+            if arguments[0] != sys.executable:  # PYTHON_EXEC or --numa-binding of torchrun
                 return lambda: os.execvpe(arguments[0], arguments, environment)
             return lambda: run_python(arguments, environment)
         os.close(not_yet)
-        os.read(ready, 1)  # returns when the rank has closed its end, or is gone
+        os.read(ready, 1)  # returns when the rank has closed its end or exited
         os.close(ready)
         if pid > 0:
             self._tell("started", pid, 0)
         return None
 
     def _leave_server(self) -> None:
-        """In a process just forked: keep nothing of the server's."""
+        """Close what belongs to the server, in a process that was just forked."""
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         self._pipe.close()
@@ -194,30 +208,30 @@ class ForkServer:
     def _tell(self, what: str, number: int, detail: object) -> None:
         try:
             self._pipe.send((what, number, detail))
-        except OSError:  # torchrun leaves
+        except OSError:  # torchrun is exiting
             pass
 
 
 def _ended() -> list[tuple[int, int]]:
-    """Process id and exit code (negative: the signal) of each child that has ended since."""
-    found: list[tuple[int, int]] = []
+    """Return process id and exit code (negative: the signal) of each child that has ended since the last call."""
+    ended: list[tuple[int, int]] = []
     while True:
         try:
             pid, status = os.waitpid(-1, os.WNOHANG)
         except ChildProcessError:
             pid = 0
         if pid == 0:
-            return found
-        found.append((pid, os.waitstatus_to_exitcode(status)))
+            return ended
+        ended.append((pid, os.waitstatus_to_exitcode(status)))
 
 
 def _end_as(code: int) -> None:
-    """The ranks that are left die with this process."""
+    """End with the exit code or signal of torchrun. The remaining ranks die with this process."""
     if code < 0:
         if -code != signal.SIGKILL:
             signal.signal(-code, signal.SIG_DFL)
         os.kill(os.getpid(), -code)
-    os._exit(abs(code))  # there is nothing to finish, and taking the modules apart takes its time
+    os._exit(abs(code))  # skips the teardown of modules, which takes time
 
 
 def _die_with(parent: int) -> None:
@@ -227,10 +241,10 @@ def _die_with(parent: int) -> None:
 
 
 def run_python(arguments: list[str], environment: dict[str, str]) -> None:
-    """Become what `arguments` (`python [-u] -m MODULE ...` or `python [-u] FILE ...`) would be in this environment."""
+    """Run `python [-u] -m MODULE ...` or `python [-u] FILE ...` in this process, with this environment."""
     os.environ.clear()
     os.environ.update(environment)
-    _LIBC.prctl(_PR_SET_NAME, f"rank {environment.get('RANK')}".encode())  # the name in ps and top
+    _LIBC.prctl(_PR_SET_NAME, f"rank {environment.get('RANK')}".encode())  # shown by ps and top
     _forget_the_server()
     what = [argument for argument in arguments[1:2] if argument != "-u"] + arguments[2:]
     if what[0] == "-m":
@@ -244,14 +258,14 @@ def run_python(arguments: list[str], environment: dict[str, str]) -> None:
 
 
 def _forget_the_server() -> None:
-    """Undo what imports took from the server's environment and would have taken from the rank's."""
+    """Set what imports read from the environment of the server, and should have read from that of the rank."""
     for module, variable in (
         ("lightning_utilities.core.rank_zero", "RANK"),
         ("torchmetrics.utilities.prints", "LOCAL_RANK"),
     ):
         if module in sys.modules:
             sys.modules[module].rank_zero_only.rank = int(os.environ.get(variable, "0"))
-    # What nobody seeds is not the same on every rank.
+    # Generators that nobody seeds must differ between ranks.
     if "numpy" in sys.modules:
         sys.modules["numpy"].random.seed()
     if "torch" in sys.modules:
@@ -259,7 +273,7 @@ def _forget_the_server() -> None:
 
 
 def _fork_ranks_through(pipe: Connection) -> None:
-    """Have torchrun in this process get its ranks from the fork server."""
+    """Make torchrun in this process start its ranks through the fork server."""
     from torch.distributed.elastic.multiprocessing import api
     from torch.distributed.elastic.multiprocessing.subprocess_handler import SubprocessHandler
 
@@ -272,35 +286,39 @@ def _fork_ranks_through(pipe: Connection) -> None:
         def close(self, death_sig: signal.Signals | None = None) -> None:
             try:
                 super().close(death_sig)
-            except ProcessLookupError:  # the server has reaped it meanwhile
+            except ProcessLookupError:  # the server has waited for it already
                 pass
 
-    # Not public, but the one place that every start and restart of a rank comes through; `_import_all` looks for it.
+    # Not public, but every start and restart of a rank goes through it (torch 2.11 to 2.13); `_import_all` checks it.
     api.get_subprocess_handler = ForkedHandler  # type: ignore[assignment]
 
 
 class _Ranks:
-    """The fork server, as seen by torchrun."""
+    """Client of the fork server in torchrun."""
 
     def __init__(self, pipe: Connection) -> None:
         self._pipe = pipe
         self._codes: dict[int, int] = {}
-        """By process id, of those that have ended."""
+        """Process id to exit code of the ranks that have ended."""
 
     def start(self, arguments: list[str], environment: dict[str, str]) -> int:
-        """The process id of a new rank. Raises OSError when there can be none."""
+        """Start a rank and return its process id.
+
+        Raises:
+            OSError: The fork failed.
+        """
         self._pipe.send((arguments, environment))
         while True:
             what, number, detail = self._pipe.recv()
             if what == "failed":
                 raise OSError(number, detail)
             if what == "started":
-                self._codes.pop(number, None)  # of one before it, which had the same number
+                self._codes.pop(number, None)  # of an earlier process with the same id
                 return int(number)
             self._codes[number] = detail
 
     def code(self, pid: int, timeout_s: float | None) -> int | None:
-        """How the rank ended; None when it has not within `timeout_s`."""
+        """Return the exit code of a rank; None if it has not ended within `timeout_s`."""
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         while pid not in self._codes:
             if not self._pipe.poll(None if deadline is None else max(0.0, deadline - time.monotonic())):
@@ -311,7 +329,7 @@ class _Ranks:
 
 
 class _Rank:
-    """What torchrun uses of a `subprocess.Popen`."""
+    """The part of `subprocess.Popen` that torchrun uses."""
 
     def __init__(self, ranks: _Ranks, pid: int) -> None:
         self._ranks = ranks
@@ -319,10 +337,16 @@ class _Rank:
         self.returncode: int | None = None
 
     def poll(self) -> int | None:
+        """Return the exit code; None while the rank runs."""
         self.returncode = self._ranks.code(self.pid, 0.0) if self.returncode is None else self.returncode
         return self.returncode
 
     def wait(self, timeout: float | None = None) -> int:
+        """Wait for the end of the rank and return its exit code.
+
+        Raises:
+            subprocess.TimeoutExpired: It has not ended within `timeout` seconds.
+        """
         if self.returncode is None:
             self.returncode = self._ranks.code(self.pid, timeout)
         if self.returncode is None:
