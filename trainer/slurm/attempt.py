@@ -1,7 +1,7 @@
-"""What the job script asks before and after each attempt: `python -m trainer.slurm.attempt begin|end ...`.
+"""Begin and end an attempt in the job script: `python -m trainer.slurm.attempt begin|end ...`.
 
-`begin RUN_DIR` prints lines for the script's `eval`. `end RUN_DIR CODE` says why srun ended with CODE, has the job
-requeued where that helps, and ends with 75 when the script should try again on the nodes that it has.
+`begin RUN_DIR` prints lines for the script's `eval`. `end RUN_DIR CODE` records why srun ended with CODE, requeues the
+job if that helps, and exits with 75 if the script should try again in the same allocation.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _HOPELESS = (NEVER_RESTART, USER_MUST_CHANGE, ENVIRONMENT_MUST_CHANGE)
 
 
 def begin(run: RunDirectory) -> list[str]:
-    """Number an attempt and write it down. The lines are bash: exports, or an `exit`."""
+    """Number and record an attempt. Returns lines of bash: exports, or an `exit`."""
     job_id = os.environ["SLURM_JOB_ID"]
     if run.stop_request.exists():
         return _end_here(run, "stopped", DONE, "stopped before it started")
@@ -64,10 +64,10 @@ def begin(run: RunDirectory) -> list[str]:
     if count is None:
         if patiently(lambda: query.job(job_id)).get("JobState") != "RUNNING":
             return [f"exit {JOB_FAILED}"]  # SLURM ended it during the preflight
-        told = "preflight: " + "; ".join(f"{node}: {problem}" for node, problem in bad.items())
+        reason = "preflight: " + "; ".join(f"{node}: {problem}" for node, problem in bad.items())
         if not bad:
-            told = f"SLURM gave {len(nodes)} nodes, and the run needs {wanted.nodes}"
-        return _end_here(run, "failed", NEVER_RESTART, told)
+            reason = f"SLURM allocated {len(nodes)} nodes, and the run needs {wanted.nodes}"
+        return _end_here(run, "failed", NEVER_RESTART, reason)
     chosen = fit[:count]
     attempt = run.next_attempt()
     nowhere_yet = replace(launch, host=None, boot_id=None, pid=None, pid_started=None)
@@ -97,33 +97,35 @@ def begin(run: RunDirectory) -> list[str]:
 
 
 def _bad_nodes(run: RunDirectory, nodes: list[str], is_restart: bool) -> dict[str, str]:
-    """Node to what the preflight of this allocation found wrong with it."""
+    """Return the problem of each bad node, from the preflight of this allocation."""
     if not run.config()["cluster"].get("preflight") or not preflight.folder(run).is_dir():
         return {}
     bad, bytes_per_s = preflight.judge(run, nodes)
     if not is_restart:
         run.add_event(Preflight(bad=bad, bytes_per_s=bytes_per_s))
         speed = f", all-reduce at {bytes_per_s / 1e9:.2f} GB/s" if bytes_per_s else ""
-        told = "; ".join(f"{node} is left out: {problem}" for node, problem in bad.items())
-        print(f"preflight: {told or f'{len(nodes)} nodes are fit'}{speed}", file=sys.stderr, flush=True)
+        excluded = "; ".join(f"{node} is excluded: {problem}" for node, problem in bad.items())
+        print(f"preflight: {excluded or f'{len(nodes)} nodes are fit'}{speed}", file=sys.stderr, flush=True)
     return bad
 
 
 def _end_here(run: RunDirectory, outcome: Outcome, code: int, reason: str) -> list[str]:
-    """Record an attempt that is not made, and have the script exit."""
+    """Record an attempt that is not started, and make the script exit."""
     _record(run, run.next_attempt(), outcome, code, reason)
     print(f"{run.path.name} {outcome}: {reason}", file=sys.stderr)
     return [f"exit {code}"]
 
 
 def newest_step(run: RunDirectory) -> int | None:
-    """The step of the newest committed checkpoint."""
+    """Return the step of the newest committed checkpoint."""
     return max((checkpoint.step for checkpoint in CheckpointStore(run.checkpoints_dir).committed()), default=None)
 
 
 def _explain_silence(run: RunDirectory) -> None:
-    """Write down how the last attempt ended where `end` could not: the script's own node was lost, or SLURM killed the
-    script before srun had returned."""
+    """Record how the last attempt ended if `end` could not.
+
+    The node of the job script was lost, or SLURM killed the script before srun returned.
+    """
     events = run.events()
     begun = [event for event in events if isinstance(event, Allocated)]
     if not begun:
@@ -147,7 +149,7 @@ def _explain_silence(run: RunDirectory) -> None:
 
 
 def _without_progress(run: RunDirectory, step: int | None) -> int:
-    """How many allocations in a row, up to now, began with the checkpoint that still is the newest."""
+    """Count the latest allocations in a row that began with the checkpoint that is still the newest."""
     count = 0
     for event in reversed(run.events()):
         if isinstance(event, (Queued, Resumed)):  # a person wants it tried again
@@ -160,7 +162,7 @@ def _without_progress(run: RunDirectory, step: int | None) -> int:
 
 
 def end(run: RunDirectory, code: int) -> int:
-    """What to do after srun ended with `code`; the code with which the script goes on (75: once more) or exits."""
+    """Record the end of srun with `code`; return the exit code of the script, or 75 to try again."""
     attempt, job_id = int(os.environ["TRAINER_ATTEMPT"]), os.environ["SLURM_JOB_ID"]
     record = next((end for end in reversed(run.attempts()) if end.attempt >= attempt), None)
     if record is not None:
@@ -195,8 +197,10 @@ def end(run: RunDirectory, code: int) -> int:
 
 
 def _after_failure(run: RunDirectory, attempt: int, code: int, record: AttemptOutcome | None) -> int:
-    """Ranks died, or what supervises them, and SLURM goes on with the job: again on the same nodes, if they are well
-    and it has not failed too often since the newest checkpoint."""
+    """Handle the death of ranks, or of their supervisor, while the job is still running.
+
+    The job is tried again on the same nodes if they are up and it has not failed too often since the newest checkpoint.
+    """
     lost = lost_nodes.note_lost(run, query.hostnames(os.environ["SLURM_JOB_NODELIST"]))
     if lost:
         _record(run, attempt, "requeue", REQUEUE, f"not saved: {lost_nodes.sentence(lost)}")
@@ -219,7 +223,7 @@ def _after_failure(run: RunDirectory, attempt: int, code: int, record: AttemptOu
 
 
 def _failures_since_checkpoint(run: RunDirectory, attempt: int) -> int:
-    """Attempts of this allocation from the one that committed the newest checkpoint on: that one has died since."""
+    """Count the attempts of this allocation from the one on that committed the newest checkpoint."""
     events = run.events()
     first = [one.attempt for one in events if isinstance(one, Allocated) and one.event == "allocated"]
     writers = [one.attempt for one in events if isinstance(one, CheckpointSaved) and one.attempt is not None]
@@ -227,7 +231,7 @@ def _failures_since_checkpoint(run: RunDirectory, attempt: int) -> int:
 
 
 def requeue(run: RunDirectory) -> int:
-    """Have SLURM run this job again. Where it may not, submit another job of the same run."""
+    """Requeue this job. If SLURM refuses, submit another job of the same run."""
     job_id = os.environ["SLURM_JOB_ID"]
     try:
         patiently(lambda: call("scontrol", "requeue", job_id))
@@ -285,6 +289,7 @@ def _say(attempt: int, outcome: str, step: int | None, reason: str | None) -> No
 
 
 def main(arguments: list[str]) -> int:
+    """Run `begin` or `end`, and return the exit code."""
     verb, run = arguments[0], RunDirectory(Path(arguments[1]))
     if verb == "begin":
         print("\n".join(begin(run)))

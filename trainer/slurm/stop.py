@@ -1,4 +1,4 @@
-"""A user's stop of a run on SLURM; `control/stop`, which says that it is never requeued, is there already."""
+"""Stop or cancel the job of a run. The caller has written `control/stop`, which prevents requeueing."""
 
 from __future__ import annotations
 
@@ -16,8 +16,11 @@ _WAITS = ("PENDING", "REQUEUED", "REQUEUE_HOLD", "SPECIAL_EXIT", "SUSPENDED")
 
 
 def stop(run: RunDirectory) -> None:
-    """Ask the ranks of a running job to save and leave; cancel a job that waits. Raises EnvironmentFault when SLURM
-    does not answer."""
+    """Ask the ranks of a running job to save a checkpoint and exit; cancel a pending job.
+
+    Raises:
+        EnvironmentFault: SLURM does not respond.
+    """
     job_id = str(run.launch().slurm_job_id)
     state = query.states([job_id]).get(job_id)
     if state in _WAITS:
@@ -36,7 +39,7 @@ def stop(run: RunDirectory) -> None:
 
 
 def cancel(run: RunDirectory) -> None:
-    """Take the job from SLURM at once; a running one gets SIGTERM, then SIGKILL."""
+    """Cancel the job; a running one gets SIGTERM, then SIGKILL."""
     try:
         call("scancel", str(run.launch().slurm_job_id))
     except SlurmRefused:  # it is gone

@@ -1,4 +1,4 @@
-"""Submitting a run to SLURM: through its job script, which is all that SLURM is given."""
+"""Submit a run to SLURM through its job script."""
 
 from __future__ import annotations
 
@@ -20,21 +20,26 @@ from trainer.slurm.commands import SlurmRefused, is_here
 from trainer.slurm.commands import run as call
 
 _INPUT_VARIABLE = {"time": "SBATCH_TIMELIMIT", "mem": "SBATCH_MEM_PER_NODE", "signal": "SBATCH_SIGNAL"}
-"""Of sbatch's options those whose variable has another name; man sbatch, INPUT ENVIRONMENT VARIABLES."""
+"""Options of sbatch whose environment variable has another name; man sbatch, INPUT ENVIRONMENT VARIABLES."""
 
 
 def script_path(run: RunDirectory) -> Path:
+    """Return the path of the job script."""
     return run.path / "job.sbatch"
 
 
 def preview(config: dict[str, Any], launch_shape: LaunchShape) -> str:
-    """The job script of a run that is not made yet."""
+    """Return the job script of a run that does not exist yet."""
     path = Path(config["runs_dir"]).expanduser().absolute() / f"{config['name']}-ID"
     return render.script(config, launch_shape, path, Path.cwd(), resources.cpus_per_process(config, launch_shape))
 
 
 def try_out(config: dict[str, Any], launch_shape: LaunchShape) -> None:
-    """Let SLURM, where it is here, judge the job without submitting it. Raises UserError with what it objects to."""
+    """Validate the job with `sbatch --test-only`, if SLURM is installed here.
+
+    Raises:
+        UserError: SLURM refuses the job.
+    """
     if not is_here():
         return
     text = preview(config, launch_shape)
@@ -51,17 +56,23 @@ def _refusal(refused: SlurmRefused) -> UserError:
 
 
 class SlurmLauncher:
-    """Submits runs. `keep_script`: submit the script that is there, as a person may have changed it. `after`: id of a
-    job that must have ended first, besides `cluster.dependency`."""
+    """Submits runs to SLURM.
+
+    Args:
+        keep_script: Submit the existing job script, which may have been edited.
+        after: Id of a job to start after, in addition to `cluster.dependency`.
+    """
 
     def __init__(self, keep_script: bool = False, after: str | None = None) -> None:
         self.keep_script = keep_script
         self.after = after
 
     def launch(self, run: RunDirectory) -> None:
-        """Submit `run` and write the id of its job into `launch.json`.
+        """Submit `run` and write the id of its job into `launch.json`. The run is kept on errors.
 
-        Raises UserError for what SLURM refuses, EnvironmentFault where it does not answer; the run is kept.
+        Raises:
+            UserError: SLURM refuses the job.
+            EnvironmentFault: SLURM does not respond.
         """
         before = run.launch()
         config = run.config()
@@ -72,7 +83,7 @@ class SlurmLauncher:
             cpus = resources.cpus_per_process(config, launch_shape)
             text = render.script(config, launch_shape, run.path, cwd, cpus)
             write_atomic(script_path(run), text)
-        # The job reads these, and may begin before sbatch has returned.
+        # The job reads these files, and may start before sbatch returns.
         was_asked_to_stop = run.stop_request.read_text() if run.stop_request.exists() else None
         run.stop_request.unlink(missing_ok=True)
         run.write_launch(launch)
@@ -88,14 +99,14 @@ class SlurmLauncher:
         run.add_event(Queued(slurm_job_id=job_id))
 
     def _dependency(self, config: dict[str, Any]) -> list[str]:
-        """On the command line, where it overrides the script's: the script may be submitted again, alone."""
+        """Return the option for the command line, not for the script, which may be submitted again by itself."""
         if self.after is None:
             return []
         return ["--dependency=" + ",".join(filter(None, [config["cluster"]["dependency"], f"afterany:{self.after}"]))]
 
 
 def submit(script: Path, cwd: Path, *options: str) -> str:
-    """sbatch the script; the id of the job. `options` go before the script."""
+    """Submit the script with sbatch, and return the id of the job. `options` come before the script."""
     names = _options(script.read_text())
     command = ("sbatch", "--parsable", f"--chdir={cwd}", *options, str(script))
     try:
@@ -104,18 +115,18 @@ def submit(script: Path, cwd: Path, *options: str) -> str:
         raise _refusal(refused) from None
     job_id = printed.strip().partition(";")[0]
     if not job_id.isdigit():
-        raise EnvironmentFault(f"sbatch printed no job id but {printed.strip()!r}", "look at squeue --me")
+        raise EnvironmentFault(f"sbatch printed no job id but {printed.strip()!r}", "see squeue --me")
     return job_id
 
 
 def _options(script: str) -> set[str]:
-    """Names of the options that a script gives to sbatch, without dashes."""
+    """Return the names of the sbatch options in a script, without dashes."""
     directives = [line for line in script.splitlines() if line.startswith("#SBATCH --")]
     return {line.removeprefix("#SBATCH --").partition("=")[0] for line in directives}
 
 
 def _environment(inherited: Mapping[str, str], options: set[str]) -> dict[str, str]:
-    """Without what would override the script's own options, and without the job that this may be running in."""
+    """Return the environment without what overrides options of the script, and without that of an enclosing job."""
     overriding = {_INPUT_VARIABLE.get(name, "SBATCH_" + name.replace("-", "_").upper()) for name in options}
     kept = ("SLURM_CONF", "SLURM_CLUSTERS")
     return {

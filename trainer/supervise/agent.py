@@ -279,7 +279,7 @@ def _fork_ranks_through(pipe: Connection) -> None:
 
     ranks = _Ranks(pipe)
 
-    class ForkedHandler(SubprocessHandler):  # type: ignore[misc]
+    class ForkedHandler(SubprocessHandler):
         def _popen(self, args: tuple[str, ...], env: dict[str, str]) -> Any:
             return _Rank(ranks, ranks.start(list(args), env))
 
@@ -290,7 +290,7 @@ def _fork_ranks_through(pipe: Connection) -> None:
                 pass
 
     # Not public, but every start and restart of a rank goes through it (torch 2.11 to 2.13); `_import_all` checks it.
-    api.get_subprocess_handler = ForkedHandler  # type: ignore[assignment]
+    api.get_subprocess_handler = ForkedHandler  # type: ignore[assignment, attr-defined]
 
 
 class _Ranks:
