@@ -11,14 +11,17 @@ torchrun and then each rank that torchrun starts or restarts:
 It has no Python threads and has not initialised CUDA, which do not survive a fork. If an import does either, torchrun
 runs in this process and starts its ranks as usual.
 
-torch's public way was measured and not kept: `elastic_launch` with `start_method="forkserver"` and a preload list
-(@FIGURES@, benchmarks/results/start.md). It imports torch twice, in the elastic agent and in the fork server, and it
-still needs code around it: the fork server does not die with its parent, because the ranks keep its "alive" pipe open;
-ranks need setsid, their default start method reset (else the workers of a DataLoader are not forked), atexit handlers
-run, and an uncaught exception printed; multiprocessing ignores an ImportError of a preloaded module, finds that module
-by name only, and does not tell whether an import has opened the GPU; a record with an exception makes torch's log
-formatter import torch._dynamo (1.7 s) at the first restart. The parts of torch that both ways use are the same in torch
-2.11 and 2.13.
+torch's public way was measured and not kept: `elastic_launch` with `start_method="forkserver"` and a preload list. Its
+start takes 1.35 to 1.55 times the CPU time (benchmarks/results/start.md), because it imports torch twice, in the
+elastic agent and in the fork server. It still needs code around it:
+
+- The fork server does not die with its parent, because the ranks keep its "alive" pipe open.
+- Ranks need setsid, their own atexit and traceback, and a reset of the default start method, or the workers of a
+  DataLoader would not be forked.
+- The preload list takes importable names only, hides an ImportError, and does not tell if an import has opened a GPU.
+- The first restart imports torch._dynamo, 1.7 s of CPU: torch's log formatter does so for a record with an exception.
+
+What both ways use of torch is the same in 2.11 and 2.13.
 
 Run by file, not as a module: the code snapshot of a run comes before the installed package and may be older than this
 file (tests/cli/test_lifecycle.py resumes one without it). So this file imports nothing of the package but what
