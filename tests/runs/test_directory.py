@@ -68,7 +68,7 @@ def test_the_hash_seed_is_that_of_the_launch(tmp_path: Path, monkeypatch: pytest
     run.manifest_path.write_text("{}")  # of a run that was made before
     assert run.hash_seed() == "8"
     shape, place = LaunchShape(1, 1, "cpu"), Place()
-    assert torchrun.environment({}, run.code_dir, shape, place, 0, hash_seed="7")["PYTHONHASHSEED"] == "7"
+    assert torchrun.environment({}, run.code_dir, shape, place, attempt=0, hash_seed="7")["PYTHONHASHSEED"] == "7"
 
 
 @pytest.mark.parametrize("name", ["../x", "a/b", "", ".hidden", "-rf", "a b", "x\ny"])

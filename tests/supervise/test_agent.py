@@ -25,9 +25,11 @@ RANK = Path(__file__).with_name("forked_rank.py")
 def start(folder: Path, preload: str = "json", worker: list[str] | None = None) -> subprocess.Popen[bytes]:
     """torchrun of two ranks, which restarts them once; its output in `folder/log`."""
     shape = LaunchShape(1, 2, "cpu")
-    inherited = {**clean_environment(), "PYTHONPATH": str(RANK.parent)}
-    variables = torchrun.environment(inherited, folder, shape, Place(), 0, preload)
-    arguments = torchrun.command(folder, "test", shape, Place(), 1, worker or [str(RANK)])
+    # A Python outside of the virtual environment (PYTHON_EXEC) needs the path of the packages as well.
+    packages = [path for path in sys.path if path.endswith("site-packages")]
+    inherited = {**clean_environment(), "PYTHONPATH": os.pathsep.join([str(RANK.parent), *packages])}
+    variables = torchrun.environment(inherited, folder, shape, Place(), attempt=0, preload=preload)
+    arguments = torchrun.command(folder, "test", shape, Place(), max_restarts=1, worker=worker or [str(RANK)])
     log = os.open(folder / "log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     stdout = os.dup(1)
     stderr = os.dup(2)

@@ -84,9 +84,11 @@ def run_on_ranks(
     shape = run.launch().shape or resolve(read_whole(run.config_path))
     if ranks is not None:
         shape = LaunchShape(1, ranks, shape.device)
-    command = torchrun.command(run.path, f"{run.id}-{verb}", shape, Place(), 0, entry.started(module, run.code_dir))
+    worker = entry.started(module, run.code_dir)
+    command = torchrun.command(run.path, f"{run.id}-{verb}", shape, Place(), max_restarts=0, worker=worker)
+    preload = entry.module_of(module, run.code_dir)
     variables = torchrun.environment(
-        os.environ, run.code_dir, shape, Place(), 0, entry.module_of(module, run.code_dir), run.hash_seed()
+        os.environ, run.code_dir, shape, Place(), attempt=0, preload=preload, hash_seed=run.hash_seed()
     )
     with logged(run.logs_dir / f"{verb}.log", variables) as log:
         child = torchrun.start([*command, *arguments], variables, stdout=sys.stderr if quiet else None, stderr=log)

@@ -128,7 +128,7 @@ def _write(run: RunDirectory | None, checkpoint: Checkpoint, how: list[str], tar
     code_dir = run.code_dir if run is not None else Path.cwd()
     seed = run.hash_seed() if run is not None else "0"
     command = [sys.executable, *entry.started(entry.EXPORT, code_dir), str(run.path) if run else "-"]
-    variables = torchrun.environment(os.environ, code_dir, shape, Place(), 0, hash_seed=seed)
+    variables = torchrun.environment(os.environ, code_dir, shape, Place(), attempt=0, hash_seed=seed)
     log = run.logs_dir / "export.log" if run else Path(tempfile.gettempdir(), f"trainer-export-{os.getpid()}.log")
     try:
         with logged(log, variables) as output:

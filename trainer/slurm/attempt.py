@@ -57,16 +57,16 @@ def begin(run: RunDirectory) -> list[str]:
             last = [end.reason for end in run.attempts() if end.reason]
             why = f"; the last ended so: {last[-1]}" if last else ""
             return _end_here(run, "failed", NEVER_RESTART, f"{most} attempts in a row left no newer checkpoint{why}")
-    wanted = run.shape()
+    requested = run.shape()
     bad = _bad_nodes(run, nodes, is_restart)
     fit = [node for node in nodes if node not in bad]
-    count = most_nodes(run.config(), wanted, len(fit))
+    count = most_nodes(run.config(), requested, len(fit))
     if count is None:
         if patiently(lambda: query.job(job_id)).get("JobState") != "RUNNING":
             return [f"exit {JOB_FAILED}"]  # SLURM ended it during the preflight
         reason = "preflight: " + "; ".join(f"{node}: {problem}" for node, problem in bad.items())
         if not bad:
-            reason = f"SLURM allocated {len(nodes)} nodes, and the run needs {wanted.nodes}"
+            reason = f"SLURM allocated {len(nodes)} nodes, and the run needs {requested.nodes}"
         return _end_here(run, "failed", NEVER_RESTART, reason)
     chosen = fit[:count]
     attempt = run.next_attempt()
@@ -83,7 +83,7 @@ def begin(run: RunDirectory) -> list[str]:
             since=None if is_restart else int(os.environ["TRAINER_JOB_BEGAN"]),
         )
     )
-    fewer = f" ({count} of {wanted.nodes} nodes)" if count < wanted.nodes else ""
+    fewer = f" ({count} of {requested.nodes} nodes)" if count < requested.nodes else ""
     print(ending.beginning(attempt, chosen) + fewer, file=sys.stderr, flush=True)
     # Two jobs may share a node, and the last attempt's port may not be free yet.
     port = 20000 + (int(job_id) * 8 + attempt % 8) % 10000
@@ -138,13 +138,13 @@ def _explain_silence(run: RunDirectory) -> None:
     )
     if is_told:
         return
-    said = ending.by_slurm(run, str(begun[-1].slurm_job_id), attempt)
+    slurm_reason = ending.by_slurm(run, str(begun[-1].slurm_job_id), attempt)
     if outcome == "requeue":  # the ranks had saved
         attempt, step = ends[-1].attempt, ends[-1].step
-        _record(run, attempt, "requeue", REQUEUE, f"saved: {said or 'asked to make room'}", step=step)
+        _record(run, attempt, "requeue", REQUEUE, f"saved: {slurm_reason or 'asked to make room'}", step=step)
         return
     lost = lost_nodes.sentence(lost_nodes.note_lost(run, nodes))
-    reason = lost or said or f"{nodes[0]}, where the job script ran, was lost"
+    reason = lost or slurm_reason or f"{nodes[0]}, where the job script ran, was lost"
     _record(run, attempt, "requeue", REQUEUE, f"not saved: {reason}")
 
 
@@ -178,17 +178,17 @@ def end(run: RunDirectory, code: int) -> int:
         return record.code
     job = patiently(lambda: query.job(job_id))
     is_running = job.get("JobState") == "RUNNING"
-    said = ending.by_slurm(run, job_id, attempt)
+    slurm_reason = ending.by_slurm(run, job_id, attempt)
     if outcome == "requeue":
-        said = said or ("its time limit was near" if is_running else "asked to make room")
-        _record(run, attempt, "requeue", REQUEUE, f"saved: {said}", step=record.step if record else None)
+        slurm_reason = slurm_reason or ("its time limit was near" if is_running else "asked to make room")
+        _record(run, attempt, "requeue", REQUEUE, f"saved: {slurm_reason}", step=record.step if record else None)
     elif is_running:
         return _after_failure(run, attempt, code, record)
     else:
         lost = lost_nodes.note_lost(run, query.hostnames(os.environ["SLURM_JOB_NODELIST"]))
-        reason = lost_nodes.sentence(lost) or said or f"the job is {job.get('JobState', 'gone')}"
+        reason = lost_nodes.sentence(lost) or slurm_reason or f"the job is {job.get('JobState', 'gone')}"
         _record(run, attempt, "requeue", REQUEUE, f"not saved: {reason}")
-    if is_running or said == ending.TIME_LIMIT:
+    if is_running or slurm_reason == ending.TIME_LIMIT:
         return requeue(run)
     if int(job.get("Restarts", "0")) > int(os.environ.get("SLURM_RESTART_COUNT") or 0):
         run.add_event(Requeued(slurm_job_id=job_id))
@@ -210,15 +210,17 @@ def _after_failure(run: RunDirectory, attempt: int, code: int, record: AttemptOu
         run.add_event(_ended(record.outcome, attempt, record.step, record.reason))
         _say(attempt, record.outcome, record.step, record.reason)
         return record.code
-    found = cause.find(run, attempt, run.node_log(attempt, 0))
-    if record and record.restarted:  # the node process has said why: nothing moved any more
-        found = replace(found, reason=record.reason)
-    if record is None and found.exit_code is None and not cause.is_traceback(found):
-        found = cause.Cause(f"its processes were killed: srun ended with {code}", found.lines, found.log, None)
+    root_cause = cause.find(run, attempt, run.node_log(attempt, 0))
+    if record and record.restarted:  # the node process has recorded the hang
+        root_cause = replace(root_cause, reason=record.reason)
+    if record is None and root_cause.exit_code is None and not cause.is_traceback(root_cause):
+        root_cause = cause.Cause(
+            f"its processes were killed: srun ended with {code}", root_cause.lines, root_cause.log, None
+        )
     failures = _failures_since_checkpoint(run, attempt)
     goes_on = failures <= int(run.config()["resilience"]["max_restarts"])
     outcome, exit_code = (record.outcome, record.code) if record else ("failed", JOB_FAILED)
-    _record(run, attempt, outcome, exit_code, found.reason, found=found, restarted=goes_on)
+    _record(run, attempt, outcome, exit_code, root_cause.reason, root_cause=root_cause, restarted=goes_on)
     return REQUEUE if goes_on else exit_code or JOB_FAILED
 
 
@@ -254,7 +256,7 @@ def _record(
     reason: str,
     *,
     step: int | None = None,
-    found: cause.Cause | None = None,
+    root_cause: cause.Cause | None = None,
     restarted: bool = False,
 ) -> None:
     step = last_step(run) if step is None else step
@@ -267,10 +269,10 @@ def _record(
         restarted=restarted,
         time=time.time(),
     )
-    if found:
-        log = str(found.log.relative_to(run.path)) if found.log else None
-        record = replace(record, log=log, lines=found.lines, rank=found.rank, host=found.host)
-        record = replace(record, where=found.where, mend=found.mend)
+    if root_cause:
+        log = str(root_cause.log.relative_to(run.path)) if root_cause.log else None
+        record = replace(record, log=log, lines=root_cause.lines, rank=root_cause.rank, host=root_cause.host)
+        record = replace(record, where=root_cause.where, mend=root_cause.mend)
     before = run.outcome(attempt)
     run.write_outcome(record)
     if not restarted and (before is None or before.outcome != "requeue"):  # the rank wrote the event when it saved

@@ -39,12 +39,12 @@ def exclude(run: RunDirectory, job_id: str) -> None:
     if not lost:
         return
     config, shape = run.config(), run.shape()
-    wanted = shape.nodes + int(config["resources"]["spare_nodes"])
+    needed = shape.nodes + int(config["resources"]["spare_nodes"])
     given = config["cluster"]["exclude"]
     try:
         others = facts.usable_nodes(query.job(job_id).get("Partition", ""))
         others -= set(query.hostnames(given)) if given else set()
-        excluded = [node for node in lost if len(others := others - {node}) > wanted]
+        excluded = [node for node in lost if len(others := others - {node}) > needed]
         if excluded:
             names = ",".join([*([given] if given else []), *excluded])
             call("scontrol", "update", f"JobId={job_id}", f"ExcNodeList={names}")

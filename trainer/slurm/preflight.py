@@ -125,20 +125,20 @@ def reduce_together(run: RunDirectory, shape: LaunchShape, nodes: list[str], nod
 
 def judge(run: RunDirectory, nodes: list[str]) -> tuple[dict[str, str], float | None]:
     """Return the problem of each node that must not be used, and the bytes per second of the slowest rank."""
-    found = {node: records.read_or_skip(NodeCheck, _result(run, node)) for node in nodes}
-    bad = {node: "no response" for node in nodes if found[node] is None}
-    there = {node: record for node, record in found.items() if record is not None}
-    bad.update({node: "; ".join(record.problems) for node, record in there.items() if record.problems})
-    common = Counter(record.code for record in there.values()).most_common(1)
-    for node, record in there.items():
-        lacking = [path for path, seen in record.data.items() if not seen and _seen_elsewhere(there, path)]
+    results = {node: records.read_or_skip(NodeCheck, _result(run, node)) for node in nodes}
+    bad = {node: "no response" for node in nodes if results[node] is None}
+    checked = {node: record for node, record in results.items() if record is not None}
+    bad.update({node: "; ".join(record.problems) for node, record in checked.items() if record.problems})
+    common = Counter(record.code for record in checked.values()).most_common(1)
+    for node, record in checked.items():
+        lacking = [path for path, seen in record.data.items() if not seen and _seen_elsewhere(checked, path)]
         if record.code != common[0][0]:
             bad.setdefault(node, "its code or packages differ from those of the others")
         elif lacking:
             bad.setdefault(node, f"it cannot see {lacking[0]}")
     if bad:  # the others could not all-reduce without these
         return bad, None
-    reduced = {node: record.reduced for node, record in there.items() if record.reduced is not None}
+    reduced = {node: record.reduced for node, record in checked.items() if record.reduced is not None}
     most = max((one.joined for one in reduced.values()), default=0)
     bad = {node: "its ranks could not join the others" for node, one in reduced.items() if one.joined < most}
     failed = {node: str(one.complaint) for node, one in reduced.items() if not one.bytes_per_s}
@@ -150,8 +150,8 @@ def _result(run: RunDirectory, node: str) -> Path:
     return folder(run) / f"{node}.json"
 
 
-def _seen_elsewhere(there: Mapping[str, NodeCheck], path: str) -> bool:
-    return any(record.data.get(path) for record in there.values())
+def _seen_elsewhere(checked: Mapping[str, NodeCheck], path: str) -> bool:
+    return any(record.data.get(path) for record in checked.values())
 
 
 def main(run: RunDirectory, nodes: list[str]) -> int:
@@ -161,10 +161,10 @@ def main(run: RunDirectory, nodes: list[str]) -> int:
     folder(run).mkdir(parents=True, exist_ok=True)
     if cwd and os.path.isdir(cwd):
         os.chdir(cwd)
-    found = check_node(run, shape, node)
-    if len(nodes) * shape.processes_per_node > 1 and not found.problems:
-        found = replace(found, reduced=reduce_together(run, shape, nodes, node))
-    write_atomic(_result(run, node), records.dumps(found, indent=1))
+    result = check_node(run, shape, node)
+    if len(nodes) * shape.processes_per_node > 1 and not result.problems:
+        result = replace(result, reduced=reduce_together(run, shape, nodes, node))
+    write_atomic(_result(run, node), records.dumps(result, indent=1))
     return 0
 
 

@@ -16,11 +16,11 @@ def states(job_ids: Iterable[str]) -> dict[str, str]:
     Raises:
         EnvironmentFault: SLURM does not respond.
     """
-    wanted = sorted(set(job_ids))
-    if not wanted:
+    ids = sorted(set(job_ids))
+    if not ids:
         return {}
     try:
-        printed = run("squeue", "--noheader", "--states=all", f"--jobs={','.join(wanted)}", "--format=%i|%T")
+        printed = run("squeue", "--noheader", "--states=all", f"--jobs={','.join(ids)}", "--format=%i|%T")
     except SlurmRefused:
         # With unknown ids only, squeue fails with "Invalid job id specified".
         return {}

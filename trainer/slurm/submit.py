@@ -51,8 +51,8 @@ def try_out(config: dict[str, Any], launch_shape: LaunchShape) -> None:
 
 
 def _refusal(refused: SlurmRefused) -> UserError:
-    told = str(refused).replace("allocation failure: ", "").replace("Batch job submission failed: ", "")
-    return UserError(f"SLURM refuses the job: {told}", "change the option that it names (cluster.*, resources.*)")
+    message = str(refused).replace("allocation failure: ", "").replace("Batch job submission failed: ", "")
+    return UserError(f"SLURM refuses the job: {message}", "change the option that it names (cluster.*, resources.*)")
 
 
 class SlurmLauncher:

@@ -293,7 +293,7 @@ def _fork_ranks_through(pipe: Connection) -> None:
                 pass
 
     # Not public, but every start and restart of a rank goes through it (torch 2.11 to 2.13); `_import_all` checks it.
-    api.get_subprocess_handler = ForkedHandler  # type: ignore[assignment, attr-defined]
+    api.get_subprocess_handler = ForkedHandler  # type: ignore[assignment]
 
 
 class _Ranks:

@@ -1,4 +1,4 @@
-"""What the node process does about hangs and stragglers.
+"""Handle hangs and report stragglers, in the node process.
 
 On a hang it collects stacks and collective traces, determines the rank that caused it, and kills the workers; torchrun
 then restarts them. A job with a straggler continues, and the rank is reported.

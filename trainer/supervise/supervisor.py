@@ -67,16 +67,16 @@ class Supervisor:
                 outcome = self._fail("failed", JOB_FAILED, cause.Cause("the workers left no outcome", [], None, 0))
             if outcome is not None:
                 return outcome.code
-            found = self._cause(self.attempt)
+            root_cause = self._cause(self.attempt)
             if self.place.nodes > 1:
-                return self._give_up(found)  # slurm/attempt.py decides for all nodes
+                return self._give_up(root_cause)  # slurm/attempt.py decides for all nodes
             restarts = most - self._failures_since_checkpoint()
             if restarts < 0 or most == 0 or self._stop_seen_at is not None:
-                return self._give_up(found)
-            self._record_death(self.attempt, found)
+                return self._give_up(root_cause)
+            self._record_death(self.attempt, root_cause)
             first = self.attempt + 1
             tries = f"{restarts + 1} more {'try' if restarts == 0 else 'tries'}"
-            print(f"attempt {self.attempt} died: {found.reason}; starting torchrun again, {tries}", flush=True)
+            print(f"attempt {self.attempt} died: {root_cause.reason}; starting torchrun again, {tries}", flush=True)
 
     @property
     def attempt(self) -> int:
@@ -96,12 +96,18 @@ class Supervisor:
             f"{self.run.id}-{first}",
             self.shape,
             self.place,
-            restarts,
-            ["-m", worker],
+            max_restarts=restarts,
+            worker=["-m", worker],
         )
-        preload = None if given else entry.module_of(entry.PRELOAD, self.run.code_dir)
-        seed = self.run.hash_seed()
-        variables = torchrun.environment(os.environ, self.run.code_dir, self.shape, self.place, first, preload, seed)
+        variables = torchrun.environment(
+            os.environ,
+            self.run.code_dir,
+            self.shape,
+            self.place,
+            attempt=first,
+            preload=None if given else entry.module_of(entry.PRELOAD, self.run.code_dir),
+            hash_seed=self.run.hash_seed(),
+        )
         print(
             f"attempt {first}: {self.shape}, {variables['OMP_NUM_THREADS']} threads each, on {socket.gethostname()}",
             flush=True,
@@ -137,9 +143,9 @@ class Supervisor:
             died = self.attempt
             self._attempts.append(died + 1)
             if self.place.node_rank == 0 and not self.run.attempt_record(died).exists():
-                found = self._cause(died)
-                self._record_death(died, found)
-                print(f"attempt {died} died: {found.reason}; torchrun restarts the workers", flush=True)
+                root_cause = self._cause(died)
+                self._record_death(died, root_cause)
+                print(f"attempt {died} died: {root_cause.reason}; torchrun restarts the workers", flush=True)
 
     def _end_survivors(self) -> None:
         """Kill the ranks that torchrun is stopping and that do not exit, because the restart waits for them."""
@@ -171,8 +177,8 @@ class Supervisor:
             # The deadline of the ranks themselves comes first, and saves a checkpoint if it can.
             limit_s = float(self.config["resilience"]["stop_deadline_s"]) + ENDED_GRACE_S
             if now - self._stop_seen_at > limit_s:
-                found = cause.Cause(f"still running {limit_s:.0f} s after a request to stop", [], None, None)
-                self._fail("hung", HUNG, found)
+                root_cause = cause.Cause(f"still running {limit_s:.0f} s after a request to stop", [], None, None)
+                self._fail("hung", HUNG, root_cause)
                 processes.kill_tree(child.pid)
 
     def _finish_timeout_s(self) -> float:
@@ -187,17 +193,17 @@ class Supervisor:
         """Return why this attempt died: a hang, or the cause in its logs."""
         return self._hangs.causes.get(attempt) or cause.find(self.run, attempt, self.node_log)
 
-    def _record_death(self, attempt: int, found: cause.Cause) -> None:
+    def _record_death(self, attempt: int, root_cause: cause.Cause) -> None:
         """Record the death of an attempt that was restarted."""
         is_hang = attempt in self._hangs.causes
-        self._record(attempt, "hung" if is_hang else "failed", HUNG if is_hang else JOB_FAILED, found)
+        self._record(attempt, "hung" if is_hang else "failed", HUNG if is_hang else JOB_FAILED, root_cause)
 
-    def _give_up(self, found: cause.Cause) -> int:
-        code = found.exit_code
+    def _give_up(self, root_cause: cause.Cause) -> int:
+        code = root_cause.exit_code
         if code in (HUNG, NEVER_RESTART):
-            outcome = self._fail("hung" if code == HUNG else "failed", code, found)
+            outcome = self._fail("hung" if code == HUNG else "failed", code, root_cause)
         else:
-            outcome = self._fail("failed", 128 - code if code is not None and code < 0 else JOB_FAILED, found)
+            outcome = self._fail("failed", 128 - code if code is not None and code < 0 else JOB_FAILED, root_cause)
         return outcome.code
 
     def _outcome(self) -> AttemptOutcome | None:
@@ -212,27 +218,32 @@ class Supervisor:
                 return outcome
         return None
 
-    def _fail(self, outcome: Literal["failed", "hung"], code: int, found: cause.Cause) -> AttemptOutcome:
+    def _fail(self, outcome: Literal["failed", "hung"], code: int, root_cause: cause.Cause) -> AttemptOutcome:
         """Record the end of the launch when no worker could."""
-        record = self._record(self.attempt, outcome, code, found, is_final=True)
-        print(f"attempt {self.attempt} {outcome}: {found.reason}", flush=True)
+        record = self._record(self.attempt, outcome, code, root_cause, is_final=True)
+        print(f"attempt {self.attempt} {outcome}: {root_cause.reason}", flush=True)
         return record
 
     def _record(
-        self, attempt: int, outcome: Literal["failed", "hung"], code: int, found: cause.Cause, is_final: bool = False
+        self,
+        attempt: int,
+        outcome: Literal["failed", "hung"],
+        code: int,
+        root_cause: cause.Cause,
+        is_final: bool = False,
     ) -> AttemptOutcome:
         step = last_step(self.run)
-        log = str(found.log.relative_to(self.run.path)) if found.log else None
+        log = str(root_cause.log.relative_to(self.run.path)) if root_cause.log else None
         record = AttemptOutcome(
             attempt=attempt,
             outcome=outcome,
             exit_code=code,
-            reason=found.reason,
+            reason=root_cause.reason,
             step=step,
             log=log,
-            lines=found.lines,
-            where=found.where,
-            mend=found.mend,
+            lines=root_cause.lines,
+            where=root_cause.where,
+            mend=root_cause.mend,
             restarted=not is_final,
             time=time.time(),
         )
@@ -240,7 +251,7 @@ class Supervisor:
         if self.place.node_rank == 0 or not self.run.attempt_record(attempt).exists():
             self.run.write_outcome(record)
             if is_final and self.place.rendezvous is None:  # else slurm/attempt.py, which knows whether it is the end
-                self.run.add_event(Ended(event=outcome, attempt=attempt, step=step, reason=found.reason))
+                self.run.add_event(Ended(event=outcome, attempt=attempt, step=step, reason=root_cause.reason))
         return record
 
 

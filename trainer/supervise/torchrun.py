@@ -41,7 +41,7 @@ class Place:
 
 
 def command(
-    run_path: Path, job_id: str, shape: LaunchShape, place: Place, max_restarts: int, worker: list[str]
+    run_path: Path, job_id: str, shape: LaunchShape, place: Place, *, max_restarts: int, worker: list[str]
 ) -> list[str]:
     """Return the command line of torchrun.
 
@@ -82,6 +82,7 @@ def environment(
     code_dir: Path,
     shape: LaunchShape,
     place: Place,
+    *,
     attempt: int,
     preload: str | None = None,
     hash_seed: str = "0",
