@@ -372,7 +372,7 @@ def test_a_heartbeat_that_cannot_be_used_is_reported_and_one_that_is_cut_is_not(
     [
         (lambda content: content.update(step="12"), 'step is "12", not an integer'),
         (lambda content: content.pop("files"), "files is missing"),
-        (lambda content: content.update(layout="pile"), 'layout is "pile", not one of file, sharded, deepspeed'),
+        (lambda content: content.update(layout="pile"), 'layout is "pile", not one of file, sharded'),
     ],
 )
 def test_a_commit_of_wrong_types_is_a_problem_of_the_checkpoint(

@@ -124,9 +124,9 @@ def test_finding_by_id_prefix_name_path_job_and_nothing(tmp_path: Path) -> None:
         assert find(reference, runs).path == second.path
     assert find("one", runs).path == third.path
     assert find(None, runs).path == third.path
-    with pytest.raises(UserError, match="fits 2 runs"):
+    with pytest.raises(UserError, match="matches 2 runs"):
         find("on", runs)
-    with pytest.raises(UserError, match=r"there is no run twoo in \S+\n  did you mean two\? trainer ls lists them"):
+    with pytest.raises(UserError, match=r"there is no run twoo in \S+\n  did you mean two\? trainer ls lists the runs"):
         find("twoo", runs)
     with pytest.raises(UserError, match="no runs"):
         find(None, tmp_path / "nowhere")

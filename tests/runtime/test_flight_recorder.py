@@ -34,12 +34,12 @@ def test_a_trace_is_written_once_it_is_asked_for(tmp_path: Path, group: distribu
         folder.mkdir(parents=True)
     recorder, trace = FlightRecorder(run, RANK), run.collectives_trace(2, 0)
     distributed.all_reduce(torch.ones(7), group=group)
-    recorder.look()
+    recorder.check()
     assert not trace.exists()
     run.collectives_request(2).touch()
     deadline = time.monotonic() + 30
     while True:
-        recorder.look()
+        recorder.check()
         last = json.loads(trace.read_text())["entries"][-1]
         if last["retired"] or time.monotonic() > deadline:  # torch's thread says so just after it has woken this one
             break
@@ -47,7 +47,7 @@ def test_a_trace_is_written_once_it_is_asked_for(tmp_path: Path, group: distribu
         time.sleep(0.02)
     assert (last["profiling_name"], last["input_sizes"], last["retired"]) == ("gloo:all_reduce", [[7]], True)
     written = trace.stat().st_mtime_ns
-    recorder.look()
+    recorder.check()
     assert trace.stat().st_mtime_ns == written
 
 

@@ -1,4 +1,4 @@
-"""JSON records: what processes leave for each other in files, as frozen dataclasses with one reader and one writer.
+"""Read and write JSON records: frozen dataclasses that processes exchange through files.
 
 The fields of a record class and their types are the keys of its JSON object and the types of their values. A record is
 validated when it is read, so that what a caller holds has the types that its class says:

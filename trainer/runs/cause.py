@@ -1,4 +1,4 @@
-"""Why an attempt died, read from its log files: the rank that failed first, not those that it took along."""
+"""Find the root cause of a failed attempt in its logs: the rank that failed first, not those that lost their peer."""
 
 from __future__ import annotations
 
@@ -12,36 +12,34 @@ from trainer.runs.records import Failure
 
 _TAIL_BYTES = 256 * 1024
 _RANK_PREFIX = re.compile(r"^\[rank\d+\]: ?")
-"""What torch.distributed puts before each line of an uncaught exception."""
+"""Prefix of torch.distributed for each line of an uncaught exception."""
 TRACEBACK = "Traceback (most recent call last):"
-DRAGGED_ALONG = re.compile(
+LOST_PEER = re.compile(
     r"connection (was )?(closed|reset|refused)|closed by peer|broken pipe|connectFullMesh|DistNetworkError"
     r"|DistStoreError|NCCL|gloo|\bTCPStore\b|Timed out waiting",
     re.IGNORECASE,
 )
-"""What a rank says whose peer is gone. Such a rank is blamed only when no other has anything better to say."""
+"""Messages of a rank that lost its connection to another one. Such a rank is blamed only if no other has a message."""
 _TORCHRUN_FAILURE = re.compile(
     r"(?:^E(\d{4} [\d:.]+) .*)?failed \(exitcode: (-?\d+)\) local_rank: (\d+)(?: \(pid: (\d+)\))?"
 )
-"""torch/distributed/elastic/multiprocessing/api.py"""
-_TORCHRUN_SAYS = re.compile(r"[EWI]\d{4} [\d:.]+ ")
-"""How a line of its log begins."""
+"""Log line of torchrun for a rank that failed: torch/distributed/elastic/multiprocessing/api.py."""
+_TORCHRUN_LINE = re.compile(r"[EWI]\d{4} [\d:.]+ ")
+"""Beginning of a line of torchrun's log."""
 _NODE_HOST = re.compile(r"^attempt \d+: .* on (\S+)$")
-"""What trainer/supervise/supervisor.py writes first."""
+"""First line of the log of trainer/supervise/supervisor.py."""
 _KILLED_TORCHRUN = re.compile(r"^torchrun on (\S+) was killed by ")
-"""What it writes of a torchrun that did not end by itself."""
-
-
+"""Its line for a torchrun that was killed."""
 TRACEBACK_BEGINS, TRACEBACK_ENDS = "--- traceback of what ended this rank", "--- end of the traceback"
-"""Lines of a rank's log; a terminal that follows the log leaves out what is between them."""
+"""Lines of a rank's log around a traceback; a terminal that follows the log does not show it."""
 FAILURE_VARIABLE = "TRAINER_FAILURE"
-"""In the environment of a command's ranks: the file for the message of the first that fails."""
+"""Environment variable of the ranks of a command: the file for the error of the first rank that fails."""
 
 
 def failures(run: RunDirectory, attempt: int) -> list[Failure]:
-    """What the ranks of an attempt wrote down, those first that were not dragged along, then by time."""
+    """Return the recorded failures of an attempt: those that are final, then root causes, then by time."""
     return sorted(
-        run.failures(attempt), key=lambda one: (not one.is_final, bool(DRAGGED_ALONG.search(one.reason)), one.time)
+        run.failures(attempt), key=lambda one: (not one.is_final, bool(LOST_PEER.search(one.reason)), one.time)
     )
 
 
@@ -50,23 +48,23 @@ class Cause:
     """Why an attempt died."""
 
     reason: str
-    """One line."""
+    """The exception, or a sentence."""
     lines: list[str]
-    """The last lines of the traceback, or of the log where there is none."""
+    """The traceback, or the last lines of the log without one."""
     log: Path | None
-    """Where the rest is."""
+    """The log with more."""
     exit_code: int | None
-    """Of the rank that torchrun saw fail first; negative: the signal."""
+    """Exit code of the rank that failed first by torchrun's report; negative: the signal that killed it."""
     rank: int | None = None
     host: str | None = None
     where: str | None = None
-    """The user's own line that an exception came from."""
+    """The line of the user's code that raised the exception."""
     mend: bool = False
-    """Whether a resume must fail in the same way until something is changed."""
+    """Whether a resume fails in the same way until the code, the configuration or the files are changed."""
 
 
 def tail(path: Path, max_bytes: int = _TAIL_BYTES) -> list[str]:
-    """The last lines of a file, torch's rank prefix removed; none when it cannot be read."""
+    """Return the last lines of a file without torch's rank prefix; empty if it cannot be read."""
     try:
         with path.open("rb") as file:
             file.seek(0, 2)
@@ -78,14 +76,14 @@ def tail(path: Path, max_bytes: int = _TAIL_BYTES) -> list[str]:
 
 
 def is_traceback(cause: Cause) -> bool:
-    """Whether the reason is an exception's."""
+    """Return whether the reason is an exception."""
     return bool(cause.lines) and cause.lines[0].startswith(TRACEBACK)
 
 
 def last_traceback(lines: list[str]) -> list[str]:
-    """From the last `Traceback` to the line of the exception; empty when there is none.
+    """Return the lines from the last `Traceback` to that of the exception; empty without one.
 
-    Of an exception's message only the first line belongs to it for sure: what follows may be any output.
+    Only the first line of the exception's message is certain: what follows may be other output.
     """
     starts = [index for index, line in enumerate(lines) if line.startswith(TRACEBACK)]
     if not starts:
@@ -98,7 +96,7 @@ def last_traceback(lines: list[str]) -> list[str]:
 
 @dataclass(frozen=True)
 class _Failure:
-    """The rank that torchrun saw fail first."""
+    """A rank that failed, by the report of its node's torchrun."""
 
     time: str
     rank: int
@@ -107,31 +105,37 @@ class _Failure:
 
 
 def find(run: RunDirectory, attempt: int, node_log: Path | None = None) -> Cause:
-    """The cause of death of an attempt, from its logs; `node_log` has what torchrun said, and so have those of the
-    other nodes beside it."""
-    found = _find(run, attempt, node_log)
-    if found.rank is None and found.log is not None and found.log.name.startswith("rank-"):
-        found = replace(found, rank=_rank_of(found.log))
-    if found.rank is not None and found.host is None:
-        beat = run.heartbeat(found.rank)
-        found = replace(found, host=beat.host if beat else None)
-    return found
+    """Return why an attempt died.
+
+    Args:
+        run: The run.
+        attempt: The number of the attempt.
+        node_log: The log of a node process, which has the output of torchrun. Those of other nodes are beside it.
+    """
+    cause = _find(run, attempt, node_log)
+    if cause.rank is None and cause.log is not None and cause.log.name.startswith("rank-"):
+        cause = replace(cause, rank=_rank_of(cause.log))
+    if cause.rank is not None and cause.host is None:
+        beat = run.heartbeat(cause.rank)
+        cause = replace(cause, host=beat.host if beat else None)
+    return cause
 
 
 def _find(run: RunDirectory, attempt: int, node_log: Path | None) -> Cause:
     failure = _first_failure(run, node_log)
     exit_code = failure.exit_code if failure else None
-    told = failures(run, attempt)
-    if told and not DRAGGED_ALONG.search(told[0].reason):
-        log = run.rank_log(attempt, told[0].rank)
-        return Cause(told[0].reason, [], log, exit_code, told[0].rank, None, told[0].where, told[0].mend)
+    recorded = failures(run, attempt)
+    if recorded and not LOST_PEER.search(recorded[0].reason):
+        first = recorded[0]
+        log = run.rank_log(attempt, first.rank)
+        return Cause(first.reason, [], log, exit_code, first.rank, None, first.where, first.mend)
     candidates: list[tuple[int, float, Cause]] = []
     for log in run.rank_logs(attempt).values():
         traceback = last_traceback(tail(log))
         if not traceback:
             continue
         cause = Cause(traceback[-1], traceback, log, exit_code)
-        candidates.append((1 if DRAGGED_ALONG.search(traceback[-1]) else 0, log.stat().st_mtime, cause))
+        candidates.append((1 if LOST_PEER.search(traceback[-1]) else 0, log.stat().st_mtime, cause))
     candidates.sort(key=lambda candidate: candidate[:2])
     if candidates and candidates[0][0] == 0:
         return candidates[0][2]
@@ -156,16 +160,20 @@ def _without_rank_logs(run: RunDirectory, attempt: int, node_log: Path | None, e
         if traceback:
             return Cause(traceback[-1], traceback, log, exit_code)
         if lines:
-            return Cause(f"its workers ended without saying why: {lines[-1]}", lines[-5:], log, exit_code)
-    return Cause("its workers ended without saying why", [], None, exit_code)
+            return Cause(f"its workers ended without an error message: {lines[-1]}", lines[-5:], log, exit_code)
+    return Cause("its workers ended without an error message", [], None, exit_code)
 
 
 def _before_torchrun_failed(lines: list[str]) -> list[str]:
-    """What ranks of the last attempt said that had no log yet, without torchrun's own words and its traceback, which
-    say only that."""
+    """Return the output of ranks of the last attempt that had no log of their own yet.
+
+    It is between the last two failures that torchrun reports; torchrun's own lines and its traceback are left out.
+    """
     failed = [-1, *(index for index, line in enumerate(lines) if _TORCHRUN_FAILURE.search(line))]
-    said = [line for line in lines[failed[-2] + 1 : failed[-1]] if not _TORCHRUN_SAYS.match(line)] if failed[1:] else []
-    return said or lines
+    if not failed[1:]:
+        return lines
+    between = lines[failed[-2] + 1 : failed[-1]]
+    return [line for line in between if not _TORCHRUN_LINE.match(line)] or lines
 
 
 def _rank_of(log: Path) -> int:
@@ -173,7 +181,7 @@ def _rank_of(log: Path) -> int:
 
 
 def _first_failure(run: RunDirectory, node_log: Path | None) -> _Failure | None:
-    """Of each node's torchrun the last report; of those the earliest, which took the others along."""
+    """Return the root cause by torchrun: of the latest report of each node the earliest."""
     failures = []
     for log in sorted(node_log.parent.glob("node-*.log")) if node_log else []:
         lines = tail(log)
@@ -197,7 +205,7 @@ def _killed_torchrun(node_log: Path | None) -> Cause | None:
 
 
 def _rank_with(run: RunDirectory, host: str | None, pid: int) -> int | None:
-    """The rank that is this process, from the heartbeats; null where it had not written one."""
+    """Return the rank of a process by the heartbeats; None if it wrote none."""
     for rank, beat in run.heartbeats().items():
         if beat.pid == pid and host in (None, beat.host):
             return rank
@@ -213,6 +221,7 @@ def _describe(rank: int, exit_code: int) -> str:
 
 
 def signal_name(number: int) -> str:
+    """Return the name of a signal, such as SIGKILL."""
     try:
         return signal.Signals(number).name
     except ValueError:

@@ -1,8 +1,9 @@
-"""Which files of a project are its code: what the prompt can import, and the resources beside it.
+"""Select the files of a project that are code: the modules that can be imported, and the resources beside them.
 
-In a git checkout: what git tracks and what it does not ignore, and of what it ignores the modules (`_version.py`,
-compiled extensions) and what is inside packages. Elsewhere: files that look like code, and what is inside packages.
-A folder is judged by what it holds, not by its name: a package may be called `data`, `runs` or `wandb`.
+In a git checkout these are the tracked files, the untracked ones that git does not ignore, and of the ignored ones the
+modules (`_version.py`, compiled extensions) and the contents of packages. Elsewhere they are the files with a suffix of
+code and the contents of packages. A folder is classified by its contents, not by its name: a package may have the name
+`data`, `runs` or `wandb`.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 MODULES = {".py", ".pyi", ".so", ".pyd", ".dylib"}
-"""Suffixes of what Python imports, or reads beside it."""
+"""Suffixes of modules, and of files that Python or a type checker reads beside them."""
 _SOURCES = {".yaml", ".yml", ".toml", ".json", ".txt", ".sh", ".cfg", ".ini", ".md", ".in", ".lock"}
 _SOURCES |= {".c", ".cc", ".cpp", ".cu", ".cuh", ".h", ".hpp", ".pyx", ".pxd", ".proto", ".ipynb"}
 _SOURCES |= {".csv", ".tsv", ".jsonl", ".html", ".css", ".js", ".j2", ".jinja", ".jinja2", ".tmpl", ".tpl", ".sql"}
@@ -23,28 +24,28 @@ _SOURCES |= {".model", ".vocab", ".bpe", ".xml"}
 CODE = MODULES | _SOURCES
 _NEVER = {".git", "__pycache__", "node_modules", "site-packages"}
 _OUTPUTS = {"runs", "wandb", "build", "dist"}
-"""Names of folders of output, unless a module is directly in them."""
+"""Names of output folders, unless a module is directly in them."""
 _WANDB_RUN = re.compile(r"(offline-)?run-\d{8}_\d{6}-\w+")
-_MOST_LOOKED_AT = 50_000
-"""Directory entries: a folder with more is a data set, and reading on would keep the user waiting."""
+_MAX_ENTRIES = 50_000
+"""Limit of directory entries that a walk reads: a project with more has a data set, and `fit` would take long."""
 _DATA_SET_ENTRIES = 2000
-"""A folder with so many entries and no module is not looked into."""
-_MOST_RESOURCES = 300
-"""A folder with more files, in it and below it, and no module is data."""
+"""A folder with more entries and no module is not searched."""
+_MAX_RESOURCES = 300
+"""A folder tree with more files and no module is data."""
 
 
 @dataclass
 class _Walk:
-    """One walk over folders; `left` entries may still be looked at."""
+    """A walk over folders; `left` is the number of entries that it may still read."""
 
     leave_out: Path
-    left: int = _MOST_LOOKED_AT
+    left: int = _MAX_ENTRIES
     seen: set[Path] = field(default_factory=set)
 
     def files(self, folder: Path, wanted: set[str], in_package: bool) -> list[Path]:
-        """Files with a suffix of `wanted`, and every file where the folder is in a package.
+        """Return the files with a suffix of `wanted`, and every file of a package.
 
-        A folder of data (many files and no module) is one path, of the folder itself.
+        A folder of data (many files and no module) is one path, that of the folder.
         """
         real = folder.resolve()
         if real in self.seen or real == self.leave_out:
@@ -64,50 +65,50 @@ class _Walk:
             return []
         if len(entries) > _DATA_SET_ENTRIES and not has_module:
             return [folder]
-        found = []
+        files = []
         for entry in entries:
             if entry.name.startswith(".") or entry.name in _NEVER or _suffix(entry.name) == ".pyc":
                 continue
             path = Path(entry.path)
             if entry.is_dir():
-                found += self.files(path, wanted, in_package)
+                files += self.files(path, wanted, in_package)
             elif in_package or _suffix(entry.name) in wanted:
-                found.append(path)
-        is_data = len(found) > _MOST_RESOURCES and not any(_suffix(path.name) in MODULES for path in found)
-        return [folder] if is_data else found
+                files.append(path)
+        is_data = len(files) > _MAX_RESOURCES and not any(_suffix(path.name) in MODULES for path in files)
+        return [folder] if is_data else files
 
 
 def project_files(root: Path, leave_out: Path) -> list[Path]:
-    """The files of the project at `root`, whole paths below it, its modules first; a folder of data is one path."""
+    """Return the files of the project at `root`, its modules first. A folder of data is one path."""
     walk = _Walk(leave_out.resolve())
     tracked = _not_ignored(root)
     if tracked is None:
-        found = walk.files(root, CODE, in_package=False)
+        files = walk.files(root, CODE, in_package=False)
     else:
-        found = [*_expanded(root, tracked, walk), *_ignored(root, walk)]
-    return modules_first(path for path in found if path != root)
+        files = [*_expanded(root, tracked, walk), *_ignored(root, walk)]
+    return modules_first(path for path in files if path != root)
 
 
 def tracked_code(root: Path) -> list[Path]:
-    """What git tracks at `root` and looks like code: of the part of a repository that is around a project."""
+    """Return the tracked files at `root` that are code: the part of a repository around a project."""
     listed = git_list(root, "--cached", "--deduplicate") or []
     return [path for path in listed if _suffix(path.name) in CODE or path.parent == root]
 
 
 def package_files(package: Path, leave_out: Path) -> list[Path]:
-    """All files of one package or module outside the project."""
+    """Return all files of a package or module outside the project."""
     if package.is_file():
         return [package]
     return modules_first(_Walk(leave_out.resolve()).files(package, CODE, in_package=False))
 
 
 def modules_first(paths: Iterable[Path]) -> list[Path]:
-    """Each path once, in order, modules before everything else: they are the last to be left out."""
+    """Return each path once, in order, modules first, because the limits of a snapshot cut off the end."""
     return sorted(dict.fromkeys(paths), key=lambda path: _suffix(path.name) not in MODULES)
 
 
 def git(root: Path, *arguments: str) -> str | None:
-    """The output of a git command; None if it fails or git is not there."""
+    """Return the output of a git command; None if it fails or git is not installed."""
     try:
         done = subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True, timeout=30)
     except (OSError, subprocess.TimeoutExpired, UnicodeDecodeError):
@@ -116,12 +117,13 @@ def git(root: Path, *arguments: str) -> str | None:
 
 
 def git_list(root: Path, *arguments: str) -> list[Path] | None:
-    found = git(root, "ls-files", "-z", *arguments)
-    return None if found is None else [root / name for name in found.split("\0") if name]
+    """Return the files that `git ls-files` lists with these arguments; None if it fails."""
+    output = git(root, "ls-files", "-z", *arguments)
+    return None if output is None else [root / name for name in output.split("\0") if name]
 
 
 def _not_ignored(root: Path) -> list[Path] | None:
-    """None outside git, and in a folder that the checkout around it ignores."""
+    """Return the files that git does not ignore; None outside git, and in a folder that the checkout ignores."""
     listed = git_list(root, "--cached", "--others", "--exclude-standard", "--deduplicate")
     if not listed and (listed is None or git(root, "check-ignore", "-q", ".") is not None):
         return None
@@ -129,7 +131,7 @@ def _not_ignored(root: Path) -> list[Path] | None:
 
 
 def _expanded(root: Path, listed: list[Path], walk: _Walk) -> Iterator[Path]:
-    """With what is in linked folders, and in checkouts inside this one (submodules)."""
+    """Yield the files, with those in linked folders and in checkouts inside this one (submodules)."""
     for path in listed:
         if not path.is_dir():
             if walk.leave_out not in path.parents:
@@ -157,7 +159,7 @@ def _in_package(folder: Path, root: Path) -> bool:
 
 
 def _is_output(folder: Path, names: set[str], has_module: bool) -> bool:
-    """An environment, a run of this project or of W&B, or a folder of such."""
+    """Return whether a folder is an environment, a run of this project or of W&B, or holds such."""
     if {"config.yaml", "manifest.json", "attempts"} <= names or _WANDB_RUN.fullmatch(folder.name):
         return True
     return "pyvenv.cfg" in names or "conda-meta" in names or (folder.name in _OUTPUTS and not has_module)

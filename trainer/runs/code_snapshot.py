@@ -1,4 +1,4 @@
-"""The user's code as it is at launch: what runs later is what was launched, uncommitted changes included."""
+"""Copy the user's code at launch, with uncommitted changes: a run executes the code that was launched."""
 
 from __future__ import annotations
 
@@ -16,73 +16,78 @@ MOST_FILES = 5000
 MOST_BYTES = 200 * 1024**2
 LARGEST_FILE_BYTES = 5 * 1024**2
 LARGEST_EXTENSION_BYTES = 100 * 1024**2
-"""Of a compiled module."""
+"""Limit for a compiled module."""
 MOST_LINKS = 20_000
 _MOST_AROUND = 2000
-"""Files of the repository around the project."""
+"""Limit for files of the repository around the project."""
 
 
 @dataclass
 class Snapshot:
-    """What was copied, and what not."""
+    """What was copied, and what was linked instead."""
 
     files: int = 0
     bytes: int = 0
     left_out: list[str] = field(default_factory=list)
-    """Links to the files themselves, because these are too large or too many; beyond MOST_LINKS not even that."""
+    """Files that are too large or too many: linked, or beyond MOST_LINKS left out."""
     commit: str | None = None
     dirty: bool | None = None
     paths: list[str] = field(default_factory=lambda: ["code"])
-    """Folders of the run directory from which modules are imported, in this order."""
+    """Folders of the run directory from which modules are imported, in order."""
 
 
 def snapshot(root: Path, target: Path, leave_out: Path) -> Snapshot:
-    """Copy the code at `root` to `target`, and what else the prompt imports (`import_roots.py`) there or beside it.
+    """Copy the code at `root` to `target`, and the other import roots (`import_roots.py`) there or beside it.
 
-    Where `root` is a folder in a git checkout, `target` has the layout of the whole checkout, for code that looks for
-    its neighbours from `__file__`. Files over 5 MB (compiled modules: 100 MB), and those beyond 5,000 files or 200 MB
-    in all, become links to the originals and are named in `left_out`, as do folders of data.
+    If `root` is a folder in a git checkout, `target` has the layout of the whole checkout, for code that finds its
+    neighbours by `__file__`. Files over 5 MB (compiled modules: 100 MB), and those beyond 5,000 files or 200 MB in all,
+    become links to the originals and are listed in `left_out`, as do folders of data.
+
+    Args:
+        root: The folder of the project.
+        target: The folder to create.
+        leave_out: The folder of the runs, which may be in the project.
     """
-    taken = Snapshot()
+    copied = Snapshot()
     root, leave_out = root.resolve(), leave_out.resolve()
     target.mkdir()
     top = git(root, "rev-parse", "--show-toplevel")
     if top is not None:
-        taken.commit = git(root, "rev-parse", "HEAD")
-        taken.dirty = bool(git(root, "status", "--porcelain"))
-        diff = git(root, "diff", "HEAD") if taken.commit and taken.dirty else None
+        copied.commit = git(root, "rev-parse", "HEAD")
+        copied.dirty = bool(git(root, "status", "--porcelain"))
+        diff = git(root, "diff", "HEAD") if copied.commit and copied.dirty else None
         if diff:
             (target.parent / "code.diff").write_text(diff + "\n")
     base = Path(top) if top and root.is_relative_to(top) else root
     here = root.relative_to(base)
-    taken.paths = [(Path("code") / here).as_posix()]
-    marker = [root / ".project-root"]  # by which rootutils finds where a project begins
-    _copy(root, [*project_files(root, leave_out), *marker], target / here, taken)
+    copied.paths = [(Path("code") / here).as_posix()]
+    marker = [root / ".project-root"]  # rootutils finds the root of a project by it
+    _copy(root, [*project_files(root, leave_out), *marker], target / here, copied)
     for number, one in enumerate(import_roots(root)):
-        taken.paths.append(_take_root(one, number, base, target, leave_out, taken))
+        copied.paths.append(_take_root(one, number, base, target, leave_out, copied))
     if here.parts:
-        _copy(base, tracked_code(base)[:_MOST_AROUND], target, taken)
-    return taken
+        _copy(base, tracked_code(base)[:_MOST_AROUND], target, copied)
+    return copied
 
 
 def import_paths(code_dir: Path) -> list[str]:
-    """The folders from which a run with its code at `code_dir` imports the user's modules, in order."""
+    """Return the folders from which a run with its code at `code_dir` imports the user's modules, in order."""
     try:
         paths = json.loads((code_dir.parent / "manifest.json").read_text())["code"]["paths"]
-    except (OSError, ValueError, KeyError, TypeError):  # no run, or one that was made before
+    except (OSError, ValueError, KeyError, TypeError):  # not a run, or one from before this was stored
         return [str(code_dir)]
     return [str(code_dir.parent / path) for path in paths]
 
 
-def _take_root(one: ImportRoot, number: int, base: Path, target: Path, leave_out: Path, taken: Snapshot) -> str:
-    """Freeze a root; the folder of the run directory that stands in for it."""
+def _take_root(one: ImportRoot, number: int, base: Path, target: Path, leave_out: Path, copied: Snapshot) -> str:
+    """Copy an import root; return the folder of the run directory that replaces it."""
     folder = one.folder.resolve()
     inside = folder.is_relative_to(base)
     own = target.parent / "imports" / f"{number}-{folder.name}"
     frozen = target / folder.relative_to(base) if inside else own
     for path in one.modules.values():
         if not (frozen / path.name).exists():
-            _copy(folder, _below(folder, package_files(folder / path.name, leave_out)), frozen, taken)
+            _copy(folder, _below(folder, package_files(folder / path.name, leave_out)), frozen, copied)
     if one.whole or (not inside and all(path.name.partition(".")[0] == name for name, path in one.modules.items())):
         return frozen.relative_to(target.parent).as_posix()
     view = own if inside else own.with_name(own.name + "-names")
@@ -97,7 +102,7 @@ def _below(folder: Path, paths: Iterable[Path]) -> list[Path]:
     return [path for path in paths if path.is_relative_to(folder)]
 
 
-def _copy(root: Path, paths: Iterable[Path], target: Path, taken: Snapshot) -> None:
+def _copy(root: Path, paths: Iterable[Path], target: Path, copied: Snapshot) -> None:
     for path in paths:
         copy = target / path.relative_to(root)
         is_folder = path.is_dir()
@@ -106,11 +111,11 @@ def _copy(root: Path, paths: Iterable[Path], target: Path, taken: Snapshot) -> N
         copy.parent.mkdir(parents=True, exist_ok=True)
         size = path.stat().st_size
         largest = LARGEST_EXTENSION_BYTES if path.suffix in MODULES else LARGEST_FILE_BYTES
-        if is_folder or size > largest or taken.files >= MOST_FILES or taken.bytes + size > MOST_BYTES:
-            taken.left_out.append(path.relative_to(root).as_posix() + ("/" if is_folder else ""))
-            if len(taken.left_out) <= MOST_LINKS:
+        if is_folder or size > largest or copied.files >= MOST_FILES or copied.bytes + size > MOST_BYTES:
+            copied.left_out.append(path.relative_to(root).as_posix() + ("/" if is_folder else ""))
+            if len(copied.left_out) <= MOST_LINKS:
                 copy.symlink_to(path.resolve())
             continue
         shutil.copy2(path, copy)
-        taken.files += 1
-        taken.bytes += size
+        copied.files += 1
+        copied.bytes += size

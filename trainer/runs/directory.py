@@ -1,4 +1,4 @@
-"""The run directory: the only thing that the control plane and the workers share. See docs/architecture.md."""
+"""The run directory, the only thing that the control plane and the workers share. See docs/architecture.md."""
 
 from __future__ import annotations
 
@@ -23,12 +23,15 @@ if TYPE_CHECKING:
     from trainer.config.hydra_files import HydraFiles
 
 _ALPHABET = "abcdefghijklmnopqrstuvwxyz234567"
-"""Base 32 without the digits that look like letters."""
+"""Base 32: without digits that look like letters."""
 _NAME = re.compile(r"[A-Za-z0-9._-]+")
 
 
 class RunDirectory:
-    """`runs/<name>-<id>/`. Opening one reads nothing."""
+    """A run directory, `runs/<name>-<id>/`: its paths, and the reader and writer of each record.
+
+    Creating the object reads nothing.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = Path(path).absolute()
@@ -57,10 +60,18 @@ class RunDirectory:
         code_root: Path,
         hydra: HydraFiles | None = None,
     ) -> RunDirectory:
-        """Make a new one by an exclusive mkdir and freeze the configuration and the code into it.
+        """Create a run directory by an exclusive mkdir, and freeze the configuration and the code in it.
 
-        `hydra`: with the files that Hydra would write; `config`, too, names the run directory by its placeholder.
-        Raises UserError for a name that cannot be one of a folder, EnvironmentFault where it cannot be written.
+        Args:
+            config: The resolved configuration.
+            overrides: The command line.
+            choices: Configuration group to the chosen option.
+            code_root: The folder of the user's code.
+            hydra: The files that Hydra would write; they and `config` have a placeholder for the run directory.
+
+        Raises:
+            UserError: The name cannot be the name of a folder.
+            EnvironmentFault: The folder cannot be written.
         """
         from trainer.config.instantiate import freeze
         from trainer.runs.code_snapshot import snapshot
@@ -73,17 +84,17 @@ class RunDirectory:
             config = hydra.keep(run.path, config, code_root)
         write_atomic(run.config_path, freeze(config))
         write_atomic(run.overrides_path, shlex.join(overrides) + "\n")
-        taken = snapshot(code_root, run.code_dir, leave_out=run.path.parent)
-        write_atomic(run.manifest_path, json.dumps(manifest_of(choices, taken), indent=1))
+        copied = snapshot(code_root, run.code_dir, leave_out=run.path.parent)
+        write_atomic(run.manifest_path, json.dumps(manifest_of(choices, copied), indent=1))
         run.add_event(events.Created(overrides=overrides))
         return run
 
     def exists(self) -> bool:
-        """Whether this is a run: a folder with a frozen configuration."""
+        """Return whether this is a run: a folder with a frozen configuration."""
         return self.config_path.is_file()
 
     def created_at(self) -> float:
-        """Seconds since 1970. config.yaml is written once, when the run is made."""
+        """Return when the run was created, in seconds since 1970: config.yaml is written first."""
         return self.config_path.stat().st_mtime
 
     def add_event(self, event: Event) -> None:
@@ -103,7 +114,7 @@ class RunDirectory:
         return [event for event in self.events() if isinstance(event, kind)]
 
     def config(self) -> dict[str, Any]:
-        """The frozen configuration as plain dicts."""
+        """Return the frozen configuration as plain dicts."""
         from trainer.config.instantiate import read_plain
 
         return read_plain(self.config_path)
@@ -112,7 +123,7 @@ class RunDirectory:
         """Return which process the run is; before the first launch one with only defaults.
 
         Raises:
-            BadRecord: Where `launch.json` is damaged or of a newer version.
+            BadRecord: `launch.json` is damaged or of a newer version.
         """
         return records.read(Launch, self.launch_path) or Launch()
 
@@ -128,13 +139,14 @@ class RunDirectory:
         write_atomic(self.launch_path, records.dumps(launch, indent=1))
 
     def manifest(self) -> dict[str, Any]:
+        """Return `manifest.json`; empty if there is none."""
         manifest: dict[str, Any] = read_json(self.manifest_path, {})
         return manifest
 
     def hash_seed(self) -> str:
-        """PYTHONHASHSEED for every process of the run: what it was at `fit`, or 0.
+        """Return PYTHONHASHSEED for every process of the run: its value at `fit`, or 0.
 
-        Without it the order of a set of texts, and a vocabulary made of one, is another in each process.
+        Without it each process has another order of a set of strings, and of a vocabulary that is built from one.
         """
         return str(self.manifest().get("python_hash_seed") or os.environ.get("PYTHONHASHSEED") or "0")
 
@@ -278,7 +290,7 @@ def _heartbeat(path: Path) -> HeartbeatRecord | None:
 
 
 def _make_folder(runs_dir: Path, name: str) -> Path:
-    """`<runs_dir>/<name>-<id>`; the mkdir is exclusive, so no two launches can ever share one."""
+    """Create `<runs_dir>/<name>-<id>`. The mkdir is exclusive, so that two launches never share one."""
     if not _NAME.fullmatch(name) or name.startswith((".", "-")):
         raise UserError(f"name={name!r} cannot name a folder", "use letters, digits, '.', '_' and '-'")
     try:
@@ -294,5 +306,5 @@ def _make_folder(runs_dir: Path, name: str) -> Path:
             return path
     except OSError as error:
         raise EnvironmentFault(
-            f"cannot make a run directory in {runs_dir}: {error.strerror}", "set runs_dir to a folder you can write"
+            f"cannot create a run directory in {runs_dir}: {error.strerror}", "set runs_dir to a folder you can write"
         ) from None

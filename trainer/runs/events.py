@@ -1,4 +1,4 @@
-"""The events of a run: one dataclass for each kind of line in `events.jsonl`. `RunDirectory` appends and reads them."""
+"""Define the events of a run: a dataclass for each kind of line in `events.jsonl`."""
 
 from __future__ import annotations
 

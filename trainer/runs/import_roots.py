@@ -1,6 +1,6 @@
-"""Where the prompt finds the user's own modules: the working directory, PYTHONPATH, editable installs, `src`.
+"""Find the folders from which the user's modules are imported: PYTHONPATH, editable installs, `src`.
 
-A run imports them from its snapshot, in the same order; what is installed in site-packages is not the user's code.
+A run imports them from its snapshot, in the same order. Packages in site-packages are not the user's code.
 """
 
 from __future__ import annotations
@@ -17,22 +17,22 @@ import trainer
 from trainer.config.sources import installed_spec, source_folder
 
 _MOST_NAMES = 500
-"""Modules in one folder; more is no project."""
+"""A folder with more modules is not a project."""
 
 
 @dataclass(frozen=True)
 class ImportRoot:
-    """A folder from which the prompt imports modules of the user's."""
+    """A folder from which modules of the user are imported."""
 
     folder: Path
     modules: dict[str, Path]
-    """Name to its package or file, for those that the prompt takes from here."""
+    """Name to package or file of the modules that `import` takes from here."""
     whole: bool
-    """Whether that is every module in the folder, each by its own name: the folder itself can be on the path."""
+    """Whether these are all modules of the folder under their own names: the folder itself can be on the path."""
 
 
 def import_roots(cwd: Path) -> list[ImportRoot]:
-    """The roots beside `cwd`, which comes first, in the order of Python's search path."""
+    """Return the import roots besides `cwd`, which comes first, in the order of `sys.path`."""
     roots = [_root(folder, cwd) for folder in _folders(cwd)]
     roots += _of_finders(cwd)
     return [root for root in roots if root.modules]
@@ -40,21 +40,21 @@ def import_roots(cwd: Path) -> list[ImportRoot]:
 
 def _folders(cwd: Path) -> list[Path]:
     scripts = {Path(sys.executable).parent}
-    if Path(sys.argv[0]).is_file():  # not the `-c` of a command in the command line
+    if Path(sys.argv[0]).is_file():  # not the `-c` of `python -c`
         scripts.add(Path(sys.argv[0]).absolute().parent)
     entries = [Path(entry) for entry in (*os.environ.get("PYTHONPATH", "").split(os.pathsep), *sys.path) if entry]
     source = source_folder(cwd)
     folders = [entry.absolute() for entry in entries if entry.absolute() not in scripts]
     folders += [source] if source else []
-    found: dict[Path, Path] = {}
+    by_real_path: dict[Path, Path] = {}
     for folder in folders:
         if folder.is_dir() and folder.resolve() != cwd.resolve() and not _is_installed(folder):
-            found.setdefault(folder.resolve(), folder)
-    return list(found.values())
+            by_real_path.setdefault(folder.resolve(), folder)
+    return list(by_real_path.values())
 
 
 def _is_installed(folder: Path) -> bool:
-    """Of the standard library or installed for good, or where this project itself is installed from."""
+    """Return whether a folder is of the standard library, of site-packages, or of this package itself."""
     if {"site-packages", "dist-packages"} & set(folder.parts):
         return True
     library = sysconfig.get_path("stdlib")
@@ -68,17 +68,17 @@ def _root(folder: Path, cwd: Path) -> ImportRoot:
 
 
 def _module_names(folder: Path) -> dict[str, Path]:
-    """Modules and folders with modules, by the names that import them."""
-    found: dict[str, Path] = {}
+    """Return modules, and folders with modules, by their names."""
+    modules: dict[str, Path] = {}
     for entry in sorted(folder.iterdir()):
         name = entry.name.partition(".")[0]
         if not name.isidentifier() or name == "__pycache__":
             continue
         if entry.is_dir() and entry.name == name and _holds_modules(entry):
-            found[name] = entry
+            modules[name] = entry
         elif entry.is_file() and any(entry.name == name + suffix or _is_extension(entry) for suffix in all_suffixes()):
-            found.setdefault(name, entry)
-    return found if len(found) <= _MOST_NAMES else {}
+            modules.setdefault(name, entry)
+    return modules if len(modules) <= _MOST_NAMES else {}
 
 
 def _is_extension(entry: Path) -> bool:
@@ -94,18 +94,18 @@ def _holds_modules(folder: Path, deep: int = 2) -> bool:
 
 
 def _taken_from(name: str, folder: Path, cwd: Path) -> bool:
-    """Whether `import name` at the prompt gives the module in this folder."""
+    """Return whether `import name` finds the module in this folder."""
     spec = PathFinder.find_spec(name, [str(cwd)])
     if spec is None or spec.origin is None:
         spec = installed_spec(name) or spec
     if spec is None or (spec.origin is None and not spec.submodule_search_locations):
-        return True  # nobody else has it: in `src`, which is not on the path yet
+        return True  # no other folder has it: it is in `src`, which is not on the path yet
     places = [spec.origin] if spec.origin else list(spec.submodule_search_locations or ())
     return any(Path(place).resolve().is_relative_to(folder.resolve()) for place in places)
 
 
 def _of_finders(cwd: Path) -> Iterator[ImportRoot]:
-    """Editable installs of setuptools that put a finder, and not a folder, where Python looks."""
+    """Yield the editable installs of setuptools that have a finder instead of a path entry."""
     by_folder: dict[Path, dict[str, Path]] = {}
     for name, module in list(sys.modules.items()):
         mapping = getattr(module, "MAPPING", None) if name.startswith("__editable__") else None

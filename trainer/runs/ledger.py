@@ -1,8 +1,8 @@
-"""Where the time of a run went: every second of every attempt in one class, from a rank's heartbeats.
+"""Account for the time of a run: each second of each attempt is in one class.
 
-A heartbeat carries the seconds of its process by phase; what an attempt left behind is kept in
-`live/attempt-NN-rank-R.json` when the next one begins. What lies between two attempts is `down`. The time that
-steps wait for other ranks is in the steps.
+A heartbeat has the seconds of its process by phase; the last one of an attempt is kept in `live/attempt-NN-rank-R.json`
+when the next attempt begins. The time between two attempts is `down`. The time in which a step waits for other ranks
+belongs to the step.
 """
 
 from __future__ import annotations
@@ -28,19 +28,32 @@ CLASSES = (
     "hang",
     "down",
 )
-"""`queue` ends when SLURM starts the job, at first and after each requeue; `start` is from then, or from the command,
-to the first process (on SLURM with the preflight), and joining the others; `import` is once a launch, also where it is
-done for all ranks of a node (`supervise/agent.py`); `build` has loading the checkpoint,
-`first_step` compilation; `train` are the useful steps, `redone` those that an earlier attempt had done already; `data`
-is waiting for a batch, in whatever step; `save` is how long the training stood still for checkpoints, which are written
-behind its back; `finish` waits for the last of them and for the trackers."""
+"""Classes of time.
+
+- `queue` lasts until SLURM starts the job, at first and after each requeue.
+- `start` lasts from then, or from the command, until the process group exists; on SLURM it includes the preflight.
+- `import` is counted once per launch, also if one process imports for all ranks of a node (`supervise/agent.py`).
+- `build` includes loading the checkpoint, `first_step` compilation.
+- `train` is the useful steps, `redone` those that an earlier attempt had already done.
+- `data` is waiting for a batch, in any step.
+- `validate` is validation, `hang` a hang until it was detected.
+- `save` is how long training was blocked by checkpoints, which are written in the background.
+- `finish` is waiting for the last of them and for the trackers.
+- `down` is the time between two attempts.
+"""
 
 
 def ledger(run: RunDirectory, now: float | None = None, rank: int = 0) -> dict[str, Any] | None:
-    """Seconds by class (`seconds`), their sum (`wall_s`), the share of useful steps (`effective`) and useful steps at
-    the pace of this run over the wall time without the queue (`goodput`). `now`: the end where the run goes on.
+    """Return where the time of a run went.
 
-    None before the first heartbeat of this rank.
+    Args:
+        run: The run.
+        now: The end of the account if the run is active, in seconds since 1970.
+        rank: The rank whose heartbeats are used.
+
+    Returns:
+        Seconds by class (`seconds`), their sum (`wall_s`), the share of `train` in it (`effective`), and the share of
+        `train` in the wall time without the queue (`goodput`). None before the first heartbeat of this rank.
     """
     beats = _beats(run, rank)
     if not beats:
@@ -62,7 +75,7 @@ def ledger(run: RunDirectory, now: float | None = None, rank: int = 0) -> dict[s
         seconds["down" if number else "start"] += until - start
         _add(seconds, beat, furthest, _hang_s(events, beat.attempt))
         furthest = max(furthest, beat.step)
-        # Not until `time`: a clock that was set during the attempt has changed that, but not the seconds spent.
+        # Not `time`: setting the clock during the attempt changes it, but not the seconds spent.
         edge = max(edge, beat.began + sum(beat.spent.values()))
     if now is not None and now > edge:
         seconds["down"] += now - edge
@@ -82,12 +95,12 @@ def _share(part: float, whole: float) -> float | None:
 
 
 def by_rank(run: RunDirectory) -> list[dict[str, Any]]:
-    """Of each rank of the newest attempt its place and pace, and where its time went; a row a rank."""
+    """Return progress, speed and account of each rank of the newest attempt, one row per rank."""
     rows = []
     beats = run.heartbeats()
     newest = max((beat.attempt for beat in beats.values()), default=0)
     for rank, beat in beats.items():
-        if beat.attempt != newest:  # that attempt had more ranks
+        if beat.attempt != newest:  # an earlier attempt had more ranks
             continue
         kept = ("host", "device", "attempt", "step", "phase", "own_s", "data_s", "forward_s", "batch_s")
         accounts = ledger(run, rank=rank)
@@ -103,7 +116,7 @@ def by_rank(run: RunDirectory) -> list[dict[str, Any]]:
 
 @dataclass(frozen=True)
 class _Accounts:
-    """What a heartbeat says of the time of its attempt."""
+    """The fields of a heartbeat that the account uses."""
 
     attempt: int
     began: float
@@ -113,7 +126,7 @@ class _Accounts:
 
 
 def _beats(run: RunDirectory, rank: int) -> list[_Accounts]:
-    """The last heartbeat of each attempt, by attempt."""
+    """Return the last heartbeat of each attempt, by attempt."""
     newest = run.heartbeat(rank)
     return sorted(
         (
@@ -126,7 +139,7 @@ def _beats(run: RunDirectory, rank: int) -> list[_Accounts]:
 
 
 def _add(seconds: dict[str, float], beat: _Accounts, furthest: int, hang_s: float) -> None:
-    """The time of one attempt. `furthest`: the step that the attempts before it had reached."""
+    """Add the time of one attempt to `seconds`. `furthest` is the last step that earlier attempts had reached."""
     spent = dict(beat.spent)
     trained_s = spent.pop("train", 0.0)
     hung_s = min(hang_s, trained_s)
@@ -137,7 +150,7 @@ def _add(seconds: dict[str, float], beat: _Accounts, furthest: int, hang_s: floa
     seconds["redone"] += redone_s
     seconds["train"] += trained_s - hung_s - redone_s
     for phase, value in spent.items():
-        # The phases of an end (finished, failed, ...) last until the process is gone.
+        # The final phases (finished, failed, ...) last until the process exits.
         seconds[phase if phase in CLASSES else "finish"] += value
 
 

@@ -1,4 +1,4 @@
-"""One launch of a run at a time: a lock for the node process, and a fence for a writer that the lock did not stop."""
+"""Allow one launch of a run at a time: a lock for the node process, and a fence for writers that it did not stop."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from trainer.runs.records import LockHolder
 from trainer.runs.registry import reference_to
 
 _DYING_S = 5.0
-"""A launch that was killed a moment ago lets go of its lock when the kernel has cleared it away."""
+"""The kernel releases the lock of a killed launch only once its processes are gone."""
 _OTHER_HOST_S = 120.0
-"""The lock of a host that is gone lasts until the file server forgets it (NFSv4: a lease of 90 s)."""
+"""The lock of a host that is down lasts until the file server expires it (NFSv4: a lease of 90 s)."""
 
 
 class RunLock:
@@ -29,7 +29,14 @@ class RunLock:
         self._descriptor: int | None = None
 
     def take(self, attempt: int) -> None:
-        """Raises UserError where another launch of this run is alive. Without locks there is the fence only."""
+        """Take the lock. On a file system without locks only the fence protects the run.
+
+        Args:
+            attempt: The first attempt of this launch.
+
+        Raises:
+            UserError: Another launch of this run is alive.
+        """
         self._path.parent.mkdir(exist_ok=True)
         descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600)
         began = time.monotonic()
@@ -44,7 +51,7 @@ class RunLock:
                     os.close(descriptor)
                     raise self._refusal(holder) from None
                 time.sleep(0.2)
-            except OSError:  # not supported here
+            except OSError:  # not supported by this file system
                 os.close(descriptor)
                 return
         os.ftruncate(descriptor, 0)
@@ -54,7 +61,7 @@ class RunLock:
 
     @property
     def is_taken(self) -> bool:
-        """Whether a launch has taken it, which may have ended since."""
+        """Whether a launch has taken the lock, which may have ended since."""
         try:
             return self._path.stat().st_size > 0
         except FileNotFoundError:
@@ -63,7 +70,7 @@ class RunLock:
     def _holder(self, descriptor: int) -> LockHolder | None:
         try:
             return records.from_json(LockHolder, json.loads(os.pread(descriptor, 4096, 0)), self._path)
-        except (ValueError, records.BadRecord):  # another launch has just taken it, and not written it yet
+        except (ValueError, records.BadRecord):  # another launch has taken it and not written it yet
             return None
 
     def _refusal(self, holder: LockHolder | None) -> UserError:
@@ -71,16 +78,20 @@ class RunLock:
         pid, host, attempt = (holder.pid, holder.host, holder.attempt) if holder else ("?", "?", "?")
         where = f"process {pid} on {host}, attempt {attempt}"
         return UserError(
-            f"{self._run.path.name} is trained already ({where}); two at once would overwrite each other's checkpoints",
-            f"to watch it: trainer logs -f {name}; to end it: trainer stop {name}",
+            f"{self._run.path.name} is already being trained ({where}); two launches would overwrite checkpoints",
+            f"follow it: trainer logs -f {name}; stop it: trainer stop {name}",
         )
 
 
 def refuse_if_superseded(run: RunDirectory, attempt: int) -> None:
-    """Before a save: raises EnvironmentFault when a later attempt of this run has begun, whose files these are now."""
+    """Check, before a save, that this is still the newest attempt of the run.
+
+    Raises:
+        EnvironmentFault: A later attempt has begun and owns the files now.
+    """
     newest = run.next_attempt() - 1
     if newest > attempt:
         raise EnvironmentFault(
-            f"attempt {newest} of this run has begun; attempt {attempt} may not write any more",
-            "nothing is lost: the later attempt goes on; find out why this one was not ended",
+            f"attempt {newest} of this run has begun; attempt {attempt} must not write any more",
+            "nothing is lost, the later attempt continues; find out why this one was not ended",
         )

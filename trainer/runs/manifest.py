@@ -1,4 +1,4 @@
-"""`manifest.json`: what this run was made of, so that it can be made again."""
+"""Build `manifest.json`: versions, code and machine of a run, to reproduce it."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ SCHEMA_VERSION = 1
 _PACKAGES = ("trainer", "torch", "lightning", "hydra-core", "omegaconf", "wandb", "deepspeed", "numpy")
 
 
-def manifest_of(choices: dict[str, str], taken: Snapshot) -> dict[str, Any]:
-    """Plain data; versions come from the installed packages' metadata, nothing is imported."""
+def manifest_of(choices: dict[str, str], code: Snapshot) -> dict[str, Any]:
+    """Return the manifest as plain data. Versions are from the metadata of installed packages; nothing is imported."""
     from trainer.core.hardware import count_gpus
 
     return {
@@ -32,7 +32,7 @@ def manifest_of(choices: dict[str, str], taken: Snapshot) -> dict[str, Any]:
         "packages": {name: _version(name) for name in _PACKAGES},
         "choices": choices,
         "python_hash_seed": os.environ.get("PYTHONHASHSEED") or "0",
-        "code": asdict(taken),
+        "code": asdict(code),
     }
 
 
@@ -46,5 +46,5 @@ def _version(package: str) -> str | None:
 def _user() -> str | None:
     try:
         return getpass.getuser()
-    except (KeyError, OSError):  # a container's user without an entry
+    except (KeyError, OSError):  # the user of a container without an entry in /etc/passwd
         return None

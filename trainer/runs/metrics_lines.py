@@ -1,4 +1,4 @@
-"""Reading back and rewinding `metrics.jsonl`; `tracking/metrics_file.py` writes it."""
+"""Read and rewind `metrics.jsonl`, which `tracking/metrics_file.py` writes."""
 
 from __future__ import annotations
 
@@ -10,22 +10,24 @@ from typing import Any
 from trainer.core.files import write_atomic
 
 RECENT_S = 5.0
-"""Longer than W&B's client keeps a row to itself (tracking/weights_and_biases.py sets 1 s)."""
+"""Longer than the client of W&B buffers a row (tracking/weights_and_biases.py sets 1 s)."""
 
 
 @dataclass(frozen=True)
 class Rewound:
-    """What `rewind` did."""
+    """The result of `rewind`."""
 
     dropped: int
-    """Lines taken out."""
+    """Number of lines removed."""
     recent: list[dict[str, Any]]
-    """Lines kept that were written within `RECENT_S` before the last one: a process that was killed then may not have
-    got them to another tracker."""
+    """Kept lines that were written within `RECENT_S` before the last one.
+
+    A process that was killed at that time may not have sent them to another tracker.
+    """
 
 
 def rewind(path: Path, step: int) -> Rewound:
-    """Drop the lines of steps after `step`, and a last line cut short by a crash."""
+    """Remove the lines of steps after `step`, and a last line that was cut short by a crash."""
     if not path.exists():
         return Rewound(0, [])
     lines = path.read_text().splitlines()

@@ -1,4 +1,4 @@
-"""What the processes of a run tell each other through its files: one frozen dataclass for each kind of file.
+"""Define the records of a run: a frozen dataclass for each file that its processes exchange.
 
 `trainer.core.records` reads, validates and writes them; `RunDirectory` knows where each is. The events are in
 `trainer.runs.events`, a checkpoint's COMMIT in `trainer.checkpoint.commit`.
@@ -29,7 +29,7 @@ Phase = Literal[
     "finished", "stopped", "requeue", "failed", "hung",
 ]
 # fmt: on
-"""What a rank is doing; from `finish` on it is ending, and at last it is an `Outcome`."""
+"""What a rank is doing. The last phases are the outcomes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +43,7 @@ class AttemptOutcome:
     reason: str = ""
     """The exception with its whole message, or a sentence."""
     step: int | None = None
-    """Optimizer steps completed; None: no rank had got as far as its first heartbeat."""
+    """Optimizer steps completed; None before the first heartbeat."""
     rank: int | None = None
     """The rank that failed first."""
     host: str | None = None
@@ -52,9 +52,9 @@ class AttemptOutcome:
     lines: list[str] = field(default_factory=list)
     """The last lines of the traceback, or of the log where there is none."""
     where: str | None = None
-    """The user's own line that the exception came from."""
+    """The line of the user's code that raised the exception."""
     mend: bool = False
-    """Whether a resume must fail in the same way until the code, the configuration or the files are changed."""
+    """Whether a resume fails in the same way until the code, the configuration or the files are changed."""
     restarted: bool = False
     """Whether the next attempt followed at once, so that this was not the end of the job."""
     time: float | None = None
@@ -115,7 +115,7 @@ class HeartbeatRecord:
     moved: float | None = None
     step: int = 0
     progress: int = 0
-    """Raised by what moves without a step, such as a batch of a validation."""
+    """Counts progress without a step, such as a batch of a validation."""
     pid: int | None = None
     host: str | None = None
     device: str | None = absent()
@@ -139,7 +139,7 @@ class HeartbeatRecord:
     spent: dict[str, float] | None = None
     """Seconds by phase; `runs/ledger.py` adds them up."""
     batches: int = 0
-    """How many batches the medians are of."""
+    """Number of batches in the medians."""
     own_s: float | None = absent()
     """Median seconds of a batch in which this rank waits for no other: data and forward pass."""
     batch_s: float | None = absent()
@@ -157,7 +157,7 @@ class Failure:
     reason: str
     """The exception and its whole message: one line or several."""
     where: str | None
-    """The user's own line that it came from."""
+    """The line of the user's code that raised it."""
     step: int
     rank: int
     time: float

@@ -1,4 +1,4 @@
-"""Finding runs: there is no database, the runs directory is the registry."""
+"""Find runs. There is no database: the runs directory is the registry."""
 
 from __future__ import annotations
 
@@ -15,33 +15,38 @@ VARIABLE = "TRAINER_RUNS_DIR"
 
 
 def runs_dir_from(option: str | None) -> Path:
-    """`--runs-dir`, else TRAINER_RUNS_DIR, else ./runs."""
+    """Return `--runs-dir`, else TRAINER_RUNS_DIR, else ./runs."""
     return Path(option or os.environ.get(VARIABLE) or "runs").expanduser()
 
 
 def all_runs(runs_dir: Path) -> list[RunDirectory]:
-    """Every run in `runs_dir`, oldest first; other folders are left out."""
+    """Return every run in `runs_dir`, oldest first. Other folders are ignored."""
     if not runs_dir.is_dir():
         return []
-    found = [RunDirectory(path) for path in runs_dir.iterdir() if path.is_dir()]
-    return sorted((run for run in found if run.exists()), key=lambda run: (run.created_at(), run.path.name))
+    runs = [RunDirectory(path) for path in runs_dir.iterdir() if path.is_dir()]
+    return sorted((run for run in runs if run.exists()), key=lambda run: (run.created_at(), run.path.name))
 
 
 def find(reference: str | None, runs_dir: Path) -> RunDirectory:
-    """The run that `reference` means: an id or a prefix of it, a directory's name or a prefix of it, a name (its
-    latest run), a path, a SLURM job id, or None for the latest of all.
+    """Return the run that a reference of the command line means.
 
-    Raises UserError where there is none, or where a prefix fits several.
+    Args:
+        reference: An id or directory name, or a prefix of one; a name, for its latest run; a path; a SLURM job id; None
+            for the latest run of all.
+        runs_dir: The folder of the runs.
+
+    Raises:
+        UserError: There is no such run, or several have this prefix.
     """
     if reference and ("/" in reference or Path(reference).is_dir()):
         run = RunDirectory(Path(reference))
         if run.exists():
             return run
-        raise UserError(f"{reference} is not a run directory", "it should hold a config.yaml; trainer ls lists runs")
+        raise UserError(f"{reference} is not a run directory", "it has no config.yaml; trainer ls lists the runs")
     runs = all_runs(runs_dir)
     if not runs:
         raise UserError(
-            f"there are no runs in {runs_dir}", "start one with trainer fit, or name another with --runs-dir"
+            f"there are no runs in {runs_dir}", "start one with trainer fit, or set another folder with --runs-dir"
         )
     if not reference:
         return runs[-1]
@@ -53,19 +58,19 @@ def find(reference: str | None, runs_dir: Path) -> RunDirectory:
     by_job = [run for run in runs if _job_of(run) == reference]
     if by_job:
         return by_job[-1]
-    fitting = [run for run in runs if run.id.startswith(reference) or run.path.name.startswith(reference)]
-    if len(fitting) == 1:
-        return fitting[0]
-    if fitting:
-        names = ", ".join(run.path.name for run in fitting[-5:])
-        raise UserError(f"{reference} fits {len(fitting)} runs", f"say more letters: {names}")
+    matching = [run for run in runs if run.id.startswith(reference) or run.path.name.startswith(reference)]
+    if len(matching) == 1:
+        return matching[0]
+    if matching:
+        names = ", ".join(run.path.name for run in matching[-5:])
+        raise UserError(f"{reference} matches {len(matching)} runs", f"use a longer prefix: {names}")
     known = {name for run in runs for name in (run.id, run.path.name, run.name)}
     hint = did_you_mean(reference, known)
-    raise UserError(f"there is no run {reference} in {runs_dir}", f"{hint}trainer ls lists them")
+    raise UserError(f"there is no run {reference} in {runs_dir}", f"{hint}trainer ls lists the runs")
 
 
 def _job_of(run: RunDirectory) -> str | None:
-    """The SLURM job; None where `launch.json` is damaged: another run may be meant."""
+    """Return the SLURM job; None if `launch.json` is damaged, because another run may be meant."""
     try:
         return run.launch().slurm_job_id
     except BadRecord:
@@ -73,8 +78,10 @@ def _job_of(run: RunDirectory) -> str | None:
 
 
 def reference_to(run: RunDirectory) -> str:
-    """What `find` knows `run` by when it is typed here: its id in the runs directory that is looked through without
-    `--runs-dir`, else its path, quoted for a shell."""
+    """Return how to type a run on the command line: its id if `find` searches its folder by default, else its path.
+
+    The path is quoted for a shell.
+    """
     if runs_dir_from(None).absolute() == run.path.parent:
         return run.id
     path = shortest(run.path)
@@ -82,6 +89,6 @@ def reference_to(run: RunDirectory) -> str:
 
 
 def shortest(path: Path) -> str:
-    """`path` from the working directory where it is below that, else as it is."""
+    """Return `path` relative to the working directory if it is below that, else unchanged."""
     relative = os.path.relpath(path)
     return str(path) if relative.startswith("..") else relative

@@ -1,4 +1,4 @@
-"""What a run is doing, from its directory and from whether its process lives: true after any crash."""
+"""Determine the state of a run from its directory and from whether its process exists, so that a crash is seen."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ StateName = Literal["queued", "starting", "running", "stopping", "requeued", "de
 STATES: tuple[StateName, ...] = get_args(StateName)
 ACTIVE = ("queued", "starting", "running", "stopping", "requeued")
 SILENT_AFTER_S = 60.0
-"""On another machine's word: a heartbeat, written every second, that is older means that nobody lives there."""
+"""A heartbeat is written every second. On another host, a run whose heartbeats are older is dead."""
 _ENDS: dict[Outcome, StateName] = {
     "finished": "finished",
     "stopped": "stopped",
@@ -29,21 +29,25 @@ _ENDS: dict[Outcome, StateName] = {
 
 @dataclass(frozen=True)
 class State:
-    """One of STATES, and a sentence on why where there is one."""
+    """The state of a run."""
 
     name: StateName
     reason: str = ""
+    """A sentence, or empty."""
 
     @property
     def is_active(self) -> bool:
+        """Whether the run is in the queue or has processes."""
         return self.name in ACTIVE
 
 
 def state_of(run: RunDirectory, slurm_states: Mapping[str, str] | None = None) -> State:
-    """The state of `run`.
+    """Return the state of a run.
 
-    `slurm_states` maps SLURM job ids to squeue's or sacct's state names; a job that is not in it has left SLURM.
-    None: SLURM was not asked, and a run on it is judged by its heartbeat.
+    Args:
+        run: The run.
+        slurm_states: SLURM job id to the state name of squeue or sacct. A job that is not in it has left SLURM. None:
+            SLURM was not queried, and the heartbeats decide.
     """
     launch = run.launch()
     if launch.slurm_job_id and slurm_states is not None:
@@ -52,7 +56,7 @@ def state_of(run: RunDirectory, slurm_states: Mapping[str, str] | None = None) -
 
 
 def is_alive(run: RunDirectory, launch: Launch) -> bool:
-    """Whether the process that `launch.json` names runs; on another host, whether a rank's heartbeat is fresh."""
+    """Return whether the process in `launch.json` runs; on another host, whether a heartbeat is recent."""
     if launch.host == socket.gethostname() and launch.boot_id == processes.boot_id():
         return launch.pid is not None and processes.is_alive(launch.pid, launch.pid_started)
     beats = run.heartbeats().values()
@@ -61,12 +65,12 @@ def is_alive(run: RunDirectory, launch: Launch) -> bool:
 
 def _living_state(run: RunDirectory, launch: Launch) -> State:
     if run.stop_request.exists():
-        return State("stopping", "asked to save and leave")
+        return State("stopping", "asked to save a checkpoint and stop")
     return State("running") if _has_started(run, launch) else State("starting")
 
 
 def _has_started(run: RunDirectory, launch: Launch) -> bool:
-    """Whether a rank of this launch, not of an earlier one, has begun."""
+    """Return whether a rank of this launch, not of an earlier one, has started."""
     return any(event.attempt >= launch.attempt for event in run.events_of(Started))
 
 
@@ -76,11 +80,11 @@ def _ended_state(run: RunDirectory, launch: Launch) -> State:
     final = [end for end in run.attempts() if end.attempt >= launch.attempt and not end.restarted]
     if final:
         return State(_ENDS[final[-1].outcome], final[-1].reason)
-    return State("dead", "its processes are gone and left no word: killed, or the machine went down")
+    return State("dead", "its processes are gone and recorded no outcome: they were killed, or the machine went down")
 
 
 def _slurm_state(run: RunDirectory, launch: Launch, job: str | None) -> State:
-    """squeue's long state names: PENDING, RUNNING, COMPLETING, ..."""
+    """Return the state for a long state name of squeue: PENDING, RUNNING, COMPLETING, ..."""
     if job in ("PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT", "RESV_DEL_HOLD"):
         return State("requeued" if run.attempts() else "queued", job.lower())
     if job in ("RUNNING", "CONFIGURING", "RESIZING", "SUSPENDED", "STOPPED", "SIGNALING", "STAGE_OUT"):
@@ -88,7 +92,7 @@ def _slurm_state(run: RunDirectory, launch: Launch, job: str | None) -> State:
     if job == "COMPLETING":
         ended = _ended_state(run, launch)
         last = run.attempts()[-1:]
-        # Saved for a requeue: SLURM shows the job as pending only once this attempt's processes are gone.
+        # After a save for a requeue SLURM shows the job as pending only once the processes of the attempt are gone.
         if ended.name == "dead" or (last and last[0].outcome == "requeue"):
             return State("stopping", "SLURM is ending this attempt")
         return ended

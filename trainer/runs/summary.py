@@ -1,4 +1,4 @@
-"""What `trainer show --json` says of a run. A key, once there, keeps its meaning; null where not known."""
+"""Summarize a run for `trainer show --json` and `trainer ls`. Published keys keep their meaning; unknown is null."""
 
 from __future__ import annotations
 
@@ -21,12 +21,19 @@ from trainer.runs.state import state_of
 
 _TAIL_BYTES = 64 * 1024
 _TRACKING = ("mode", "source", "project", "url", "dir")
-"""What the newest attempt that logged to W&B says of it."""
+"""Fields of the event `tracking` of the newest attempt that logged to W&B."""
 _NOT_METRICS = ("step", "epoch", "time")
 
 
 def summary(run: RunDirectory, slurm_states: Mapping[str, str] | None = None) -> dict[str, Any]:
-    """Reads a bounded amount: the tail of the metrics, never the whole."""
+    """Return everything that is known about a run.
+
+    Reads a bounded amount: of the metrics only the tail.
+
+    Args:
+        run: The run.
+        slurm_states: As in `state_of`.
+    """
     state = state_of(run, slurm_states)
     live = run.heartbeat(0)
     launch = run.launch()
@@ -36,7 +43,7 @@ def summary(run: RunDirectory, slurm_states: Mapping[str, str] | None = None) ->
     started = [event.time for event in events if isinstance(event, Started)]
     tracked = next((event for event in reversed(events) if isinstance(event, Tracking)), None)
     attempts = run.attempts()
-    saved = checkpoints(run)
+    saved, best_checkpoint = checkpoints(run), best(run, live)
     step = live.step if live else last_line.get("step")
     if live and live.phase == "start":  # an attempt that has not chosen its checkpoint yet
         step = max([one["step"] for one in saved if one["committed"]], default=0)
@@ -50,7 +57,7 @@ def summary(run: RunDirectory, slurm_states: Mapping[str, str] | None = None) ->
         "max_steps": _in(config, "trainer", "max_steps"),
         "epoch": live.epoch if live else last_line.get("epoch"),
         "metrics": metrics,
-        "best": to_json(found) if (found := best(run, live)) else None,
+        "best": to_json(best_checkpoint) if best_checkpoint else None,
         "attempts": 1 + max([end.attempt for end in attempts] + run.logged_attempts(), default=-1),
         "world_size": _world_size(launch, events),
         "strategy": _in(config, "strategy", "name"),
@@ -70,23 +77,25 @@ def summary(run: RunDirectory, slurm_states: Mapping[str, str] | None = None) ->
 
 
 def best(run: RunDirectory, live: HeartbeatRecord | None) -> BestCheckpoint | None:
-    """The best checkpoint on disk, which `--checkpoint best` takes.
+    """Return the best checkpoint on disk, which `--checkpoint best` uses.
 
-    `live` is the first rank's heartbeat: it knows the direction for checkpoints that do not say it themselves, and
-    what was best where no checkpoint was validated.
+    Args:
+        run: The run.
+        live: The heartbeat of rank 0. It has the direction of the metric for checkpoints that were written before this
+            was stored, and the best checkpoint if none on disk was validated.
     """
     beat = live.best if live else None
     fallback = beat.mode if beat else "min"
-    found = best_of(CheckpointStore(run.checkpoints_dir).committed(), mode=fallback)
-    if found is None:
+    checkpoint = best_of(CheckpointStore(run.checkpoints_dir).committed(), mode=fallback)
+    if checkpoint is None:
         return beat
-    mode = found.mode or fallback
-    assert found.monitor_value is not None  # `best_of` looks only at those that have one
-    return BestCheckpoint(metric=found.monitor, mode=mode, value=found.monitor_value, step=found.step)
+    mode, value = checkpoint.mode or fallback, checkpoint.monitor_value
+    assert value is not None  # `best_of` ranks only those that have one
+    return BestCheckpoint(metric=checkpoint.monitor, mode=mode, value=value, step=checkpoint.step)
 
 
 def last_metrics(path: Path) -> tuple[dict[str, float], dict[str, Any]]:
-    """The last value of each metric in the tail of `metrics.jsonl`, and its last line."""
+    """Return the last value of each metric in the tail of `metrics.jsonl`, and its last line."""
     try:
         with path.open("rb") as file:
             file.seek(max(0, os.fstat(file.fileno()).st_size - _TAIL_BYTES))
@@ -98,25 +107,25 @@ def last_metrics(path: Path) -> tuple[dict[str, float], dict[str, Any]]:
     for line in lines:
         try:
             last = json.loads(line)
-        except ValueError:  # the first may be cut by the seek, the last by a crash
+        except ValueError:  # the seek may have cut the first line, a crash the last
             continue
         values.update({name: value for name, value in last.items() if name not in _NOT_METRICS})
     return values, last
 
 
 def checkpoints(run: RunDirectory) -> list[dict[str, Any]]:
-    """Every checkpoint folder, also one without a COMMIT, by step.
+    """Return every checkpoint folder, also those without a COMMIT, by step.
 
-    `verified` is null: sizes were compared, checksums were not; `trainer show --verify` does that.
+    `verified` is null because only sizes were compared; `trainer show --verify` compares checksums.
     """
-    found = []
+    rows = []
     local = local_folder(run.config().get("checkpoint", {}).get("local_dir"), run.path.name)
     folders = [run.checkpoints_dir] + ([local] if local else [])
     committed = {one.path: one for folder in folders for one in CheckpointStore(folder).committed()}
     paths = [path for folder in folders for path in folder.glob("step-*") if is_named_as_checkpoint(path)]
     for path in sorted(paths, key=lambda path: (step_of(path), not path.name.endswith(BEFORE_END))):
         checkpoint = committed.get(path)
-        found.append(
+        rows.append(
             {
                 "step": step_of(path),
                 "path": str(path),
@@ -128,17 +137,17 @@ def checkpoints(run: RunDirectory) -> list[dict[str, Any]]:
                 "problems": [],
             }
         )
-    return found
+    return rows
 
 
 def _in(config: dict[str, Any], section: str, key: str) -> Any:
-    """Null where a damaged configuration has no such section."""
-    found = config.get(section)
-    return found.get(key) if isinstance(found, dict) else None
+    """Return a value of the configuration; None if a damaged configuration lacks the section."""
+    options = config.get(section)
+    return options.get(key) if isinstance(options, dict) else None
 
 
 def _world_size(launch: Launch, events: list[Event]) -> int | None:
-    """Of the newest attempt of this launch, which may have fewer nodes than the run asks for; before it those."""
+    """Return the world size of the newest attempt (`min_nodes` allows fewer nodes), else of the launch shape."""
     begun = [event for event in events if isinstance(event, Started) and event.attempt >= launch.attempt]
     if begun and begun[-1].world_size:
         return begun[-1].world_size

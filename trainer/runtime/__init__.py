@@ -1,1 +1,1 @@
-"""What a rank needs whatever it trains: signals, heartbeat, attempt, random numbers, collectives, memory."""
+"""What every rank needs, whatever it trains: signals, heartbeat, attempt, random numbers, collectives, memory."""

@@ -1,4 +1,4 @@
-"""What a rank writes down about its attempt: how it began and how it ended."""
+"""Record how an attempt of a rank starts and how it ends."""
 
 from __future__ import annotations
 
@@ -21,28 +21,29 @@ from trainer.runtime.process import Rank
 
 @dataclass
 class Attempt:
-    """This rank in this attempt of this run, and how it ended."""
+    """A rank in an attempt of a run; it records the start and the outcome."""
 
     directory: RunDirectory
     rank: Rank
     heartbeat: Heartbeat
     plan: BatchPlan | None = None
-    """Once the data is there."""
+    """None until the data is set up."""
     first_step: int | None = None
-    """Where it began; null until the checkpoint is chosen."""
+    """The step from which the attempt starts; None until the checkpoint is chosen."""
     memory: str = ""
-    """What held it when it ran out."""
+    """A sentence on what occupied memory when it ran out."""
 
     def begin(self, resumed: Checkpoint | None) -> list[dict[str, Any]]:
-        """What the first rank writes down before training, and takes back of what the last attempt logged too far.
+        """Record the start of the attempt, and rewind metrics.jsonl to its first step. Called on the first rank.
 
-        Returns the lines of metrics.jsonl that the last attempt, if it was killed, may not have got to another tracker.
+        Returns:
+            The lines of metrics.jsonl that the previous attempt, if killed, may not have sent to another tracker.
         """
         step = resumed.step if resumed else 0
         rewound = rewind(self.directory.metrics_path, step)
         if rewound.dropped:
             print(
-                f"metrics.jsonl: {rewound.dropped} lines after step {step} dropped; they are logged again", flush=True
+                f"metrics.jsonl: {rewound.dropped} lines after step {step} removed; they are logged again", flush=True
             )
         self.directory.add_event(
             Started(
@@ -62,7 +63,14 @@ class Attempt:
         return [] if ended_well else rewound.recent
 
     def end(self, outcome: Outcome, exit_code: int, reason: str = "", every_rank: bool = False) -> None:
-        """Record the outcome, which the node process turns into the job's exit code."""
+        """Record the outcome, from which the node process derives the exit code of the job.
+
+        Args:
+            outcome: How the attempt ended.
+            exit_code: The exit code of the job.
+            reason: A sentence.
+            every_rank: Any rank may record it, the first one does. By default only rank 0 does.
+        """
         if self.rank.is_first or every_rank:
             record = AttemptOutcome(
                 attempt=self.rank.attempt,
@@ -78,7 +86,7 @@ class Attempt:
         self.heartbeat.stop(outcome)
 
     def fail(self, failure: Failure) -> None:
-        """Record that the job is over: any rank, the first to come, so that it is said once."""
+        """Record that the job failed for good. Any rank may call it; only the first record is kept."""
         log = self.directory.rank_log(self.rank.attempt, failure.rank)
         record = AttemptOutcome(
             attempt=self.rank.attempt,
@@ -97,11 +105,11 @@ class Attempt:
         self.heartbeat.stop("failed")
 
     def _record(self, record: AttemptOutcome, replaces: bool) -> None:
-        """Write the end of the attempt; unless it `replaces`, only where no rank has done so."""
+        """Write the outcome; unless it `replaces`, only if no rank has written one."""
         if not self.directory.write_outcome(record, replace=replaces):
             return
         outcome, step, reason = record.outcome, record.step, record.reason
         event = "preempted" if outcome == "requeue" else outcome
         self.directory.add_event(Ended(event=event, attempt=record.attempt, step=step, reason=reason))
-        if record.log is None:  # of a failure everything is said from there
+        if record.log is None:  # the log of a failure has the traceback
             print(f"{outcome} at step {step}" + (f": {reason}" if reason else ""), flush=True)

@@ -1,7 +1,7 @@
-"""Turns the exception that ends a rank into one message without a traceback, and decides whether it is tried again.
+"""Turn the exception that ends a rank into a message without a traceback, and decide whether to retry the attempt.
 
-Imports nothing heavy: it must work where torch cannot be imported. The traceback stays in the rank's log, between two
-marks (`trainer.runs.cause`), so that a terminal that follows the log leaves it out.
+Imports nothing heavy, because it must work if torch cannot be imported. The traceback is in the log of the rank,
+between two markers (`trainer.runs.cause`), so that a terminal that follows the log does not show it.
 """
 
 from __future__ import annotations
@@ -18,25 +18,25 @@ from pathlib import Path
 from trainer.core import records
 from trainer.core.errors import DONE, JOB_FAILED, EnvironmentFault, TrainerError, UserError
 from trainer.core.files import write_new
-from trainer.runs.cause import DRAGGED_ALONG, FAILURE_VARIABLE, TRACEBACK_BEGINS, TRACEBACK_ENDS
+from trainer.runs.cause import FAILURE_VARIABLE, LOST_PEER, TRACEBACK_BEGINS, TRACEBACK_ENDS
 from trainer.runs.directory import RunDirectory
 from trainer.runs.records import CommandFailure, Failure
 from trainer.runtime.attempt import Attempt
 from trainer.runtime.process import Rank
 
 _MOST_LINES, _MOST_CHARACTERS = 12, 2000
-"""Of a message: torch lists every key of a state dict that does not fit."""
-_STAYS_S = 30.0
-"""Longest wait for the other ranks: the node process ends them sooner (`supervisor.FAILED_GRACE_S`)."""
+"""Limits of a message: torch lists every key of a state dict that does not match."""
+_WAIT_S = 30.0
+"""Longest wait for the other ranks. The node process kills them earlier (`supervisor.FAILED_GRACE_S`)."""
 _ALWAYS = ("ImportError", "SyntaxError", "NameError", "NotImplementedError", "MisconfigurationException")
-"""Never helped by another attempt: by the names of the class and its bases, which need not be imported."""
+"""Exceptions that another attempt raises again, by class name, so that the classes need not be imported."""
 _ALWAYS_FROM = ("hydra.errors", "omegaconf.errors")
-"""Modules of whose exceptions the same is true."""
+"""Modules of such exceptions."""
 _MISTAKES = (
     *("TypeError", "AttributeError", "LookupError", "ValueError", "ArithmeticError", "AssertionError"),
     *("FileNotFoundError", "NotADirectoryError", "IsADirectoryError", "PermissionError", "PicklingError"),
 )
-"""Mistakes in code, configuration or paths when they come before any work is done."""
+"""Exceptions that are mistakes in code, configuration or paths if they are raised before the first step."""
 _TENSORS = re.compile(
     r"shapes? .*cannot be multiplied|size mismatch|sizes? of tensor|must match the size|is invalid for input of size"
     r"|Expected .*(size|dim|channels|tensor|dtype|scalar type|input)|expected scalar type|must have the same dtype"
@@ -45,12 +45,14 @@ _TENSORS = re.compile(
     r"|not implemented for|Can't call numpy|size of the target|batch.*size.*to match|Sizes of tensors must match",
     re.IGNORECASE,
 )
-"""What torch says, as RuntimeError, of tensors and devices that do not fit."""
-_ALWAYS_SAID = re.compile(
+"""Messages of a RuntimeError of torch about shapes, dtypes and devices that do not match."""
+_ALWAYS_MESSAGES = re.compile(
     r"parameters (that )?were not used in producing the loss|^RuntimeError: Early stopping condition"
 )
-"""Messages of a RuntimeError that comes again in each attempt: of trainer/strategies/ddp.py and DDP's own, and of
-EarlyStopping whose metric is not logged."""
+"""Messages of a RuntimeError that each attempt raises again.
+
+The first is from trainer/strategies/ddp.py and DDP itself, the second from EarlyStopping whose metric is not logged.
+"""
 _TRANSIENT = (
     "RollBack",
     "ConnectionError",
@@ -69,16 +71,16 @@ _OWN = Path(__file__).resolve().parents[1]
 
 
 def conclude(error: BaseException, attempt: Attempt) -> int:
-    """Record what ended this rank, and return the exit code of its process (`docs/architecture.md`).
+    """Record the exception that ended this rank, and return the exit code of its process (`docs/architecture.md`).
 
-    After a failure that would come again the job's outcome is recorded, and this rank stays until the others have
-    failed, too, or are ended: torchrun would start them again.
+    After a failure that would be repeated it records the outcome of the job and waits until the other ranks have failed
+    as well, or are killed. Otherwise torchrun would restart them.
     """
     failure = _failure_of(error, attempt)
     print_traceback(error)
     try:
         attempt.directory.write_failure(attempt.rank.attempt, failure)
-    except OSError:  # a full disk: the log has it
+    except OSError:  # the disk is full; the log has the traceback
         pass
     if not failure.is_final:
         attempt.heartbeat.stop("failed")
@@ -89,8 +91,11 @@ def conclude(error: BaseException, attempt: Attempt) -> int:
 
 
 def reported(main: Callable[[], int]) -> int:
-    """Run the `main` of a command on this rank. What it raises is one message for the terminal, in the file that
-    `TRAINER_FAILURE` names, of the first rank that fails; the traceback goes to stderr, which then is a log."""
+    """Run the `main` of a command on this rank, and record its exception for the terminal.
+
+    The first rank that fails writes the message to the file in the environment variable `TRAINER_FAILURE`. The
+    traceback goes to stderr, which is a log file then.
+    """
     path = os.environ.get(FAILURE_VARIABLE)
     if path is None:
         return main()
@@ -102,14 +107,14 @@ def reported(main: Callable[[], int]) -> int:
         code, fix = JOB_FAILED, f"in {where}" if where else ""
         if isinstance(error, TrainerError):
             code, reason, fix = error.code, error.message, error.fix
-        if _is_transient(error, reason) and DRAGGED_ALONG.search(reason):
-            time.sleep(1.0)  # the rank whose end it noticed has the better message
+        if _is_transient(error, reason) and LOST_PEER.search(reason):
+            time.sleep(1.0)  # the rank that failed first has the better message
         write_new(Path(path), records.dumps(CommandFailure(message=reason, fix=fix, code=code)))
         return code
 
 
 def print_traceback(error: BaseException) -> None:
-    """Into this rank's log, between the marks."""
+    """Print the traceback into the log of this rank, between the markers."""
     text = "".join(traceback.format_exception(error)).rstrip()
     print(f"{TRACEBACK_BEGINS}\n{text}\n{TRACEBACK_ENDS}", file=sys.stderr, flush=True)
 
@@ -119,10 +124,10 @@ def _failure_of(error: BaseException, attempt: Attempt) -> Failure:
     reason, where = describe(error, attempt.directory.code_dir)
     has_moved, has_saved = first is not None and step > first, _has_checkpoint(attempt)
     mend = True
-    if _ALWAYS_SAID.search(reason):
+    if _ALWAYS_MESSAGES.search(reason):
         final, reason = True, reason.removeprefix("RuntimeError: ")
     elif isinstance(error, TrainerError):
-        # One that guards the training is raised in it: what it saw need not come again from an older checkpoint.
+        # Errors of checks during training need not be repeated when an older checkpoint is resumed.
         final, mend = True, isinstance(error, UserError) or not (isinstance(error, EnvironmentFault) or has_moved)
     elif _is_transient(error, reason):
         return _failure(attempt, reason, where, is_final=False, mend=False)
@@ -132,7 +137,7 @@ def _failure_of(error: BaseException, attempt: Attempt) -> Failure:
         final = not has_moved or not has_saved
     else:
         final, mend = False, not has_saved
-    if not final and _came_before(attempt, reason, step):
+    if not final and _is_repeated(attempt, reason, step):
         final = mend = True
     return _failure(attempt, reason, where, is_final=final, mend=mend)
 
@@ -150,21 +155,21 @@ def _failure(attempt: Attempt, reason: str, where: str | None, *, is_final: bool
 
 
 def describe(error: BaseException, code_dir: Path | None = None) -> tuple[str, str | None]:
-    """The exception as one message, and the user's own line that it came from: `model.py:12, in forward: ...`."""
+    """Return the message of an exception, and the line of user code that raised it: `model.py:12, in forward: ...`."""
     if isinstance(error, TrainerError):
         return str(error), None
     name, message = type(error).__name__, str(error)
     in_worker = _IN_WORKER.match(message)
     if in_worker:
-        where = _last_own(_frames_in(message), code_dir)
-        said = [line for line in message.splitlines() if line and not line.startswith((" ", "Caught", "Original"))]
-        told = "\n".join(said) or f"{in_worker[1]} in DataLoader worker process {in_worker[2]}"
-        return _short(told), where
+        where = _last_user_frame(_frames_in(message), code_dir)
+        lines = [line for line in message.splitlines() if line and not line.startswith((" ", "Caught", "Original"))]
+        message = "\n".join(lines) or f"{in_worker[1]} in DataLoader worker process {in_worker[2]}"
+        return _short(message), where
     frames = [(frame.filename, frame.lineno or 0, frame.name) for frame in traceback.extract_tb(error.__traceback__)]
     if isinstance(error, SyntaxError) and error.filename:
         frames.append((error.filename, error.lineno or 0, "<module>"))
         message = error.msg
-    return _short(f"{name}: {message}" if message else name), _last_own(frames, code_dir)
+    return _short(f"{name}: {message}" if message else name), _last_user_frame(frames, code_dir)
 
 
 def _short(text: str) -> str:
@@ -179,8 +184,8 @@ def _frames_in(text: str) -> list[tuple[str, int, str]]:
     return [(file, int(line), name) for file, line, name in _FRAME.findall(text)]
 
 
-def _last_own(frames: Iterable[tuple[str, int, str]], code_dir: Path | None) -> str | None:
-    """The innermost frame that is neither an installed package's nor this project's own."""
+def _last_user_frame(frames: Iterable[tuple[str, int, str]], code_dir: Path | None) -> str | None:
+    """Return the innermost frame that is not from an installed package or from this project."""
     for file, line, name in reversed(list(frames)):
         path = Path(file)
         if any(part in file for part in _INSTALLED) or file.startswith("<") or _is_below(path, _OWN):
@@ -215,12 +220,12 @@ def _is_one_of(error: BaseException, names: tuple[str, ...]) -> bool:
 
 
 def _is_transient(error: BaseException, reason: str) -> bool:
-    """Whether the machine, the network or another rank may be at fault."""
+    """Return whether the machine, the network or another rank may be the cause."""
     if _is_one_of(error, _TRANSIENT) or _WORKER_DIED.search(reason):
         return True
     if isinstance(error, OSError):
         return error.errno in _TRANSIENT_ERRNO
-    return isinstance(error, RuntimeError) and DRAGGED_ALONG.search(reason) is not None
+    return isinstance(error, RuntimeError) and LOST_PEER.search(reason) is not None
 
 
 def _has_checkpoint(attempt: Attempt) -> bool:
@@ -229,19 +234,19 @@ def _has_checkpoint(attempt: Attempt) -> bool:
     return bool(CheckpointStore(attempt.directory.checkpoints_dir).committed())
 
 
-def _came_before(attempt: Attempt, reason: str, step: int) -> bool:
-    """Whether the attempt before this one ended with the same message at the same step."""
+def _is_repeated(attempt: Attempt, reason: str, step: int) -> bool:
+    """Return whether the previous attempt ended with the same message at the same step."""
     before = attempt.directory.failures(attempt.rank.attempt - 1)
     return any(one.step == step and _constant(one.reason) == _constant(reason) for one in before)
 
 
 def _constant(text: str) -> str:
-    """Without addresses, which differ from process to process."""
+    """Return the text without addresses, which differ between processes."""
     return re.sub(r"0x[0-9a-f]+", "0x", text)
 
 
 def _wait_for_others(directory: RunDirectory, place: Rank) -> None:
-    deadline = time.monotonic() + _STAYS_S
+    deadline = time.monotonic() + _WAIT_S
     records_of_all = [directory.failure_record(place.attempt, rank) for rank in range(place.world_size)]
     while time.monotonic() < deadline and not all(path.exists() for path in records_of_all):
         time.sleep(0.05)

@@ -1,7 +1,7 @@
-"""Modules that a run has in its copy of the user's code are imported from there, whatever `sys.path` becomes.
+"""Import the user's modules from the code snapshot of the run, whatever is put into `sys.path`.
 
-The copy comes first on PYTHONPATH (`supervise/torchrun.py`). But much code puts the folder of its project before that,
-where it is imported (`sys.path.insert(0, os.getcwd())`, rootutils); then the files as they are by now would win.
+The snapshot is first in PYTHONPATH (`supervise/torchrun.py`). But some code puts the folder of its project before it at
+import (`sys.path.insert(0, os.getcwd())`, rootutils); the current files would be imported then.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
 
 VARIABLE = "TRAINER_FROZEN_CODE"
-"""The folders of the copy, as in PYTHONPATH."""
+"""Environment variable with the folders of the snapshot, in the format of PYTHONPATH."""
 
 
 def install() -> None:
-    """Look there before `sys.path`, from now on; does nothing the second time, and outside of a run."""
+    """Search the snapshot before `sys.path` from now on. Does nothing the second time, and outside of a run."""
     folders = [folder for folder in os.environ.get(VARIABLE, "").split(os.pathsep) if folder]
     if not folders or any(isinstance(finder, FrozenFirst) for finder in sys.meta_path):
         return
@@ -27,7 +27,7 @@ def install() -> None:
 
 
 class FrozenFirst(MetaPathFinder):
-    """Finds top-level modules and packages in the copy; namespace packages stay Python's business."""
+    """Finds top-level modules and packages in the snapshot. Namespace packages are left to Python."""
 
     def __init__(self, folders: list[str]) -> None:
         self._folders = folders
@@ -35,7 +35,8 @@ class FrozenFirst(MetaPathFinder):
     def find_spec(
         self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
+        """Return the spec of a module in the snapshot."""
         if path is not None or "." in fullname:
             return None
-        found = PathFinder.find_spec(fullname, self._folders)
-        return found if found is not None and found.origin is not None else None
+        spec = PathFinder.find_spec(fullname, self._folders)
+        return spec if spec is not None and spec.origin is not None else None

@@ -1,7 +1,7 @@
-"""`live/rank-R.json`: where this rank stands, written once a second by a thread, so that a step pays nothing for it.
+"""Write the heartbeat of a rank, `live/rank-R.json`, once a second in a thread, so that a step costs nothing.
 
-`time` says that the process lives, `moved` when its step or phase last changed: a hang has a fresh `time` and an old
-`moved`.
+`time` shows that the process is alive, `moved` when its step or phase last changed. On a hang `time` is recent and
+`moved` is old.
 """
 
 from __future__ import annotations
@@ -25,24 +25,30 @@ BATCHES_OF_MEDIAN = 64
 
 
 class Heartbeat:
-    """Set `step` directly and append to `batches` (the hot path); change the rest through `update`."""
+    """The heartbeat of a rank. In the hot path, set `step` and append to `batches`; set the rest by `update`.
+
+    Args:
+        directory: The run.
+        rank: The rank.
+        every_s: Seconds between two beats.
+    """
 
     def __init__(self, directory: RunDirectory, rank: Rank, every_s: float = 1.0) -> None:
         self._directory, self._rank = directory, rank
         self.step = 0
         self.progress = 0
-        """Raised by what moves without a step, such as a batch of a validation."""
+        """Counts progress without a step, such as a batch of a validation."""
         self.batches: deque[tuple[float, float]] = deque(maxlen=BATCHES_OF_MEDIAN)
-        """Of the last batches the seconds from the end of the one before to the backward pass, in which this rank waits
-        for no other (`own_s`), and those of the whole batch (`batch_s`)."""
+        """Seconds of the latest batches: from the end of the previous batch to the backward pass, in which this rank
+        does not wait for others (`own_s`), and of the whole batch (`batch_s`)."""
         self.forwards: deque[float] = deque(maxlen=BATCHES_OF_MEDIAN)
-        """Seconds of forward passes on a GPU, by its own clock (`forward_s`)."""
+        """Seconds of forward passes on a GPU, by the clock of the GPU (`forward_s`)."""
         self.data: deque[float] = deque(maxlen=BATCHES_OF_MEDIAN)
-        """Seconds before the forward pass (`data_s`), where the ranks wait for each other inside of it."""
+        """Seconds before the forward pass (`data_s`), if the ranks wait for each other in the forward pass."""
         self.on_beat: Callable[[], None] = _nothing
-        """Called by the heartbeat's thread; what it raises is printed once, and ends nothing."""
+        """Called in the heartbeat thread. An exception is printed once and disables it."""
         self.waited_s: Callable[[], float] = float
-        """Seconds waited for batches so far: the class `data`, taken from the phase in which they fell."""
+        """Returns the seconds waited for batches so far: the class `data`, subtracted from the phase they were in."""
         self._waited_before = 0.0
         self._fields: dict[str, Any] = {
             "pid": os.getpid(),
@@ -55,7 +61,7 @@ class Heartbeat:
         import_s = _age_of_this_process_s() + float(os.environ.get("TRAINER_IMPORT_S", "0"))  # supervise/agent.py
         self._began = time.time() - import_s
         self._spent: dict[str, float] = {"import": import_s}
-        """Seconds by phase, of those that are over: `runs/ledger.py` adds them up."""
+        """Seconds of the phases that are over; `runs/ledger.py` adds them up."""
         self._phase_since = time.monotonic()
         self._first_step: int | None = None
         self._seen: tuple[int, str] = (0, "")
@@ -66,12 +72,13 @@ class Heartbeat:
         self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
 
     def start(self) -> None:
-        self._keep_the_last_attempts()
+        """Write the first heartbeat and start the thread."""
+        self._keep_previous()
         self.write()
         self._thread.start()
 
     def update(self, **fields: Any) -> None:
-        """Change fields, `step` among them; they are on disk within a second."""
+        """Set fields, `step` among them. They are on disk within a second."""
         self.step = fields.pop("step", self.step)
         with self._lock:
             if "phase" in fields and fields["phase"] != self._fields["phase"]:
@@ -83,7 +90,7 @@ class Heartbeat:
             self._fields.update(fields)
 
     def write(self) -> None:
-        """Write now. A file system that refuses is no reason to end a training."""
+        """Write now. An error of the file system must not end the training."""
         with self._lock:
             fields = dict(self._fields)
             spent = self._spent_until(time.monotonic())
@@ -100,7 +107,7 @@ class Heartbeat:
             pass
 
     def _spent_until(self, now: float) -> dict[str, float]:
-        """`_spent` and the phase that goes on; waits for data are a class of their own."""
+        """Return `_spent` plus the current phase. Waiting for data is a class of its own."""
         spent, phase = dict(self._spent), self._fields["phase"]
         elapsed_s = now - self._phase_since
         waited_s = min(self.waited_s() - self._waited_before, elapsed_s)
@@ -110,21 +117,21 @@ class Heartbeat:
         return spent
 
     def _medians(self) -> dict[str, float]:
-        """By which `supervise/stragglers.py` compares the ranks."""
-        found: dict[str, float] = {"batches": len(self.batches)}
+        """Return the medians by which `supervise/stragglers.py` compares the ranks."""
+        medians: dict[str, float] = {"batches": len(self.batches)}
         batches, forwards = list(self.batches), list(self.forwards)
         if batches:
             own_s, batch_s = zip(*batches, strict=True)
-            found["own_s"] = round(statistics.median(own_s), 6)
-            found["batch_s"] = round(statistics.median(batch_s), 6)
+            medians["own_s"] = round(statistics.median(own_s), 6)
+            medians["batch_s"] = round(statistics.median(batch_s), 6)
         if data := list(self.data):
-            found["data_s"] = round(statistics.median(data), 6)
+            medians["data_s"] = round(statistics.median(data), 6)
         if forwards:
-            found["forward_s"] = round(statistics.median(forwards), 6)
-        return found
+            medians["forward_s"] = round(statistics.median(forwards), 6)
+        return medians
 
-    def _keep_the_last_attempts(self) -> None:
-        """This rank's heartbeat of the attempt before this one goes beside it."""
+    def _keep_previous(self) -> None:
+        """Rename the heartbeat that an earlier attempt of this rank has left."""
         rank, before = self._rank, self._directory.heartbeat(self._rank.rank)
         if before is None or before.attempt == rank.attempt:
             return
@@ -137,12 +144,12 @@ class Heartbeat:
             self.write()
             try:
                 self.on_beat()
-            except Exception as error:  # in one line: a traceback would be taken for the cause of a later death
-                print(f"what goes with the heartbeat ends: {type(error).__name__}: {error}", flush=True)
+            except Exception as error:  # one line: a traceback would be taken for the root cause later
+                print(f"heartbeat hook disabled: {type(error).__name__}: {error}", flush=True)
                 self.on_beat = _nothing
 
     def stop(self, phase: str) -> None:
-        """Write a last time with `phase` and end the thread."""
+        """Write a last heartbeat with `phase` and end the thread."""
         self.update(phase=phase)
         self._ended.set()
         if self._thread.is_alive():
@@ -151,11 +158,11 @@ class Heartbeat:
 
 
 def _nothing() -> None:
-    """Until there is something to do on a beat."""
+    """Do nothing; the default hook."""
 
 
 def _age_of_this_process_s() -> float:
-    """Seconds since this process was started (Linux; elsewhere 0)."""
+    """Return the seconds since this process was started (Linux; 0 elsewhere)."""
     ticks = processes.started_ticks(os.getpid())
     if ticks is None:
         return 0.0

@@ -1,7 +1,7 @@
-"""Hydra in a rank: HydraConfig and the working directory as `@hydra.main` leaves them, and the logging of the job.
+"""Set up Hydra in a rank: HydraConfig and the working directory as `@hydra.main` does, and the logging of the job.
 
-`HydraConfig.get()`, `hydra.utils.get_original_cwd()` and `to_absolute_path()` then answer as in any Hydra job. The
-variables of `hydra.job.env_set` are in the environment already (`trainer/supervise/torchrun.py`).
+`HydraConfig.get()`, `hydra.utils.get_original_cwd()` and `to_absolute_path()` then work as in any Hydra job. The
+variables of `hydra.job.env_set` are already in the environment (`trainer/supervise/torchrun.py`).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from trainer.runs.directory import RunDirectory
 
 
 def load(run: RunDirectory) -> Config:
-    """The run's frozen configuration, with Hydra's state as in a job of its own. For runs without one: none."""
+    """Load the frozen configuration of the run, and set the state of Hydra unless the run was made without Hydra."""
     node = hydra_node(run.path)
     if node:
         enter(node, run.path)
@@ -26,7 +26,7 @@ def load(run: RunDirectory) -> Config:
 
 
 def enter(node: dict[str, Any], run_path: Path) -> None:
-    """Set HydraConfig from what is inside `hydra:`, and change the working directory where that asks for it."""
+    """Set HydraConfig from the node `hydra`, and change the working directory if `hydra.job.chdir` is set."""
     from hydra.conf import HydraConf
     from hydra.core.hydra_config import HydraConfig
     from omegaconf import OmegaConf
@@ -41,7 +41,7 @@ def enter(node: dict[str, Any], run_path: Path) -> None:
 
 
 def configure_logging(run: RunDirectory) -> None:
-    """As `hydra.job_logging` has it, where the job chose one, and `hydra.verbose`."""
+    """Apply `hydra.job_logging`, if the job has one, and `hydra.verbose`."""
     node = hydra_node(run.path)
     written, verbose = node.get("job_logging"), node.get("verbose")
     if isinstance(written, dict) and written.get("root") is not None:

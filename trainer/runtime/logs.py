@@ -1,4 +1,4 @@
-"""What `logging` writes into a rank's log: the user's own messages from INFO on, of libraries warnings and worse."""
+"""Configure `logging` for the log of a rank: messages of the user from INFO, of libraries from WARNING."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from typing import Any
 
 _FORMAT = "[%(asctime)s][%(name)s][%(levelname)s] - %(message)s"
-"""Hydra's, of its job's log."""
+"""The format of Hydra's job log."""
 _INSTALLED = (f"{os.sep}site-packages{os.sep}", f"{os.sep}dist-packages{os.sep}")
 _STANDARD_LIBRARY = os.path.dirname(logging.__file__).rpartition(os.sep)[0] + os.sep
 _LIGHTNING = ("lightning", "pytorch_lightning", "lightning_fabric", "lightning_utilities")
@@ -17,14 +17,18 @@ _OURS = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
 
 
 class _OfUsers(logging.Filter):
-    """Lets warnings through, and less of what is not an installed library's."""
+    """Passes warnings, and lower levels from loggers outside installed libraries.
+
+    Args:
+        packages: Installed packages that count as the user's, because the configuration names them.
+    """
 
     def __init__(self, packages: Iterable[str]) -> None:
-        """`packages`: installed ones that are the user's all the same: the configuration names them."""
         super().__init__()
         self._packages = frozenset(packages)
 
     def filter(self, record: logging.LogRecord) -> bool:
+        """Return whether to write the record."""
         if record.levelno >= logging.WARNING or record.name.partition(".")[0] in self._packages:
             return True
         path = record.pathname
@@ -32,10 +36,10 @@ class _OfUsers(logging.Filter):
 
 
 def start(config: dict[str, Any]) -> None:
-    """Give the root logger a handler on stderr, which is the rank's log, unless it has one.
+    """Give the root logger a handler on stderr, which is the log of the rank, unless it has one.
 
-    `rank_zero_info` and `rank_zero_warn` come through it, too, with the file of their caller. Loggers that the user
-    sets to a level keep it.
+    `rank_zero_info` and `rank_zero_warn` use it as well, with the file of their caller. Loggers keep a level that the
+    user sets.
     """
     root = logging.getLogger()
     if root.handlers:
@@ -46,7 +50,7 @@ def start(config: dict[str, Any]) -> None:
     root.addHandler(handler)
     root.setLevel(logging.INFO)
     for name in [one for one in logging.root.manager.loggerDict if one.partition(".")[0] in _LIGHTNING]:
-        # They have handlers of their own, given while the root had none: everything would come twice.
+        # Their own handlers, added while the root logger had none, would write each message twice.
         logger = logging.getLogger(name)
         for own in list(logger.handlers):
             logger.removeHandler(own)
@@ -55,13 +59,13 @@ def start(config: dict[str, Any]) -> None:
 
 
 def _packages_of(node: Any) -> set[str]:
-    """The top packages of the `_target_`s in a configuration, without those that everybody's comes from."""
-    found: set[str] = set()
+    """Return the top-level packages of the `_target_`s in a configuration, without the usual libraries."""
+    packages: set[str] = set()
     if isinstance(node, dict):
         target = node.get("_target_")
         if isinstance(target, str):
-            found.add(target.partition(".")[0])
+            packages.add(target.partition(".")[0])
         node = list(node.values())
     for one in node if isinstance(node, list) else []:
-        found |= _packages_of(one)
-    return found - {"trainer", "torch", "lightning", "pytorch_lightning", "torchmetrics", "transformers", "timm"}
+        packages |= _packages_of(one)
+    return packages - {"trainer", "torch", "lightning", "pytorch_lightning", "torchmetrics", "transformers", "timm"}

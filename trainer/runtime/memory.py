@@ -1,4 +1,4 @@
-"""What memory holds when it has run out, in a sentence and, on a GPU, a snapshot; what becomes of the job then."""
+"""Report what occupies memory when it runs out, with a snapshot on a GPU, and decide how the job continues."""
 
 from __future__ import annotations
 
@@ -19,24 +19,25 @@ from trainer.runtime.attempt import Attempt
 from trainer.runtime.micro_batch import smaller
 
 ERRORS = (torch.OutOfMemoryError, MemoryError)
-"""Of a GPU, and of the host."""
-_STAYS_S = 30.0
-"""If this rank left at once, the others would fail for want of it, and torchrun would start them all again before the
-node process (`FAILED_GRACE_S`) ends them."""
+"""Raised when the memory of a GPU, or of the host, runs out."""
+_WAIT_S = 30.0
+"""Without the wait the other ranks would fail without this one, and torchrun would restart all of them before the node
+process kills them (`FAILED_GRACE_S`)."""
 
 
 @dataclass(frozen=True)
 class Owners:
-    """Bytes on this rank."""
+    """Bytes that this rank uses, by owner."""
 
     parameters: int
     gradients: int
     optimizer: int
     other: int | None
-    """What else the GPU has given out, activations above all; null on the CPU."""
+    """Other memory of the GPU, mostly activations; None on the CPU."""
 
     @staticmethod
     def of(trainer: Trainer, module: LightningModule) -> Owners:
+        """Measure the memory of a module and its optimizers."""
         parameters = list(module.parameters())
         states = [state for optimizer in trainer.optimizers for state in optimizer.state.values()]
         known = (
@@ -49,43 +50,52 @@ class Owners:
         return Owners(*known, other)
 
     def __str__(self) -> str:
-        """The largest first."""
+        """Return the sizes as text, the largest first."""
         sizes = {"parameters": self.parameters, "gradients": self.gradients, "optimizer state": self.optimizer}
         if self.other is not None:
-            sizes["activations and the rest"] = max(0, self.other)
-        told = sorted(sizes.items(), key=lambda item: -item[1])
-        return ", ".join(f"{name} {_size(value)}" for name, value in told)
+            sizes["activations and other"] = max(0, self.other)
+        largest_first = sorted(sizes.items(), key=lambda item: -item[1])
+        return ", ".join(f"{name} {_size(value)}" for name, value in largest_first)
 
 
 class MemoryReport(Callback):
-    """Looks while everything is still there; `end` says it."""
+    """Describes the memory while everything still exists; `end` reports it."""
 
     def __init__(self, attempt: Attempt) -> None:
         self._attempt = attempt
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Describe the memory if it has run out."""
         if isinstance(exception, ERRORS):
-            said = f"on this rank {Owners.of(trainer, pl_module)}"
+            owners = f"on this rank {Owners.of(trainer, pl_module)}"
             snapshot = self._snapshot() if trainer.strategy.root_device.type == "cuda" else None
-            self._attempt.memory = f"{said}; a snapshot of it is in {snapshot}" if snapshot else said
+            self._attempt.memory = f"{owners}; memory snapshot: {snapshot}" if snapshot else owners
 
     def _snapshot(self) -> str | None:
-        """For https://docs.pytorch.org/memory_viz, where it was taken at all."""
+        """Write a snapshot for https://docs.pytorch.org/memory_viz; return its path, or None if that fails."""
         rank, directory = self._attempt.rank, self._attempt.directory
         path = directory.memory_snapshot(rank.attempt, rank.rank)
         try:
-            torch.cuda.memory._dump_snapshot(str(path))
-        except Exception:  # memory is short, and the message must come out
+            torch.cuda.memory._dump_snapshot(str(path))  # type: ignore[no-untyped-call]
+        except Exception:  # out of memory; the message must be written all the same
             return None
         return str(path.relative_to(directory.path))
 
 
 def end(attempt: Attempt, policy: str) -> int | None:
-    """Write down that this rank ran out of memory. The exit code with which torchrun starts the workers again, then
-    with a smaller micro-batch; None: the job is over."""
+    """Record that this rank ran out of memory.
+
+    Args:
+        attempt: The attempt.
+        policy: `resilience.on_oom`.
+
+    Returns:
+        The exit code after which torchrun restarts the workers, then with a smaller micro-batch. None: the job failed.
+    """
     plan, rank = attempt.plan, attempt.rank
     size = f" with a micro-batch of {plan.micro_batch}" if plan else ""
-    owners = attempt.memory or f"the process has had {_size(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)}"
+    peak = _size(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+    owners = attempt.memory or f"the process has used up to {peak}"
     reason = f"rank {rank.rank} on {socket.gethostname()} ran out of memory{size}: {owners}"
     half = smaller(plan) if plan and policy == "halve" else None
     attempt.directory.add_event(
@@ -102,9 +112,9 @@ def end(attempt: Attempt, policy: str) -> int | None:
     if half is None:
         attempt.end("failed", NEVER_RESTART, reason, every_rank=True)
         if rank.world_size > 1:
-            time.sleep(_STAYS_S)
+            time.sleep(_WAIT_S)
         return None
-    print(f"{reason}; the next attempt takes a micro-batch of {half}, in as many more passes a step", flush=True)
+    print(f"{reason}; the next attempt uses a micro-batch of {half} and more gradient accumulation", flush=True)
     attempt.heartbeat.stop("failed")
     return JOB_FAILED
 

@@ -1,8 +1,7 @@
-"""A micro-batch that needs no more memory than before, or half: more of them a step, so that the global batches and
-their samples stay.
+"""Limit the micro-batch of an attempt, with more gradient accumulation, so that the global batches stay the same.
 
-An attempt that ran out of memory is followed by one with half the micro-batch (`resilience.on_oom`). One on fewer nodes
-than the run asked for (`resources.min_nodes`) does not give its ranks larger ones.
+After an attempt that ran out of memory the next one has half the micro-batch (`resilience.on_oom`). An attempt on fewer
+nodes than the run asks for (`resources.min_nodes`) has no larger micro-batches.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from trainer.runtime.process import Rank
 
 
 def smaller(plan: BatchPlan) -> int | None:
-    """The largest one of at most half the size that divides a rank's share of the global batch; None below 1."""
+    """Return the largest micro-batch of at most half the size that divides a rank's share; None if there is none."""
     return _largest_part(plan.global_batch // plan.world_size, plan.micro_batch // 2)
 
 
@@ -30,9 +29,14 @@ def limited(
     readers: int,
     group: torch.distributed.ProcessGroup | None,
 ) -> dict[str, Any]:
-    """The `data` section with the micro-batch of this attempt; the first rank reads of the attempts before.
+    """Return the section `data` with the micro-batch of this attempt. Collective.
 
-    `readers`: ranks that read different samples.
+    Args:
+        data: The section.
+        directory: The run; the first rank reads the events of earlier attempts.
+        rank: This rank.
+        readers: Number of ranks that read different samples.
+        group: The CPU process group; None for one rank.
     """
     chosen: list[Any] = [None]
     if rank.is_first:
@@ -46,7 +50,7 @@ def limited(
 
 
 def _limit(data: dict[str, Any], directory: RunDirectory, ranks: int, readers: int) -> tuple[int, int] | None:
-    """The global batch and the largest micro-batch; None where nothing limits it."""
+    """Return the global batch and the largest micro-batch; None if nothing limits it."""
     events = [event for event in directory.events_of(OutOfMemory) if event.micro_batch]
     batch_size = data.get("batch_size") or (events[-1].batch_size if events else None)
     if batch_size is None:

@@ -1,11 +1,11 @@
-"""One Lightning in the process: `import pytorch_lightning` gives the very modules of `lightning.pytorch`.
+"""Make `pytorch_lightning` an alias of `lightning.pytorch`, so that a process has one Lightning.
 
-Both packages are installed (`lightning` requires the other), as two copies of the same source. A user's LightningModule
-on the one is not a LightningModule to a Trainer of the other, nor are callbacks, data modules and loggers. An import
-hook gives both names to one module, so that there is one class of each name and any mixture trains as it is. Pickles
-and configurations that name `pytorch_lightning.x.y` are read with it, too.
+Both packages are installed (`lightning` requires the other), as two copies of the same source. A LightningModule of one
+is not a LightningModule for the Trainer of the other, and so for callbacks, data modules and loggers. An import hook
+gives both names to one module, so that any mixture trains unchanged. Pickles and configurations that contain
+`pytorch_lightning.x.y` can be read as well.
 
-`install` belongs before the first import of Lightning and of anything of the user's. It imports nothing itself.
+Call `install` before the first import of Lightning and of the user's code. It imports nothing itself.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from types import ModuleType
 from trainer.config.namespaces import TWINS, canonical
 
 OUTSIDE = ("__about__", "__version__")
-"""Modules of `pytorch_lightning` and `lightning_fabric` that `lightning` has once, at its top."""
+"""Modules of `pytorch_lightning` and `lightning_fabric` that are at the top level of `lightning`."""
 
 
 def install() -> None:
-    """Have both names of Lightning mean one package from now on; does nothing the second time.
+    """Make both names of Lightning one package from now on. Does nothing the second time.
 
-    What was imported of `pytorch_lightning` before is forgotten, so that whoever imports it next gets the one package.
+    Modules of `pytorch_lightning` that are already imported are removed, so that the next import finds the one package.
     """
     if any(isinstance(finder, OneLightning) for finder in sys.meta_path):
         return
@@ -43,44 +43,50 @@ class OneLightning(MetaPathFinder):
     def find_spec(
         self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
+        """Return a spec that loads the module of `lightning`."""
         top, _, rest = fullname.partition(".")
         if top not in TWINS:
             return None
         name = canonical(fullname)
-        if not rest:  # who only asks whether it is there must not pay for its import
-            found = PathFinder.find_spec(name, _folders("lightning"))
-            return found and ModuleSpec(fullname, _Same(name), origin=found.origin, is_package=True)
+        if not rest:  # find_spec alone must not import it
+            located = PathFinder.find_spec(name, _folders("lightning"))
+            return located and ModuleSpec(fullname, _Same(name), origin=located.origin, is_package=True)
         if name not in sys.modules:
-            found = find_spec(name)
-            if found is None:
+            located = find_spec(name)
+            if located is None:
                 return None
-            return ModuleSpec(fullname, _Same(name), is_package=found.submodule_search_locations is not None)
+            return ModuleSpec(fullname, _Same(name), is_package=located.submodule_search_locations is not None)
         return ModuleSpec(fullname, _Same(name), is_package=hasattr(sys.modules[name], "__path__"))
 
 
 def _folders(package: str) -> list[str]:
-    found = find_spec(package)
-    return list(found.submodule_search_locations or ()) if found else []
+    located = find_spec(package)
+    return list(located.submodule_search_locations or ()) if located else []
 
 
 class _Same(Loader):
-    """Loads a module by importing it under its other name."""
+    """Loads a module by importing it under its other name.
+
+    Args:
+        name: The name in `lightning`.
+    """
 
     def __init__(self, name: str) -> None:
         self.name = name
         self._spec: ModuleSpec | None = None
 
     def create_module(self, spec: ModuleSpec) -> ModuleType:
+        """Return the module of the other name."""
         module = import_module(self.name)
         self._spec = module.__spec__
         return module
 
     def exec_module(self, module: ModuleType) -> None:
-        """Nothing to execute: it has been. importlib has put the other name's spec into it."""
+        """Restore the spec, which importlib has replaced. The module itself is executed already."""
         module.__spec__ = self._spec
         for alias, name in TWINS.items():
             if self.name == name:
                 for inner in OUTSIDE:
                     sys.modules[f"{alias}.{inner}"] = import_module(f"lightning.{inner}")
-                # logging.getLogger("pytorch_lightning").setLevel() and .info() do what they did
+                # keeps logging.getLogger("pytorch_lightning").setLevel() and .info() working
                 logging.getLogger(alias).parent = logging.getLogger(name)

@@ -1,4 +1,4 @@
-"""What a rank knows and does as a process. Imports nothing heavy: it runs before torch is imported."""
+"""Set up a rank as a process: environment, output, signals. Imports nothing heavy, because it runs before torch."""
 
 from __future__ import annotations
 
@@ -13,22 +13,23 @@ from pathlib import Path
 from trainer.runs.directory import RunDirectory
 
 PR_SET_PDEATHSIG = 1
-"""prctl(2); Linux only."""
+"""Option of prctl(2); Linux only."""
 
 
 @dataclass(frozen=True)
 class Rank:
-    """This process among the others, from the environment that torchrun sets."""
+    """The position of this process in the job, from the environment of torchrun."""
 
     rank: int
     local_rank: int
     world_size: int
     local_world_size: int
     attempt: int
-    """TRAINER_ATTEMPT, plus the restarts that torchrun made since."""
+    """TRAINER_ATTEMPT plus the restarts by torchrun."""
 
     @staticmethod
     def from_environment() -> Rank:
+        """Read the environment; without one this is the only rank."""
         number = {key: int(os.environ.get(key, "0")) for key in ("RANK", "LOCAL_RANK", "TORCHELASTIC_RESTART_COUNT")}
         return Rank(
             rank=number["RANK"],
@@ -40,22 +41,26 @@ class Rank:
 
     @property
     def is_first(self) -> bool:
+        """Whether this is rank 0."""
         return self.rank == 0
 
     @property
     def num_nodes(self) -> int:
+        """The number of nodes of the job."""
         return max(1, self.world_size // max(1, self.local_world_size))
 
 
 def frozen_code_first() -> None:
-    """Python 3.10 looks in the working directory before PYTHONPATH, which has the code as it was at launch; later
-    versions are told not to (`trainer/supervise/torchrun.py`)."""
+    """Remove the working directory from the front of `sys.path`, so that PYTHONPATH with the frozen code is first.
+
+    This is for Python 3.10; later versions obey PYTHONSAFEPATH (`trainer/supervise/torchrun.py`).
+    """
     if not getattr(sys.flags, "safe_path", False) and sys.path[0] in ("", os.getcwd()):
         sys.path.pop(0)
 
 
 def die_with_parent() -> None:
-    """Ask the kernel for SIGKILL when torchrun dies: a rank without its agent would train on beside its own rerun."""
+    """Have the kernel kill this rank when torchrun dies. It would otherwise keep training beside its own restart."""
     if sys.platform != "linux":
         return
     parent = int(os.environ.get("TRAINER_TORCHRUN_PID") or os.getppid())
@@ -65,9 +70,9 @@ def die_with_parent() -> None:
 
 
 def dump_stacks_when_asked(run_path: Path) -> None:
-    """On SIGUSR2 each thread's stack goes to `rank-R.stacks` beside the log, on a crash (SIGSEGV, ...) into the log.
+    """Dump the stacks of all threads to `rank-R.stacks` on SIGUSR2, and into the log on a crash (SIGSEGV, ...).
 
-    Done in C by faulthandler, so a rank that holds the interpreter's lock for ever answers, too.
+    faulthandler does it in C, so it works even if the rank holds the GIL for ever.
     """
     rank = Rank.from_environment()
     stacks = RunDirectory(run_path).stacks(rank.attempt, rank.rank)
@@ -77,7 +82,7 @@ def dump_stacks_when_asked(run_path: Path) -> None:
 
 
 def redirect_output(run_path: Path) -> None:
-    """Point stdout and stderr (the descriptors, so C++ and children too) at this rank's log file."""
+    """Redirect stdout and stderr to the log of this rank: the descriptors, so that C++ and child processes use it."""
     rank = Rank.from_environment()
     log = RunDirectory(run_path).rank_log(rank.attempt, rank.rank)
     log.parent.mkdir(parents=True, exist_ok=True)
@@ -85,5 +90,5 @@ def redirect_output(run_path: Path) -> None:
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
     os.close(descriptor)
-    sys.stdout = open(1, "w", buffering=1, closefd=False)  # noqa: SIM115  lines, not blocks: the file is followed
+    sys.stdout = open(1, "w", buffering=1, closefd=False)  # noqa: SIM115  line-buffered: the file is followed
     sys.stderr = open(2, "w", buffering=1, closefd=False)  # noqa: SIM115

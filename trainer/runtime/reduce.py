@@ -1,4 +1,4 @@
-"""One rank of the preflight: joins the others, reduces some megabytes, prints `joined BYTES_PER_S`."""
+"""Run one rank of the preflight: join the others, all-reduce some megabytes, print `joined BYTES_PER_S`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _REPEATS = 3
 
 
 def main(device: str) -> None:
-    """The speed is that of the algorithm: bytes of the tensor per second of an all-reduce."""
+    """Measure the all-reduce and print its speed: bytes of the tensor per second (algorithm bandwidth)."""
     backend = "nccl" if device == "cuda" else "gloo"
     torch.distributed.init_process_group(backend, timeout=timedelta(seconds=30))
     print("joined", end=" ", flush=True)

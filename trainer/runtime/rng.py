@@ -1,4 +1,4 @@
-"""The random number generators of one rank: Python, NumPy, torch, CUDA."""
+"""Seed, save and restore the random number generators of a rank: Python, NumPy, torch, CUDA."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ def seed_all(seed: int) -> None:
 
 
 def seed_of_rank(seed: int, rank: int) -> int:
-    """A seed for what may differ between ranks, dropout for one; the model is built from `seed` itself."""
+    """Return a seed for what may differ between ranks, such as dropout. The model is built from `seed` itself."""
     return (seed * 1_000_003 + 7919 * (rank + 1)) % 2**63
 
 
 def state() -> dict[str, Any]:
-    """Plain types and tensors only, so that it loads with `weights_only=True`."""
+    """Return the state of all generators in plain types and tensors, which load with `weights_only=True`."""
     name, keys, position, has_gauss, cached = numpy.random.get_state(legacy=True)
-    assert not isinstance(keys, str)  # its annotation covers the non-legacy form, too
+    assert not isinstance(keys, str)  # the annotation covers the non-legacy form as well
     version, internal, gauss_next = random.getstate()
-    found = {
+    states = {
         "python": [version, list(internal), gauss_next],
         "numpy": [
             str(name),
@@ -38,12 +38,12 @@ def state() -> dict[str, Any]:
         "torch": torch.get_rng_state(),
     }
     if torch.cuda.is_available():
-        found["cuda"] = torch.cuda.get_rng_state()
-    return found
+        states["cuda"] = torch.cuda.get_rng_state()
+    return states
 
 
 def restore(saved: dict[str, Any]) -> None:
-    """The inverse of `state`."""
+    """Restore a state that `state` returned."""
     version, internal, gauss_next = saved["python"]
     random.setstate((version, tuple(internal), gauss_next))
     name, keys, position, has_gauss, cached = saved["numpy"]

@@ -1,6 +1,6 @@
-"""What is not training but needs torch, in a process of its own: `python -m trainer.runtime.start MODULE ARGUMENT...`.
+"""Run a module that needs torch but does not train: `python -m trainer.runtime.start MODULE ARGUMENT...`.
 
-The `main()` of MODULE finds the arguments in `sys.argv[1:]`; torch and Lightning are imported quickly before it.
+The `main()` of MODULE has the arguments in `sys.argv[1:]`. torch and Lightning are imported before, by `quick_imports`.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from trainer.runtime.imports import quick_imports
 
 
 def main() -> int:
+    """Import the module and run its `main`; return the exit code."""
     sys.argv = sys.argv[1:]
     with quick_imports():
         module = importlib.import_module(sys.argv[0])

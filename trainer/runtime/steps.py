@@ -1,4 +1,4 @@
-"""What a step is: checkpoints, metrics and the heartbeat count the same."""
+"""Count optimizer steps, alike for checkpoints, metrics and the heartbeat."""
 
 from __future__ import annotations
 
@@ -10,15 +10,18 @@ from torch.optim import Optimizer
 
 
 class Steps(Protocol):
-    """Where Lightning counts; to be held for a training, because `trainer.global_step` is a chain of properties."""
+    """A counter of Lightning. Keep it for a training, because `trainer.global_step` is a slow chain of properties."""
 
     @property
-    def completed(self) -> int: ...
+    def completed(self) -> int:
+        """Number of optimizer steps completed."""
 
 
 def steps_of(trainer: Trainer) -> Steps:
-    """What `steps_taken` reads. Under manual optimization it counts the steps of all optimizers together, so that a
-    batch may add none, one or several."""
+    """Return the counter that `steps_taken` reads.
+
+    Under manual optimization it counts the steps of all optimizers, so that a batch may add none, one or several.
+    """
     loop = trainer.fit_loop.epoch_loop
     if trainer.lightning_module.automatic_optimization:
         total = loop.automatic_optimization.optim_progress.optimizer.step.total
@@ -32,10 +35,10 @@ def steps_of(trainer: Trainer) -> Steps:
 
 
 def count_direct_steps(trainer: Trainer) -> None:
-    """Have Lightning count the steps of optimizers that a module steps past it, too.
+    """Make Lightning count the steps of optimizers that a module steps directly.
 
-    `self.optimizers(use_pl_optimizer=False)` gives torch's own optimizers, of whose steps `trainer.global_step` knows
-    nothing: it stays 0, `max_steps` never comes, and no checkpoint could be told from another.
+    `self.optimizers(use_pl_optimizer=False)` returns the optimizers of torch, whose steps `trainer.global_step`
+    ignores: it stays 0, `max_steps` is never reached, and all checkpoints would have the same step.
     """
     if trainer.lightning_module.automatic_optimization:
         return
@@ -43,7 +46,7 @@ def count_direct_steps(trainer: Trainer) -> None:
     total = progress.total
 
     def count(*_: Any) -> None:
-        if total.ready == total.completed:  # else Lightning is about to count it
+        if total.ready == total.completed:  # otherwise Lightning counts it
             progress.increment_ready()
             progress.increment_completed()
 
@@ -53,22 +56,23 @@ def count_direct_steps(trainer: Trainer) -> None:
 
 
 class _Batches:
-    """Each batch is a step."""
+    """Counts each batch as a step."""
 
     def __init__(self, total: _ProcessedTracker) -> None:
         self._total = total
 
     @property
     def completed(self) -> int:
+        """Number of batches."""
         return self._total.processed
 
 
 def steps_taken(trainer: Trainer) -> int:
-    """Optimizer steps completed, in this attempt and those before it: Lightning's `trainer.global_step`.
+    """Return the optimizer steps completed, in this attempt and earlier ones: `trainer.global_step` of Lightning.
 
-    Lightning counts a batch as one step, too, where `configure_optimizers` returns None. Of a module that optimizes
-    manually and has no optimizer at all (`[]` or None: a memory bank, k-means) it counts nothing; here each of its
-    batches is a step, or none of its checkpoints could be told from another.
+    Lightning also counts a batch as a step if `configure_optimizers` returns None. It counts nothing for a module with
+    manual optimization and no optimizer at all (`[]` or None: a memory bank, k-means). Here each of its batches is a
+    step, because otherwise all its checkpoints would have the same step.
     """
     if trainer.lightning_module.automatic_optimization or has_optimizer(trainer):
         return trainer.global_step
@@ -76,5 +80,5 @@ def steps_taken(trainer: Trainer) -> int:
 
 
 def has_optimizer(trainer: Trainer) -> bool:
-    """Whether there is one with parameters; Lightning's stand-in for None has none."""
+    """Return whether there is an optimizer with parameters; the placeholder of Lightning for None has none."""
     return any(optimizer.param_groups for optimizer in trainer.optimizers)

@@ -1,4 +1,4 @@
-"""How a rank is asked to leave. A handler sets a flag and nothing else; `callbacks/boundary.py` acts on it."""
+"""Receive requests to stop. The signal handler only sets a flag; `callbacks/boundary.py` acts on it."""
 
 from __future__ import annotations
 
@@ -12,21 +12,24 @@ from trainer.core.errors import HUNG
 
 
 class Request(IntEnum):
-    """What the ranks may agree on at a step boundary; the largest of all ranks' wins."""
+    """A request on which the ranks agree at a step boundary; the largest of all ranks wins."""
 
     NOTHING = 0
     TIME_IS_UP = 1
-    """`trainer.max_time` is used up: finish."""
+    """`trainer.max_time` is over: finish."""
     REQUEUE = 2
-    """Save, leave, be run again: preemption or the end of the allocation."""
+    """Save a checkpoint and exit to be requeued: preemption, or the end of the allocation."""
     STOP = 3
-    """Save and leave for good: the user asked."""
+    """Save a checkpoint and exit: the user stopped the run."""
     SAVE_FAILED = 4
     """A checkpoint could not be written, and `checkpoint.on_failure=stop`."""
 
 
 class StopTraining(BaseException):
-    """Leaves Lightning's loops after everything is saved. Not an Exception: no handler of a user's hook takes it."""
+    """Leaves the loops of Lightning once everything is saved.
+
+    It is not an Exception, so that no handler in a hook of the user catches it.
+    """
 
     def __init__(self, request: Request) -> None:
         super().__init__(request.name)
@@ -41,19 +44,19 @@ def _set_flag(signum: int, frame: FrameType | None) -> None:
 
 
 def install_handlers() -> None:
-    """SIGTERM and SIGUSR1 ask for a requeue. SIGINT reaches the whole terminal's group: the follower acts on it."""
+    """Handle SIGTERM and SIGUSR1 as requests to requeue. Ignore SIGINT, on which the process in the terminal acts."""
     signal.signal(signal.SIGTERM, _set_flag)
     signal.signal(signal.SIGUSR1, _set_flag)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def signalled() -> bool:
-    """Whether this rank has received SIGTERM or SIGUSR1."""
+    """Return whether this rank has received SIGTERM or SIGUSR1."""
     return _signalled.is_set()
 
 
 def force_exit_after(timeout_s: float) -> threading.Timer:
-    """A daemon timer that ends this process with code 124 after `timeout_s`; cancel it once everything is saved."""
+    """Start a timer that ends this process with code 124 after `timeout_s`. Cancel it once everything is saved."""
     timer = threading.Timer(timeout_s, os._exit, args=(HUNG,))
     timer.daemon = True
     timer.start()

@@ -1,4 +1,4 @@
-"""What every command on ranks needs of torch and Lightning before it builds anything: a process group, and quiet."""
+"""Set up torch and Lightning for a command on ranks: the process groups, and filters of known warnings."""
 
 from __future__ import annotations
 
@@ -16,14 +16,17 @@ Group = torch.distributed.ProcessGroup
 
 
 def device_of(config: Config, rank: Rank) -> torch.device:
-    """This rank's device: the configuration says how many GPUs the job has, none means CPU."""
+    """Return the device of this rank: a GPU if `resources.gpus` is set, else the CPU."""
     return torch.device("cuda", rank.local_rank) if config.resources.gpus else torch.device("cpu")
 
 
 def init_process_group(config: Config, rank: Rank, timeout_s: float | None = None) -> Group | None:
-    """Join the other ranks before anything slow, and make the CPU group that agreements use; None for one rank.
+    """Join the other ranks before anything slow, and return a CPU (gloo) group for agreements; None for one rank.
 
-    `timeout_s`: of a collective; None: `resilience.collective_timeout_s`.
+    Args:
+        config: The configuration.
+        rank: This rank.
+        timeout_s: Timeout of collectives; None: `resilience.collective_timeout_s`.
     """
     if rank.world_size == 1:
         return None
@@ -34,12 +37,13 @@ def init_process_group(config: Config, rank: Rank, timeout_s: float | None = Non
         torch.distributed.init_process_group("cpu:gloo,cuda:nccl", timeout=timeout, device_id=device)
     else:
         torch.distributed.init_process_group("gloo", timeout=timeout)
-    return torch.distributed.new_group(backend="gloo", timeout=timeout)
+    group: Group = torch.distributed.new_group(backend="gloo", timeout=timeout)
+    return group
 
 
 def silence_known_warnings() -> None:
-    """Advice of Lightning that does not hold here, each with the reason. Nothing broader: new ones must be seen."""
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # its "GPU available", tips and adverts
+    """Filter advice of Lightning that does not apply here, each with the reason. New warnings must be seen."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # "GPU available", tips and advertisements
     reasons = {
         "The `srun` command is available on your system but is not used": "torchrun starts the ranks, under srun too",
         ".*isinstance\\(treespec, LeafSpec\\)": "Lightning 2.6 with torch 2.13; gone with Lightning's next release",

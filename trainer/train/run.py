@@ -63,7 +63,7 @@ def run(run_path: Path) -> int:
         config = hydra_state.load(directory)
         group = init_process_group(config, rank, Timeouts(config.resilience).first_s)
         if group is not None:
-            heartbeat.on_beat = FlightRecorder(directory, rank).look
+            heartbeat.on_beat = FlightRecorder(directory, rank).check
         train(config, attempt, group)
         attempt.end("finished", DONE)
     except StopTraining as stopped:
