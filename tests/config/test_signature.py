@@ -28,6 +28,9 @@ class Net(nn.Module):
     @classmethod
     def small(cls, width: int = 3): ...
 
+class Chosen(nn.Module):
+    def __init__(self, kind: Literal["a", "b"] | None = None, level: Literal[Level.LOW] = Level.LOW): ...
+
 class NoInit(LightningModule):
     pass
 
@@ -148,6 +151,7 @@ def use(cwd: Path, section: str, text: str) -> list[str]:
         ("model", "_target_: mine.Net\nwidth: true\n", ["model.width=true: expected an integer"]),
         ("model", "_target_: mine.Net\nwidth: 1\nnames: [1]\n", ["model.names=[1]: expected a list"]),
         ("model", "_target_: mine.Net\nwidth: 1\nscale: [1]\n", ["model.scale=[1]: expected a number"]),
+        ("model", "_target_: mine.Chosen\nkind: 3\n", ["model.kind=3: expected a string or null"]),
         ("model", "_target_: mine.Nett\n", ["mine has no Nett", "did you mean mine.Net?"]),
         ("model", "_target_: minne.Net\n", ["no module named minne", "did you mean mine?"]),
         ("model", "_target_: mine.inner\n", ["this is a module", "Base"]),
@@ -172,6 +176,7 @@ def test_problems_name_the_key_and_a_fix(package: Path, section: str, text: str,
     [
         ("model", "_target_: mine.Net\nwidth: null\nscale: 2\ndepth: null\nnames: [a]\n"),
         ("model", "_target_: mine.Net.small\nwidth: 3\n"),
+        ("model", "_target_: mine.Chosen\nkind: c\nlevel: 3\n"),
         ("model", "_target_: mine.Passes\nextra: true\nfirst: a\nanything: 3\n"),
         ("data", "_target_: mine.NoInit\nbatch_size: 8\nmicro_batch: null\nnum_workers: 0\n"),
         ("task", "_target_: mine.Options\nsize: 3\nkind: b\nmodel: 1\n"),

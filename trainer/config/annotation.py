@@ -76,8 +76,10 @@ def _subscript(name: str, inner: ast.AST) -> Plain | None:
         return _union([_read(inner), Plain(frozenset({"None"}))])
     if name == "Union":
         return _union([_read(item) for item in items])
-    if name == "Literal":  # the target refuses other values by name
+    if name == "Literal":  # only the types are judged: the target names the values that it takes
         values = [item.value for item in items if isinstance(item, ast.Constant)]
+        if len(values) < len(items):  # members of an enum
+            return None
         return Plain(frozenset("None" if value is None else type(value).__name__ for value in values))
     if name in _LISTS:
         same = len(items) == 1 or name in ("tuple", "Tuple")
