@@ -112,10 +112,10 @@ def make_texts(folder: Path) -> None:
 
 
 def make_table(path: Path) -> None:
-    from tests.data.saved_tables import pictures, save_parquet, save_to_disk
+    from tests.data.saved_tables import images, save_parquet, save_to_disk
 
     if path.name == "parquets":
-        save_parquet(path / "train-0.parquet", {"photo": pictures(range(20)), "kind": [0, 1] * 10})
+        save_parquet(path / "train-0.parquet", {"photo": images(range(20)), "kind": [0, 1] * 10})
     else:
         save_to_disk(path, {"text": ["Some text."] * 20, "label": [0, 1] * 10})
 
@@ -343,7 +343,7 @@ def check_block(block: Block, cwd: Path) -> None:
         pytest.fail(f"{block}: no rule covers this block: {block.text.splitlines()[0]}\n{__doc__}")
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 @pytest.mark.usefixtures("no_orphans")
 def test_every_block_is_run_or_compared(page: Path, workdir: Path) -> None:
     for block in blocks(page):
@@ -384,7 +384,7 @@ def test_a_block_that_is_wrong_fails(language: str, text: str, workdir: Path) ->
         check_block(Block(PAGES[0], 1, language, text), workdir)
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
         if not target.startswith("http"):
