@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from trainer.config.limits import limits_of
-from trainer.config.schema import Resources
 from trainer.core.errors import EnvironmentFault, UserError
 from trainer.core.hardware import count_gpus
 
@@ -71,6 +69,10 @@ def resolve(config: dict[str, Any], gpus_here: int | None = None) -> LaunchShape
 
 
 def _check_limits(resources: dict[str, Any]) -> None:
+    # Not at the top: the schema imports omegaconf, and `trainer ls` reads shapes.
+    from trainer.config.limits import limits_of
+    from trainer.config.schema import Resources
+
     for key, limit in limits_of(Resources).items():
         value = resources.get(key)
         problem = limit.problem(f"resources.{key}", value) if value is not None else None
