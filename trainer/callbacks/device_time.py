@@ -24,7 +24,8 @@ class DeviceTime(Callback):
 
     def __init__(self, heartbeat: Heartbeat) -> None:
         self._heartbeat = heartbeat
-        self._start, self._end = [torch.cuda.Event(enable_timing=True) for _ in range(2)]
+        event: Any = torch.cuda.Event  # its methods have no types
+        self._start, self._end = event(enable_timing=True), event(enable_timing=True)
         self._state: Literal["idle", "started", "recorded"] = "idle"
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:

@@ -165,7 +165,7 @@ class Guard(Callback):
             self._check_step(pending, trainer, pl_module, optimizer)
         else:
             pending.value = value.to("cpu", non_blocking=True)
-            pending.arrived = torch.cuda.Event()
+            pending.arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
             pending.arrived.record()
             self._pending.append(pending)
             self._read_pending(trainer, pl_module, wait=False)

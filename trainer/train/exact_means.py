@@ -24,7 +24,7 @@ def use_exact_means() -> None:
 def _compute(self: Any) -> torch.Tensor:
     if not (self.is_tensor and self.meta.is_mean_reduction and self.meta.sync.should):
         return _original(self)
-    value = self.meta.sync(self.value.clone())
+    value: torch.Tensor = self.meta.sync(self.value.clone())
     precise = torch.float32 if value.device.type == "mps" else torch.float64
-    count = self.meta.sync(self.cumulated_batch_size.to(precise))
+    count: torch.Tensor = self.meta.sync(self.cumulated_batch_size.to(precise))
     return (value.to(precise) / count).to(value.dtype)

@@ -168,7 +168,8 @@ def _read(path: Path) -> dict[str, torch.Tensor]:
     except (OSError, UnpicklingError) as error:
         fix = "name a file with weights: a .ckpt, a .pt with a state dict, or .safetensors"
         raise UserError(f"finetune.init_from={path}: {str(error).splitlines()[0]}", fix) from None
-    return state.get("state_dict", state)
+    tensors: dict[str, torch.Tensor] = state.get("state_dict", state)
+    return tensors
 
 
 def _key_in(source: dict[str, torch.Tensor], name: str, prefix: str) -> str:

@@ -214,7 +214,7 @@ def _plain_backward(strategy: Strategy, precision: Precision) -> bool:
 
 def _plain_optimizer_step(strategy: Strategy, precision: Precision, module: LightningModule) -> bool:
     """Return whether module, Lightning's wrapper, strategy and plugin all leave the optimizer step as it is."""
-    wrapper = strategy._lightning_optimizers[0]
+    wrapper: Any = strategy._lightning_optimizers[0]
     wraps_only = (
         wrapper is not strategy._optimizers[0]
         and type(wrapper).step is original(LightningOptimizer, "step")

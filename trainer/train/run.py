@@ -193,9 +193,10 @@ def _choose_checkpoint(job: _Job) -> Checkpoint | None:
         choice = [UserError(*_NO_GOOD_CHECKPOINT) if skipped and newest is None else newest]
     if job.group is not None:
         torch.distributed.broadcast_object_list(choice, src=0, group=job.group)
-    if isinstance(choice[0], UserError):
-        raise choice[0]
-    return choice[0]
+    chosen: Checkpoint | UserError | None = choice[0]
+    if isinstance(chosen, UserError):
+        raise chosen
+    return chosen
 
 
 def _make_writer(job: _Job) -> CheckpointWriter:
