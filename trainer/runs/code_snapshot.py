@@ -64,7 +64,7 @@ def snapshot(root: Path, target: Path, leave_out: Path) -> Snapshot:
     marker = [root / ".project-root"]  # rootutils finds the root of a project by it
     _copy(root, [*project_files(root, leave_out), *marker], target / here, copied)
     for number, one in enumerate(import_roots(root)):
-        copied.paths.append(_take_root(one, number, base, target, leave_out, copied))
+        copied.paths.append(_take_root(one, number, base, target=target, leave_out=leave_out, copied=copied))
     if here.parts:
         _copy(base, tracked_code(base)[:_MOST_AROUND], target, copied)
     return copied
@@ -79,7 +79,7 @@ def import_paths(code_dir: Path) -> list[str]:
     return [str(code_dir.parent / path) for path in paths]
 
 
-def _take_root(one: ImportRoot, number: int, base: Path, target: Path, leave_out: Path, copied: Snapshot) -> str:
+def _take_root(one: ImportRoot, number: int, base: Path, *, target: Path, leave_out: Path, copied: Snapshot) -> str:
     """Copy an import root; return the folder of the run directory that replaces it."""
     folder = one.folder.resolve()
     inside = folder.is_relative_to(base)
