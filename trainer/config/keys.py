@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer.config.instantiate import DIRECTIVES
+from trainer.config.lightning_arguments import TAKEN
 from trainer.config.own_keys import similar_key
 from trainer.config.problems import as_written
 from trainer.config.retarget import drop_leftovers
@@ -169,7 +170,7 @@ def _require_known(tree: Any, new: _Assignment, loader: Any) -> None:
         if depth == 1 and (part in known or cls is None):
             return
         if parts[0] == "trainer":
-            from trainer.config.lightning_names import TAKEN, WRITE, refusal
+            from trainer.config.lightning_names import WRITE, refusal
 
             if depth == 1 and part in WRITE:
                 raise refusal(part, new.value)

@@ -10,7 +10,8 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from trainer.config.lightning_names import TAKEN, WRITE, refusal
+from trainer.config.lightning_arguments import TAKEN
+from trainer.config.lightning_names import WRITE, refusal
 from trainer.config.problems import as_written
 from trainer.config.typed import NEVER_NULL
 from trainer.core.errors import TrainerError, UserError

@@ -7,25 +7,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from trainer.config.lightning_arguments import TAKEN
 from trainer.config.problems import as_written
+from trainer.config.typed import key_names
 from trainer.core.errors import UserError
-
-TAKEN = (
-    "accelerator",
-    "barebones",
-    "callbacks",
-    "devices",
-    "enable_autolog_hparams",
-    "enable_checkpointing",
-    "enable_progress_bar",
-    "fast_dev_run",
-    "logger",
-    "model_registry",
-    "num_nodes",
-    "plugins",
-    "strategy",
-)
-"""Arguments of Lightning's Trainer that are not in the schema: `lightning_keys.py` translates or refuses them."""
 
 _REMOVE = "remove it"
 _CALLBACK = "callbacks.{name}._target_=lightning.pytorch.callbacks."
@@ -138,7 +123,6 @@ TOP = {
 def refusal_at_top(line: str, key: str, value: str) -> UserError | None:
     """Return the error for a top-level `key` of another project; None if the name is not known from one."""
     from trainer.config.schema import TrainerOptions
-    from trainer.config.typed import key_names
 
     text = TOP.get(key) or WRITE.get(key)
     if text is None and key in (*TAKEN, *key_names(TrainerOptions)):

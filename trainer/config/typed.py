@@ -15,6 +15,7 @@ from functools import cache
 from typing import Any, Literal, TypeVar
 
 from trainer.config.cluster import CLUSTERS
+from trainer.config.lightning_arguments import TAKEN
 from trainer.config.problems import as_written
 from trainer.config.schema import Config, Precision, TrainerOptions
 from trainer.config.strategy import STRATEGIES
@@ -150,8 +151,6 @@ def is_lightnings(options: dict[str, Any]) -> bool:
 def unknown_key(prefix: str, key: str, known: list[str]) -> UserError:
     """Return the error for a key that the schema does not have."""
     if prefix == "trainer.":
-        from trainer.config.lightning_names import TAKEN
-
         known = [*known, *TAKEN]
     fix = f"{did_you_mean(key, known, prefix=prefix)}keys here: {listed(known, 30)}"
     return UserError(f"{prefix}{key}: unknown key", fix)
