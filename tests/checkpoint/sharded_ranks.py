@@ -23,7 +23,7 @@ from trainer.checkpoint import faults
 from trainer.checkpoint.commit import CommitInfo
 from trainer.checkpoint.io import CheckpointWriter
 from trainer.checkpoint.store import CheckpointStore
-from trainer.checkpoint.stored import Stored
+from trainer.checkpoint.stored import StoredCheckpoint
 
 BOUND_S = 90.0
 
@@ -67,7 +67,7 @@ def case(folder: Path, fault: str | None, victim: int) -> dict[str, object]:
     store = CheckpointStore(folder / "checkpoints")
     found, skipped = store.newest_good()
     assert found is not None
-    tensors = Stored(found.path).whole()
+    tensors = StoredCheckpoint(found.path).whole()
     good = torch.equal(tensors["model/a"], torch.arange(35.0).view(7, 5) + found.step)
     return {"codes": codes, "step": found.step, "skipped": skipped, "good": good, "b": tensors["model/b"].tolist()}
 

@@ -18,7 +18,7 @@ from trainer.checkpoint.commit import CommitInfo
 from trainer.checkpoint.faults import POINTS
 from trainer.checkpoint.io import CheckpointWriter
 from trainer.checkpoint.store import CheckpointStore
-from trainer.checkpoint.stored import Stored
+from trainer.checkpoint.stored import StoredCheckpoint
 from trainer.core.errors import UserError
 
 RANKS = Path(__file__).with_name("sharded_ranks.py")
@@ -85,7 +85,7 @@ def test_a_shard_that_is_missing_swapped_or_damaged_is_found(saved: CheckpointSt
 
 
 def test_reading_fills_what_is_given_and_refuses_another_model(saved: CheckpointStore) -> None:
-    stored = Stored(saved.path(2))
+    stored = StoredCheckpoint(saved.path(2))
     given = torch.zeros(2, 3)
     stored.read({"model/a": given})
     assert given.tolist() == [[0, 2, 4], [6, 8, 10]]
@@ -96,7 +96,7 @@ def test_reading_fills_what_is_given_and_refuses_another_model(saved: Checkpoint
 
 
 def test_a_rank_without_rows_writes_nothing(saved: CheckpointStore) -> None:
-    assert set(Stored(saved.path(1)).shapes) == {"model/a"}
+    assert set(StoredCheckpoint(saved.path(1)).shapes) == {"model/a"}
 
 
 def test_a_failed_sharded_save_is_loud_and_leaves_nothing(saved: CheckpointStore) -> None:

@@ -14,7 +14,7 @@ from safetensors import safe_open
 from tests.conftest import TrainerCli, freeze_older_code
 from tests.documentation import documented
 from trainer.checkpoint.store import CheckpointStore
-from trainer.checkpoint.stored import MODEL, Stored
+from trainer.checkpoint.stored import MODEL, StoredCheckpoint
 from trainer.runs.directory import RunDirectory
 
 
@@ -40,7 +40,7 @@ def test_a_trained_run_predicts_and_is_exported(trainer_cli: TrainerCli, workdir
     checkpoint = CheckpointStore(run.checkpoints_dir).path(30)
     exported = trainer_cli("export", str(checkpoint), "--out", "weights", "--json")
     assert exported.returncode == 0, exported.stderr
-    stored = Stored(checkpoint).whole(MODEL)
+    stored = StoredCheckpoint(checkpoint).whole(MODEL)
     with safe_open(workdir / "weights" / "model.safetensors", "pt") as file:
         assert {MODEL + name for name in file.keys()} == set(stored)  # noqa: SIM118  it is no dict
         for name, tensor in stored.items():

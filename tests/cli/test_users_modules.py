@@ -266,7 +266,7 @@ def test_a_module_as_it_was_before_torch_compile() -> None:
     inner = nn.Linear(2, 2)
     module = nn.Sequential(torch.compile(inner, backend="eager"), nn.Sequential(torch.compile(inner, backend="eager")))
     assert any("_orig_mod" in name for name in module.state_dict())
-    plain = run.not_compiled(module)
+    plain = run.uncompiled(module)
     assert not any("_orig_mod" in name for name in plain.state_dict())
     assert torch.equal(plain(torch.ones(1, 2)), inner(inner(torch.ones(1, 2))))
 

@@ -27,7 +27,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from trainer import strategies
 from trainer.checkpoint.io import CheckpointWriter, RunCheckpointIO
 from trainer.checkpoint.store import CheckpointStore
-from trainer.checkpoint.stored import MODEL, Stored
+from trainer.checkpoint.stored import MODEL, StoredCheckpoint
 from trainer.config.strategy import STRATEGIES
 from trainer.strategies.deferred import construct
 
@@ -181,7 +181,7 @@ def run(scenario: dict[str, Any], store: CheckpointStore) -> dict[str, Any]:
     found: dict[str, Any] = {"on_meta": on_meta}
     found |= {"losses": losses.tolist(), "global_step": trainer.global_step, "failure": failure and str(failure)}
     if failure is None:
-        stored = Stored(store.path(last))
+        stored = StoredCheckpoint(store.path(last))
         found["weights"] = _digest(stored.whole(MODEL))
         found["state"] = _digest(stored.whole("optimizer/"))
         found["rates"] = [[group["lr"] for group in groups] for groups in stored.optimizers.groups]

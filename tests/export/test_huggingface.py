@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from trainer.checkpoint.commit import CommitInfo
 from trainer.checkpoint.io import CheckpointWriter
 from trainer.checkpoint.store import CheckpointStore
-from trainer.checkpoint.stored import Stored
+from trainer.checkpoint.stored import StoredCheckpoint
 from trainer.core.errors import UserError
 from trainer.export.huggingface import TARGET, layout
 from trainer.export.weights import export_safetensors
@@ -48,7 +48,7 @@ for folder in sorted(Path(sys.argv[1]).iterdir()):
 """
 
 
-def saved(folder: Path, options: dict[str, Any]) -> tuple[torch.nn.Module, Stored]:
+def saved(folder: Path, options: dict[str, Any]) -> tuple[torch.nn.Module, StoredCheckpoint]:
     torch.manual_seed(5)
     network = Transformer(**SIZES, **options)
     for parameter in network.parameters():
@@ -57,7 +57,7 @@ def saved(folder: Path, options: dict[str, Any]) -> tuple[torch.nn.Module, Store
     writer = CheckpointWriter(store, asynchronous=False)
     state = {f"model.{name}": tensor for name, tensor in network.state_dict().items()}
     writer.save({"state_dict": state, "optimizer_states": []}, store.path(1), CommitInfo(step=1))
-    return network, Stored(store.path(1), mapped=True)
+    return network, StoredCheckpoint(store.path(1), mapped=True)
 
 
 @pytest.mark.skipif(not APART.is_dir(), reason=f"./launch/test puts transformers into {APART}")

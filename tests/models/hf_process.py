@@ -17,7 +17,7 @@ from trainer.checkpoint.commit import CommitInfo
 from trainer.checkpoint.io import CheckpointWriter
 from trainer.checkpoint.lora import Merged
 from trainer.checkpoint.store import CheckpointStore
-from trainer.checkpoint.stored import Stored
+from trainer.checkpoint.stored import StoredCheckpoint
 from trainer.config.schema import FineTuneOptions
 from trainer.core.errors import UserError
 from trainer.export.hf_folder import transposed_layers, without_values, write_folder
@@ -159,7 +159,7 @@ def exported(module: LanguageModelling, folder: Path, network: HuggingFace | Non
     state = {"state_dict": module.state_dict(), "optimizer_states": []}
     CheckpointWriter(store, asynchronous=False).save(state, store.path(1), CommitInfo(step=1))
     turned = [f"model.{name}" for name in transposed_layers(network)] if network is not None else []
-    return Merged(Stored(store.path(1), mapped=True), FineTuneOptions.lora_alpha, turned)
+    return Merged(StoredCheckpoint(store.path(1), mapped=True), FineTuneOptions.lora_alpha, turned)
 
 
 def merged(ours: LanguageModelling, theirs: LanguageModelling, folder: Path, tokens: torch.Tensor) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import torch
 
 from tests.conftest import TrainerCli
 from trainer.checkpoint.store import CheckpointStore
-from trainer.checkpoint.stored import Stored
+from trainer.checkpoint.stored import StoredCheckpoint
 from trainer.config.batch import BatchPlan
 from trainer.faultbench.compare import samples
 from trainer.runtime.micro_batch import smaller
@@ -68,7 +68,7 @@ def test_halved_micro_batches_read_the_same_samples_to_the_same_end(trainer_cli:
     assert "2 ranks x 6 x 2 accumulated" in log
     # The ids of a step come in two parts, but in the same order; the epoch was entered after an odd number of steps.
     assert samples(run) == samples(reference)
-    stored = [Stored(CheckpointStore(one / "checkpoints").path(12)) for one in (run, reference)]
+    stored = [StoredCheckpoint(CheckpointStore(one / "checkpoints").path(12)) for one in (run, reference)]
     weights = [one.whole() for one in stored]
     assert weights[0]
     for name, value in weights[0].items():

@@ -12,7 +12,7 @@ from tests.conftest import TrainerCli
 from tests.slurm.conftest import Testbed
 from tests.slurm.jobs import on_slurm, paced, submit, wait_for_event, wait_for_step
 from trainer.checkpoint.store import CheckpointStore
-from trainer.checkpoint.stored import Stored
+from trainer.checkpoint.stored import StoredCheckpoint
 from trainer.runs.directory import RunDirectory
 from trainer.runs.events import Allocated, Started
 
@@ -31,7 +31,7 @@ def batches(run: RunDirectory) -> dict[tuple[int, int], set[int]]:
 
 
 def weights(run: RunDirectory) -> dict[str, torch.Tensor]:
-    return Stored(CheckpointStore(run.checkpoints_dir).path(STEPS)).whole()
+    return StoredCheckpoint(CheckpointStore(run.checkpoints_dir).path(STEPS)).whole()
 
 
 def test_fewer_nodes_train_the_same_global_batches(testbed: Testbed, cli: TrainerCli, workdir: Path) -> None:

@@ -58,10 +58,12 @@ def fit(folder: Path, *overrides: str) -> tuple[RunDirectory, str]:
 def weights(run: RunDirectory) -> dict[str, Any]:
     """The state dict in the newest checkpoint."""
     from trainer.checkpoint.store import CheckpointStore
-    from trainer.checkpoint.stored import MODEL, Stored
+    from trainer.checkpoint.stored import MODEL, StoredCheckpoint
 
     newest = max(CheckpointStore(run.checkpoints_dir).committed(), key=lambda one: one.step)
-    return {name.removeprefix(MODEL): value.clone() for name, value in Stored(newest.path).whole(MODEL).items()}
+    return {
+        name.removeprefix(MODEL): value.clone() for name, value in StoredCheckpoint(newest.path).whole(MODEL).items()
+    }
 
 
 @contextlib.contextmanager

@@ -29,7 +29,7 @@ import torch.distributed
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from trainer.callbacks.best import BestMetric
-from trainer.callbacks.last_weights import LastWeights
+from trainer.callbacks.last_weights import FinalWeights
 from trainer.config.schema import CheckpointOptions, ResilienceOptions
 from trainer.runtime import stop
 from trainer.runtime.steps import steps_taken
@@ -132,7 +132,7 @@ class Boundary(Callback):
         """Boundary of the first deferred action, and the actions: they wait until an optimizer has stepped."""
         self._saver = saver
         self._after_train_start = after_train_start
-        self._last_weights = LastWeights(group)
+        self._final_weights = FinalWeights(group)
         self._checkpoint = options.checkpoint
         self._resilience = options.resilience
         self._stop_request = options.stop_request
@@ -233,7 +233,7 @@ class Boundary(Callback):
             only_locally = not save and due.request < Request.REQUEUE
             self._save_and_stop(trainer, steps_taken(trainer), due.request, only_locally)
         if is_last and self._saved_step == steps_taken(trainer):
-            self._last_weights.saved(trainer)
+            self._final_weights.record(trainer)
 
     def after_train_start(self, trainer: Trainer) -> None:
         """Call the functions that must run after every `on_train_start`."""
@@ -242,7 +242,7 @@ class Boundary(Callback):
 
     def after_train_end(self, trainer: Trainer) -> None:
         """Save once more if `on_train_end` has changed the weights."""
-        if self._last_weights.have_changed(trainer):
+        if self._final_weights.have_changed(trainer):
             self._saver.save_final(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 
-class LastWeights:
+class FinalWeights:
     """Compares checksums of the weights. `group` is the CPU (gloo) group of all ranks; None for one rank."""
 
     def __init__(self, group: torch.distributed.ProcessGroup | None) -> None:
@@ -20,8 +20,8 @@ class LastWeights:
         self._saved: int | None = None
         """Checksum of the weights in the last checkpoint; None: no hook can change them."""
 
-    def saved(self, trainer: Trainer) -> None:
-        """Remember the weights: the last state of the training has been saved."""
+    def record(self, trainer: Trainer) -> None:
+        """Record the checksum of the saved weights."""
         self._saved = _checksum(trainer.lightning_module) if _has_end_hooks(trainer) else None
 
     def have_changed(self, trainer: Trainer) -> bool:

@@ -1,4 +1,4 @@
-"""One view of a checkpoint of any strategy: flat names to tensors, and the rest of the state.
+"""A strategy-independent view of a checkpoint: flat names to tensors, and the rest of the state.
 
 Names are `model/<parameter or buffer>` and `optimizer/<number of the optimizer>/<parameter>/<key>`. Values in the
 optimizer's state that are not tensors, and the options of the groups, are in `Optimizers`.
@@ -74,7 +74,7 @@ def unflatten(tensors: dict[str, torch.Tensor], rest: Optimizers) -> list[dict[s
     return states
 
 
-class Stored:
+class StoredCheckpoint:
     """A checkpoint opened for reading. `state` is everything except the model's and the optimizers' tensors."""
 
     def __init__(self, path: Path, mapped: bool = False) -> None:

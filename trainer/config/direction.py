@@ -1,4 +1,4 @@
-"""The direction of a metric (lower or higher is better) from the common meaning of its name. Imports no torch."""
+"""The direction of a metric (lower or higher is better), inferred from its name. Imports no torch."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Top-level keys of the user's own (`paths`, `tags`, `task_name`), for interpolations, and kept with the run.
+"""User-defined top-level keys (`paths`, `tags`, `task_name`), usable in interpolations and stored with the run.
 
-Config files may define them, and a command line with `+`. A name that looks like a misspelt key of the schema is
-refused: otherwise `trainr.max_steps` would be silently ignored.
+Config files define them, or they are added on the command line with `+`. A name that looks like a misspelt key of the
+schema is refused: otherwise `trainr.max_steps` would be silently ignored.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from trainer.core.errors import UserError
 from trainer.core.near import listed
 
 _LONG = 8
-"""Number of letters from which a name may contain two typing errors."""
+"""Minimum length at which two typos are tolerated."""
 
 
 def own_keys(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -30,7 +30,7 @@ def misspelt_keys(config: Mapping[str, Any]) -> list[UserError]:
     problems = []
     for key, value in own_keys(config).items():
         meant = similar_key(str(key), known)
-        if meant is not None and _holds_alike(str(key), value, meant, config):
+        if meant is not None and _has_plausible_value(str(key), value, meant, config):
             fix = f"did you mean {meant}? choose a less similar name for a key of your own; keys: {listed(known, 30)}"
             problems.append(UserError(f"{key}: unknown key", fix))
     return problems
@@ -48,14 +48,14 @@ def similar_key(name: str, known: Iterable[str]) -> str | None:
     return None
 
 
-def _holds_alike(key: str, value: Any, meant: str, config: Mapping[str, Any]) -> bool:
-    """Return whether the value could be one of the key that was meant: a section is a mapping, `seed` is not."""
+def _has_plausible_value(key: str, value: Any, meant: str, config: Mapping[str, Any]) -> bool:
+    """Return whether the value is plausible for the intended key: a section is a mapping, `seed` is not."""
     is_section = meant in OPEN or is_closed(meant)
     if not is_section:
         return not isinstance(value, (dict, list))
     if not isinstance(value, dict):
         return False
-    if key == f"{meant}s":  # probably the user's own `models: {a: ..., b: ...}`, unless its keys are those of `model`
+    if key == f"{meant}s":  # probably user-defined, `models: {a: ..., b: ...}`, unless its keys are those of `model`
         section = config.get(meant)
         keys = set(section) if isinstance(section, dict) else set()
         return bool(({"_target_", "name"} | keys) & set(value))
@@ -67,7 +67,10 @@ def _plain(name: str) -> str:
 
 
 def _distance(a: str, b: str) -> int:
-    """Return the edit distance with swaps of neighbours (Damerau 1964; optimal string alignment); 3 or more if far."""
+    """Return the edit distance with swaps of neighbours (Damerau 1964; optimal string alignment).
+
+    It is 3 without a computation if the lengths differ by more than two.
+    """
     if abs(len(a) - len(b)) > 2:
         return 3
     before: list[int] = []

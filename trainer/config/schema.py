@@ -241,7 +241,7 @@ class ResilienceOptions:
     agree_every_s: PositiveFloat = 1.0
     """Approximate interval in seconds at which the ranks agree on whether to stop."""
     stop_deadline_s: PositiveFloat = 120.0
-    """Seconds from a stop signal to a forced exit."""
+    """Seconds that a rank may take to save a checkpoint after a request to stop, before it is forced to exit."""
     collective_timeout_s: PositiveFloat = 600.0
     """Timeout of a collective in seconds, after which the process exits. Until the first step is done it is
     `hang_slow_s` plus a minute, if that is longer."""

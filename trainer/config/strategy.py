@@ -133,7 +133,7 @@ class DeepspeedZero3(_Deepspeed):
 
 @dataclass(eq=False, repr=False)
 class Auto(Single):
-    """The default: single on one rank, else fsdp on GPUs and ddp on CPU."""
+    """Choice by hardware: single on one rank, else fsdp on GPUs and ddp on CPU."""
 
     name: str = "auto"
     """Name of the strategy."""

@@ -312,7 +312,7 @@ def _custom_order(
     _warn_own_samples(name, ranks)
     draw = _require_count(draw, len(indices), name)
     rank_plan = replace(plan, global_batch=plan.micro_batch * plan.accumulate, world_size=1)
-    fewest = ranks.least(len(indices))
+    fewest = ranks.minimum(len(indices))
     return GlobalBatchSampler(fewest or 0, rank_plan, 0, seed, order=order, drop_last=drop_last)
 
 
@@ -321,7 +321,7 @@ def _listed_batches(draw: Callable[[int], list[Any]], ranks: Ranks, plan: BatchP
     if ranks.compare(draw(0), name) is Shares.SAME:
         return ListedBatches(draw, ranks.rank, ranks.world_size, plan.accumulate)
     _warn_own_samples(name, ranks)
-    fewest = ranks.least(len(draw(0)))
+    fewest = ranks.minimum(len(draw(0)))
     draw = _require_count(draw, fewest or 0, name)
     return ListedBatches(lambda epoch: draw(epoch)[:fewest], 0, 1, plan.accumulate)
 

@@ -1,4 +1,4 @@
-"""Agreement of the ranks about the data that they read: whether it is the same, and whether there is more of it.
+"""Agreement of the ranks on their data: whether it is the same, and whether every rank has another batch.
 
 Only the data can tell whether a custom sampler or iterable already gives each rank its share: every rank draws the
 order (or the first batch) with the same random numbers, and they compare.
@@ -21,8 +21,8 @@ from torch import Tensor
 from trainer.core.errors import UserError
 
 _log = logging.getLogger(__name__)
-_MOST_BYTES = 1 << 20
-"""Bytes of a tensor that are hashed."""
+_MAX_HASHED = 1 << 20
+"""Maximum part of a value that is hashed: elements of a tensor, bytes of a NumPy array."""
 
 
 class Shares(Enum):
@@ -33,13 +33,13 @@ class Shares(Enum):
 
 
 class Ranks:
-    """This rank among those that read different data.
+    """This rank's position among the data-parallel ranks.
 
     Every method is collective: all ranks call it, in the same order.
 
     Args:
-        rank: This rank; ranks of one tensor parallel group have the same number here.
-        world_size: Number of ranks that read different data.
+        rank: Data-parallel rank; the ranks of one tensor parallel group share it.
+        world_size: Number of data-parallel ranks, which read different data.
         group: CPU process group of all ranks of the job; None: one process.
     """
 
@@ -47,16 +47,16 @@ class Ranks:
         self.rank, self.world_size, self.group = rank, world_size, group
         self._watch: torch.distributed.ProcessGroup | None = None
 
-    def number(self) -> int:
-        """Return this rank among all ranks of the job."""
+    def global_rank(self) -> int:
+        """Return the rank of this process among all ranks of the job."""
         return 0 if self.group is None else torch.distributed.get_rank(self.group)
 
-    def count(self) -> int:
+    def global_size(self) -> int:
         """Return the number of ranks of the job."""
         return 1 if self.group is None else torch.distributed.get_world_size(self.group)
 
     def gather(self, value: Any) -> list[Any]:
-        """Return the `value` of each rank of the job, in their order."""
+        """Return the `value` of each rank of the job, in rank order."""
         if self.group is None:
             return [value]
         values: list[Any] = [None] * torch.distributed.get_world_size(self.group)
@@ -90,33 +90,35 @@ class Ranks:
             )
         return Shares.SAME if num_distinct == 1 else Shares.OWN
 
-    def least(self, number: int | None) -> int | None:
-        """Return the smallest `number` of all ranks; None if one of them has none."""
+    def minimum(self, number: int | None) -> int | None:
+        """Return the smallest `number` of all ranks; None if any rank has none."""
         numbers = self.gather(number)
         return None if any(value is None for value in numbers) else min(numbers)
 
-    def ask(self, has_more: bool) -> Question:
-        """Start to ask whether all ranks have another batch; one step later the answer is available without waiting."""
+    def start_check(self, has_more: bool) -> PendingCheck:
+        """Start an asynchronous check that all ranks have another batch; its result is usually ready one step later."""
         if self.group is None:
-            return Question(torch.tensor(int(has_more)), None)
-        if self._watch is None:  # a separate group: other collectives may come between the question and the answer
+            return PendingCheck(torch.tensor(int(has_more)), None)
+        if (
+            self._watch is None
+        ):  # a separate group: other collectives may come between the start of the check and its result
             self._watch = torch.distributed.new_group(backend="gloo")
-        answer = torch.tensor(int(has_more))
-        work = torch.distributed.all_reduce(answer, torch.distributed.ReduceOp.MIN, group=self._watch, async_op=True)
-        return Question(answer, work)
+        result = torch.tensor(int(has_more))
+        work = torch.distributed.all_reduce(result, torch.distributed.ReduceOp.MIN, group=self._watch, async_op=True)
+        return PendingCheck(result, work)
 
 
-class Question:
-    """A pending question whether every rank has another batch."""
+class PendingCheck:
+    """A pending check that every rank has another batch."""
 
-    def __init__(self, answer: Tensor, work: Any) -> None:
-        self._answer, self._work = answer, work
+    def __init__(self, result: Tensor, work: Any) -> None:
+        self._result, self._work = result, work
 
-    def answer(self) -> bool:
-        """Wait for the answer and return it."""
+    def result(self) -> bool:
+        """Wait for the result, and return whether every rank has another batch."""
         if self._work is not None:
             self._work.wait()
-        return bool(self._answer)
+        return bool(self._result)
 
 
 def digest_of(value: Any) -> str:
@@ -131,12 +133,12 @@ def digest_of(value: Any) -> str:
 
 def _digest(value: Any, digest: Any) -> None:
     if isinstance(value, Tensor):
-        array = value.detach().flatten()[:_MOST_BYTES].cpu()
+        array = value.detach().flatten()[:_MAX_HASHED].cpu()
         digest.update(f"{value.dtype}{tuple(value.shape)}".encode())
         digest.update(array.contiguous().view(torch.uint8).numpy().tobytes() if array.numel() else b"")
     elif isinstance(value, numpy.ndarray):
         digest.update(f"{value.dtype}{value.shape}".encode())
-        digest.update(value.tobytes()[:_MOST_BYTES] if value.dtype != object else repr(value.tolist()).encode())
+        digest.update(value.tobytes()[:_MAX_HASHED] if value.dtype != object else repr(value.tolist()).encode())
     elif isinstance(value, Mapping):
         for key in value:
             digest.update(f"{key}:".encode())

@@ -105,7 +105,7 @@ class Stream:
         """
         length = len(self.source)  # type: ignore[arg-type]
         if self._length is None:
-            shortest = self.ranks.least(length)
+            shortest = self.ranks.minimum(length)
             assert shortest is not None
             self._length = shortest // self._get_stride()
         return self._length
@@ -230,10 +230,10 @@ class Stream:
             yield from self._limit_to(batches, length)
             return
         ahead = next(batches, _END)
-        question = self.ranks.ask(ahead is not _END)
-        while question.answer():
+        check = self.ranks.start_check(ahead is not _END)
+        while check.result():
             batch, ahead = ahead, next(batches, _END)
-            question = self.ranks.ask(ahead is not _END)
+            check = self.ranks.start_check(ahead is not _END)
             yield batch
         have_more = self.ranks.gather(ahead is not _END)
         if any(have_more) and self.ranks.rank == 0 and not self._warned_uneven:
@@ -304,13 +304,13 @@ class Stream:
         states = state.get("ranks") or []
         if not self._is_stateful or any(one is None for one in states):
             return
-        if len(states) != self.ranks.count():
+        if len(states) != self.ranks.global_size():
             _log.warning(
                 "%s: its state was saved by %d ranks, but there are %d: it restarts the epoch",
-                *(self.name, len(states), self.ranks.count()),
+                *(self.name, len(states), self.ranks.global_size()),
             )
             self._delivered = 0
             return
-        own = restored(states[self.ranks.number()])
+        own = restored(states[self.ranks.global_rank()])
         self.source.load_state_dict(own["source"])  # type: ignore[attr-defined]
         self._has_state, self._saved_generators, self._opened = True, own["generators"], None

@@ -1,7 +1,7 @@
 """Export of a checkpoint: `python -m trainer.runtime.start trainer.export.run RUN_DIR CHECKPOINT FORMAT LORA FOLDER`.
 
 One process without a GPU. RUN_DIR is `-` if the checkpoint is not in a run directory. LORA is `merge` or `keep`. FOLDER
-exists and is empty. Beside the files it gets `export.json`: {"format", "files": {name: bytes}, "metadata",
+exists and is empty. `export.json` is written next to the exported files: {"format", "files": {name: bytes}, "metadata",
 "largest_difference" (ONNX only), "lora_merged" (number of layers with LoRA adapters that were merged)}.
 """
 
@@ -22,7 +22,7 @@ from torch import nn
 from trainer import __version__
 from trainer.checkpoint.lora import Merged, layers
 from trainer.checkpoint.store import Checkpoint
-from trainer.checkpoint.stored import MODEL, Stored, Weights
+from trainer.checkpoint.stored import MODEL, StoredCheckpoint, Weights
 from trainer.config.instantiate import DIRECTIVES
 from trainer.config.schema import Config
 from trainer.core.errors import UserError
@@ -38,14 +38,14 @@ from trainer.train import build, deferred_modules
 from trainer.train.data import Data
 
 RECORD = "export.json"
-_OF_LIGHTNING = ("pytorch-lightning_version", "hyper_parameters", "hparams_name", "datamodule_hyper_parameters")
+_LIGHTNING_KEYS = ("pytorch-lightning_version", "hyper_parameters", "hparams_name", "datamodule_hyper_parameters")
 _DEFAULTS: dict[str, Any] = {"pytorch-lightning_version": lightning.__version__, "loops": {}, "callbacks": {}}
 SAMPLES = 2
 """Batch size for the comparison of outputs. The exporter would treat a batch size of 1 as a constant."""
 
 
 def main() -> int:
-    """Export as the command line says, write `export.json`, and return the exit code."""
+    """Export according to the command line, write `export.json`, and return the exit code."""
     run = None if sys.argv[1] == "-" else RunDirectory(Path(sys.argv[1]))
     checkpoint, kind, lora, target = Checkpoint.read(Path(sys.argv[2])), sys.argv[3], sys.argv[4], Path(sys.argv[5])
     silence_known_warnings()
@@ -103,8 +103,8 @@ def _lightning_file(weights: Weights, checkpoint: Checkpoint, target: Path, more
         name: torch.empty(*weights.shapes[MODEL + name][:1], dtype=weights.shapes[MODEL + name][1]) for name in names
     }
     weights.read({MODEL + name: tensor for name, tensor in tensors.items()})
-    state = Stored(checkpoint.path, mapped=True).state
-    kept = {key: state[key] for key in _OF_LIGHTNING if key in state}
+    state = StoredCheckpoint(checkpoint.path, mapped=True).state
+    kept = {key: state[key] for key in _LIGHTNING_KEYS if key in state}
     kept["state_dict"] = {output.name: tensors[output.sources[0]] for output in outputs}
     path = target / "model.ckpt"
     torch.save({**_DEFAULTS, "epoch": checkpoint.epoch, "global_step": checkpoint.step, **kept}, path)
@@ -146,7 +146,7 @@ def _required(run: RunDirectory | None, kind: str) -> RunDirectory:
 
 def _weights(run: RunDirectory | None, checkpoint: Checkpoint, keep_lora: bool) -> Weights:
     """Return the weights of the checkpoint, with LoRA adapters merged into them unless they are kept."""
-    stored = Stored(checkpoint.path, mapped=True)
+    stored = StoredCheckpoint(checkpoint.path, mapped=True)
     if keep_lora or not layers(stored):
         return stored
     if run is None:
@@ -210,19 +210,19 @@ def _module_and_inputs(run: RunDirectory, checkpoint: Checkpoint) -> tuple[Any, 
     except UserError as error:
         fix = "use --format=safetensors, or skip code that needs several processes if world_size is 1"
         raise UserError(f"--format=onnx: {error.message}", fix) from error
-    stored = Stored(checkpoint.path, mapped=True)
+    stored = StoredCheckpoint(checkpoint.path, mapped=True)
     stored.read({MODEL + name: value for name, value in module.state_dict().items()})
-    network = not_compiled(module.model if isinstance(module, Task) else module)
+    network = uncompiled(module.model if isinstance(module, Task) else module)
     return network, _inputs(module, data)
 
 
-def not_compiled(module: nn.Module) -> nn.Module:
-    """Return the module without torch.compile, also on its submodules: the exporter traces them itself."""
+def uncompiled(module: nn.Module) -> nn.Module:
+    """Return the module without torch.compile, including its submodules: the exporter traces them itself."""
     if isinstance(module, torch._dynamo.OptimizedModule):
-        return not_compiled(module._orig_mod)
+        return uncompiled(module._orig_mod)
     module._compiled_call_impl = None
     for name, child in list(module.named_children()):
-        setattr(module, name, not_compiled(child))
+        setattr(module, name, uncompiled(child))
     return module
 
 

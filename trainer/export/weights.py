@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from trainer.checkpoint.stored import MODEL, Stored, Weights
+from trainer.checkpoint.stored import MODEL, StoredCheckpoint, Weights
 
 COMPILED = "_orig_mod."
 MAX_FILE_BYTES = 5_000_000_000
@@ -58,7 +58,7 @@ def export_safetensors(
     Raises:
         UserError: If the checkpoint is not complete.
     """
-    stored: Weights = Stored(checkpoint, mapped=True) if isinstance(checkpoint, Path) else checkpoint
+    stored: Weights = StoredCheckpoint(checkpoint, mapped=True) if isinstance(checkpoint, Path) else checkpoint
     parts = _split(stored, model_outputs(stored) if outputs is None else outputs, max_file_bytes)
     target.mkdir(parents=True, exist_ok=True)
     files: list[Path] = []

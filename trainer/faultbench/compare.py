@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from trainer.checkpoint.store import CheckpointStore
-from trainer.checkpoint.stored import Stored
+from trainer.checkpoint.stored import StoredCheckpoint
 
 CLOCK_KEYS = ("trained_s", "pytorch-lightning_version")
 """Keys that differ between any two runs."""
@@ -28,7 +28,7 @@ def first_difference(ours: Path, theirs: Path, step: int) -> str | None:
     difference = _difference(samples(ours), samples(theirs), "samples")
     if difference:
         return difference
-    left, right = [Stored(CheckpointStore(run / "checkpoints").path(step)) for run in (ours, theirs)]
+    left, right = [StoredCheckpoint(CheckpointStore(run / "checkpoints").path(step)) for run in (ours, theirs)]
     for name, one, other in (
         ("", left.whole(), right.whole()),
         ("optimizer options", left.optimizers.groups, right.optimizers.groups),

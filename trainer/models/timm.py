@@ -1,4 +1,4 @@
-"""Any image model of the library timm, with new weights. Nothing is downloaded."""
+"""Any image model from timm, randomly initialized. Nothing is downloaded."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from trainer.core.near import did_you_mean
 def create(
     architecture: str, input_shape: Sequence[int], num_classes: int, options: Mapping[str, Any] | None = None
 ) -> nn.Module:
-    """Create a model of timm: `(batch, channels, height, width)` images to `(batch, num_classes)` logits.
+    """Create a timm model: `(batch, channels, height, width)` images to `(batch, num_classes)` logits.
 
     It is timm's own module, so that parameter names are timm's.
 
@@ -22,8 +22,8 @@ def create(
         architecture: Name as in `timm.list_models()`.
         input_shape: Channels, height and width of an image.
         num_classes: Number of classes.
-        options: More arguments of `timm.create_model`, such as `img_size`, which transformers need for images of
-            another size than their default.
+        options: More arguments of `timm.create_model`, such as `img_size`, which transformers need for non-default
+            image sizes.
 
     Raises:
         UserError: timm cannot be imported, or has no such model.

@@ -34,7 +34,12 @@ Phase = Literal[
 
 @dataclass(frozen=True, kw_only=True)
 class AttemptOutcome:
-    """How an attempt ended: `attempts/attempt-NN.json`, by a rank, the node process or the job script."""
+    """How an attempt ended: `attempts/attempt-NN.json`.
+
+    Written by a rank (`runtime/attempt.py`), the node process (`supervise/supervisor.py`),
+    the job script (`slurm/attempt.py`), the command that stops a SLURM job (`slurm/stop.py`), or the process that
+    follows a local job and kills it (`launch/follow.py`).
+    """
 
     attempt: int = not_stored()
     outcome: Outcome
@@ -68,7 +73,7 @@ class AttemptOutcome:
 
 @dataclass(frozen=True, kw_only=True)
 class Launch:
-    """Which process a run is: `launch.json`. Without a launch every field has its default."""
+    """The process of a run: `launch.json`. Without a launch every field has its default."""
 
     cluster: str | None = None
     """local or slurm."""

@@ -1,4 +1,4 @@
-"""Determine the state of a run from its directory and from whether its process exists, so that a crash is seen."""
+"""Determine the state of a run from its directory and from whether its process exists, so that crashes are detected."""
 
 from __future__ import annotations
 
@@ -46,8 +46,8 @@ def state_of(run: RunDirectory, slurm_states: Mapping[str, str] | None = None) -
 
     Args:
         run: The run.
-        slurm_states: SLURM job id to the state name of squeue or sacct. A job that is not in it has left SLURM. None:
-            SLURM was not queried, and the heartbeats decide.
+        slurm_states: SLURM job id to the state name of squeue or sacct. A job that is missing from it is no longer
+            known to SLURM. None: SLURM was not queried, and the heartbeats decide.
     """
     launch = run.launch()
     if launch.slurm_job_id and slurm_states is not None:
@@ -84,7 +84,7 @@ def _ended_state(run: RunDirectory, launch: Launch) -> State:
 
 
 def _slurm_state(run: RunDirectory, launch: Launch, job: str | None) -> State:
-    """Return the state for a long state name of squeue: PENDING, RUNNING, COMPLETING, ..."""
+    """Return the state for squeue's long state name: PENDING, RUNNING, COMPLETING, ..."""
     if job in ("PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT", "RESV_DEL_HOLD"):
         return State("requeued" if run.attempts() else "queued", job.lower())
     if job in ("RUNNING", "CONFIGURING", "RESIZING", "SUSPENDED", "STOPPED", "SIGNALING", "STAGE_OUT"):

@@ -1,4 +1,7 @@
-"""Summarize a run for `trainer show --json` and `trainer ls`. Published keys keep their meaning; unknown is null."""
+"""Summarize a run for `trainer show --json` and `trainer ls`.
+
+Published keys keep their meaning; unknown values are null.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +31,7 @@ _NOT_METRICS = ("step", "epoch", "time")
 def summary(run: RunDirectory, slurm_states: Mapping[str, str] | None = None) -> dict[str, Any]:
     """Return everything that is known about a run.
 
-    Reads a bounded amount: of the metrics only the tail.
+    Reads a bounded amount of data: only the tail of the metrics.
 
     Args:
         run: The run.
@@ -54,15 +57,15 @@ def summary(run: RunDirectory, slurm_states: Mapping[str, str] | None = None) ->
         "state": state.name,
         "reason": state.reason or None,
         "step": step,
-        "max_steps": _in(config, "trainer", "max_steps"),
+        "max_steps": _option(config, "trainer", "max_steps"),
         "epoch": live.epoch if live else last_line.get("epoch"),
         "metrics": metrics,
         "best": to_json(best_checkpoint) if best_checkpoint else None,
         "attempts": 1 + max([end.attempt for end in attempts] + run.logged_attempts(), default=-1),
         "world_size": _world_size(launch, events),
-        "strategy": _in(config, "strategy", "name"),
-        "cluster": _in(config, "cluster", "name"),
-        "wandb_id": ((tracked and tracked.id) or run.id) if _in(config, "tracking", "name") == "wandb" else None,
+        "strategy": _option(config, "strategy", "name"),
+        "cluster": _option(config, "cluster", "name"),
+        "wandb_id": ((tracked and tracked.id) or run.id) if _option(config, "tracking", "name") == "wandb" else None,
         "tracking": {name: getattr(tracked, name) for name in _TRACKING} if tracked else None,
         "slurm_job_id": launch.slurm_job_id,
         "checkpoints": saved,
@@ -81,8 +84,8 @@ def best(run: RunDirectory, live: HeartbeatRecord | None) -> BestCheckpoint | No
 
     Args:
         run: The run.
-        live: The heartbeat of rank 0. It has the direction of the metric for checkpoints that were written before this
-            was stored, and the best checkpoint if none on disk was validated.
+        live: The heartbeat of rank 0. Supplies the metric's direction for checkpoints that do not store it, and the
+            best checkpoint if none on disk was validated.
     """
     beat = live.best if live else None
     fallback = beat.mode if beat else "min"
@@ -114,7 +117,7 @@ def last_metrics(path: Path) -> tuple[dict[str, float], dict[str, Any]]:
 
 
 def checkpoints(run: RunDirectory) -> list[dict[str, Any]]:
-    """Return every checkpoint folder, also those without a COMMIT, by step.
+    """Return every checkpoint folder, including those without COMMIT, sorted by step.
 
     `verified` is null because only sizes were compared; `trainer show --verify` compares checksums.
     """
@@ -140,7 +143,7 @@ def checkpoints(run: RunDirectory) -> list[dict[str, Any]]:
     return rows
 
 
-def _in(config: dict[str, Any], section: str, key: str) -> Any:
+def _option(config: dict[str, Any], section: str, key: str) -> Any:
     """Return a value of the configuration; None if a damaged configuration lacks the section."""
     options = config.get(section)
     return options.get(key) if isinstance(options, dict) else None

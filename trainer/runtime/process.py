@@ -1,4 +1,4 @@
-"""Set up a rank as a process: environment, output, signals. Imports nothing heavy, because it runs before torch."""
+"""Set up a rank as a process: environment, output, signals. Does not import torch, which a rank may import later."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ class Request(IntEnum):
 
     NOTHING = 0
     TIME_IS_UP = 1
-    """`trainer.max_time` is over: finish."""
+    """`trainer.max_time` has elapsed: end training."""
     REQUEUE = 2
     """Save a checkpoint and exit to be requeued: preemption, or the end of the allocation."""
     STOP = 3
@@ -26,9 +26,9 @@ class Request(IntEnum):
 
 
 class StopTraining(BaseException):
-    """Leaves the loops of Lightning once everything is saved.
+    """Raised to exit Lightning's loops once everything is saved.
 
-    It is not an Exception, so that no handler in a hook of the user catches it.
+    It is not an Exception, so that no `except Exception` in a user's hook catches it.
     """
 
     def __init__(self, request: Request) -> None:
@@ -44,7 +44,10 @@ def _set_flag(signum: int, frame: FrameType | None) -> None:
 
 
 def install_handlers() -> None:
-    """Handle SIGTERM and SIGUSR1 as requests to requeue. Ignore SIGINT, on which the process in the terminal acts."""
+    """Handle SIGTERM and SIGUSR1 as requests to requeue.
+
+    Ignore SIGINT; the process attached to the terminal handles it.
+    """
     signal.signal(signal.SIGTERM, _set_flag)
     signal.signal(signal.SIGUSR1, _set_flag)
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -1,4 +1,4 @@
-"""Set up torch and Lightning for a command on ranks: the process groups, and filters of known warnings."""
+"""Set up torch and Lightning for a distributed command: the process groups, and filters of known warnings."""
 
 from __future__ import annotations
 
@@ -21,12 +21,15 @@ def device_of(config: Config, rank: Rank) -> torch.device:
 
 
 def init_process_group(config: Config, rank: Rank, timeout_s: float | None = None) -> Group | None:
-    """Join the other ranks before anything slow, and return a CPU (gloo) group for agreements; None for one rank.
+    """Initialize the process group before any slow work.
 
     Args:
         config: The configuration.
         rank: This rank.
         timeout_s: Timeout of collectives; None: `resilience.collective_timeout_s`.
+
+    Returns:
+        A CPU (gloo) group for agreements; None for one rank.
     """
     if rank.world_size == 1:
         return None
@@ -42,13 +45,13 @@ def init_process_group(config: Config, rank: Rank, timeout_s: float | None = Non
 
 
 def silence_known_warnings() -> None:
-    """Filter advice of Lightning that does not apply here, each with the reason. New warnings must be seen."""
+    """Suppress Lightning's warnings that do not apply, with a reason for each. New ones stay visible."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # "GPU available", tips and advertisements
     reasons = {
         "The `srun` command is available on your system but is not used": "torchrun starts the ranks, under srun too",
         ".*isinstance\\(treespec, LeafSpec\\)": "Lightning 2.6 with torch 2.13; gone with Lightning's next release",
         "It is recommended to use `self.log\\(.*sync_dist=True": "the tasks reduce over the ranks themselves",
-        "The .*dataloader.* does not have many workers": "whether workers pay depends on the data: docs/data.md",
+        "The .*dataloader.* does not have many workers": "whether workers pay off depends on the data: docs/data.md",
         "The number of training batches .* is smaller than the logging": "our logging counts steps over epochs",
         "Be aware that when using `ckpt_path`, callbacks": "an evaluation needs none of them",
         "You defined a `validation_step` but have no `val_dataloader`": "a data module may have no validation",

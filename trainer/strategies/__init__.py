@@ -63,7 +63,7 @@ def build(options: Any, world_size: int, device: torch.device, timeout_s: float)
 
 
 def auto_choice(options: Auto, world_size: int, device_type: str) -> Single:
-    """Return the default strategy: one rank: single; CUDA: fsdp; CPU: ddp."""
+    """Return the strategy that `auto` stands for. One rank: single; CUDA: fsdp; CPU: ddp."""
     chosen = Single() if world_size == 1 else Fsdp() if device_type == "cuda" else Ddp()
     return replace(chosen, activation_checkpointing=options.activation_checkpointing, compile=options.compile)
 

@@ -1,4 +1,4 @@
-"""Buffers that every rank holds whole. Rank 0's are the ones that count, as in DDP."""
+"""Buffers that are replicated on every rank. Rank 0's copy is authoritative, as in DDP."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ _NORMALIZING = (
     nn.InstanceNorm2d,
     nn.InstanceNorm3d,
 )
-"""Layers that normalize by their batch in training, and only write their buffers, the running statistics.
+"""Layers that use batch or instance statistics in training, and only write their buffers, the running statistics.
 
-Exact types: a subclass may read its buffers in training. A lazy layer has become one of these by then.
+Exact types: a subclass may read its buffers in training. Lazy layers are already materialized here.
 """
 _TRAINING = attrgetter("training")
 
@@ -58,7 +58,7 @@ class BuffersOfRank0(_Base):
                     dist.broadcast(buffer, src=0)
 
 
-class DDPWithQuietBuffers(DistributedDataParallel):
+class DDPWithLazyBufferBroadcast(DistributedDataParallel):
     """DDP that broadcasts buffers only when a forward pass may read them.
 
     torch broadcasts every buffer of rank 0 before each forward pass. That is a collective, in which the ranks wait for
@@ -67,19 +67,19 @@ class DDPWithQuietBuffers(DistributedDataParallel):
     the broadcast. `BuffersOfRank0` broadcasts them before an evaluation reads them.
 
     The buffers are still broadcast if a normalization layer is frozen (`eval()`) when the forward pass begins, or if
-    the model has any other buffer; with `always_quiet` not even then.
+    the model has any other buffer. With `only_evaluation` they are never broadcast in training.
     """
 
-    def __init__(self, module: nn.Module, *, always_quiet: bool = False, **options: Any) -> None:
+    def __init__(self, module: nn.Module, *, only_evaluation: bool = False, **options: Any) -> None:
         super().__init__(module, **options)
-        self._always_quiet = always_quiet
+        self._only_evaluation = only_evaluation
         self._normalizing = [one for one in self.module.modules() if type(one) in _NORMALIZING]
         statistics = sum(len(list(one.buffers(recurse=False))) for one in self._normalizing)
         self._only_statistics = statistics == len(list(self.module.buffers()))
 
     def will_sync_module_buffers(self) -> bool:
         """Return whether torch broadcasts the buffers before this forward pass."""
-        if self._always_quiet or not torch.is_grad_enabled():  # an evaluation, before which they are broadcast
+        if self._only_evaluation or not torch.is_grad_enabled():  # an evaluation, before which they are broadcast
             return False
         if self._only_statistics and all(map(_TRAINING, self._normalizing)):
             return False

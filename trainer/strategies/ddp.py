@@ -18,7 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 from trainer.config.strategy import Ddp
 from trainer.core.errors import UserError
 from trainer.strategies.blocks import prepare
-from trainer.strategies.buffers import BuffersOfRank0, DDPWithQuietBuffers
+from trainer.strategies.buffers import BuffersOfRank0, DDPWithLazyBufferBroadcast
 from trainer.strategies.saving import WholeCheckpoints
 
 _INDICES = re.compile(r"Parameter indices which did not receive grad for rank \d+: ([\d ]+)")
@@ -56,12 +56,14 @@ class RunDDPStrategy(WholeCheckpoints, BuffersOfRank0, DDPStrategy):
             raise UserError(problem, _ONE_PROCESS)
         if self._broadcast_buffers == "always":
             return super()._setup_model(model)
-        always_quiet = self._broadcast_buffers == "evaluation"
+        only_evaluation = self._broadcast_buffers == "evaluation"
         device_ids = self.determine_ddp_device_ids()
         # In a side stream, as Lightning does it: https://pytorch.org/docs/stable/notes/cuda.html#id5
         stream = torch.cuda.Stream() if device_ids is not None else None  # type: ignore[no-untyped-call]
         with nullcontext() if stream is None else torch.cuda.stream(stream):
-            return DDPWithQuietBuffers(model, always_quiet=always_quiet, device_ids=device_ids, **self._ddp_kwargs)
+            return DDPWithLazyBufferBroadcast(
+                model, only_evaluation=only_evaluation, device_ids=device_ids, **self._ddp_kwargs
+            )
 
     def configure_ddp(self) -> None:
         """Wrap the model, and remember which parameters DDP reduces."""

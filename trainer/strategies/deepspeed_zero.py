@@ -24,7 +24,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import nn
 
 from trainer.checkpoint.named import named_groups, plain_name, set_options
-from trainer.checkpoint.stored import MODEL, OPTIMIZER, Optimizers, Stored
+from trainer.checkpoint.stored import MODEL, OPTIMIZER, Optimizers, StoredCheckpoint
 from trainer.config.strategy import DeepspeedZero1, DeepspeedZero2, DeepspeedZero3
 from trainer.core.errors import UserError
 from trainer.strategies.blocks import prepare
@@ -141,7 +141,7 @@ class RunDeepSpeedStrategy(ShardedCheckpoints, DeepSpeedStrategy):
             for group, names in zip(zero.param_groups, self._names, strict=True)
         ]
 
-    def _restore(self, stored: Stored) -> None:
+    def _restore(self, stored: StoredCheckpoint) -> None:
         module = self.lightning_module
         assert module is not None
         fitting = module.trainer.state.fn == TrainerFn.FITTING
@@ -161,7 +161,7 @@ class RunDeepSpeedStrategy(ShardedCheckpoints, DeepSpeedStrategy):
                 zero._hp_optimizer_states_linked = False
                 zero._lazy_init_hp_params_optimizer_state()
 
-    def _restore_parameter(self, stored: Stored, name: str, parameter: nn.Parameter, zero: Any) -> None:
+    def _restore_parameter(self, stored: StoredCheckpoint, name: str, parameter: nn.Parameter, zero: Any) -> None:
         whole = torch.empty(torch.Size(getattr(parameter, "ds_shape", parameter.shape)))
         stored.read({MODEL + name: whole})
         _set_weights(parameter, whole)
@@ -189,7 +189,7 @@ def _tied(module: nn.Module, local: dict[str, torch.Tensor]) -> dict[str, torch.
     }
 
 
-def _stored_state(stored: Stored, name: str) -> dict[str, Any]:
+def _stored_state(stored: StoredCheckpoint, name: str) -> dict[str, Any]:
     """Return the optimizer state of one parameter, unsharded."""
     prefix = f"{OPTIMIZER}0/{name}/"
     tensors = {

@@ -35,7 +35,7 @@ from torch.distributed.fsdp import (
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from trainer.checkpoint.named import by_name, named_groups, set_options
-from trainer.checkpoint.stored import Optimizers, Stored, flatten
+from trainer.checkpoint.stored import Optimizers, StoredCheckpoint, flatten
 from trainer.config.strategy import Fsdp
 from trainer.core.errors import UserError
 from trainer.strategies import MeshSizes
@@ -222,7 +222,7 @@ class RunFSDPStrategy(ShardedCheckpoints, BuffersOfRank0, ModelParallelStrategy)
         is_saved = {name: isinstance(tensor, DTensor) or self.global_rank == 0 for name, tensor in tensors.items()}
         return {name: tensor for name, tensor in tensors.items() if is_saved[name]}, rest
 
-    def _restore(self, stored: Stored) -> None:
+    def _restore(self, stored: StoredCheckpoint) -> None:
         module = self.lightning_module
         assert module is not None
         tensors = model_tensors(module)

@@ -22,7 +22,7 @@ from torch.distributed.tensor import DTensor
 from trainer.checkpoint import commit
 from trainer.checkpoint.io import RunCheckpointIO, info_of, is_users, save_as_lightning
 from trainer.checkpoint.named import by_number, named_groups, plain_name
-from trainer.checkpoint.stored import MODEL, OPTIMIZERS, PARAMETER_NAMES, Optimizers, Stored
+from trainer.checkpoint.stored import MODEL, OPTIMIZERS, PARAMETER_NAMES, Optimizers, StoredCheckpoint
 from trainer.core.errors import UserError
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ class WholeCheckpoints(_Base):
         """Load a checkpoint of any strategy as the dict that Lightning expects."""
         path = Path(checkpoint_path)
         if path.is_dir() and layout_of(path) != "file":
-            return Stored(path).as_lightning()
+            return StoredCheckpoint(path).as_lightning()
         return super().load_checkpoint(checkpoint_path, weights_only)
 
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
@@ -122,7 +122,7 @@ class ShardedCheckpoints(_Base):
 
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
         """Restore model and optimizers in place. Lightning calls this after setup, when both are sharded."""
-        stored = Stored(Path(self.broadcast(str(checkpoint_path))))
+        stored = StoredCheckpoint(Path(self.broadcast(str(checkpoint_path))))
         self._restore(stored)
         # Lightning passes these to hooks and to `load_model_state_dict`, which does nothing here.
         return {**stored.state, "state_dict": {}, "optimizer_states": []}
@@ -141,7 +141,7 @@ class ShardedCheckpoints(_Base):
         """
 
     @abstractmethod
-    def _restore(self, stored: Stored) -> None:
+    def _restore(self, stored: StoredCheckpoint) -> None:
         """Restore the model and, when fitting, the optimizers in place. Collective."""
 
     def _group(self) -> dist.ProcessGroup | None:

@@ -1,7 +1,8 @@
 """Entry point of one rank of one attempt: `python -m trainer.train RUN_DIR`, started by torchrun.
 
-The order matters. SLURM may send a signal while torch is still being imported, so the signal handlers are installed
-first. Whatever happens after that, a failed import included, must end in this rank's log.
+The order matters. The signal handlers are installed before the rank does anything else: without the fork server it
+imports torch next, and SLURM may send a signal during the import. With the fork server torch is imported before the
+fork. Anything that fails later, including an import, must be reported in this rank's log.
 """
 
 from __future__ import annotations

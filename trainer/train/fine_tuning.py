@@ -14,7 +14,7 @@ from torch import nn
 
 from trainer.checkpoint.foreign import read_pickled
 from trainer.checkpoint.lora import ADAPTER, BASE
-from trainer.checkpoint.stored import MODEL, Stored
+from trainer.checkpoint.stored import MODEL, StoredCheckpoint
 from trainer.config.schema import FineTuneOptions
 from trainer.core.errors import UserError
 from trainer.core.near import did_you_mean, listed
@@ -162,7 +162,10 @@ def _read(path: Path) -> dict[str, torch.Tensor]:
     if files and files[0].suffix == ".safetensors":
         return {name: tensor for file in files for name, tensor in load_file(file).items()}
     if path.is_dir():
-        return {name.removeprefix(MODEL): tensor for name, tensor in Stored(path, mapped=True).whole(MODEL).items()}
+        return {
+            name.removeprefix(MODEL): tensor
+            for name, tensor in StoredCheckpoint(path, mapped=True).whole(MODEL).items()
+        }
     try:
         state = read_pickled(path)
     except (OSError, UnpicklingError) as error:

@@ -52,7 +52,7 @@ def run(run_path: Path) -> int:
     """Train one attempt and record its outcome.
 
     Returns:
-        This process's exit code (see "Environment of a worker" in docs/architecture.md).
+        The exit code of this process (see "How an attempt ends" in docs/architecture.md).
     """
     directory = RunDirectory(run_path)
     rank = Rank.from_environment()
