@@ -80,6 +80,12 @@ def _strategy(job: Job) -> Iterator[UserError]:
             f"trainer.precision=16-mixed is not supported by strategy={job.strategy}: FSDP2 has no loss scaling",
             "use trainer.precision=bf16-mixed, or strategy=ddp",
         )
+    clip = job.config["trainer"].get("gradient_clip_val") or job.config["trainer"].get("gradient_clip_norm")
+    if precision == "16-mixed" and clip and (job.config["optimizer"] or {}).get("fused"):
+        yield UserError(
+            "optimizer.fused=true: a fused optimizer unscales the gradients of 16-mixed after they would be clipped",
+            "use trainer.precision=bf16-mixed, optimizer.fused=null, or no gradient clipping",
+        )
     model = str(job.config["model"].get("_target_"))
     size = job.config["strategy"].get("tensor_parallel_size")
     size = job.processes_per_node if size is None else size

@@ -35,6 +35,7 @@ from trainer.train.exact_means import use_exact_means
 from trainer.train.loop import use_lean_loop
 from trainer.train.manual_optimization import accumulation_by_epoch
 from trainer.train.optimization import TrainingLength, configure
+from trainer.train.precision import precision_of, precision_plugins
 from trainer.train.save_points import use_save_points
 from trainer.train.trainer_arguments import trainer_arguments
 
@@ -49,14 +50,6 @@ def defers(config: Config, rank: Rank) -> bool:
 def waits_in_forward(config: Config, rank: Rank) -> bool:
     """Return whether this rank waits for the other ranks inside its forward pass (sharded parameters)."""
     return strategies.waits_in_forward(config.strategy, rank.world_size, device_of(config, rank).type)
-
-
-def precision_of(config: Config, device: torch.device) -> str:
-    """Resolve `trainer.precision`; `auto` is bf16-mixed on a GPU with bf16 in hardware, else 32-true."""
-    if config.trainer.precision != "auto":
-        return config.trainer.precision
-    has_bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-    return "bf16-mixed" if has_bf16 else "32-true"
 
 
 def place_in_data(config: Config, rank: Rank) -> Rank:
@@ -163,6 +156,7 @@ def build_trainer(
     options = config.trainer
     device = device_of(config, rank)
     accumulate = accumulate_of(config, place_in_data(config, rank).world_size)
+    plugins = precision_plugins(config, device)
     trainer = Trainer(
         accelerator="gpu" if device.type == "cuda" else "cpu",
         devices=rank.local_world_size,
@@ -173,8 +167,8 @@ def build_trainer(
             device=device,
             timeout_s=config.resilience.collective_timeout_s,
         ),
-        plugins=[TorchElasticEnvironment(), checkpoint_io],
-        precision=precision_of(config, device),  # type: ignore[arg-type]
+        plugins=[TorchElasticEnvironment(), checkpoint_io, *plugins],
+        precision=None if plugins else precision_of(config, device),  # type: ignore[arg-type]
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
