@@ -97,7 +97,7 @@ def test_a_misspelt_section_in_a_file_is_refused(workdir: Path) -> None:
 
 
 def test_user_keys_on_the_command_line_need_a_plus(workdir: Path) -> None:
-    assert "to add a key of your own: +newkey=1" in refused("newkey=1").fix
+    assert "to add your own key: +newkey=1" in refused("newkey=1").fix
     assert composed("+newkey=1").config["newkey"] == 1
     assert composed("+paths.deep.x=1", "name=${paths.deep.x}").config["name"] == "1"
     write("conf/experiment/mine.yaml", "# @package _global_\npaths: {root: /a}\n")

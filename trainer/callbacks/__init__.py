@@ -1,1 +1,1 @@
-"""Callbacks: what happens during training beside the step itself: saves, metrics, guards, monitoring."""
+"""Callbacks: work around the training step: saves, metrics, guards, monitoring."""

@@ -12,7 +12,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 
 class Accumulation(Callback):
-    """Adjusts Lightning's counts of micro-batches, which decide when to step and when the epoch is over."""
+    """Adjusts Lightning's counts of micro-batches, which decide when to step and when the epoch ends."""
 
     def __init__(self, accumulate: int) -> None:
         self._accumulate = accumulate

@@ -45,7 +45,7 @@ class BestMetric(Callback):
 
         Args:
             options: The section `checkpoint`.
-            primary_metric: The module's own metric as (name, mode); None: it has none.
+            primary_metric: The module's `primary_metric` as (name, mode); None: not defined.
             store: The run's checkpoints.
             heartbeat: The heartbeat of this rank.
             group: CPU (gloo) group of all ranks; None for one rank.
@@ -212,7 +212,7 @@ class BestMetric(Callback):
         self._known = True
 
     def _default(self) -> str | None:
-        """Return the default metric: the module's own, a validation loss, or any metric whose direction is known."""
+        """Return the default metric: `primary_metric`, a validation loss, or any metric whose direction is known."""
         if self._primary is not None:
             if self._primary[0] in self._validated:
                 return self._primary[0]
@@ -229,7 +229,7 @@ class BestMetric(Callback):
         return candidates[0] if candidates else None
 
     def _direction(self, name: str) -> str | None:
-        """Return `min` or `max`: configured, the module's own, torchmetrics' `higher_is_better`, or by the name."""
+        """Return `min` or `max`: configured, from the module or torchmetrics' `higher_is_better`, or by name."""
         if self._options.mode is not None:
             return self._options.mode
         if self._primary is not None and name == self._primary[0]:

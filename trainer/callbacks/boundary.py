@@ -1,12 +1,12 @@
 """Agreement between ranks at step boundaries: to stop, to save, or that the time limit is reached.
 
-What they agreed on, and the save of a new best, is done at the next save point (`train/save_points.py`): when nothing
-of the step is left to do, including its validation and, if the epoch ends with it, the end of the epoch. So a resume
-neither repeats nor skips a validation, a hook, or the step of a scheduler.
+The agreed actions, and the save of a new best checkpoint, run at the next save point (`train/save_points.py`): after
+all work of the step, including its validation and, if the epoch ends with it, the end of the epoch. So a resume neither
+repeats nor skips a validation, a hook, or the step of a scheduler.
 
 A boundary is an optimizer step. Under manual optimization it is a batch, which may have none, one or several steps.
 There, actions wait for a batch that has stepped: between two batches without a step, a module may be accumulating
-gradients of its own, which no checkpoint holds. A save that is due at a step happens at the first boundary at or past
+gradients itself, which no checkpoint holds. A save that is due at a step happens at the first boundary at or past
 it.
 
 The ranks agree on a CPU (gloo) group about once a second, never on the device, and always at the same step: each
@@ -39,7 +39,7 @@ MAX_DEFERRED_BATCHES = 1000
 """Batches without an optimizer step after which a due action is done anyway."""
 
 SHORT_STEPS = 10
-"""Boundaries between two agreements from which on the result of one is read a step later."""
+"""Minimum number of boundaries between two agreements for reading the result of one a step later."""
 
 
 class Saver(ABC):
@@ -101,7 +101,7 @@ class _Due:
     save_locally: bool = False
     request: Request = Request.NOTHING
     validated: bool = False
-    """Whether a validation has ended that may have found a new best."""
+    """Whether a validation has ended that may have produced a new best value."""
 
 
 class Boundary(Callback):

@@ -1,6 +1,6 @@
-"""Counts optimizer steps, and calls metrics and boundary only at the steps that they ask for.
+"""Counts optimizer steps, and calls metrics and boundary only at the steps that they request.
 
-Lightning calls every callback on every batch. Here a batch at which nothing is due costs a few integer comparisons.
+Lightning calls every callback on every batch. Here a batch without due work costs a few integer comparisons.
 
 A step is what Lightning counts as one (`runtime/steps.py`). Under manual optimization a batch may have none, one or
 several steps.
@@ -39,7 +39,7 @@ class StepClock(Callback):
         """First step at which metrics or boundary may want to be called."""
         self._is_manual = False
         self._stride = 1
-        """Steps of the last batch that had any."""
+        """Steps of the last batch with at least one."""
         self._boundary_number = 0
         """Number of the last boundary: a step, or under manual optimization a batch."""
         self._record = StepRecord()
@@ -89,7 +89,7 @@ class StepClock(Callback):
             self._call_due(trainer, pl_module, outputs, last_step)
 
     def _call_due(self, trainer: Trainer, module: LightningModule, outputs: Any, last_step: int) -> None:
-        """Call metrics and boundary if they asked for this step; `last_step`: steps completed before this batch."""
+        """Call metrics and boundary if they requested this step; `last_step`: steps completed before this batch."""
         step, metrics, boundary = self.step, self._metrics, self._boundary
         added = step - last_step
         if added:

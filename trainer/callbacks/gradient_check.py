@@ -125,7 +125,7 @@ class FiniteGradientCheck:
                 torch._amp_foreach_non_finite_check_and_unscale_(present, self._flag, self._one)
 
     def _partition(self) -> None:
-        """Assign each parameter to a bucket, to the joint check, or to a sum of its own.
+        """Assign each parameter to a bucket, to the joint check, or to a separate sum.
 
         A sum works with every layout and type, which are unknown for a parameter that has no gradient yet.
         """
@@ -160,7 +160,7 @@ def _is_plain(gradient: torch.Tensor | None) -> bool:
 
 
 def _buckets(parameters: list[torch.Tensor]) -> list[tuple[torch.Tensor, list[torch.Tensor]]]:
-    """Return each storage that the gradients of several parameters fill without gaps, as a flat tensor, and those."""
+    """Return each storage that several gradients fill without gaps, as a flat tensor, and their parameters."""
     sharing: dict[tuple[int, torch.dtype], list[tuple[int, torch.Tensor, torch.Tensor]]] = {}
     for parameter in parameters:
         gradient = parameter.grad

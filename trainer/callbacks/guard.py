@@ -304,7 +304,7 @@ def _only_ddp_sets_gradients(trainer: Trainer, module: LightningModule) -> bool:
 
 
 def _sample_ids(trainer: Trainer, pending: _Pending) -> list[int] | None:
-    """Return this rank's sample ids in the step; None if the order of the samples is not ours (`data/order.py`)."""
+    """Return this rank's sample ids in the step; None if `data/order.py` does not set their order."""
     sampler = getattr(trainer.train_dataloader, "batch_sampler", None)
     if not isinstance(sampler, GlobalBatchSampler):
         return None

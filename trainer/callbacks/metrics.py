@@ -15,7 +15,7 @@ from trainer.runtime.heartbeat import Heartbeat
 from trainer.runtime.steps import has_optimizer
 
 PRINT_EVERY_S = 1.0
-"""Seconds between progress lines in the log: with steps of a millisecond there would be a hundred of them a second."""
+"""Seconds between progress lines in the log: steps of a millisecond would otherwise log a hundred lines a second."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class Progress:
 class TrainMetrics:
     """Averages metrics over micro-batches and ranks every `every_n_steps`, and writes them to every logger.
 
-    `StepClock` calls it at the steps that it asks for. If several steps complete at once (manual optimization), it
+    `StepClock` calls it at the steps that it requests. If several steps complete at once (manual optimization), it
     writes at the first one that is due or past due.
     """
 

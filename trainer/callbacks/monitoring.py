@@ -1,4 +1,4 @@
-"""Callbacks that monitor a training, beside the step clock. Each costs nothing if it has nothing to do."""
+"""Callbacks that monitor a training, in addition to the step clock. Each costs nothing if it has nothing to do."""
 
 from __future__ import annotations
 

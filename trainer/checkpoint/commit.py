@@ -44,7 +44,7 @@ class SaveFailed(EnvironmentFault):
 
 @dataclass(frozen=True)
 class CommitInfo:
-    """What the writer of a checkpoint records about it. Non-finite numbers are stored as null: JSON has none."""
+    """Metadata that the writer of a checkpoint records. Non-finite numbers are stored as null: JSON has none."""
 
     step: int
     """Optimizer steps completed."""
@@ -55,7 +55,7 @@ class CommitInfo:
     """Name of the metric that ranks the checkpoints."""
     monitor_value: float | None = None
     monitor_mode: Literal["min", "max"] | None = None
-    """Whether lower or higher is better; null in checkpoints written before this was stored."""
+    """Whether lower or higher is better; null in checkpoints that do not store it."""
     world_size: int = 1
     strategy: str = "single"
     layout: Literal["file", "sharded"] = "file"
@@ -72,13 +72,13 @@ class StoredFile:
 
 @dataclass(frozen=True, kw_only=True)
 class Commit(CommitInfo):
-    """The content of COMMIT, its own checksum apart."""
+    """The content of COMMIT without its own checksum."""
 
     format: int
     time: float
     """Seconds since 1970 at the commit."""
     files: dict[str, StoredFile]
-    """By path, relative to the folder."""
+    """Files by path, relative to the folder."""
 
 
 class _HashingFile:
@@ -116,7 +116,7 @@ class Staging:
         """The files that are written and synced, by path relative to the folder."""
 
     def create(self) -> None:
-        """Create the folder, empty. A leftover of the same name is from a save of this attempt that failed."""
+        """Create the empty folder. A leftover of the same name is from a failed save of this attempt."""
         shutil.rmtree(self.path, ignore_errors=True)
         self.path.mkdir(parents=True)
         fault_point("staging.created")
@@ -266,8 +266,8 @@ def read_commit(path: Path) -> Commit:
     """Read COMMIT.
 
     Raises:
-        OSError: There is none.
-        ValueError: It is damaged.
+        OSError: COMMIT does not exist.
+        ValueError: COMMIT is damaged.
         UserError: A newer version of trainer wrote it.
     """
     try:

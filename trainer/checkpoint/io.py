@@ -184,8 +184,8 @@ class CheckpointWriter:
 class RunCheckpointIO(CheckpointIO):
     """Saves checkpoints as folders under the commit protocol, through the run's writer.
 
-    `storage_options` of `Trainer.save_checkpoint` are the fields of `CommitInfo`. A save without them is a call of the
-    user's own code or of ModelCheckpoint: it writes the file that Lightning would write, at the given path.
+    `storage_options` of `Trainer.save_checkpoint` are the fields of `CommitInfo`. A save without them comes from
+    user code or from ModelCheckpoint: it writes the file that Lightning would write, at the given path.
     """
 
     def __init__(self, writer: CheckpointWriter) -> None:
@@ -193,7 +193,7 @@ class RunCheckpointIO(CheckpointIO):
         self.writer = writer
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
-        """Save a checkpoint of the run, or Lightning's file for a save of the user's own."""
+        """Save a checkpoint of the run, or Lightning's file for a save by user code."""
         if is_users(path, storage_options, self.writer.store):
             save_as_lightning(checkpoint, path, storage_options)
         else:
@@ -222,7 +222,7 @@ class RunCheckpointIO(CheckpointIO):
 
 
 def is_users(path: str | Path, storage_options: Any, store: CheckpointStore) -> bool:
-    """Return whether this save is the user's own, not one of the run's checkpoints."""
+    """Return whether user code requested this save, which is then not a checkpoint of the run."""
     if isinstance(storage_options, CommitInfo) or "step" in (storage_options or {}):
         return False
     return not store.owns(Path(path))
@@ -234,7 +234,7 @@ def save_as_lightning(checkpoint: dict[str, Any], path: str | Path, storage_opti
 
 
 def info_of(checkpoint: dict[str, Any], storage_options: Any) -> CommitInfo:
-    """Return the CommitInfo from `storage_options`, which is one or a dict of its fields."""
+    """Return the CommitInfo from `storage_options`: a CommitInfo or a dict of its fields."""
     if isinstance(storage_options, CommitInfo):
         return storage_options
     info = CommitInfo(step=checkpoint.get("global_step", 0), epoch=checkpoint.get("epoch", 0))
@@ -254,7 +254,7 @@ def load_state(
 
     Args:
         path: The folder, or a file that torch.save wrote.
-        map_location: Where the tensors go, as in torch.load.
+        map_location: Device of the tensors, as in torch.load.
         weights_only: As in torch.load.
         mapped: Memory-map the file: a tensor is read from disk when it is used.
     """
@@ -271,7 +271,7 @@ def wait_visible(path: Path, timeout_s: float = VISIBLE_WITHIN_S) -> None:
     """Wait until the folder is visible and committed.
 
     Raises:
-        UserError: It is not after `timeout_s` seconds.
+        UserError: It is not visible and committed after `timeout_s` seconds.
     """
     deadline = time.monotonic() + (timeout_s if path.parent.is_dir() else 0.0)
     while True:

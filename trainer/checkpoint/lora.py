@@ -37,7 +37,7 @@ class Merged:
             stored: The checkpoint.
             alpha: `finetune.lora_alpha` of the run; B A is scaled by alpha / rank.
             transposed: Layers whose weight is `(inputs, outputs)`, such as GPT-2's in `transformers`. Needed only for
-                square weights; for others the shapes tell.
+                square weights; for others the shapes are enough.
 
         Raises:
             UserError: The checkpoint has adapters that cannot be merged.

@@ -72,7 +72,7 @@ class _Planner(DefaultSavePlanner):
 
 
 def host_shard(tensor: torch.Tensor, copy: Callable[[torch.Tensor], torch.Tensor]) -> HostShard:
-    """Return the local shard of a DTensor, or the whole of any other tensor, passed through `copy`."""
+    """Return the local shard of a DTensor, or any other tensor unsharded, passed through `copy`."""
     if isinstance(tensor, DTensor):
         (chunk,) = tensor.__create_chunk_list__()  # type: ignore[no-untyped-call]
         return HostShard(copy(tensor.to_local().detach()), torch.Size(chunk.offsets), tensor.shape)

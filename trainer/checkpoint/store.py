@@ -17,7 +17,7 @@ from trainer.checkpoint import commit
 from trainer.core.errors import UserError
 
 BEFORE_END = "-before-end"
-"""Suffix of a checkpoint that has a final checkpoint of the same step beside it.
+"""Suffix of a checkpoint if a final checkpoint of the same step exists.
 
 It holds the state before `on_train_end` changed the weights (stochastic weight averaging). A resume uses it; `last` is
 the final one.
@@ -42,7 +42,7 @@ class Checkpoint:
     monitor: str | None
     monitor_value: float | None
     mode: Literal["min", "max"] | None
-    """Whether lower or higher `monitor_value` is better; None if written before this was stored."""
+    """Whether lower or higher `monitor_value` is better; None if not stored."""
     world_size: int
     strategy: str
     layout: str
@@ -93,7 +93,7 @@ class CheckpointStore:
         return path.parent == self.directory and _NAME.fullmatch(path.name) is not None
 
     def committed(self) -> list[Checkpoint]:
-        """Return the committed checkpoints by step, oldest first; for one step the final one comes last.
+        """Return the committed checkpoints by step, oldest first; the final one of a step comes last.
 
         File sizes are compared, checksums are not. Checkpoints of a newer format are left out.
         """
@@ -204,7 +204,7 @@ def ranked(checkpoints: Sequence[Checkpoint], monitor: str | None = None, mode: 
     """Return the checkpoints that have a value of the monitored metric, best first; ties: the older first.
 
     Args:
-        checkpoints: Of one run.
+        checkpoints: The checkpoints of one run.
         monitor: Name of the metric; None: that of the newest checkpoint with a value.
         mode: min or max, for checkpoints that do not record it.
     """

@@ -39,7 +39,7 @@ class Weights(Protocol):
 
 @dataclass
 class Optimizers:
-    """The part of the optimizers' states that is not tensors."""
+    """The non-tensor part of the optimizers' states."""
 
     groups: list[list[dict[str, Any]]] = field(default_factory=list)
     """Parameter groups of each optimizer: options, and parameter names under `params`."""
@@ -64,7 +64,7 @@ def flatten(named_states: list[dict[str, Any]]) -> tuple[dict[str, torch.Tensor]
 
 
 def unflatten(tensors: dict[str, torch.Tensor], rest: Optimizers) -> list[dict[str, Any]]:
-    """Return the inverse of `flatten`; names that are not an optimizer's are ignored."""
+    """Return the inverse of `flatten`; names without the optimizer prefix are ignored."""
     states: list[dict[str, Any]] = [{"state": {}, "param_groups": groups} for groups in rest.groups]
     for flat, value in {**tensors, **rest.values}.items():
         if flat.startswith(OPTIMIZER):
@@ -95,7 +95,7 @@ class StoredCheckpoint:
             self.optimizers = Optimizers(**self.state.pop(OPTIMIZERS))
             self.shapes = sharded.shapes(path)
         else:
-            self._tensors, self.optimizers = _of_file(self.state)
+            self._tensors, self.optimizers = _pop_tensors(self.state)
             self.shapes = {name: (tensor.shape, tensor.dtype) for name, tensor in self._tensors.items()}
 
     def read(self, into: dict[str, torch.Tensor]) -> None:
@@ -162,7 +162,7 @@ def _open(path: Path, mapped: bool) -> dict[str, Any]:
     return load_state(path, mapped=mapped)
 
 
-def _of_file(state: dict[str, Any]) -> tuple[dict[str, torch.Tensor], Optimizers]:
+def _pop_tensors(state: dict[str, Any]) -> tuple[dict[str, torch.Tensor], Optimizers]:
     """Remove the tensors from the state of a file checkpoint, and return them under flat names."""
     weights = {MODEL + name: value for name, value in state.pop("state_dict").items()}
     names = state.pop(PARAMETER_NAMES, [])

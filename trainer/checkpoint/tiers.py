@@ -27,9 +27,9 @@ def newest_good(
     """Return the newest checkpoint of both tiers whose checksums match, and a message for each that was set aside.
 
     Args:
-        shared: The run's own checkpoints.
-        local: The node-local ones, if any.
-        starts: Time and first step of each attempt; they tell whether a local checkpoint is superseded.
+        shared: The checkpoints in the run directory.
+        local: The node-local checkpoints, if any.
+        starts: Time and first step of each attempt; they show whether a local checkpoint is superseded.
 
     Raises:
         UserError: The newest has a newer format.

@@ -1,4 +1,4 @@
-"""The checks of a composed job before it is launched: everything that can be found wrong without a GPU or a queue."""
+"""The checks of a composed job before it is launched: every problem that can be found without a GPU or a queue."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def check(config: dict[str, Any], cwd: Path | None = None, fits: bool = True) ->
 
     Args:
         config: The resolved configuration.
-        cwd: Where targets and paths are looked for first; None: the working directory.
+        cwd: Directory that is searched first for targets and paths; None: the working directory.
         fits: Also check that the model and the data can be trained together.
 
     Raises:
@@ -60,7 +60,7 @@ def check(config: dict[str, Any], cwd: Path | None = None, fits: bool = True) ->
 
 
 def _limits(config: dict[str, Any]) -> Iterator[UserError]:
-    """Yield the values outside of the limits that their field declares; the type alone judges null."""
+    """Yield the values outside of the limits that their field declares; null is checked by type only."""
     for section in _LIMITED:
         cls = closed_class(section, config[section])
         for key, limit in (limits_of(cls) if cls is not None else {}).items():
@@ -81,7 +81,7 @@ def _limits(config: dict[str, Any]) -> Iterator[UserError]:
 
 
 def _sections(config: dict[str, Any]) -> Iterator[UserError]:
-    """Yield what the dataclasses find wrong with the combination of their own values."""
+    """Yield the invalid combinations of values that the dataclasses report."""
     yield from options_of(TrainerOptions, config["trainer"]).problems()
     yield from options_of(CheckpointOptions, config["checkpoint"]).problems()
     yield from Config(name=config["name"], seed=config["seed"], runs_dir=config["runs_dir"]).problems()
@@ -99,7 +99,7 @@ def _combinations(config: dict[str, Any]) -> Iterator[UserError]:
 
 
 def _launch(config: dict[str, Any], splits: bool) -> Iterator[TrainerError]:
-    """Yield what is wrong with the launch shape, the split of the batch, and what depends on them."""
+    """Yield problems of the launch shape, of the batch split, and of options that depend on them."""
     from trainer.config.shape import resolve
 
     try:

@@ -2,7 +2,7 @@
 
 A data module declares `default_task` and `provides`: the names of its `facts()`, or a dict of them to values, as far as
 the class knows the values (see `_value`). A network declares `for_tasks`: the tasks whose batches it accepts. Classes
-that declare nothing, such as a user's own data and models, are accepted, except for arguments that nothing can fill in.
+that declare nothing, such as user-defined data and models, are accepted, except for arguments that nothing can fill in.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class DataFacts:
     task: str | None
     """Default task; None: not declared."""
     facts: dict[str, Any]
-    """Value by name; None if only the files tell."""
+    """Value by name; None if it is known only from the files."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class ModelNeeds:
     kinds: tuple[str, ...]
     """Names of the facts that its class requires."""
     unset: tuple[str, ...]
-    """Those of them that must come from the data, because they are null in the configuration."""
+    """Required facts that must come from the data, because they are null in the configuration."""
     node: Mapping[str, Any] = field(repr=False)
     """Section `model` of the configuration."""
 
@@ -104,7 +104,7 @@ def mismatch(needs: ModelNeeds, data: DataFacts, task: str | None = None) -> str
 
 
 def _mismatch_of_values(needs: ModelNeeds, data: DataFacts) -> str | None:
-    """Return what the constructor of a model of this project, or its first step, would refuse; else None."""
+    """Return why the constructor or the first step of a model of this project would fail; None if not."""
     node, shape = needs.node, data.facts.get("input_shape")
     if "input_shape" in needs.kinds and node.get("input_shape") is None and isinstance(shape, list):
         patch, sides = node.get("patch"), shape[1:]
@@ -160,8 +160,8 @@ def data_facts(node: Mapping[str, Any], cwd: Path) -> DataFacts | None:
 def _declared(definition: Definition, name: str) -> Any:
     """Return a class attribute that a class declares.
 
-    A user's subclass of a class of this project may have another meaning, so that its inherited attributes do not
-    count.
+    Inherited attributes do not count for a user's subclass of a class of this project, because it may change their
+    meaning.
     """
     return class_literal(definition, name, inherited=definition.module.name.partition(".")[0] == "trainer")
 
@@ -210,7 +210,7 @@ def _value(declared: Any, node: Mapping[str, Any]) -> Any:
 
 
 def model_needs(node: Mapping[str, Any], cwd: Path) -> ModelNeeds | None:
-    """Return what the model of this section needs; None if its source cannot be read."""
+    """Return the requirements of the model of this section; None if its source cannot be read."""
     target = node.get("_target_")
     definition = find(target, cwd) if isinstance(target, str) else None
     signature = signature_of(definition) if definition is not None else None

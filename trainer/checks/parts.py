@@ -1,6 +1,6 @@
 """Check the arguments of this project's models and data, and `finetune`, as far as names and files allow.
 
-A user's own classes are only checked against their signatures (`targets.py`).
+User-defined classes are only checked against their signatures (`targets.py`).
 """
 
 from __future__ import annotations

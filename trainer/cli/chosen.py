@@ -111,10 +111,10 @@ def logged(path: Path, variables: dict[str, str]) -> Iterator[TextIO]:
 
 
 def raise_failure(code: int, what: str, log: Path, variables: dict[str, str]) -> None:
-    """Do nothing if `code` is 0, else raise what a process wrote about its failure, and the path of the log.
+    """Raise the failure that a process has recorded, with the path of its log, unless `code` is 0.
 
     Raises:
-        TrainerError: With the exit code that the failed process asks for.
+        TrainerError: With the exit code that the failed process requests.
     """
     if code == 0:
         return

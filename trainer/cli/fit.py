@@ -29,7 +29,7 @@ def main(argv: list[str]) -> int:
     stream = sys.stderr if arguments.cfg else sys.stdout
     arguments.overrides = expand(arguments.overrides, arguments.config_dir, keep=not writes_nothing, stream=stream)
     composed = compose_all(arguments)
-    _refuse_detached_sweep(arguments)  # again: a config file may ask for the sweep
+    _refuse_detached_sweep(arguments)  # again: a config file may request the sweep
     if arguments.cfg:
         for one in composed:
             sys.stdout.write(printed(one, arguments.cfg, arguments.package, arguments.resolve))

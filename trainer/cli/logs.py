@@ -87,7 +87,7 @@ def _follow(run: RunDirectory, name: str, options: argparse.Namespace) -> None:
 
 
 def _print_new(run: RunDirectory, name: str, offsets: dict[Path, int]) -> bool:
-    """Print the output behind `offsets`, with a heading before each later attempt, and advance the offsets.
+    """Print the output after `offsets`, with a heading before each later attempt, and advance the offsets.
 
     Returns:
         Whether anything was printed.

@@ -56,7 +56,7 @@ def overrides_parser(verb: str, description: str, *examples: str) -> Parser:
 def compose_all(arguments: argparse.Namespace) -> list[Composed]:
     """Compose the job, or each job of a sweep, and print the notes of composing to stderr.
 
-    For a sweep `arguments.multirun` is set, also if a config file asks for it (`hydra.mode=MULTIRUN`).
+    Sets `arguments.multirun` for a sweep, including one that a config file requests (`hydra.mode=MULTIRUN`).
 
     Raises:
         UserError: If a configuration cannot be composed.
@@ -65,7 +65,7 @@ def compose_all(arguments: argparse.Namespace) -> list[Composed]:
     try:
         composed = [] if arguments.multirun else [compose(arguments.overrides, **where)]
     except UserError as error:
-        # Several values for one key are valid if a config file asks for a sweep.
+        # Several values for one key are valid if a config file requests a sweep.
         if not any("," in override or "(" in override for override in arguments.overrides):
             raise
         try:

@@ -20,7 +20,7 @@ _POLL_S = 0.2
 
 _DESCRIPTION = (
     "Ask a run to save a checkpoint and stop, and wait until it has. A stopped run is not requeued; `trainer resume` "
-    "resumes it. The exit code is 1 if the run is still active when the wait is over."
+    "resumes it. The exit code is 1 if the run is still active after the wait."
 )
 
 

@@ -2,8 +2,8 @@
 
 People exchange config files as data, but a `_target_` is called. Hydra's own block list still allows
 `pathlib.Path.write_text`, `urllib.request.urlopen`, `torch.load` and `torch.hub.load`. Here the standard library is
-blocked except for modules that only compute, and so are, by name, the functions that access files, processes or
-networks in the packages of every installation. A user's own packages are not restricted.
+blocked except for modules that only compute. In the packages of every installation, the functions that access files,
+processes or networks are blocked by name. The user's packages are not restricted.
 """
 
 from __future__ import annotations
@@ -102,5 +102,5 @@ def require_allowed(path: str, where: str) -> None:
     if reason:
         raise UserError(
             f"{where}={path}: refused, because {reason}",
-            "name a model, data module, optimizer or callback, or write a function of your own",
+            "name a model, data module, optimizer or callback, or write your own function",
         )

@@ -76,7 +76,7 @@ def _subscript(name: str, inner: ast.AST) -> Plain | None:
         return _union([_read(inner), Plain(frozenset({"None"}))])
     if name == "Union":
         return _union([_read(item) for item in items])
-    if name == "Literal":  # only the types are judged: the target names the values that it takes
+    if name == "Literal":  # only types are checked here: the target itself rejects invalid values
         values = [item.value for item in items if isinstance(item, ast.Constant)]
         if len(values) < len(items):  # members of an enum
             return None

@@ -20,14 +20,14 @@ class Local:
 class Slurm:
     """A SLURM cluster: `job.sbatch` is rendered from these options, submitted, and requeued until the run ends.
 
-    null leaves an option to the cluster's own default. The values of a site make a small file in `conf/cluster/`.
+    null leaves an option to the cluster's default. Put the values of a site into a small file in `conf/cluster/`.
     `trainer/slurm/options.py` checks the values.
     """
 
     name: str = "slurm"
     """Name of the launcher."""
     partition: str | None = None
-    """Partition, or several separated by commas: the one in which the job can start first."""
+    """Partition, or several separated by commas: SLURM uses the first in which the job can start."""
     account: str | None = None
     """Account to charge."""
     qos: str | None = None
@@ -68,7 +68,7 @@ class Slurm:
     setup: list[str] = field(default_factory=list)
     """Lines of bash to run first, on the first node of the job, such as `source /site/profile`."""
     python: str | None = None
-    """Python interpreter on the nodes, or inside the container; null: the one that submits the job."""
+    """Python interpreter on the nodes, or inside the container; null: that of the submitting process."""
     extra: list[str] = field(default_factory=list)
     """More sbatch options, without the dashes, such as [exclusive,licenses=matlab:1]."""
     save_before_end_s: Annotated[int, AtLeast(30)] = 180

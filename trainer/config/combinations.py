@@ -1,7 +1,7 @@
 """Combinations of options that a strategy or a Lightning callback would refuse after the launch.
 
 They are found here from the configuration alone, with a fix. `tests/train/test_combinations.py` compares these checks
-with what the ranks refuse. Only callbacks that Lightning ships are checked, not a user's own.
+with what the ranks refuse. Only callbacks that Lightning ships are checked, not user-defined ones.
 """
 
 from __future__ import annotations

@@ -61,7 +61,7 @@ class Place:
     """Number of the job in a sweep, from 0; None: no sweep."""
 
     def resolvers(self) -> AbstractContextManager[None]:
-        """Return a context in which the user's own OmegaConf resolvers are registered."""
+        """Return a context in which the user's OmegaConf resolvers are registered."""
         return own_resolvers([*(self.cwd / folder for folder in self.config_dirs), self.cwd / "conf"], self.cwd)
 
 
@@ -83,7 +83,7 @@ def compose(
 ) -> Composed:
     """Compose a job from `config_dirs`, then `./conf` of the working directory, then the shipped groups.
 
-    The first directory that has a file wins, so a user's own `conf/model/mlp.yaml` replaces the shipped one.
+    The first directory that has a file wins, so the `conf/model/mlp.yaml` of a project replaces the shipped file.
 
     Args:
         overrides: Hydra overrides of the command line.
@@ -94,7 +94,7 @@ def compose(
         after: The first job of the sweep, whose `${now:...}` all jobs share.
 
     Raises:
-        UserError: Whatever is wrong with files or overrides, with the key and the nearest valid one.
+        UserError: A file or an override is invalid; names the key and the nearest valid key.
     """
     from omegaconf import OmegaConf
 
@@ -155,7 +155,7 @@ def _compose(overrides: list[str], place: Place, config_name: str, notes: list[s
             notes += [note] if note else []
     model = tree.get("model")
     if model and hasattr(model, "keys") and not str(model.get("_target_")).startswith("trainer."):
-        from trainer.config.own_loaders import use_own_loaders  # reads source text: only for a user's own model
+        from trainer.config.own_loaders import use_own_loaders  # reads source text: only for a user-defined model
 
         chosen = [one.partition("=")[0] for one in groups]
         note = use_own_loaders(tree, chosen, [one.key_or_group for one in values], cwd)
@@ -165,7 +165,7 @@ def _compose(overrides: list[str], place: Place, config_name: str, notes: list[s
 
 
 def _targets_first(override: Any) -> tuple[bool, int]:
-    """Return a sort key that puts targets first, outer ones before those inside them."""
+    """Return a sort key that puts targets first, outer targets before nested ones."""
     key, value = override.key_or_group, None if override.is_delete() else override.value()
     is_target = key.endswith("._target_") or (isinstance(value, dict) and "_target_" in value)
     return not is_target, key.count(".") if is_target else 0
@@ -413,7 +413,7 @@ def _typed(config: dict[str, Any]) -> dict[str, Any]:
 
         problems += problems_at_top(config)
     if not config.keys() <= set(typed.key_names(Config)):
-        from trainer.config.own_keys import misspelt_keys  # only for a job with keys of its own
+        from trainer.config.own_keys import misspelt_keys  # only for a job with user-defined keys
 
         problems += misspelt_keys(config)
     problems += typed.top_level_problems(config)

@@ -1,4 +1,4 @@
-"""Elastic number of nodes: with how many a run continues if some are unavailable (`resources.min_nodes`)."""
+"""Elastic number of nodes: how many nodes a run uses if some are unavailable (`resources.min_nodes`)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Set one value of the composed tree, if its key exists or whatever reads the section accepts it."""
+"""Set one value of the composed tree, if its key exists or the reader of the section accepts it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class _Assignment:
     """An override of a key that the tree does not have yet."""
 
     line: str
-    """The override as it was written."""
+    """The override as written."""
     parts: list[str]
     """The key, split at its dots."""
     depth: int
@@ -40,7 +40,7 @@ class _Assignment:
 
     @property
     def prefix(self) -> str:
-        """The existing parts, each with a dot behind it."""
+        """The existing parts, each followed by a dot."""
         return "".join(f"{part}." for part in self.parts[: self.depth])
 
 
@@ -147,7 +147,7 @@ def _keep_sections(tree: Any, key: str, value: Any, line: str) -> None:
 
 
 def _require_known(tree: Any, new: _Assignment, loader: Any) -> None:
-    """Raise UserError unless the first missing part is one that whatever reads the section accepts."""
+    """Raise UserError unless the reader of the section accepts the first missing part."""
     line, parts, depth, part, prefix = new.line, new.parts, new.depth, new.part, new.prefix
     parent = _node(tree, parts[:depth])
     if depth == 0:
@@ -218,9 +218,9 @@ def _unknown(line: str, prefix: str, rest: list[str], known: list[str]) -> UserE
 
 
 def _is_new(tree: Any, parts: list[str], loader: Any) -> bool:
-    """Return whether the name is free for a key of the user's own.
+    """Return whether the name can be a user-defined key.
 
-    It is not free if it looks like a misspelt key or if a section has it.
+    It cannot if it looks like a misspelt key or if a section has it.
     """
     meant = similar_key(parts[0], [*key_names(Config), *_groups(loader)])
     return meant is None and not (len(parts) == 1 and _in_sections(tree, parts[0]))
@@ -252,7 +252,7 @@ def _unknown_at_top(tree: Any, parts: list[str], line: str, loader: Any) -> User
     hint = f"did you mean {near}{tail}{value}? " if near else ""
     if len(parts) == 1:
         hint = f"did you mean {' or '.join(in_sections)}? " if in_sections else hint
-    own = "" if hint or line.startswith("+") else f"; to add a key of your own: +{line}"
+    own = "" if hint or line.startswith("+") else f"; to add your own key: +{line}"
     return UserError(f"{line}: unknown key or group {parts[0]}", f"{hint}keys and groups: {listed(known, 40)}{own}")
 
 

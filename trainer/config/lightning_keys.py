@@ -267,7 +267,7 @@ def _strategy(config: dict[str, Any], value: Any) -> UserError | None:
     if chosen.get("name") == strategy and all(chosen.get(key) == one for key, one in options.items()):
         return None
     line = " ".join([f"strategy={strategy}", *(f"strategy.{key}={as_written(one)}" for key, one in options.items())])
-    return UserError(f"trainer.strategy={value}: the strategy is a config group of its own", f"write {line} instead")
+    return UserError(f"trainer.strategy={value}: the strategy is a separate config group", f"write {line} instead")
 
 
 def _callbacks(config: dict[str, Any], value: Any) -> UserError | None:
@@ -300,7 +300,7 @@ def _logger(config: dict[str, Any], value: Any) -> UserError | None:
     nodes = value if isinstance(value, list) else [value]
     if not all(isinstance(node, dict) and _class_of(node) for node in nodes):
         fix = f"write logger={value if isinstance(value, str) else 'csv'}, or tracking=none for no logger"
-        return UserError(f"trainer.logger={as_written(value)}: loggers are a config group of their own", fix)
+        return UserError(f"trainer.logger={as_written(value)}: loggers are a separate config group", fix)
     section = config["logger"] = dict(config.get("logger") or {})
     for node in nodes:
         section[_free_name(_class_of(node), section)] = _with_target(node, "lightning.pytorch.loggers")

@@ -91,7 +91,7 @@ WRITE = {
 
 
 def refusal(key: str, value: Any) -> UserError:
-    """Return the error for a key of WRITE, with the user's own value in the replacement."""
+    """Return the error for a key of WRITE, with the user's value in the replacement."""
     return UserError(f"trainer.{key}={as_written(value)}: unknown key", _fix(WRITE[key], as_written(value)))
 
 
@@ -109,7 +109,7 @@ TOP = {
     "lr_scheduler": "scheduler={value}",
     "model_checkpoint": "callbacks=model_checkpoint",
     "optimized_metric": "checkpoint.monitor={value}",
-    "paths": "runs_dir={value} for the directory of the runs; define keys of your own in your config files",
+    "paths": "runs_dir={value} for the directory of the runs; define your own keys in config files",
     "print_config": "`trainer fit --cfg job` prints the configuration",
     "seed_everything": "seed={value}",
     "tags": "tracking.tags={value}",
@@ -131,7 +131,7 @@ def refusal_at_top(line: str, key: str, value: str) -> UserError | None:
 
 
 def problems_at_top(config: dict[str, Any]) -> list[UserError]:
-    """Return an error for each top-level key of the template whose value asks for what `trainer fit` does not do."""
+    """Return an error for each top-level key of the template whose value requests what `trainer fit` does not do."""
     problems = []
     if config.get("ckpt_path") is not None:
         problems.append(refusal_at_top(f"ckpt_path={config['ckpt_path']}", "ckpt_path", str(config["ckpt_path"])))
@@ -141,5 +141,5 @@ def problems_at_top(config: dict[str, Any]) -> list[UserError]:
 
 
 def left_for_later(config: dict[str, Any]) -> str:
-    """Return a line for the user if the template's `test: true` asks for another command; else an empty string."""
+    """Return a line for the user if the template's `test: true` requests another command; else an empty string."""
     return f"test: true has no effect: run {_EVALUATE}" if config.get("test") is True else ""

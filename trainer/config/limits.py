@@ -1,4 +1,4 @@
-"""Limits on configuration values, written beside the field that they apply to.
+"""Limits on configuration values, written next to the field that they apply to.
 
 In the dataclasses of the configuration, `Annotated[int, AtLeast(1)]` says which integers are valid and
 `Literal["min", "max"]` which strings. `limits_of` reads them back; `trainer/checks/config.py` applies them.

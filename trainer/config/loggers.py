@@ -1,4 +1,4 @@
-"""The section `logger`: the user's own loggers, name to `_target_`, as in Lightning and Hydra projects.
+"""The section `logger`: user-defined loggers, name to `_target_`, as in Lightning and Hydra projects.
 
 Lightning's WandbLogger would create a second W&B run. Its arguments are therefore moved to the section `tracking`, key
 by key, or refused.

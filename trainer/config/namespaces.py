@@ -1,8 +1,8 @@
 """Packages with two names: Lightning's twins, and modules of this package that have moved.
 
-`pytorch_lightning` is the package `lightning.pytorch` under another name. Installed side by side they are two copies
-of the same source, with two classes of each name: a LightningModule of one is none of the other. Here both names mean
-the same. This file is for names that are read as text; `trainer/runtime/namespaces.py` is for imports.
+`pytorch_lightning` is the package `lightning.pytorch` under another name. Installed side by side they are two copies of
+the same source, with two classes of each name: a LightningModule of one is not a LightningModule of the other. Here
+both names mean the same. This file is for names that are read as text; `trainer/runtime/namespaces.py` is for imports.
 """
 
 from __future__ import annotations

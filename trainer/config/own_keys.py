@@ -31,7 +31,7 @@ def misspelt_keys(config: Mapping[str, Any]) -> list[UserError]:
     for key, value in own_keys(config).items():
         meant = similar_key(str(key), known)
         if meant is not None and _has_plausible_value(str(key), value, meant, config):
-            fix = f"did you mean {meant}? choose a less similar name for a key of your own; keys: {listed(known, 30)}"
+            fix = f"did you mean {meant}? choose a less similar name for your own key; keys: {listed(known, 30)}"
             problems.append(UserError(f"{key}: unknown key", fix))
     return problems
 

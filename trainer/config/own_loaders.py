@@ -1,4 +1,4 @@
-"""LightningModules with their own data loaders: `data=none`, also if no data was chosen."""
+"""LightningModules with their own data loaders: they get `data=none` if no data was chosen."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _SIZES = ("data.batch_size", "data.micro_batch", "data.num_workers")
 def use_own_loaders(tree: Any, groups: list[str], values: list[str], cwd: Path) -> str | None:
     """Replace the default data by `data=none` if the model has its own loaders.
 
-    Lightning prefers a data module to the loaders of the module, but here nobody chose the default data.
+    Lightning prefers a data module to the loaders of the module, but the user did not choose the default data.
 
     Args:
         tree: The composed tree, which is changed.

@@ -1,4 +1,4 @@
-"""Complete a user's own primary config (`conf/config.yaml`, `--config-name train`) with the shipped groups.
+"""Complete a user-defined primary config (`conf/config.yaml`, `--config-name train`) with the shipped groups.
 
 Groups that its defaults list does not have are chosen as in the shipped config: `strategy: ddp`, `cluster: local` and
 so on. `model` and `data` are not added, because they define the job.

@@ -1,4 +1,4 @@
-"""The user's own OmegaConf resolvers: `${name:...}`, registered in `conf/resolvers.py`.
+"""The user's OmegaConf resolvers: `${name:...}`, registered in `conf/resolvers.py`.
 
 Many projects register resolvers when their package is imported. The command line does not import packages of the user
 (that would import torch), so calls of `OmegaConf.register_new_resolver` belong in this file. It runs before a job is
@@ -69,7 +69,7 @@ def _registered(files: list[Path], cwd: Path) -> Iterator[None]:
         for file in files:
             try:
                 runpy.run_path(str(file), run_name="resolvers")
-            except Exception as error:  # the user's own code may raise anything
+            except Exception as error:  # user code may raise anything
                 message = f"{file}: {type(error).__name__}: {error}"
                 fix = "correct it; it runs before a job is composed, without torch"
                 raise UserError(message, fix) from None

@@ -5,7 +5,7 @@ and its arguments, which `trainer.config.signature` checks against the signature
 closed: a key that is not declared here is an error. Nothing here imports torch.
 
 A field's type says which values are valid: `Literal` for a closed set of choices, the types of
-`trainer/config/limits.py` for ranges. A class's `problems()` finds the combinations of its own fields that cannot work.
+`trainer/config/limits.py` for ranges. A class's `problems()` reports invalid combinations of its fields.
 
 The dataclasses have no `__eq__` and `__repr__`: nobody uses them, and generating them takes 1.5% of the CPU time of
 `--cfg job`.
@@ -143,7 +143,7 @@ class TrainerOptions:
     """Use the short training loop of `trainer/train/loop.py`; false: use Lightning's own."""
 
     def problems(self) -> Iterator[UserError]:
-        """Yield what is wrong with the limits on the length of the training."""
+        """Yield problems of the limits on the length of the training."""
         if self.max_steps is None and self.max_epochs is None and self.max_time is None:
             yield UserError(
                 "trainer.max_steps, trainer.max_epochs and trainer.max_time are all null: training would never end",
@@ -364,7 +364,7 @@ class Config:
     cluster: Any = MISSING
     """One of the classes in `trainer/config/cluster.py`, chosen by `cluster.name`."""
     model: dict[str, Any] = MISSING
-    """`_target_` and arguments of a network, or of a LightningModule of your own."""
+    """`_target_` and arguments of a network, or of your own LightningModule."""
     data: dict[str, Any] = MISSING
     """`_target_` and arguments of a LightningDataModule. The trainer itself also reads `batch_size` (global: samples
     per optimizer step over all ranks), `micro_batch` (samples per forward pass of a rank) and `num_workers`."""
@@ -380,7 +380,7 @@ class Config:
     """Lightning loggers in addition to W&B (`tracking`): name to `_target_` and arguments; null disables one."""
 
     def problems(self) -> Iterator[UserError]:
-        """Yield what is wrong with the keys outside of the sections."""
+        """Yield problems of the keys outside of the sections."""
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", self.name):
             valid = re.sub(r"[^A-Za-z0-9._-]+", "-", self.name).strip("-._")[:100] or "my-run"
             yield UserError(

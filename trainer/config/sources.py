@@ -82,7 +82,7 @@ def lookup(module: Module, name: str) -> LookupResult:
 
 
 def class_literal(definition: Definition, name: str, inherited: bool = True) -> Any:
-    """Return the value of the class attribute `name`, of a base class too if `inherited`.
+    """Return the value of the class attribute `name`, including base classes if `inherited`.
 
     Returns None unless the value is a literal, or a name that is bound to one at the top level of its module.
     """
@@ -335,5 +335,5 @@ def _python_names(folder: Path) -> list[str]:
 
 
 def _top_names(cwd: Path) -> list[str]:
-    """Return the top-level names worth suggesting: the user's own, and the packages of models and data."""
+    """Return the top-level names worth suggesting: the user's modules, and the packages of models and data."""
     return [*_python_names(cwd), "trainer", "torch", "lightning", "torchmetrics", "timm", "transformers"]

@@ -19,7 +19,7 @@ from trainer.config.sources import Definition, LookupResult, Module, NotFound, U
 from trainer.core.errors import UserError
 from trainer.core.near import did_you_mean, listed, nearest
 
-_REFUSED_FIX = "name a model, data module, optimizer or callback, or write a function of your own"
+_REFUSED_FIX = "name a model, data module, optimizer or callback, or write your own function"
 
 
 @dataclass(frozen=True)
@@ -162,8 +162,8 @@ def _not_found(key: str, path: str, missing: NotFound) -> UserError:
 
 
 _LIGHTNING_CLI = {
-    "class_path": "write _target_: {} for class_path, and the init_args beside it",
-    "init_args": "write the arguments under init_args one level up, beside _target_",
+    "class_path": "write _target_: {} for class_path, and the init_args next to it",
+    "init_args": "write the arguments under init_args one level up, next to _target_",
 }
 """Fix by key of LightningCLI."""
 
@@ -203,7 +203,7 @@ def _arguments(where: str, node: dict[str, Any], given: Given, signature: Signat
 
 
 def _type(where: str, argument: Argument, value: Any) -> Iterator[UserError]:
-    # Null arguments of the model are filled from the data. checks/config.py judges the trainer's own keys.
+    # Null arguments of the model are filled from the data. checks/config.py checks the trainer's keys.
     if (value is None and where == "model") or argument.name in TRAINERS_OWN.get(where, ()):
         return
     if value is None and (where.startswith("logger.") or (where.startswith("scheduler") and argument.name in FILLED)):

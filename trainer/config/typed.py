@@ -44,7 +44,7 @@ _BOOLEANS = {
 
 
 def closed_class(section: str, node: Any) -> type | None:
-    """Return the dataclass of a closed section; None for an open one, an unknown one, and an unknown `name`."""
+    """Return the dataclass of a closed section; None for an open or unknown section, and for an unknown `name`."""
     if section in CHOSEN:
         return CHOSEN[section].get(str(node.get("name"))) if isinstance(node, dict) else None
     hint = _hints(Config).get(section)
@@ -82,7 +82,7 @@ def problems_of(section: str, node: Any) -> list[UserError]:
 def top_level_problems(config: dict[str, Any]) -> list[UserError]:
     """Return the keys outside of the sections (`seed`, `name`, ...) that have a wrong type.
 
-    `own_keys.py` judges the unknown ones.
+    `own_keys.py` handles the unknown ones.
     """
     problems: list[UserError] = []
     plain = [key for key in key_names(Config) if key in config and _hints(Config)[key] in _EXPECTED]
@@ -135,7 +135,7 @@ PRECISIONS: tuple[str, ...] = typing.get_args(Precision)
 
 
 def is_lightnings(options: dict[str, Any]) -> bool:
-    """Return whether the section `trainer` has a name or a value that is Lightning's and not the schema's."""
+    """Return whether the section `trainer` has a name or a value of Lightning that the schema lacks."""
     return (
         not options.keys() <= _TRAINER_KEYS
         or options.get("precision", "auto") not in PRECISIONS

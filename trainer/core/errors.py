@@ -10,7 +10,7 @@ ENVIRONMENT_MUST_CHANGE = 3
 INTERRUPTED = 130
 """What a shell reports for Ctrl-C. `trainer fit` returns it after a clean stop."""
 
-# Exit codes of a job's node process (`launch/node`), beside 0, 1 and 128 + signal.
+# Exit codes of a job's node process (`launch/node`), in addition to 0, 1 and 128 + signal.
 REQUEUE = 75
 """Checkpoint saved; requeue the job. sysexits.h calls it EX_TEMPFAIL."""
 NEVER_RESTART = 93

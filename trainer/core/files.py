@@ -1,6 +1,6 @@
 """Atomic file writes and heartbeat files.
 
-A reader, also on NFS, sees either the old or the new content. For heartbeats it can detect a partial write.
+A reader, including one on NFS, sees either the old or the new content. For heartbeats it can detect a partial write.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ _PACKAGE = Path(__file__).resolve().parents[1]
 
 
 def _shipped(in_wheel: str, in_checkout: str) -> Path:
-    """Return the folder inside the package (a wheel), or else beside the package (a checkout)."""
+    """Return the folder inside the package (a wheel), or else next to the package (a checkout)."""
     inside = _PACKAGE / in_wheel
     return inside if inside.is_dir() else _PACKAGE.parent / in_checkout
 

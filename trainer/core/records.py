@@ -1,12 +1,12 @@
 """Read and write JSON records: frozen dataclasses that processes exchange through files.
 
 The fields of a record class and their types are the keys of its JSON object and the types of their values. A record is
-validated when it is read, so that what a caller holds has the types that its class says:
+validated when it is read, so that its values have the types that its class declares:
 
 - A key that is missing takes the default of its field. Without a default, and for a value of a wrong type, `BadRecord`
   names the file and the field.
-- A record of a newer version is refused by name. Its version is the key "version"; without one it is 1, which is
-  what every release so far has written.
+- A record of a newer version is refused. Its version is the key "version"; without that key it is 1, as in every
+  release so far.
 - A key that the class does not know is left out: within a version, keys may only be added.
 """
 
@@ -34,13 +34,13 @@ _SIMPLE: dict[Any, tuple[tuple[type, ...], str]] = {
     type(None): ((type(None),), "null"),
 }
 _LONGEST = 60
-"""Characters of a wrong value that a message shows."""
+"""Maximum number of characters of a wrong value in a message."""
 _skipped: set[tuple[str, str]] = set()
-"""(file, field) of the records that this process has reported as left out."""
+"""(file, field) of the records that this process has reported as skipped."""
 
 T = TypeVar("T")
 _Check = Callable[[Any, str], Any]
-"""Returns a value once it is checked; the text is its place in the record."""
+"""Validates a value and returns it; the text is its location in the record."""
 
 
 class BadRecord(UserError):
@@ -50,11 +50,11 @@ class BadRecord(UserError):
         super().__init__(message, fix)
         self.source = source
         self.place = place
-        """The field, where one field is at fault."""
+        """The invalid field; empty if the record as a whole is invalid."""
 
 
 class _Mismatch(ValueError):
-    """A value that is not of the type of its field."""
+    """A value whose type is not that of its field."""
 
     def __init__(self, place: str, problem: str) -> None:
         super().__init__(problem)
@@ -62,12 +62,12 @@ class _Mismatch(ValueError):
 
 
 def absent() -> Any:
-    """Return a field that is None by default, and whose key is left out of the JSON object while it is."""
+    """Return a field that is None by default, and is omitted from the JSON object while it is None."""
     return field(default=None, metadata={_ABSENT: True})
 
 
 def not_stored() -> Any:
-    """Return a field that the reader is told from elsewhere, such as a number in the name of the file."""
+    """Return a field that is not in the JSON object, such as a number in the name of the file."""
     return field(metadata={_NOT_STORED: True})
 
 
@@ -91,12 +91,12 @@ def from_json(cls: type[T], content: Any, source: Path | str, **known: Any) -> T
 
     Args:
         cls: The class of the record.
-        content: What `json.loads` has returned.
+        content: The result of `json.loads`.
         source: The file, for the message.
         known: Fields that are `not_stored`.
 
     Raises:
-        BadRecord: Where a field is missing or of a wrong type, or the record is of a newer version.
+        BadRecord: A field is missing or of a wrong type, or the record is of a newer version.
     """
     try:
         version = _check_of(int)(_object(content).get("version", VERSION), "version")
@@ -108,7 +108,7 @@ def from_json(cls: type[T], content: Any, source: Path | str, **known: Any) -> T
 
 
 def read(cls: type[T], path: Path, **known: Any) -> T | None:
-    """Return the record in a file; None where there is no file. Raises BadRecord as `from_json` does."""
+    """Return the record in a file; None if the file does not exist. Raises BadRecord as `from_json` does."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -121,7 +121,7 @@ def read(cls: type[T], path: Path, **known: Any) -> T | None:
 
 
 def read_or_skip(cls: type[T], path: Path, **known: Any) -> T | None:
-    """Return the record in a file; None where there is none, or one that cannot be used, which `skip` reports."""
+    """Return the record in a file; None if it does not exist, or cannot be used, which `skip` reports."""
     try:
         return read(cls, path, **known)
     except BadRecord as error:
@@ -130,7 +130,7 @@ def read_or_skip(cls: type[T], path: Path, **known: Any) -> T | None:
 
 
 def skip(error: BadRecord) -> None:
-    """Report on stderr that a record is left out: once for each file and field in the life of this process."""
+    """Report a skipped record on stderr, once per file and field in this process."""
     key = (error.source, error.place)
     if key not in _skipped:
         _skipped.add(key)
@@ -138,8 +138,8 @@ def skip(error: BadRecord) -> None:
 
 
 def damaged(source: Path | str, problem: str, place: str = "") -> BadRecord:
-    """Return the error for a record that is not what its writer has written."""
-    fix = "restore it from a backup, or remove it: what it says of the run is lost then"
+    """Return the error for a damaged record."""
+    fix = "restore it from a backup, or remove it; the information it holds about the run is then lost"
     return BadRecord(f"{source} is damaged: {problem}", fix, source=str(source), place=place)
 
 
@@ -179,7 +179,7 @@ def _build(cls: type[T], content: Any, place: str, known: dict[str, Any]) -> T:
 
 @functools.cache
 def _fields_of(cls: Any) -> list[tuple[str, _Check, bool]]:
-    """Name, check and whether it is required, for each stored field."""
+    """Return (name, check, whether it is required) of each stored field."""
     hints = get_type_hints(cls)
     stored = [one for one in fields(cls) if not one.metadata.get(_NOT_STORED)]
     return [(one.name, _check_of(hints[one.name]), _is_required(one)) for one in stored]

@@ -63,7 +63,7 @@ class ArrayDataModule(LightningDataModule):
     """The facts that `facts()` returns, as a literal dict that the config check reads from the source text.
 
     Values are numbers, names of arguments, `(argument, value if true, value if false)`, lists of these, or None where
-    only the files tell.
+    only the files determine them.
     """
 
     def __init__(self, batch_size: int) -> None:

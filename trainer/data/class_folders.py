@@ -27,7 +27,7 @@ class LabelledFiles(Dataset[tuple[torch.Tensor, int]]):
     """Files, or rows of files, and their classes.
 
     A sample that cannot be read is named in the log and replaced by zeros with the label `IGNORED`, so that the order
-    of all other samples stays.
+    of all other samples is unchanged.
 
     Args:
         files: References to the samples, and their classes.

@@ -59,7 +59,7 @@ def shared_training(
     Args:
         loaders: What `train_dataloader` returned.
         plan: How the global batch is split.
-        ranks: This rank among those that read different data.
+        ranks: This rank's position among the data-parallel ranks.
         seed: Seed of the run.
         given: `data.batch_size`; None: not set.
         fewer: Cuts a loader to the samples of `trainer.overfit_batches`.
@@ -99,21 +99,21 @@ def shared_evaluation(loaders: Any, ranks: Ranks) -> Any:
 
 
 def connect(
-    loaders: list[Any], not_trained: Callable[[int], int], epoch_is_over: Callable[[], bool], begins_with: int
+    loaders: list[Any], not_trained: Callable[[int], int], epoch_is_complete: Callable[[], bool], begins_with: int
 ) -> None:
     """Connect the rebuilt loaders to the Trainer.
 
     Args:
         loaders: The loaders in Lightning's order.
         not_trained: Number of a loader to its batches that were handed out but not trained on yet.
-        epoch_is_over: Whether the training's epoch is complete.
+        epoch_is_complete: Whether the training's epoch is complete.
         begins_with: The epoch that the loaders start with.
     """
     fetches_ahead = any(sized_len(loader) is None for loader in loaders)
     for number, loader in enumerate(loaders):
         if isinstance(loader, (Ordered, Stream)):
             loader.not_trained = lambda number=number: not_trained(number)  # type: ignore[misc]
-            loader.epoch_is_over = epoch_is_over
+            loader.epoch_is_complete = epoch_is_complete
             loader.begin_with(begins_with)
         if isinstance(loader, Stream):
             loader.fetches_ahead = fetches_ahead

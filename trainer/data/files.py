@@ -71,10 +71,10 @@ def split_files(files: Sequence[TextFile], held_out: float) -> dict[str, list[Te
 def split_by_name(items: Sequence[Item], name: Callable[[Item], str], held_out: float) -> dict[str, list[Item]]:
     """Split at least three items into train, val and test by the hash of their names.
 
-    A new item moves no other. A split that would be empty gets the item whose hash is nearest.
+    A new item does not move the others. A split that would be empty gets the item whose hash is nearest.
 
     Args:
-        items: What is split.
+        items: The items to split.
         name: Returns the name of an item.
         held_out: Fraction of the items for each of val and test.
     """

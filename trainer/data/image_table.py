@@ -69,7 +69,7 @@ class ImageColumn:
     Args:
         root: Folder that paths in the column are relative to.
         column: Name of the column.
-        opened_as: File to the Arrow file with its rows, where that is another.
+        opened_as: File to the Arrow file that holds its rows, if that is another file.
     """
 
     def __init__(self, root: Path, column: str, opened_as: Mapping[Path, Path]) -> None:

@@ -44,16 +44,16 @@ class Ordered:
 
     batch_sampler: Batches | EvaluationBatches
     _reads = False
-    """Whether an iterator is being made, which reads through `SeededBatches` or `SeededUnits`."""
+    """Whether an iterator is being created, which reads through `SeededBatches` or `SeededUnits`."""
     pin_memory: bool
     not_trained: Callable[[], int] = int
     """Returns the number of batches handed out but not trained on yet (`stream.Stream.not_trained`)."""
-    epoch_is_over: Callable[[], bool] | None = None
-    """Returns whether the training's epoch is complete; None: when this loader's is."""
+    epoch_is_complete: Callable[[], bool] | None = None
+    """Returns whether the training's epoch is complete; None: use this loader's epoch."""
 
     @property
     def dataset(self) -> Any:
-        """The user's own dataset: a module's `setup` may look at it for the shape of a sample."""
+        """The user's dataset: a module's `setup` may read the shape of a sample from it."""
         given = vars(self)["dataset"]
         return given.dataset if isinstance(given, (SeededBatches, SeededUnits)) and not self._reads else given
 
@@ -89,7 +89,7 @@ class Ordered:
         sampler = self.batch_sampler
         assert isinstance(sampler, Batches)
         num_untrained = self.not_trained()
-        is_over = sampler.position[1] == 0 if self.epoch_is_over is None else self.epoch_is_over()
+        is_over = sampler.position[1] == 0 if self.epoch_is_complete is None else self.epoch_is_complete()
         return sampler.state(num_untrained, is_over)
 
     def load_state_dict(self, state: dict[str, int]) -> None:
@@ -125,12 +125,12 @@ def resumable(
     A custom sampler keeps its order: it is drawn once per epoch on every rank with generators seeded by (seed, epoch),
     and sharded if it is the same on all ranks. If it differs, each rank already has its share. The same holds for the
     batches of a batch sampler, and for `batch_size=None`. A loader whose order cannot be taken over becomes a `Stream`:
-    one with an IterableDataset, with a sampler without a length, or with a `state_dict` of its own.
+    one with an IterableDataset, with a sampler without a length, or with its own `state_dict`.
 
     Args:
         loader: The user's loader.
         plan: How the global batch is split.
-        rank: This rank among those that read different data.
+        rank: Data-parallel rank.
         seed: Seed of the run.
         ranks: Compares the data of the ranks; None: a single process.
 
@@ -172,8 +172,8 @@ def evaluation(
 
     Args:
         loader: The user's loader.
-        rank: This rank among those that read different data.
-        world_size: Number of those ranks.
+        rank: Data-parallel rank.
+        world_size: Number of data-parallel ranks.
         seed: Seed of the run.
         ranks: Compares the data of the ranks; None: a single process.
     """
@@ -227,7 +227,7 @@ def _keeps_its_own_order(loader: DataLoader[Any]) -> bool:
         return True
     if not is_stateful(loader):
         return False
-    # torchdata's loader over an ordinary dataset and sampler: our position holds all that its state would.
+    # torchdata's loader over an ordinary dataset and sampler: our position contains all that its state would.
     known = type(loader).__module__.startswith("torchdata.")
     own_sampler = type(loader.batch_sampler) is not BatchSampler or _shuffles(loader.batch_sampler.sampler) is None
     return not known or own_sampler or is_stateful(loader.dataset)
@@ -255,9 +255,9 @@ def _with_end(loader: DataLoader[Any]) -> DataLoader[Any]:
 
 
 def _shuffles(sampler: Any) -> bool | None:
-    """Return whether one of torch's own samplers shuffles.
+    """Return whether one of torch's samplers shuffles.
 
-    None: any other sampler, such as a weighted one, a subset, one with replacement or the user's own.
+    None: any other sampler, such as one with weights, a subset or replacement, or a user-defined one.
     """
     if type(sampler) is DistributedSampler:
         return sampler.shuffle
@@ -285,7 +285,7 @@ def _draws(sampler: Any, seed: int) -> Callable[[int], list[Any]]:
 
 
 def _as_integers(indices: list[Any]) -> list[int] | None:
-    """Convert indices, also of NumPy and torch, to Python integers; None if they are something else."""
+    """Convert indices, including those of NumPy and torch, to Python integers; None for anything else."""
     try:
         return [index(one) for one in indices]
     except TypeError:
@@ -327,7 +327,7 @@ def _listed_batches(draw: Callable[[int], list[Any]], ranks: Ranks, plan: BatchP
 
 
 def _require_count(draw: Callable[[int], list[Any]], count: int, name: str) -> Callable[[int], list[Any]]:
-    """Raise UserError in an epoch that gives a rank less than the first one: the other ranks would wait forever."""
+    """Return `draw` with a check that no epoch gives fewer samples than the first: other ranks would wait forever."""
 
     def require_count(epoch: int) -> list[Any]:
         samples = draw(epoch)
@@ -380,7 +380,7 @@ def _rebuild(loader: DataLoader[Any], batches: Batches | EvaluationBatches, seed
         "batch_size": None,
         "drop_last": False,
         "collate_fn": _identity,
-        # A generator of its own: iter() draws a seed, which must not come from the global generator.
+        # A separate generator: iter() draws a seed, which must not come from the global generator.
         "generator": torch.Generator().manual_seed(mix(seed) >> 1),
         "_iterator": None,
     }

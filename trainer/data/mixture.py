@@ -1,4 +1,4 @@
-"""Several data sources in one training, each with a weight, in an order that is exact and elastic like any other."""
+"""Several data sources in one training, each with a weight, in an order that resumes exactly and at any world size."""
 
 from __future__ import annotations
 

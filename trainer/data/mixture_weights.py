@@ -11,7 +11,7 @@ from trainer.core.near import did_you_mean
 
 
 def problems_of_weights(weights: Mapping[str, Any], sources: Iterable[str]) -> Iterator[UserError]:
-    """Yield what is wrong with the weights: each source needs one, and each must be greater than 0."""
+    """Yield problems of the weights: each source needs one, and each must be greater than 0."""
     names = list(sources)
     each_fix = f"give one weight for each of {', '.join(names)}"
     for name in weights:

@@ -22,7 +22,8 @@ class Batches(Sampler[Any], ABC):
     """Base class of samplers: the micro-batches of one rank, and the position among them.
 
     Each iteration is a new epoch, read from its beginning: an epoch that was left early (`limit_train_batches`, a
-    loader beside a shorter one) is not continued. Only the first iteration after `seek` or `load` starts in mid-epoch.
+    loader combined with a shorter one) is not continued. Only the first iteration after `seek` or `load` starts in
+    mid-epoch.
 
     Args:
         accumulate: Micro-batches per optimizer step (gradient accumulation).
@@ -41,7 +42,7 @@ class Batches(Sampler[Any], ABC):
 
     @abstractmethod
     def __len__(self) -> int:
-        """Return the micro-batches of an epoch, wherever the position is: Lightning compares its own count with it."""
+        """Return the micro-batches of an epoch, at any position: Lightning compares its own count with it."""
 
     @abstractmethod
     def ids(self, epoch: int, batch: int) -> list[Any]:
@@ -82,15 +83,15 @@ class Batches(Sampler[Any], ABC):
         assert self.on_batch is not None
         self.on_batch(self._epoch, batch // self.accumulate, self.ids(self._epoch, batch))
 
-    def state(self, not_trained: int, epoch_is_over: bool) -> dict[str, int]:
+    def state(self, not_trained: int, epoch_is_complete: bool) -> dict[str, int]:
         """Return the state that `load` takes.
 
         Args:
             not_trained: Micro-batches handed out that have not been trained on yet.
-            epoch_is_over: Whether the training's epoch is complete.
+            epoch_is_complete: Whether the training's epoch is complete.
         """
         epoch, delivered = self._epoch, self._delivered - not_trained
-        if epoch_is_over and delivered:
+        if epoch_is_complete and delivered:
             epoch, delivered = epoch + 1, 0
         # "step" is for code that does not count micro-batches
         return {
@@ -122,7 +123,7 @@ class GlobalBatchSampler(Batches):
     Args:
         num_samples: Samples in the dataset.
         plan: How the global batch is split.
-        rank: This rank among those that read different data.
+        rank: Data-parallel rank.
         seed: Seed of the run.
         shuffle: Draw a new permutation in each epoch; else read in order.
         order: Replaces the built-in order, for a custom sampler.
@@ -204,7 +205,7 @@ class GlobalBatchSampler(Batches):
     def _row(self, epoch: int, batch: int) -> torch.Tensor:
         """Return the ids of a micro-batch of this rank, shape `(micro_batch,)`.
 
-        There are fewer where an epoch ends with a smaller step.
+        There are fewer if an epoch ends with a smaller step.
         """
         if self._rows is None or self._rows[0] != epoch:
             plan, order = self.plan, self._order(epoch)
@@ -237,8 +238,8 @@ class ListedBatches(Batches):
 
     Args:
         listed: Maps an epoch to its batches, of all ranks together, the same on every rank.
-        rank: This rank among those that read different data.
-        world_size: Number of those ranks.
+        rank: Data-parallel rank.
+        world_size: Number of data-parallel ranks.
         accumulate: Micro-batches per optimizer step.
     """
 
@@ -286,8 +287,8 @@ class EvaluationBatches(Sampler[list[int]]):
     Args:
         num_samples: Samples in the dataset.
         batch_size: Maximum number of samples per batch on a rank (with 1, some batches hold 2).
-        rank: This rank among those that read different data.
-        world_size: Number of those ranks.
+        rank: Data-parallel rank.
+        world_size: Number of data-parallel ranks.
     """
 
     def __init__(self, num_samples: int, batch_size: int, rank: int, world_size: int) -> None:

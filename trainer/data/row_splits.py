@@ -1,4 +1,4 @@
-"""Held-out rows of a table, for each split that no file gives: always the same, whatever the run's seed."""
+"""Held-out rows of a table, for each split that no file gives: always the same, independent of the run's seed."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def rows_of_splits(counts: Mapping[str, int], held_out: float) -> dict[str, tupl
     rows do not move the others.
 
     Args:
-        counts: Rows of the splits that are given, `train` among them.
+        counts: Rows of the splits that are given, including `train`.
         held_out: Fraction of the rows of train for each of val and test that is not given.
 
     Returns:

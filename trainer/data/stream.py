@@ -1,6 +1,6 @@
 """Batches in an order that only their source knows.
 
-IterableDataset, batch samplers without a length, lists of tensors, loaders with a `state_dict` of their own.
+IterableDataset, batch samplers without a length, lists of tensors, loaders with their own `state_dict`.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Stream:
     """A loader whose batches are counted, shared between the ranks and restored on a resume.
 
     - If every rank gets the same batches, rank r takes batches r, r + world_size, ... If they differ, each rank already
-      has its share, and the source is left unchanged. The log says which.
+      has its share, and the source is left unchanged. The log shows which.
     - Without a length, the epoch ends for all ranks when the first has no batch left: a rank with one batch more than
       the others would wait for them forever.
     - On a resume, a stateful source gets its own state, rank by rank. Any other source is read again from the beginning
@@ -45,7 +45,7 @@ class Stream:
 
     Args:
         source: The user's loader.
-        ranks: This rank among those that read different data.
+        ranks: This rank's position among the data-parallel ranks.
         seed: Seed of the run.
         name: Name of the source in messages.
         is_shared: Each rank already has its share; skip the comparison (`use_distributed_sampler=false`).
@@ -61,7 +61,7 @@ class Stream:
 
         Lightning fetches one batch ahead of the training to detect the end of a loader without a length.
         """
-        self.epoch_is_over: Callable[[], bool] = bool
+        self.epoch_is_complete: Callable[[], bool] = bool
         """Returns whether the training's epoch is complete."""
         self._is_stateful, self._repeats = is_stateful(source), not isinstance(source, Iterator)
         self._stride = 1 if is_shared or ranks.world_size == 1 else None
@@ -200,8 +200,8 @@ class Stream:
     def _warn_of_duplicate_workers(self) -> None:
         """Warn if each worker process reads the whole stream.
 
-        The ranks' turns are then turns of the workers, and what one rank reads another reads, too. The second batch is
-        the first one of the second worker.
+        The ranks' turns then coincide with turns of the workers, so that several ranks read the same samples. The
+        second batch is the first one of the second worker.
         """
         workers = getattr(self.source, "num_workers", 0)
         if self._opened is None or workers < 2 or self._is_stateful or self._stride == 1:
@@ -273,7 +273,7 @@ class Stream:
         state: dict[str, Any] = {"total": total}
         if self._is_stateful:
             state["ranks"] = self.ranks.gather(self._plain_state(delivered))
-        if self.epoch_is_over() and delivered:
+        if self.epoch_is_complete() and delivered:
             epoch, delivered = epoch + 1, 0
         return {"epoch": epoch, "step": delivered, "batches": delivered, **state}
 

@@ -26,7 +26,7 @@ TEXTS = ("text", "content")
 """Usual names of such columns; the first kind that exists is taken, in this order."""
 SUFFIXES = (".parquet", ".arrow")
 BESIDE_TABLES = {"state.json", "dataset_info.json", "dataset_dict.json"}
-"""Files that `save_to_disk()` writes beside the tables."""
+"""Files that `save_to_disk()` writes next to the tables."""
 ROWS = 1024
 """Rows of Parquet that are in memory at a time."""
 FILE_FORMAT = b"ARROW1"
@@ -59,8 +59,8 @@ class Tables:
     def key(self, *settings: object) -> str:
         """Return a cache key of these files and these settings.
 
-        Files are identified by name, size and modification time: reading all of them to learn that they were read
-        before would not be worth it.
+        Files are identified by name, size and modification time: reading all of them only to find
+        them in the cache would not pay off.
         """
         stats = [(split, path, path.stat()) for split in SPLITS for path in self.files.get(split, ())]
         files = [
@@ -71,7 +71,7 @@ class Tables:
 
 
 def find_tables(root: Path) -> Tables:
-    """Find the tables of a folder by file names and by the JSON files beside them.
+    """Find the tables of a folder by file names and by the JSON files next to them.
 
     Raises:
         UserError: The folder holds no tables to train on, or its splits are unclear.

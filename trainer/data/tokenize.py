@@ -34,7 +34,7 @@ Document = tuple[str, bytes]
 
 @dataclass
 class Shard:
-    """Counts of one unit, which are stored beside its shard as JSON."""
+    """Counts of one unit, which are stored next to its shard as JSON."""
 
     tokens: dict[str, int] = field(default_factory=dict)
     bytes: dict[str, int] = field(default_factory=dict)
@@ -119,7 +119,7 @@ def _make_shard(number: int, unit: list[Path], out: Path, settings: Settings, to
 def _documents(path: Path, text_key: str, shard: Shard) -> Iterator[Document]:
     """Yield the documents of a file.
 
-    Those that are empty, binary, not UTF-8 or without a text are counted in `shard`.
+    Documents that are empty, binary, not UTF-8 or without a text are counted in `shard`.
     """
     if path.suffix == ".jsonl":
         documents = _json_lines(path, text_key, shard)

@@ -63,7 +63,7 @@ class Bytes:
 
 
 class BytePairs:
-    """A `tokenizer.json`: byte-level byte-pair encoding trained on one's own text, or any other tokenizer.
+    """A `tokenizer.json`: byte-level byte-pair encoding trained on the user's text, or any other tokenizer.
 
     The encoding is that of Sennrich et al. 2016, on bytes as in GPT-2. Hugging Face's library reads the file.
 
@@ -144,7 +144,7 @@ class TokenizerChoice:
         self.vocab_size = Bytes.vocab_size if name == "bytes" else vocab_size
 
     def key(self) -> tuple[str | bytes, int]:
-        """Return what the name of a prepared folder depends on, besides the texts."""
+        """Return the settings that determine the name of a prepared folder, besides the texts."""
         return self.given.read_bytes() if self.given else self.name, self.vocab_size
 
     def make(self, folder: Path, texts: Callable[[], Iterable[bytes]]) -> Tokenizer:

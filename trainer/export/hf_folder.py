@@ -22,7 +22,7 @@ TOKENIZER_FILES = (
     "vocab.txt",
     "preprocessor_config.json",
 )
-"""Files of a `transformers` folder beside the network; copied unchanged."""
+"""Files of a `transformers` folder that accompany the network; copied unchanged."""
 
 
 def without_values(arguments: dict[str, Any]) -> HuggingFace:
@@ -49,7 +49,7 @@ def prefix_of(network: HuggingFace, weights: Weights) -> str:
     raise UserError(f"The checkpoint has no {first}: it belongs to another model.", "Use --format=safetensors.")
 
 
-def write_folder(network: HuggingFace, weights: Weights, beside: Path | None, target: Path) -> list[Path]:
+def write_folder(network: HuggingFace, weights: Weights, origin: Path | None, target: Path) -> list[Path]:
     """Load the weights into the network, completely in memory, and save it with `save_pretrained`.
 
     `save_pretrained` is needed because some classes use other names and shapes on disk than in memory.
@@ -57,7 +57,7 @@ def write_folder(network: HuggingFace, weights: Weights, beside: Path | None, ta
     Args:
         network: The network on the meta device.
         weights: The weights of the checkpoint.
-        beside: The folder that the network was loaded from, whose tokenizer files are copied.
+        origin: The folder that the network was loaded from, whose tokenizer files are copied.
         target: The folder to write.
 
     Returns:
@@ -76,6 +76,6 @@ def write_folder(network: HuggingFace, weights: Weights, beside: Path | None, ta
     logging.disable_progress_bar()
     network.network.save_pretrained(target)
     for name in TOKENIZER_FILES:
-        if beside is not None and (beside / name).is_file():
-            shutil.copyfile(beside / name, target / name)
+        if origin is not None and (origin / name).is_file():
+            shutil.copyfile(origin / name, target / name)
     return sorted(path for path in target.iterdir() if path.is_file())

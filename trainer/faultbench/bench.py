@@ -58,7 +58,7 @@ class Result:
     kind: str
     case: str
     problem: str | None
-    """What was not as required, or None."""
+    """Deviation from the required outcome, or None."""
     attempts: int
     lost_steps: int
     """Number of optimizer steps that were repeated."""

@@ -1,4 +1,4 @@
-"""The faults of `trainer bench faults`: how each is injected, and what is required after it. Imports no torch."""
+"""The faults of `trainer bench faults`: how each is injected, and the required outcome. Imports no torch."""
 
 from __future__ import annotations
 

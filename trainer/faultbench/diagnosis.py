@@ -140,7 +140,7 @@ def _first(killed: RunDirectory, undisturbed: RunDirectory, rank: int) -> tuple[
 
 
 def _initial_differences(ours: dict[int, dict[str, Any]], theirs: dict[int, dict[str, Any]]) -> set[tuple[str, str]]:
-    """Return what differs from the first batch on, before the first kill, such as times and names of folders."""
+    """Return the inputs that differ before the first kill, such as times and names of folders."""
     if 0 not in ours or 0 not in theirs:
         return set()
     mine, other = ours[0]["in"], theirs[0]["in"]

@@ -40,8 +40,8 @@ _SHOWN_LINES = 12
 def follow(run: RunDirectory, *, detached_ok: bool = False, stream: TextIO | None = None) -> int:
     """Show `run` until it ends; return the exit code of the command.
 
-    Ctrl-C (also SIGTERM, SIGHUP) asks the run to save a checkpoint and stop; a second one kills it. With `detached_ok`,
-    Ctrl-C only ends the following.
+    Ctrl-C (or SIGTERM, SIGHUP) asks the run to save a checkpoint and stop; a second one kills it. With `detached_ok`,
+    Ctrl-C only stops following.
     """
     follower = Follower(run, stream or sys.stdout)
     with _signals(follower):

@@ -1,4 +1,4 @@
-"""Choose the launcher by `cluster.name`, and do what differs between clusters before a launch."""
+"""Choose the launcher by `cluster.name`, and run the cluster-specific steps before a launch."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def preview(config: dict[str, Any], shape: LaunchShape) -> str | None:
 
 
 def cost(config: dict[str, Any], shape: LaunchShape) -> str | None:
-    """Return the greatest cost of an allocation; None on this machine, and without a time limit."""
+    """Return the maximum cost of an allocation; None on this machine, and without a time limit."""
     if config["cluster"]["name"] != "slurm":
         return None
     from trainer.slurm.resources import cost as cost_of

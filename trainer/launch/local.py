@@ -35,7 +35,7 @@ class LocalLauncher:
         record_launch(run, shape, os.getpid(), attempt)  # until the node process exists
         run.stop_request.unlink(missing_ok=True)
         run.logs_dir.mkdir(exist_ok=True)
-        # Without it the working directory comes first on sys.path, where a folder may have the name of a module here.
+        # Without it the working directory comes first on sys.path, where a folder may shadow a module.
         variables = {**os.environ, "PYTHONSAFEPATH": "1", "TRAINER_ATTEMPT": str(attempt)}
         for name in (NODES_VARIABLE, RENDEZVOUS_VARIABLE):  # set if this command runs within a job
             variables.pop(name, None)

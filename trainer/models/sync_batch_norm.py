@@ -74,7 +74,7 @@ class SyncBatchNorm(_BatchNorm):
 def convert_sync_batch_norm(model: nn.Module, device: torch.device) -> nn.Module:
     """Replace each batch normalisation of `model` by a synchronised one, with the same parameters and buffers.
 
-    On a GPU it is torch's own.
+    On a GPU it is torch's `nn.SyncBatchNorm`.
     """
     if device.type == "cuda":
         converted: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]

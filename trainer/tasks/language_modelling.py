@@ -19,7 +19,7 @@ class LanguageModelling(Task):
 
     Batches: `(batch, length)` tokens and the `(batch, length)` targets one position later. Metrics: `val/loss` in nats
     per token; `val/ppl`, perplexity; `val/acc`, accuracy of tokens; and `val/bpb`, bits per byte, if the number of
-    bytes per token is known: the one that can be compared between tokenizers.
+    bytes per token is known: it can be compared between tokenizers.
 
     Args:
         model: The network.

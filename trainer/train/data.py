@@ -218,7 +218,9 @@ class Data:
                 fewer=lambda loader, plan: fewer_samples(loader, options, plan),
                 is_shared=not options.use_distributed_sampler,
             )
-            connect(leaves(self._train_loader), self._num_prefetched, self._epoch_is_over, self.trainer.current_epoch)
+            connect(
+                leaves(self._train_loader), self._num_prefetched, self._epoch_is_complete, self.trainer.current_epoch
+            )
         limit_epoch(self._train_loader, options, self.plan, self.trainer)
         return self._train_loader
 
@@ -249,7 +251,7 @@ class Data:
         spec = fetcher.combined_loader._spec
         return sum(spec.flatten_up_to(batch)[number] is not None for batch, _, _ in ahead)
 
-    def _epoch_is_over(self) -> bool:
+    def _epoch_is_complete(self) -> bool:
         """Return whether the next training batch is the first of an epoch."""
         loop = self.trainer.fit_loop.epoch_loop
         progress = loop.batch_progress
