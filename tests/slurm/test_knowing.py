@@ -129,7 +129,7 @@ def test_a_run_is_followed_through_a_requeue_and_ends_for_good_when_it_is_stoppe
         assert json.loads(capsys.readouterr().out)[0]["state"] in ("stopping", "requeued", "starting")
         wait_for_event(run, "started", attempt=1)
         assert main(["stop", run.id, "--wait", "90"]) == DONE, story(run)
-        assert ": stopped (asked to stop)" in capsys.readouterr().out
+        assert ": stopped (stop requested)" in capsys.readouterr().out
         follower.wait(30)
     finally:
         follower.kill()

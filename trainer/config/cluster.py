@@ -72,7 +72,7 @@ class Slurm:
     extra: list[str] = field(default_factory=list)
     """More sbatch options, without the dashes, such as [exclusive,licenses=matlab:1]."""
     save_before_end_s: Annotated[int, AtLeast(30)] = 180
-    """Seconds before the time limit at which the ranks are asked to save; SLURM may signal 30 s early."""
+    """Seconds before the time limit at which the ranks are signalled to save; SLURM may signal 30 s early."""
     preflight: bool = True
     """Check all nodes before the first attempt of each allocation, which takes less than a minute. A node that fails is
     left out if there is a spare one (`resources.spare_nodes`); otherwise the job fails and names the node."""

@@ -19,7 +19,7 @@ LOST_PEER = re.compile(
     r"|DistStoreError|NCCL|gloo|\bTCPStore\b|Timed out waiting",
     re.IGNORECASE,
 )
-"""Messages of a rank that lost its connection to another one. Such a rank is blamed only if no other has a message."""
+"""Messages of a rank that lost its connection to another one. It is blamed only if no other rank has a message."""
 _TORCHRUN_FAILURE = re.compile(
     r"(?:^E(\d{4} [\d:.]+) .*)?failed \(exitcode: (-?\d+)\) local_rank: (\d+)(?: \(pid: (\d+)\))?"
 )
@@ -96,7 +96,7 @@ def last_traceback(lines: list[str]) -> list[str]:
 
 @dataclass(frozen=True)
 class _Failure:
-    """A rank that failed, by the report of its node's torchrun."""
+    """A failed rank in the report of its node's torchrun."""
 
     time: str
     rank: int
@@ -110,7 +110,7 @@ def find(run: RunDirectory, attempt: int, node_log: Path | None = None) -> Cause
     Args:
         run: The run.
         attempt: The number of the attempt.
-        node_log: The log of a node process, which has the output of torchrun. Those of other nodes are beside it.
+        node_log: The log of a node process, which has the output of torchrun. Logs of other nodes are next to it.
     """
     cause = _find(run, attempt, node_log)
     if cause.rank is None and cause.log is not None and cause.log.name.startswith("rank-"):
@@ -165,7 +165,7 @@ def _without_rank_logs(run: RunDirectory, attempt: int, node_log: Path | None, e
 
 
 def _before_torchrun_failed(lines: list[str]) -> list[str]:
-    """Return the output of ranks of the last attempt that had no log of their own yet.
+    """Return the output of ranks of the last attempt that did not have their own log yet.
 
     It is between the last two failures that torchrun reports; torchrun's own lines and its traceback are left out.
     """
@@ -181,7 +181,7 @@ def _rank_of(log: Path) -> int:
 
 
 def _first_failure(run: RunDirectory, node_log: Path | None) -> _Failure | None:
-    """Return the root cause by torchrun: of the latest report of each node the earliest."""
+    """Return the root cause by torchrun: the earliest of the nodes' latest reports."""
     failures = []
     for log in sorted(node_log.parent.glob("node-*.log")) if node_log else []:
         lines = tail(log)
@@ -205,7 +205,7 @@ def _killed_torchrun(node_log: Path | None) -> Cause | None:
 
 
 def _rank_with(run: RunDirectory, host: str | None, pid: int) -> int | None:
-    """Return the rank of a process by the heartbeats; None if it wrote none."""
+    """Return the rank of a process from the heartbeats; None if it wrote no heartbeat."""
     for rank, beat in run.heartbeats().items():
         if beat.pid == pid and host in (None, beat.host):
             return rank

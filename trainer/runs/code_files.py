@@ -1,9 +1,9 @@
-"""Select the files of a project that are code: the modules that can be imported, and the resources beside them.
+"""Select the files of a project that are code: the modules that can be imported, and the resources next to them.
 
-In a git checkout these are the tracked files, the untracked ones that git does not ignore, and of the ignored ones the
-modules (`_version.py`, compiled extensions) and the contents of packages. Elsewhere they are the files with a suffix of
-code and the contents of packages. A folder is classified by its contents, not by its name: a package may have the name
-`data`, `runs` or `wandb`.
+In a git checkout these are the tracked files, the untracked ones that git does not ignore, and among the ignored files
+the modules (`_version.py`, compiled extensions) and the contents of packages. Elsewhere they are the files with a
+suffix of code and the contents of packages. A folder is classified by its contents, not by its name: a package may have
+the name `data`, `runs` or `wandb`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 MODULES = {".py", ".pyi", ".so", ".pyd", ".dylib"}
-"""Suffixes of modules, and of files that Python or a type checker reads beside them."""
+"""Suffixes of modules, and of files that Python or a type checker reads next to them."""
 _SOURCES = {".yaml", ".yml", ".toml", ".json", ".txt", ".sh", ".cfg", ".ini", ".md", ".in", ".lock"}
 _SOURCES |= {".c", ".cc", ".cpp", ".cu", ".cuh", ".h", ".hpp", ".pyx", ".pxd", ".proto", ".ipynb"}
 _SOURCES |= {".csv", ".tsv", ".jsonl", ".html", ".css", ".js", ".j2", ".jinja", ".jinja2", ".tmpl", ".tpl", ".sql"}
@@ -131,7 +131,7 @@ def _not_ignored(root: Path) -> list[Path] | None:
 
 
 def _expanded(root: Path, listed: list[Path], walk: _Walk) -> Iterator[Path]:
-    """Yield the files, with those in linked folders and in checkouts inside this one (submodules)."""
+    """Yield the files, including those in linked folders and in checkouts inside this one (submodules)."""
     for path in listed:
         if not path.is_dir():
             if walk.leave_out not in path.parents:
@@ -159,7 +159,7 @@ def _in_package(folder: Path, root: Path) -> bool:
 
 
 def _is_output(folder: Path, names: set[str], has_module: bool) -> bool:
-    """Return whether a folder is an environment, a run of this project or of W&B, or holds such."""
+    """Return whether a folder is an environment, a run of this project or of W&B, or contains one."""
     if {"config.yaml", "manifest.json", "attempts"} <= names or _WANDB_RUN.fullmatch(folder.name):
         return True
     return "pyvenv.cfg" in names or "conda-meta" in names or (folder.name in _OUTPUTS and not has_module)

@@ -24,7 +24,7 @@ _MOST_AROUND = 2000
 
 @dataclass
 class Snapshot:
-    """What was copied, and what was linked instead."""
+    """The result of a copy: which files were copied, and which were linked instead."""
 
     files: int = 0
     bytes: int = 0
@@ -37,7 +37,7 @@ class Snapshot:
 
 
 def snapshot(root: Path, target: Path, leave_out: Path) -> Snapshot:
-    """Copy the code at `root` to `target`, and the other import roots (`import_roots.py`) there or beside it.
+    """Copy the code at `root` to `target`, and the other import roots (`import_roots.py`) there or next to it.
 
     If `root` is a folder in a git checkout, `target` has the layout of the whole checkout, for code that finds its
     neighbours by `__file__`. Files over 5 MB (compiled modules: 100 MB), and those beyond 5,000 files or 200 MB in all,
@@ -74,7 +74,7 @@ def import_paths(code_dir: Path) -> list[str]:
     """Return the folders from which a run with its code at `code_dir` imports the user's modules, in order."""
     try:
         paths = json.loads((code_dir.parent / "manifest.json").read_text())["code"]["paths"]
-    except (OSError, ValueError, KeyError, TypeError):  # not a run, or one from before this was stored
+    except (OSError, ValueError, KeyError, TypeError):  # not a run, or an older run that does not store it
         return [str(code_dir)]
     return [str(code_dir.parent / path) for path in paths]
 

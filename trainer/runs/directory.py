@@ -120,7 +120,7 @@ class RunDirectory:
         return read_plain(self.config_path)
 
     def launch(self) -> Launch:
-        """Return which process the run is; before the first launch one with only defaults.
+        """Return the record of the launch; all its fields have their defaults before the first launch.
 
         Raises:
             BadRecord: `launch.json` is damaged or of a newer version.
@@ -128,7 +128,7 @@ class RunDirectory:
         return records.read(Launch, self.launch_path) or Launch()
 
     def shape(self) -> LaunchShape:
-        """Return what a run that has been launched asks for. Raises BadRecord as `launch` does."""
+        """Return the requested shape of a launched run. Raises BadRecord as `launch` does."""
         shape = self.launch().shape
         if shape is None:
             raise records.damaged(self.launch_path, "shape is missing", "shape")
@@ -151,7 +151,7 @@ class RunDirectory:
         return str(self.manifest().get("python_hash_seed") or os.environ.get("PYTHONHASHSEED") or "0")
 
     def attempt_record(self, attempt: int) -> Path:
-        """Return where the outcome of an attempt is recorded."""
+        """Return the file with the outcome of an attempt."""
         return self.attempts_dir / f"attempt-{attempt:02d}.json"
 
     def attempt_logs(self, attempt: int) -> Path:
@@ -171,47 +171,47 @@ class RunDirectory:
         return self.attempt_logs(attempt) / f"node-{node}.log"
 
     def failure_record(self, attempt: int, rank: int) -> Path:
-        """Return where a rank records the exception that ends it."""
+        """Return the file in which a rank records the exception that ends it."""
         return self.attempt_logs(attempt) / f"rank-{rank}.failure.json"
 
     def stacks(self, attempt: int, rank: int) -> Path:
-        """Return where a rank writes its stacks when it is asked (SIGUSR2)."""
+        """Return the file to which a rank writes its stacks on request (SIGUSR2)."""
         return self.attempt_logs(attempt) / f"rank-{rank}.stacks"
 
     def existing_stacks(self, attempt: int) -> list[Path]:
-        """Return the files of `stacks` that exist: a rank makes its own before it imports anything heavy."""
+        """Return the files of `stacks` that exist: a rank creates its file when it starts."""
         return list(_by_rank(self.attempt_logs(attempt).glob("rank-*.stacks")).values())
 
     def collectives_request(self, attempt: int) -> Path:
-        """Return the file that asks every rank of an attempt for its trace of collectives."""
+        """Return the file that requests the trace of collectives from every rank of an attempt."""
         return self.live_dir / f"collectives-{attempt:02d}.request"
 
     def collectives_trace(self, attempt: int, rank: int) -> Path:
-        """Return where a rank writes its trace of collectives."""
+        """Return the file to which a rank writes its trace of collectives."""
         return self.attempt_logs(attempt) / f"rank-{rank}.collectives.json"
 
     def memory_snapshot(self, attempt: int, rank: int) -> Path:
-        """Return where a rank that has run out of GPU memory writes a snapshot of it."""
+        """Return the file to which a rank that has run out of GPU memory writes a memory snapshot."""
         return self.attempt_logs(attempt) / f"rank-{rank}.memory.pickle"
 
     def heartbeat_path(self, rank: int) -> Path:
-        """Return where a rank of the newest attempt writes its heartbeat."""
+        """Return the file to which a rank of the newest attempt writes its heartbeat."""
         return self.live_dir / f"rank-{rank}.json"
 
     def past_heartbeat_path(self, attempt: int, rank: int) -> Path:
-        """Return where the last heartbeat of an attempt is kept once a later attempt has begun."""
+        """Return the file that keeps the last heartbeat of an attempt once a later attempt has begun."""
         return self.live_dir / f"attempt-{attempt:02d}-rank-{rank}.json"
 
     def samples_path(self, attempt: int, rank: int) -> Path:
-        """Return where `SampleLog` writes which samples a rank has read."""
+        """Return the file to which `SampleLog` writes the samples that a rank has read."""
         return self.path / "samples" / f"attempt-{attempt:02d}-rank-{rank}.jsonl"
 
     def trace_path(self, attempt: int, rank: int) -> Path:
-        """Return where `trainer verify-resume` has a rank write what goes into each batch."""
+        """Return the file in which `trainer verify-resume` records the inputs of each batch of a rank."""
         return self.path / "trace" / f"attempt-{attempt:02d}-rank-{rank}.jsonl"
 
     def outcome(self, attempt: int) -> AttemptOutcome | None:
-        """Return how an attempt ended; None while that is not recorded, or where the record cannot be used."""
+        """Return how an attempt ended; None if it is not recorded, or the record cannot be used."""
         return records.read_or_skip(AttemptOutcome, self.attempt_record(attempt), attempt=attempt)
 
     def attempts(self) -> list[AttemptOutcome]:
@@ -240,7 +240,7 @@ class RunDirectory:
         return max([*self.logged_attempts(), *_numbers(self.attempts_dir)], default=-1) + 1
 
     def failures(self, attempt: int) -> list[Failure]:
-        """Return what the ranks of an attempt recorded of the exceptions that ended them, by rank."""
+        """Return the recorded exceptions that ended ranks of an attempt, by rank."""
         found = _by_rank(self.attempt_logs(attempt).glob("rank-*.failure.json"))
         failures = [records.read_or_skip(Failure, path) for path in found.values()]
         return [failure for failure in failures if failure is not None]
@@ -250,11 +250,11 @@ class RunDirectory:
         write_atomic(self.failure_record(attempt, failure.rank), records.dumps(failure))
 
     def heartbeat(self, rank: int) -> HeartbeatRecord | None:
-        """Return the last heartbeat of a rank; None before its first, or where it cannot be used."""
+        """Return the last heartbeat of a rank; None if there is none, or it cannot be used."""
         return _heartbeat(self.heartbeat_path(rank))
 
     def heartbeats(self) -> dict[int, HeartbeatRecord]:
-        """Return the last heartbeat of every rank, by rank. Ranks that only an earlier attempt had are among them."""
+        """Return the last heartbeat of every rank, by rank, including ranks that only an earlier attempt had."""
         paths = _by_rank(self.live_dir.glob("rank-*.json"))
         return {rank: beat for rank, path in paths.items() if (beat := _heartbeat(path)) is not None}
 

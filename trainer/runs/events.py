@@ -40,7 +40,7 @@ class Created(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class WandbEnvironment(Event):
-    """What the environment of a launch says about W&B: the job may run where its variables and files are not."""
+    """W&B's settings in the environment of a launch. The job may run where its variables and files do not exist."""
 
     event: Literal["wandb"] = "wandb"
     mode: str | None = absent()
@@ -67,11 +67,11 @@ class Resumed(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class Preflight(Event):
-    """What the preflight of an allocation found."""
+    """Result of the preflight of an allocation."""
 
     event: Literal["preflight"] = "preflight"
     bad: dict[str, str]
-    """Node to what is wrong with it."""
+    """Node to its problem."""
     bytes_per_s: float | None
     """All-reduce speed of the slowest rank."""
 
@@ -105,7 +105,7 @@ class Started(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class Tracking(Event):
-    """What an attempt logs to W&B, and why."""
+    """Where an attempt logs to W&B, and why."""
 
     event: Literal["tracking"] = "tracking"
     logger: str = "wandb"
@@ -122,7 +122,7 @@ class Tracking(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class LoggerVersions(Event):
-    """The versions that the user's own loggers have in the first attempt (run ids, for MLflow)."""
+    """The versions that the user-defined loggers have in the first attempt (run ids, for MLflow)."""
 
     event: Literal["loggers"] = "loggers"
     versions: dict[str, str | int | None]
@@ -160,12 +160,12 @@ StopRequester = Literal[
     "the command that follows it was interrupted",
     "the command that followed this run was killed",
 ]
-"""Who asks a run to save and stop; the text of `control/stop`, for the reader of the run directory."""
+"""Sender of a request to save and stop; the text of `control/stop`, for readers of the run directory."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class StopRequested(Event):
-    """Somebody has asked the run to save and stop."""
+    """The run was requested to save and stop."""
 
     event: Literal["stop_requested"] = "stop_requested"
     reason: str
@@ -174,7 +174,7 @@ class StopRequested(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class Hang(Event):
-    """No rank made progress for longer than the limit; null where no rank could be blamed."""
+    """No rank made progress for longer than the limit; null if the responsible rank is unknown."""
 
     event: Literal["hang"] = "hang"
     attempt: int
@@ -218,7 +218,7 @@ class Straggler(Event):
     host: str
     device: str | None = None
     own_s: float | None = None
-    """Seconds of a batch that this rank takes for what `reason` names."""
+    """Seconds of a batch that this rank spends on the work named in `reason`."""
     others_s: float | None = None
     """The median of the other ranks."""
     batch_s: float | None = None
@@ -239,12 +239,12 @@ class OutOfMemory(Event):
     batch_size: int | None
     """The global batch; null before the data was set up."""
     micro_batch: int | None
-    """The micro-batch of the next attempt; null: there is none."""
+    """The micro-batch of the next attempt; null: no further attempt."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class NodeLost(Event):
-    """A node of the allocation does not work any more."""
+    """A node of the allocation has failed."""
 
     event: Literal["node_lost"] = "node_lost"
     node: str
@@ -261,7 +261,7 @@ class Requeued(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class Ended(Event):
-    """An attempt has ended. preempted: it saved a checkpoint and is to be run again."""
+    """An attempt has ended. preempted: it saved a checkpoint and will be requeued."""
 
     event: Literal["finished", "stopped", "preempted", "failed", "hung"]
     attempt: int | None = None

@@ -22,7 +22,7 @@ _MOST_NAMES = 500
 
 @dataclass(frozen=True)
 class ImportRoot:
-    """A folder from which modules of the user are imported."""
+    """A folder from which the user's modules are imported."""
 
     folder: Path
     modules: dict[str, Path]

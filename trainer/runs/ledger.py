@@ -44,7 +44,7 @@ CLASSES = (
 
 
 def ledger(run: RunDirectory, now: float | None = None, rank: int = 0) -> dict[str, Any] | None:
-    """Return where the time of a run went.
+    """Return the time of a run by class.
 
     Args:
         run: The run.

@@ -14,7 +14,7 @@ from trainer.core.errors import DONE, HUNG, JOB_FAILED, REQUEUE
 from trainer.core.records import absent, not_stored
 
 Outcome = Literal["finished", "stopped", "requeue", "failed", "hung"]
-"""How an attempt ended. requeue: it saved a checkpoint and is to be run again."""
+"""How an attempt ended. requeue: it saved a checkpoint and will be requeued."""
 EXIT_CODES: dict[Outcome, int] = {
     "finished": DONE,
     "stopped": DONE,
@@ -22,14 +22,14 @@ EXIT_CODES: dict[Outcome, int] = {
     "failed": JOB_FAILED,
     "hung": HUNG,
 }
-"""The job's exit code for an outcome that does not name its own."""
+"""The job's exit code by outcome, unless the record has its own."""
 # fmt: off
 Phase = Literal[
     "start", "build", "first_step", "train", "validate", "save", "finish",
     "finished", "stopped", "requeue", "failed", "hung",
 ]
 # fmt: on
-"""What a rank is doing. The last phases are the outcomes."""
+"""Phase of a rank. The last phases are the outcomes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +44,7 @@ class AttemptOutcome:
     attempt: int = not_stored()
     outcome: Outcome
     exit_code: int | None = None
-    """The job's exit code, where it is not that of the outcome: see `code`."""
+    """The job's exit code if it differs from that of the outcome; see `code`."""
     reason: str = ""
     """The exception with its whole message, or a sentence."""
     step: int | None = None
@@ -55,7 +55,7 @@ class AttemptOutcome:
     log: str | None = None
     """Its log, from the run directory."""
     lines: list[str] = field(default_factory=list)
-    """The last lines of the traceback, or of the log where there is none."""
+    """The last lines of the traceback, or of the log if there is no traceback."""
     where: str | None = None
     """The line of the user's code that raised the exception."""
     mend: bool = False
@@ -78,17 +78,17 @@ class Launch:
     cluster: str | None = None
     """local or slurm."""
     shape: LaunchShape | None = None
-    """What the run asks for; an attempt may have fewer nodes (`resources.min_nodes`)."""
+    """Requested shape; an attempt may have fewer nodes (`resources.min_nodes`)."""
     host: str | None = None
     boot_id: str | None = None
-    """The boot of the host: process ids start anew with the next one."""
+    """Boot id of the host: process ids are reused after a reboot."""
     pid: int | None = None
     pid_started: int | None = None
-    """Start of the process in clock ticks since the boot: another process may get the same id."""
+    """Start time of the process in clock ticks since boot: another process may get the same id."""
     attempt: int = 0
     """The first attempt of this launch."""
     cwd: str | None = None
-    """Where the first launch was made; relative paths of data refer to it."""
+    """Working directory of the first launch; relative data paths refer to it."""
     slurm_job_id: str | None = None
 
     @property
@@ -103,7 +103,7 @@ class BestCheckpoint:
 
     metric: str | None
     mode: Literal["min", "max"] = "min"
-    """Which values of the metric are better."""
+    """Whether lower (min) or higher (max) values are better."""
     value: float
     step: int
 
@@ -184,7 +184,7 @@ class CommandFailure:
 
 @dataclass(frozen=True, kw_only=True)
 class Reduction:
-    """The all-reduce of the preflight, as one node saw it."""
+    """The all-reduce of the preflight, as measured by one node."""
 
     joined: int
     """Ranks of this node that took part."""
@@ -195,13 +195,13 @@ class Reduction:
 
 @dataclass(frozen=True, kw_only=True)
 class NodeCheck:
-    """What the preflight found on a node: `preflight/JOB-RESTART/NODE.json`."""
+    """Preflight result of a node: `preflight/JOB-RESTART/NODE.json`."""
 
     node: str
     problems: list[str]
-    """Each is a reason not to use the node."""
+    """Reasons not to use the node."""
     code: str
-    """Hash of what the node would run; the nodes must agree."""
+    """Hash of the code and packages that the node would run; it must be equal on all nodes."""
     data: dict[str, bool]
     """Each value of the section `data` that looks like a path, and whether it exists on this node."""
     reduced: Reduction | None = absent()

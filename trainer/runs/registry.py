@@ -28,7 +28,7 @@ def all_runs(runs_dir: Path) -> list[RunDirectory]:
 
 
 def find(reference: str | None, runs_dir: Path) -> RunDirectory:
-    """Return the run that a reference of the command line means.
+    """Return the run that a reference on the command line names.
 
     Args:
         reference: An id or directory name, or a prefix of one; a name, for its latest run; a path; a SLURM job id; None
@@ -70,7 +70,7 @@ def find(reference: str | None, runs_dir: Path) -> RunDirectory:
 
 
 def _job_of(run: RunDirectory) -> str | None:
-    """Return the SLURM job; None if `launch.json` is damaged, because another run may be meant."""
+    """Return the SLURM job; None if `launch.json` is damaged, because the reference may name another run."""
     try:
         return run.launch().slurm_job_id
     except BadRecord:

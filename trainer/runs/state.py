@@ -65,7 +65,7 @@ def is_alive(run: RunDirectory, launch: Launch) -> bool:
 
 def _living_state(run: RunDirectory, launch: Launch) -> State:
     if run.stop_request.exists():
-        return State("stopping", "asked to save a checkpoint and stop")
+        return State("stopping", "stop requested; a checkpoint is saved first")
     return State("running") if _has_started(run, launch) else State("starting")
 
 

@@ -1,1 +1,1 @@
-"""What every rank needs, whatever it trains: signals, heartbeat, attempt, random numbers, collectives, memory."""
+"""Runtime of every rank, whatever it trains: signals, heartbeat, attempt, random numbers, collectives, memory."""

@@ -69,7 +69,7 @@ class Attempt:
             outcome: How the attempt ended.
             exit_code: The exit code of the job.
             reason: A sentence.
-            every_rank: Any rank may record it, the first one does. By default only rank 0 does.
+            every_rank: Any rank may record it, and the first record is kept. By default only rank 0 records it.
         """
         if self.rank.is_first or every_rank:
             record = AttemptOutcome(

@@ -1,6 +1,6 @@
 """Turn the exception that ends a rank into a message without a traceback, and decide whether to retry the attempt.
 
-Imports nothing heavy, because it must work if torch cannot be imported. The traceback is in the log of the rank,
+Does not import torch, because it must work if torch cannot be imported. The traceback is in the log of the rank,
 between two markers (`trainer.runs.cause`), so that a terminal that follows the log does not show it.
 """
 

@@ -61,7 +61,7 @@ class Heartbeat:
         import_s = _age_of_this_process_s() + float(os.environ.get("TRAINER_IMPORT_S", "0"))  # supervise/agent.py
         self._began = time.time() - import_s
         self._spent: dict[str, float] = {"import": import_s}
-        """Seconds of the phases that are over; `runs/ledger.py` adds them up."""
+        """Seconds of completed phases; `runs/ledger.py` adds them up."""
         self._phase_since = time.monotonic()
         self._first_step: int | None = None
         self._seen: tuple[int, str] = (0, "")
@@ -107,7 +107,7 @@ class Heartbeat:
             pass
 
     def _spent_until(self, now: float) -> dict[str, float]:
-        """Return `_spent` plus the current phase. Waiting for data is a class of its own."""
+        """Return `_spent` plus the current phase. Waiting for data is a separate class."""
         spent, phase = dict(self._spent), self._fields["phase"]
         elapsed_s = now - self._phase_since
         waited_s = min(self.waited_s() - self._waited_before, elapsed_s)

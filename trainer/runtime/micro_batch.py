@@ -1,7 +1,7 @@
 """Limit the micro-batch of an attempt, with more gradient accumulation, so that the global batches stay the same.
 
 After an attempt that ran out of memory the next one has half the micro-batch (`resilience.on_oom`). An attempt on fewer
-nodes than the run asks for (`resources.min_nodes`) has no larger micro-batches.
+nodes than the run requests (`resources.min_nodes`) has no larger micro-batches.
 """
 
 from __future__ import annotations

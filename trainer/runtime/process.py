@@ -60,7 +60,7 @@ def frozen_code_first() -> None:
 
 
 def die_with_parent() -> None:
-    """Have the kernel kill this rank when torchrun dies. It would otherwise keep training beside its own restart."""
+    """Have the kernel kill this rank when torchrun dies. It would otherwise keep training alongside its restart."""
     if sys.platform != "linux":
         return
     parent = int(os.environ.get("TRAINER_TORCHRUN_PID") or os.getppid())
@@ -69,7 +69,7 @@ def die_with_parent() -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-def dump_stacks_when_asked(run_path: Path) -> None:
+def dump_stacks_on_request(run_path: Path) -> None:
     """Dump the stacks of all threads to `rank-R.stacks` on SIGUSR2, and into the log on a crash (SIGSEGV, ...).
 
     faulthandler does it in C, so it works even if the rank holds the GIL for ever.

@@ -26,7 +26,7 @@ class StepRecord:
 
 
 def step_record_of(trainer: Trainer) -> StepRecord:
-    """Return the loop's record, or a new one where the loop is Lightning's."""
+    """Return the loop's record, or a new record if Lightning's loop runs."""
     return getattr(trainer.fit_loop.epoch_loop, "step_record", None) or StepRecord()
 
 

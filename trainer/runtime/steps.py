@@ -1,4 +1,4 @@
-"""Count optimizer steps, alike for checkpoints, metrics and the heartbeat."""
+"""Count optimizer steps, consistently for checkpoints, metrics and the heartbeat."""
 
 from __future__ import annotations
 

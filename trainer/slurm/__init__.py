@@ -1,1 +1,1 @@
-"""Jobs on SLURM: what is asked for, the job script, what comes back. Imports no torch."""
+"""Jobs on SLURM: resource requests, the job script, submission, and how a job ended. Imports no torch."""

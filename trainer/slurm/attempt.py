@@ -141,7 +141,7 @@ def _explain_silence(run: RunDirectory) -> None:
     slurm_reason = ending.by_slurm(run, str(begun[-1].slurm_job_id), attempt)
     if outcome == "requeue":  # the ranks had saved
         attempt, step = ends[-1].attempt, ends[-1].step
-        _record(run, attempt, "requeue", REQUEUE, f"saved: {slurm_reason or 'asked to make room'}", step=step)
+        _record(run, attempt, "requeue", REQUEUE, f"saved: {slurm_reason or 'preempted'}", step=step)
         return
     lost = lost_nodes.sentence(lost_nodes.note_lost(run, nodes))
     reason = lost or slurm_reason or f"{nodes[0]}, where the job script ran, was lost"
@@ -152,7 +152,7 @@ def _without_progress(run: RunDirectory, step: int | None) -> int:
     """Count the latest allocations in a row that began with the checkpoint that is still the newest."""
     count = 0
     for event in reversed(run.events()):
-        if isinstance(event, (Queued, Resumed)):  # a person wants it tried again
+        if isinstance(event, (Queued, Resumed)):  # the user has submitted or resumed the run
             break
         if isinstance(event, Allocated) and event.event == "allocated":
             if event.checkpoint != step:
@@ -171,7 +171,7 @@ def end(run: RunDirectory, code: int) -> int:
             attempt, record = attempt + 1, None  # torchrun had begun another, and was killed
     outcome = record.outcome if record else None
     if run.stop_request.exists() and outcome in (None, "requeue", "hung"):
-        _record(run, attempt, "stopped", DONE, "asked to stop")
+        _record(run, attempt, "stopped", DONE, "stop requested")
         return DONE
     if record and (outcome in ("finished", "stopped") or record.code in _HOPELESS):
         _say(attempt, record.outcome, record.step, record.reason)
@@ -180,7 +180,7 @@ def end(run: RunDirectory, code: int) -> int:
     is_running = job.get("JobState") == "RUNNING"
     slurm_reason = ending.by_slurm(run, job_id, attempt)
     if outcome == "requeue":
-        slurm_reason = slurm_reason or ("its time limit was near" if is_running else "asked to make room")
+        slurm_reason = slurm_reason or ("its time limit was near" if is_running else "preempted")
         _record(run, attempt, "requeue", REQUEUE, f"saved: {slurm_reason}", step=record.step if record else None)
     elif is_running:
         return _after_failure(run, attempt, code, record)
@@ -206,7 +206,7 @@ def _after_failure(run: RunDirectory, attempt: int, code: int, record: AttemptOu
         _record(run, attempt, "requeue", REQUEUE, f"not saved: {lost_nodes.sentence(lost)}")
         return requeue(run)
     is_single = int(os.environ[NODES_VARIABLE]) == 1
-    if record and is_single:  # torchrun has tried often enough
+    if record and is_single:  # torchrun has used up its restarts
         run.add_event(_ended(record.outcome, attempt, record.step, record.reason))
         _say(attempt, record.outcome, record.step, record.reason)
         return record.code
@@ -225,7 +225,7 @@ def _after_failure(run: RunDirectory, attempt: int, code: int, record: AttemptOu
 
 
 def _failures_since_checkpoint(run: RunDirectory, attempt: int) -> int:
-    """Count the attempts of this allocation from the one on that committed the newest checkpoint."""
+    """Count the attempts of this allocation, beginning with the one that committed the newest checkpoint."""
     events = run.events()
     first = [one.attempt for one in events if isinstance(one, Allocated) and one.event == "allocated"]
     writers = [one.attempt for one in events if isinstance(one, CheckpointSaved) and one.attempt is not None]

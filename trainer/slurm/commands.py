@@ -1,4 +1,4 @@
-"""Run SLURM's commands with a timeout, and with errors that say what to do."""
+"""Run SLURM's commands with a timeout, and with errors that suggest a fix."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ class NodeKind:
 
 @dataclass(frozen=True)
 class Partition:
-    """A partition and its limits; a limit is None when there is none."""
+    """A partition and its limits; a limit is None if it is not set."""
 
     name: str
     is_default: bool

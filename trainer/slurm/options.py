@@ -158,7 +158,7 @@ def sbatch_options(config: dict[str, Any], shape: LaunchShape, cpus_per_process:
         if cluster[key] is not None:
             options.append((key, str(cluster[key])))
     if cluster["dependency"] is not None:
-        # Without kill-on-invalid-dep a job waits for ever for one that has failed.
+        # Without kill-on-invalid-dep a job waits for ever for a failed dependency.
         options += [("dependency", cluster["dependency"]), ("kill-on-invalid-dep", "yes")]
     for key in ("mail_user", "mail_type"):
         if cluster[key] is not None:

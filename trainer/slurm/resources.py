@@ -1,4 +1,4 @@
-"""Choose the launch shape on this cluster, and refuse a job that it would never run before it waits in the queue."""
+"""Choose the launch shape on this cluster, and refuse a job that could never run before it waits in the queue."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def cpus_per_process(config: dict[str, Any], shape: LaunchShape) -> int | None:
     """Return the cores to request per process.
 
     They are `cluster.cpus_per_process`, else the cores of a node divided by its GPUs. None leaves the number to the
-    cluster, when nothing is known of it.
+    cluster, if its nodes are unknown.
     """
     requested = config["cluster"]["cpus_per_process"]
     if requested is not None or not is_here():
@@ -102,7 +102,7 @@ def cpus_per_process(config: dict[str, Any], shape: LaunchShape) -> int | None:
 
 
 def cost(config: dict[str, Any], shape: LaunchShape) -> str | None:
-    """Return the greatest cost of an allocation: `up to 64 GPU hours in each allocation of 0-04:00:00`.
+    """Return the maximum cost of an allocation: `up to 64 GPU hours in each allocation of 0-04:00:00`.
 
     None when neither the configuration nor the partition has a time limit.
     """

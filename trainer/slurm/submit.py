@@ -126,7 +126,7 @@ def _options(script: str) -> set[str]:
 
 
 def _environment(inherited: Mapping[str, str], options: set[str]) -> dict[str, str]:
-    """Return the environment without what overrides options of the script, and without that of an enclosing job."""
+    """Return the environment without variables that override options of the script or describe an enclosing job."""
     overriding = {_INPUT_VARIABLE.get(name, "SBATCH_" + name.replace("-", "_").upper()) for name in options}
     kept = ("SLURM_CONF", "SLURM_CLUSTERS")
     return {

@@ -59,7 +59,7 @@ def as_yaml(plan: Plan, name: str) -> str:
 
 
 def _file_of(root: Path) -> Path:
-    """Return the path of the experiment of this folder, with a number if another folder's has that name."""
+    """Return the path of the experiment of this folder, with a number if that of another folder has that name."""
     name = re.sub(r"[^A-Za-z0-9_-]+", "-", root.stem if root.is_file() else root.name).strip("-") or "data"
     number, folder = 1, Path.cwd() / "conf" / "experiment"
     while True:

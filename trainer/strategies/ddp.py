@@ -88,7 +88,7 @@ class RunDDPStrategy(WholeCheckpoints, BuffersOfRank0, DDPStrategy):
         self.configure_ddp()
 
     def on_exception(self, exception: BaseException) -> None:
-        """Replace messages of DDP and Lightning that name options of Lightning's Trainer by ones that name ours."""
+        """Replace messages that name options of Lightning's Trainer by messages that name options of this project."""
         message = str(exception)
         if "Expected to mark a variable ready only once" in message:
             exception.args = (_READY_TWICE,)
@@ -103,7 +103,7 @@ class RunDDPStrategy(WholeCheckpoints, BuffersOfRank0, DDPStrategy):
 
 
 def unused_parameters(names: list[str]) -> str:
-    """Return the message about parameters without gradients, with their `names` where these are known."""
+    """Return the message about parameters without gradients, with their `names` if they are known."""
     shown = ", ".join(names[:_NAMES_SHOWN])
     more = f" and {len(names) - _NAMES_SHOWN} more" if len(names) > _NAMES_SHOWN else ""
     return (

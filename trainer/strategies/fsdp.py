@@ -218,7 +218,7 @@ class RunFSDPStrategy(ShardedCheckpoints, BuffersOfRank0, ModelParallelStrategy)
         assert module is not None
         tensors, rest = flatten([_named_state(optimizer, module) for optimizer in self.optimizers])
         tensors.update(model_tensors(module))
-        # Rank 0 saves what every rank holds whole: its buffers are the ones that count.
+        # Rank 0 saves replicated state: its buffers are authoritative.
         is_saved = {name: isinstance(tensor, DTensor) or self.global_rank == 0 for name, tensor in tensors.items()}
         return {name: tensor for name, tensor in tensors.items() if is_saved[name]}, rest
 

@@ -43,7 +43,7 @@ class WholeCheckpoints(_Base):
     """Mixin for a strategy in which rank 0 holds the whole state: one file, and the names for other strategies."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
-        """Save with the parameter names beside the optimizer states."""
+        """Save with the parameter names next to the optimizer states."""
         if _is_users(self, filepath, storage_options):
             _remove_own_callbacks(self, checkpoint)
         else:
@@ -109,7 +109,7 @@ class ShardedCheckpoints(_Base):
         io.writer.save_sharded(tensors, checkpoint, path, info, self._group())
 
     def _save_as_lightning(self, checkpoint: dict[str, Any], path: Path) -> None:
-        """Save a user's own file: whole weights and everything but the optimizer states, which are sharded."""
+        """Save a file for user code: unsharded weights and everything but the optimizer states, which are sharded."""
         io = self.checkpoint_io
         assert isinstance(io, RunCheckpointIO), "sharded strategies save through RunCheckpointIO"
         io.writer.wait()  # it uses the same group

@@ -1,1 +1,1 @@
-"""Watching over the ranks of one node: torchrun, hangs, stragglers, restarts. Imports no torch."""
+"""Supervision of the ranks of one node: torchrun, hangs, stragglers, restarts. Imports no torch."""

@@ -11,21 +11,21 @@ torchrun and then each rank that torchrun starts or restarts:
 It has no Python threads and has not initialised CUDA, which do not survive a fork. If an import does either, torchrun
 runs in this process and starts its ranks as usual.
 
-torch's public way was measured and not kept: `elastic_launch` with `start_method="forkserver"` and a preload list. Its
+torch's public API was measured and rejected: `elastic_launch` with `start_method="forkserver"` and a preload list. Its
 start takes 1.35 to 1.55 times the CPU time (benchmarks/results/start.md), because it imports torch twice, in the
 elastic agent and in the fork server. It still needs code around it:
 
 - The fork server does not die with its parent, because the ranks keep its "alive" pipe open.
 - Ranks need setsid, their own atexit and traceback, and a reset of the default start method, or the workers of a
   DataLoader would not be forked.
-- The preload list takes importable names only, hides an ImportError, and does not tell if an import has opened a GPU.
+- The preload list takes importable names only, hides an ImportError, and does not report an import that opens a GPU.
 - The first restart imports torch._dynamo, 1.7 s of CPU: torch's log formatter does so for a record with an exception.
 
-What both ways use of torch is the same in 2.11 and 2.13.
+The parts of torch that both ways use are the same in 2.11 and 2.13.
 
 Run by file, not as a module: the code snapshot of a run comes before the installed package and may be older than this
-file (tests/cli/test_lifecycle.py resumes one without it). So this file imports nothing of the package but what
-TRAINER_PRELOAD names.
+file (tests/cli/test_lifecycle.py resumes one without it). So this file imports nothing from the package except the
+module in TRAINER_PRELOAD.
 """
 
 from __future__ import annotations
@@ -131,7 +131,7 @@ def cannot_fork(process: Path) -> str | None:
 
 
 class ForkServer:
-    """Forks torchrun and the ranks that it requests, waits for them, and ends as torchrun ends."""
+    """Forks torchrun and the ranks that it requests, waits for them, and exits as torchrun exits."""
 
     def __init__(self, import_s: float) -> None:
         from multiprocessing import Pipe  # imported here because the command line imports this file for a constant
@@ -261,7 +261,7 @@ def run_python(arguments: list[str], environment: dict[str, str]) -> None:
 
 
 def _forget_the_server() -> None:
-    """Set what imports read from the environment of the server, and should have read from that of the rank."""
+    """Set the values that imports have read from the environment of the server instead of the rank's."""
     for module, variable in (
         ("lightning_utilities.core.rank_zero", "RANK"),
         ("torchmetrics.utilities.prints", "LOCAL_RANK"),

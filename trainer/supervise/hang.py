@@ -40,7 +40,7 @@ class HangWatcher:
 
     def __init__(self, run: RunDirectory, ranks: int, node_log: Path, records: bool) -> None:
         self.causes: dict[int, Cause] = {}
-        """Attempt that hung to the cause."""
+        """Hung attempt to its cause."""
         self._run = run
         self._ranks = ranks
         self._node_log = node_log

@@ -1,4 +1,4 @@
-"""Run the part of one node, alone, under srun or by hand: `python -m trainer.supervise.node RUN_DIR`.
+"""Run one node of a job, alone, under srun or by hand: `python -m trainer.supervise.node RUN_DIR`.
 
 The node process records itself in `launch.json`, handles signals, has `supervisor.py` start and watch torchrun, and
 turns the outcome that the workers recorded into the exit code of the job (`trainer/core/errors.py`).
@@ -26,7 +26,7 @@ from trainer.supervise.supervisor import Supervisor
 from trainer.supervise.torchrun import Place
 
 FOLLOWER_VARIABLE = "TRAINER_FOLLOWER"
-"""Process id of the command that this node process ends with; unset if it is independent."""
+"""Process id of the command whose end also ends this node process; unset if it is independent."""
 RENDEZVOUS_VARIABLE = "TRAINER_RENDEZVOUS"
 """HOST:PORT of the first node."""
 NODES_VARIABLE = "TRAINER_NODES"
@@ -38,9 +38,9 @@ def record_launch(run: RunDirectory, shape: LaunchShape, pid: int, attempt: int)
 
     Args:
         run: The run.
-        shape: Launch shape that the run asks for.
+        shape: Requested launch shape.
         pid: Process id of the node process.
-        attempt: Number of the first attempt of this launch; restarts by torchrun count on from it.
+        attempt: Number of the first attempt of this launch; restarts by torchrun continue the count.
     """
     before = run.launch()
     launch = replace(

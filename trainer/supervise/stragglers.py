@@ -49,7 +49,7 @@ class Straggler:
 
     @property
     def factor(self) -> float:
-        """How many times as long as the others it takes."""
+        """Ratio of its time to that of the others."""
         return self.own_s / self.others_s
 
     @property
@@ -78,7 +78,7 @@ class Straggler:
 
 
 class StragglerWatch:
-    """Watch over the ranks of one attempt. Each straggler is reported once.
+    """Watches the ranks of one attempt. Each straggler is reported once.
 
     Args:
         factor: A straggler takes this many times as long as the median of the others. 0 disables the watch.

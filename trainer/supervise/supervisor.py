@@ -33,7 +33,7 @@ _CLOSING = re.compile(rb"Sending process (\d+) closing signal SIGTERM")
 
 
 class Supervisor:
-    """Runs the part of one node of a launch: torchrun, once or several times."""
+    """Runs one node of a launch: torchrun, once or several times."""
 
     def __init__(self, run: RunDirectory, shape: LaunchShape, place: Place) -> None:
         self.run = run

@@ -47,7 +47,7 @@ def command(
 
     Args:
         run_path: Run directory, the argument of the worker.
-        job_id: Name of the rendezvous; each launch needs another.
+        job_id: Name of the rendezvous; each launch needs a new one.
         shape: Launch shape.
         place: Position of this node.
         max_restarts: Restarts by torchrun after a rank has died.

@@ -63,7 +63,7 @@ class Hang:
 
 
 def uneven(places: list[Place]) -> str | None:
-    """Return the usual cause when some ranks train and others have finished the epoch; None when that is not so."""
+    """Return the usual cause when some ranks train and others have finished the epoch; None in other cases."""
     training = [place.rank for place in places if place.phase == "train"]
     beyond = [place.rank for place in places if place.phase in ("validate", "finish", "finished")]
     if not training or not beyond:
@@ -76,7 +76,7 @@ def uneven(places: list[Place]) -> str | None:
 
 
 class HangWatch:
-    """Watch over one attempt. Call `check` about once a second with the result of `read_places`."""
+    """Watches one attempt. Call `check` about once a second with the result of `read_places`."""
 
     def __init__(self, allowances: Allowances, now: float) -> None:
         self._allowances = allowances
@@ -133,7 +133,7 @@ class Blame:
     """The rank that caused a hang, and where it is."""
 
     place: Place | None
-    """None when no evidence tells the ranks apart."""
+    """None if the evidence does not single out a rank."""
     where: str
     """Innermost frame, or why there is none."""
 
@@ -151,7 +151,7 @@ def blame(
         run: The run, which has the stacks.
         attempt: The attempt that hangs.
         missing: Ranks that have not entered a collective in which others wait.
-        answered: Ranks that wrote a trace. Their stacks may be missing only because another node asked for them late.
+        answered: Ranks that wrote a trace. Their stacks may be missing only because another node requested them late.
     """
     if not hang.places:
         return Blame(None, "no rank has written a heartbeat")

@@ -1,1 +1,1 @@
-"""Loggers of a run: `metrics.jsonl`, Weights & Biases and the user's own."""
+"""Loggers of a run: `metrics.jsonl`, Weights & Biases and user-defined loggers."""

@@ -169,9 +169,9 @@ def settle(tracking: dict[str, Any], environ: Mapping[str, str], cwd: Path) -> d
 def problems_of(
     tracking: Mapping[str, Any], environ: Mapping[str, str], filled: Mapping[str, Setting]
 ) -> list[UserError]:
-    """Return what W&B's client would refuse in a filled section `tracking`.
+    """Return the values of a filled section `tracking` that W&B's client would refuse.
 
-    Also variables that cannot be followed here.
+    Includes environment variables that cannot be followed here.
     """
     problems = []
     keys = {name: filled[name].source if name in filled else f"tracking.{name}" for name in ("project", "tags")}

@@ -1,8 +1,8 @@
-"""The loggers of a run, the same list on every rank; `trainer.logger` is the first that a user would look for.
+"""The loggers of a run, the same list on every rank; `trainer.logger` is the first of them.
 
-The user's own (section `logger`) come first, then W&B, or `NoLogger` if there is neither; `metrics.jsonl` is always the
-last. Only the first rank writes: on the others Lightning's loggers, and these, do nothing, and their experiment accepts
-any call.
+User-defined loggers (section `logger`) come first, then W&B, or `NoLogger` if there is neither; `metrics.jsonl` is
+always the last. Only the first rank writes: on the others Lightning's loggers, and these, do nothing, and their
+experiment accepts any call.
 """
 
 from __future__ import annotations

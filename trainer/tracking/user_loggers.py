@@ -1,4 +1,4 @@
-"""The user's own loggers (section `logger`): the same on every rank, and one curve over all attempts of a run."""
+"""User-defined loggers (section `logger`): the same on every rank, and one curve over all attempts of a run."""
 
 from __future__ import annotations
 

@@ -147,7 +147,7 @@ def _settings(options: TrackingOptions) -> Any:
     """Return our settings, except those that a variable or a settings file sets."""
     import wandb
 
-    # console off: the run has log files of its own
+    # console off: the run has its own log files
     ours: dict[str, Any] = {"login_timeout": 5, "console": "off", "silent": True}
     settings = client_settings.read(os.environ, Path.cwd())
     return wandb.Settings(

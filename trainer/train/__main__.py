@@ -24,7 +24,7 @@ def main() -> int:
     run_path = Path(sys.argv[1])
     process.die_with_parent()
     process.redirect_output(run_path)
-    process.dump_stacks_when_asked(run_path)
+    process.dump_stacks_on_request(run_path)
     try:
         with quick_imports():
             from trainer.train.run import run

@@ -74,7 +74,7 @@ def build_data(config: Config, rank: Rank, trainer: Trainer, group: Group | None
 def build_module(
     config: Config, data: Data, total_steps: Callable[[], int | None], defer: bool = False
 ) -> LightningModule:
-    """Return the network inside its task, or the user's own LightningModule unchanged.
+    """Return the network inside its task, or the user's LightningModule unchanged.
 
     Layers that a module creates in `setup` or `configure_model` do not exist yet (`train/deferred_modules.py`).
     An argument of the model that is null in the config and known to the data (`facts`) is filled from the data.

@@ -82,7 +82,7 @@ class Data:
         self._train_loader: Any = None
         """The rebuilt train loader, or collection of loaders."""
         self._was_requested = False
-        """Whether Lightning has asked for the train loader before."""
+        """Whether Lightning has requested the train loader before."""
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -189,7 +189,7 @@ class Data:
 
     @contextmanager
     def _users_methods(self) -> Iterator[None]:
-        """Put the user's own loader methods back meanwhile: `val_dataloader` may call `self.train_dataloader()`."""
+        """Restore the user's loader methods meanwhile: `val_dataloader` may call `self.train_dataloader()`."""
         names = vars(self._owner)
         ours = {name: names.pop(name) for name in LOADERS if name in names}
         names.update(self._instance_methods)

@@ -28,7 +28,7 @@ def builds_in_hooks(module: LightningModule) -> bool:
 
 
 def call_when_built(module: LightningModule, function: Callable[[], None]) -> None:
-    """Call `function` once all of the module's parameters exist: now, or after the last of its own hooks.
+    """Call `function` once all of the module's parameters exist: now, or after the last of its hooks.
 
     This is before Lightning loads a checkpoint and before the strategy wraps the module. Several functions are called
     in the order in which they were given.
@@ -58,7 +58,7 @@ def _wrap_hook(module: LightningModule, hook: str) -> list[Callable[[], None]]:
     original, instance_attribute = getattr(module, hook), vars(module).get(hook)
     waiting: list[Callable[[], None]] = []
 
-    # wraps: Lightning looks through it when it asks whether the module overrides the hook
+    # wraps: Lightning looks through it when it checks whether the module overrides the hook
     @functools.wraps(original)
     def build(*arguments: Any, **named: Any) -> None:
         try:

@@ -37,7 +37,7 @@ _REDUCTIONS: dict[str, Callable[[list[float]], float]] = {"sum": sum, "min": min
 
 
 def main() -> int:
-    """Evaluate as the command line says, and write the metrics; returns the exit code."""
+    """Evaluate according to the command line, and write the metrics; returns the exit code."""
     run, folder_name, split = RunDirectory(Path(sys.argv[1])), sys.argv[2], sys.argv[3]
     checkpoint = run.checkpoints_dir / folder_name
     step = step_of(checkpoint)

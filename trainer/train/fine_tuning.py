@@ -72,7 +72,7 @@ def load_initial_weights(module: LightningModule, options: FineTuneOptions, log:
 
 
 def network_of(module: LightningModule) -> nn.Module:
-    """Return the module that patterns refer to: the network inside a task, or the user's own LightningModule."""
+    """Return the module that patterns refer to: the network inside a task, or the user's LightningModule."""
     return module.model if isinstance(module, Task) else module
 
 

@@ -101,7 +101,7 @@ class LeanTrainingEpochLoop(LeanOptimization):
 
     @property
     def done(self) -> bool:
-        """Whether the epoch or the training is over; Lightning's own answer with fewer property lookups."""
+        """Whether the epoch or the training has ended; Lightning's own answer with fewer property lookups."""
         trainer = self.trainer
         if self.plan is None or self._restarting or trainer.should_stop:
             return super().done

@@ -83,7 +83,7 @@ def _size_of(batch: Any) -> int | None:
 
 
 def main() -> int:
-    """Predict as the command line says, and write a record of the outputs; returns the exit code."""
+    """Predict according to the command line, and write a record of the outputs; returns the exit code."""
     run, split, folder = RunDirectory(Path(sys.argv[1])), sys.argv[3], Path(sys.argv[5])
     checkpoint = run.checkpoints_dir / sys.argv[2]
     die_with_parent()

@@ -176,7 +176,7 @@ class Shares:
     """Rows that the ranks have written."""
 
     folder: Path
-    """Folder with the rows of each rank in a folder of its own, named by its number."""
+    """Folder with one subfolder per rank, named by its number, with the rows of the rank."""
     layouts: list[Layout]
     """Layout of each rank's rows."""
     by_batch: frozenset[str] = frozenset()

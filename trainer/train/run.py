@@ -70,9 +70,9 @@ def run(run_path: Path) -> int:
         if stopped.request is Request.SAVE_FAILED:
             attempt.end("failed", JOB_FAILED, "a checkpoint could not be written; see the log")
         elif stopped.request is Request.STOP:
-            attempt.end("stopped", DONE, "asked to stop")
+            attempt.end("stopped", DONE, "stop requested")
         else:
-            attempt.end("requeue", REQUEUE, "asked to make room")
+            attempt.end("requeue", REQUEUE, "preempted")
     except SaveFailed as error:
         attempt.end("failed", JOB_FAILED, str(error))
     except memory.ERRORS as error:

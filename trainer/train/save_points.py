@@ -6,7 +6,7 @@ schedulers by epoch. After a resume, the work that was still to come at a save i
 
 Here a save waits for a save point: after the last work of a batch, or after the last work of an epoch if the batch
 ended it. The checkpoint records the kind of save point (`SAVE_POINT_KEY` in the state of the epoch loop), and a resume
-starts with the next batch or epoch as if nothing had happened. Checkpoints written elsewhere, by a user's own
+starts with the next batch or epoch as if nothing had happened. Checkpoints written elsewhere, by a user's
 `trainer.save_checkpoint`, resume as in Lightning.
 """
 
