@@ -167,7 +167,7 @@ class BestMetric(Callback):
     def _decide_on_rank_zero(self, trainer: Trainer) -> tuple[str | None, str | None, bool, float | None, bool]:
         """Return monitor, mode, whether they are settled, the value, and whether to save."""
         self._last_step = steps_taken(trainer)
-        # Not `trainer.callback_metrics`, which reduces over the ranks anew; these are complete at the end of an epoch.
+        # Not `trainer.callback_metrics`, which reduces over the ranks again; these are complete at the end of an epoch.
         logged: dict[str, Any] = {**trainer._logger_connector._callback_metrics, **self._last}
         if not self._known:
             self._choose_metric(trainer, logged)

@@ -74,7 +74,7 @@ class BoundaryOptions:
     checkpoint: CheckpointOptions
     resilience: ResilienceOptions
     stop_request: Path
-    """File whose existence asks the ranks to save and stop."""
+    """File whose existence requests that the ranks save and stop."""
     max_steps: int | None = None
     """Optimizer steps of the whole training."""
     max_time_s: float | None = None
@@ -279,7 +279,7 @@ class Boundary(Callback):
             ahead = max(1, min(1000, int(passed * self._resilience.agree_every_s / max(elapsed_s, 1e-9))))
         minutes = self._checkpoint.every_minutes
         save = minutes is not None and now - self._saved_at >= 60 * minutes
-        # The maximum of a negative number: the fewest boundaries that any rank asks for.
+        # The maximum of a negative number: the fewest boundaries that any rank requests.
         votes = torch.tensor([int(self._own_request(now)), int(save), -ahead])
         work = None
         if self._group is not None:

@@ -95,7 +95,7 @@ class FiniteGradientCheck:
         self._num_parameters = -1
 
     def is_finite(self) -> bool:
-        """Return whether all gradients are finite. False also if a sum overflows: the caller then checks in detail."""
+        """Return whether all gradients are finite, and no sum overflows: else the caller checks in detail."""
         count = 0
         for group in self._optimizer.param_groups:
             count += len(group["params"])

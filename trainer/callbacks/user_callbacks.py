@@ -23,7 +23,7 @@ def build(section: Mapping[str, Any]) -> list[Callback]:
     callbacks = [_build_one(name, node) for name, node in section.items() if node]
     for callback in callbacks:
         if isinstance(callback, (TQDMProgressBar, RichProgressBar)):
-            callback._refresh_rate = 0  # like refresh_rate=0, also for RichProgressBar
+            callback._refresh_rate = 0  # like refresh_rate=0, but works for RichProgressBar, too
     return callbacks
 
 

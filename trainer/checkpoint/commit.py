@@ -288,7 +288,7 @@ def read_commit(path: Path) -> Commit:
 
 
 def remove(path: Path) -> None:
-    """Delete a checkpoint. It is renamed first, so that nobody sees it half deleted."""
+    """Delete a checkpoint. It is renamed first, so that no reader sees it half deleted."""
     doomed = path.parent / f"{DELETING}{path.name}"
     shutil.rmtree(doomed, ignore_errors=True)
     os.rename(path, doomed)

@@ -35,7 +35,7 @@ _reached: dict[str, int] = {}
 
 
 def fault_point(name: str) -> None:
-    """Inject the fault that `TRAINER_FAULT` asks for at this point. Costs one look-up in the environment."""
+    """Inject the fault that `TRAINER_FAULT` requests at this point. Costs one look-up in the environment."""
     spec = os.environ.get(VARIABLE)
     if spec is None:
         return

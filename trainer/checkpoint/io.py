@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 
 STATE_FILE = "state.pt"
 VISIBLE_WITHIN_S = 10.0
-"""How long a folder that rank 0 sees may stay invisible to another node, because NFS caches directory entries."""
+"""Maximum time that a folder visible to rank 0 may be invisible to another node: NFS caches directory entries."""
 
 
 @dataclass

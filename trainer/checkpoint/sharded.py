@@ -49,7 +49,7 @@ class HostShard:
 
     local: torch.Tensor
     offsets: torch.Size
-    """Where the shard begins in the whole tensor."""
+    """Offset of the shard in the whole tensor."""
     shape: torch.Size
     """Shape of the whole tensor."""
 

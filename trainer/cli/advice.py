@@ -72,7 +72,7 @@ def advice(run: RunDirectory, reason: str, outcome: AttemptOutcome | None) -> li
 
 
 def stalled(run: RunDirectory) -> str | None:
-    """Return where the ranks of a running run are if they have waited for each other for a minute, else None."""
+    """Return the positions of the ranks of a run if they have waited for each other for a minute, else None."""
     last_progress = max((beat.moved or 0.0 for beat in run.heartbeats().values()), default=0.0)
     return _unequal_ranks(run) if time.time() - last_progress > _STALLED_S else None
 

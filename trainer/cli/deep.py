@@ -28,7 +28,7 @@ def count(jobs: list[Job]) -> list[dict[str, Any]]:
     """
     requests = [{"config": job.config, "with_data": _with_data(job.composed.overrides)} for job in jobs]
     environment = {key: value for key, value in os.environ.items() if key not in ("RANK", "LOCAL_RANK", "WORLD_SIZE")}
-    # The user's modules are found where the command line finds them.
+    # The user's modules are found in the same folders as by the command line.
     paths = [os.getcwd(), source_folder(Path.cwd()), environment.get("PYTHONPATH")]
     environment["PYTHONPATH"] = os.pathsep.join(str(path) for path in paths if path)
     try:

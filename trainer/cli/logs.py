@@ -17,7 +17,7 @@ from trainer.runs.state import state_of
 
 _POLL_S = 0.3
 _STATE_EVERY_S = 2.0
-"""How often -f checks that the run is active; on SLURM each check is a call of squeue or sacct."""
+"""Interval in which -f checks that the run is active; on SLURM each check is a call of squeue or sacct."""
 
 
 def _parser() -> Parser:

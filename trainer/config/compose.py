@@ -44,7 +44,7 @@ class Composed:
     job: Any
     """The same tree without the `hydra` node: the output of `--cfg job`."""
     place: Place
-    """Where the job was composed."""
+    """The directories from which the job was composed."""
     output_dir: str
     """Placeholder for the run directory in `config`, whose name is only known once it is created."""
     notes: tuple[str, ...] = ()

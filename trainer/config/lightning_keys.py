@@ -52,7 +52,7 @@ _STRATEGY_CLASSES = {"DDPStrategy": "ddp", "FSDPStrategy": "fsdp", "ModelParalle
 
 
 def translate(config: dict[str, Any]) -> Problems:
-    """Rewrite `config["trainer"]` and the sections that its names belong to, in place; return what is refused."""
+    """Rewrite `config["trainer"]` and the sections that its names belong to, in place; return errors."""
     options: dict[str, Any] = config["trainer"]
     problems: Problems = []
     target = options.pop("_target_", None)

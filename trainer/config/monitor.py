@@ -25,7 +25,7 @@ def problems_of_monitor(config: dict[str, Any], cwd: Path) -> Iterator[UserError
     targets = [config[section].get("_target_") for section in ("model", "task") if config.get(section)]
     if all(isinstance(target, str) and _is_silent(target, cwd) for target in targets if target is not None):
         yield UserError(
-            f"checkpoint.monitor={monitor}: its name does not tell whether lower or higher is better",
+            f"checkpoint.monitor={monitor}: its name does not show whether lower or higher is better",
             "write checkpoint.mode=min or checkpoint.mode=max",
         )
 

@@ -29,7 +29,7 @@ Locate = Callable[[str, str], Any]
 
 @dataclass(frozen=True)
 class NodeContext:
-    """Where a node is, and what it inherits from the nodes around it."""
+    """Position of a node, and the settings that it inherits from the nodes around it."""
 
     locate: Locate
     """Imports the object at a dotted path; the second argument is its key, for messages."""

@@ -7,7 +7,7 @@ closed: a key that is not declared here is an error. Nothing here imports torch.
 A field's type says which values are valid: `Literal` for a closed set of choices, the types of
 `trainer/config/limits.py` for ranges. A class's `problems()` reports invalid combinations of its fields.
 
-The dataclasses have no `__eq__` and `__repr__`: nobody uses them, and generating them takes 1.5% of the CPU time of
+The dataclasses have no `__eq__` and `__repr__`: nothing uses them, and generating them takes 1.5% of the CPU time of
 `--cfg job`.
 """
 
@@ -282,11 +282,11 @@ class FineTuneOptions:
     """Source of the initial weights: a run (its best checkpoint), a checkpoint directory, a safetensors file, or a
     .ckpt file; null: new weights."""
     new: list[str] = field(default_factory=list)
-    """Patterns of parameters that are initialized anew, such as an output layer for other classes."""
+    """Patterns of parameters that are newly initialized, such as an output layer for other classes."""
     freeze: list[str] = field(default_factory=list)
     """Patterns of parameters that are not trained."""
     train: list[str] = field(default_factory=list)
-    """Patterns of parameters that are trained in spite of `freeze` and `lora_rank`."""
+    """Patterns of parameters that are trained despite `freeze` and `lora_rank`."""
     lora_rank: PositiveInt | None = None
     """Rank of LoRA adapters, trained instead of the linear layers (Hu et al. 2021; needs peft); null: no LoRA."""
     lora_alpha: PositiveFloat = 16.0
@@ -332,7 +332,7 @@ def _covers(pattern: str, other: str) -> bool:
 
 
 def _may_overlap(pattern: str, other: str) -> bool:
-    """Return whether one parameter may match both patterns; with a `*` only the model could tell."""
+    """Return whether one parameter may match both patterns; with a `*` this depends on the model."""
     return "*" in pattern + other or _covers(pattern, other) or _covers(other, pattern)
 
 

@@ -292,7 +292,7 @@ def _top(name: str, cwd: Path) -> Module | None:
 
 
 def installed_spec(name: str) -> ModuleSpec | None:
-    """Return where Python finds the top-level module `name`, including editable installs, without importing it.
+    """Return the location of the top-level module `name`, including editable installs, without importing it.
 
     Unlike `importlib.util.find_spec` it never returns a module of that name that is already imported, perhaps from
     elsewhere.

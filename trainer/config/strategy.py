@@ -94,7 +94,7 @@ class _Deepspeed(Single):
     overlap_comm: bool = True
     """Overlap the gradient reduction with the backward pass."""
     offload_optimizer: Offload = "none"
-    """Where optimizer state is kept and the optimizer step runs, with any optimizer: none (on the GPU), cpu or nvme."""
+    """Location of the optimizer state and the optimizer step, with any optimizer: none (on the GPU), cpu or nvme."""
     nvme_path: str = "/local_nvme"
     """Directory on the node-local NVMe drive, for nvme."""
 
@@ -128,7 +128,7 @@ class DeepspeedZero3(_Deepspeed):
     stage: int = 3
     """ZeRO stage."""
     offload_parameters: Offload = "none"
-    """Where parameters are kept between uses: none (on the GPU), cpu or nvme."""
+    """Location of parameters between uses: none (on the GPU), cpu or nvme."""
 
 
 @dataclass(eq=False, repr=False)

@@ -8,7 +8,7 @@ JOB_FAILED = 1
 USER_MUST_CHANGE = 2
 ENVIRONMENT_MUST_CHANGE = 3
 INTERRUPTED = 130
-"""What a shell reports for Ctrl-C. `trainer fit` returns it after a clean stop."""
+"""Exit code that a shell reports for Ctrl-C. `trainer fit` returns it after a clean stop."""
 
 # Exit codes of a job's node process (`launch/node`), in addition to 0, 1 and 128 + signal.
 REQUEUE = 75

@@ -33,7 +33,7 @@ class AudioFolder(ClassFolders):
             `augment`, else at the middle. Shorter ones are padded with silence.
         mels: Number of mel bands.
         augment: Crop at random positions in training.
-        held_out: Fraction of the files for each of validation and test, where no folder gives them.
+        held_out: Fraction of the files for each of validation and test, if no folder gives them.
         max_bad: Unreadable files per process that are tolerated.
     """
 

@@ -76,7 +76,7 @@ class ClassFolders(ArrayDataModule, ABC):
         root: The folder.
         batch_size: Global batch size.
         num_workers: Worker processes per rank.
-        held_out: Fraction of the files of each class for each of validation and test, where no folder gives them.
+        held_out: Fraction of the files of each class for each of validation and test, if no folder gives them.
         max_bad: Unreadable files per process that are tolerated.
     """
 

@@ -34,7 +34,7 @@ class ImageFolder(ClassFolders):
         num_workers: Worker processes per rank that decode images.
         size: Height and width of an image in pixels.
         augment: Random crops, and horizontal flips with `mirror`.
-        held_out: Fraction of the files for each of validation and test, where no folder gives them.
+        held_out: Fraction of the files for each of validation and test, if no folder gives them.
         max_bad: Unreadable files per process that are tolerated.
         grey: Read greyscale images.
         mirror: Random horizontal flips with `augment`: right for photographs, wrong for characters.

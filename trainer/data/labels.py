@@ -91,7 +91,7 @@ def _classes(values: Sequence[Any]) -> list[str]:
 
 
 def _numbers(values: Sequence[Any], classes: Sequence[str]) -> numpy.ndarray:
-    """Return the class of each row, int64 of shape `(rows,)`; `IGNORED` where it is none of them."""
+    """Return the class of each row, int64 of shape `(rows,)`; `IGNORED` if it is none of them."""
     by_name = {name: number for number, name in enumerate(classes)}
     numbers = numpy.full(len(values), IGNORED, numpy.int64)
     for index, value in enumerate(values):

@@ -39,7 +39,7 @@ def _identity(batch: Any) -> Any:
 class Ordered:
     """A mixin for DataLoaders over one of our samplers; it reports each batch that it hands out to the sampler.
 
-    `_rebuild` puts it before the user's own loader class: their collating, worker functions and `__iter__` stay.
+    `_rebuild` puts it before the user's loader class: its collating, worker functions and `__iter__` stay.
     """
 
     batch_sampler: Batches | EvaluationBatches
@@ -72,7 +72,7 @@ class Ordered:
             return
         first = True
         for batch in batches:
-            if first and not sampler.asked:
+            if first and not sampler.num_requested:
                 raise UserError(
                     f"{type(self).__name__}.__iter__ does not use its batch_sampler: it cannot be sharded",
                     "call super().__iter__() in it, or shard it yourself: trainer.use_distributed_sampler=false",

@@ -34,7 +34,7 @@ class Batches(Sampler[Any], ABC):
         """Micro-batches per optimizer step."""
         self.on_batch: Callable[[int, int, list[Any]], None] | None = None
         """Called with (epoch, step, ids of this rank) when a micro-batch is handed out; steps count from 0."""
-        self.asked = 0
+        self.num_requested = 0
         """Micro-batches that the loader has requested in this iteration."""
         self._epoch = 0
         self._delivered = 0
@@ -64,7 +64,7 @@ class Batches(Sampler[Any], ABC):
         """Begin an iteration; return its epoch and the index of its first micro-batch."""
         if not self._sought and self._delivered:
             self._epoch, self._delivered = self._epoch + 1, 0
-        self._sought, self.asked = False, 0
+        self._sought, self.num_requested = False, 0
         return self._epoch, self._delivered
 
     def delivered(self) -> None:
@@ -195,7 +195,7 @@ class GlobalBatchSampler(Batches):
         """
         epoch, first = self.begin()
         for batch in range(first, len(self)):
-            self.asked += 1
+            self.num_requested += 1
             yield epoch, self._row(epoch, batch)
 
     def __iter__(self) -> Iterator[list[int]]:
@@ -265,7 +265,7 @@ class ListedBatches(Batches):
         """Yield (epoch, index of the batch in it, batch), which `seeded.SeededUnits` reads."""
         epoch, first = self.begin()
         for number, batch in self._of(epoch)[first:]:
-            self.asked += 1
+            self.num_requested += 1
             yield epoch, number, batch
 
     def _of(self, epoch: int) -> list[tuple[int, Any]]:

@@ -51,7 +51,7 @@ class Shard:
 
 @dataclass(frozen=True)
 class Settings:
-    """How to read and tokenise; the same for all shards of a folder."""
+    """Options for reading and tokenising; the same for all shards of a folder."""
 
     tokenizer: str = "bytes"
     """`bytes`; `bpe`, trained on the beginning of the data; or the path of a `tokenizer.json`."""

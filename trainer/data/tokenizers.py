@@ -13,7 +13,7 @@ from trainer.core.errors import UserError
 
 END_OF_TEXT = "<|endoftext|>"
 ENDS = (END_OF_TEXT, "<|end_of_text|>", "</s>", "[SEP]")
-"""Names of the end-of-text token: GPT-2's and ours, Llama 3's, Llama 2's and T5's, BERT's."""
+"""Names of the end-of-text token: that of GPT-2 and this project, Llama 3's, Llama 2's and T5's, BERT's."""
 
 TOKENIZER = "tokenizer.json"
 PADDING = ("[PAD]", "<pad>", "<|pad|>")

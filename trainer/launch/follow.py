@@ -40,7 +40,7 @@ _SHOWN_LINES = 12
 def follow(run: RunDirectory, *, detached_ok: bool = False, stream: TextIO | None = None) -> int:
     """Show `run` until it ends; return the exit code of the command.
 
-    Ctrl-C (or SIGTERM, SIGHUP) asks the run to save a checkpoint and stop; a second one kills it. With `detached_ok`,
+    Ctrl-C (or SIGTERM, SIGHUP) tells the run to save a checkpoint and stop; a second one kills it. With `detached_ok`,
     Ctrl-C only stops following.
     """
     follower = Follower(run, stream or sys.stdout)
@@ -87,7 +87,7 @@ class Follower:
         self._in_traceback = False
         self._since = time.time()
         self._first_attempt = run.launch().attempt
-        self._asked, self._is_in_slurm = time.monotonic(), True
+        self._polled_at, self._is_in_slurm = time.monotonic(), True
 
     def is_over(self) -> bool:
         """Return whether the process of the run is gone or, if it is on another machine, whether an end is recorded."""
@@ -102,8 +102,8 @@ class Follower:
 
     def _lives_in_slurm(self) -> bool:
         """Return whether the job is pending, running or requeued; the last answer while SLURM does not respond."""
-        if time.monotonic() - self._asked >= _SLURM_POLL_S:
-            self._asked, states = time.monotonic(), states_of([self.run])
+        if time.monotonic() - self._polled_at >= _SLURM_POLL_S:
+            self._polled_at, states = time.monotonic(), states_of([self.run])
             if states is not None or is_over(self.run):
                 self._is_in_slurm = state_of(self.run, states).is_active
         return self._is_in_slurm

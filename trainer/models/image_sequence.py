@@ -16,7 +16,7 @@ class ImageToSequence(nn.Module):
 
     `(batch, channels, height, width)` and `(batch, length)` to `(batch, length, vocab_size)`.
 
-    The patches of the image stand before the tokens in one causal transformer (as in Fuyu, Bavishi et al. 2023): each
+    The patches of the image precede the tokens in one causal transformer (as in Fuyu, Bavishi et al. 2023): each
     token attends to the whole image and the tokens before it.
 
     Args:
@@ -83,7 +83,7 @@ class ImageToSequence(nn.Module):
 class SequenceToImage(nn.Module):
     """`(batch, length)` tokens to `(batch, channels, height, width)` images.
 
-    A learned query for each patch stands after the tokens in one bidirectional transformer, and becomes the pixels of
+    A learned query for each patch follows the tokens in one bidirectional transformer, and becomes the pixels of
     its patch. All patches are predicted at once: if several images fit the tokens, the output is their mean.
 
     Args:

@@ -45,7 +45,7 @@ class WandbEnvironment(Event):
     event: Literal["wandb"] = "wandb"
     mode: str | None = absent()
     source: str | None = absent()
-    """Where the mode comes from, such as WANDB_MODE."""
+    """Source of the mode, such as WANDB_MODE."""
     base_url: str | None = absent()
 
 
@@ -105,13 +105,13 @@ class Started(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class Tracking(Event):
-    """Where an attempt logs to W&B, and why."""
+    """W&B target of an attempt, and the source of its mode."""
 
     event: Literal["tracking"] = "tracking"
     logger: str = "wandb"
     mode: str | None = None
     source: str | None = None
-    """Where the mode comes from."""
+    """Source of the mode."""
     id: str | None = absent()
     project: str | None = absent()
     url: str | None = absent()

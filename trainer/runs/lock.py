@@ -92,6 +92,6 @@ def refuse_if_superseded(run: RunDirectory, attempt: int) -> None:
     newest = run.next_attempt() - 1
     if newest > attempt:
         raise EnvironmentFault(
-            f"attempt {newest} of this run has begun; attempt {attempt} must not write any more",
+            f"attempt {newest} of this run has begun; attempt {attempt} must no longer write",
             "nothing is lost, the later attempt continues; find out why this one was not ended",
         )

@@ -189,7 +189,7 @@ class Reduction:
     joined: int
     """Ranks of this node that took part."""
     bytes_per_s: float | None
-    """Of the slowest of them."""
+    """Speed of the slowest of them."""
     complaint: str | None
 
 

@@ -77,7 +77,7 @@ class MemoryReport(Callback):
         path = directory.memory_snapshot(rank.attempt, rank.rank)
         try:
             torch.cuda.memory._dump_snapshot(str(path))  # type: ignore[no-untyped-call]
-        except Exception:  # out of memory; the message must be written all the same
+        except Exception:  # out of memory; the message must still be written
             return None
         return str(path.relative_to(directory.path))
 

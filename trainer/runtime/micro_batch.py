@@ -57,9 +57,9 @@ def _limit(data: dict[str, Any], directory: RunDirectory, ranks: int, readers: i
         return None
     limits = [event.micro_batch for event in events[-1:] if event.micro_batch]
     shape = directory.launch().shape
-    asked = shape.world_size if shape else ranks
-    if asked > ranks:
-        limits.append(max(1, batch_size * ranks // (asked * readers)))
+    requested = shape.world_size if shape else ranks
+    if requested > ranks:
+        limits.append(max(1, batch_size * ranks // (requested * readers)))
     return (batch_size, min([*limits, data.get("micro_batch") or batch_size])) if limits else None
 
 

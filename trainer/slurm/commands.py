@@ -16,7 +16,7 @@ from trainer.core.errors import EnvironmentFault
 TIMEOUT_S = 30.0
 """Timeout of a command. It blocks for about 9 s before it gives up on an unreachable controller."""
 _PATIENCE_S = 900.0
-"""How long `patiently` retries."""
+"""Time for which `patiently` retries."""
 _UNREACHABLE = re.compile(
     r"Unable to contact slurm controller|Connection refused|Socket timed out|Connection timed out"
     r"|Could not establish a configuration source|Protocol authentication error|controller not responding",
@@ -75,15 +75,15 @@ def run(
     raise SlurmRefused(message)
 
 
-def patiently(ask: Callable[[], Answer]) -> Answer:
-    """Return what `ask` returns, retried for `_PATIENCE_S` while the controller is unreachable.
+def patiently(query: Callable[[], Answer]) -> Answer:
+    """Return the result of `query`, retried for `_PATIENCE_S` while the controller is unreachable.
 
     For use within a job, which loses nothing by waiting.
     """
     deadline = time.monotonic() + _PATIENCE_S
     while True:
         try:
-            return ask()
+            return query()
         except EnvironmentFault as error:
             if time.monotonic() > deadline:
                 raise

@@ -22,10 +22,10 @@ _SIMPLE = {
     "InactiveLimit": "the partition {Partition} is inactive",
     "PartitionDown": "the partition {Partition} is down",
     "PartitionInactive": "the partition {Partition} starts no jobs now",
-    "PartitionNodeLimit": "it asks for more nodes ({NumNodes}) than the partition {Partition} allows or has up",
-    "PartitionTimeLimit": "it asks for more time ({TimeLimit}) than the partition {Partition} allows",
+    "PartitionNodeLimit": "it requests more nodes ({NumNodes}) than the partition {Partition} allows or has up",
+    "PartitionTimeLimit": "it requests more time ({TimeLimit}) than the partition {Partition} allows",
     "DependencyNeverSatisfied": "a job that it depends on has failed ({Dependency}): it will never start",
-    "BadConstraints": "no node has the features that it asks for ({Features})",
+    "BadConstraints": "no node has the features that it requests ({Features})",
     "None": "SLURM has not considered it yet",
 }
 """SLURM's reasons (man squeue, JOB REASON CODES) that need no further query."""

@@ -99,7 +99,7 @@ class SlurmLauncher:
         run.add_event(Queued(slurm_job_id=job_id))
 
     def _dependency(self, config: dict[str, Any]) -> list[str]:
-        """Return the option for the command line, not for the script, which may be submitted again by itself."""
+        """Return the option for the command line, not for the script, which may be submitted again separately."""
         if self.after is None:
             return []
         return ["--dependency=" + ",".join(filter(None, [config["cluster"]["dependency"], f"afterany:{self.after}"]))]

@@ -28,7 +28,7 @@ def experiment_for(root: Path, others: list[str], keep: bool, stream: TextIO) ->
         )
     target = _file_of(root)
     if keep and target.exists():
-        print(f"using conf/experiment/{target.name}; delete it to choose anew for {root}", file=stream)
+        print(f"using conf/experiment/{target.name}; delete it to choose again for {root}", file=stream)
         return [f"experiment={target.stem}", *others]
     machine = _machine(others)
     plan = choose(scan(root), machine)

@@ -2,7 +2,7 @@
 
 DeepSpeed checks whether an optimizer is its own Muon, and imports Muon for that. The import sets up torch's compiler
 for kernels that nothing else uses: 1.6 s of CPU time instead of 1 ms, on every rank, at every start and restart of a
-ZeRO run (DeepSpeed 0.19.8, torch 2.13). tests/strategies/test_deepspeed_muon.py fails when this is not needed any more.
+ZeRO run (DeepSpeed 0.19.8, torch 2.13). tests/strategies/test_deepspeed_muon.py fails when this is no longer needed.
 https://github.com/deepspeedai/DeepSpeed/blob/v0.19.8/deepspeed/runtime/zero/utils.py#L66
 """
 

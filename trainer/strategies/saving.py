@@ -1,4 +1,4 @@
-"""How strategies save and load checkpoints: one class for whole states, one for sharded states.
+"""Saving and loading of checkpoints by strategies: one class for whole states, one for sharded states.
 
 Both store parameter names without wrappers, so that any strategy can read the checkpoints of any other
 (`checkpoint/stored.py`).

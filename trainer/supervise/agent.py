@@ -201,7 +201,7 @@ class ForkServer:
         return None
 
     def _leave_server(self) -> None:
-        """Close what belongs to the server, in a process that was just forked."""
+        """Reset signal handling and close the server's descriptors, in a process that was just forked."""
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         self._pipe.close()

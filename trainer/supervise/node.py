@@ -121,7 +121,7 @@ def main(arguments: list[str] | None = None) -> int:
     if launch.cwd and os.path.isdir(launch.cwd):
         os.chdir(launch.cwd)
     if place.node_rank == 0:
-        # After an attempt on fewer nodes, the next one asks for the shape of the run again.
+        # After an attempt on fewer nodes, the next one requests the shape of the run again.
         requested = replace(shape, nodes=options.nodes) if options.nodes else shape
         record_launch(run, requested, os.getpid(), node.base)
     terminal = _redirect_output(node.node_log)

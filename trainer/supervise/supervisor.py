@@ -185,7 +185,7 @@ class Supervisor:
         return float(self.config["tracking"].get("finish_timeout_s", 0))
 
     def _failures_since_checkpoint(self) -> int:
-        """Count the attempts from the one that committed the newest checkpoint on; that one has died as well."""
+        """Count the attempts since the newest checkpoint, including the one that committed it, which died as well."""
         writers = [event.attempt for event in self.run.events_of(CheckpointSaved) if event.attempt is not None]
         return self.attempt - max([self.base, *writers[-1:]]) + 1
 

@@ -130,7 +130,7 @@ def read_places(run: RunDirectory, attempt: int) -> list[Place]:
 
 @dataclass(frozen=True)
 class Blame:
-    """The rank that caused a hang, and where it is."""
+    """The rank that caused a hang, and its position."""
 
     place: Place | None
     """None if the evidence does not single out a rank."""

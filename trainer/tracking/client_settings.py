@@ -124,7 +124,7 @@ def mode_of(option: str, environ: Mapping[str, str], cwd: Path, recorded: Settin
 
 
 def key_source(environ: Mapping[str, str], cwd: Path) -> str | None:
-    """Return where the client would find an API key without a prompt; None if it would find none."""
+    """Return the source from which the client would take an API key without a prompt; None if there is none."""
     for variable in ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE"):
         if environ.get(variable):
             return variable

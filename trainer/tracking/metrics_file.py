@@ -16,7 +16,7 @@ from lightning.pytorch.loggers.logger import DummyExperiment
 from lightning.pytorch.utilities import rank_zero_only
 
 OWN_NAMES = ("step", "epoch", "time")
-"""Keys that each line has by itself."""
+"""Keys that each line has in addition to metrics."""
 APART = "logged/"
 """Prefix of a user's metric with one of those names: `self.log("time", x)` becomes `logged/time`."""
 

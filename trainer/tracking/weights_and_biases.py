@@ -148,13 +148,13 @@ def _settings(options: TrackingOptions) -> Any:
     import wandb
 
     # console off: the run has its own log files
-    ours: dict[str, Any] = {"login_timeout": 5, "console": "off", "silent": True}
+    defaults: dict[str, Any] = {"login_timeout": 5, "console": "off", "silent": True}
     settings = client_settings.read(os.environ, Path.cwd())
     return wandb.Settings(
         init_timeout=options.init_timeout_s,
         finish_timeout=options.finish_timeout_s,
         x_transaction_log_flush_interval=1,
-        **{name: value for name, value in ours.items() if name not in settings},
+        **{name: value for name, value in defaults.items() if name not in settings},
     )
 
 

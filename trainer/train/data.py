@@ -189,14 +189,14 @@ class Data:
 
     @contextmanager
     def _users_methods(self) -> Iterator[None]:
-        """Restore the user's loader methods meanwhile: `val_dataloader` may call `self.train_dataloader()`."""
+        """Restore the user's loader methods in this context: `val_dataloader` may call `self.train_dataloader()`."""
         names = vars(self._owner)
-        ours = {name: names.pop(name) for name in LOADERS if name in names}
+        replaced = {name: names.pop(name) for name in LOADERS if name in names}
         names.update(self._instance_methods)
         try:
             yield
         finally:
-            names.update(ours)
+            names.update(replaced)
 
     def _train_loaders(self, epoch: int) -> Any:
         if self._users_loaders is None or self._users_loaders[0] != epoch:

@@ -79,7 +79,7 @@ def _facts(plain: dict[str, Any], with_data: bool) -> Facts:
         return count(plain["model"], data.facts, _first_sample(data), data.trainer)
     except TrainerError as error:
         return Facts(error={"message": error.message, "fix": error.fix})
-    except Exception as error:  # from the user's own code
+    except Exception as error:  # from user code
         text = f"{type(error).__name__}: {error}".splitlines()[0]
         fix = "the run would end the same way; `trainer fit` has the traceback in logs/"
         return Facts(error={"message": f"the job cannot be built: {text}", "fix": fix})
@@ -96,7 +96,7 @@ def count(
     Args:
         node: The section `model`.
         facts: Facts of the data, for arguments that are null in `node`, as in `trainer.train.build`.
-        inputs: A batch of one sample, of which the model takes as many tensors as it has arguments. If empty, it is
+        inputs: A batch of one sample; the model takes as many of its tensors as it has arguments. If empty, it is
             made from the shape or the sequence length of the model.
         trainer: The data's Trainer, for a LightningModule that uses it to create its layers.
     """
@@ -129,7 +129,7 @@ def _build_in_hooks(module: LightningModule, trainer: Trainer | None) -> str | N
     """Run the hooks in which a module creates its layers; returns why that failed, or None."""
     try:
         deferred_modules.run_build_hooks(module, trainer or build.plain_trainer())
-    except Exception as error:  # the user's own code, on the meta device
+    except Exception as error:  # user code, on the meta device
         reason = str(error).splitlines()[0] if str(error) else ""
         return (
             f"{type(module).__name__} builds its layers in setup or configure_model: {type(error).__name__}: {reason}"

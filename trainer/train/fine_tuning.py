@@ -200,5 +200,5 @@ def _require_match(state: dict[str, torch.Tensor], loaded: dict[str, torch.Tenso
     ]
     if problems:
         shown = "; ".join(problems[:3]) + (f"; and {len(problems) - 3} more" if len(problems) > 3 else "")
-        fix = "use the model that the weights are from, or name layers to initialize anew: finetune.new=[head]"
+        fix = "use the model that the weights are from, or name layers to initialize newly: finetune.new=[head]"
         raise UserError(f"finetune.init_from does not fit the model: {shown}", fix)

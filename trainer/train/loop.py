@@ -2,8 +2,8 @@
 
 Lightning 2.6 spends 0.8 to 0.9 ms of CPU time on a step in addition to the training itself, on two or more ranks also a
 broadcast and a wait for the device (docs/speed.md). `LeanTrainingEpochLoop` keeps the state, the hooks, the order and
-the arithmetic of `_TrainingEpochLoop`. It skips calls to hooks that nobody overrides. Weights, logged metrics, counters
-and checkpoints are equal bit for bit: tests/train/test_loop.py trains with both loops and compares.
+the arithmetic of `_TrainingEpochLoop`. It skips calls to hooks that are not overridden. Weights, logged metrics,
+counters and checkpoints are equal bit for bit: tests/train/test_loop.py trains with both loops and compares.
 
 Differences, on purpose:
 
@@ -209,7 +209,7 @@ class LeanTrainingEpochLoop(LeanOptimization):
         results.dataloader_idx = None
 
     def _call_start_hooks(self, plan: Plan, batch: Any, batch_idx: int) -> Any:
-        """Call `on_train_batch_start`; returns the module's answer, of which -1 skips the rest of the epoch."""
+        """Call `on_train_batch_start`; returns the module's result; -1 skips the rest of the epoch."""
         self._call(plan, "on_train_batch_start", batch, batch_idx)
         answer = None
         if plan.module_batch_start is not None:

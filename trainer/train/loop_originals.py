@@ -83,7 +83,7 @@ OVERRIDABLE_METHODS: dict[type, tuple[str, ...]] = {
     LightningOptimizer: ("step",),
     Optimizer: ("zero_grad",),
 }
-"""Methods that the loop calls, one by one, as soon as somebody overrides or patches them."""
+"""Methods that the loop calls, one by one, as soon as they are overridden or patched."""
 
 INLINED_METHODS: dict[Any, tuple[str, ...]] = {
     _TrainingEpochLoop: (

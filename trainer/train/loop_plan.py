@@ -64,7 +64,7 @@ class Plan:
     plain_optimizer_step: bool
     plain_zero_grad: bool
     frees_gradients_early: bool
-    """Whether nobody reads gradients when they are zeroed, so that they need not live through the forward pass."""
+    """Whether gradients are not read when they are zeroed, so that they need not live through the forward pass."""
     clips: bool
     """Whether the module or the precision plugin may clip even if `trainer.gradient_clip_val` is not set."""
     copies_loss: bool
@@ -102,7 +102,7 @@ def why_not_lean(trainer: Trainer, data_fetcher: _DataFetcher) -> str | None:
     if type(optimization) is not _AutomaticOptimization:
         return f"the optimization loop is a {type(optimization).__name__}"
     if optimization._skip_backward:
-        return "a callback asks to skip backward"
+        return "a callback requests that backward is skipped"
     profiler = trainer.profiler  # type: ignore[attr-defined]
     if type(profiler) is not PassThroughProfiler:
         return f"{type(profiler).__name__} records every hook"
@@ -292,7 +292,7 @@ def _make_training_step(strategy: Strategy, precision: Precision, module: Lightn
 
 
 def _redirected(wrapper: Any, module: LightningModule) -> Callable[..., Any]:
-    """Return what `_ForwardRedirection` does: the wrapper calls `module.forward`, which is the training step once."""
+    """Return the forward redirection of Lightning: the wrapper calls `module.forward`, once the training step."""
     names = module.__dict__
     forward: Any = None
 

@@ -44,7 +44,7 @@ def precision_of(config: Config, device: torch.device) -> str:
 
 
 def precision_plugins(config: Config, device: torch.device) -> list[Precision]:
-    """Return our plugin where it replaces Lightning's; DeepSpeed has plugins of its own."""
+    """Return our plugin if it replaces Lightning's; DeepSpeed has its own plugins."""
     has_own = isinstance(config.strategy, (DeepspeedZero1, DeepspeedZero2, DeepspeedZero3))
     if has_own or precision_of(config, device) != "bf16-mixed":
         return []

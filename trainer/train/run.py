@@ -127,7 +127,7 @@ def train(config: Config, attempt: Attempt, group: Group | None) -> None:
     trainer = build.build_trainer(config, rank, RunCheckpointIO(writer), str(run_path))
     rng.seed_all(config.seed)
     data = build.build_data(config, rank, trainer, group)
-    callbacks: list[Callback] = []  # filled below: the scheduler asks for the total steps only when training starts
+    callbacks: list[Callback] = []  # filled below: the scheduler needs the total steps only when training starts
     module = build.build_module(
         config, data, lambda: build.total_steps_of(config, data, callbacks), defer=build.defers(config, rank)
     )

@@ -104,12 +104,12 @@ class SavePointEpochLoop(_TrainingEpochLoop):
 
     @property
     def active_handler(self) -> SavePointHandler | None:
-        """The handler; None while a callback trains by itself, without the others (LearningRateFinder)."""
+        """The handler; None while a callback trains separately (LearningRateFinder)."""
         callbacks: list[Any] = self.trainer.callbacks  # type: ignore[attr-defined]
         return self.handler if self.handler in callbacks else None
 
     def run_save_point(self, save_point: SavePoint, is_last: bool) -> None:
-        """Call the handler; a checkpoint written meanwhile records `save_point`."""
+        """Call the handler; a checkpoint written during the call records `save_point`."""
         handler = self.active_handler
         if handler is None:
             return
