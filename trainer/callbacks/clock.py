@@ -124,7 +124,7 @@ class StepClock(Callback):
         self._metrics.pause()
 
     def on_validation_batch_end(self, *arguments: Any) -> None:
-        """Report progress, so that a long validation is not taken for a hang."""
+        """Report progress, so that a long validation does not count as a hang."""
         self._heartbeat.progress += 1
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -12,7 +12,7 @@ from trainer.core.errors import UserError
 from trainer.core.near import did_you_mean
 
 WIDTH = 80
-"""Columns of a help text at most."""
+"""Maximum number of columns of a help text."""
 RUN_HELP = "run id or its prefix, name, path or SLURM job id"
 
 

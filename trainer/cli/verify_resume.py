@@ -22,7 +22,7 @@ _DESCRIPTION = (
     "bit; else it is 1, and the first difference and its likely cause are printed."
 )
 STEPS = 20
-"""Optimizer steps of a run, at least, if --steps is not given."""
+"""Minimum number of optimizer steps of a run if --steps is not given."""
 MAX_STEPS = 300
 """A longer epoch is not trained to its end if --steps is not given."""
 

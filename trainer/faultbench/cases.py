@@ -200,7 +200,7 @@ def _slow_rank(choose: random.Random) -> Case:
 
 
 def _clock(choose: random.Random) -> Case:
-    """Draw a clock jump of an hour: it is not taken for a hang, and the time ledger still adds up."""
+    """Draw a clock jump of an hour: it does not count as a hang, and the time ledger still adds up."""
 
     def adds_up(run: RunDirectory) -> str | None:
         if run.events_of(events.Hang):

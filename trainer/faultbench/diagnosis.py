@@ -23,8 +23,8 @@ KINDS = {
     ),
     "data": (
         "the batch",
-        "the data has another order or other values: a loader or sampler with an order of its own (implement "
-        "state_dict and load_state_dict), an iterable dataset, or random transforms with a generator of their own",
+        "the data has another order or other values: a loader or sampler with its own order (implement "
+        "state_dict and load_state_dict), an iterable dataset, or random transforms with their own generator",
     ),
     "frozen": (
         "which parameters are frozen",
@@ -46,8 +46,8 @@ KINDS = {
     ),
     "options": (
         "the optimizer's options",
-        "a learning rate or another option is set by code that has lost its position after a resume: a schedule of "
-        "your own, or a callback without state_dict",
+        "a learning rate or another option is set by code that has lost its position after a resume: your own "
+        "schedule, or a callback without state_dict",
     ),
     "optimizer": (
         "the optimizer's state",

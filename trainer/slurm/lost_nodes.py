@@ -32,7 +32,7 @@ def sentence(lost: dict[str, str]) -> str:
 def exclude(run: RunDirectory, job_id: str) -> None:
     """Exclude the lost nodes of this run from its requeued job, the latest first.
 
-    Only as many as leave the partition more nodes than the job needs: nothing would ever undo the exclusion of a job
+    Only as many as leave the partition more nodes than the job needs: nothing would undo the exclusion for a job
     that then waits for ever.
     """
     lost = list(dict.fromkeys(one.node for one in reversed(run.events_of(NodeLost))))

@@ -124,7 +124,7 @@ def reduce_together(run: RunDirectory, shape: LaunchShape, nodes: list[str], nod
 
 
 def judge(run: RunDirectory, nodes: list[str]) -> tuple[dict[str, str], float | None]:
-    """Return the problem of each node that must not be used, and the bytes per second of the slowest rank."""
+    """Return the problem of each unusable node, and the bytes per second of the slowest rank."""
     results = {node: records.read_or_skip(NodeCheck, _result(run, node)) for node in nodes}
     bad = {node: "no response" for node in nodes if results[node] is None}
     checked = {node: record for node, record in results.items() if record is not None}

@@ -206,5 +206,5 @@ def _nothing(root: Path, paths: Sequence[Path]) -> UserError:
     holds = ", ".join(f"{count:,} {suffix}" for suffix, count in suffixes) if paths else "nothing"
     return UserError(
         f"data={root} holds {holds}: no images, WAV files, text or token shards",
-        "for other data use a LightningDataModule of your own: data._target_=my_package.MyData",
+        "for other data use your own LightningDataModule: data._target_=my_package.MyData",
     )
