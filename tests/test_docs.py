@@ -38,7 +38,7 @@ APART = Path(sys.prefix) / "transformers"
 """Where ./launch/test puts transformers and peft."""
 DRY = {
     "data=path/to/folder": "tests/starter/test_starter.py",
-    "model=mine data=mine": "tests/projects/test_projects.py",
+    "model=mine data=mine": "tests/projects/test_sequences.py",
     "model=hf": "tests/models/test_hf.py",
     "data=hf_dataset": "tests/data/test_hf_dataset.py",
     "finetune.": "tests/cli/test_finetune.py",

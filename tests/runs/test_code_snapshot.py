@@ -42,7 +42,7 @@ def in_worker(run: RunDirectory, project: Path, code: str, path: str = "") -> st
     inherited = {"PATH": "/usr/bin:/bin", "PYTHONPATH": path} if path else {"PATH": "/usr/bin:/bin"}
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(project)
-        variables = environment(inherited, run.code_dir, LaunchShape(1, 1, "cpu"), Place(), 0)
+        variables = environment(inherited, run.code_dir, LaunchShape(1, 1, "cpu"), Place(), attempt=0)
     command = [sys.executable, "-P" if sys.version_info >= (3, 11) else "-s", "-c", code]
     done = subprocess.run(command, env=variables, cwd=project, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
