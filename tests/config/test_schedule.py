@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from trainer.checks.config import check
 from trainer.config.compose import compose
@@ -57,7 +58,9 @@ def test_the_default_interval_depends_on_the_class(text: str, interval: str, job
     ],
 )
 def test_schedulers_that_lightning_accepts_pass(text: str, job: Any) -> None:
-    job(text)
+    """As they were written, with the keys of Lightning's `lr_scheduler` dictionary beside them."""
+    composed, written = job(text)["scheduler"], yaml.safe_load(text)
+    assert {key: composed.get(key) for key in written} == written
 
 
 @pytest.mark.parametrize(

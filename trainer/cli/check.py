@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import asdict
 from typing import Any
 
 from trainer.cli import deep
@@ -61,7 +62,7 @@ def _facts(job: Job, counted: dict[str, Any] | None) -> dict[str, Any]:
     return {
         "overrides": job.composed.overrides,
         "choices": job.composed.choices,
-        "shape": job.shape.to_dict(),
+        "shape": asdict(job.shape),
         "batch": None
         if plan is None
         else {"global": plan.global_batch, "micro": plan.micro_batch, "accumulate": plan.accumulate},

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from trainer.core.errors import EnvironmentFault, UserError
@@ -27,15 +27,6 @@ class LaunchShape:
     def world_size(self) -> int:
         """Total number of ranks."""
         return self.nodes * self.processes_per_node
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the content of `launch.json`."""
-        return asdict(self)
-
-    @staticmethod
-    def from_dict(shape: dict[str, Any]) -> LaunchShape:
-        """Return the shape in a `launch.json`."""
-        return LaunchShape(int(shape["nodes"]), int(shape["processes_per_node"]), shape["device"])
 
     def __str__(self) -> str:
         device = {"cuda": "GPU", "cpu": "CPU process"}[self.device]

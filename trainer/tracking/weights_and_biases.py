@@ -83,7 +83,7 @@ def start(
 
 
 def _prepare_environment(run: RunDirectory, events: Sequence[Event]) -> None:
-    """Set what the client reads from the environment alone, whoever calls it: a user's module may, too."""
+    """Set the settings that W&B's client reads only from environment variables; a user's module may call it, too."""
     os.environ.pop("SLURM_JWT", None)
     for variable in ("WANDB_DATA_DIR", "WANDB_CACHE_DIR"):
         os.environ.setdefault(variable, str(run.wandb_dir))
