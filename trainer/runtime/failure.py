@@ -21,6 +21,7 @@ from trainer.core.files import write_new
 from trainer.runs.cause import FAILURE_VARIABLE, LOST_PEER, TRACEBACK_BEGINS, TRACEBACK_ENDS
 from trainer.runs.directory import RunDirectory
 from trainer.runs.records import CommandFailure, Failure
+from trainer.runtime.abort import abort_nccl
 from trainer.runtime.attempt import Attempt
 from trainer.runtime.process import Rank
 
@@ -76,6 +77,7 @@ def conclude(error: BaseException, attempt: Attempt) -> int:
     After a failure that would be repeated it records the outcome of the job and waits until the other ranks have failed
     as well, or are killed. Otherwise torchrun would restart them.
     """
+    abort_nccl()
     failure = _failure_of(error, attempt)
     print_traceback(error)
     try:
@@ -102,6 +104,7 @@ def reported(main: Callable[[], int]) -> int:
     try:
         return main()
     except Exception as error:
+        abort_nccl()
         print_traceback(error)
         reason, where = describe(error, Path(os.environ.get("PYTHONPATH", "").partition(os.pathsep)[0] or "."))
         code, fix = JOB_FAILED, f"in {where}" if where else ""

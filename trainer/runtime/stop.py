@@ -58,9 +58,9 @@ def signalled() -> bool:
     return _signalled.is_set()
 
 
-def force_exit_after(timeout_s: float) -> threading.Timer:
-    """Start a timer that ends this process with code 124 after `timeout_s`. Cancel it once everything is saved."""
-    timer = threading.Timer(timeout_s, os._exit, args=(HUNG,))
+def force_exit_after(timeout_s: float, code: int = HUNG) -> threading.Timer:
+    """Start a timer that ends this process with `code` after `timeout_s`. Cancel it once everything is saved."""
+    timer = threading.Timer(timeout_s, os._exit, args=(code,))
     timer.daemon = True
     timer.start()
     return timer

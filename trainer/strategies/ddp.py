@@ -92,8 +92,8 @@ class RunDDPStrategy(WholeCheckpoints, BuffersOfRank0, DDPStrategy):
         message = str(exception)
         if "Expected to mark a variable ready only once" in message:
             exception.args = (_READY_TWICE,)
+        super().on_exception(exception)
         if "Expected to have finished reduction" not in message or not isinstance(self.model, DistributedDataParallel):
-            super().on_exception(exception)
             return
         match = _INDICES.search(message)
         # DDP numbers the parameters that need gradients, in the order of the module.

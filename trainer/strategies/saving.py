@@ -7,12 +7,12 @@ Both store parameter names without wrappers, so that any strategy can read the c
 from __future__ import annotations
 
 import logging
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -24,12 +24,7 @@ from trainer.checkpoint.io import RunCheckpointIO, info_of, is_users, save_as_li
 from trainer.checkpoint.named import by_number, named_groups, plain_name
 from trainer.checkpoint.stored import MODEL, OPTIMIZERS, PARAMETER_NAMES, Optimizers, StoredCheckpoint
 from trainer.core.errors import UserError
-
-if TYPE_CHECKING:
-    from lightning.pytorch.strategies import Strategy as _Base
-else:
-    _Base = ABC
-
+from trainer.strategies.ending import EndsInPlace
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +34,7 @@ def unwrapped(optimizer: Any) -> Any:
     return getattr(optimizer, "_optimizer", optimizer)
 
 
-class WholeCheckpoints(_Base):
+class WholeCheckpoints(EndsInPlace):
     """Mixin for a strategy in which rank 0 holds the whole state: one file, and the names for other strategies."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
@@ -78,7 +73,7 @@ class WholeCheckpoints(_Base):
         super().load_optimizer_state_dict({**checkpoint, "optimizer_states": states})
 
 
-class ShardedCheckpoints(_Base):
+class ShardedCheckpoints(EndsInPlace):
     """Mixin for a strategy in which each rank holds shards of the state."""
 
     _checkpoint_group: dist.ProcessGroup | None = None

@@ -10,11 +10,15 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from trainer.core.errors import DONE
 from trainer.runs.directory import RunDirectory
 from trainer.runtime import failure, process, stop
 from trainer.runtime.attempt import Attempt
 from trainer.runtime.heartbeat import Heartbeat
 from trainer.runtime.imports import quick_imports
+
+EXIT_S = 20.0
+"""Longest exit of the interpreter after a failure, where threads and objects of torch and NCCL end."""
 
 
 def main() -> int:
@@ -41,4 +45,6 @@ if __name__ == "__main__":
     code = main()
     sys.stdout.flush()
     sys.stderr.flush()
+    if code != DONE:
+        stop.force_exit_after(EXIT_S, code)
     sys.exit(code)

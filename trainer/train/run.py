@@ -31,6 +31,7 @@ from trainer.core.errors import DONE, JOB_FAILED, REQUEUE, UserError
 from trainer.runs import events
 from trainer.runs.directory import RunDirectory
 from trainer.runtime import failure, hydra_state, logs, memory, micro_batch, rng
+from trainer.runtime.abort import abort_nccl
 from trainer.runtime.attempt import Attempt
 from trainer.runtime.flight_recorder import FlightRecorder, Timeouts
 from trainer.runtime.heartbeat import Heartbeat
@@ -76,14 +77,12 @@ def run(run_path: Path) -> int:
     except SaveFailed as error:
         attempt.end("failed", JOB_FAILED, str(error))
     except memory.ERRORS as error:
+        abort_nccl()
         failure.print_traceback(error)
         code = memory.end(attempt, config.resilience.on_oom)
-        if code is not None:
-            return code
+        return DONE if code is None else code
     except BaseException as error:
-        code = failure.conclude(error, attempt)
-        if code != DONE:
-            return code
+        return failure.conclude(error, attempt)
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
     return DONE
