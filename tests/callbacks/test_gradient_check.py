@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor, Shard
+from torch.distributed.tensor._dtensor_spec import DTensorSpec, TensorMeta
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from trainer.callbacks import guard
 from trainer.callbacks.gradient_check import (
@@ -268,3 +273,47 @@ def test_parameters_that_come_later_and_sparse_gradients_are_looked_at() -> None
     assert look.is_finite()
     embedding.weight.grad = embedding.weight.grad * float("nan")
     assert not look.is_finite()
+
+
+@pytest.fixture
+def one_rank_group(tmp_path: Path) -> Iterator[None]:
+    torch.distributed.init_process_group(
+        "gloo", store=torch.distributed.FileStore(str(tmp_path / "store"), 1), rank=0, world_size=1
+    )
+    yield
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("mesh_device", ["cpu", "cuda"])
+def test_sharded_gradients_of_one_rank_are_read_from_their_local_shards(one_rank_group: None, mesh_device: str) -> None:
+    """fsdp on one rank; "cuda": with cpu_offload the shards are in host memory, and the mesh is the GPU's."""
+    mesh = DeviceMesh(mesh_device, torch.arange(1))
+
+    def sharded(values: torch.Tensor) -> DTensor:
+        spec = DTensorSpec(mesh, (Shard(0),), TensorMeta(values.shape, values.stride(), values.dtype))
+        return DTensor(values, spec, requires_grad=False)  # type: ignore[no-untyped-call]
+
+    parameters = [torch.nn.Parameter(sharded(torch.zeros(shape))) for shape in SHAPES]
+    optimizer = torch.optim.SGD(parameters, lr=1.0)
+    check = FiniteGradientCheck(optimizer)
+    assert check.is_finite()  # none has a gradient yet
+    values = [torch.ones(shape) for shape in SHAPES]
+    for parameter, value in zip(parameters, values, strict=True):
+        parameter.grad = sharded(value)
+    with _NoDTensors():
+        assert check.is_finite()
+        assert FiniteGradientCheck(optimizer).is_finite()
+        for value in values:
+            if value.numel():
+                value.view(-1)[-1] = math.nan
+                assert not check.is_finite()
+                value.view(-1)[-1] = 1.0
+        assert check.is_finite()
+
+
+class _NoDTensors(TorchDispatchMode):
+    """Refuses operations on DTensors: they redistribute, or read a storage that a DTensor does not have."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        assert not any(issubclass(kind, DTensor) for kind in types), func
+        return func(*args, **(kwargs or {}))

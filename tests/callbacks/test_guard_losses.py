@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -66,3 +66,12 @@ def test_a_gradient_scaler_does_not_make_them_larger_in_either_loop(accumulate: 
     assert len(found) == STEPS
     assert 0 < max(found) < 40
     assert scaled(False) == found
+
+
+def test_losses_on_another_device_than_offloaded_gradients() -> None:
+    """As with cpu_offload on a GPU. The meta device refuses to be mixed with the CPU, too."""
+    guard = Guard(ResilienceOptions(spike_z=1e9), cast(Any, SimpleNamespace()), 0, None)
+    parameter = torch.nn.Parameter(torch.ones(3))
+    parameter.grad = torch.ones(3)
+    value = guard._value(torch.optim.SGD([parameter], lr=1.0), [torch.ones((), device="meta")] * 2)
+    assert (value.device.type, value.shape) == ("meta", (2,))

@@ -92,6 +92,8 @@ class FiniteGradientCheck:
         """Parameters that are checked together."""
         self._summed: list[torch.Tensor] = []
         """Parameters that are summed one by one."""
+        self._sharded: list[torch.Tensor] = []
+        """Parameters that are DTensors. Their local shards are checked together, without DTensor's dispatch."""
         self._num_parameters = -1
 
     def is_finite(self) -> bool:
@@ -114,6 +116,10 @@ class FiniteGradientCheck:
             if self._flag.item():
                 self._flag.zero_()
                 return False
+        if self._sharded:
+            gradients = [parameter.grad for parameter in self._sharded if parameter.grad is not None]
+            shards = [shard for shard in map(_real_values, gradients) if shard.numel()]
+            return not shards or math.isfinite(non_finite_flag(shards).item())
         return True
 
     def _check_together(self, gradients: list[Any]) -> None:
@@ -136,7 +142,8 @@ class FiniteGradientCheck:
         self._watched = [parameter for _, inside in buckets for parameter in (inside[:1] if self._only_ddp else inside)]
         self._views = [view for parameter in self._watched if (view := parameter.grad) is not None]
         in_buckets = {parameter for _, inside in buckets for parameter in inside}
-        parameters = [parameter for parameter in parameters if parameter not in in_buckets]
+        self._sharded = [parameter for parameter in parameters if isinstance(parameter, DTensor)]
+        parameters = [one for one in parameters if one not in in_buckets and not isinstance(one, DTensor)]
         large = {parameter for parameter in parameters if parameter.numel() >= self.LARGE_NUMEL}
         if sum(parameter.numel() for parameter in large) < self.MIN_SUMMED_NUMEL:
             large.clear()

@@ -188,7 +188,9 @@ class Guard(Callback):
             value = torch.zeros(())
         if self._spikes is not None and losses:
             # Each is its micro-batch's part of the step's mean.
-            value = torch.stack([value.float(), torch.stack(losses).sum().float()])
+            loss = torch.stack(losses).sum().float()
+            # With fsdp's cpu_offload the gradients are in host memory, and the losses on the device.
+            value = torch.stack([value.to(loss), loss])
         if self._sums:
             value = value.float()
             torch.distributed.all_reduce(value)
