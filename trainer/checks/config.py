@@ -107,6 +107,12 @@ def _launch(config: dict[str, Any], splits: bool) -> Iterator[TrainerError]:
     except TrainerError as error:
         yield error
         return
+    if config["resources"].get("numa_binding") is not None and shape.device == "cpu":
+        yield UserError(
+            f"resources.numa_binding={config['resources']['numa_binding']}: torchrun binds a rank to cores near its "
+            "GPU, and this job trains on CPU",
+            "use resources.numa_binding=null, or GPUs",
+        )
     folder = config["checkpoint"].get("local_dir")
     if folder is not None and shape.nodes > 1:
         yield UserError(

@@ -88,7 +88,14 @@ def run_on_ranks(
     command = torchrun.command(run.path, f"{run.id}-{verb}", shape, Place(), max_restarts=0, worker=worker)
     preload = entry.module_of(module, run.code_dir)
     variables = torchrun.environment(
-        os.environ, run.code_dir, shape, Place(), attempt=0, preload=preload, hash_seed=run.hash_seed()
+        os.environ,
+        run.code_dir,
+        shape,
+        Place(),
+        attempt=0,
+        preload=preload,
+        hash_seed=run.hash_seed(),
+        expandable_segments=run.config()["trainer"].get("expandable_segments", True),
     )
     with logged(run.logs_dir / f"{verb}.log", variables) as log:
         child = torchrun.start([*command, *arguments], variables, stdout=sys.stderr if quiet else None, stderr=log)

@@ -24,8 +24,8 @@ from trainer.runs.state import state_of
 from trainer.tracking.client_settings import record_environment
 
 CHANGEABLE = {
-    "trainer": ("max_steps", "max_epochs", "max_time"),
-    "resources": ("nodes", "gpus", "gpus_per_node", "cpu_processes", "min_nodes", "spare_nodes"),
+    "trainer": ("max_steps", "max_epochs", "max_time", "expandable_segments"),
+    "resources": ("nodes", "gpus", "gpus_per_node", "cpu_processes", "min_nodes", "spare_nodes", "numa_binding"),
     "checkpoint": (
         "every_n_steps",
         "every_minutes",

@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
+from shutil import which
 from typing import Any
 
 from trainer.config.namespaces import canonical
@@ -80,6 +81,11 @@ def _strategy(job: Job) -> Iterator[UserError]:
             f"trainer.precision=16-mixed is not supported by strategy={job.strategy}: FSDP2 has no loss scaling",
             "use trainer.precision=bf16-mixed, or strategy=ddp",
         )
+    if job.config["trainer"].get("channels_last") and job.is_sharded:
+        yield UserError(
+            f"trainer.channels_last=true: strategy={job.strategy} flattens or shards the weights, layout included",
+            "use strategy=ddp, or trainer.channels_last=false",
+        )
     clip = job.config["trainer"].get("gradient_clip_val") or job.config["trainer"].get("gradient_clip_norm")
     if precision == "16-mixed" and clip and (job.config["optimizer"] or {}).get("fused"):
         yield UserError(
@@ -112,6 +118,9 @@ def problems_of_packages(config: dict[str, Any]) -> Iterator[EnvironmentFault]:
         needed["finetune.lora_rank"] = "peft"
     if str(config["strategy"]["name"]).startswith("deepspeed"):
         needed[f"strategy={config['strategy']['name']}"] = "deepspeed"
+    if config["resources"].get("numa_binding") is not None and which("numactl") is None:
+        fix = "install numactl, or use resources.numa_binding=null"
+        yield EnvironmentFault("resources.numa_binding needs the program numactl, which is not installed", fix)
     for key, package in needed.items():
         if package is None or find_spec(package) is not None or (package == "psutil" and not on_cpu):
             continue

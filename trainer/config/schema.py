@@ -58,6 +58,9 @@ class Resources:
     required."""
     spare_nodes: NonNegativeInt = 0
     """Number of extra nodes to request, so that a faulty node can be left out."""
+    numa_binding: Literal["node", "socket", "exclusive", "core-complex"] | None = None
+    """Bind each rank to the CPU cores near its GPU: torchrun's --numa-binding, which needs numactl on each node; null:
+    no binding, because SLURM and containers often bind already."""
 
 
 @dataclass(eq=False, repr=False)
@@ -119,6 +122,15 @@ class TrainerOptions:
     elsewhere."""
     benchmark: bool | None = None
     """Value of torch.backends.cudnn.benchmark; null: leave torch's default."""
+    matmul_precision: Literal["highest", "high", "medium"] | None = None
+    """Precision of fp32 matrix products (torch.set_float32_matmul_precision): highest; high: TF32 on GPUs that have it;
+    medium: bf16. null: torch's default, highest, because 32-true asks for fp32 and bf16-mixed hardly uses it."""
+    channels_last: bool = False
+    """Store the weights of 2D convolutions as channels_last (NHWC), which tensor cores read without a transposition;
+    for image models with strategy=single or ddp."""
+    expandable_segments: bool = True
+    """Let the CUDA allocator grow its segments, which wastes less memory when sizes vary. A value of your own in
+    PYTORCH_ALLOC_CONF or PYTORCH_CUDA_ALLOC_CONF has priority."""
     sync_batchnorm: bool = False
     """Synchronize batch normalization statistics across all ranks, for micro-batches too small for their own
     statistics."""

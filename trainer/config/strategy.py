@@ -40,6 +40,9 @@ class Ddp(Single):
     """For models with parameters that get no gradient in a step; costs a traversal of the autograd graph per step."""
     gradient_as_bucket_view: bool = True
     """Make gradients views of the buckets, which saves one copy."""
+    comm_hook: Literal["none", "bf16_compress", "fp16_compress"] = "none"
+    """Communication hook of torch's DDP: bf16_compress and fp16_compress halve the traffic by rounding the gradients
+    before they are averaged (fp16 overflows above 65504)."""
     broadcast_buffers: Literal["auto", "always", "evaluation"] = "auto"
     """When to broadcast rank 0's buffers. always: before each forward pass, as DDP does; evaluation: before the model
     is evaluated; auto: evaluation if the buffers are running statistics of normalization layers, else always."""

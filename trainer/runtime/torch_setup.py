@@ -9,7 +9,7 @@ from datetime import timedelta
 import torch
 import torch.distributed
 
-from trainer.config.schema import Config
+from trainer.config.schema import Config, TrainerOptions
 from trainer.runtime.process import Rank
 
 Group = torch.distributed.ProcessGroup
@@ -42,6 +42,12 @@ def init_process_group(config: Config, rank: Rank, timeout_s: float | None = Non
         torch.distributed.init_process_group("gloo", timeout=timeout)
     group: Group = torch.distributed.new_group(backend="gloo", timeout=timeout)
     return group
+
+
+def apply_settings(options: TrainerOptions) -> None:
+    """Apply the process-wide settings of torch in the section `trainer`; null leaves torch's default."""
+    if options.matmul_precision is not None:
+        torch.set_float32_matmul_precision(options.matmul_precision)
 
 
 def silence_known_warnings() -> None:

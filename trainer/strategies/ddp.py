@@ -13,6 +13,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.strategies import DDPStrategy
 from torch import nn
+from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
 from torch.nn.parallel import DistributedDataParallel
 
 from trainer.config.strategy import Ddp
@@ -24,6 +25,12 @@ from trainer.strategies.saving import WholeCheckpoints
 _INDICES = re.compile(r"Parameter indices which did not receive grad for rank \d+: ([\d ]+)")
 """Message of torch/csrc/distributed/c10d/reducer.cpp."""
 _NAMES_SHOWN = 8
+_HOOKS: dict[str, Any] = {
+    # In a lambda because DDP refuses torch's own function, by its name, on all backends but NCCL. gloo sums bf16, too.
+    "bf16_compress": lambda group, bucket: default_hooks.bf16_compress_hook(group, bucket),
+    "fp16_compress": default_hooks.fp16_compress_hook,
+}
+"""Communication hooks by `strategy.comm_hook`."""
 _READY_TWICE = (
     "a parameter's gradient was ready twice in one backward pass, after DDP had already averaged it\n"
     "  use checkpoint(..., use_reentrant=False), or one forward pass of each layer, or set strategy=fsdp"
@@ -69,6 +76,13 @@ class RunDDPStrategy(WholeCheckpoints, BuffersOfRank0, DDPStrategy):
         """Wrap the model, and remember which parameters DDP reduces."""
         super().configure_ddp()
         self._reduced = self._trainable()
+
+    def _register_ddp_hooks(self) -> None:
+        """Register `strategy.comm_hook` on any device; Lightning does so on CUDA only."""
+        hook = _HOOKS.get(self.options.comm_hook)
+        if hook is not None:
+            assert isinstance(self.model, DistributedDataParallel)
+            self.model.register_comm_hook(None, hook)
 
     def _trainable(self) -> set[nn.Parameter]:
         assert self.model is not None

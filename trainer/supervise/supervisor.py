@@ -98,6 +98,7 @@ class Supervisor:
             self.place,
             max_restarts=restarts,
             worker=["-m", worker],
+            numa_binding=self.config["resources"].get("numa_binding"),
         )
         variables = torchrun.environment(
             os.environ,
@@ -107,6 +108,7 @@ class Supervisor:
             attempt=first,
             preload=None if given else entry.module_of(entry.PRELOAD, self.run.code_dir),
             hash_seed=self.run.hash_seed(),
+            expandable_segments=self.config["trainer"].get("expandable_segments", True),
         )
         print(
             f"attempt {first}: {self.shape}, {variables['OMP_NUM_THREADS']} threads each, on {socket.gethostname()}",

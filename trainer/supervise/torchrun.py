@@ -41,7 +41,14 @@ class Place:
 
 
 def command(
-    run_path: Path, job_id: str, shape: LaunchShape, place: Place, *, max_restarts: int, worker: list[str]
+    run_path: Path,
+    job_id: str,
+    shape: LaunchShape,
+    place: Place,
+    *,
+    max_restarts: int,
+    worker: list[str],
+    numa_binding: str | None = None,
 ) -> list[str]:
     """Return the command line of torchrun.
 
@@ -52,6 +59,7 @@ def command(
         place: Position of this node.
         max_restarts: Restarts by torchrun after a rank has died.
         worker: Python's arguments for a rank: `["-m", MODULE]`.
+        numa_binding: `resources.numa_binding`; ignored on CPU ranks, which torchrun cannot place.
     """
     if place.nodes == 1:
         rendezvous = ["--standalone", "--local-addr=127.0.0.1"]
@@ -72,6 +80,7 @@ def command(
         "--signals-to-handle=SIGQUIT",
         # Each rank writes its own log. By default torchrun leaves folders in the temporary directory behind.
         f"--log-dir={os.devnull}",
+        *([f"--numa-binding={numa_binding}"] if numa_binding and shape.device == "cuda" else []),
         *worker,
         str(run_path),
     ]
@@ -86,6 +95,7 @@ def environment(
     attempt: int,
     preload: str | None = None,
     hash_seed: str = "0",
+    expandable_segments: bool = False,
 ) -> dict[str, str]:
     """Return the environment of torchrun, which the workers inherit.
 
@@ -98,6 +108,7 @@ def environment(
         preload: Module that is imported once for all ranks. While it is imported, no code may start a thread, use a
             GPU or read the number of its rank.
         hash_seed: PYTHONHASHSEED (`RunDirectory.hash_seed`). Forked ranks have that of the process that forks them.
+        expandable_segments: `trainer.expandable_segments`.
     """
     inherited = {**inherited, **env_set(code_dir.parent)}
     variables = dict(inherited)
@@ -119,11 +130,22 @@ def environment(
     if place.nodes == 1:
         # On a laptop without a network, the host name may not resolve, or to a foreign address.
         variables.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    if expandable_segments and shape.device == "cuda":
+        allow_expandable_segments(variables)
     if shape.device == "cpu":
         variables["CUDA_VISIBLE_DEVICES"] = ""
     if preload:
         variables.setdefault(PRELOAD_VARIABLE, preload)
     return variables
+
+
+def allow_expandable_segments(variables: dict[str, str]) -> None:
+    """Set the CUDA allocator's `expandable_segments` in the environment of a process that has not used CUDA yet.
+
+    A value that the user has set is kept whole: torch reads PYTORCH_CUDA_ALLOC_CONF first, and the two do not add up.
+    """
+    if not any(variables.get(name) for name in ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")):
+        variables["PYTORCH_ALLOC_CONF"] = "expandable_segments:True"
 
 
 def start(

@@ -26,7 +26,7 @@ from trainer.core.errors import UserError
 from trainer.models.sync_batch_norm import convert_sync_batch_norm
 from trainer.runs.directory import RunDirectory
 from trainer.runtime.process import Rank
-from trainer.runtime.torch_setup import device_of
+from trainer.runtime.torch_setup import apply_settings, device_of
 from trainer.strategies.deferred import construct, make_whole
 from trainer.tracking.loggers import NoLogger
 from trainer.train import deferred_modules, fine_tuning
@@ -120,6 +120,8 @@ def _apply_options(module: LightningModule, config: Config) -> None:
     if config.trainer.sync_batchnorm:
         convert_sync_batch_norm(module, torch.device("cuda" if config.resources.gpus else "cpu"))
     fine_tuning.prepare(module, config.finetune)
+    if config.trainer.channels_last:
+        module.to(memory_format=torch.channels_last)
 
 
 def _is_required(node: Mapping[str, Any], key: str) -> bool:
@@ -154,6 +156,7 @@ def build_trainer(
     """
     use_exact_means()
     options = config.trainer
+    apply_settings(options)
     device = device_of(config, rank)
     accumulate = accumulate_of(config, place_in_data(config, rank).world_size)
     plugins = precision_plugins(config, device)
