@@ -16,12 +16,14 @@ from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 import torch.distributed as dist
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.plugins.environments import TorchElasticEnvironment
 from torch import nn
+from torch.distributed.fsdp import FSDPModule
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from trainer import strategies
@@ -34,6 +36,8 @@ from trainer.strategies.deferred import construct
 GLOBAL_BATCH = 16
 EPOCH = 1000
 """Steps; all runs end inside the first epoch."""
+REDUCE = "reduce_scatter_single" if hasattr(dist, "reduce_scatter_single") else "reduce_scatter_tensor"
+"""What FSDP2 calls, in torch 2.13 and before."""
 WIDTH = 12
 """Not a multiple of every world size times what the flat buffers hold: padding must be right, too."""
 
@@ -85,6 +89,16 @@ class Task(LightningModule):
         self.net = net
         self.learning_rate = learning_rate
         self.losses: list[torch.Tensor] = []
+        self.gradient_bytes = 0
+        """The most bytes of gradients on this rank after a backward pass under FSDP2."""
+
+    def on_after_backward(self) -> None:
+        groups = [one._get_fsdp_state()._fsdp_param_group for one in self.modules() if isinstance(one, FSDPModule)]
+        parameters = [parameter for group in groups if group is not None for parameter in group.fsdp_params]
+        kept = [getattr(getattr(one, "_unsharded_param", None), "grad", None) for one in parameters]
+        kept += [one.unsharded_accumulated_grad for one in parameters]
+        kept += [one.sharded_param.grad.to_local() for one in parameters if one.sharded_param.grad is not None]
+        self.gradient_bytes = max(self.gradient_bytes, sum(one.nbytes for one in kept if one is not None))
 
     def training_step(self, batch: tuple[torch.Tensor, torch.Tensor], batch_idx: int) -> torch.Tensor:
         loss = nn.functional.cross_entropy(self.net(batch[0]).float(), batch[1])
@@ -168,7 +182,8 @@ def run(scenario: dict[str, Any], store: CheckpointStore) -> dict[str, Any]:
     steps = Steps(data_rank, data_ranks, accumulate)
     loader = DataLoader(steps, batch_size=None, sampler=From(first * accumulate, len(steps)))
     load = scenario.get("load")
-    trainer.fit(module, loader, ckpt_path=load, weights_only=True if load else None)
+    with mock.patch.object(dist, REDUCE, wraps=getattr(dist, REDUCE)) as reduced:
+        trainer.fit(module, loader, ckpt_path=load, weights_only=True if load else None)
     losses = torch.stack(module.losses).view(-1, accumulate).mean(1)
     if world_size > 1:
         dist.all_reduce(losses)
@@ -178,7 +193,8 @@ def run(scenario: dict[str, Any], store: CheckpointStore) -> dict[str, Any]:
     failure = writer.take_failure()
     if dist.is_initialized():
         dist.barrier()
-    found: dict[str, Any] = {"on_meta": on_meta}
+    found: dict[str, Any] = {"on_meta": on_meta, "gradient_bytes": module.gradient_bytes}
+    found["reductions"] = reduced.call_count
     found |= {"losses": losses.tolist(), "global_step": trainer.global_step, "failure": failure and str(failure)}
     if failure is None:
         stored = StoredCheckpoint(store.path(last))

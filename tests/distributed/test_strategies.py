@@ -101,7 +101,8 @@ def two_ranks(folder: Path) -> Results:
         {**scenario(2, strategy), "name": f"{strategy}-2-offload-{number}", "options": options, "steps": OFFLOADED}
         for strategy, number, options in OFFLOAD
     ]
-    return run_scenarios(2, [*curves, *offloaded], folder, "two")
+    kept = {**scenario(2, "fsdp", "clip_accumulate"), "name": "fsdp-2-sync-step", "options": {"gradient_sync": "step"}}
+    return run_scenarios(2, [*curves, *offloaded, kept], folder, "two")
 
 
 @pytest.fixture(scope="module")
@@ -163,6 +164,15 @@ def test_sharded_parameters_were_never_whole(two_ranks: Results) -> None:
     on_meta = {strategy: two_ranks[f"{strategy}-2-plain"]["on_meta"] for strategy in STRATEGIES}
     assert on_meta["fsdp"] == on_meta["hsdp"] > 20
     assert (on_meta["ddp"], on_meta["deepspeed_zero3"]) == (0, 0)
+
+
+def test_gradients_are_reduced_each_micro_batch_or_once_a_step(two_ranks: Results) -> None:
+    """The same losses to rounding; by default no rank keeps more than its shard between micro-batches."""
+    found, kept = two_ranks["fsdp-2-clip_accumulate"], two_ranks["fsdp-2-sync-step"]
+    assert close(kept["losses"], found["losses"]) < 1e-5
+    shard, whole = found["gradient_bytes"], kept["gradient_bytes"]
+    assert shard < 0.7 * whole  # two ranks: a half, and padding
+    assert found["reductions"] == 2 * kept["reductions"]
 
 
 def test_offloading_changes_no_bit(two_ranks: Results) -> None:

@@ -58,6 +58,10 @@ class Fsdp(Single):
     """Free the gathered parameters of a block after its forward pass; false: keep them for the backward pass."""
     reduce_dtype: Literal["float32", "bfloat16"] = "float32"
     """Data type of the gradient reduction; bfloat16 halves the traffic and loses bits that the sum needs."""
+    gradient_sync: Literal["micro_batch", "step"] = "micro_batch"
+    """With gradient accumulation, when gradients are reduced over the ranks. micro_batch: after each micro-batch, so
+    that a rank keeps only its shard of them; step: once a step, which is less traffic, but each rank keeps unsharded
+    fp32 gradients of the whole model."""
     prefetch: NonNegativeInt = 1
     """Number of blocks to gather ahead of the block that computes."""
     cpu_offload: bool = False

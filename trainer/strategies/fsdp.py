@@ -193,9 +193,14 @@ class RunFSDPStrategy(ShardedCheckpoints, BuffersOfRank0, ModelParallelStrategy)
 
     @contextmanager
     def block_backward_sync(self) -> Generator[None, None, None]:
-        """Skip the gradient reduction inside this context: for all micro-batches of a step but the last."""
+        """Skip the gradient reduction inside this context, if `gradient_sync` is `step`.
+
+        Lightning enters it for all micro-batches of a step but the last. Without a reduction FSDP2 keeps the unsharded
+        gradients of the whole model.
+        """
         assert self.model is not None
-        sharded = [part for part in self.model.modules() if isinstance(part, FSDPModule)]
+        skips = self.options.gradient_sync == "step"
+        sharded = [part for part in self.model.modules() if skips and isinstance(part, FSDPModule)]
         for part in sharded:
             part.set_requires_gradient_sync(False, recurse=False)
         try:
