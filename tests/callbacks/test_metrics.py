@@ -32,6 +32,7 @@ def test_the_log_has_a_line_a_second_and_one_for_the_last_step(
             Progress(40, 400, {"train/loss": 0.43211}, 1234.4, "samples/s", 200.2),
             "step 40/400  loss 0.4321  1,234 samples/s  0:03:20 left",
         ),
+        (Progress(7, 9, {"train/mfu": 0.4123}, 8.6, "tokens/s", 4.0), "step 7/9  9 tokens/s  41.2% MFU  0:00:04 left"),
         (Progress(7, None, {"train/acc": 1.0}, None, "tokens/s", None), "step 7"),
         (Progress(7, 9, {}, 8.6, "tokens/s", 7384.0), "step 7/9  9 tokens/s  2:03:04 left"),
     ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -39,7 +40,11 @@ def checked(*overrides: str) -> None:
         ("trainer.limit_test_batches=2.5", "trainer.limit_test_batches=0.25"),
         ("trainer.check_val_every_n_epoch=0", "trainer.check_val_every_n_epoch=1"),
         ("trainer.num_sanity_val_steps=-2", "trainer.num_sanity_val_steps=-1"),
-        ("trainer.profiler=xla", "advanced, pytorch, simple"),
+        ("trainer.profiler=xla", "advanced, memory, nsys, pytorch, simple, torch"),
+        ("trainer.profile_after=4", "also set trainer.profiler=torch"),
+        ("trainer.profile_rank=1", "also set trainer.profiler=torch"),
+        ("trainer.profiler=memory", "trainer.profiler=torch"),
+        ("trainer.profiler=nsys", "trainer.profiler=torch"),
         ("trainer.deterministic=maybe", "false, true, warn"),
         ("trainer.accumulate_grad_batches=2", "data.batch_size=128 data.micro_batch=32"),
         ("trainer.gradient_clip_norm=0", "above 0"),
@@ -76,6 +81,20 @@ def test_each_mistake_is_one_problem_with_key_and_fix(workdir: Path, override: s
     key = override.partition("=")[0]
     assert key in caught.value.message
     assert fix in caught.value.fix
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("trainer.profile_rank=2", "trainer.profile_rank=2: the ranks of this job are 0 to 1"),
+        ("trainer.max_steps=10", "trainer.max_steps=10: no step is left after the first 10"),
+    ],
+)
+def test_a_profile_of_nothing_is_refused(workdir: Path, override: str, message: str) -> None:
+    job = ["trainer.profiler=torch", "resources.gpus=0", "resources.cpu_processes=2"]
+    with pytest.raises(UserError, match=re.escape(message)):
+        checked(*job, override)
+    checked(*job, "trainer.profile_rank=1", "trainer.max_steps=11")
 
 
 @pytest.mark.parametrize(

@@ -26,6 +26,12 @@ def test_everything_on_a_wide_terminal() -> None:
         assert part in line
 
 
+def test_gpus_have_their_efficiency_memory_and_power() -> None:
+    metrics = {**BEAT.metrics, "train/mfu": 0.4567, "gpu/peak_allocated_gb": 71.4, "gpu/power_w": 5234.6}
+    line = render(replace(BEAT, metrics=metrics), 140)
+    assert line.endswith("45.2k tokens/s  46% MFU  71 GB  5,235 W  epoch 3  2:10 left")
+
+
 def test_forty_columns_keep_all_but_the_rate() -> None:
     assert render(BEAT, 39) == "step 120/400 30% loss 0.2346 2:10 left"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 import torch.distributed
 from lightning.pytorch import LightningModule, Trainer
 
+from trainer.callbacks.gpu_metrics import GpuMetrics
 from trainer.runtime.heartbeat import Heartbeat
 from trainer.runtime.steps import has_optimizer
 
@@ -52,12 +54,14 @@ class Progress:
     """Seconds left at this rate; None: not known."""
 
     def line(self) -> str:
-        """Return the line for the log: `step 40/400  loss 0.4321  1,234 samples/s  0:03:20 left`."""
+        """Return the line for the log: `step 40/400  loss 0.4321  1,234 samples/s  41.2% MFU  0:03:20 left`."""
         parts = [f"step {self.step}/{self.max_steps}" if self.max_steps else f"step {self.step}"]
         if "train/loss" in self.metrics:
             parts.append(f"loss {self.metrics['train/loss']:.4f}")
         if self.rate is not None:
             parts.append(f"{self.rate:,.0f} {self.unit}")
+        if "train/mfu" in self.metrics:
+            parts.append(f"{self.metrics['train/mfu']:.1%} MFU")
         if self.eta_s is not None:
             minutes, seconds = divmod(round(self.eta_s), 60)
             parts.append(f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d} left")
@@ -78,6 +82,7 @@ class TrainMetrics:
         max_steps: int | None,
         heartbeat: Heartbeat,
         group: torch.distributed.ProcessGroup | None,
+        gpus: GpuMetrics | None = None,
     ) -> None:
         """Create the metrics of an attempt.
 
@@ -87,6 +92,7 @@ class TrainMetrics:
             max_steps: Optimizer steps of the whole training; None: not known.
             heartbeat: The heartbeat of this rank, which also gets the metrics.
             group: CPU (gloo) group of all ranks; None for one rank.
+            gpus: Memory, utilization and power of the GPUs; None on CPU.
         """
         self.every_n_steps = every_n_steps
         self.next_step = 0
@@ -94,6 +100,9 @@ class TrainMetrics:
         self._max_steps = max_steps
         self._heartbeat = heartbeat
         self._group = group
+        self._gpus = gpus
+        self.peak_s_per_sample: float | None = None
+        """Seconds in which all devices together would do the FLOPs of a sample at their peak rate; None: no MFU."""
         self._sums: dict[str, torch.Tensor] = {}
         self._counts: dict[str, int] = {}
         self._last: tuple[int, int, float] | None = None
@@ -134,35 +143,53 @@ class TrainMetrics:
     def on_step(self, trainer: Trainer, module: LightningModule, step: int) -> None:
         """Log the averages of this step."""
         self.next_step = step + self.every_n_steps - step % self.every_n_steps
-        values = self._averages()
+        gpus = self._gpus
+        values, loads = self._averages(gpus.loads() if gpus else ())
+        if gpus:
+            values.update(gpus.metrics(loads, self._group))
         if has_optimizer(trainer):
             values["train/lr"] = float(trainer.optimizers[0].param_groups[0]["lr"])
         rate, eta_s = self._measure_rate(trainer, step)
         if rate is not None:
-            values[f"train/{self._work.unit.replace('/', '_per_')}"] = rate
+            values.update(self._rates(rate))
         self._report(Progress(step, self._max_steps, values, rate, self._work.unit, eta_s), trainer.is_global_zero)
         for logger in trainer.loggers:
             logger.log_metrics({**values, "epoch": trainer.current_epoch}, step=step)
 
-    def _averages(self) -> dict[str, float]:
-        """Return means over the micro-batches of this step and over the ranks, with one all-reduce on the CPU."""
+    def _rates(self, rate: float) -> dict[str, float]:
+        """Return the throughput in tokens, if a sample has them, and in samples, and the MFU if it is known."""
+        samples_per_s = rate / (self._work.tokens_per_sample or 1)
+        rates = {"train/samples_per_s": samples_per_s}
+        if self._work.tokens_per_sample:
+            rates["train/tokens_per_s"] = rate
+        if self.peak_s_per_sample is not None:
+            rates["train/mfu"] = samples_per_s * self.peak_s_per_sample
+        return rates
+
+    def _averages(self, loads: Sequence[float] = ()) -> tuple[dict[str, float], list[float]]:
+        """Return means over the micro-batches of this step and over the ranks, with one all-reduce on the CPU.
+
+        Args:
+            loads: Further numbers of this rank, whose means over the ranks are returned as well.
+        """
         names = sorted(self._sums)
-        if not names:
-            return {}
+        if not names and not loads:
+            return {}, []
         means = [self._sums[name] / self._counts[name] for name in names]
         # One wait for the device; on the CPU there is none to save.
         values = (
             [mean.item() for mean in means]
-            if means[0].device.type == "cpu"
+            if not means or means[0].device.type == "cpu"
             else torch.stack([mean.reshape(()) for mean in means]).tolist()
         )
+        values = [*values, *loads]
         if self._group is not None:
             reduced = torch.tensor(values, dtype=torch.float64)
             torch.distributed.all_reduce(reduced, group=self._group)
             values = (reduced / torch.distributed.get_world_size(self._group)).tolist()
         self._sums.clear()
         self._counts.clear()
-        return {f"train/{name}": value for name, value in zip(names, values, strict=True)}
+        return {f"train/{name}": values[index] for index, name in enumerate(names)}, values[len(names) :]
 
     def _measure_rate(self, trainer: Trainer, step: int) -> tuple[float | None, float | None]:
         """Return the throughput since the last logged step, without validation and saving, and the seconds left."""

@@ -9,11 +9,14 @@ from lightning.pytorch import Callback, Trainer
 from trainer.callbacks.accumulation import Accumulation
 from trainer.callbacks.data_time import DataTime
 from trainer.callbacks.device_time import DeviceTime
+from trainer.callbacks.gpu_metrics import GpuMetrics
 from trainer.callbacks.guard import Guard
+from trainer.callbacks.profiling import ProfileWindow, make_recorder
 from trainer.config.batch import BatchPlan
-from trainer.config.schema import ResilienceOptions
+from trainer.config.schema import PROFILED_WINDOWS, ResilienceOptions, TrainerOptions
 from trainer.runs.directory import RunDirectory
 from trainer.runtime.attempt import Attempt
+from trainer.runtime.gpu_load import GpuLoad, reader_of
 from trainer.runtime.heartbeat import Heartbeat
 from trainer.runtime.memory import MemoryReport
 
@@ -44,6 +47,31 @@ def make_callbacks(attempt: Attempt, plan: BatchPlan, device: torch.device, wait
         return [*callbacks, DeviceTime(attempt.heartbeat)]
     attempt.heartbeat.update(device=device.type)
     return callbacks
+
+
+def make_profiler(options: TrainerOptions, attempt: Attempt) -> list[Callback]:
+    """Return the callback of `trainer.profiler` on the rank that is recorded; empty on others, and for Lightning's."""
+    if options.profiler is None or options.profiler not in PROFILED_WINDOWS:
+        return []
+    rank, window = attempt.rank, (options.profile_after, options.profile_steps)
+    folder = attempt.directory.path / "profiler"
+    recorder, output = make_recorder(options.profiler, folder, rank.attempt, options.profile_rank, *window)
+    if rank.is_first:
+        first = (attempt.first_step or 0) + options.profile_after + 1
+        steps = f"steps {first} to {first + options.profile_steps - 1} on rank {options.profile_rank}"
+        print(f"profiler {options.profiler}: {steps}, to {output}", flush=True)
+    return [ProfileWindow(recorder, *window)] if rank.rank == options.profile_rank else []
+
+
+def gpu_metrics(heartbeat: Heartbeat, device: torch.device) -> GpuMetrics | None:
+    """Return the metrics of this rank's GPU, and let the heartbeat read its load; None on CPU."""
+    if device.type != "cuda":
+        return None
+    read = reader_of(device)
+    load = GpuLoad(read) if read is not None else None
+    if load is not None:
+        heartbeat.samplers.append(load.sample)
+    return GpuMetrics(device, load)
 
 
 def report_data_wait(trainer: Trainer, heartbeat: Heartbeat) -> None:

@@ -128,4 +128,4 @@ def _launch(config: dict[str, Any], splits: bool) -> Iterator[TrainerError]:
             yield from problems_of_accumulation(config, plan)
     except UserError as error:
         yield error
-    yield from problems_of_combinations(Job(config, shape.world_size, shape.processes_per_node))
+    yield from problems_of_combinations(Job(config, shape.world_size, shape.processes_per_node, shape.device == "cuda"))

@@ -15,6 +15,7 @@ from typing import Any
 
 from trainer.config.namespaces import canonical
 from trainer.config.problems import as_written
+from trainer.config.schema import PROFILED_WINDOWS
 from trainer.core.errors import EnvironmentFault, TrainerError, UserError
 
 FSDP = ("fsdp", "hsdp", "tp")
@@ -28,6 +29,7 @@ class Job:
     config: dict[str, Any]
     world_size: int
     processes_per_node: int
+    on_gpus: bool = False
 
     @property
     def strategy(self) -> str:
@@ -92,12 +94,23 @@ def _strategy(job: Job) -> Iterator[UserError]:
             "optimizer.fused=true: a fused optimizer unscales the gradients of 16-mixed after they would be clipped",
             "use trainer.precision=bf16-mixed, optimizer.fused=null, or no gradient clipping",
         )
+    yield from _profiler(job)
     model = str(job.config["model"].get("_target_"))
     size = job.config["strategy"].get("tensor_parallel_size")
     size = job.processes_per_node if size is None else size
     if job.strategy == "tp" and model.startswith(_UNSPLIT) and size > 1 and job.world_size % size == 0:
         message = f"strategy=tp: {model} does not define which layers to split"
         yield UserError(message, "use strategy=fsdp, or model=transformer")
+
+
+def _profiler(job: Job) -> Iterator[UserError]:
+    options = job.config["trainer"]
+    kind, rank = options.get("profiler"), options.get("profile_rank") or 0
+    if kind in ("memory", "nsys") and not job.on_gpus:
+        yield UserError(f"trainer.profiler={kind} records a GPU, and this job has none", "write trainer.profiler=torch")
+    if kind in PROFILED_WINDOWS and rank >= job.world_size:
+        message = f"trainer.profile_rank={rank}: the ranks of this job are 0 to {job.world_size - 1}"
+        yield UserError(message, "write trainer.profile_rank=0")
 
 
 _UNSPLIT = tuple(f"trainer.models.{name}." for name in ("mlp", "resnet", "vgg", "vit", "efficientnet_lite", "rnn"))

@@ -36,6 +36,8 @@ from trainer.core.errors import UserError
 
 Precision = Literal["auto", "32-true", "bf16-mixed", "bf16-true", "16-mixed", "16-true", "64-true"]
 """The precisions of Lightning's Trainer, and auto."""
+PROFILED_WINDOWS = ("torch", "memory", "nsys")
+"""Values of `trainer.profiler` that record some steps of one rank; the others are Lightning's."""
 
 
 @dataclass(eq=False, repr=False)
@@ -138,9 +140,17 @@ class TrainerOptions:
     """Evaluate under torch.inference_mode; false: under torch.no_grad."""
     detect_anomaly: bool = False
     """Autograd anomaly detection: name the forward operation whose gradient is NaN; slow."""
-    profiler: Literal["simple", "advanced", "pytorch"] | None = None
-    """Lightning profiler: simple, advanced or pytorch. Writes to `profiler/` in the run directory and uses Lightning's
-    own loop instead of the lean loop; null: none."""
+    profiler: Literal["simple", "advanced", "pytorch", "torch", "memory", "nsys"] | None = None
+    """simple, advanced and pytorch are Lightning's profilers of the whole training, which use Lightning's own loop
+    instead of the lean loop. The others record `profile_steps` steps of `profile_rank`. torch: a trace for Perfetto;
+    memory: the history of GPU memory; both in `profiler/` of the run directory. nsys: NVTX ranges and the window of
+    `nsys profile -c cudaProfilerApi`. null: none."""
+    profile_after: NonNegativeInt = 10
+    """With `profiler` torch, memory or nsys: steps of the attempt before the recorded ones."""
+    profile_steps: PositiveInt = 3
+    """With `profiler` torch, memory or nsys: number of steps to record."""
+    profile_rank: NonNegativeInt = 0
+    """With `profiler` torch, memory or nsys: the rank to record."""
     enable_model_summary: bool = False
     """Log a table of the model's layers at the start."""
     reload_dataloaders_every_n_epochs: NonNegativeInt = 0
@@ -164,6 +174,17 @@ class TrainerOptions:
         if self.max_time is not None and not re.fullmatch(r"\d+:[0-2]?\d:[0-5]?\d:[0-5]?\d", self.max_time):
             fix = "write DD:HH:MM:SS, in quotes: 'trainer.max_time=\"00:01:30:00\"' is an hour and a half"
             yield UserError(f"trainer.max_time={self.max_time}: expected DD:HH:MM:SS", fix)
+        yield from self._problems_of_profile()
+
+    def _problems_of_profile(self) -> Iterator[UserError]:
+        if self.profiler not in PROFILED_WINDOWS:
+            for key, default in {"profile_after": 10, "profile_steps": 3, "profile_rank": 0}.items():
+                if getattr(self, key) != default:
+                    fix = f"also set trainer.profiler=torch, or remove trainer.{key}"
+                    yield UserError(f"trainer.{key} has no effect without trainer.profiler=torch, memory or nsys", fix)
+        elif self.max_steps is not None and self.max_steps <= self.profile_after:
+            message = f"trainer.max_steps={self.max_steps}: no step is left after the first {self.profile_after}"
+            yield UserError(f"{message} (trainer.profile_after)", f"write trainer.profile_after={self.max_steps // 2}")
 
 
 @dataclass(eq=False, repr=False)

@@ -107,6 +107,21 @@ class Transformer(nn.Module):
         columns = {f"body.*.{part}.{name}": "column" for part, layers in names.items() for name in layers}
         return {**columns, "body.*.attention.out": "row", "body.*.ffn.down": "row"}
 
+    def flops_per_token(self, sequence_length: int) -> int:
+        """Return the FLOPs of training on one token: `6 N + 12 L d T` (Chowdhery et al. 2022, PaLM, appendix B).
+
+        N: parameters without position embeddings and an untied input embedding, which are looked up, not multiplied.
+        L layers of width d, T: `sequence_length`; attention is counted as if no position were masked.
+
+        Args:
+            sequence_length: Tokens of a sample.
+        """
+        looked_up = [self.positions, None if self.tied else self.embedding]
+        skipped = {id(layer.weight) for layer in looked_up if layer is not None}
+        # `ds_numel`: under DeepSpeed ZeRO-3 this rank may hold no more than a shard.
+        sizes = [getattr(one, "ds_numel", one.numel()) for one in self.parameters() if id(one) not in skipped]
+        return 6 * sum(sizes) + 12 * self.layers * self.embedding.embedding_dim * sequence_length
+
     def init_weights(self) -> None:
         """Initialise the weights as GPT-2; completes a model that was built on the meta device."""
         init_transformer(self, self.layers)

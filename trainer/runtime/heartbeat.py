@@ -47,6 +47,8 @@ class Heartbeat:
         """Seconds before the forward pass (`data_s`), if the ranks wait for each other in the forward pass."""
         self.on_beat: Callable[[], None] = _nothing
         """Called in the heartbeat thread. An exception is printed once and disables it."""
+        self.samplers: list[Callable[[], None]] = []
+        """Called in the heartbeat thread before `on_beat`. One that raises is removed."""
         self.waited_s: Callable[[], float] = float
         """Returns the seconds waited for batches so far: the class `data`, subtracted from the phase they were in."""
         self._waited_before = 0.0
@@ -142,6 +144,12 @@ class Heartbeat:
     def _beat(self) -> None:
         while not self._ended.wait(self._every_s):
             self.write()
+            for sampler in list(self.samplers):
+                try:
+                    sampler()
+                except Exception as error:
+                    print(f"heartbeat sampler removed: {type(error).__name__}: {error}", flush=True)
+                    self.samplers.remove(sampler)
             try:
                 self.on_beat()
             except Exception as error:  # one line: a traceback would be taken for the root cause later

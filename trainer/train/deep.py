@@ -7,7 +7,6 @@ model of any size takes no memory and no time to initialize.
 
 from __future__ import annotations
 
-import inspect
 import json
 import os
 import sys
@@ -17,21 +16,18 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
-from trainer.config.instantiate import accepts, instantiate, locate
+from trainer.config.instantiate import instantiate
 from trainer.config.typed import to_config
 from trainer.core.errors import TrainerError
 from trainer.runtime.process import Rank
 from trainer.runtime.torch_setup import silence_known_warnings
 from trainer.train import build, deferred_modules
 from trainer.train.data import Data
+from trainer.train.flops import BACKWARD, forward_flops, num_inputs, sample_of
 
 PUBLISHED = {"input_shape": [3, 224, 224], "num_classes": 1000, "vocab_size": 256, "sequence_length": 256}
 """Facts to use if the command line names no data: an ImageNet image, a window of bytes."""
-BACKWARD = 2
-"""FLOPs of a backward pass per forward FLOP: each product has two gradients (Kaplan et al. 2020, section 2.1)."""
 
 
 @dataclass
@@ -110,14 +106,14 @@ def count(
     if missing is not None:
         result.not_counted = missing
         return result
-    inputs = [*(inputs or _sample({**node, **used}, facts))][: _num_inputs(model)]
+    inputs = [*(inputs or sample_of({**node, **used}, facts))][: num_inputs(model)]
     if not inputs:
         result.not_counted = "the inputs of the model are not known without the data: add data=..."
         return result
     if not inputs[0].is_floating_point() and inputs[0].dim() == 2:
         result.tokens = inputs[0].shape[1]
     try:
-        result.forward_flops = _forward_flops(model, [values.to("meta") for values in inputs])
+        result.forward_flops = int(forward_flops(model, inputs))
     except Exception as error:  # not every network runs without values: loops until converged, .item()
         result.not_counted = f"the model does not run on the meta device: {type(error).__name__}"
         return result
@@ -135,32 +131,6 @@ def _build_in_hooks(module: LightningModule, trainer: Trainer | None) -> str | N
             f"{type(module).__name__} builds its layers in setup or configure_model: {type(error).__name__}: {reason}"
         )
     return None
-
-
-def _forward_flops(model: nn.Module, inputs: Sequence[torch.Tensor]) -> int:
-    model.eval()  # batch normalization has no variance for one sample
-    counter = FlopCounterMode(display=False)
-    with torch.no_grad(), counter:
-        model(*inputs)
-    return int(counter.get_total_flops())
-
-
-def _num_inputs(model: nn.Module) -> int:
-    """Return the number of arguments of `forward` without a default."""
-    parameters = inspect.signature(model.forward).parameters.values()
-    return sum(item.default is item.empty and item.kind is not item.VAR_KEYWORD for item in parameters)
-
-
-def _sample(arguments: dict[str, Any], facts: dict[str, Any]) -> list[torch.Tensor]:
-    """Return one sample on the meta device; empty if the arguments do not determine it."""
-    length = arguments.get("sequence_length") or facts.get("sequence_length")
-    if length and accepts(locate(arguments["_target_"], "model._target_"), "vocab_size"):
-        tokens = torch.empty(1, length, dtype=torch.int64, device="meta")
-        shape = arguments.get("input_shape")
-        return [torch.empty(1, *shape, device="meta"), tokens] if shape else [tokens]
-    if arguments.get("input_shape"):
-        return [torch.empty(1, *arguments["input_shape"], device="meta")]
-    return []
 
 
 def _data(plain: dict[str, Any]) -> Data:

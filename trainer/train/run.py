@@ -39,7 +39,15 @@ from trainer.runtime.process import Rank
 from trainer.runtime.stop import Request, StopTraining
 from trainer.runtime.torch_setup import Group, device_of, init_process_group, silence_known_warnings
 from trainer.tracking.loggers import Loggers
-from trainer.train import build, deferred_modules, fine_tuning, manual_optimization, resume_callbacks, save_points
+from trainer.train import (
+    build,
+    deferred_modules,
+    fine_tuning,
+    flops,
+    manual_optimization,
+    resume_callbacks,
+    save_points,
+)
 from trainer.train.checkpoint_saver import CheckpointSaver, Stores
 from trainer.train.data import Data
 
@@ -144,6 +152,7 @@ def train(config: Config, attempt: Attempt, group: Group | None) -> None:
     best = BestMetric(config.checkpoint, primary_metric_of(module), job.stores.run, heartbeat, group)
     saver = CheckpointSaver(config, attempt, writer, job.stores, best)
     ordered, boundary = _make_callbacks(job, data, saver, users, total_steps)
+    deferred_modules.call_when_built(module, lambda: flops.set_mfu(saver.metrics, module, config, rank, data.facts))
     callbacks.extend(ordered)
     loggers = Loggers(config, attempt.directory, rank, counted=lambda: heartbeat.step, unsure=unsure_lines, group=group)
     build.complete(trainer, callbacks, loggers.all)
@@ -226,7 +235,8 @@ def _make_callbacks(
     """Return all callbacks, in the order in which they are called, and the last of them, which saves and stops."""
     config, rank, heartbeat, group = job.config, job.rank, job.attempt.heartbeat, job.group
     work = BatchWork(data.plan.global_batch / data.plan.accumulate, data.facts.get("sequence_length"))
-    metrics = TrainMetrics(config.trainer.log_every_n_steps, work, total_steps, heartbeat, group)
+    gpus = monitoring.gpu_metrics(heartbeat, device_of(config, rank))
+    metrics = TrainMetrics(config.trainer.log_every_n_steps, work, total_steps, heartbeat, group, gpus)
     rng_state = RngState(config.seed, rank.rank, build.place_in_data(config, rank).rank, group)
     transient_state = TransientState(rank.rank, group)
     boundary = Boundary(
@@ -251,6 +261,7 @@ def _make_callbacks(
         saver.best,
         *users,
         *monitoring.make_callbacks(job.attempt, data.plan, device_of(config, rank), waits_in_forward),
+        *monitoring.make_profiler(config.trainer, job.attempt),
         *([guard] if guard else []),
         clock,
         boundary,

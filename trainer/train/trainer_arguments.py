@@ -58,7 +58,7 @@ def trainer_arguments(options: TrainerOptions, accumulate: int, run_folder: str)
         "reload_dataloaders_every_n_epochs": options.reload_dataloaders_every_n_epochs,
         "default_root_dir": options.default_root_dir or run_folder,
     }
-    if options.profiler is not None:
+    if options.profiler in _PROFILERS:  # others: `callbacks/profiling.py`
         folder = Path(run_folder) / "profiler"
         arguments["profiler"] = _PROFILERS[options.profiler](dirpath=str(folder), filename="profile")
     return arguments | _validation(options, accumulate)

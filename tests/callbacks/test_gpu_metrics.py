@@ -1,0 +1,182 @@
+"""Metrics of GPUs on logged steps: memory from torch's counters, load from the heartbeat thread, on stand-ins."""
+
+from __future__ import annotations
+
+import ctypes
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed
+
+from tests.callbacks.test_clock import EVERY, Run
+from tests.train.two_loops import Net
+from trainer.callbacks.clock import StepClock
+from trainer.callbacks.gpu_metrics import GpuMetrics
+from trainer.callbacks.metrics import BatchWork, TrainMetrics
+from trainer.runs.directory import RunDirectory
+from trainer.runtime import gpu_load
+from trainer.runtime.gpu_load import GpuLoad, Load
+from trainer.runtime.heartbeat import Heartbeat
+from trainer.runtime.process import Rank
+
+DEVICE = torch.device("cuda", 0)
+
+
+class Allocator:
+    """torch's counters, and how often they were read."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.reads = 0
+        monkeypatch.setattr(torch.cuda, "max_memory_allocated", self._read(70e9))
+        monkeypatch.setattr(torch.cuda, "max_memory_reserved", self._read(80e9))
+
+    def _read(self, value: float) -> Any:
+        def read(device: torch.device) -> float:
+            assert device == DEVICE
+            self.reads += 1
+            return value
+
+        return read
+
+
+@pytest.fixture
+def allocator(monkeypatch: pytest.MonkeyPatch) -> Allocator:
+    return Allocator(monkeypatch)
+
+
+def test_what_the_driver_does_not_report_is_left_out(allocator: Allocator) -> None:
+    metrics = GpuMetrics(DEVICE, None)
+    memory = {"gpu/peak_allocated_gb": 70.0, "gpu/peak_reserved_gb": 80.0}
+    assert metrics.metrics(metrics.loads(), None) == memory
+    load = GpuLoad(lambda: Load(None, 500.0))  # a MIG instance
+    load.sample()
+    metrics = GpuMetrics(DEVICE, load)
+    assert metrics.metrics(metrics.loads(), None) == {**memory, "gpu/power_w": 500.0}
+
+
+def test_over_ranks_memory_is_the_largest_utilization_the_mean_and_power_the_sum(
+    allocator: Allocator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def all_reduce(peaks: torch.Tensor, op: Any, group: Any) -> None:
+        assert op == torch.distributed.ReduceOp.MAX
+        peaks[0] = 90e9
+
+    monkeypatch.setattr(torch.distributed, "all_reduce", all_reduce)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda group: 4)
+    group: Any = object()
+    # Three of four ranks know their utilization (90, 60, 30), all their power.
+    found = GpuMetrics(DEVICE, None).metrics([(90 + 60 + 30) / 4, 3 / 4, 2000 / 4, 1.0], group)
+    assert found == {
+        "gpu/peak_allocated_gb": 90.0,
+        "gpu/peak_reserved_gb": 80.0,
+        "gpu/utilization": 60.0,
+        "gpu/power_w": 2000.0,
+    }
+
+
+def test_a_load_is_the_mean_since_the_last_one_taken() -> None:
+    readings = [Load(50.0, 300.0), Load(100.0, None), Load(80.0, 400.0)]
+    load = GpuLoad(lambda: readings.pop(0))
+    assert load.take() == Load(None, None)
+    load.sample()
+    load.sample()
+    assert load.take() == Load(75.0, 300.0)
+    assert load.take() == Load(75.0, 300.0)  # no reading since
+    load.sample()
+    assert load.take() == Load(80.0, 400.0)
+
+
+class Library:
+    """Stands in for libnvidia-ml.so.1 with one GPU."""
+
+    def __init__(self, uuid: str, has_utilization: bool = True) -> None:
+        self.uuid, self.has_utilization = uuid, has_utilization
+
+    def nvmlInit_v2(self) -> int:
+        return 0
+
+    def nvmlDeviceGetHandleByUUID(self, uuid: bytes, handle: Any) -> int:
+        return 0 if uuid.decode() == self.uuid else 6
+
+    def nvmlDeviceGetUtilizationRates(self, handle: Any, result: Any) -> int:
+        result._obj.gpu = 97
+        return 0 if self.has_utilization else 3
+
+    def nvmlDeviceGetPowerUsage(self, handle: Any, result: Any) -> int:
+        result._obj.value = 612_500
+        return 0
+
+
+def reader(monkeypatch: pytest.MonkeyPatch, library: Library | None) -> Any:
+    def load(name: str) -> Library:
+        assert name == "libnvidia-ml.so.1"
+        if library is None:
+            raise OSError(name)
+        return library
+
+    monkeypatch.setattr(ctypes, "CDLL", load)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(uuid="a1-b2"))
+    return gpu_load.reader_of(DEVICE)
+
+
+def test_the_driver_is_asked_by_the_uuid_of_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert reader(monkeypatch, Library("GPU-a1-b2"))() == Load(97.0, 612.5)
+    assert reader(monkeypatch, Library("GPU-a1-b2", has_utilization=False))() == Load(None, 612.5)
+    assert reader(monkeypatch, Library("GPU-another")) is None
+    assert reader(monkeypatch, None) is None
+
+
+def test_the_heartbeat_thread_reads_and_drops_a_reader_that_fails(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    heartbeat = Heartbeat(RunDirectory(tmp_path), Rank.from_environment(), every_s=0.01)
+    load = GpuLoad(lambda: Load(90.0, 700.0))
+    calls: list[int] = []
+
+    def fails() -> None:
+        calls.append(1)
+        raise OSError("gone")
+
+    heartbeat.samplers += [fails, load.sample]
+    heartbeat.start()
+    deadline = time.monotonic() + 10
+    while load.take() == Load(None, None) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    heartbeat.stop("finish")
+    assert load.take() == Load(90.0, 700.0)
+    assert len(calls) == 1
+    assert "heartbeat sampler removed: OSError: gone" in capsys.readouterr().out
+
+
+@pytest.mark.filterwarnings("ignore:.*isinstance\\(treespec, LeafSpec\\)")
+@pytest.mark.filterwarnings("ignore:.*does not have many workers")
+@pytest.mark.filterwarnings("ignore:The number of training batches")
+@pytest.mark.filterwarnings("ignore:The `srun` command")
+def test_nothing_is_read_on_steps_that_are_not_logged(tmp_path: Path, allocator: Allocator) -> None:
+    load = GpuLoad(lambda: Load(90.0, 700.0))
+    load.sample()
+    taken: list[int] = []
+
+    run = Run(tmp_path, Net(), max_steps=7)
+    clock = next(one for one in run.trainer.callbacks if isinstance(one, StepClock))  # type: ignore[attr-defined]
+    metrics = TrainMetrics(EVERY, BatchWork(8, 16), 7, run.heartbeat, None, GpuMetrics(DEVICE, load))
+    metrics.peak_s_per_sample = 1e-6
+    clock._metrics = metrics
+    take = load.take
+
+    def counted() -> Load:
+        taken.append(clock.step)
+        return take()
+
+    load.take = counted  # type: ignore[method-assign]
+    run.fit()
+    assert taken == [3, 6]
+    assert allocator.reads == 2 * len(taken)
+    line = next(line for step, line in run.lines.lines if "train/mfu" in line)
+    assert line["train/mfu"] == pytest.approx(line["train/samples_per_s"] * 1e-6)
+    assert line["train/tokens_per_s"] == pytest.approx(16 * line["train/samples_per_s"])
+    assert (line["gpu/power_w"], line["gpu/utilization"], line["gpu/peak_allocated_gb"]) == (700.0, 90.0, 70.0)
