@@ -128,6 +128,7 @@ EVENTS: list[events.Event] = [
     events.BadStepEvent(event="loss_spike", attempt=1, step=21, reason="x", action="skipped"),
     events.Straggler(attempt=1, rank=0, host="node7", reason="slow"),
     events.OutOfMemory(attempt=1, rank=0, host="node7", step=3, reason="x", batch_size=8, micro_batch=None),
+    events.MicroBatchFound(attempt=0, rank=1, batch_size=64, micro_batch=8, too_large=None),
     events.NodeLost(node="node7", reason="down"),
     events.Requeued(slurm_job_id="4711"),
     *(events.Ended(event=name, attempt=1, step=3, reason="x") for name in ("finished", "preempted", "hung")),

@@ -72,6 +72,9 @@ def _limits(config: dict[str, Any]) -> Iterator[UserError]:
         value = config["data"].get(key)
         if value is None:
             continue
+        if key == "micro_batch" and value == "auto":  # `trainer fit` has replaced it (cli/job.py)
+            yield UserError("data.micro_batch=auto: only a new run can look for it", "use trainer fit, or a number")
+            continue
         if not isinstance(value, int) or isinstance(value, bool):
             yield UserError(f"data.{key}={as_written(value)}: expected an integer", f"write data.{key}=32")
             continue

@@ -1,4 +1,4 @@
-"""`finetune.init_from`: resolved to a path once, so that every attempt starts from the same weights."""
+"""Values of a composed configuration that are replaced once, before it is frozen."""
 
 from __future__ import annotations
 
@@ -21,6 +21,13 @@ def settle_start(config: dict[str, Any]) -> None:
     reference = config["finetune"]["init_from"]
     if reference is not None:
         config["finetune"]["init_from"] = str(_path(reference, Path(config["runs_dir"])).absolute())
+
+
+def settle_micro_batch(config: dict[str, Any]) -> None:
+    """Replace `data.micro_batch=auto` by its other name, `trainer.find_micro_batch=true`."""
+    if config["data"].get("micro_batch") == "auto":
+        config["data"]["micro_batch"] = None
+        config["trainer"]["find_micro_batch"] = True
 
 
 def _path(reference: str, runs_dir: Path) -> Path:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer.checks.config import check
-from trainer.cli.initial import settle_start
+from trainer.cli.initial import settle_micro_batch, settle_start
 from trainer.cli.overrides import name_point
 from trainer.config.batch import BatchPlan
 from trainer.config.compose import Composed, frozen_hydra
@@ -64,6 +64,7 @@ def check_all(composed: list[Composed], fits: bool = True) -> list[Job]:
         try:
             launchers.prepare(one.config)
             settle_start(one.config)
+            settle_micro_batch(one.config)
             settle_loggers(one.config)
             check(one.config, fits=fits)
             shape = resolve(one.config)
@@ -86,6 +87,8 @@ def describe(job: Job) -> list[tuple[str, str]]:
         batch += f", gradients accumulated over {accumulate}" if accumulate > 1 else ""
     else:
         batch = f"{plan.global_batch} samples per step = {plan.split(job.shape.world_size)}"
+        if options["find_micro_batch"]:
+            batch = f"{plan.global_batch} samples per step, in the largest micro-batches that fit (found at the start)"
     limits = [f"{options[key]} {word}" for key, word in _LIMITS.items() if options[key] is not None]
     saves = [f"every {checkpoint[key]:g} {word}" for key, word in _SAVES.items() if checkpoint[key] is not None]
     return [

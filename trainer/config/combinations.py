@@ -48,6 +48,7 @@ class Job:
 def problems_of_combinations(job: Job) -> Iterator[TrainerError]:
     """Yield the combinations that cannot work, in the order of the sections."""
     yield from _strategy(job)
+    yield from _micro_batch(job)
     seen: dict[tuple[Any, ...], str] = {}
     for name, node in job.config["callbacks"].items():
         kind = callback_class(node)
@@ -111,6 +112,28 @@ def _profiler(job: Job) -> Iterator[UserError]:
     if kind in PROFILED_WINDOWS and rank >= job.world_size:
         message = f"trainer.profile_rank={rank}: the ranks of this job are 0 to {job.world_size - 1}"
         yield UserError(message, "write trainer.profile_rank=0")
+
+
+def _micro_batch(job: Job) -> Iterator[UserError]:
+    """Yield what `trainer.find_micro_batch` cannot be combined with."""
+    config, key = job.config, "trainer.find_micro_batch=true"
+    if not config["trainer"].get("find_micro_batch"):
+        return
+    if config["data"].get("batch_size") is None:
+        yield UserError(f"{key} splits data.batch_size, which is not set", "set data.batch_size (global)")
+    for section, name in (("data", "micro_batch"), ("trainer", "accumulate_grad_batches")):
+        value = config[section].get(name)
+        if value is not None:
+            problem = f"{key} with {section}.{name}={value}, which sets what is to be found"
+            yield UserError(problem, f"remove one of them: {section}.{name}=null")
+    if any(callback_class(node) == "GradientAccumulationScheduler" for node in config["callbacks"].values()):
+        yield UserError(f"{key} decides the accumulation, and GradientAccumulationScheduler as well", "remove one")
+    if job.world_size > 1 and config["resilience"]["max_restarts"] == 0:
+        yield UserError(
+            f"{key} restarts the ranks once, after the first micro-batch that does not fit, and "
+            "resilience.max_restarts=0 forbids it",
+            "use resilience.max_restarts=1 or more",
+        )
 
 
 _UNSPLIT = tuple(f"trainer.models.{name}." for name in ("mlp", "resnet", "vgg", "vit", "efficientnet_lite", "rnn"))

@@ -90,6 +90,9 @@ class TrainerOptions:
     accumulate_grad_batches: PositiveInt | None = None
     """Gradient accumulation: batches of a rank per optimizer step; null: follows from `data.batch_size` (global) and
     `data.micro_batch`."""
+    find_micro_batch: bool = False
+    """Before a new run trains, find the largest micro-batch that fits in memory, by trying training steps; the global
+    batch stays the same. `data.micro_batch=auto` is the same. See docs/configuration.md."""
     log_every_n_steps: PositiveInt = 10
     """Optimizer steps between two logged lines of training metrics."""
     val_check_interval: PositiveBatchLimit | None = None

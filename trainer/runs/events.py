@@ -243,6 +243,20 @@ class OutOfMemory(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
+class MicroBatchFound(Event):
+    """`trainer.find_micro_batch` has found the largest micro-batch that fits; all later attempts use it."""
+
+    event: Literal["micro_batch_found"] = "micro_batch_found"
+    attempt: int
+    rank: int
+    batch_size: int
+    """The global batch."""
+    micro_batch: int
+    too_large: int | None
+    """The next larger micro-batch, with which this rank ran out of memory; null: a rank's whole share fits."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class NodeLost(Event):
     """A node of the allocation has failed."""
 

@@ -224,6 +224,14 @@ class Data:
         limit_epoch(self._train_loader, options, self.plan, self.trainer)
         return self._train_loader
 
+    def loader_of(self, plan: BatchPlan) -> Any:
+        """Return a new train loader with another split of the global batch, at the beginning of an epoch."""
+        loaders = self._call_users_method(self._users_train_dataloader, 0)
+        is_shared = not self.config.trainer.use_distributed_sampler
+        return shared_training(
+            loaders, plan, self.ranks, self.config.seed, given=plan.global_batch, is_shared=is_shared
+        )
+
     def _train_dataloader(self) -> Any:
         """Answer Lightning: the existing loaders first, later new ones (`reload_dataloaders_every_n_epochs`)."""
         if self._was_requested:

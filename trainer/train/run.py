@@ -42,6 +42,7 @@ from trainer.tracking.loggers import Loggers
 from trainer.train import (
     build,
     deferred_modules,
+    find_micro_batch,
     fine_tuning,
     flops,
     manual_optimization,
@@ -84,6 +85,10 @@ def run(run_path: Path) -> int:
             attempt.end("requeue", REQUEUE, "preempted")
     except SaveFailed as error:
         attempt.end("failed", JOB_FAILED, str(error))
+    except find_micro_batch.TooLarge as error:
+        print(f"{error}; the ranks restart with the largest micro-batch that fits", flush=True)
+        heartbeat.stop("failed")
+        return JOB_FAILED
     except memory.ERRORS as error:
         abort_nccl()
         failure.print_traceback(error)
@@ -129,6 +134,8 @@ def train(config: Config, attempt: Attempt, group: Group | None) -> None:
     unsure_lines = attempt.begin(checkpoint) if rank.is_first else []
 
     data_ranks = build.place_in_data(config, rank).world_size
+    if config.trainer.find_micro_batch and checkpoint is None:
+        find_micro_batch.find(config, attempt, group)
     config.data = micro_batch.limited(config.data, attempt.directory, rank, data_ranks, group)
     writer = _make_writer(job)
     trainer = build.build_trainer(config, rank, RunCheckpointIO(writer), str(run_path))
