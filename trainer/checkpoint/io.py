@@ -20,7 +20,7 @@ from lightning.fabric.plugins import CheckpointIO, TorchCheckpointIO
 
 from trainer.checkpoint import commit
 from trainer.checkpoint.commit import CommitInfo, SaveFailed, Staging
-from trainer.checkpoint.host_copies import HostBuffers, nbytes
+from trainer.checkpoint.host_copies import MIB, CopyOptions, HostBuffers, StreamBuffer, choose, nbytes
 from trainer.checkpoint.plain import plain_checkpoint
 from trainer.checkpoint.store import Checkpoint, CheckpointStore
 from trainer.core.errors import TrainerError, UserError
@@ -40,6 +40,8 @@ class SaveTiming:
     """Training was blocked: waiting for the previous save and copying to host memory; synchronous: the whole save."""
     written_s: float = 0.0
     """From the start of writing to the commit."""
+    host_bytes: int = 0
+    """Host memory that the copies of the state took: buffers, which are kept until the next save."""
 
 
 class CheckpointWriter:
@@ -51,6 +53,7 @@ class CheckpointWriter:
         asynchronous: bool = True,
         on_committed: Callable[[Checkpoint], None] | None = None,
         attempt: int = 0,
+        copies: CopyOptions = CopyOptions(),  # noqa: B008  frozen
     ) -> None:
         self.store = store
         self.asynchronous = asynchronous
@@ -58,7 +61,10 @@ class CheckpointWriter:
         """Called after each commit, in the background thread if asynchronous."""
         self.attempt = attempt
         self.timing = SaveTiming()
+        self._copies = copies
         self._buffers = HostBuffers()
+        self._stream = StreamBuffer(copies.buffer_bytes)
+        self._has_said = False
         self._thread: threading.Thread | None = None
         self._failure: BaseException | None = None
 
@@ -69,21 +75,25 @@ class CheckpointWriter:
         """
         started = time.monotonic()
         self.wait()
+        read = threading.Event()
+        copies = self._takes_snapshot(nbytes(state), ranks_on_node=1)
         try:
-            plain = self._plain(state)
+            plain = self._plain(state, copies)
             self._buffers.finish()
         except Exception as error:
             self._fail(target, error)
             return
 
+        def write_file(staging: Staging) -> None:
+            write_state(staging, plain)  # torch.save copies what is on a device one tensor at a time
+            read.set()
+
         def write() -> bool:
             CheckpointStore(target.parent).clean_leftovers(self.attempt)
-            return commit.write_checkpoint(
-                target, self.attempt, info, nbytes(plain), lambda staging: write_state(staging, plain)
-            )
+            return commit.write_checkpoint(target, self.attempt, info, nbytes(plain), write_file)
 
-        self._start(target, write, first=True)
-        self.timing.blocked_s = time.monotonic() - started
+        self._start(target, write, True, None if copies else read)
+        self._measure(started)
 
     def save_sharded(
         self,
@@ -92,6 +102,7 @@ class CheckpointWriter:
         target: Path,
         info: CommitInfo,
         group: torch.distributed.ProcessGroup | None,
+        is_private: bool = False,
     ) -> None:
         """Write `tensors`, sharded over the ranks, and `state` of rank 0 as one checkpoint. Collective.
 
@@ -103,18 +114,21 @@ class CheckpointWriter:
             target: Folder of the checkpoint.
             info: Content of COMMIT.
             group: A gloo group of all ranks that nothing else uses; None for one process.
+            is_private: Whether the tensors are copies in host memory that nothing else uses.
         """
-        from trainer.checkpoint.sharded import HostShard, ShardedWrite, to_host
+        from trainer.checkpoint.sharded import HostShard, ShardedWrite, in_place, local_bytes, to_host
 
         started = time.monotonic()
         self.wait()
+        read = threading.Event()
+        copies = not is_private and self._takes_snapshot(local_bytes(tensors), self._copies.ranks_on_node)
         first = group is None or torch.distributed.get_rank(group) == 0
         problem: Exception | None = None
         plain: dict[str, Any] = {}
         parts: dict[str, HostShard] = {}
         try:
-            plain = self._plain(state) if first else {}
-            parts = to_host(tensors, self._buffers if self.asynchronous else None)
+            plain = self._plain(state, self.asynchronous) if first else {}
+            parts = to_host(tensors, self._buffers) if copies else in_place(tensors, self._copies.buffer_bytes)
             self._buffers.finish()
         except Exception as error:
             problem = error  # raised inside the collective write, where the other ranks learn of it
@@ -124,24 +138,69 @@ class CheckpointWriter:
                 raise problem
             return parts
 
-        write = ShardedWrite(self.attempt, group)
+        write = ShardedWrite(self.attempt, group, self._stream, on_read=read.set)
         self._start(
-            target, lambda: write.run(target, info, prepared, lambda staging: write_state(staging, plain)), first
+            target,
+            lambda: write.run(target, info, prepared, lambda staging: write_state(staging, plain)),
+            first,
+            None if copies or is_private else read,
         )
-        self.timing.blocked_s = time.monotonic() - started
+        self._measure(started)
 
-    def _plain(self, state: dict[str, Any]) -> dict[str, Any]:
-        """Return `state` in plain types; the tensors are copied if they may change before they are written."""
-        if self.asynchronous:
+    def _takes_snapshot(self, needed_bytes: int, ranks_on_node: int) -> bool:
+        """Return whether the tensors are copied before they are written; logs once that they are not."""
+        if not self.asynchronous:
+            return False
+        options = replace(self._copies, ranks_on_node=ranks_on_node)
+        if choose(options, needed_bytes, self._buffers.nbytes) == "full":
+            return True
+        if not self._has_said:
+            self._has_said = True
+            log.warning(
+                "A checkpoint is streamed through %d MB of host memory, and training waits meanwhile: a copy of this"
+                " rank's part needs %d MB (checkpoint.snapshot=%s).",
+                self._copies.buffer_bytes // MIB,
+                needed_bytes // MIB,
+                options.snapshot,
+            )
+        return False
+
+    def _measure(self, started: float) -> None:
+        self.timing.blocked_s = time.monotonic() - started
+        self.timing.host_bytes = self._buffers.nbytes + self._stream.nbytes
+
+    def _plain(self, state: dict[str, Any], copies: bool) -> dict[str, Any]:
+        """Return `state` in plain types; `copies`: the tensors may change before they are written."""
+        if copies:
             return plain_checkpoint(state, self._buffers.copy)
         return plain_checkpoint(state, lambda where, tensor: tensor.detach())
 
-    def _start(self, target: Path, write: Callable[[], bool], first: bool) -> None:
-        if self.asynchronous:
-            self._thread = threading.Thread(target=self._guarded, args=(target, write, first), name="checkpoint-writer")
-            self._thread.start()
-        else:
+    def _start(self, target: Path, write: Callable[[], bool], first: bool, read: threading.Event | None) -> None:
+        """Write, if asynchronous in a thread.
+
+        Args:
+            target: Folder of the checkpoint.
+            write: Writes it; returns False if there was nothing to write.
+            first: Whether this is rank 0.
+            read: Set by `write` once it has read all tensors, for which training has to wait; None: it has copies.
+        """
+        if not self.asynchronous:
             self._guarded(target, write, first)
+            return
+        if read is not None and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+            torch.cuda.current_stream().synchronize()  # the thread reads in a stream of its own
+
+        def guarded() -> None:
+            try:
+                self._guarded(target, write, first)
+            finally:
+                if read is not None:
+                    read.set()
+
+        self._thread = threading.Thread(target=guarded, name="checkpoint-writer")
+        self._thread.start()
+        if read is not None:
+            read.wait()
 
     def wait(self) -> None:
         """Wait until no save is in flight."""

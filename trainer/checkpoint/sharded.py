@@ -36,7 +36,7 @@ from torch.distributed.tensor import DTensor
 from trainer.checkpoint import commit
 from trainer.checkpoint.commit import CommitInfo, SaveFailed, Staging, StoredFile
 from trainer.checkpoint.faults import fault_point
-from trainer.checkpoint.host_copies import HostBuffers
+from trainer.checkpoint.host_copies import HostBuffers, StreamBuffer, is_on_device
 from trainer.checkpoint.store import CheckpointStore
 
 SHARDS = "shards"
@@ -45,30 +45,62 @@ Result = TypeVar("Result")
 
 @dataclass
 class HostShard:
-    """This rank's shard of a tensor in host memory, with the interface of torch.distributed.checkpoint."""
+    """This rank's shard of a tensor, with the interface of torch.distributed.checkpoint.
+
+    It is in host memory, or on a device from which it is copied in chunks while it is written.
+    """
 
     local: torch.Tensor
     offsets: torch.Size
     """Offset of the shard in the whole tensor."""
     shape: torch.Size
     """Shape of the whole tensor."""
+    chunk_bytes: int | None = None
+    """Size of the chunks, which are whole rows, at least one; None: the shard is one chunk."""
 
     def __create_write_items__(self, name: str, _: object) -> list[WriteItem]:
         if self.local.numel() == 0 and self.shape.numel() > 0:
             return []  # fewer rows than ranks: this rank has none
-        chunk = ChunkStorageMetadata(offsets=self.offsets, sizes=self.local.shape)
         properties = TensorProperties.create_from_tensor(self.local)
-        data = TensorWriteData(chunk=chunk, properties=properties, size=self.shape)
-        return [WriteItem(index=MetadataIndex(name, self.offsets), type=WriteItemType.SHARD, tensor_data=data)]
+        items = []
+        for first in range(0, self.local.shape[0], self._rows) if self._rows else [0]:
+            chunk = ChunkStorageMetadata(offsets=self._offsets(first), sizes=self._chunk(first).shape)
+            data = TensorWriteData(chunk=chunk, properties=properties, size=self.shape)
+            items.append(
+                WriteItem(index=MetadataIndex(name, chunk.offsets), type=WriteItemType.SHARD, tensor_data=data)
+            )
+        return items
+
+    def chunk_at(self, offsets: torch.Size) -> torch.Tensor:
+        """Return the chunk that begins at `offsets` of the whole tensor."""
+        return self._chunk(offsets[0] - self.offsets[0] if self._rows else 0)
+
+    @property
+    def _rows(self) -> int:
+        """Rows in a chunk; 0: the shard is one chunk."""
+        if self.chunk_bytes is None or self.local.dim() == 0 or self.local.nbytes <= self.chunk_bytes:
+            return 0
+        return max(1, self.chunk_bytes * self.local.shape[0] // self.local.nbytes)
+
+    def _offsets(self, first: int) -> torch.Size:
+        return torch.Size([self.offsets[0] + first, *self.offsets[1:]]) if self._rows else self.offsets
+
+    def _chunk(self, first: int) -> torch.Tensor:
+        return self.local[first : first + self._rows] if self._rows else self.local
 
 
 class _Planner(DefaultSavePlanner):
-    """Finds the data of a HostShard; the default planner handles only tensors."""
+    """Finds the data of a HostShard, which the default planner cannot, and passes it through `buffer`."""
+
+    def __init__(self, buffer: StreamBuffer) -> None:
+        super().__init__(flatten_state_dict=False, flatten_sharded_tensors=False)
+        self._buffer = buffer
 
     def lookup_object(self, index: MetadataIndex) -> torch.Tensor:
-        """Return the local data of the HostShard that `index` names."""
+        """Return the chunk that `index` names; the next call may overwrite it."""
         shard: HostShard = self.state_dict[index.fqn]
-        return shard.local
+        assert index.offset is not None
+        return self._buffer.take(shard.chunk_at(index.offset))
 
 
 def host_shard(tensor: torch.Tensor, copy: Callable[[torch.Tensor], torch.Tensor]) -> HostShard:
@@ -79,15 +111,27 @@ def host_shard(tensor: torch.Tensor, copy: Callable[[torch.Tensor], torch.Tensor
     return HostShard(copy(tensor.detach()), torch.Size([0] * tensor.dim()), tensor.shape)
 
 
-def to_host(tensors: dict[str, torch.Tensor], buffers: HostBuffers | None) -> dict[str, HostShard]:
-    """Return this rank's shards, copied into `buffers` if given. Call `buffers.finish()` afterwards."""
+def to_host(tensors: dict[str, torch.Tensor], buffers: HostBuffers) -> dict[str, HostShard]:
+    """Return this rank's shards, copied into `buffers`. Call `buffers.finish()` afterwards."""
 
     def part(name: str, tensor: torch.Tensor) -> HostShard:
-        if buffers is None:
-            return host_shard(tensor, lambda local: local.cpu())
         return host_shard(tensor, lambda local: buffers.copy(name, local))
 
     return {name: part(name, tensor) for name, tensor in tensors.items()}
+
+
+def in_place(tensors: dict[str, torch.Tensor], chunk_bytes: int) -> dict[str, HostShard]:
+    """Return this rank's shards where they are; those on a device are written in chunks of `chunk_bytes`."""
+    parts = {name: host_shard(tensor, lambda local: local) for name, tensor in tensors.items()}
+    for part in parts.values():
+        if is_on_device(part.local):
+            part.chunk_bytes = chunk_bytes
+    return parts
+
+
+def local_bytes(tensors: dict[str, torch.Tensor]) -> int:
+    """Return the size in bytes of this rank's shards."""
+    return sum((one.to_local() if isinstance(one, DTensor) else one).nbytes for one in tensors.values())
 
 
 @dataclass
@@ -99,6 +143,10 @@ class ShardedWrite:
 
     attempt: int
     group: dist.ProcessGroup | None
+    buffer: StreamBuffer
+    """Through which shards on a device pass."""
+    on_read: Callable[[], None] = lambda: None
+    """Called when the shards of this rank have been read, and may change."""
 
     def run(
         self,
@@ -177,12 +225,21 @@ class ShardedWrite:
         return True
 
     def _write_shards(self, staging: Staging, parts: dict[str, HostShard]) -> None:
-        writer = FileSystemWriter(staging.path / SHARDS, single_file_per_rank=True, sync_files=True)
-        planner = _Planner(flatten_state_dict=False, flatten_sharded_tensors=False)
+        writer = FileSystemWriter(
+            staging.path / SHARDS,
+            single_file_per_rank=True,
+            sync_files=True,
+            per_thread_copy_ahead=0,  # one chunk at a time: the planner's buffer has only one
+        )
         with _quiet(self.group is None):
             dcp_save(
-                parts, storage_writer=writer, planner=planner, process_group=self.group, no_dist=self.group is None
+                parts,
+                storage_writer=writer,
+                planner=_Planner(self.buffer),
+                process_group=self.group,
+                no_dist=self.group is None,
             )
+        self.on_read()
 
     def _own_files(self, staging: Staging, write_rest: Callable[[Staging], None]) -> dict[str, StoredFile]:
         """Hash the files that this rank wrote."""

@@ -35,6 +35,8 @@ CHANGEABLE = {
         "save_best",
         "save_best_every_minutes",
         "on_failure",
+        "snapshot",
+        "buffer_mb",
     ),
     "resilience": (
         "max_restarts",

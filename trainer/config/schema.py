@@ -226,6 +226,12 @@ class CheckpointOptions:
     """Number of latest checkpoints to keep in `local_dir`."""
     asynchronous: bool = True
     """Copy the state to host memory at the step and write it in the background; false: write it at the step."""
+    snapshot: Literal["auto", "full", "streamed"] = "auto"
+    """How an asynchronous save reads the state. full: copy all of this rank's part to host memory before training
+    continues; streamed: write it through a buffer of `buffer_mb`, and training waits until all is read; auto: full if
+    that much host memory is free."""
+    buffer_mb: PositiveInt = 256
+    """Megabytes (MiB) of host memory per rank through which a save that takes no full snapshot reads the GPU."""
 
     def problems(self) -> Iterator[UserError]:
         """Yield an error if only one of the two keys for node-local checkpoints is set."""

@@ -103,6 +103,8 @@ class RunDeepSpeedStrategy(ShardedCheckpoints, DeepSpeedStrategy):
         """Return nothing: `save_checkpoint` saves the optimizer states itself, by parameter name."""
         return {}
 
+    local_state_is_private = True
+
     def _local_state(self) -> tuple[dict[str, torch.Tensor], Optimizers]:
         module, zero = self.lightning_module, self.optimizers[0]
         assert module is not None
@@ -121,12 +123,12 @@ class RunDeepSpeedStrategy(ShardedCheckpoints, DeepSpeedStrategy):
                     else:
                         gathered[flat] = _whole(zero, parameter, key)
             if is_ours:
-                local.update({plain_name(flat): tensor.detach().cpu().clone() for flat, tensor in gathered.items()})
+                local.update({plain_name(flat): _host_copy(tensor) for flat, tensor in gathered.items()})
         if self.global_rank == 0:
             names = {name for name, _ in module.named_parameters(remove_duplicate=False)}
             local.update(
                 {
-                    MODEL + plain_name(name): value
+                    MODEL + plain_name(name): _host_copy(value)
                     for name, value in module.state_dict().items()
                     if name not in names and isinstance(value, torch.Tensor)
                 }
@@ -177,6 +179,10 @@ class RunDeepSpeedStrategy(ShardedCheckpoints, DeepSpeedStrategy):
                 _set_part(zero, parameter, value, state[key])
             else:
                 state[key] = value
+
+
+def _host_copy(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.detach().to("cpu", copy=True)
 
 
 def _tied(module: nn.Module, local: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

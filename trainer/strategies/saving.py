@@ -77,6 +77,8 @@ class ShardedCheckpoints(EndsInPlace):
     """Mixin for a strategy in which each rank holds shards of the state."""
 
     _checkpoint_group: dist.ProcessGroup | None = None
+    local_state_is_private = False
+    """Whether `_local_state` returns copies in host memory, which need no second copy."""
 
     @property
     def restore_checkpoint_after_setup(self) -> bool:
@@ -101,7 +103,7 @@ class ShardedCheckpoints(EndsInPlace):
         checkpoint[OPTIMIZERS] = asdict(optimizers)
         io = self.checkpoint_io
         assert isinstance(io, RunCheckpointIO), "sharded strategies save through RunCheckpointIO"
-        io.writer.save_sharded(tensors, checkpoint, path, info, self._group())
+        io.writer.save_sharded(tensors, checkpoint, path, info, self._group(), self.local_state_is_private)
 
     def _save_as_lightning(self, checkpoint: dict[str, Any], path: Path) -> None:
         """Save a file for user code: unsharded weights and everything but the optimizer states, which are sharded."""

@@ -23,6 +23,7 @@ from trainer.callbacks.metrics import BatchWork, TrainMetrics
 from trainer.callbacks.rng import RngState
 from trainer.callbacks.transient_state import TransientState
 from trainer.checkpoint import tiers
+from trainer.checkpoint.host_copies import MIB, CopyOptions
 from trainer.checkpoint.io import CheckpointWriter, RunCheckpointIO, SaveFailed
 from trainer.checkpoint.store import Checkpoint, CheckpointStore
 from trainer.config.batch import BatchPlan
@@ -216,10 +217,12 @@ def _choose_checkpoint(job: _Job) -> Checkpoint | None:
 
 def _make_writer(job: _Job) -> CheckpointWriter:
     """Return the writer of checkpoints, which calls `_after_commit` for each."""
+    options = job.config.checkpoint
     return CheckpointWriter(
         job.stores.run,
-        asynchronous=job.config.checkpoint.asynchronous,
+        asynchronous=options.asynchronous,
         attempt=job.rank.attempt,
+        copies=CopyOptions(options.snapshot, options.buffer_mb * MIB, job.rank.local_world_size),
         on_committed=lambda checkpoint: _after_commit(job, checkpoint),
     )
 
