@@ -3,10 +3,11 @@
 One number per step shows whether everything is finite: the sum of the gradients' norms, or on the CPU a flag. It is
 made from the losses instead where gradients are not accessible (DeepSpeed) or are scaled (16-mixed). Data parallel
 ranks have equal gradients and need no communication; with sharded gradients the number is summed over the ranks, on the
-device. To detect spikes, the mean loss of the step is sent as a second number, which is always summed.
+device. Where gradients are clipped by norm, that norm is the number: they are not read a second time, nor summed. To
+detect spikes, the mean loss of the step is sent as a second number, which is always summed.
 
 On the CPU the number is read before the optimizer step. On a GPU that would wait for the device on every step: there it
-is read once it has arrived, and always before a checkpoint is written, so that weights after a bad update are never
+is read `LAG_STEPS` steps later, and always before a checkpoint is written, so that weights after a bad update are never
 saved. Only `skip`, and a step that was bad in an earlier attempt, wait for it.
 """
 
@@ -15,6 +16,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -37,12 +39,21 @@ from trainer.core.errors import TrainerError
 from trainer.data.order import GlobalBatchSampler
 from trainer.runs.directory import RunDirectory
 from trainer.runs.events import BadStepEvent, BadStepName
+from trainer.runtime.clipping import ReportedClipping, clips_by_norm, reported_clipping
 from trainer.runtime.step_record import StepRecord, filled_by_lean_loop, step_record_of
 
 _OPTIONS: dict[BadStepName, str] = {"not_finite": "on_nonfinite", "loss_spike": "on_spike"}
 """Event to the option of the section `resilience` that chooses the policy."""
 _ACTIONS = {"stop": "stopped", "skip": "skipped", "rollback": "rolled back"}
 """Policy to the action in the event and the log."""
+
+
+LAG_STEPS = 4
+"""Steps after which a number is read that comes from a GPU.
+
+The ranks must act at the same step, so a number is read at a certain step and not when it has arrived. The host is
+seldom more than two steps ahead, because the queue of a GPU holds about a thousand kernels: after four steps the number
+is there. If not, the wait leaves the GPU four steps of queued work."""
 
 
 class BadStep(TrainerError):
@@ -111,6 +122,9 @@ class Guard(Callback):
         self._checks_fast = False
         self._fast_checks: dict[int, FiniteGradientCheck] = {}
         """Checks by the identity of the optimizer."""
+        self._clipping: ReportedClipping | None = None
+        self._losses: list[torch.Tensor] = []
+        """Losses of the step whose gradients are about to be clipped."""
 
     def state_dict(self) -> dict[str, Any]:
         """Return the recent losses, so that a resumed run detects the same spikes."""
@@ -130,6 +144,9 @@ class Guard(Callback):
         self._num_ranks = trainer.world_size
         on_cpu = pl_module.device.type == "cpu"
         self._checks_fast = on_cpu and not (self._sums or self._by_loss or self._spikes)
+        self._clipping = None if self._by_loss else reported_clipping(trainer, pl_module)
+        if self._clipping is not None:
+            self._clipping.listener = partial(self._on_norm, trainer, pl_module)
         known: list[Any] = [None]
         if trainer.is_global_zero:
             events = self._directory.events_of(BadStepEvent)
@@ -148,8 +165,11 @@ class Guard(Callback):
             self._record.losses.append(loss)
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
-        """Check the step, now or once its number has arrived from the device."""
+        """Check the step, now or once its number has arrived from the device; or leave that to the clipping."""
         losses, self._record.losses = self._record.losses, []
+        if self._clipping is not None and clips_by_norm(trainer):
+            self._losses = losses
+            return
         if self._checks_fast:
             check = self._fast_checks.get(id(optimizer))
             if check is None:
@@ -157,30 +177,58 @@ class Guard(Callback):
                 self._fast_checks[id(optimizer)] = check
             if check.is_finite():
                 return
-        value = self._value(optimizer, losses)
+        self._check(trainer, pl_module, optimizer, losses, None)
+
+    def _on_norm(self, trainer: Trainer, module: LightningModule, optimizer: Any, total: torch.Tensor) -> None:
+        """Check the step by the norm of its gradients, before they are clipped."""
+        losses, self._losses = self._losses, []
+        norm: torch.Tensor | None = total
+        if self._checks_fast:
+            if math.isfinite(total.item()):
+                return
+            norm = None  # the sum of squares may have overflowed
+        self._check(trainer, module, optimizer, losses, norm)
+
+    def _check(
+        self,
+        trainer: Trainer,
+        module: LightningModule,
+        optimizer: Any,
+        losses: list[torch.Tensor],
+        norm: torch.Tensor | None,
+    ) -> None:
+        """Check the step now, or note it to be checked once its number has arrived from the device."""
+        value = self._value(optimizer, losses, norm)
         step = trainer.global_step + 1
         batch_idx = trainer.fit_loop.epoch_loop.batch_progress.current.ready - 1
         pending = _Pending(step, value, None, trainer.current_epoch, batch_idx, losses)
-        if value.device.type == "cpu" or self._skips or step in self._known_bad:
-            self._check_step(pending, trainer, pl_module, optimizer)
+        if not _is_on_device(value) or self._skips or step in self._known_bad:
+            self._check_step(pending, trainer, module, optimizer)
         else:
-            pending.value = value.to("cpu", non_blocking=True)
+            pending.value = value.to("cpu", non_blocking=True)  # into pinned memory
             pending.arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
             pending.arrived.record()
             self._pending.append(pending)
-            self._read_pending(trainer, pl_module, wait=False)
+            self._read_pending(trainer, module, wait=False)
 
     def flush(self, trainer: Trainer) -> None:
         """Check all pending steps, before a save."""
         self._read_pending(trainer, trainer.lightning_module, wait=True)
 
-    def _value(self, optimizer: Any, losses: list[torch.Tensor]) -> torch.Tensor:
+    def _value(self, optimizer: Any, losses: list[torch.Tensor], norm: torch.Tensor | None = None) -> torch.Tensor:
         """Return a number that is not finite if anything of this step is not.
 
         If spikes are checked, the sum of the ranks' losses is a second element.
+
+        Args:
+            optimizer: The optimizer.
+            losses: Losses of the micro-batches on this rank.
+            norm: Norm of the gradients over all ranks, if it is known.
         """
-        gradients = [] if self._by_loss else local_gradients(optimizer)
-        if gradients:
+        gradients = [] if self._by_loss or norm is not None else local_gradients(optimizer)
+        if norm is not None:
+            value = norm
+        elif gradients:
             value = non_finite_flag(gradients) if gradients[0].device.type == "cpu" else sum_of_norms(gradients)
         elif losses:
             value = torch.stack(losses).sum()
@@ -191,20 +239,17 @@ class Guard(Callback):
             loss = torch.stack(losses).sum().float()
             # With fsdp's cpu_offload the gradients are in host memory, and the losses on the device.
             value = torch.stack([value.to(loss), loss])
-        if self._sums:
+        if self._sums and (norm is None or self._spikes is not None):
             value = value.float()
             torch.distributed.all_reduce(value)
         return value
 
     def _read_pending(self, trainer: Trainer, module: LightningModule, wait: bool) -> None:
-        """Check pending steps that have arrived on all ranks.
-
-        The ranks must decide the same at the same step. So a step is read at a save (`wait`), or once it is one step
-        old: by then it has arrived on every rank.
-        """
-        while self._pending and (wait or len(self._pending) > 1):
+        """Check the pending steps that are `LAG_STEPS` steps old, or at a save (`wait`) all of them."""
+        while self._pending and (wait or len(self._pending) > LAG_STEPS):
             first = self._pending.popleft()
-            first.arrived.synchronize()
+            if not first.arrived.query():
+                first.arrived.synchronize()
             self._check_step(first, trainer, module, None)
 
     def _check_step(self, pending: _Pending, trainer: Trainer, module: LightningModule, optimizer: Any) -> None:
@@ -275,6 +320,11 @@ class Guard(Callback):
             ranks = [None] * trainer.world_size
             torch.distributed.all_gather_object(ranks, mine, group=self._group)
         return ranks
+
+
+def _is_on_device(value: torch.Tensor) -> bool:
+    """Return whether the host would have to wait to read the value."""
+    return value.device.type != "cpu"
 
 
 def _has_no_gradients(trainer: Trainer) -> bool:

@@ -18,6 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from trainer.config.strategy import Ddp
 from trainer.core.errors import UserError
+from trainer.runtime.clipping import report_clipping
 from trainer.strategies.blocks import prepare
 from trainer.strategies.buffers import BuffersOfRank0, DDPWithLazyBufferBroadcast
 from trainer.strategies.saving import WholeCheckpoints
@@ -54,6 +55,7 @@ class RunDDPStrategy(WholeCheckpoints, BuffersOfRank0, DDPStrategy):
         if averages and self._broadcast_buffers == "auto":  # each rank averages its own buffers and evaluates with them
             self._broadcast_buffers = "always"
         prepare(self.model, self.options)
+        report_clipping(self.precision_plugin)
         super().setup(trainer)
 
     def _setup_model(self, model: nn.Module) -> DistributedDataParallel:

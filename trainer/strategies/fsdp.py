@@ -10,7 +10,6 @@ from collections import Counter, defaultdict
 from collections.abc import Generator, Iterable
 from contextlib import contextmanager
 from datetime import timedelta
-from types import MethodType
 from typing import Any
 
 import torch
@@ -38,6 +37,7 @@ from trainer.checkpoint.named import by_name, named_groups, set_options
 from trainer.checkpoint.stored import Optimizers, StoredCheckpoint, flatten
 from trainer.config.strategy import Fsdp
 from trainer.core.errors import UserError
+from trainer.runtime.clipping import OnNorm, report_clipping
 from trainer.strategies import MeshSizes
 from trainer.strategies.blocks import prepare
 from trainer.strategies.buffers import BuffersOfRank0
@@ -102,7 +102,7 @@ class RunFSDPStrategy(ShardedCheckpoints, BuffersOfRank0, ModelParallelStrategy)
         self._materialize(module, deferred, initialize=trainer.ckpt_path is None)
         _materialize_distributed_module(module, self.root_device)  # parameters that the module itself put on meta
         self.model_to_device()
-        self.precision_plugin.clip_grad_by_norm = MethodType(_clip_grad_by_norm, self.precision_plugin)  # type: ignore[method-assign]
+        report_clipping(self.precision_plugin, clip_by_global_norm)
         self.barrier()
         if trainer.state.fn == TrainerFn.FITTING:
             self.setup_optimizers(trainer)
@@ -266,11 +266,9 @@ def _prefetch(blocks: list[Any], ahead: int) -> None:
             block.set_modules_to_backward_prefetch(before[::-1])
 
 
-def _clip_grad_by_norm(_: Any, optimizer: Any, clip_val: float, *unused: Any) -> None:
-    clip_by_global_norm((p for group in optimizer.param_groups for p in group["params"]), float(clip_val))
-
-
-def clip_by_global_norm(parameters: Iterable[nn.Parameter], max_norm: float) -> torch.Tensor:
+def clip_by_global_norm(
+    parameters: Iterable[nn.Parameter], max_norm: float, on_norm: OnNorm = lambda norm: None
+) -> torch.Tensor:
     """Scale gradients in place so that their global L2 norm, over all ranks, is at most `max_norm`.
 
     `torch.nn.utils.clip_grad_norm_` cannot mix tensors of different meshes, which 2D parallelism has.
@@ -288,8 +286,10 @@ def clip_by_global_norm(parameters: Iterable[nn.Parameter], max_norm: float) -> 
         norm = torch.nn.utils.get_total_norm(gradients, 2.0)
         norms.append(norm.full_tensor() if isinstance(norm, DTensor) else norm)
     if not norms:
+        on_norm(torch.zeros(()))
         return torch.zeros(())
     total: torch.Tensor = torch.linalg.vector_norm(torch.stack([norm.float() for norm in norms]))
+    on_norm(total)
     scale = torch.clamp(max_norm / (total + 1e-6), max=1.0)
     for gradients in by_mesh.values():
         for gradient in gradients:

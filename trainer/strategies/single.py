@@ -10,6 +10,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import SingleDeviceStrategy
 
 from trainer.config.strategy import Single
+from trainer.runtime.clipping import report_clipping
 from trainer.strategies.blocks import prepare
 from trainer.strategies.saving import WholeCheckpoints
 
@@ -25,6 +26,7 @@ class RunSingleStrategy(WholeCheckpoints, SingleDeviceStrategy):
         """Apply activation checkpointing and compilation, then set up as Lightning does."""
         assert self.model is not None
         prepare(self.model, self.options)
+        report_clipping(self.precision_plugin)
         super().setup(trainer)
 
 
