@@ -366,7 +366,7 @@ def test_own_generators_keep_their_place_and_leave_the_others_theirs(
     own = OwnGenerators()
     seed_sample(4, 5, 6)
     for turn in range(4):
-        with own.inside():
+        with own:
             assert _drawn() == expected[turn]
         assert _drawn() == outside[turn]
         own = OwnGenerators.from_plain(own.plain())

@@ -177,7 +177,7 @@ class Stream:
     def _next(self, iterator: Iterator[Any]) -> Any:
         if not self._draws_here:
             return next(iterator, _END)
-        with self._generators.inside():
+        with self._generators:
             return next(iterator, _END)
 
     def _get_stride(self) -> int:
