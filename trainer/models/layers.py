@@ -7,6 +7,7 @@ from typing import Literal
 from torch import Tensor, nn
 from torch.nn import functional
 
+from trainer.models.documents import Mask, attention
 from trainer.models.rotary import Rotary, apply_rotary
 
 
@@ -19,7 +20,7 @@ class Block(nn.Module):
 
     Args:
         attention_norm: Norm before the attention.
-        attention: Called with features and rotary cosines and sines.
+        attention: Called with features, rotary cosines and sines, and a mask.
         ffn_norm: Norm before the feed-forward.
         ffn: Feed-forward network.
         dropout: Dropout probability of both branches.
@@ -33,14 +34,17 @@ class Block(nn.Module):
         self.ffn_norm, self.ffn = ffn_norm, ffn
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, features: Tensor, rotary: tuple[Tensor, Tensor] | None = None) -> Tensor:
+    def forward(
+        self, features: Tensor, rotary: tuple[Tensor, Tensor] | None = None, mask: Mask | None = None
+    ) -> Tensor:
         """Return features of the same shape.
 
         Args:
             features: Tensor of shape `(batch, length, dim)`.
             rotary: Cosines and sines of shape `(length, head_dim)`; None: no rotary embedding.
+            mask: The pairs of positions that attend; None: all, or those before if the attention is causal.
         """
-        features = features + self.dropout(self.attention(self.attention_norm(features), rotary))
+        features = features + self.dropout(self.attention(self.attention_norm(features), rotary, mask))
         output: Tensor = features + self.dropout(self.ffn(self.ffn_norm(features)))
         return output
 
@@ -68,12 +72,15 @@ class Attention(nn.Module):
         self.value = nn.Linear(dim, kv_heads * self.head_dim, bias)
         self.out = ResidualLinear(heads * self.head_dim, dim, bias)
 
-    def forward(self, features: Tensor, rotary: tuple[Tensor, Tensor] | None = None) -> Tensor:
+    def forward(
+        self, features: Tensor, rotary: tuple[Tensor, Tensor] | None = None, mask: Mask | None = None
+    ) -> Tensor:
         """Return features of the same shape.
 
         Args:
             features: Tensor of shape `(batch, length, dim)`.
             rotary: Cosines and sines of shape `(length, head_dim)`; None: no rotary embedding.
+            mask: The pairs of positions that attend; None: all, or those before if the attention is causal.
         """
         batch, length, _ = features.shape
         # -1: with tensor parallelism each rank has some of the heads
@@ -82,14 +89,8 @@ class Attention(nn.Module):
         value = self.value(features).view(batch, length, -1, self.head_dim).transpose(1, 2)
         if rotary is not None:
             query, key = apply_rotary(query, *rotary), apply_rotary(key, *rotary)
-        mixed = functional.scaled_dot_product_attention(
-            query,
-            key,
-            value,
-            is_causal=self.causal,
-            dropout_p=self.dropout if self.training else 0.0,
-            enable_gqa=self.kv_heads != self.heads,
-        )
+        dropout = self.dropout if self.training else 0.0
+        mixed = attention(query, key, value, mask, causal=self.causal, dropout=dropout)
         output: Tensor = self.out(mixed.transpose(1, 2).reshape(batch, length, -1))
         return output
 

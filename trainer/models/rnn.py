@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 from trainer.core.errors import UserError
+from trainer.models.linear_cross_entropy import Losses, LossHead, output_of
 
 CELLS: dict[str, type[nn.LSTM] | type[nn.GRU]] = {"lstm": nn.LSTM, "gru": nn.GRU}
 
@@ -141,6 +142,8 @@ class RecurrentDecoder(nn.Module):
         dropout: Dropout probability between layers, and before the last linear layer.
     """
 
+    computes_loss = True
+    """Whether `forward` takes targets and then returns the sums of their losses."""
     for_tasks = ("trainer.tasks.language_modelling.LanguageModelling",)
 
     def __init__(
@@ -157,17 +160,19 @@ class RecurrentDecoder(nn.Module):
         self.embedding = nn.Embedding(vocab_size, dim)
         self.recurrent = _recurrent(cell, dim, hidden, layers=layers, bidirectional=False, dropout=dropout)
         self.dropout = nn.Dropout(dropout)
-        self.head = nn.Linear(hidden, vocab_size)
+        self.head = LossHead(hidden, vocab_size, bias=True)
 
     def blocks(self) -> list[nn.Module]:
         """Return the modules that a sharding strategy wraps one by one."""
         return [self.recurrent]
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Map `(batch, length)` token ids to `(batch, length, vocab_size)` logits."""
+    def forward(self, tokens: Tensor, targets: Tensor | None = None) -> Tensor | Losses:
+        """Map `(batch, length)` token ids to `(batch, length, vocab_size)` logits.
+
+        With `(batch, length)` targets: to the sums of their losses, without all logits in memory.
+        """
         features, _ = self.recurrent(self.embedding(tokens))
-        logits: Tensor = self.head(self.dropout(features))
-        return logits
+        return output_of(self.head, self.dropout(features), targets)
 
 
 def _recurrent(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -25,8 +27,20 @@ class Rotary(nn.Module):
     def __init__(self, head_dim: int, length: int, theta: float) -> None:
         super().__init__()
         self.head_dim, self.length, self.theta = head_dim, length, theta
-        self.register_buffer("cos", torch.empty(length, head_dim), persistent=False)
-        self.register_buffer("sin", torch.empty(length, head_dim), persistent=False)
+        self.register_buffer("cos", torch.empty(length, head_dim, dtype=torch.float32), persistent=False)
+        self.register_buffer("sin", torch.empty(length, head_dim, dtype=torch.float32), persistent=False)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Rotary:
+        """Apply `fn`, such as a move to a device, but stay in float32 where it changes the dtype.
+
+        bfloat16 has 8 bits: it would give position 1,000 the angle of position 1,001 in the fastest pair.
+        """
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        if self.cos.dtype != torch.float32:
+            self.cos, self.sin = self.cos.float(), self.sin.float()
+            if not self.cos.is_meta:
+                self.reset_parameters()
+        return self
 
     def reset_parameters(self) -> None:
         """Fill the buffers in place: no checkpoint holds them, and a model from the meta device has none."""
@@ -42,7 +56,7 @@ class Rotary(nn.Module):
 
 
 def apply_rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate queries or keys by their positions.
+    """Rotate queries or keys by their positions, computed in float32.
 
     Args:
         x: Tensor of shape `(batch, heads, length, head_dim)`.

@@ -7,7 +7,9 @@ from typing import Literal
 from torch import Tensor, nn
 
 from trainer.core.errors import UserError
+from trainer.models.documents import document_mask, documents_of, positions_of
 from trainer.models.layers import GELU, Attention, Block, SwiGLU, init_transformer
+from trainer.models.linear_cross_entropy import Losses, LossHead, output_of
 from trainer.models.rotary import Rotary
 
 NORMS: dict[str, type[nn.Module]] = {"layer": nn.LayerNorm, "rms": nn.RMSNorm}
@@ -38,11 +40,16 @@ class Transformer(nn.Module):
         bias: Whether the linear layers have biases.
         tied: Whether the output layer shares the weights of the embedding.
         dropout: Dropout probability.
+        document_end: Token that ends a document: positions attend only within their document, and learned positions
+            count from its beginning. None: documents in one sequence see those before them. The data sets it if
+            `data.document_mask` is true.
 
     Raises:
         UserError: A choice is unknown, or the sizes do not divide.
     """
 
+    computes_loss = True
+    """Whether `forward` takes targets and then returns the sums of their losses."""
     for_tasks = ("trainer.tasks.language_modelling.LanguageModelling",)
 
     def __init__(
@@ -63,12 +70,13 @@ class Transformer(nn.Module):
         bias: bool = False,
         tied: bool = True,
         dropout: float = 0.0,
+        document_end: int | None = None,
     ) -> None:
         super().__init__()
         kv_heads = kv_heads or heads
         _check_sizes(dim, heads, kv_heads)
         _check_choices({"norm": norm, "activation": activation, "positions": positions})
-        self.layers, self.tied = layers, tied
+        self.layers, self.tied, self.document_end, self.attention_dropout = layers, tied, document_end, dropout
         self.embedding = nn.Embedding(vocab_size, dim)
         self.positions = nn.Embedding(sequence_length, dim) if positions == "learned" else None
         self.rotary = Rotary(dim // heads, sequence_length, rope_theta) if positions == "rotary" else None
@@ -85,7 +93,7 @@ class Transformer(nn.Module):
             for _ in range(layers)
         )
         self.norm = NORMS[norm](dim, eps=norm_eps)
-        self.head = nn.Linear(dim, vocab_size, bias=False)
+        self.head = LossHead(dim, vocab_size)
         self.tie()
         self.init_weights()
 
@@ -126,18 +134,29 @@ class Transformer(nn.Module):
         """Initialise the weights as GPT-2; completes a model that was built on the meta device."""
         init_transformer(self, self.layers)
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Map `(batch, length)` token ids to `(batch, length, vocab_size)` logits."""
+    def forward(self, tokens: Tensor, targets: Tensor | None = None) -> Tensor | Losses:
+        """Map `(batch, length)` token ids to `(batch, length, vocab_size)` logits.
+
+        With `(batch, length)` targets: to the sums of their losses, without all logits in memory.
+        """
         length = tokens.shape[1]
+        documents = None if self.document_end is None else documents_of(tokens, self.document_end)
         features = self.embedding(tokens)
-        if self.positions is not None:
+        if self.positions is not None and documents is not None:
+            features = features + self.positions(positions_of(documents))
+        elif self.positions is not None:
             features = features + self.positions.weight[:length]
         features = self.dropout(features)
+        # Rotary embeddings are relative: they need not count from the beginning of a document.
         rotary = self.rotary.cos_sin(length) if self.rotary is not None else None
+        mask = None if documents is None else document_mask(documents, flex=self._uses_flex(tokens))
         for block in self.body:
-            features = block(features, rotary)
-        logits: Tensor = self.head(self.norm(features))
-        return logits
+            features = block(features, rotary, mask)
+        return output_of(self.head, self.norm(features), targets)
+
+    def _uses_flex(self, tokens: Tensor) -> bool:
+        """Return whether documents are masked by flex attention, which knows no dropout."""
+        return tokens.is_cuda and not (self.training and self.attention_dropout)
 
 
 def _check_sizes(dim: int, heads: int, kv_heads: int) -> None:

@@ -7,6 +7,7 @@ FSDP's hooks breaks the graph at each of them. Checkpointing around FSDP would g
 from __future__ import annotations
 
 import functools
+import re
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
@@ -18,18 +19,42 @@ from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selectiv
 from trainer.config.strategy import Single
 from trainer.core.errors import UserError
 
-_SAVED_OPERATORS = (
-    torch.ops.aten.mm.default,
-    torch.ops.aten.addmm.default,
-    torch.ops.aten.bmm.default,
-    torch.ops.aten._scaled_dot_product_flash_attention.default,
-    torch.ops.aten._scaled_dot_product_efficient_attention.default,
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default,
+_KERNELS = re.compile(
+    r"aten::_(scaled_dot_product_\w*attention\w*|(flash|efficient|cudnn)_attention_forward\w*)"
+    r"|torch_attn::_varlen_attn\w*"
 )
-"""Operators that `selective` does not recompute.
+"""Names of the operators that compute attention: those that `scaled_dot_product_attention` may choose, and varlen."""
 
-Matrix products take most of the time, but not most of the memory.
-"""
+
+def attention_kernels() -> set[Any]:
+    """Return the operators of this torch that compute attention in the forward pass, flex attention included.
+
+    The list comes from torch's registry, because which kernel runs depends on the GPU, the dtype and the release: on
+    Hopper it is cuDNN's. The fallback of plain operators consists of matrix products.
+    """
+    names = {name.partition(".")[0] for name in torch._C._dispatch_get_all_op_names()}
+    kernels: set[Any] = {torch.ops.higher_order.flex_attention}
+    for name in names:
+        if _KERNELS.fullmatch(name) and "backward" not in name:
+            namespace, _, operator = name.partition("::")
+            packet = getattr(getattr(torch.ops, namespace), operator)
+            kernels |= {getattr(packet, overload) for overload in packet.overloads()}
+    return kernels
+
+
+@functools.cache
+def _saved_operators() -> frozenset[Any]:
+    """Return the operators that `selective` does not recompute.
+
+    Matrix products and attention take most of the time, but not most of the memory.
+    """
+    import torch.nn.attention.flex_attention
+    import torch.nn.attention.varlen  # both register their operators
+
+    aten = torch.ops.aten
+    return frozenset(
+        {aten.mm.default, aten.addmm.default, aten.bmm.default, aten.baddbmm.default, *attention_kernels()}
+    )
 
 
 def blocks_of(module: nn.Module, class_name: str | None = None) -> list[nn.Module]:
@@ -88,4 +113,4 @@ def _checkpointed(forward: Callable[..., Any], kind: str) -> Callable[..., Any]:
 
 
 def _policy(_: Any, operator: Any, *inputs: Any, **named: Any) -> CheckpointPolicy:
-    return CheckpointPolicy.MUST_SAVE if operator in _SAVED_OPERATORS else CheckpointPolicy.PREFER_RECOMPUTE
+    return CheckpointPolicy.MUST_SAVE if operator in _saved_operators() else CheckpointPolicy.PREFER_RECOMPUTE

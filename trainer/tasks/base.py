@@ -89,3 +89,11 @@ def stack_sums(*sums: Tensor | int) -> Tensor:
     """
     device = next(value.device for value in sums if isinstance(value, Tensor))
     return torch.stack([torch.as_tensor(value, dtype=torch.float64, device=device) for value in sums])
+
+
+def in_float32(output: Tensor) -> Tensor:
+    """Return an output of a network in float32, in which losses are computed; in float64 if it has that.
+
+    The output is in bfloat16 under `bf16-true` and under DeepSpeed, which have no autocast that would convert it.
+    """
+    return output.to(torch.promote_types(output.dtype, torch.float32))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional
 
-from trainer.tasks.base import Task, stack_sums
+from trainer.tasks.base import Task, in_float32, stack_sums
 
 IGNORED = -100
 """Label of a sample that could not be read: ignored by the loss and the metrics. torch's own default."""
@@ -33,7 +33,7 @@ class Classification(Task):
         """Return the mean loss of a batch."""
         inputs, targets = batch
         return functional.cross_entropy(
-            self.model(inputs), targets, ignore_index=IGNORED, label_smoothing=self.label_smoothing
+            in_float32(self.model(inputs)), targets, ignore_index=IGNORED, label_smoothing=self.label_smoothing
         )
 
     def predict_step(self, batch: tuple[Tensor, ...], batch_idx: int) -> Tensor:

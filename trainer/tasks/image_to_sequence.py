@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from trainer.tasks.base import Task, stack_sums
+from trainer.tasks.base import Task, in_float32, stack_sums
 from trainer.tasks.language_modelling import IGNORED
 
 
@@ -23,9 +23,8 @@ class ImageToSequence(Task):
     def training_step(self, batch: tuple[Tensor, Tensor, Tensor], batch_idx: int) -> Tensor:
         """Return the mean loss of a batch."""
         images, tokens, targets = batch
-        return functional.cross_entropy(
-            self.model(images, tokens).flatten(0, 1), targets.flatten(), ignore_index=IGNORED
-        )
+        logits = self.model(images, tokens).flatten(0, 1)
+        return functional.cross_entropy(in_float32(logits), targets.flatten(), ignore_index=IGNORED)
 
     def predict_step(self, batch: tuple[Tensor, ...], batch_idx: int) -> Tensor:
         """Return the greedily decoded tokens, shape `(batch, length)`."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from trainer.tasks.base import Task, stack_sums
+from trainer.tasks.base import Task, in_float32, stack_sums
 
 IGNORED = -100
 """A target that is ignored by the loss and the metrics: padding, other speakers' turns."""
@@ -21,21 +21,32 @@ class LanguageModelling(Task):
     per token; `val/ppl`, perplexity; `val/acc`, accuracy of tokens; and `val/bpb`, bits per byte, if the number of
     bytes per token is known: it can be compared between tokenizers.
 
+    A network that declares `computes_loss` computes the loss itself, `model(inputs, targets)`, so that the logits of
+    all positions are never in memory at once (`models/linear_cross_entropy.py`). The loss is computed in float32 in
+    any precision.
+
     Args:
         model: The network.
         bytes_per_token: Mean over the evaluation data; None: the fact of the data module.
+        chunked_loss: Whether a network that can computes the loss in chunks of positions; False: from all logits.
     """
 
     primary_metric = ("val/loss", "min")
 
-    def __init__(self, model: nn.Module, bytes_per_token: float | None = None) -> None:
+    def __init__(self, model: nn.Module, bytes_per_token: float | None = None, chunked_loss: bool = True) -> None:
         super().__init__(model)
         self.bytes_per_token = bytes_per_token
+        self.computes_loss = chunked_loss and bool(getattr(model, "computes_loss", False))
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """Return the mean loss of a batch."""
         inputs, targets = batch
-        return functional.cross_entropy(self.model(inputs).flatten(0, 1), targets.flatten(), ignore_index=IGNORED)
+        if self.computes_loss:
+            total, count, _ = self.model(inputs, targets)
+            mean: Tensor = total / count
+            return mean
+        logits = self.model(inputs).flatten(0, 1)
+        return functional.cross_entropy(in_float32(logits), targets.flatten(), ignore_index=IGNORED)
 
     def setup(self, stage: str) -> None:
         """Take `bytes_per_token` from the data module's facts if it is not given."""
@@ -57,6 +68,9 @@ class LanguageModelling(Task):
 
     def _evaluate(self, batch: tuple[Tensor, ...]) -> Tensor:
         inputs, targets = batch
+        if self.computes_loss:
+            total, count, correct = self.model(inputs, targets)
+            return stack_sums(total, correct, count)
         logits, flat = self.model(inputs).flatten(0, 1).float(), targets.flatten()
         loss = functional.cross_entropy(logits, flat, ignore_index=IGNORED, reduction="sum")
         return stack_sums(loss, (logits.argmax(-1) == flat).sum(), (flat != IGNORED).sum())

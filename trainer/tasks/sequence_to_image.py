@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 from torch.nn import functional
 
-from trainer.tasks.base import Task, stack_sums
+from trainer.tasks.base import Task, in_float32, stack_sums
 
 
 class SequenceToImage(Task):
@@ -21,7 +21,7 @@ class SequenceToImage(Task):
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """Return the mean loss of a batch."""
         tokens, images = batch
-        return functional.mse_loss(self.model(tokens), images)
+        return functional.mse_loss(in_float32(self.model(tokens)), in_float32(images))
 
     def predict_step(self, batch: tuple[Tensor, ...], batch_idx: int) -> Tensor:
         """Return the predicted images, shape `(batch, channels, height, width)`."""
