@@ -24,6 +24,8 @@ from trainer.data.tables import IDS, IMAGES, TEXTS, find_tables
 
 FACTS = ("input_shape", "output_shape", "num_classes", "vocab_size", "sequence_length", "pad_id")
 """Arguments of a model that the data may fill."""
+_DOCUMENT_END = "document_end"
+"""Argument of a model that masks documents."""
 CLASSIFICATION = "trainer.tasks.classification.Classification"
 LANGUAGE_MODELLING = "trainer.tasks.language_modelling.LanguageModelling"
 _TEXT_FACTS = {"vocab_size": None, "sequence_length": "sequence_length"}
@@ -68,6 +70,7 @@ class ModelNeeds:
 
 def problems_of_fit(config: dict[str, Any], cwd: Path) -> Iterator[UserError]:
     """Yield an error for a model that cannot be trained on the data, with shipped models and data that would fit."""
+    yield from _problems_of_masks(config, cwd)
     data = data_facts(config["data"], cwd)
     needs = model_needs(config["model"], cwd)
     if data is None or needs is None:
@@ -80,6 +83,25 @@ def problems_of_fit(config: dict[str, Any], cwd: Path) -> Iterator[UserError]:
     fixes = [f"models for this data: {listed(models, 12)}"] if models else []
     fixes += [f"data for this model: {listed(datasets, 12)}"] if datasets else []
     yield UserError(problem, "; ".join(fixes) or "choose another model or other data")
+
+
+def _problems_of_masks(config: dict[str, Any], cwd: Path) -> Iterator[UserError]:
+    """Yield an error for a document mask that the model would not apply."""
+    sources = config["data"].get("sources")
+    nodes = [config["data"], *(sources.values() if isinstance(sources, dict) else ())]
+    if not any(isinstance(node, Mapping) and node.get("document_mask") is True for node in nodes):
+        return
+    if _DOCUMENT_END in config["model"]:
+        return
+    target = config["model"].get("_target_")
+    definition = find(target, cwd) if isinstance(target, str) else None
+    signature = signature_of(definition) if definition is not None else None
+    if isinstance(signature, Signature) and _DOCUMENT_END not in signature.names():
+        problem = f"data.document_mask=true: {target} has no argument {_DOCUMENT_END}, so it does not mask documents"
+        yield UserError(problem, "use model=transformer, gpt2_124m or llama3_8b, or remove data.document_mask")
+    else:
+        problem = f"data.document_mask=true, but model.{_DOCUMENT_END} is not in the configuration for the data to fill"
+        yield UserError(problem, f"add +model.{_DOCUMENT_END}=null")
 
 
 def mismatch(needs: ModelNeeds, data: DataFacts, task: str | None = None) -> str | None:

@@ -45,6 +45,7 @@ def hf_dataset(
     held_out: float = 0.05,
     max_bad: int = 100,
     cache: str | None = None,
+    document_mask: bool = False,
 ) -> ArrayDataModule:
     """Return the data module for a folder: what `save_to_disk` wrote, or Parquet or Arrow files.
 
@@ -70,6 +71,8 @@ def hf_dataset(
         held_out: Fraction of the rows for each of val and test that no file gives.
         max_bad: Unreadable images, or rows without a usable label, that are tolerated.
         cache: Folder for prepared data; None: `~/.cache/trainer`.
+        document_mask: For language modelling: whether positions attend only within their row's text, or within the
+            documents that token ids end with the tokenizer's end-of-text token.
 
     Returns:
         A `TokenTable`, `ImageTable`, `LabelledText` or `TextTable`.
@@ -80,7 +83,11 @@ def hf_dataset(
     tables = find_tables(Path(root).expanduser())
     columns = _choose(tables, Columns(text_column, ids_column, image_column, label_column))
     common: dict[str, Any] = {"batch_size": batch_size, "held_out": held_out, "cache": cache}
+    if document_mask and (columns.image is not None or columns.label is not None):
+        problem = "data.document_mask=true: these columns hold samples, and no sequences of several documents"
+        raise UserError(problem, "remove it")
     if columns.ids is not None:
+        common["document_mask"] = document_mask
         path = None if tokenizer in ("bytes", "bpe") else tokenizer
         return TokenTable(tables, columns.ids, sequence_length=sequence_length, tokenizer=path, **common)
     if columns.image is not None and columns.label is not None:
@@ -91,7 +98,7 @@ def hf_dataset(
     common |= {"sequence_length": sequence_length, "tokenizer": tokenizer, "vocab_size": vocab_size}
     if columns.label is not None:
         return LabelledText(tables, columns.text, columns.label, max_bad=max_bad, **common)
-    return TextTable(tables, columns.text, **common)
+    return TextTable(tables, columns.text, document_mask=document_mask, **common)
 
 
 def _choose(tables: Tables, given: Columns) -> Columns:

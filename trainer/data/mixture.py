@@ -18,7 +18,7 @@ from trainer.data.mixture_weights import problems_of_weights
 from trainer.data.randomness import mix
 from trainer.data.seeded import SupportsGather, supports_gather
 
-SHARED = ("input_shape", "output_shape", "num_classes", "vocab_size", "sequence_length", "pad_id")
+SHARED = ("input_shape", "output_shape", "num_classes", "vocab_size", "sequence_length", "pad_id", "document_end")
 """Facts on which the sources must agree so that their samples can share a batch and a model."""
 
 

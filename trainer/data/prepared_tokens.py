@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 import numpy
 
+from trainer.core.errors import UserError
 from trainer.data.arrays import ArrayDataModule
 from trainer.data.baselines import bits_per_byte
 from trainer.data.cache import cache_root
@@ -31,13 +32,15 @@ class PreparedTokens(ArrayDataModule, ABC):
         batch_size: Global batch size.
         sequence_length: Tokens per window.
         cache: Folder for prepared data; None: `~/.cache/trainer`.
+        document_mask: Whether positions attend only within their document; see `Transformer.document_end`.
     """
 
     default_task = "trainer.tasks.language_modelling.LanguageModelling"
     provides: ClassVar[dict[str, Any]] = {"vocab_size": None, "sequence_length": "sequence_length"}
 
-    def __init__(self, batch_size: int, sequence_length: int, cache: str | None) -> None:
+    def __init__(self, batch_size: int, sequence_length: int, cache: str | None, document_mask: bool = False) -> None:
         super().__init__(batch_size)
+        self.document_mask = document_mask
         self.sequence_length = sequence_length
         self.evaluation_batch = evaluation_windows(sequence_length)
         self.cache = Path(cache).expanduser() if cache else cache_root()
@@ -47,6 +50,15 @@ class PreparedTokens(ArrayDataModule, ABC):
     @abstractmethod
     def prepared_folder(self) -> Path:
         """Return the prepared folder, after filling it if it does not exist."""
+
+    def end_of_text(self) -> int:
+        """Return the token that ends a document, after `setup`.
+
+        Raises:
+            UserError: The class does not know it.
+        """
+        problem = f"data.document_mask=true: {type(self).__name__} does not know which token ends a document"
+        raise UserError(problem, "remove it")
 
     def prepare_data(self) -> None:
         """Prepare the tokens. Runs on one rank of each node; the others wait for it."""
@@ -59,13 +71,15 @@ class PreparedTokens(ArrayDataModule, ABC):
         self.folder = self.folder or self.prepared_folder()
         self.meta = json.loads((self.folder / META).read_text())
         kind = token_type(self.meta["vocab_size"])
+        end = self.end_of_text() if self.document_mask else None
         self.train, self.val, self.test = (
-            TokenWindows([self.folder / f"{split}.bin"], self.sequence_length, kind) for split in SPLITS
+            TokenWindows([self.folder / f"{split}.bin"], self.sequence_length, kind, end) for split in SPLITS
         )
 
     def facts(self) -> dict[str, Any]:
-        """Return `vocab_size` and `sequence_length`."""
-        return {"vocab_size": self.meta["vocab_size"], "sequence_length": self.sequence_length}
+        """Return `vocab_size`, `sequence_length`, and with a document mask `document_end`."""
+        end = {"document_end": self.end_of_text()} if self.document_mask else {}
+        return {"vocab_size": self.meta["vocab_size"], "sequence_length": self.sequence_length, **end}
 
 
 class PreparedText(PreparedTokens):
@@ -77,12 +91,20 @@ class PreparedText(PreparedTokens):
         cache: Folder for prepared data; None: `~/.cache/trainer`.
         tokenizer: `bytes`; `bpe`, trained on the training texts; or the path of a `tokenizer.json`.
         vocab_size: Vocabulary size of `bpe`.
+        document_mask: As in `PreparedTokens`.
     """
 
     def __init__(
-        self, batch_size: int, sequence_length: int, cache: str | None, tokenizer: str, vocab_size: int
+        self,
+        batch_size: int,
+        sequence_length: int,
+        cache: str | None,
+        tokenizer: str,
+        vocab_size: int,
+        *,
+        document_mask: bool = False,
     ) -> None:
-        super().__init__(batch_size, sequence_length, cache)
+        super().__init__(batch_size, sequence_length, cache, document_mask)
         self.choice = TokenizerChoice(tokenizer, vocab_size)
 
     def write(
@@ -116,6 +138,10 @@ class PreparedText(PreparedTokens):
             numpy.fromfile(self.folder / f"{part}.bin", kind).astype(numpy.uint8) for part in ("train", split)
         )
         return {f"bpb_{name}": bits_per_byte(train, held_out, order) for order, name in ((1, "unigram"), (3, "3gram"))}
+
+    def end_of_text(self) -> int:
+        """Return the token that ends a document, after `setup`."""
+        return self.tokenizer().end_of_text
 
     def tokenizer(self) -> Tokenizer:
         """Return the tokenizer that made the tokens, after `setup`."""

@@ -29,6 +29,7 @@ class Text(PreparedText):
         vocab_size: Vocabulary size of `bpe`.
         held_out: Fraction of the files for each of val and test.
         cache: Folder for prepared data; None: `~/.cache/trainer`.
+        document_mask: Whether positions attend only within their file; see `Transformer.document_end`.
     """
 
     def __init__(
@@ -42,8 +43,9 @@ class Text(PreparedText):
         vocab_size: int = 4096,
         held_out: float = 0.05,
         cache: str | None = None,
+        document_mask: bool = False,
     ) -> None:
-        super().__init__(batch_size, sequence_length, cache, tokenizer, vocab_size)
+        super().__init__(batch_size, sequence_length, cache, tokenizer, vocab_size, document_mask=document_mask)
         self.root = Path(root).expanduser() if root else standard_library()
         self.patterns = list(patterns) if patterns else (["*"] if root else ["*.py"])
         self.held_out = held_out

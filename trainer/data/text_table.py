@@ -121,6 +121,7 @@ class TextTable(PreparedText):
         vocab_size: As in `trainer.data.text.Text`.
         held_out: Fraction of the rows for each of val and test that no file gives.
         cache: Folder for prepared data; None: `~/.cache/trainer`.
+        document_mask: Whether positions attend only within their row; see `Transformer.document_end`.
     """
 
     def __init__(
@@ -134,8 +135,9 @@ class TextTable(PreparedText):
         vocab_size: int,
         held_out: float,
         cache: str | None,
+        document_mask: bool = False,
     ) -> None:
-        super().__init__(batch_size, sequence_length, cache, tokenizer, vocab_size)
+        super().__init__(batch_size, sequence_length, cache, tokenizer, vocab_size, document_mask=document_mask)
         self.tables, self.column, self.held_out = tables, column, held_out
 
     def prepared_folder(self) -> Path:
@@ -162,6 +164,8 @@ class TokenTable(PreparedTokens):
         tokenizer: The `tokenizer.json` of the ids; None: the vocabulary size is that of the largest id.
         held_out: Fraction of the rows for each of val and test that no file gives.
         cache: Folder for prepared data; None: `~/.cache/trainer`.
+        document_mask: Whether positions attend only within their document, which the tokenizer's end-of-text token
+            ends in the ids; see `Transformer.document_end`.
     """
 
     def __init__(
@@ -174,8 +178,9 @@ class TokenTable(PreparedTokens):
         tokenizer: str | None,
         held_out: float,
         cache: str | None,
+        document_mask: bool = False,
     ) -> None:
-        super().__init__(batch_size, sequence_length, cache)
+        super().__init__(batch_size, sequence_length, cache, document_mask)
         self.tables, self.column, self.held_out, self.tokenizer_path = tables, column, held_out, tokenizer
 
     def prepared_folder(self) -> Path:
@@ -184,6 +189,17 @@ class TokenTable(PreparedTokens):
         known = BytePairs(Path(path).expanduser()).vocab_size if path else None
         key = self.tables.key(FORMAT, "ids", self.column, self.held_out, known)
         return prepared(self.cache / f"table-{key}", lambda folder: self._write(folder, known))
+
+    def end_of_text(self) -> int:
+        """Return the end-of-text token of the tokenizer.
+
+        Raises:
+            UserError: There is no tokenizer.
+        """
+        if self.tokenizer_path is None:
+            fix = "set data.tokenizer=FILE, the tokenizer.json that made the ids"
+            raise UserError("data.document_mask=true: the ids do not say which of them ends a document", fix)
+        return BytePairs(Path(self.tokenizer_path).expanduser()).end_of_text
 
     def _write(self, folder: Path, vocab_size: int | None) -> None:
         rows = _rows(self.tables, self.column, self.held_out)

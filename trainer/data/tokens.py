@@ -11,6 +11,8 @@ from torch.utils.data import Dataset
 
 from trainer.core.errors import UserError
 
+IGNORED = -100
+"""A target that the loss ignores, as in `trainer.tasks.language_modelling`."""
 EVALUATION_TOKENS = 8192
 """Tokens per evaluation batch on a rank.
 
@@ -37,6 +39,8 @@ class TokenWindows(Dataset[tuple[torch.Tensor, torch.Tensor]]):
         paths: Files of unsigned integers.
         sequence_length: Tokens per window.
         kind: Type of the integers.
+        document_end: With `data.document_mask` the token that ends a document: it has no target, because the next
+            token begins another document. None: every token has one.
 
     Raises:
         UserError: The files hold fewer than `sequence_length + 1` tokens.
@@ -44,7 +48,13 @@ class TokenWindows(Dataset[tuple[torch.Tensor, torch.Tensor]]):
 
     random = False
 
-    def __init__(self, paths: Sequence[Path], sequence_length: int, kind: type[numpy.unsignedinteger]) -> None:
+    def __init__(
+        self,
+        paths: Sequence[Path],
+        sequence_length: int,
+        kind: type[numpy.unsignedinteger],
+        document_end: int | None = None,
+    ) -> None:
         # asarray: indexing a plain view costs half of indexing a memmap. An empty file cannot be mapped.
         self.files = [numpy.asarray(numpy.memmap(path, kind, mode="r")) for path in paths if path.stat().st_size]
         windows = [max(0, len(file) - 1) // sequence_length for file in self.files]
@@ -54,7 +64,7 @@ class TokenWindows(Dataset[tuple[torch.Tensor, torch.Tensor]]):
                 f"{names or 'the data'}: {tokens} tokens, fewer than data.sequence_length={sequence_length} + 1",
                 "use a smaller data.sequence_length, or more text",
             )
-        self.sequence_length = sequence_length
+        self.sequence_length, self.document_end = sequence_length, document_end
         self._ends = numpy.cumsum(windows)
         self._begins = self._ends - windows
         self._offsets = numpy.arange(sequence_length + 1)
@@ -78,7 +88,10 @@ class TokenWindows(Dataset[tuple[torch.Tensor, torch.Tensor]]):
                 mine = owners == owner
                 window[mine] = self._windows(owner, ids[mine] - self._begins[owner])
         tokens = torch.from_numpy(window)
-        return tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
+        inputs, targets = tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
+        if self.document_end is not None:  # out of place: inputs and targets of a single row share their memory
+            targets = targets.masked_fill(inputs == self.document_end, IGNORED)
+        return inputs, targets
 
     def _windows(self, file: int, ids: numpy.ndarray) -> numpy.ndarray:
         return self.files[file][(ids * self.sequence_length)[:, None] + self._offsets]
