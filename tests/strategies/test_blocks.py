@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from trainer.config.strategy import Auto, Ddp, Fsdp, Hsdp, Single, Tp
 from trainer.core.errors import UserError
 from trainer.models.transformer import Transformer
 from trainer.strategies import auto_choice, data_parallel, mesh_sizes
-from trainer.strategies.blocks import blocks_of, prepare
+from trainer.strategies.blocks import _saved_operators, blocks_of, prepare
 
 
 def small() -> Transformer:
@@ -50,6 +55,63 @@ def test_recomputing_gives_the_same_gradients_under_the_same_names(kind: str) ->
         gradients.append([parameter.grad for parameter in network.parameters()])
     for plain, recomputed in zip(*gradients, strict=True):
         torch.testing.assert_close(plain, recomputed, rtol=0, atol=0)
+
+
+def test_selective_keeps_every_attention_kernel_of_this_torch() -> None:
+    """By another list than that of the code: the schemas, which also a release with new kernels has."""
+    kept = {str(operator) for operator in _saved_operators()}
+    kernels = [
+        f"{schema.name.replace('::', '.')}.{schema.overload_name or 'default'}"
+        for schema in torch._C._jit_get_all_schemas()
+        if schema.name.startswith("aten::_scaled_dot_product_") and "backward" not in schema.name
+    ]
+    assert len(kernels) >= 6
+    assert kept.issuperset(kernels)
+    for name in ("cudnn", "flash", "efficient"):
+        assert f"aten._scaled_dot_product_{name}_attention.default" in kept
+    assert {"aten._flash_attention_forward.default", "torch_attn._varlen_attn.default", "flex_attention"} <= kept
+
+
+class Counted(TorchDispatchMode):
+    """Counts operators by name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.calls[str(func)] += 1
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("kernel", ["flash", "efficient", "cudnn", "math", "cpu"])
+def test_selective_computes_attention_once(kernel: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On fake tensors the kernels of GPUs run, too: `scaled_dot_product_attention` is made to choose each of them."""
+    aten = torch.ops.aten
+    kernels: dict[str, tuple[Any, tuple[Any, ...]]] = {
+        "flash": (aten._scaled_dot_product_flash_attention, (0.0, True)),
+        "efficient": (aten._scaled_dot_product_efficient_attention, (None, True, 0.0, True)),
+        "cudnn": (aten._scaled_dot_product_cudnn_attention, (None, True, 0.0, True)),
+        "math": (aten._scaled_dot_product_attention_math, (None, 0.0, True)),
+    }
+    if kernel in kernels:
+        operator, arguments = kernels[kernel]
+        chosen = lambda query, key, value, **_: operator(query, key, value, *arguments)[0]  # noqa: E731
+        monkeypatch.setattr("torch.nn.functional.scaled_dot_product_attention", chosen)
+    counts = {}
+    for kind in ("none", "selective", "full"):
+        with FakeTensorMode(), Counted() as counted:
+            network = Transformer(vocab_size=11, sequence_length=16, dim=16, layers=2, heads=2)
+            prepare(network, Single(activation_checkpointing=kind))  # type: ignore[arg-type]
+            network(torch.zeros(2, 16, dtype=torch.long)).sum().backward()
+        names = ("aten.bmm.default",) if kernel == "math" else tuple(counted.calls)
+        counts[kind] = sum(
+            counted.calls[name]
+            for name in names
+            if name == "aten.bmm.default" or ("scaled_dot_product" in name and "backward" not in name)
+        )
+    assert counts["selective"] == counts["none"] > 0
+    assert counts["full"] > counts["none"]
 
 
 def test_the_mesh_follows_from_the_options(monkeypatch: pytest.MonkeyPatch) -> None:

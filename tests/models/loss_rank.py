@@ -1,0 +1,79 @@
+"""One gloo rank that trains a decoder with and without the chunked loss: `python loss_rank.py FOLDER`."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.plugins.environments import TorchElasticEnvironment
+from torch.utils.data import DataLoader, TensorDataset
+
+from trainer import strategies
+from trainer.config.strategy import STRATEGIES
+from trainer.models import linear_cross_entropy
+from trainer.models.transformer import Transformer
+from trainer.tasks.language_modelling import IGNORED, LanguageModelling
+
+VOCABULARY, LENGTH, STEPS = 50, 11, 4
+CASES = [
+    (strategy, precision, tied)
+    for strategy, tied in (("ddp", True), ("fsdp", True), ("fsdp", False))
+    for precision in ("32-true", "bf16-mixed", "bf16-true")
+]
+
+
+class Trained(LanguageModelling):
+    """Keeps the losses; plain SGD, so that wrong gradients change the next loss in proportion."""
+
+    def training_step(self, batch: tuple[torch.Tensor, torch.Tensor], batch_idx: int) -> torch.Tensor:
+        loss = super().training_step(batch, batch_idx)
+        self.seen = [*getattr(self, "seen", []), (float(loss.detach()), str(loss.dtype))]
+        return loss
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=1.0)
+
+
+def train(strategy: str, precision: str, tied: bool, chunked: bool) -> list[tuple[float, str]]:
+    rank = int(os.environ["RANK"])
+    torch.manual_seed(0)
+    network = Transformer(VOCABULARY, LENGTH, dim=16, layers=2, heads=2, tied=tied)
+    tokens = torch.randint(0, VOCABULARY, (STEPS * 2, LENGTH + 1), generator=torch.Generator().manual_seed(rank))
+    targets = tokens[:, 1:].clone()
+    targets[:, :3] = IGNORED
+    module = Trained(network, chunked_loss=chunked)
+    trainer = Trainer(
+        accelerator="cpu",
+        devices=2,
+        max_steps=STEPS,
+        strategy=strategies.build(STRATEGIES[strategy](), 2, torch.device("cpu"), 60.0),
+        plugins=[TorchElasticEnvironment()],
+        precision=precision,  # type: ignore[arg-type]
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+    )
+    trainer.fit(module, DataLoader(TensorDataset(tokens[:, :-1], targets), batch_size=2))
+    return module.seen
+
+
+def main() -> None:
+    linear_cross_entropy.CHUNK_BYTES["cpu"] = 4 * VOCABULARY * 9  # 22 positions: chunks of 8, 8 and 6
+    found: dict[str, Any] = {}
+    for strategy, precision, tied in CASES:
+        runs = [train(strategy, precision, tied, chunked) for chunked in (False, True)]
+        found[f"{strategy} {precision} {tied}"] = runs
+    (Path(sys.argv[1]) / f"losses-{os.environ['RANK']}.json").write_text(json.dumps(found))
+
+
+if __name__ == "__main__":
+    warnings.filterwarnings("ignore")
+    main()
