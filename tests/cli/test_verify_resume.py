@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from tests.conftest import TrainerCli
+from trainer.cli.verify_resume import gpu_note
 
 JOB = ["experiment=quickstart", "resources.cpu_processes=1", "--steps", "8", "--keep", "verified"]
 DRIFT = """
@@ -38,3 +41,12 @@ def test_what_differs_is_named(trainer_cli: TrainerCli, workdir: Path) -> None:
     assert "the first batch after resume 1: the weights before the batch: " in done.stdout
     assert "likely cause: something changes them when training starts" in done.stdout
     assert "deterministic" not in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("gpus", "deterministic", "noted"),
+    [(1, False, True), (4, "warn", True), (1, True, False), (0, False, False), (None, False, False)],
+)
+def test_a_job_on_gpus_without_deterministic_kernels_is_told_so(gpus: int, deterministic: object, noted: bool) -> None:
+    note = gpu_note({"resources": {"gpus": gpus}, "trainer": {"deterministic": deterministic}})
+    assert ("trainer.deterministic=true" in (note or "")) is noted

@@ -40,11 +40,11 @@ def make_callbacks(attempt: Attempt, plan: BatchPlan, device: torch.device, wait
         waits_in_forward: Whether this rank waits for other ranks inside its forward pass.
     """
     callbacks: list[Callback] = [Accumulation(plan.accumulate), MemoryReport(attempt)]
-    if waits_in_forward:
-        callbacks.append(DataTime(attempt.heartbeat))
     if device.type == "cuda":
         attempt.heartbeat.update(device=f"{device}, {torch.cuda.get_device_name(device)}")
-        return [*callbacks, DeviceTime(attempt.heartbeat)]
+        return [*callbacks, DeviceTime(attempt.heartbeat, waits_in_forward)]
+    if waits_in_forward:
+        callbacks.append(DataTime(attempt.heartbeat))
     attempt.heartbeat.update(device=device.type)
     return callbacks
 

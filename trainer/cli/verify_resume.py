@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from trainer.cli.options import make_parser
 from trainer.core.errors import DONE, JOB_FAILED, UserError
@@ -37,6 +38,8 @@ def main(argv: list[str]) -> int:
     folder = Path(options.keep or tempfile.mkdtemp(prefix="trainer-verify-")).absolute()
     undisturbed = _train_undisturbed(options, folder)
     last = int(undisturbed.attempts()[-1].step or 0)
+    if note := gpu_note(undisturbed.config()):
+        print(note, flush=True)
     kills = _kills(options, last, steps_per_epoch(undisturbed))
     killed = _train(options, folder / "killed", kills)
     attempts = len(killed.logged_attempts())
@@ -53,6 +56,16 @@ def main(argv: list[str]) -> int:
         return DONE
     _explain(killed, undisturbed, difference)
     return JOB_FAILED
+
+
+def gpu_note(config: dict[str, Any]) -> str | None:
+    """Return the note for a job on GPUs that may use nondeterministic kernels; None for any other."""
+    if not config["resources"].get("gpus") or config["trainer"].get("deterministic") is True:
+        return None
+    return (
+        "note: this job runs on GPUs without trainer.deterministic=true, so two runs may differ in the last bits with or"
+        " without a kill; add trainer.deterministic=true to tell that from an inexact resume"
+    )
 
 
 def _explain(killed: RunDirectory, undisturbed: RunDirectory, difference: str) -> None:

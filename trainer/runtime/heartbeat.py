@@ -14,7 +14,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 from trainer.core import processes
 from trainer.runs.directory import RunDirectory
@@ -22,6 +22,18 @@ from trainer.runs.records import HeartbeatRecord
 from trainer.runtime.process import Rank
 
 BATCHES_OF_MEDIAN = 64
+
+
+class DeviceBatch(NamedTuple):
+    """Seconds of one batch by the clock of a GPU, under the names of `runs.records.HeartbeatRecord`."""
+
+    own_s: float
+    """From the end of the previous batch to the end of the forward pass."""
+    batch_s: float
+    data_s: float | None
+    """From the end of the previous batch to the start of this one; None: not measured."""
+    forward_s: float | None
+    """The forward pass or, where ranks wait for each other in it, one block of it times the number of blocks."""
 
 
 class Heartbeat:
@@ -41,8 +53,8 @@ class Heartbeat:
         self.batches: deque[tuple[float, float]] = deque(maxlen=BATCHES_OF_MEDIAN)
         """Seconds of the latest batches: from the end of the previous batch to the backward pass, in which this rank
         does not wait for others (`own_s`), and of the whole batch (`batch_s`)."""
-        self.forwards: deque[float] = deque(maxlen=BATCHES_OF_MEDIAN)
-        """Seconds of forward passes on a GPU, by the clock of the GPU (`forward_s`)."""
+        self.device_batches: deque[DeviceBatch] = deque(maxlen=BATCHES_OF_MEDIAN)
+        """Batches by the clock of the GPU, which replace the times of the host."""
         self.data: deque[float] = deque(maxlen=BATCHES_OF_MEDIAN)
         """Seconds before the forward pass (`data_s`), if the ranks wait for each other in the forward pass."""
         self.on_beat: Callable[[], None] = _nothing
@@ -121,15 +133,17 @@ class Heartbeat:
     def _medians(self) -> dict[str, float]:
         """Return the medians by which `supervise/stragglers.py` compares the ranks."""
         medians: dict[str, float] = {"batches": len(self.batches)}
-        batches, forwards = list(self.batches), list(self.forwards)
+        batches = list(self.batches)
         if batches:
             own_s, batch_s = zip(*batches, strict=True)
             medians["own_s"] = round(statistics.median(own_s), 6)
             medians["batch_s"] = round(statistics.median(batch_s), 6)
         if data := list(self.data):
             medians["data_s"] = round(statistics.median(data), 6)
-        if forwards:
-            medians["forward_s"] = round(statistics.median(forwards), 6)
+        on_device = list(self.device_batches)
+        for name in DeviceBatch._fields:
+            if values := [value for batch in on_device if (value := getattr(batch, name)) is not None]:
+                medians[name] = round(statistics.median(values), 6)
         return medians
 
     def _keep_previous(self) -> None:

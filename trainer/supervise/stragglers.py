@@ -1,9 +1,11 @@
 """Find the straggler, the rank that the others wait for at every step, from the heartbeats. Imports no torch.
 
 A whole step takes equally long on all ranks, because it ends in a collective. The ranks differ in the part of a step in
-which no rank waits for another: reading the data and the forward pass (`own_s`), and on a GPU the forward pass by the
-GPU's clock (`forward_s`). With sharded parameters (fsdp, ZeRO-3) the ranks also wait for each other in the forward
-pass, where they gather parameters; they differ in the time before it (`data_s`).
+which no rank waits for another: reading the data and the forward pass (`own_s`), and on a GPU also the forward pass
+alone (`forward_s`). With sharded parameters (fsdp, ZeRO-3) the ranks also wait for each other in the forward pass,
+where they gather parameters; they differ in the time before it (`data_s`), and under fsdp on a GPU in one block, once
+its parameters are there (`forward_s`). All times of a rank on a GPU are by the clock of the GPU
+(`callbacks/device_time.py`).
 """
 
 from __future__ import annotations
