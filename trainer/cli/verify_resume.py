@@ -63,7 +63,7 @@ def gpu_note(config: dict[str, Any]) -> str | None:
     if not config["resources"].get("gpus") or config["trainer"].get("deterministic") is True:
         return None
     return (
-        "note: this job runs on GPUs without trainer.deterministic=true, so two runs may differ in the last bits with or"
+        "note: this job runs on GPUs without trainer.deterministic=true, so two runs may differ in the last bits even"
         " without a kill; add trainer.deterministic=true to tell that from an inexact resume"
     )
 
