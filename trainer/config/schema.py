@@ -133,6 +133,9 @@ class TrainerOptions:
     channels_last: bool = False
     """Store the weights of 2D convolutions as channels_last (NHWC), which tensor cores read without a transposition;
     for image models with strategy=single or ddp."""
+    prefetch_to_device: bool = True
+    """Copy the next batch to the GPU on a stream of its own while a step computes, from pinned memory, at the cost of
+    one batch of GPU memory. Not where hooks change the transfer or Lightning's own loop runs; no effect on CPU."""
     expandable_segments: bool = True
     """Let the CUDA allocator grow its segments, which wastes less memory when sizes vary. A value of your own in
     PYTORCH_ALLOC_CONF or PYTORCH_CUDA_ALLOC_CONF has priority."""

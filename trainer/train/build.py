@@ -183,7 +183,7 @@ def build_trainer(
     trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
     trainer.loggers = [NoLogger(RunDirectory(Path(default_root_dir)))]  # until `complete`
     if options.lean_loop:
-        use_lean_loop(trainer)
+        use_lean_loop(trainer, options.prefetch_to_device)
     else:
         use_save_points(trainer)
     return trainer

@@ -38,14 +38,21 @@ from lightning.pytorch.loops.fetchers import _DataFetcher
 
 from trainer.train.loop_plan import Plan, make_plan, why_not_lean
 from trainer.train.loop_step import FX, LeanOptimization
+from trainer.train.prefetch import CopyStream
 from trainer.train.save_points import use_save_points
 
 log = logging.getLogger(__name__)
 
 
-def use_lean_loop(trainer: Trainer) -> None:
-    """Train with `LeanTrainingEpochLoop`; call it before `trainer.fit`."""
+def use_lean_loop(trainer: Trainer, prefetches: bool = False) -> None:
+    """Train with `LeanTrainingEpochLoop`; call it before `trainer.fit`.
+
+    Args:
+        trainer: Lightning's Trainer.
+        prefetches: Copy batches to a GPU ahead.
+    """
     use_save_points(trainer, LeanTrainingEpochLoop)
+    trainer.fit_loop.epoch_loop.prefetches = prefetches  # type: ignore[attr-defined]
 
 
 class LeanTrainingEpochLoop(LeanOptimization):
@@ -57,6 +64,10 @@ class LeanTrainingEpochLoop(LeanOptimization):
     """Reason why Lightning's own loop runs."""
     waited_s = 0.0
     """Total seconds spent waiting for batches."""
+    prefetches = False
+    """Whether batches are copied to the GPU ahead (`trainer.prefetch_to_device`)."""
+    copy_stream: CopyStream | None = None
+    """Stream for that; None on a CPU."""
     _has_logged = False
 
     def on_run_start(self, data_fetcher: _DataFetcher) -> None:
@@ -64,6 +75,9 @@ class LeanTrainingEpochLoop(LeanOptimization):
         super().on_run_start(data_fetcher)
         self.reason = why_not_lean(self.trainer, data_fetcher)
         self.plan = None
+        device = self.trainer.strategy.root_device
+        if self.prefetches and self.copy_stream is None and device.type == "cuda":
+            self.copy_stream = CopyStream(device)
         if self.reason is None:
             self.plan = make_plan(self.trainer, data_fetcher)
             data_fetcher._start_profiler = data_fetcher._stop_profiler = _nothing
@@ -255,6 +269,8 @@ class LeanTrainingEpochLoop(LeanOptimization):
     def _replan_between_batches(self, data_fetcher: _DataFetcher) -> Plan | None:
         """Return a new plan in mid-epoch; None: Lightning's own loop runs the rest of the epoch."""
         self.reason = why_not_lean(self.trainer, data_fetcher)
+        if self.reason and self.plan is not None and self.plan.prefetcher is not None:
+            self.plan.prefetcher.settle()
         self.plan = None if self.reason else make_plan(self.trainer, data_fetcher)
         return self.plan
 

@@ -36,7 +36,9 @@ from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signatu
 from lightning.pytorch.utilities.types import LRSchedulerConfig
 from torch.optim import Optimizer
 
+from trainer.train import prefetch
 from trainer.train.loop_originals import HOOKS, TRANSFER_HOOKS, first_patched, original
+from trainer.train.prefetch import Prefetcher
 
 _KNOWN_PACKAGES = ("lightning", "pytorch_lightning", "trainer")
 """Packages whose callbacks do not read gradients in `on_exception`."""
@@ -49,6 +51,8 @@ class Plan:
     module: LightningModule
     strategy: Strategy
     next_batch: Callable[[], Any]
+    prefetcher: Prefetcher | None
+    """Fetches one batch ahead, on a GPU."""
     hooks: dict[str, list[Callable[..., Any]]]
     """Overrides of each of HOOKS in Lightning's order: callbacks, the module, the strategy."""
     module_batch_start: Callable[..., Any] | None
@@ -117,12 +121,14 @@ def make_plan(trainer: Trainer, data_fetcher: _DataFetcher) -> Plan:
     module, strategy, precision = trainer.lightning_module, trainer.strategy, trainer.precision_plugin
     optimizer = strategy._optimizers[0]
     plain_zero_grad = not _override("optimizer_zero_grad", module, LightningModule)
+    prefetcher = _make_prefetcher(trainer, data_fetcher)
     hooks = {name: _overrides(name, trainer) for name in HOOKS}
     module_batch_start = _override("on_train_batch_start", module, LightningModule)
     return Plan(
         module=module,
         strategy=strategy,
-        next_batch=_make_fetch(data_fetcher),
+        next_batch=_make_fetch(data_fetcher) if prefetcher is None else prefetcher.next_batch,
+        prefetcher=prefetcher,
         hooks=hooks,
         module_batch_start=module_batch_start,
         has_start_hooks=bool(hooks["on_train_batch_start"])
@@ -262,6 +268,19 @@ def _make_fetch(fetcher: _DataFetcher) -> Callable[[], Any]:
         return batches[0]
 
     return fetch
+
+
+def _make_prefetcher(trainer: Trainer, fetcher: _DataFetcher) -> Prefetcher | None:
+    """Return the prefetcher if `trainer.prefetch_to_device` is set and nothing but `_move` moves a batch."""
+    loop: Any = trainer.fit_loop.epoch_loop
+    if getattr(loop, "copy_stream", None) is None:
+        return None
+    current = loop.plan.prefetcher if loop.plan is not None else None
+    if isinstance(_make_transfer(trainer), partial):
+        return prefetch.make(current, trainer, fetcher, _make_fetch(fetcher), loop.copy_stream)
+    if current is not None:  # a hook that moves batches was added in mid-epoch
+        current.settle()
+    return None
 
 
 def _make_training_step(strategy: Strategy, precision: Precision, module: LightningModule) -> Callable[..., Any]:
