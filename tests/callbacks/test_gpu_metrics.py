@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import json
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,9 +11,9 @@ from typing import Any
 
 import pytest
 import torch
-import torch.distributed
 
 from tests.callbacks.test_clock import EVERY, Run
+from tests.distributed.ranks import run_ranks
 from tests.train.two_loops import Net
 from trainer.callbacks.clock import StepClock
 from trainer.callbacks.gpu_metrics import GpuMetrics
@@ -58,24 +59,19 @@ def test_what_the_driver_does_not_report_is_left_out(allocator: Allocator) -> No
     assert metrics.metrics(metrics.loads(), None) == {**memory, "gpu/power_w": 500.0}
 
 
-def test_over_ranks_memory_is_the_largest_utilization_the_mean_and_power_the_sum(
-    allocator: Allocator, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def all_reduce(peaks: torch.Tensor, op: Any, group: Any) -> None:
-        assert op == torch.distributed.ReduceOp.MAX
-        peaks[0] = 90e9
-
-    monkeypatch.setattr(torch.distributed, "all_reduce", all_reduce)
-    monkeypatch.setattr(torch.distributed, "get_world_size", lambda group: 4)
-    group: Any = object()
-    # Three of four ranks know their utilization (90, 60, 30), all their power.
-    found = GpuMetrics(DEVICE, None).metrics([(90 + 60 + 30) / 4, 3 / 4, 2000 / 4, 1.0], group)
-    assert found == {
-        "gpu/peak_allocated_gb": 90.0,
-        "gpu/peak_reserved_gb": 80.0,
-        "gpu/utilization": 60.0,
-        "gpu/power_w": 2000.0,
-    }
+def test_over_ranks_memory_is_the_largest_utilization_the_mean_and_power_the_sum(tmp_path: Path) -> None:
+    run_ranks(3, Path(__file__).with_name("gpu_metrics_rank.py"), [str(tmp_path)], tmp_path, 100.0)
+    for rank in range(3):
+        found = json.loads((tmp_path / f"found-{rank}.json").read_text())
+        assert found == pytest.approx(
+            {
+                "train/loss": 1.0,
+                "gpu/peak_allocated_gb": 72.0,
+                "gpu/peak_reserved_gb": 90.0,
+                "gpu/utilization": 60.0,  # of the two ranks that know it
+                "gpu/power_w": 1100.0,
+            }
+        )
 
 
 def test_a_load_is_the_mean_since_the_last_one_taken() -> None:
