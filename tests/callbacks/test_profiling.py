@@ -15,7 +15,14 @@ from lightning.pytorch import Trainer
 
 from tests.train import in_process
 from tests.train.two_loops import Net, loader
-from trainer.callbacks.profiling import MemoryHistory, NsightRanges, ProfileWindow, Recorder, make_recorder
+from trainer.callbacks.profiling import (
+    MEMORY_EVENTS,
+    MemoryHistory,
+    NsightRanges,
+    ProfileWindow,
+    Recorder,
+    make_recorder,
+)
 from trainer.train.loop import use_lean_loop
 
 pytestmark = [
@@ -142,7 +149,9 @@ def test_the_memory_history_covers_the_window_only(cuda: MagicMock, tmp_path: Pa
     assert names_of(cuda) == ["_record_memory_history", "_dump_snapshot", "_record_memory_history"]
     assert cuda._dump_snapshot.call_args.args == (str(path),)
     assert path.parent.is_dir()
-    assert cuda._record_memory_history.call_args.kwargs == {"enabled": None}
+    started, stopped = cuda._record_memory_history.call_args_list
+    assert started.kwargs == {"stacks": "python", "max_entries": MEMORY_EVENTS}
+    assert stopped.kwargs == {"enabled": None}
 
 
 def test_nsight_gets_ranges_between_start_and_stop(cuda: MagicMock) -> None:

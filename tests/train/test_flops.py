@@ -13,6 +13,7 @@ from torch import nn
 
 from trainer.config.schema import Config, Resources, TrainerOptions
 from trainer.core.paths import conf_dir
+from trainer.models import hf
 from trainer.models.resnet import ResNet
 from trainer.models.transformer import Transformer
 from trainer.runtime.process import Rank
@@ -36,6 +37,38 @@ def test_gpt2_has_the_flops_of_its_formula() -> None:
 def test_llama_does_not_count_the_embedding_that_is_only_looked_up() -> None:
     counted = 8_030_261_248 - 128_256 * 4096
     assert transformer("llama3_8b").flops_per_token(4096) == 6 * counted + 12 * 32 * 4096 * 4096 == 51_471_998_976
+
+
+class FromTransformers(nn.Module):
+    """The parts of a model of `transformers` that are read."""
+
+    def __init__(self, tied: bool, **settings: Any) -> None:
+        super().__init__()
+        known = {"model_type": "llama", "num_attention_heads": 4, "hidden_size": 32, "num_hidden_layers": 3}
+        self.config = SimpleNamespace(**known | settings)
+        self.embedding, self.body, self.head = nn.Embedding(100, 32), nn.Linear(32, 32), nn.Linear(32, 100, False)
+        if tied:
+            self.head.weight = self.embedding.weight
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.embedding
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.head
+
+
+@pytest.mark.parametrize(
+    ("tied", "settings", "expected"),
+    [
+        (True, {}, 6 * (3200 + 1056) + 12 * 3 * 32 * 64),
+        (False, {}, 6 * (3200 + 1056) + 12 * 3 * 32 * 64),
+        (True, {"head_dim": 16}, 6 * (3200 + 1056) + 12 * 3 * 64 * 64),
+        (True, {"model_type": "qwen2", "use_sliding_window": True}, None),
+        (True, {"model_type": "mixtral"}, None),
+    ],
+)
+def test_plain_decoders_of_transformers(tied: bool, settings: dict[str, Any], expected: int | None) -> None:
+    assert hf.flops_per_token(FromTransformers(tied, **settings), 64) == expected
 
 
 class Shard(nn.Parameter):
@@ -113,6 +146,6 @@ def test_no_mfu_is_better_than_a_guess(
     reason = {
         "device": "no MFU: the peak rate of 'NVIDIA Future 1' in bf16 is not in trainer/core/peak_flops.py",
         "frozen": "no MFU: some parameters are frozen",
-        "users": "no MFU: Sequential has no method flops_per_token",
+        "users": "no MFU: the FLOPs of Sequential are not known (a method flops_per_token would return them)",
     }[why]
     assert capsys.readouterr().out.strip() == reason

@@ -18,8 +18,8 @@ from torch.profiler import ProfilerActivity, profile, record_function, schedule
 
 from trainer.runtime.steps import Steps, steps_of
 
-MEMORY_EVENTS = 200_000
-"""Allocations and frees that a memory history keeps; each takes about 1 KB of host memory with its stack."""
+MEMORY_EVENTS = 100_000
+"""Allocations and frees that a memory history keeps, the latest; each takes some KB of host memory with its stack."""
 
 
 class Recorder(Protocol):
@@ -114,7 +114,7 @@ class MemoryHistory:
 
     def start(self) -> None:
         """Record from here on."""
-        torch.cuda.memory._record_memory_history(max_entries=MEMORY_EVENTS)
+        torch.cuda.memory._record_memory_history(stacks="python", max_entries=MEMORY_EVENTS)
 
     def step(self) -> None:
         """Do nothing."""

@@ -13,6 +13,9 @@ from torch import Tensor, nn
 from trainer.core.errors import UserError
 from trainer.core.near import did_you_mean
 
+PLAIN_DECODERS = ("gpt2", "gpt_neox", "llama", "olmo2", "qwen2", "qwen3")
+"""`model_type` of decoders that use all parameters for each token and attend to all positions."""
+
 
 class HuggingFace(nn.Module):
     """A model of `transformers`: the class's first input (token ids, pixels, ...) to its logits.
@@ -78,6 +81,14 @@ class HuggingFace(nn.Module):
         names = set(self.network._no_split_modules or ())
         return [module for module in self.network.modules() if type(module).__name__ in names]
 
+    def flops_per_token(self, sequence_length: int) -> int | None:
+        """Return the FLOPs of training on one token, `6 N + 12 L d T` (see `Transformer`); None if it is not known.
+
+        Args:
+            sequence_length: Tokens of a sample.
+        """
+        return flops_per_token(self.network, sequence_length)
+
     def forward(self, inputs: Tensor) -> Tensor:
         """Map inputs of shape `(batch, ...)` to the logits."""
         named = {self.input_name: inputs}
@@ -85,6 +96,33 @@ class HuggingFace(nn.Module):
             named["attention_mask"] = (inputs != self.network.config.pad_token_id).long()
         logits: Tensor = self.network(**named).logits
         return logits
+
+
+def flops_per_token(network: Any, sequence_length: int) -> int | None:
+    """Return the FLOPs of training a language model on one token: `6 N + 12 L d T`.
+
+    Args:
+        network: A model of `transformers`.
+        sequence_length: Tokens of a sample.
+
+    Returns:
+        None if a token does not use all parameters in the same way: experts, sliding windows, encoders, classifiers,
+        architectures that are not in `PLAIN_DECODERS`.
+    """
+    settings = network.config
+    is_plain = settings.model_type in PLAIN_DECODERS and not getattr(settings, "use_sliding_window", False)
+    if not is_plain or network.get_output_embeddings() is None:
+        return None
+    output, embedding = network.get_output_embeddings().weight, network.get_input_embeddings().weight
+    positions = getattr(getattr(network, "transformer", None), "wpe", None)
+    skipped = {id(positions.weight)} if positions is not None else set()
+    if embedding is not output:
+        skipped.add(id(embedding))
+    # `ds_numel`: under DeepSpeed ZeRO-3 this rank may hold no more than a shard.
+    count = sum(getattr(one, "ds_numel", one.numel()) for one in network.parameters() if id(one) not in skipped)
+    heads = settings.num_attention_heads
+    width = heads * (getattr(settings, "head_dim", None) or settings.hidden_size // heads)
+    return int(6 * count + 12 * settings.num_hidden_layers * width * sequence_length)
 
 
 def _transformers() -> ModuleType:

@@ -93,12 +93,11 @@ def work_of(module: LightningModule, model_node: dict[str, Any], facts: dict[str
         return "some parameters are frozen"
     network = module.model if isinstance(module, Task) else module
     length = facts.get("sequence_length")
-    count: Callable[[int], float] | None = getattr(network, "flops_per_token", None)
-    if length and count is not None:
-        per_token = float(count(length))
+    count: Callable[[int], float | None] | None = getattr(network, "flops_per_token", None)
+    if length and count is not None and (per_token := count(length)) is not None:
         return Work(per_token * length, f"6 N + 12 L d T = {per_token / 1e9:.4g} GFLOP per token")
     if not type(network).__module__.startswith(_RUN_WITHOUT_VALUES):
-        return f"{type(network).__name__} has no method flops_per_token"
+        return f"the FLOPs of {type(network).__name__} are not known (a method flops_per_token would return them)"
     arguments = {key: facts.get(key) if value is None else value for key, value in model_node.items()}
     try:
         inputs = sample_of(arguments, facts)[: num_inputs(network)]
