@@ -28,8 +28,9 @@ def test_everything_on_a_wide_terminal() -> None:
 
 def test_gpus_have_their_efficiency_memory_and_power() -> None:
     metrics = {**BEAT.metrics, "train/mfu": 0.4567, "gpu/peak_allocated_gb": 71.4, "gpu/power_w": 5234.6}
+    metrics["gpu/utilization"] = 97.2
     line = render(replace(BEAT, metrics=metrics), 140)
-    assert line.endswith("45.2k tokens/s  46% MFU  71 GB  5,235 W  epoch 3  2:10 left")
+    assert line.endswith("45.2k tokens/s  46% MFU  71 GB  GPU 97%  5,235 W  epoch 3  2:10 left")
 
 
 def test_forty_columns_keep_all_but_the_rate() -> None:

@@ -5,7 +5,12 @@ from __future__ import annotations
 from trainer.runs.records import HeartbeatRecord
 
 _SMALLEST_BAR = 6
-_EFFICIENCY = {"train/mfu": "{:.0%} MFU", "gpu/peak_allocated_gb": "{:.0f} GB", "gpu/power_w": "{:,.0f} W"}
+_EFFICIENCY = {
+    "train/mfu": "{:.0%} MFU",
+    "gpu/peak_allocated_gb": "{:.0f} GB",
+    "gpu/utilization": "GPU {:.0f}%",
+    "gpu/power_w": "{:,.0f} W",
+}
 """Metrics of GPUs that the bar has room for, and how they are written."""
 
 
@@ -42,13 +47,13 @@ def render(beat: HeartbeatRecord, width: int) -> str:
     if loss is not None:
         optional.append((1, f"loss {loss:.4g}"))
     if left_s is not None:
-        optional.append((7, f"{duration(left_s)} left"))
+        optional.append((8, f"{duration(left_s)} left"))
     if most:
         optional.append((0, f"{100 * min(step, most) // most}%"))
     if rate is not None:
         optional.append((2, f"{short(rate)} {beat.rate_unit or 'steps/s'}"))
     if beat.epoch is not None:
-        optional.append((6, f"epoch {beat.epoch}"))
+        optional.append((7, f"epoch {beat.epoch}"))
     for place, (name, form) in enumerate(_EFFICIENCY.items(), start=3):
         if name in beat.metrics:
             optional.append((place, form.format(beat.metrics[name])))

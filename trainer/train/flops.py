@@ -17,7 +17,6 @@ import torch
 from lightning.pytorch import LightningModule
 from torch import nn
 from torch.func import functional_call
-from torch.utils.flop_counter import FlopCounterMode
 
 from trainer.callbacks.metrics import TrainMetrics
 from trainer.config.instantiate import accepts, locate
@@ -122,6 +121,8 @@ def peak_of(device: torch.device, precision: str) -> Peak | str:
 
 def forward_flops(network: nn.Module, inputs: Sequence[torch.Tensor]) -> float:
     """Return the FLOPs of a forward pass of a batch of one, run on the meta device; `network` is not changed."""
+    from torch.utils.flop_counter import FlopCounterMode  # needed on GPUs only, and 6 ms
+
     values = {name: _on_meta(one) for name, one in (*network.named_parameters(), *network.named_buffers())}
     modes = {part: part.training for part in network.modules()}
     counter = FlopCounterMode(display=False)
