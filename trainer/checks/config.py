@@ -122,13 +122,17 @@ def _launch(config: dict[str, Any], splits: bool) -> Iterator[TrainerError]:
             f"checkpoint.local_dir={folder}: the ranks of {shape.nodes} nodes cannot read the disk of one node",
             "use checkpoint.local_dir=null and a smaller checkpoint.every_n_steps, or one node",
         )
+    accumulated = config["trainer"].get("accumulate_grad_batches") or 1
     try:
         ranks_in_group(config["strategy"], shape.world_size, shape.processes_per_node)
         if splits and config["data"].get("batch_size") is not None:
             readers = shape.world_size // ranks_per_sample(config["strategy"], shape.processes_per_node)
             accumulate = config["trainer"].get("accumulate_grad_batches")
             plan = BatchPlan.of(config["data"]["batch_size"], config["data"].get("micro_batch"), readers, accumulate)
+            accumulated = plan.accumulate
             yield from problems_of_accumulation(config, plan)
     except UserError as error:
         yield error
-    yield from problems_of_combinations(Job(config, shape.world_size, shape.processes_per_node, shape.device == "cuda"))
+    on_gpus = shape.device == "cuda"
+    job = Job(config, shape.world_size, shape.processes_per_node, on_gpus, accumulated)
+    yield from problems_of_combinations(job)

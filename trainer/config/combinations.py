@@ -16,6 +16,7 @@ from typing import Any
 from trainer.config.namespaces import canonical
 from trainer.config.problems import as_written
 from trainer.config.schema import PROFILED_WINDOWS
+from trainer.config.strategy import CUDA_GRAPHS
 from trainer.core.errors import EnvironmentFault, TrainerError, UserError
 
 FSDP = ("fsdp", "hsdp", "tp")
@@ -30,6 +31,8 @@ class Job:
     world_size: int
     processes_per_node: int
     on_gpus: bool = False
+    accumulate: int = 1
+    """Micro-batches of an optimizer step."""
 
     @property
     def strategy(self) -> str:
@@ -96,12 +99,32 @@ def _strategy(job: Job) -> Iterator[UserError]:
             "use trainer.precision=bf16-mixed, optimizer.fused=null, or no gradient clipping",
         )
     yield from _profiler(job)
+    yield from _compile(job)
     model = str(job.config["model"].get("_target_"))
     size = job.config["strategy"].get("tensor_parallel_size")
     size = job.processes_per_node if size is None else size
     if job.strategy == "tp" and model.startswith(_UNSPLIT) and size > 1 and job.world_size % size == 0:
         message = f"strategy=tp: {model} does not define which layers to split"
         yield UserError(message, "use strategy=fsdp, or model=transformer")
+
+
+def _compile(job: Job) -> Iterator[UserError]:
+    """Yield what the modes of torch.compile cannot be combined with."""
+    options = job.config["strategy"]
+    mode = options.get("compile_mode") or "default"
+    if mode != "default" and not options.get("compile"):
+        yield UserError(f"strategy.compile_mode={mode}: nothing is compiled", "also set strategy.compile=true")
+    if mode not in CUDA_GRAPHS or not options.get("compile"):
+        return
+    fix = "write strategy.compile_mode=max-autotune-no-cudagraphs, or default"
+    if not job.on_gpus:
+        yield UserError(f"strategy.compile_mode={mode} uses CUDA graphs, and this job has no GPU", fix)
+    elif job.is_sharded:
+        problem = f"strategy.compile_mode={mode} uses CUDA graphs, which read parameters from where they were recorded;"
+        yield UserError(f"{problem} strategy={job.strategy} gathers or moves them in every step", fix)
+    elif job.accumulate > 1:
+        problem = f"strategy.compile_mode={mode} uses CUDA graphs, which would overwrite accumulated gradients"
+        yield UserError(f"{problem}: this job has {job.accumulate} micro-batches a step", fix)
 
 
 def _profiler(job: Job) -> Iterator[UserError]:

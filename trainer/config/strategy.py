@@ -11,6 +11,10 @@ from trainer.core.errors import UserError
 
 ActivationCheckpointing = Literal["none", "full", "selective"]
 """Kinds of activation checkpointing."""
+CompileMode = Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"]
+"""Modes of torch.compile."""
+CUDA_GRAPHS = ("reduce-overhead", "max-autotune")
+"""Modes of torch.compile that use CUDA graphs."""
 Offload = Literal["none", "cpu", "nvme"]
 """Places to which DeepSpeed offloads state."""
 
@@ -25,7 +29,15 @@ class Single:
     """Activation checkpointing. none: keep all activations; full: keep the input of a block and recompute the rest;
     selective: also keep matrix products."""
     compile: bool = False
-    """Apply torch.compile to each block, before it is wrapped."""
+    """Apply torch.compile to each block, before it is wrapped, and to the loss of our language models."""
+    compile_mode: CompileMode = "default"
+    """Mode of torch.compile: reduce-overhead and max-autotune use CUDA graphs, which remove the launches of small
+    kernels (single and ddp without accumulation); max-autotune and max-autotune-no-cudagraphs try more kernels."""
+    compile_fullgraph: bool = False
+    """Refuse a block that torch.compile cannot trace as one graph; false: it runs the rest without compiling."""
+    compile_dynamic: bool | None = None
+    """Compile for any size (true) or for each size of its own (false); null: torch decides, and compiles for any size
+    once it sees a second one."""
 
 
 @dataclass(eq=False, repr=False)

@@ -1,7 +1,8 @@
-"""Paths of the configs and the SLURM template that ship with this package."""
+"""Paths of the configs and the SLURM template that ship with this package, and of what is cached."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 _PACKAGE = Path(__file__).resolve().parents[1]
@@ -21,3 +22,8 @@ def conf_dir() -> Path:
 def slurm_dir() -> Path:
     """Return the folder of the SLURM job script template."""
     return _shipped("_slurm", "slurm")
+
+
+def cache_root() -> Path:
+    """Return `$XDG_CACHE_HOME/trainer`, or `~/.cache/trainer`."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "trainer"

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+from trainer.core.paths import cache_root
 
-def cache_root() -> Path:
-    """Return `$XDG_CACHE_HOME/trainer`, or `~/.cache/trainer`."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "trainer"
+__all__ = ["cache_root", "prepared"]
 
 
 def prepared(folder: Path, prepare: Callable[[Path], None]) -> Path:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from trainer.config.strategy import (
@@ -65,7 +65,7 @@ def build(options: Any, world_size: int, device: torch.device, timeout_s: float)
 def auto_choice(options: Auto, world_size: int, device_type: str) -> Single:
     """Return the strategy that `auto` stands for. One rank: single; CUDA: fsdp; CPU: ddp."""
     chosen = Single() if world_size == 1 else Fsdp() if device_type == "cuda" else Ddp()
-    return replace(chosen, activation_checkpointing=options.activation_checkpointing, compile=options.compile)
+    return replace(chosen, **{one.name: getattr(options, one.name) for one in fields(Single) if one.name != "name"})
 
 
 def defers(options: Any, world_size: int, device_type: str) -> bool:

@@ -16,8 +16,10 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
-from trainer.config.strategy import Single
+from trainer.config.strategy import CUDA_GRAPHS, Single
 from trainer.core.errors import UserError
+from trainer.models.linear_cross_entropy import LossHead
+from trainer.runtime.compile_cache import use_compile_cache
 
 _KERNELS = re.compile(
     r"aten::_(scaled_dot_product_\w*attention\w*|(flash|efficient|cudnn)_attention_forward\w*)"
@@ -92,9 +94,27 @@ def prepare(module: nn.Module, options: Single, class_name: str | None = None) -
     for block in blocks:
         if options.activation_checkpointing != "none":
             block.forward = _checkpointed(block.forward, options.activation_checkpointing)
-        if options.compile:
-            block.compile()
+    if options.compile:
+        _compile(module, blocks, options)
     return blocks
+
+
+def _compile(module: nn.Module, blocks: list[nn.Module], options: Single) -> None:
+    """Compile the blocks, and the loss of a language model. What was compiled before comes from a cache."""
+    use_compile_cache()
+    sizes: dict[str, Any] = {"fullgraph": options.compile_fullgraph, "dynamic": options.compile_dynamic}
+    mode = None if options.compile_mode == "default" else options.compile_mode
+    for block in blocks:
+        block.compile(mode=mode, **sizes)
+    # The loss of a chunk runs several times in a pass: a CUDA graph would overwrite the results of the chunk before.
+    own_mode = {"reduce-overhead": None, "max-autotune": "max-autotune-no-cudagraphs"}.get(str(mode), mode)
+    for part in module.modules():
+        if isinstance(part, LossHead):
+            part.compile_loss(mode=own_mode, **sizes)
+    if options.compile_mode in CUDA_GRAPHS:
+        # Else a graph takes each block of an evaluation for a new pass, which may overwrite the block before.
+        for network in (part for part in module.children() if any(one is blocks[0] for one in part.modules())):
+            network.register_forward_pre_hook(lambda *_: torch.compiler.cudagraph_mark_step_begin())
 
 
 def _checkpointed(forward: Callable[..., Any], kind: str) -> Callable[..., Any]:
