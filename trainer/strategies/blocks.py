@@ -114,7 +114,11 @@ def _compile(module: nn.Module, blocks: list[nn.Module], options: Single) -> Non
     if options.compile_mode in CUDA_GRAPHS:
         # Else a graph takes each block of an evaluation for a new pass, which may overwrite the block before.
         for network in (part for part in module.children() if any(one is blocks[0] for one in part.modules())):
-            network.register_forward_pre_hook(lambda *_: torch.compiler.cudagraph_mark_step_begin())
+            network.register_forward_pre_hook(_mark_step)
+
+
+def _mark_step(*_: Any) -> None:
+    torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
 
 
 def _checkpointed(forward: Callable[..., Any], kind: str) -> Callable[..., Any]:
