@@ -52,6 +52,7 @@ def problems_of_combinations(job: Job) -> Iterator[TrainerError]:
     """Yield the combinations that cannot work, in the order of the sections."""
     yield from _strategy(job)
     yield from _micro_batch(job)
+    yield from _float8(job)
     seen: dict[tuple[Any, ...], str] = {}
     for name, node in job.config["callbacks"].items():
         kind = callback_class(node)
@@ -137,6 +138,22 @@ def _profiler(job: Job) -> Iterator[UserError]:
         yield UserError(message, "write trainer.profile_rank=0")
 
 
+def _float8(job: Job) -> Iterator[UserError]:
+    """Yield what `trainer.float8` cannot be combined with."""
+    recipe = job.config["trainer"].get("float8", "none")
+    if recipe == "none":
+        return
+    none = "use trainer.float8=none"
+    precision = job.config["trainer"]["precision"]
+    if precision not in ("auto", "bf16-mixed", "bf16-true"):
+        yield UserError(f"trainer.float8={recipe} with trainer.precision={precision}", f"use bf16-mixed, or {none[4:]}")
+    if job.strategy == "tp" or job.strategy.startswith("deepspeed"):
+        problem = f"trainer.float8={recipe} is not supported by strategy={job.strategy}, which replaces linear layers"
+        yield UserError(problem, f"use strategy=fsdp, or {none[4:]}")
+    if job.config["finetune"].get("lora_rank") is not None:
+        yield UserError(f"trainer.float8={recipe} with finetune.lora_rank: LoRA replaces the same layers", none)
+
+
 def _micro_batch(job: Job) -> Iterator[UserError]:
     """Yield what `trainer.find_micro_batch` cannot be combined with."""
     config, key = job.config, "trainer.find_micro_batch=true"
@@ -180,6 +197,8 @@ def problems_of_packages(config: dict[str, Any]) -> Iterator[EnvironmentFault]:
     if config["resources"].get("numa_binding") is not None and which("numactl") is None:
         fix = "install numactl, or use resources.numa_binding=null"
         yield EnvironmentFault("resources.numa_binding needs the program numactl, which is not installed", fix)
+    if config["trainer"].get("float8", "none") != "none":
+        needed[f"trainer.float8={config['trainer']['float8']}"] = "torchao"
     for key, package in needed.items():
         if package is None or find_spec(package) is not None or (package == "psutil" and not on_cpu):
             continue

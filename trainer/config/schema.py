@@ -130,6 +130,9 @@ class TrainerOptions:
     matmul_precision: Literal["highest", "high", "medium"] | None = None
     """Precision of fp32 matrix products (torch.set_float32_matmul_precision): highest; high: TF32 on GPUs that have it;
     medium: bf16. null: torch's default, highest, because 32-true asks for fp32 and bf16-mixed hardly uses it."""
+    float8: Literal["none", "tensorwise", "rowwise"] = "none"
+    """Train the linear layers of the model's blocks with float8 matrix products (needs torchao, and a GPU since Ada or
+    Hopper): one scale for a tensor, or one for each row. Evaluations do not use it."""
     channels_last: bool = False
     """Store the weights of 2D convolutions as channels_last (NHWC), which tensor cores read without a transposition;
     for image models with strategy=single or ddp."""

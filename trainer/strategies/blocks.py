@@ -54,9 +54,8 @@ def _saved_operators() -> frozenset[Any]:
     import torch.nn.attention.varlen  # both register their operators
 
     aten = torch.ops.aten
-    return frozenset(
-        {aten.mm.default, aten.addmm.default, aten.bmm.default, aten.baddbmm.default, *attention_kernels()}
-    )
+    products = {aten.mm.default, aten.addmm.default, aten.bmm.default, aten.baddbmm.default, aten._scaled_mm.default}
+    return frozenset(products | attention_kernels())
 
 
 def blocks_of(module: nn.Module, class_name: str | None = None) -> list[nn.Module]:

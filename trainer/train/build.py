@@ -29,7 +29,7 @@ from trainer.runtime.process import Rank
 from trainer.runtime.torch_setup import apply_settings, device_of
 from trainer.strategies.deferred import construct, make_whole
 from trainer.tracking.loggers import NoLogger
-from trainer.train import deferred_modules, fine_tuning
+from trainer.train import deferred_modules, fine_tuning, float8
 from trainer.train.data import Data, Group
 from trainer.train.exact_means import use_exact_means
 from trainer.train.loop import use_lean_loop
@@ -122,6 +122,18 @@ def _apply_options(module: LightningModule, config: Config) -> None:
     fine_tuning.prepare(module, config.finetune)
     if config.trainer.channels_last:
         module.to(memory_format=torch.channels_last)
+
+
+def convert_to_float8(module: LightningModule, config: Config, rank: Rank) -> None:
+    """Apply `trainer.float8` to a module that will be trained, once it has all of its layers."""
+
+    def convert() -> None:
+        recipe, block_class = config.trainer.float8, getattr(config.strategy, "blocks", None)
+        count = float8.convert(module, recipe, device_of(config, rank), block_class)
+        if count and rank.is_first:
+            print(f"{count} linear layers train in float8 ({recipe})", flush=True)
+
+    deferred_modules.call_when_built(module, convert)
 
 
 def _is_required(node: Mapping[str, Any], key: str) -> bool:

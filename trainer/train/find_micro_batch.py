@@ -156,6 +156,7 @@ def _train(config: Config, trial: _Trial) -> None:
     data = build.build_data(config, rank, trainer, group)
     num_steps = _STEPS * len(trial.sizes)
     module = build.build_module(config, data, lambda: num_steps, defer=build.defers(config, rank))
+    build.convert_to_float8(module, config, rank)
     data.set_up(module)
     if not module.automatic_optimization:
         problem = f"trainer.find_micro_batch=true: {type(module).__name__} optimizes manually and splits batches itself"

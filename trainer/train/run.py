@@ -146,6 +146,7 @@ def train(config: Config, attempt: Attempt, group: Group | None) -> None:
     module = build.build_module(
         config, data, lambda: build.total_steps_of(config, data, callbacks), defer=build.defers(config, rank)
     )
+    build.convert_to_float8(module, config, rank)
     data.set_up(module)
     attempt.plan = data.plan
     if checkpoint is None:
