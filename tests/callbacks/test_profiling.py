@@ -6,6 +6,7 @@ import gzip
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest.mock import MagicMock
 
@@ -15,6 +16,7 @@ from lightning.pytorch import Trainer
 
 from tests.train import in_process
 from tests.train.two_loops import Net, loader
+from trainer.callbacks import monitoring
 from trainer.callbacks.profiling import (
     MEMORY_EVENTS,
     MemoryHistory,
@@ -23,6 +25,8 @@ from trainer.callbacks.profiling import (
     Recorder,
     make_recorder,
 )
+from trainer.config.schema import TrainerOptions
+from trainer.runtime.process import Rank
 from trainer.train.loop import use_lean_loop
 
 pytestmark = [
@@ -174,3 +178,18 @@ def test_a_gpu_sees_the_methods_that_the_stand_ins_replace() -> None:
     """The private names exist in this torch."""
     for name in ("_record_memory_history", "_dump_snapshot"):
         assert callable(getattr(torch.cuda.memory, name))
+
+
+def test_only_the_chosen_rank_records_and_rank_0_names_the_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = TrainerOptions(profiler="torch", profile_rank=1, profile_after=4, profile_steps=2)
+    directory = SimpleNamespace(path=tmp_path)
+    found = []
+    for rank in range(3):
+        attempt: Any = SimpleNamespace(directory=directory, rank=Rank(rank, rank, 3, 3, 0), first_step=100)
+        found.append(monitoring.make_profiler(options, attempt))
+    assert [len(callbacks) for callbacks in found] == [0, 1, 0]
+    path = tmp_path / "profiler" / "trace-attempt-00-rank-1.json.gz"
+    assert capsys.readouterr().out == f"profiler torch: steps 105 to 106 on rank 1, to {path}\n"
+    assert monitoring.make_profiler(TrainerOptions(profiler="simple"), attempt) == []
