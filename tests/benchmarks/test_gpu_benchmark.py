@@ -8,6 +8,7 @@ import importlib
 import json
 import subprocess
 import sys
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -149,3 +150,27 @@ def test_a_case_at_toy_size(tmp_path: Path, no_orphans: None) -> None:
     assert facts["tokens_per_s"] > 0
     assert facts["flops_per_token"] > 6 * (facts["parameters"] - 512 * 32)
     assert "The figures mean nothing" in (tmp_path / "gpu.md").read_text()
+
+
+def test_waits_are_counted_by_place_and_counting_ends(
+    modules: tuple[ModuleType, ModuleType], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    probe = importlib.import_module("gpu_probe")
+    modes: list[str] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", modes.append)
+    monkeypatch.setattr(torch.cuda.Event, "synchronize", lambda self: None)
+    event = object.__new__(torch.cuda.Event)
+    original = torch.cuda.Event.synchronize
+    waits = probe.Waits()
+    warnings.warn("called a synchronizing CUDA operation", stacklevel=1)
+    warnings.warn("something else", stacklevel=1)
+    event.synchronize()
+    event.synchronize()
+    found = waits.take()
+    assert sorted(found.values()) == [1, 1, 1]
+    assert all(place.startswith("benchmarks/test_gpu_benchmark.py:") for place in found)
+    assert waits.take() == {}
+    waits.stop()
+    assert torch.cuda.Event.synchronize is original
+    assert modes == ["warn", "default"]
