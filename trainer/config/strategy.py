@@ -102,6 +102,9 @@ class Tp(Fsdp):
     """Name of the strategy."""
     tensor_parallel_size: PositiveInt | None = None
     """Number of ranks that share each layer and read the same samples; null: the ranks of a node."""
+    sequence_parallel: bool = False
+    """Split norms, dropout and the residual stream over these ranks as well, by positions of the sequence; the network
+    declares where in its `sequence_parallel()`."""
 
 
 @dataclass(eq=False, repr=False)

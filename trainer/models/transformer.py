@@ -115,6 +115,11 @@ class Transformer(nn.Module):
         columns = {f"body.*.{part}.{name}": "column" for part, layers in names.items() for name in layers}
         return {**columns, "body.*.attention.out": "row", "body.*.ffn.down": "row"}
 
+    def sequence_parallel(self) -> dict[str, str]:
+        """Return where `strategy.sequence_parallel` splits the sequence: from the embeddings to the last norm."""
+        norms = {"body.*.attention_norm": "norm", "body.*.ffn_norm": "norm", "norm": "norm_join"}
+        return {"dropout": "split", **norms, "body.*.attention": "join", "body.*.ffn": "join"}
+
     def flops_per_token(self, sequence_length: int) -> int:
         """Return the FLOPs of training on one token: `6 N + 12 L d T` (Chowdhery et al. 2022, PaLM, appendix B).
 
