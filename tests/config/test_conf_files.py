@@ -31,7 +31,8 @@ def test_composes_and_passes_check(path: Path, workdir: Path, monkeypatch: pytes
         for name in ("0.parquet", "meta.json", "train-images-idx3-ubyte", "font.ttf"):  # check looks for these files
             (folder / name).touch()
     monkeypatch.setattr(locations, "FASHION_MNIST", ("somewhere",))
-    monkeypatch.setattr("trainer.config.loggers.find_spec", lambda name: True)
+    for module in ("loggers", "combinations"):  # optional packages
+        monkeypatch.setattr(f"trainer.config.{module}.find_spec", lambda name: True)
     monkeypatch.setattr(locations, "EMOJI", ("somewhere/font.ttf",))
     paths = re.findall(r"^(\w+): \?\?\?", path.read_text(), re.MULTILINE)
     filled = [f"{group}.{key}=somewhere" for key in paths]

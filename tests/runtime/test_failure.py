@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from hydra.errors import InstantiationException
+from lightning.pytorch.plugins.precision import MixedPrecision
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
@@ -55,6 +56,13 @@ def throw(error: BaseException) -> Callable[[], object]:
     return call
 
 
+def optimizer(name: str, **options: Any) -> torch.optim.Optimizer:
+    weight = nn.Parameter(torch.ones(2))
+    weight.grad = torch.ones(2)
+    made: torch.optim.Optimizer = getattr(torch.optim, name)([weight], **options)
+    return made
+
+
 class NoImage(Dataset[Any]):
     def __len__(self) -> int:
         return 4
@@ -79,6 +87,10 @@ MISTAKES: dict[str, Callable[[], object]] = {
     "missing file": lambda: Path("nowhere/at/all.csv").read_text(),
     "division": lambda: 1 / 0,
     "in a loader's process": lambda: list(DataLoader(NoImage(), num_workers=1)),
+}
+REFUSALS: dict[str, Callable[[], object]] = {
+    "Lightning's": lambda: MixedPrecision("bf16-mixed", "cpu").clip_gradients(optimizer("AdamW", fused=True), 1.0),
+    "torch's": lambda: optimizer("SparseAdam").step(),
 }
 ALWAYS: dict[str, Callable[[], object]] = {
     "import": lambda: __import__("no_such_module"),
@@ -111,6 +123,15 @@ def test_a_mistake_before_the_first_step_is_not_tried_again(tmp_path: Path, name
     assert [event.event for event in attempt.directory.events()] == ["failed"]
     assert "Traceback" not in end.reason
     assert "test_failure.py:" in (end.where or "")
+
+
+@pytest.mark.parametrize("name", REFUSALS)
+def test_a_refusal_by_a_package_is_not_tried_again_whatever_its_class(tmp_path: Path, name: str) -> None:
+    error = raised(REFUSALS[name])
+    assert type(error) is RuntimeError
+    assert failure.conclude(error, an_attempt(tmp_path)) == DONE
+    later = an_attempt(tmp_path / "later", step=3)  # a refusal comes before the first step
+    assert failure.conclude(error, later) == JOB_FAILED
 
 
 @pytest.mark.parametrize("name", ALWAYS)
@@ -197,18 +218,19 @@ class Model(LightningModule):
         return nn.functional.mse_loss(self.net(batch[0]), batch[1])
 
     def configure_optimizers(self):
-        return torch.optim.SGD(self.parameters(), lr=0.1)
+        kind = torch.optim.Adafactor if self.kind == "refused" else torch.optim.SGD
+        return kind(self.parameters(), lr=0.1)
 """
 JOB = ("model=m", "data=d", "tracking=none", "resources.gpus=0", "name=m")
 
 
-def fit(trainer_cli: TrainerCli, kind: str, ranks: int) -> tuple[RunDirectory, str]:
+def fit(trainer_cli: TrainerCli, kind: str, ranks: int, *more: str) -> tuple[RunDirectory, str]:
     Path("mine.py").write_text(CODE)
     for section, name, target in (("model", "m", "mine.Model"), ("data", "d", "mine.Data")):
         (folder := Path("conf", section)).mkdir(parents=True)
         (folder / f"{name}.yaml").write_text(f"_target_: {target}\n")
     limits = (f"resources.cpu_processes={ranks}", "trainer.max_steps=4", f"+model.kind={kind}")
-    done: subprocess.CompletedProcess[str] = trainer_cli("fit", *JOB, *limits)
+    done: subprocess.CompletedProcess[str] = trainer_cli("fit", *JOB, *limits, *more)
     assert done.returncode == (0 if kind == "none" else 1), done.stdout + done.stderr
     return RunDirectory(next(Path("runs").iterdir())), done.stdout + done.stderr
 
@@ -225,6 +247,15 @@ def test_unused_parameters_are_named_once_and_the_option_with_them(trainer_cli: 
     assert re.search(r"fix it, then: .*trainer fit model=m .* \+model\.kind=unused$", following)
     assert [event.event for event in run.events()] == ["created", "started", "failed"]
     assert "Traceback (most recent call last)" in run.rank_log(0, 1).read_text()
+
+
+@pytest.mark.usefixtures("workdir")
+def test_a_pair_that_only_the_ranks_can_know_is_refused_once(trainer_cli: TrainerCli) -> None:
+    """A module's own Adafactor on sharded parameters: torch raises a RuntimeError in the first step."""
+    run, said = fit(trainer_cli, "refused", 2, "strategy=fsdp")
+    assert "placement" in said
+    assert [(end.outcome, end.exit_code) for end in run.attempts()] == [("failed", 93)]
+    assert [event.event for event in run.events()] == ["created", "started", "failed"]
 
 
 @pytest.mark.usefixtures("workdir")

@@ -4,31 +4,23 @@ from __future__ import annotations
 
 import copy
 import logging
-import os
 import re
-import warnings
 from collections.abc import Iterator
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.strategies import DeepSpeedStrategy
 from lightning.pytorch.trainer.connectors.callback_connector import _validate_callbacks_list
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from trainer.checkpoint.io import CheckpointWriter, RunCheckpointIO
-from trainer.checkpoint.store import CheckpointStore
 from trainer.checks.config import check
 from trainer.config.compose import compose
 from trainer.config.instantiate import instantiate
 from trainer.config.strategy import STRATEGIES
-from trainer.config.typed import PRECISIONS, to_config
 from trainer.core.errors import TrainerError
-from trainer.runtime.process import Rank
-from trainer.train import build
 
 CALLBACKS = "lightning.pytorch.callbacks"
 
@@ -67,38 +59,6 @@ def refusals(config: dict[str, Any]) -> str:
     except TrainerError as error:
         return str(error)
     return ""
-
-
-def built(config: dict[str, Any], folder: Path, ranks: int) -> Trainer | Exception:
-    """The Trainer that the worker would build, or what it raises; a rank does not get further than this."""
-    place = Rank(rank=0, local_rank=0, world_size=ranks, local_world_size=ranks, attempt=0)
-    os.environ["WORLD_SIZE"] = os.environ["LOCAL_WORLD_SIZE"] = str(ranks)  # monkeypatch puts them back
-    checkpoint_io = RunCheckpointIO(CheckpointWriter(CheckpointStore(folder)))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            return build.build_trainer(to_config(config), place, checkpoint_io, str(folder))
-        except Exception as error:
-            return error
-
-
-@pytest.mark.parametrize("ranks", [1, 2])
-def test_strategies_and_precisions(quickstart: dict[str, Any], tmp_path: Path, ranks: int) -> None:
-    """All of them: refused by the one is refused by the other, and no more than that."""
-    refused = set()
-    transformer = compose(["model=transformer", "resources.gpus=0"], config_dirs=[]).config["model"]
-    quickstart = {**quickstart, "model": transformer}  # which tensor parallel can split
-    for name, options in STRATEGIES.items():
-        for precision in sorted(PRECISIONS):
-            config = job(quickstart, ranks, trainer={"precision": precision})
-            config["strategy"] = vars(options())
-            at_prompt, in_worker = refusals(config), built(config, tmp_path, ranks)
-            assert bool(at_prompt) == isinstance(in_worker, Exception), (name, precision, at_prompt, in_worker)
-            if at_prompt:
-                refused.add((name, precision))
-                assert f"strategy={name}" in at_prompt
-    assert {("fsdp", "16-mixed"), ("hsdp", "16-mixed"), ("tp", "16-mixed"), ("fsdp", "64-true")} <= refused
-    assert (("single", "32-true") in refused) is (ranks == 2)
 
 
 BY_THE_CONSTRUCTOR = re.compile(
@@ -273,3 +233,7 @@ def test_packages_that_are_missing(quickstart: dict[str, Any], monkeypatch: pyte
         assert f"callbacks.mine needs the package {package}" in told
         assert "callbacks.mine=null" in told
     assert "peft" in refusals(job(quickstart, finetune={"lora_rank": 4}))
+    small = {"_target_": "trainer.optimizers.LowMemoryAdamW", "states": "8bit"}
+    quickstart = {**quickstart, "optimizer": small}
+    assert "pip install 'trainer[torchao]', or optimizer=adamw_bf16" in refusals(job(quickstart))
+    assert refusals(job(quickstart, optimizer={"states": "bfloat16"})) == ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,8 +16,12 @@ from torch.optim import lr_scheduler
 from tests.train import recorded
 from tests.train.in_process import attempt, fit, new_run, weights
 from trainer import schedules
-from trainer.config.compose import group_options
-from trainer.train.optimization import decay_groups
+from trainer.checks.config import check
+from trainer.config.compose import compose, group_options
+from trainer.config.schema import TrainerOptions
+from trainer.config.strategy import STRATEGIES
+from trainer.train.optimization import make_optimizer
+from trainer.train.parameter_groups import decay_groups
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:.*isinstance\\(treespec, LeafSpec\\)",
@@ -174,6 +179,8 @@ def test_a_schedule_of_torch_steps_as_in_lightning(name: str, project: Path) -> 
 
 @pytest.mark.parametrize("option", group_options([], "optimizer"))
 def test_every_optimizer_that_ships_trains_and_resumes(option: str, project: Path) -> None:
+    if option == "adamw_8bit":
+        pytest.importorskip("torchao")
     given = ["model=plain", "data=rows", f"optimizer={option}", "scheduler=cosine", "trainer.max_epochs=null"]
     _resumes_exactly([*given, "optimizer.lr=0.01", "scheduler.warmup_steps=2"], project)
 
@@ -334,3 +341,77 @@ def _resumes_exactly(given: list[str], project: Path) -> list[float]:
     assert ends[0] == ends[1]
     assert ends[0] != {name: value.tolist() for name, value in recorded.Net().state_dict().items()}
     return expected
+
+
+def kernel(
+    capsys: pytest.CaptureFixture[str], device: str = "cuda", strategy: Any = None, **sections: Any
+) -> tuple[bool | None, str]:
+    """`fused` of the optimizer that a rank on `device` makes, and what it prints."""
+    module = recorded.Plain()
+    trainer = SimpleNamespace(strategy=SimpleNamespace(root_device=torch.device(device)), is_global_zero=True)
+    object.__setattr__(module, "_trainer", trainer)
+    object.__setattr__(module, "_fabric", None)
+    config: Any = SimpleNamespace(
+        optimizer={"_target_": "torch.optim.AdamW", "lr": 0.1, "fused": "auto", **sections.get("optimizer", {})},
+        strategy=strategy or STRATEGIES["fsdp"](),
+        trainer=TrainerOptions(**sections.get("trainer", {})),
+    )
+    made = make_optimizer(module, config)
+    return made.param_groups[0]["fused"], capsys.readouterr().out
+
+
+def test_a_gpu_gets_the_fused_kernel_and_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    assert kernel(capsys) == (True, "optimizer: AdamW, fused kernel\n")
+    assert kernel(capsys, optimizer={"_target_": "torch.optim.SGD"})[0] is True
+    fused, said = kernel(capsys, "cpu")
+    assert not fused
+    assert "optimizer.fused=true is faster" in said
+    clipped = {"precision": "16-mixed", "gradient_clip_norm": 1.0}
+    assert not kernel(capsys, trainer=clipped)[0]
+    assert kernel(capsys, trainer={**clipped, "precision": "bf16-mixed"})[0] is True
+    assert not kernel(capsys, strategy=STRATEGIES["fsdp"](cpu_offload=True))[0]
+    assert not kernel(capsys, strategy=STRATEGIES["deepspeed_zero2"](offload_optimizer="cpu"))[0]
+
+
+def test_a_choice_of_the_kernel_is_kept(capsys: pytest.CaptureFixture[str]) -> None:
+    for value in (True, False, None):
+        assert kernel(capsys, optimizer={"fused": value}) == (value, "")
+
+
+def test_which_configs_leave_the_kernel_open() -> None:
+    def fused(*overrides: str) -> Any:
+        config = compose(["experiment=quickstart", *overrides], config_dirs=[]).config
+        check(config, fits=False)
+        return config["optimizer"].get("fused", "not set")
+
+    assert fused("optimizer=adamw") == fused("optimizer=sgd") == "auto"
+    assert fused("optimizer=adamw", "+optimizer.fused=false") is False
+    assert fused("optimizer=adamw", "+optimizer.foreach=true") == "not set"
+    assert fused("optimizer=rmsprop") == fused("optimizer=muon") == "not set"
+
+
+def test_a_run_from_before_the_key_keeps_torchs_kernel(project: Path) -> None:
+    """Its frozen configuration has no `fused`: the bits of its resume do not change."""
+    run = new_run(project, ["model=plain", "data=rows", "optimizer=adamw", "trainer.max_epochs=1"])
+    text = run.config_path.read_text()
+    assert "  fused: auto\n" in text
+    run.config_path.write_text(text.replace("  fused: auto\n", ""))
+    assert "optimizer: AdamW" not in attempt(run, project)
+
+
+def test_the_fused_kernel_of_the_cpu_depends_on_the_place_of_an_element() -> None:
+    """Why it is not the default there: a shard would be rounded otherwise than the whole. Where this fails, it can."""
+    generator = torch.Generator().manual_seed(1)
+    whole = torch.randn(10007, generator=generator)
+    gradients = [torch.randn(10007, generator=generator) for _ in range(20)]
+    ends = []
+    for size in (10007, 3333):
+        parts = [nn.Parameter(part.clone()) for part in whole.split(size)]
+        optimizer = torch.optim.AdamW(parts, lr=1e-2, weight_decay=0.1, fused=True)
+        for gradient in gradients:
+            for part, values in zip(parts, gradient.split(size), strict=True):
+                part.grad = values.clone()
+            optimizer.step()
+        ends.append(torch.cat([part.detach() for part in parts]))
+    assert not torch.equal(*ends)
+    torch.testing.assert_close(*ends)

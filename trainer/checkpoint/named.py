@@ -80,7 +80,7 @@ def set_options(optimizer: Any, groups: list[dict[str, Any]], names: list[list[s
     for group, group_names in zip(optimizer.param_groups, names, strict=True):
         saved = options.get(group_names[0], {}) if group_names else {}
         for key, value in saved.items():
-            if key == "params":
+            if key in ("params", "fused", "foreach"):  # how to compute, which the present device decides
                 continue
             current = group.get(key)
             if isinstance(current, torch.Tensor):

@@ -19,6 +19,7 @@ from trainer.config.own_loaders import problems_of_loaders
 from trainer.config.problems import as_written, raise_all
 from trainer.config.schedule import problems_of_optimizer, problems_of_schedule
 from trainer.config.schema import CheckpointOptions, Config, TrainerOptions
+from trainer.config.signature import Signature, read
 from trainer.config.strategy import ranks_in_group, ranks_per_sample
 from trainer.config.targets import problems_of_targets
 from trainer.config.typed import closed_class, options_of
@@ -44,12 +45,13 @@ def check(config: dict[str, Any], cwd: Path | None = None, fits: bool = True) ->
         UserError: All problems that were found, the most certain first.
         EnvironmentFault: The only problem is this machine, such as a missing package.
     """
-    values = [*_limits(config), *_sections(config), *_combinations(config), *problems_of_callbacks(config)]
+    values = [*_limits(config), *_sections(config), *problems_of_callbacks(config)]
     cwd = cwd or Path.cwd()
     targets = [*problems_of_targets(config, cwd), *problems_of_parts(config, cwd)]
     targets += problems_of_loaders(config, cwd)
     targets += problems_of_optimization(config, cwd)
     targets += problems_of_monitor(config, cwd)
+    targets += _decay(config, cwd)
     values += [*problems_of_schedule(config), *problems_of_optimizer(config)]
     # A model or data that does not exist needs no second message.
     targets = targets or [*(problems_of_fit(config, cwd) if fits else ())]
@@ -57,6 +59,18 @@ def check(config: dict[str, Any], cwd: Path | None = None, fits: bool = True) ->
     splits = not any(problem.message.startswith("data.") for problem in values)
     raise_all([*values, *targets, *_launch(config, splits)])
     raise_all([*problems_of_packages(config), *problems_of_loggers(config)])
+
+
+def _decay(config: dict[str, Any], cwd: Path) -> Iterator[UserError]:
+    """Yield a choice of the parameters with weight decay for an optimizer that has none."""
+    node = config["optimizer"] or {}
+    chosen = {"no_decay_norm_bias": node.get("no_decay_norm_bias") is True, "decay": node.get("decay") == "matrices"}
+    key = next((key for key, is_set in chosen.items() if is_set), None)
+    if key is None or not isinstance(node.get("_target_"), str):
+        return
+    signature = read(node["_target_"], cwd)
+    if isinstance(signature, Signature) and not signature.takes_more and "weight_decay" not in signature.names():
+        yield UserError(f"optimizer.{key}: {node['_target_']} has no weight_decay", f"use optimizer.{key}=null")
 
 
 def _limits(config: dict[str, Any]) -> Iterator[UserError]:
@@ -88,17 +102,6 @@ def _sections(config: dict[str, Any]) -> Iterator[UserError]:
     yield from options_of(TrainerOptions, config["trainer"]).problems()
     yield from options_of(CheckpointOptions, config["checkpoint"]).problems()
     yield from Config(name=config["name"], seed=config["seed"], runs_dir=config["runs_dir"]).problems()
-
-
-def _combinations(config: dict[str, Any]) -> Iterator[UserError]:
-    """Yield values of `trainer` that the strategy does not support."""
-    options, strategy = config["trainer"], config["strategy"]["name"]
-    if options["precision"] == "64-true" and strategy not in ("single", "ddp", "auto"):
-        fix = "use strategy=ddp, or trainer.precision=32-true"
-        yield UserError(f"trainer.precision=64-true is not supported by strategy={strategy}", fix)
-    if options.get("gradient_clip_algorithm") == "value" and strategy.startswith("deepspeed"):
-        fix = f"use trainer.gradient_clip_norm={options.get('gradient_clip_val')}, or another strategy"
-        yield UserError("trainer.gradient_clip_algorithm=value: DeepSpeed clips by norm only", fix)
 
 
 def _launch(config: dict[str, Any], splits: bool) -> Iterator[TrainerError]:

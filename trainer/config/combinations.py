@@ -1,7 +1,8 @@
 """Combinations of options that a strategy or a Lightning callback would refuse after the launch.
 
 They are found here from the configuration alone, with a fix. `tests/train/test_combinations.py` compares these checks
-with what the ranks refuse. Only callbacks that Lightning ships are checked, not user-defined ones.
+with what the ranks refuse. Pairs of strategy, precision and optimizer are in `strategy_limits.py`. Only callbacks that
+Lightning ships are checked, not user-defined ones.
 """
 
 from __future__ import annotations
@@ -17,10 +18,8 @@ from trainer.config.namespaces import canonical
 from trainer.config.problems import as_written
 from trainer.config.schema import PROFILED_WINDOWS
 from trainer.config.strategy import CUDA_GRAPHS
+from trainer.config.strategy_limits import FSDP, LOW_MEMORY, Pairing, problems_of_pairs
 from trainer.core.errors import EnvironmentFault, TrainerError, UserError
-
-FSDP = ("fsdp", "hsdp", "tp")
-"""Strategies based on FSDP2, which use Lightning's ModelParallelStrategy."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +38,13 @@ class Job:
         """Name of the strategy, with `auto` resolved."""
         name = str(self.config["strategy"]["name"])
         if name == "auto":
-            return "single" if self.world_size == 1 else "fsdp" if self.config["resources"].get("gpus") else "ddp"
+            return (
+                "single"
+                if self.world_size == 1
+                else "fsdp"
+                if self.on_gpus or self.config["resources"].get("gpus")
+                else "ddp"
+            )
         return name
 
     @property
@@ -50,6 +55,18 @@ class Job:
 
 def problems_of_combinations(job: Job) -> Iterator[TrainerError]:
     """Yield the combinations that cannot work, in the order of the sections."""
+    yield from problems_of_pairs(
+        Pairing(
+            strategy=job.strategy,
+            options=job.config["strategy"],
+            trainer=job.config["trainer"],
+            optimizer=job.config["optimizer"] or {},
+            model=str(job.config["model"].get("_target_")),
+            on_gpu=job.on_gpus,
+            world_size=job.world_size,
+            processes_per_node=job.processes_per_node,
+        )
+    )
     yield from _strategy(job)
     yield from _micro_batch(job)
     yield from _float8(job)
@@ -82,31 +99,13 @@ def callback_class(node: Any) -> str | None:
 
 
 def _strategy(job: Job) -> Iterator[UserError]:
-    precision = job.config["trainer"]["precision"]
-    if precision == "16-mixed" and job.strategy in FSDP:
-        yield UserError(
-            f"trainer.precision=16-mixed is not supported by strategy={job.strategy}: FSDP2 has no loss scaling",
-            "use trainer.precision=bf16-mixed, or strategy=ddp",
-        )
     if job.config["trainer"].get("channels_last") and job.is_sharded:
         yield UserError(
             f"trainer.channels_last=true: strategy={job.strategy} flattens or shards the weights, layout included",
             "use strategy=ddp, or trainer.channels_last=false",
         )
-    clip = job.config["trainer"].get("gradient_clip_val") or job.config["trainer"].get("gradient_clip_norm")
-    if precision == "16-mixed" and clip and (job.config["optimizer"] or {}).get("fused"):
-        yield UserError(
-            "optimizer.fused=true: a fused optimizer unscales the gradients of 16-mixed after they would be clipped",
-            "use trainer.precision=bf16-mixed, optimizer.fused=null, or no gradient clipping",
-        )
     yield from _profiler(job)
     yield from _compile(job)
-    model = str(job.config["model"].get("_target_"))
-    size = job.config["strategy"].get("tensor_parallel_size")
-    size = job.processes_per_node if size is None else size
-    if job.strategy == "tp" and model.startswith(_UNSPLIT) and size > 1 and job.world_size % size == 0:
-        message = f"strategy=tp: {model} does not define which layers to split"
-        yield UserError(message, "use strategy=fsdp, or model=transformer")
 
 
 def _compile(job: Job) -> Iterator[UserError]:
@@ -176,10 +175,6 @@ def _micro_batch(job: Job) -> Iterator[UserError]:
         )
 
 
-_UNSPLIT = tuple(f"trainer.models.{name}." for name in ("mlp", "resnet", "vgg", "vit", "efficientnet_lite", "rnn"))
-"""Networks of this project without a method `tensor_parallel`."""
-
-
 _PACKAGES = {"RichProgressBar": "rich", "RichModelSummary": "rich", "DeviceStatsMonitor": "psutil"}
 
 
@@ -199,11 +194,29 @@ def problems_of_packages(config: dict[str, Any]) -> Iterator[EnvironmentFault]:
         yield EnvironmentFault("resources.numa_binding needs the program numactl, which is not installed", fix)
     if config["trainer"].get("float8", "none") != "none":
         needed[f"trainer.float8={config['trainer']['float8']}"] = "torchao"
+    optimizer = config["optimizer"] or {}
+    if optimizer.get("_target_") == LOW_MEMORY and optimizer.get("states", "8bit") == "8bit":
+        needed["optimizer.states=8bit"] = "torchao"
     for key, package in needed.items():
         if package is None or find_spec(package) is not None or (package == "psutil" and not on_cpu):
             continue
         fix = f"pip install {package}" + (f", or {key}=null" if key.startswith("callbacks.") else "")
+        if package == "torchao":
+            fix = "pip install 'trainer[torchao]'"
+            if key.startswith("optimizer"):
+                fix += ", or optimizer=adamw_bf16, which needs 2 more bytes per parameter"
         yield EnvironmentFault(f"{key} needs the package {package}, which is not installed", fix)
+    for key in ("offload_optimizer", "offload_parameters"):
+        if config["strategy"].get(key) == "nvme" and not _has_libaio():
+            fix = f"apt install libaio-dev, or strategy.{key}=cpu"
+            yield EnvironmentFault(f"strategy.{key}=nvme needs libaio, which is not installed", fix)
+
+
+def _has_libaio() -> bool:
+    """Return whether DeepSpeed can build its operator for NVMe."""
+    from ctypes.util import find_library
+
+    return find_library("aio") is not None
 
 
 def _with_the_rest(where: str, kind: str, node: dict[str, Any], job: Job) -> Iterator[UserError]:

@@ -425,4 +425,8 @@ def _typed(config: dict[str, Any]) -> dict[str, Any]:
     if unset:
         raise explain.missing(unset)
     _settle_interval(config)
+    if str((config.get("optimizer") or {}).get("_target_")).startswith("torch.optim."):
+        from trainer.config.schedule import settle_fused
+
+        settle_fused(config)
     return typed.complete(config)

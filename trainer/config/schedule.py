@@ -46,6 +46,22 @@ def _default(node: dict[str, Any]) -> str:
     return "epoch" if in_epochs else "step"
 
 
+_WITH_FUSED = ("torch.optim.AdamW", "torch.optim.Adam", "torch.optim.SGD")
+"""Optimizers that update all parameters in one CUDA kernel on request (torch 2.11 to 2.13; Adagrad only on the CPU)."""
+
+
+def settle_fused(config: dict[str, Any]) -> None:
+    """Set `optimizer.fused` to auto for an optimizer of torch that can be fused, unless the config chooses a kernel.
+
+    A frozen config without the key is from an older version, and keeps torch's default.
+    """
+    node = config.get("optimizer")
+    if not isinstance(node, dict) or node.get("_target_") not in _WITH_FUSED:
+        return
+    if not {"fused", "foreach", "differentiable", "_args_", "_partial_"} & node.keys():
+        node["fused"] = "auto"
+
+
 def is_plateau(node: dict[str, Any]) -> bool:
     """Return whether the scheduler is a ReduceLROnPlateau, which follows a metric."""
     return str(node.get("_target_")).rpartition(".")[2] == _PLATEAU
@@ -94,7 +110,14 @@ def problems_of_schedule(config: dict[str, Any]) -> Iterator[UserError]:
 def problems_of_optimizer(config: dict[str, Any]) -> Iterator[UserError]:
     """Yield combinations that the optimizer does not support."""
     node = config.get("optimizer") or {}
-    switch = node.get("no_decay_norm_bias")
+    switch, decay = node.get("no_decay_norm_bias"), node.get("decay")
+    if decay not in (None, "all", "matrices"):
+        yield UserError(
+            f"optimizer.decay={decay}: invalid choice", "write optimizer.decay=matrices or optimizer.decay=all"
+        )
+    elif decay is not None and switch:
+        fix = "keep one: with optimizer.decay=matrices norms and biases have no weight decay, either"
+        yield UserError(f"optimizer.decay={decay} and optimizer.no_decay_norm_bias=true exclude each other", fix)
     if switch is not None and not isinstance(switch, bool):
         fix = "write optimizer.no_decay_norm_bias=true"
         yield UserError(f"optimizer.no_decay_norm_bias={switch}: expected true or false", fix)

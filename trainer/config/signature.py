@@ -15,7 +15,7 @@ from trainer.config.sources import Definition, LookupResult, Module, NotFound, U
 
 TRAINERS_OWN = {
     "data": ("batch_size", "micro_batch", "num_workers"),
-    "optimizer": ("no_decay_norm_bias",),
+    "optimizer": ("no_decay_norm_bias", "decay"),
     "scheduler": READ_BY_TRAINER,
 }
 """Keys of an open section that the trainer itself reads; passed to the target only if its signature names them."""

@@ -206,6 +206,8 @@ def _type(where: str, argument: Argument, value: Any) -> Iterator[UserError]:
     # Null arguments of the model are filled from the data. checks/config.py checks the trainer's keys.
     if (value is None and where == "model") or argument.name in TRAINERS_OWN.get(where, ()):
         return
+    if where == "optimizer" and argument.name == "fused" and value == "auto":  # train/optimization.py chooses
+        return
     if value is None and (where.startswith("logger.") or (where.startswith("scheduler") and argument.name in FILLED)):
         return
     if value is None and where.startswith("callbacks.") and argument.name == "monitor":  # filled by early_stopping.py

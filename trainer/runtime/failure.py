@@ -54,6 +54,15 @@ _ALWAYS_MESSAGES = re.compile(
 
 The first is from trainer/strategies/ddp.py and DDP itself, the second from EarlyStopping whose metric is not logged.
 """
+_REFUSING = (
+    "lightning",
+    "lightning_fabric",
+    "pytorch_lightning",
+    "deepspeed",
+    "torch/optim",
+    "torch/distributed/tensor",
+)
+"""Installed packages that refuse a configuration with an exception of any class, such as RuntimeError."""
 _TRANSIENT = (
     "RollBack",
     "ConnectionError",
@@ -138,6 +147,8 @@ def _failure_of(error: BaseException, attempt: Attempt) -> Failure:
         final = True
     elif _is_one_of(error, _MISTAKES) or (isinstance(error, RuntimeError) and _TENSORS.search(reason)):
         final = not has_moved or not has_saved
+    elif not has_moved and _is_refusal(error):
+        final = True
     else:
         final, mend = False, not has_saved
     if not final and _is_repeated(attempt, reason, step):
@@ -216,6 +227,19 @@ def _line_of(path: Path, number: int) -> str:
         return path.read_text(encoding="utf-8", errors="replace").splitlines()[number - 1].strip()[:120]
     except (OSError, IndexError):
         return ""
+
+
+def _is_refusal(error: BaseException) -> bool:
+    """Return whether the exception comes from a `raise` statement of a package that refuses configurations.
+
+    Other exceptions of these packages come from an operation that failed in them, perhaps because of the machine.
+    """
+    frames = traceback.extract_tb(error.__traceback__)
+    if not frames:
+        return False
+    _, installed, inside = frames[-1].filename.rpartition("-packages/")
+    is_known = bool(installed) and any(inside.startswith(f"{name}/") for name in _REFUSING)
+    return is_known and (frames[-1].line or "").startswith("raise ")
 
 
 def _is_one_of(error: BaseException, names: tuple[str, ...]) -> bool:

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import inspect
 import math
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from lightning.pytorch import LightningModule
-from torch import nn
 from torch.optim import Optimizer
 
 from trainer.config.direction import direction_of
@@ -18,10 +16,12 @@ from trainer.config.instantiate import accepts, instantiate, locate
 from trainer.config.schedule import FILLED, READ_BY_TRAINER, is_plateau
 from trainer.config.schema import Config
 from trainer.core.errors import UserError
+from trainer.train.parameter_groups import Decay, parameter_groups
 
 SWITCH = "no_decay_norm_bias"
-_NORM = re.compile(r"norm(\d?d)?$", re.IGNORECASE)
-"""Matches class names of normalization layers: LayerNorm, RMSNorm, BatchNorm2d, those of other packages."""
+DECAY = "decay"
+AUTO = "auto"
+"""Value of `optimizer.fused`: the kernel is chosen here."""
 
 
 @dataclass
@@ -56,42 +56,57 @@ def configure(module: LightningModule, config: Config, length: TrainingLength) -
 
 
 def make_optimizer(module: LightningModule, config: Config) -> Optimizer:
-    """Return the optimizer over the trainable parameters, in two groups with `optimizer.no_decay_norm_bias=true`."""
+    """Return the optimizer over the trainable parameters, in groups if `optimizer.decay` or the optimizer has them."""
     parameters: list[Any] = [parameter for parameter in module.parameters() if parameter.requires_grad]
     if not parameters:
         fix = "give it a configure_optimizers that returns None: it then trains without one"
         raise UserError(f"{type(module).__name__} has no parameters for an optimizer", fix)
-    node = config.optimizer
+    node = dict(config.optimizer)
     target = locate(node["_target_"], "optimizer._target_")
-    if not accepts(target, SWITCH):
-        switch, node = node.get(SWITCH), {key: value for key, value in node.items() if key != SWITCH}
-        if switch:
-            if not accepts(target, "weight_decay"):
-                fix = f"use optimizer.{SWITCH}=false"
-                raise UserError(f"optimizer.{SWITCH}: {node['_target_']} has no weight_decay", fix)
-            parameters = decay_groups(module)
+    chosen = {key: node.pop(key, None) for key in (SWITCH, DECAY) if not accepts(target, key)}
+    decay: Decay = "all" if chosen.get(DECAY) != "matrices" else "matrices"
+    if chosen.get(SWITCH):
+        decay = "no_norm_bias"
+    if decay != "all" and not accepts(target, "weight_decay"):
+        key, fix = (SWITCH, "false") if chosen.get(SWITCH) else (DECAY, "null")
+        raise UserError(f"optimizer.{key}: {node['_target_']} has no weight_decay", f"use optimizer.{key}={fix}")
+    muon = getattr(target, "splits_matrices", False)
+    if decay != "all" or muon:
+        parameters = parameter_groups(module, decay, muon)
+    if node.get("fused") == AUTO:
+        _choose_kernel(node, module, config)
     return instantiate(node, parameters, where="optimizer")  # type: ignore[no-any-return]
 
 
-def decay_groups(module: nn.Module) -> list[dict[str, Any]]:
-    """Return two parameter groups: one with the optimizer's weight decay, and one without.
+def _choose_kernel(node: dict[str, Any], module: LightningModule, config: Config) -> None:
+    """Replace `fused: auto` by a choice for this rank's device, and log it.
 
-    The group without weight decay has the biases and all parameters of normalization layers. Only trainable parameters
-    are included.
+    The foreach kernels of torch's default need as much memory as the parameters for temporary tensors: 4 bytes per
+    parameter, 32 GB for 8B. The fused kernel needs none. On the CPU it depends on the place of an element in its tensor
+    whether it is computed by a vector instruction, and so how it is rounded: sharding would change the result.
     """
-    decayed: list[nn.Parameter] = []
-    not_decayed: list[nn.Parameter] = []
-    seen: set[int] = set()
-    for layer in module.modules():
-        is_norm = _NORM.search(type(layer).__name__) is not None or isinstance(layer, nn.modules.batchnorm._NormBase)
-        for name, parameter in layer.named_parameters(recurse=False):
-            if not parameter.requires_grad or id(parameter) in seen:
-                continue
-            seen.add(id(parameter))
-            is_bias = name == "bias" or name.endswith("_bias")
-            (not_decayed if is_norm or is_bias else decayed).append(parameter)
-    groups: list[dict[str, Any]] = [{"params": decayed}, {"params": not_decayed, "weight_decay": 0.0}]
-    return [group for group in groups if group["params"]]
+    del node["fused"]
+    strategy, options = module.trainer.strategy, config.trainer
+    name = str(node["_target_"]).rpartition(".")[2]
+    offloads = getattr(config.strategy, "cpu_offload", False) or (
+        getattr(config.strategy, "offload_optimizer", "none") != "none"
+    )
+    if strategy.root_device.type == "cpu":
+        reason = "the fused one rounds by the place in a shard; optimizer.fused=true is faster"
+    elif strategy.root_device.type != "cuda":
+        reason = f"not known for {strategy.root_device.type}"
+    elif offloads:
+        reason = "the step is on the CPU"
+    elif options.precision == "16-mixed" and (options.gradient_clip_norm or options.gradient_clip_val):
+        reason = "a fused optimizer unscales the gradients of 16-mixed after they would be clipped"
+    elif any(not parameter.is_floating_point() for parameter in module.parameters()):
+        reason = "some parameters are not floating point numbers"
+    else:
+        node["fused"] = True
+        reason = ""
+    if module.trainer.is_global_zero:
+        kernel = "fused kernel" if not reason else f"torch's default kernels ({reason})"
+        print(f"optimizer: {name}, {kernel}", flush=True)
 
 
 def make_schedule(

@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 
 from trainer.config.schema import Config
 from trainer.config.strategy import DeepspeedZero1, DeepspeedZero2, DeepspeedZero3
+from trainer.config.strategy_limits import LOW_MEMORY
 
 
 class BFloat16Mixed(MixedPrecision):
@@ -49,3 +50,24 @@ def precision_plugins(config: Config, device: torch.device) -> list[Precision]:
     if has_own or precision_of(config, device) != "bf16-mixed":
         return []
     return [BFloat16Mixed("cuda" if device.type == "cuda" else "cpu")]
+
+
+def precision_note(config: Config, precision: str) -> str | None:
+    """Return one line on what a true half precision gives up, and what does not; None if nothing is given up.
+
+    DeepSpeed keeps fp32 master weights and states in any precision, and so may the optimizer.
+    """
+    if precision not in ("bf16-true", "16-true"):
+        return None
+    if isinstance(config.strategy, (DeepspeedZero1, DeepspeedZero2, DeepspeedZero3)):
+        return None
+    node = config.optimizer
+    keeps = node.get("master_weights") or (node.get("stochastic_rounding", True) and precision == "bf16-true")
+    if node.get("_target_") == LOW_MEMORY and keeps:
+        return None
+    bits, unscaled = (8, "") if precision == "bf16-true" else (11, ", no loss scaling")
+    return (
+        f"trainer.precision={precision}: no fp32 master weights, optimizer states in 16 bits{unscaled}; updates below"
+        f" 2^-{bits + 1} of a weight are lost. Safe: trainer.precision=bf16-true optimizer=adamw_8bit (6 bytes per"
+        " parameter, stochastic rounding), or trainer.precision=bf16-mixed (16; with optimizer=adamw_8bit 10)"
+    )

@@ -52,6 +52,7 @@ from trainer.train import (
 )
 from trainer.train.checkpoint_saver import CheckpointSaver, Stores
 from trainer.train.data import Data
+from trainer.train.precision import precision_note
 
 _NO_GOOD_CHECKPOINT = (
     "every checkpoint of this run is damaged; starting again from step 0 would hide that",
@@ -305,6 +306,9 @@ def _print_summary(
         + (f"{total_steps} steps" if total_steps is not None else f"{config.trainer.max_epochs or 'unlimited'} epochs"),
         flush=True,
     )
+    note = precision_note(config, str(trainer.precision))
+    if note is not None:
+        print(note, flush=True)
 
 
 def seconds_of(text: str | None) -> float | None:
