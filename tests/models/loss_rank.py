@@ -25,7 +25,7 @@ CASES = [
     (strategy, precision, tied)
     for strategy, tied in (("ddp", True), ("fsdp", True), ("fsdp", False))
     for precision in ("32-true", "bf16-mixed", "bf16-true")
-]
+] + [("deepspeed_zero3", "bf16-mixed", True)]
 
 
 class Trained(LanguageModelling):

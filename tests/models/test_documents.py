@@ -131,3 +131,20 @@ def test_a_model_that_would_not_mask_is_refused_at_the_prompt() -> None:
     checked("model=transformer")
     with pytest.raises(UserError, match="RecurrentDecoder has no argument document_end"):
         checked("model=rnn_decoder")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("compiled", [False, True])
+def test_flex_attention_on_a_gpu_gives_the_losses_and_gradients_of_the_cpu(compiled: bool) -> None:
+    tokens = torch.randint(0, 50, (2, 257), generator=torch.Generator().manual_seed(0))
+    results = []
+    for device in ("cpu", "cuda"):
+        torch.manual_seed(0)
+        network = Transformer(50, 256, dim=64, layers=2, heads=4, kv_heads=2, document_end=3).to(device)
+        task = LanguageModelling(network)
+        prepare(task, Single(compile=compiled and device == "cuda", activation_checkpointing="selective"))
+        loss = task.training_step((tokens[:, :-1].to(device), tokens[:, 1:].to(device)), 0)
+        loss.backward()
+        results.append([loss.detach().cpu(), *(parameter.grad.cpu() for parameter in network.parameters())])
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(other, one, rtol=1e-3, atol=1e-4)
