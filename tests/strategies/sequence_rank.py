@@ -14,6 +14,7 @@ import torch.distributed as dist
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.plugins.environments import TorchElasticEnvironment
 from torch import nn
+from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader
 
 from trainer import strategies
@@ -21,18 +22,19 @@ from trainer.checkpoint.io import CheckpointWriter, RunCheckpointIO
 from trainer.checkpoint.store import CheckpointStore
 from trainer.checkpoint.stored import MODEL, StoredCheckpoint
 from trainer.config.strategy import Tp
+from trainer.models.linear_cross_entropy import CHUNK_BYTES, IGNORED
 from trainer.models.transformer import Transformer
 
 STEPS, LENGTH, VOCABULARY = 4, 12, 24
 WAYS: dict[str, dict[str, Any]] = {
-    "whole": {},
-    "sequence": {"sequence_parallel": True},
     "gpt2": {"model": {"norm": "layer", "activation": "gelu", "positions": "learned", "bias": True}},
     "gpt2-sequence": {
         "model": {"norm": "layer", "activation": "gelu", "positions": "learned", "bias": True},
         "sequence_parallel": True,
         "activation_checkpointing": "full",
     },
+    "untied": {"model": {"tied": False}},
+    "untied-sequence": {"model": {"tied": False}, "sequence_parallel": True, "loss_parallel": True},
     "bf16": {"precision": "bf16-mixed"},
     "bf16-sequence": {"precision": "bf16-mixed", "sequence_parallel": True},
 }
@@ -46,10 +48,20 @@ class Task(LightningModule):
             block.register_forward_pre_hook(lambda block, inputs: self.lengths.add(inputs[0].shape[1]))
 
     def training_step(self, batch: torch.Tensor, batch_idx: int) -> torch.Tensor:
-        logits = self.net(batch[:, :-1])
-        loss = nn.functional.cross_entropy(logits.float().flatten(0, 1), batch[:, 1:].flatten())
+        targets = batch[:, 1:].clone()
+        targets[0, : batch_idx + 1] = IGNORED
+        if batch_idx % 2:
+            logits = self.net(batch[:, :-1])
+            loss = nn.functional.cross_entropy(logits.float().flatten(0, 1), targets.flatten())
+        else:
+            total, count, _ = self.net(batch[:, :-1], targets)
+            loss = total / count
         self.losses.append(loss.detach())
         return loss
+
+    def validation_step(self, batch: torch.Tensor, batch_idx: int) -> None:
+        total, _, correct = self.net(batch[:, :-1], batch[:, 1:])
+        self.evaluated = [total.item(), correct.item()]
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.AdamW(self.parameters(), 0.01)
@@ -81,7 +93,8 @@ def train(name: str, way: dict[str, Any], folder: Path) -> dict[str, Any]:
         enable_model_summary=False,
         use_distributed_sampler=False,
     )
-    trainer.fit(task, DataLoader(tokens[:, data_rank], batch_size=None))
+    loader = DataLoader(tokens[:, data_rank], batch_size=None)
+    trainer.fit(task, loader, loader)
     losses = torch.stack(task.losses)
     dist.all_reduce(losses)
     path = store.path(STEPS)
@@ -91,12 +104,16 @@ def train(name: str, way: dict[str, Any], folder: Path) -> dict[str, Any]:
     dist.barrier()
     weights = StoredCheckpoint(path).whole(MODEL)
     total = {name: value.double().norm().item() for name, value in weights.items()}
-    return {"losses": (losses / ranks).tolist(), "lengths": sorted(task.lengths), "norms": total}
+    head = dict(task.net.named_parameters())["head.weight" if not task.net.tied else "embedding.weight"]
+    assert isinstance(head, DTensor)
+    found = {"evaluated": task.evaluated, "head": head.to_local().numel()}
+    return found | {"losses": (losses / ranks).tolist(), "lengths": sorted(task.lengths), "norms": total}
 
 
 def main() -> None:
     warnings.filterwarnings("ignore")
     torch.set_num_threads(1)
+    CHUNK_BYTES["cpu"] = 4 * VOCABULARY * 8  # chunks of several positions, also of a rank's half of the vocabulary
     folder = Path(sys.argv[1])
     results = {name: train(name, way, folder) for name, way in WAYS.items()}
     if os.environ["RANK"] == "0":

@@ -68,6 +68,7 @@ def problems_of_combinations(job: Job) -> Iterator[TrainerError]:
         )
     )
     yield from _strategy(job)
+    yield from _tied(job)
     yield from _micro_batch(job)
     yield from _float8(job)
     seen: dict[tuple[Any, ...], str] = {}
@@ -151,6 +152,17 @@ def _float8(job: Job) -> Iterator[UserError]:
         yield UserError(problem, f"use strategy=fsdp, or {none[4:]}")
     if job.config["finetune"].get("lora_rank") is not None:
         yield UserError(f"trainer.float8={recipe} with finetune.lora_rank: LoRA replaces the same layers", none)
+
+
+def _tied(job: Job) -> Iterator[UserError]:
+    """Yield a split output layer that shares its weight with the embedding, which every rank has whole."""
+    model = job.config["model"]
+    is_ours = str(model.get("_target_")) == "trainer.models.transformer.Transformer"
+    if job.config["strategy"].get("loss_parallel") and is_ours and model.get("tied", True):
+        problem = (
+            "strategy.loss_parallel=true: with model.tied=true the output layer is the embedding, which stays whole"
+        )
+        yield UserError(problem, "use model.tied=false, or strategy.loss_parallel=false")
 
 
 def _micro_batch(job: Job) -> Iterator[UserError]:

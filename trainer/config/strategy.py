@@ -105,6 +105,9 @@ class Tp(Fsdp):
     sequence_parallel: bool = False
     """Split norms, dropout and the residual stream over these ranks as well, by positions of the sequence; the network
     declares where in its `sequence_parallel()`."""
+    loss_parallel: bool = False
+    """Split the output layer of a language model over these ranks by tokens of the vocabulary, and compute the loss
+    from the parts; the layer must not share its weight with the embedding (`model.tied=false`)."""
 
 
 @dataclass(eq=False, repr=False)

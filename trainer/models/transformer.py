@@ -113,7 +113,8 @@ class Transformer(nn.Module):
         """Return the layers that tensor parallelism splits: whole attention heads, and columns of the feed-forward."""
         names = {"attention": ("query", "key", "value"), "ffn": ("gate", "up")}
         columns = {f"body.*.{part}.{name}": "column" for part, layers in names.items() for name in layers}
-        return {**columns, "body.*.attention.out": "row", "body.*.ffn.down": "row"}
+        head = {} if self.tied else {"head": "vocabulary"}
+        return {**columns, **head, "body.*.attention.out": "row", "body.*.ffn.down": "row"}
 
     def sequence_parallel(self) -> dict[str, str]:
         """Return where `strategy.sequence_parallel` splits the sequence: from the embeddings to the last norm."""

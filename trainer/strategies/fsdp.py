@@ -97,7 +97,8 @@ class RunFSDPStrategy(ShardedCheckpoints, BuffersOfRank0, ModelParallelStrategy)
         self._broadcast_parameters(module)
         self.model = self.precision_plugin.convert_module(module)
         if not is_split(module):
-            parallelize(module, self.device_mesh[TENSOR], getattr(self.options, "sequence_parallel", False))
+            splits = {name: getattr(self.options, f"{name}_parallel", False) for name in ("sequence", "loss")}
+            parallelize(module, self.device_mesh[TENSOR], **splits)
         self._shard(module)
         self._materialize(module, deferred, initialize=trainer.ckpt_path is None)
         _materialize_distributed_module(module, self.root_device)  # parameters that the module itself put on meta

@@ -7,6 +7,9 @@ The keys are patterns of module names inside the network; `*` matches one part o
 output features over the ranks: code between the layers must not assume the full number of features. A `row` layer takes
 split inputs and sums the results over the ranks.
 
+With `strategy.loss_parallel` a `vocabulary` layer, a LossHead that shares its weight with no other layer, is split by
+rows (`strategies/loss_parallel.py`). Otherwise it stays whole.
+
 With `strategy.sequence_parallel` the features between a `row` layer and the next `column` layers are split over the
 ranks by positions (Korthikanti et al. 2022, https://arxiv.org/abs/2205.05198): norms, dropout and the residual stream
 take 1/n of the memory and time. The sum after a `row` layer becomes a reduce-scatter and an all-gather, which move as
@@ -35,18 +38,21 @@ from torch.distributed.tensor.parallel import (
 )
 
 from trainer.core.errors import UserError
+from trainer.models.linear_cross_entropy import LossHead
+from trainer.strategies.loss_parallel import split_vocabulary
 
 _SEQUENCE = 1
 """Dimension of the positions in features of shape `(batch, length, dim)`."""
 
 
-def parallelize(module: nn.Module, mesh: DeviceMesh, sequence: bool = False) -> None:
+def parallelize(module: nn.Module, mesh: DeviceMesh, sequence: bool = False, loss: bool = False) -> None:
     """Split the declared layers over `mesh`, in place. Does nothing if the mesh has one rank.
 
     Args:
         module: The module to train.
         mesh: The ranks that share each layer.
         sequence: `strategy.sequence_parallel`.
+        loss: `strategy.loss_parallel`.
 
     Raises:
         UserError: The network declares no layers, a layer's features are not divisible by the number of ranks, or
@@ -63,12 +69,13 @@ def parallelize(module: nn.Module, mesh: DeviceMesh, sequence: bool = False) -> 
         )
     declared: dict[str, str] = network.tensor_parallel()  # type: ignore[operator]
     plan: dict[str, ParallelStyle] = {}
+    heads: list[nn.Module] = []
     for name, part in network.named_modules():
         style = next((style for pattern, style in declared.items() if _matches(name, pattern)), None)
-        if style is None:
+        if style is None or (style == "vocabulary" and not loss):
             continue
         assert isinstance(part, nn.Linear), f"{name} is declared {style}-wise but is not an nn.Linear"
-        features = part.out_features if style == "column" else part.in_features
+        features = part.in_features if style == "row" else part.out_features
         if features % size:
             raise UserError(
                 f"strategy.tensor_parallel_size={size} does not divide the {features} features of {name}.",
@@ -80,13 +87,28 @@ def parallelize(module: nn.Module, mesh: DeviceMesh, sequence: bool = False) -> 
                 f"strategy=tp: {name} is declared {style}-wise, but {other} uses its weight, too.",
                 "Leave tied layers out of tensor_parallel().",
             )
-        if style == "column":
+        if style == "vocabulary":
+            heads.append(part)
+        elif style == "column":
             plan[name] = ColwiseParallel()
         else:
             plan[name] = RowwiseParallel(output_layouts=Shard(_SEQUENCE)) if sequence else RowwiseParallel()
     if sequence:
         _split_sequence(network, mesh, plan)
     parallelize_module(network, mesh, plan)
+    if loss:
+        _split_heads(network, heads, mesh)
+
+
+def _split_heads(network: nn.Module, heads: list[nn.Module], mesh: DeviceMesh) -> None:
+    if not heads or not all(isinstance(head, LossHead) for head in heads):
+        raise UserError(
+            f"strategy.loss_parallel=true: {type(network).__name__} has no output layer that can be split.",
+            "With model=transformer set model.tied=false (docs/strategies.md), or use strategy.loss_parallel=false.",
+        )
+    for head in heads:
+        assert isinstance(head, LossHead)
+        split_vocabulary(head, mesh)
 
 
 def _split_sequence(network: nn.Module, mesh: DeviceMesh, plan: dict[str, ParallelStyle]) -> None:
