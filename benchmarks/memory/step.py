@@ -3,7 +3,8 @@
     python benchmarks/memory/step.py --package FOLDER --output before.json
 
 FOLDER is a checkout of this project: its `trainer` is measured, with its defaults for GPUs. AdamW is fused if its
-`optimizer=adamw` says `auto`, else of torch's foreach kernels, torch's own default on CUDA. `report.py` makes a table.
+`optimizer=adamw` has `fused: auto`, else it uses the foreach kernels, which are torch's own default on CUDA.
+`report.py` makes a table.
 
 DeepSpeed is not measured: it reads pointers, which fake tensors do not have.
 """
@@ -152,10 +153,10 @@ def _make_buckets(module: Any) -> None:
 
 def _optimizer(module: Any) -> Any:
     """Return AdamW as the project's default makes it for parameters on a GPU."""
-    from trainer.core.paths import conf_dir
+    from trainer.config.compose import compose
 
     parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    fused = "fused: auto" in (conf_dir() / "optimizer" / "adamw.yaml").read_text()
+    fused = compose(["optimizer=adamw"], config_dirs=[]).config["optimizer"].get("fused") == "auto"
     return torch.optim.AdamW(parameters, lr=1e-4, **({"fused": True} if fused else {"foreach": True}))
 
 

@@ -58,6 +58,13 @@ def test_a_small_model_has_the_known_sums(benchmark: Any, name: str, ranks: int,
     assert found["passes"] > found["rest"]
 
 
+@pytest.mark.slow
+def test_8b_with_full_checkpointing_leaves_8_gb_of_a_gpu_of_141_gb(benchmark: Any) -> None:
+    step, _ = benchmark
+    found = step.measure(step.SETTINGS["8B, 1 x 4096, full"], "single", 1)
+    assert max(found["passes"], found["update"]) * GIB < (141 - 8) * 1e9
+
+
 def test_the_table_takes_the_larger_of_passes_and_update() -> None:
     sys.path.insert(0, str(MEMORY))
     try:
