@@ -17,6 +17,7 @@ from tests.conftest import TrainerCli
 
 HERE = Path(__file__).parent
 TWO_RANKS = ["resources.gpus=0", "resources.cpu_processes=2"]
+VERIFY = ["--kills", "2", "--keep", "verified"]
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,8 @@ class Project:
     """That `evaluate` reports for the test data."""
     rows: int
     """That `predict` gives for the test data."""
+    steps: int
+    """That are trained: a few more than an epoch has."""
     output: str = "predictions"
 
 
@@ -37,9 +40,10 @@ def check_project(trainer_cli: TrainerCli, workdir: Path, project: Project) -> N
     shutil.copytree(HERE / project.folder, workdir, dirs_exist_ok=True)
     job = [f"experiment={project.experiment}", *TWO_RANKS]
     # The ranks are killed, which torchrun starts again; then the whole job, for `trainer resume`.
-    verified = trainer_cli("verify-resume", *job, "--kills", "2", "--keep", "verified", timeout=300)
+    verified = trainer_cli("verify-resume", *job, "--steps", str(project.steps), *VERIFY, timeout=300)
     assert verified.returncode == 0, verified.stdout + verified.stderr
     assert "kills: 2" in verified.stdout
+    assert "past the end of an epoch" in verified.stdout
     assert "equal bit for bit" in verified.stdout
 
     (run,) = (workdir / "verified" / "killed").iterdir()

@@ -10,12 +10,12 @@ from tests.conftest import TrainerCli
 from tests.projects.project import Project, check_project
 
 PROJECTS = [
-    Project("gan", "gan", "test_realism", 16),
-    Project("selfsup", "simclr", "test_loss", 16, "features"),
-    Project("selfsup", "byol", "test/total_loss", 16),
-    Project("ddpm", "ddpm", "test/loss_simple", 16),
-    Project("detection", "shapes", "test_found", 9),
-    Project("imagenet", "imagenet", "test_acc1", 32),
+    Project("gan", "gan", "test_realism", 16, 10),
+    Project("selfsup", "simclr", "test_loss", 16, 10, "features"),
+    Project("selfsup", "byol", "test/total_loss", 16, 10),
+    Project("ddpm", "ddpm", "test/loss_simple", 16, 10),
+    Project("detection", "shapes", "test_found", 9, 10),
+    Project("imagenet", "imagenet", "test_acc1", 32, 11),
 ]
 
 
