@@ -11,7 +11,7 @@ REFUSED = {
     "BatchSizeFinder": (
         "it changes the batch size while the job runs; here the global batch is data.batch_size at any number of ranks",
         "remove it and set data.batch_size; data.micro_batch is the batch of a forward pass, and"
-        " resilience.on_oom=halve finds one that fits into memory",
+        " data.micro_batch=auto finds the largest that fits into memory",
     )
 }
 """Problem and fix by class."""
