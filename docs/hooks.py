@@ -13,7 +13,7 @@ PAGES = {
     "README.md": "index.md",
     "CHANGELOG.md": "changelog.md",
     "CONTRIBUTING.md": "contributing.md",
-    "SECURITY.md": "security.md",
+    "SECURITY.md": "vulnerabilities.md",
 }
 """File at the top of the repository to page of the site."""
 RESULTS = "benchmarks/results"
@@ -37,5 +37,7 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
         markdown = re.sub(r"\]\(docs/", "](", markdown)
         for source, target in PAGES.items():
             markdown = markdown.replace(f"]({source})", f"]({target})")
+    for source, target in PAGES.items():
+        markdown = markdown.replace(f"](../{source})", f"]({target})")
     markdown = re.sub(r"\]\(\.\./benchmarks/results/?\)", f"]({RESULTS}/index.md)", markdown)
     return re.sub(r"\]\(\.\./(benchmarks/results/[\w-]+\.md)", r"](\1", markdown)

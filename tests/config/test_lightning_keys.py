@@ -108,8 +108,8 @@ def overrides_of(given: str) -> list[str]:
 @pytest.mark.parametrize(
     ("given", "problem", "fix"),
     [
-        ("trainer.devices=[0,1]", "trainer.devices=[0, 1]", "CUDA_VISIBLE_DEVICES=0,1"),
-        ("trainer.devices='1,3'", "trainer.devices=1,3", "CUDA_VISIBLE_DEVICES=1,3"),
+        ("trainer.devices=[0,1]", "trainer.devices=[0, 1]", "resources.devices=[0,1]"),
+        ("trainer.devices='1,3'", "trainer.devices=1,3", "resources.devices=[1,3]"),
         ("trainer.devices=0", "at least one", "trainer.devices=1"),
         ("trainer.accelerator=tpu", "trainer.accelerator=tpu", "trainer.accelerator=gpu"),
         (

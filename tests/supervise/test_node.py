@@ -17,10 +17,13 @@ import yaml
 
 from tests.conftest import clean_environment
 from trainer.config.shape import LaunchShape
-from trainer.core import processes
+from trainer.core import claims, processes
+from trainer.core.errors import EnvironmentFault
+from trainer.core.gpu import Gpu
+from trainer.core.gpus import Inventory
 from trainer.launch.local import LocalLauncher, reap
 from trainer.runs.directory import RunDirectory
-from trainer.runs.records import AttemptOutcome
+from trainer.runs.records import AttemptOutcome, Launch
 
 HERE = Path(__file__).parent
 
@@ -33,6 +36,7 @@ def make_run(folder: Path, **resilience: Any) -> RunDirectory:
         "resources": {"cpu_processes": 2, "gpus": 0, "spare_nodes": 0},
         "cluster": {"name": "local"},
         "strategy": {"name": "ddp"},
+        "trainer": {},
         "resilience": {"max_restarts": 0, "stop_deadline_s": 60.0, **resilience},
         "tracking": {"name": "none", "finish_timeout_s": 0},
     }
@@ -232,3 +236,32 @@ def test_the_launcher_records_the_process_and_resumes_with_the_next_attempt(
         assert launch.attempt == attempt
         assert launch.cwd == str(workdir)
         assert end_of(run, attempt).outcome == "finished"
+
+
+def test_gpus_are_chosen_for_the_run_and_locked_until_it_ends(
+    workdir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Four imitated GPUs, of which somebody uses the first. The rank sees two others, a second launch what is left."""
+    holders = ["python of anna (pid 7)", None, None, None]
+    here = Inventory(tuple(Gpu(str(n), n, f"GPU-{n}", "H200", holder=holders[n]) for n in range(4)))
+    monkeypatch.setattr(claims, "inventory", lambda *_: here)
+    monkeypatch.setattr(claims, "_folder", lambda: tmp_path)
+    for name, value in environment("finish").items():
+        monkeypatch.setenv(name, value)
+    run = make_run(workdir)
+    run.write_launch(Launch(shape=LaunchShape(nodes=1, processes_per_node=2, device="cuda")))
+    LocalLauncher(detached=True).launch(run)
+    (left,) = claims.claim(1, here=here, wait_s=0).gpus
+    assert left.index == 3
+    with pytest.raises(EnvironmentFault, match="2 GPUs requested, and 0 of 4 free") as raised:
+        claims.claim(2, here=here, wait_s=0)
+    assert "1: taken by another run of yours" in raised.value.fix
+    launch = run.launch()
+    wait_until(lambda: not processes.is_alive(launch.pid, launch.pid_started))
+    reap()
+    said = "GPUs 1, 2 (H200); not 0: in use by python of anna (pid 7)"
+    assert f"on {said}\n" in capsys.readouterr().out
+    assert said in run.node_log(0, 0).read_text()
+    line = next(line for line in run.rank_log(0, 1).read_text().splitlines() if line.startswith("{"))
+    assert json.loads(line)["CUDA_VISIBLE_DEVICES"] == "1,2"
+    assert [gpu.index for gpu in claims.claim(2, here=here, wait_s=0).gpus] == [1, 2]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TextIO
 
@@ -13,6 +13,7 @@ from trainer.checkpoint import commit
 from trainer.checkpoint.store import Checkpoint, CheckpointStore, best_of
 from trainer.config.instantiate import read_whole
 from trainer.config.shape import LaunchShape, resolve
+from trainer.core import claims
 from trainer.core.errors import JOB_FAILED, TrainerError, UserError
 from trainer.core.records import read_or_skip
 from trainer.runs import cause
@@ -20,6 +21,7 @@ from trainer.runs.directory import RunDirectory
 from trainer.runs.records import CommandFailure
 from trainer.runs.registry import reference_to, shortest
 from trainer.supervise import entry, torchrun
+from trainer.supervise.rendezvous import private_folder
 from trainer.supervise.torchrun import Place
 
 
@@ -87,17 +89,25 @@ def run_on_ranks(
     worker = entry.started(module, run.code_dir)
     command = torchrun.command(run.path, f"{run.id}-{verb}", shape, Place(), max_restarts=0, worker=worker)
     preload = entry.module_of(module, run.code_dir)
-    variables = torchrun.environment(
-        os.environ,
-        run.code_dir,
-        shape,
-        Place(),
-        attempt=0,
-        preload=preload,
-        hash_seed=run.hash_seed(),
-        expandable_segments=run.config()["trainer"].get("expandable_segments", True),
-    )
-    with logged(run.logs_dir / f"{verb}.log", variables) as log:
+    with ExitStack() as stack:
+        inherited = dict(os.environ)
+        if shape.device == "cuda":
+            # Beside the training of this run, if there is no other GPU.
+            claim = claims.claim(shape.processes_per_node, is_strict=False, wait_s=0.0)
+            stack.callback(claim.release)
+            inherited |= claim.variables()
+        variables = torchrun.environment(
+            inherited,
+            run.code_dir,
+            shape,
+            Place(),
+            attempt=0,
+            store=stack.enter_context(private_folder()),
+            preload=preload,
+            hash_seed=run.hash_seed(),
+            expandable_segments=run.config()["trainer"].get("expandable_segments", True),
+        )
+        log = stack.enter_context(logged(run.logs_dir / f"{verb}.log", variables))
         child = torchrun.start([*command, *arguments], variables, stdout=sys.stderr if quiet else None, stderr=log)
         try:
             code = child.wait()

@@ -25,7 +25,16 @@ from trainer.tracking.client_settings import record_environment
 
 CHANGEABLE = {
     "trainer": ("max_steps", "max_epochs", "max_time", "expandable_segments"),
-    "resources": ("nodes", "gpus", "gpus_per_node", "cpu_processes", "min_nodes", "spare_nodes", "numa_binding"),
+    "resources": (
+        "nodes",
+        "gpus",
+        "gpus_per_node",
+        "cpu_processes",
+        "min_nodes",
+        "spare_nodes",
+        "numa_binding",
+        "devices",
+    ),
     "checkpoint": (
         "every_n_steps",
         "every_minutes",

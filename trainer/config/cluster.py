@@ -76,6 +76,13 @@ class Slurm:
     preflight: bool = True
     """Check all nodes before the first attempt of each allocation, which takes less than a minute. A node that fails is
     left out if there is a spare one (`resources.spare_nodes`); otherwise the job fails and names the node."""
+    preflight_timeout_s: Annotated[int, AtLeast(30)] = 300
+    """Seconds after which a node that has not answered counts as unfit. Most of it is for the first import of torch,
+    which takes minutes from a file system that has nothing of it in memory."""
+    network_interface: str | None = None
+    """Network interface between the nodes, such as ib0, for gloo, NCCL and the rendezvous: sets GLOO_SOCKET_IFNAME,
+    NCCL_SOCKET_IFNAME and TP_SOCKET_IFNAME. null: gloo and the rendezvous use that of the route between the nodes, and
+    NCCL chooses. A job on one node uses the loopback interface only."""
     attempts_without_progress: PositiveInt = 2
     """Stop instead of requeueing after this number of consecutive attempts without a newer checkpoint."""
 

@@ -194,8 +194,10 @@ def _count(devices: Any) -> int | None:
         return int(text)
     chosen = re.findall(r"\d+", text)
     if chosen and text != "0" and not text.startswith("-"):
-        fix = f"write CUDA_VISIBLE_DEVICES={','.join(chosen)} before the command, and trainer.devices={len(chosen)}"
-        raise UserError(f"trainer.devices={text}: CUDA_VISIBLE_DEVICES selects specific devices", fix)
+        raise UserError(
+            f"trainer.devices={text}: the numbers of GPUs have a key of their own",
+            f"write resources.devices=[{','.join(chosen)}]",
+        )
     raise UserError(f"trainer.devices={text}: at least one device is needed", "write trainer.devices=1")
 
 
@@ -206,6 +208,7 @@ def _processes(config: dict[str, Any], accelerator: str, devices: int | None, no
         TrainerError: The accelerator or the number of devices is ambiguous, or this machine has no GPU.
     """
     from trainer.core.errors import EnvironmentFault
+    from trainer.core.gpus import inventory
     from trainer.core.hardware import count_gpus
 
     resources, is_local = config["resources"], (config.get("cluster") or {}).get("name") == "local"
@@ -222,7 +225,7 @@ def _processes(config: dict[str, Any], accelerator: str, devices: int | None, no
             total = resources.get("gpus")
             return {"gpus_per_node": devices} | ({"gpus": devices * nodes} if total is not None else {})
         if is_local and count_gpus() == 0:
-            raise EnvironmentFault(
+            raise inventory().problem or EnvironmentFault(
                 f"trainer.accelerator={accelerator}, but this machine has no GPU", "write trainer.accelerator=cpu"
             )
         if not is_local and not (resources.get("gpus") or resources.get("gpus_per_node")):

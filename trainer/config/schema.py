@@ -50,7 +50,7 @@ class Resources:
     nodes: PositiveInt | None = None
     """Number of nodes (machines); null: 1 with cluster=local, on SLURM as many as `gpus` needs."""
     gpus: NonNegativeInt | None = None
-    """Total number of GPUs over all nodes; null: all GPUs of this machine; 0: train on CPU."""
+    """Total number of GPUs over all nodes; null: all GPUs of this machine that nobody uses; 0: train on CPU."""
     gpus_per_node: NonNegativeInt | None = None
     """Number of GPUs per node; null: `gpus / nodes`."""
     cpu_processes: PositiveInt | None = None
@@ -63,6 +63,9 @@ class Resources:
     numa_binding: Literal["node", "socket", "exclusive", "core-complex"] | None = None
     """Bind each rank to the CPU cores near its GPU: torchrun's --numa-binding, which needs numactl on each node; null:
     no binding, because SLURM and containers often bind already."""
+    devices: list[str] | None = None
+    """GPUs of this machine to use, even if they are in use, as numbers of nvidia-smi or UUIDs, such as [2,3]; null:
+    those that nobody uses, or those of CUDA_VISIBLE_DEVICES. On a cluster, SLURM assigns GPUs."""
 
 
 @dataclass(eq=False, repr=False)

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from trainer.core.claims import free_gpus, named
 from trainer.core.errors import EnvironmentFault, UserError
-from trainer.core.hardware import count_gpus
+from trainer.core.gpus import ON_CPU, Inventory, inventory
 
 Device = Literal["cuda", "cpu"]
 
@@ -34,22 +35,22 @@ class LaunchShape:
         return f"{self.world_size} {device}{plural}" + (f" on {self.nodes} nodes" if self.nodes > 1 else "")
 
 
-def resolve(config: dict[str, Any], gpus_here: int | None = None) -> LaunchShape:
+def resolve(config: dict[str, Any], here: Inventory | None = None) -> LaunchShape:
     """Return the launch shape that `resources.*` requests.
 
     Args:
         config: The composed configuration.
-        gpus_here: Number of GPUs of this machine; None: count them.
+        here: The GPUs of this machine; None: look for them.
 
     Raises:
         UserError: The keys contradict each other, or request more than this machine has.
-        EnvironmentFault: GPUs are requested on a machine without any.
+        EnvironmentFault: GPUs are requested on a machine without any, or this machine has some that cannot be used.
     """
     resources = config["resources"]
     _check_limits(resources)
     is_local = config["cluster"]["name"] == "local"
     nodes = _nodes(resources, is_local)
-    gpus = _gpus(config, nodes, is_local, gpus_here)
+    gpus = _gpus(config, nodes, is_local, here)
     shape = _spread("gpus", gpus, nodes, "cuda") if gpus else _cpu(config, nodes)
     if config["strategy"]["name"] == "single" and shape.world_size > 1:
         raise UserError(
@@ -94,7 +95,7 @@ def _nodes(resources: dict[str, Any], is_local: bool) -> int:
     return int(nodes)
 
 
-def _gpus(config: dict[str, Any], nodes: int, is_local: bool, gpus_here: int | None) -> int:
+def _gpus(config: dict[str, Any], nodes: int, is_local: bool, here: Inventory | None) -> int:
     """Return the total number of GPUs; 0: train on CPU."""
     resources = config["resources"]
     gpus, per_node = resources.get("gpus"), resources.get("gpus_per_node")
@@ -104,22 +105,43 @@ def _gpus(config: dict[str, Any], nodes: int, is_local: bool, gpus_here: int | N
             f"use resources.gpus={nodes * per_node}, or remove one of the three",
         )
     requested = gpus if gpus is not None else nodes * per_node if per_node is not None else None
+    devices = resources.get("devices")
     if not is_local:
+        if devices is not None:
+            fix = "remove it: SLURM assigns GPUs; cluster.gpu_type chooses their type"
+            raise UserError(f"resources.devices={_listed(devices)} with cluster={config['cluster']['name']}", fix)
         return requested or 0
+    if devices is not None and requested not in (None, len(devices)):
+        raise UserError(
+            f"resources.devices={_listed(devices)} and resources.gpus={requested} contradict each other",
+            f"use resources.gpus={len(devices)}, or remove one of them",
+        )
     if requested == 0:
         return 0
-    available = count_gpus() if gpus_here is None else gpus_here
+    found = inventory() if here is None else here
+    if found.problem is not None:
+        raise found.problem  # never a training on CPU because a driver is broken
+    if devices is not None:
+        return len(named(found.gpus, devices))
+    available = found.most
     if requested is None:
-        return min(available, 1) if config["strategy"]["name"] == "single" else available
+        # If all are in use, the launch reports by whom.
+        free = free_gpus(found) or available
+        return min(free, 1) if config["strategy"]["name"] == "single" else free
     if available == 0:
         raise EnvironmentFault(
             f"resources.gpus={requested}, but this machine has no usable GPU",
-            "use resources.gpus=0 to train on CPU, or check nvidia-smi and CUDA_VISIBLE_DEVICES",
+            f"check nvidia-smi and CUDA_VISIBLE_DEVICES; {ON_CPU}",
         )
     if requested > available:
-        message = f"resources.gpus={requested}, but this machine has {available}"
+        mig = "; CUDA shows a process one MIG instance only" if len(found.gpus) > available else ""
+        message = f"resources.gpus={requested}, but this machine has {available}{mig}"
         raise UserError(message, f"use resources.gpus={available} or less")
     return int(requested)
+
+
+def _listed(devices: list[str]) -> str:
+    return f"[{','.join(map(str, devices))}]"
 
 
 def _cpu(config: dict[str, Any], nodes: int) -> LaunchShape:

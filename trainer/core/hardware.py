@@ -4,45 +4,20 @@ from __future__ import annotations
 
 import math
 import os
-import re
 from collections.abc import Mapping
 from pathlib import Path
+
+from trainer.core.gpus import inventory
 
 _ROOT = Path("/")
 
 
 def count_gpus(environment: Mapping[str, str] = os.environ, root: Path = _ROOT) -> int:
-    """Return the number of NVIDIA GPUs that a process started from here may use.
+    """Return the number of GPUs that the processes of a job started from here can use, one each.
 
-    A container may see every GPU of its host under /proc but only its own device files. A driver that was just loaded
-    may have no device files yet. So the result is the smaller of the two counts that are not zero, limited by
-    `CUDA_VISIBLE_DEVICES`.
+    0 may also mean that this machine has GPUs that cannot be used: `gpus.inventory` tells why.
     """
-    listed = _count(root / "proc/driver/nvidia/gpus", re.compile(r".+"))
-    device_files = _count(root / "dev", re.compile(r"nvidia\d+"))
-    present = min(listed, device_files) if listed and device_files else listed or device_files
-    visible = environment.get("CUDA_VISIBLE_DEVICES")
-    if visible is None or present == 0:
-        return present
-    return _count_visible(visible, present)
-
-
-def _count(folder: Path, name: re.Pattern[str]) -> int:
-    try:
-        return sum(1 for entry in os.listdir(folder) if name.fullmatch(entry))
-    except OSError:
-        return 0
-
-
-def _count_visible(visible: str, present: int) -> int:
-    """Count the devices that CUDA uses: those before the first invalid entry. UUIDs are not verified."""
-    count = 0
-    for entry in (part.strip() for part in visible.split(",")):
-        is_device = entry.startswith(("GPU-", "MIG-")) or (entry.isdigit() and int(entry) < present)
-        if not is_device:
-            break
-        count += 1
-    return count
+    return inventory(environment, root).most
 
 
 def usable_cores(environment: Mapping[str, str] = os.environ, root: Path = _ROOT) -> int:

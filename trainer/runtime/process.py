@@ -15,6 +15,9 @@ from trainer.runs.directory import RunDirectory
 PR_SET_PDEATHSIG = 1
 """Option of prctl(2); Linux only."""
 
+STORE_VARIABLE = "TRAINER_STORE"
+"""Where the ranks find each other: `file:FOLDER` on one node, `tcp:TOKEN` on several; read by `store.py`."""
+
 
 @dataclass(frozen=True)
 class Rank:

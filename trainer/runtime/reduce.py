@@ -1,4 +1,9 @@
-"""Run one rank of the preflight: join the others, all-reduce some megabytes, print `joined BYTES_PER_S`."""
+"""Run one rank of the preflight: join the others, all-reduce some megabytes, print `joined BYTES_PER_S`.
+
+    python -m trainer.runtime.reduce DEVICE TIMEOUT_S TOKEN [LISTENER]
+
+LISTENER is the descriptor of the socket on which rank 0 serves the others.
+"""
 
 from __future__ import annotations
 
@@ -9,15 +14,25 @@ from datetime import timedelta
 
 import torch
 import torch.distributed
+from torch.distributed import PrefixStore, TCPStore
 
 _BYTES = {"cpu": 4_000_000, "cuda": 256_000_000}
 _REPEATS = 3
 
 
-def main(device: str) -> None:
+def main(device: str, timeout_s: str, token: str, listener: str | None = None) -> None:
     """Measure the all-reduce and print its speed: bytes of the tensor per second (algorithm bandwidth)."""
     backend = "nccl" if device == "cuda" else "gloo"
-    torch.distributed.init_process_group(backend, timeout=timedelta(seconds=30))
+    timeout = timedelta(seconds=float(timeout_s))
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    if listener is None:
+        store = TCPStore(address, port, timeout=timeout)
+    else:
+        store = TCPStore(address, port, is_master=True, timeout=timeout, master_listen_fd=int(listener))
+    rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    torch.distributed.init_process_group(
+        backend, store=PrefixStore(token, store), rank=rank, world_size=world_size, timeout=timeout
+    )
     print("joined", end=" ", flush=True)
     place = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if device == "cuda" else torch.device("cpu")
     if device == "cuda":
@@ -36,4 +51,4 @@ def main(device: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(*sys.argv[1:])

@@ -10,7 +10,9 @@ import torch
 import torch.distributed
 
 from trainer.config.schema import Config, TrainerOptions
+from trainer.core.errors import EnvironmentFault
 from trainer.runtime.process import Rank
+from trainer.runtime.store import use_private_store
 
 Group = torch.distributed.ProcessGroup
 
@@ -30,7 +32,16 @@ def init_process_group(config: Config, rank: Rank, timeout_s: float | None = Non
 
     Returns:
         A CPU (gloo) group for agreements; None for one rank.
+
+    Raises:
+        EnvironmentFault: The run is for GPUs, and this process has none.
     """
+    if config.resources.gpus and not torch.cuda.is_available():
+        raise EnvironmentFault(
+            f"rank {rank.rank}: the run is for GPUs, and torch {torch.__version__} finds none: {_why_no_cuda()}",
+            "see nvidia-smi and CUDA_VISIBLE_DEVICES on this node; resume with resources.gpus=0 to train on CPU",
+        )
+    use_private_store()  # on one rank, too: Lightning and DeepSpeed initialize a group of one
     if rank.world_size == 1:
         return None
     timeout = timedelta(seconds=timeout_s or config.resilience.collective_timeout_s)
@@ -48,6 +59,14 @@ def apply_settings(options: TrainerOptions) -> None:
     """Apply the process-wide settings of torch in the section `trainer`; null leaves torch's default."""
     if options.matmul_precision is not None:
         torch.set_float32_matmul_precision(options.matmul_precision)
+
+
+def _why_no_cuda() -> str:
+    try:
+        torch.cuda.init()  # type: ignore[no-untyped-call]
+    except (RuntimeError, AssertionError) as error:
+        return str(error).partition("\n")[0]
+    return "no device is visible"
 
 
 def silence_known_warnings() -> None:

@@ -33,7 +33,7 @@ from trainer.slurm import ending, lost_nodes, preflight, query
 from trainer.slurm.commands import SlurmRefused, patiently
 from trainer.slurm.commands import run as call
 from trainer.slurm.submit import script_path, submit
-from trainer.supervise.node import NODES_VARIABLE, RENDEZVOUS_VARIABLE
+from trainer.supervise.node import NODES_VARIABLE, PEERS_VARIABLE, RENDEZVOUS_VARIABLE
 from trainer.supervise.supervisor import last_step
 
 _HOPELESS = (NEVER_RESTART, USER_MUST_CHANGE, ENVIRONMENT_MUST_CHANGE)
@@ -85,13 +85,12 @@ def begin(run: RunDirectory) -> list[str]:
     )
     fewer = f" ({count} of {requested.nodes} nodes)" if count < requested.nodes else ""
     print(ending.beginning(attempt, chosen) + fewer, file=sys.stderr, flush=True)
-    # Two jobs may share a node, and the last attempt's port may not be free yet.
-    port = 20000 + (int(job_id) * 8 + attempt % 8) % 10000
     variables = {
         "TRAINER_ATTEMPT": str(attempt),
         NODES_VARIABLE: str(count),
         "TRAINER_LEFT_OUT": ",".join(node for node in nodes if node not in chosen),
-        RENDEZVOUS_VARIABLE: f"{chosen[0]}:{port}",
+        RENDEZVOUS_VARIABLE: chosen[0],
+        PEERS_VARIABLE: ",".join(chosen),
     }
     return [f"export {name}={shlex.quote(value)}" for name, value in variables.items()]
 

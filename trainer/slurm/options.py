@@ -36,6 +36,7 @@ _FORMS = {
     ),
     "mail_user": (r"[A-Za-z0-9_.+-]+(@[A-Za-z0-9_.-]+)?", "an address: me@example.org"),
     "mail_type": (r"[A-Z0-9_]+(,[A-Z0-9_]+)*", "kinds: END,FAIL"),
+    "network_interface": (r"[A-Za-z0-9][A-Za-z0-9._-]{0,14}", "the name of one interface, as ip link shows it: ib0"),
     "container": (r"[A-Za-z0-9_./:@#+-]+", "the path or URL of an image, without spaces: /images/torch.sif"),
 }
 """Option to the pattern of its value, and its description with an example."""

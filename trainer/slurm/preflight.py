@@ -12,25 +12,31 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from trainer.checkpoint.store import CheckpointStore
 from trainer.config.shape import LaunchShape
 from trainer.core import records
+from trainer.core.errors import EnvironmentFault
 from trainer.core.files import write_atomic
+from trainer.core.gpus import inventory
 from trainer.core.hardware import count_gpus
 from trainer.runs.directory import RunDirectory
 from trainer.runs.records import NodeCheck, Reduction
+from trainer.supervise import rendezvous
 
 MOST_SKEW_S = 5.0
 """Largest clock difference; a larger one confuses which of two files is newer."""
 LEAST_FREE_BYTES = 200_000_000
-REDUCE_TIMEOUT_S = 40
+DEFAULT_TIMEOUT_S = 300
+"""`cluster.preflight_timeout_s` of a run from before that option."""
+POLL_S, READ_EVERY_S = 0.2, 2.0
 _PACKAGES = ("torch", "lightning", "deepspeed", "numpy", "hydra-core", "omegaconf")
 _WORKER = "trainer.runtime.reduce"
 
@@ -45,7 +51,10 @@ def check_node(run: RunDirectory, shape: LaunchShape, node: str) -> NodeCheck:
     """Check this node. Returns its problems, and what is compared with the other nodes."""
     problems = []
     if shape.device == "cuda" and (gpus := count_gpus()) < shape.processes_per_node:
-        problems.append(f"{gpus} GPUs are usable, {shape.processes_per_node} are needed")
+        why = inventory().problem
+        problems.append(
+            f"{gpus} GPUs are usable, {shape.processes_per_node} are needed" + (f": {why.message}" if why else "")
+        )
     probe = folder(run) / f".{node}"
     try:
         before = time.time()
@@ -90,37 +99,105 @@ def data_seen(data: dict[str, Any]) -> dict[str, bool]:
     return {value: Path(value).exists() for value in data.values() if isinstance(value, str) and "/" in value}
 
 
-def reduce_together(run: RunDirectory, shape: LaunchShape, nodes: list[str], node: str) -> Reduction:
-    """Run this node's ranks of an all-reduce over all nodes; return how many joined and the speed of the slowest."""
-    first = nodes.index(node) * shape.processes_per_node
-    port = 30000 + int(os.environ["SLURM_JOB_ID"]) % 10000
-    children = []
-    for local_rank in range(shape.processes_per_node):
-        variables = {
-            **os.environ,
-            **{"MASTER_ADDR": nodes[0], "MASTER_PORT": str(port), "LOCAL_RANK": str(local_rank)},
-            **{"RANK": str(first + local_rank), "WORLD_SIZE": str(len(nodes) * shape.processes_per_node)},
-            "OMP_NUM_THREADS": "1",
-        }
-        command = [sys.executable, "-m", _WORKER, shape.device]
-        children.append(subprocess.Popen(command, env=variables, stdout=subprocess.PIPE, stderr=subprocess.PIPE))
-    deadline = time.monotonic() + REDUCE_TIMEOUT_S
+def reduce_together(run: RunDirectory, shape: LaunchShape, nodes: list[str], node: str, timeout_s: float) -> Reduction:
+    """Run this node's ranks of an all-reduce over all nodes; return how many joined and the speed of the slowest.
+
+    Ends early when a node is found unfit: the others could not all-reduce without it.
+    """
+    deadline = time.monotonic() + timeout_s
+    others = _Others(run, nodes)
+    try:
+        link = rendezvous.join(
+            folder(run) / "rendezvous.json",
+            nodes.index(node),
+            interface=run.config()["cluster"].get("network_interface"),
+            named=nodes[0],
+            peers=nodes,
+            timeout_s=timeout_s,
+            is_needed=lambda: others.unfit() is None,
+        )
+    except EnvironmentFault as error:
+        return Reduction(joined=0, bytes_per_s=None, complaint=str(error.message))
+    children = _start_ranks(run, shape, nodes, node, link, timeout_s)
+    while any(child.poll() is None for child in children):
+        if time.monotonic() > deadline or others.unfit() is not None:
+            break
+        time.sleep(POLL_S)
+    if link.listener is not None:
+        link.listener.close()
     texts, complaints = [], []
-    for child in children:
-        try:
-            out, errors = child.communicate(timeout=max(0.1, deadline - time.monotonic()))
-        except subprocess.TimeoutExpired:
-            child.kill()
-            out, errors = child.communicate()
-            complaints.append(f"no response within {REDUCE_TIMEOUT_S} s")
-        texts.append(out.decode())
-        complaints += errors.decode(errors="replace").strip().splitlines()[-1:] if child.returncode else []
+    for child, (out, errors) in children.items():
+        is_late = child.poll() is None
+        child.kill()
+        child.wait()
+        texts.append(_content(out))
+        if is_late:
+            waited = f"no response within {timeout_s:g} s (cluster.preflight_timeout_s)"
+            complaints.append(waited if others.unfit() is None else f"{others.unfit()} is unfit")
+        elif child.returncode:
+            complaints += _content(errors).strip().splitlines()[-1:]
     speeds = [float(text.split()[-1]) for text in texts if text.startswith("joined") and len(text.split()) == 2]
     return Reduction(
         joined=sum(text.startswith("joined") for text in texts),
         bytes_per_s=min(speeds) if len(speeds) == len(children) else None,
         complaint=complaints[-1] if complaints else None,
     )
+
+
+def _start_ranks(
+    run: RunDirectory, shape: LaunchShape, nodes: list[str], node: str, link: rendezvous.Link, timeout_s: float
+) -> dict[subprocess.Popen[bytes], tuple[IO[bytes], IO[bytes]]]:
+    """Return the ranks of this node, each with the files of its stdout and stderr: a pipe might fill up."""
+    first = nodes.index(node) * shape.processes_per_node
+    interface = run.config()["cluster"].get("network_interface")
+    chosen = rendezvous.socket_variables(interface, chosen=True)
+    children: dict[subprocess.Popen[bytes], tuple[IO[bytes], IO[bytes]]] = {}
+    for local_rank in range(shape.processes_per_node):
+        variables = {
+            **rendezvous.socket_variables(link.own.interface, chosen=False),
+            **os.environ,
+            **chosen,
+            **{"MASTER_ADDR": link.server.address, "MASTER_PORT": str(link.server.port)},
+            **{"RANK": str(first + local_rank), "WORLD_SIZE": str(len(nodes) * shape.processes_per_node)},
+            **{"LOCAL_RANK": str(local_rank), "OMP_NUM_THREADS": "1"},
+        }
+        command = [sys.executable, "-m", _WORKER, shape.device, str(timeout_s), link.server.token]
+        given = []
+        if link.listener is not None and local_rank == 0:
+            given = [link.listener.fileno()]
+            command.append(str(given[0]))
+        files = tempfile.TemporaryFile(), tempfile.TemporaryFile()  # noqa: SIM115  `_content` closes them
+        child = subprocess.Popen(command, env=variables, stdout=files[0], stderr=files[1], pass_fds=given)
+        children[child] = files
+    return children
+
+
+def _content(file: IO[bytes]) -> str:
+    with file:
+        file.seek(0)
+        return file.read().decode(errors="replace")
+
+
+class _Others:
+    """The nodes of the job, read until each has written whether it is fit."""
+
+    def __init__(self, run: RunDirectory, nodes: list[str]) -> None:
+        self._run = run
+        self._unread = list(nodes)
+        self._unfit: str | None = None
+        self._next = 0.0
+
+    def unfit(self) -> str | None:
+        """Return a node that has found itself unfit; None if there is none yet."""
+        if self._unfit is not None or time.monotonic() < self._next:
+            return self._unfit
+        for node in list(self._unread):
+            result = records.read_or_skip(NodeCheck, _result(self._run, node))
+            if result is not None:
+                self._unread.remove(node)
+                self._unfit = node if result.problems else self._unfit
+        self._next = time.monotonic() + READ_EVERY_S
+        return self._unfit
 
 
 def judge(run: RunDirectory, nodes: list[str]) -> tuple[dict[str, str], float | None]:
@@ -138,6 +215,10 @@ def judge(run: RunDirectory, nodes: list[str]) -> tuple[dict[str, str], float | 
             bad.setdefault(node, f"it cannot see {lacking[0]}")
     if bad:  # the others could not all-reduce without these
         return bad, None
+    if len(nodes) * run.shape().processes_per_node > 1:
+        cut_off = [node for node, record in checked.items() if record.reduced is None]
+        if cut_off:
+            return {node: "no response from its ranks" for node in cut_off}, None
     reduced = {node: record.reduced for node, record in checked.items() if record.reduced is not None}
     most = max((one.joined for one in reduced.values()), default=0)
     bad = {node: "its ranks could not join the others" for node, one in reduced.items() if one.joined < most}
@@ -162,8 +243,11 @@ def main(run: RunDirectory, nodes: list[str]) -> int:
     if cwd and os.path.isdir(cwd):
         os.chdir(cwd)
     result = check_node(run, shape, node)
+    # At once, so that the others need not wait for a node that is unfit.
+    write_atomic(_result(run, node), records.dumps(result, indent=1))
     if len(nodes) * shape.processes_per_node > 1 and not result.problems:
-        result = replace(result, reduced=reduce_together(run, shape, nodes, node))
+        timeout_s = float(run.config()["cluster"].get("preflight_timeout_s", DEFAULT_TIMEOUT_S))
+        result = replace(result, reduced=reduce_together(run, shape, nodes, node, timeout_s))
     write_atomic(_result(run, node), records.dumps(result, indent=1))
     return 0
 

@@ -16,6 +16,8 @@ from trainer.slurm.options import sbatch_options
 _PLAIN = re.compile(r"[A-Za-z0-9_./:,=@%+-]*")
 _CPUS = '${SLURM_CPUS_PER_TASK:+"--cpus-per-task=$SLURM_CPUS_PER_TASK"}'
 """Passed on because srun does not inherit it from sbatch (since 22.05)."""
+SRUN_GRACE_S = 30
+"""Seconds in addition to `cluster.preflight_timeout_s` that srun gets for its own start and end."""
 _NOT_IN_A_PATH = re.compile(r'[\x00-\x1f\x7f\x80-\x9f\u2028\u2029"\\%]')
 """SLURM expands %x in the path of a log, and cannot quote the other characters."""
 
@@ -82,7 +84,7 @@ def _preflight(cluster: dict[str, Any], folders: list[Path]) -> list[str]:
     python = " ".join(_node_python(cluster, folders))
     return [
         "# Step 0 (cluster.preflight): each node checks itself, all ranks all-reduce; begin reads the results.",
-        f"timeout 60 srun {' '.join(options)} {node} \\",
+        f"timeout {cluster.get('preflight_timeout_s', 300) + SRUN_GRACE_S} srun {' '.join(options)} {node} \\",
         f'    {python} -m trainer.slurm.preflight "$run_dir" $(scontrol show hostnames)',
     ]
 

@@ -38,11 +38,13 @@ import os
 import runpy
 import select
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -51,6 +53,12 @@ if TYPE_CHECKING:
 
 PRELOAD_VARIABLE = "TRAINER_PRELOAD"
 """Module to import for all ranks; unset or empty: each rank is a new process."""
+RENDEZVOUS_BACKEND = "trainer"
+"""Name under which torchrun finds the rendezvous of this file."""
+LISTENER_VARIABLE = "TRAINER_LISTENER"
+"""Descriptor of the listening socket of the job's server, on the first of several nodes."""
+TOKEN_VARIABLE = "TRAINER_STORE_TOKEN"
+"""Prefix of the keys in that server."""
 IMPORT_S_VARIABLE = "TRAINER_IMPORT_S"
 """Seconds that this process spent importing, for the ranks of the first attempt; read by
 `trainer/runtime/heartbeat.py`."""
@@ -71,6 +79,8 @@ def main() -> None:
     began = time.monotonic()
     obstacle = _import_all(os.environ.pop(PRELOAD_VARIABLE, ""))
     from torch.distributed.run import main as torchrun
+
+    _register_rendezvous()
 
     if obstacle is None:
         ForkServer(time.monotonic() - began).serve(torchrun)()
@@ -130,6 +140,77 @@ def cannot_fork(process: Path) -> str | None:
     return None
 
 
+def _register_rendezvous() -> None:
+    """Give torchrun a rendezvous whose nodes are numbered by the launcher.
+
+    torch's own ones listen on every interface, and `c10d` also loads a pickle from its store and numbers the nodes by
+    their names.
+    """
+    from torch.distributed import HashStore, PrefixStore, Store, TCPStore
+    from torch.distributed.elastic import rendezvous as elastic
+
+    class Fixed(elastic.RendezvousHandler):
+        """One node: a store in this process. Several: a server on the first, which the ranks use as well."""
+
+        def __init__(self, parameters: elastic.RendezvousParameters) -> None:
+            self._parameters = parameters
+            self._rank = int(parameters.config["rank"])
+            self._round = 0
+            self._store: Store = HashStore()
+            self._address, self._port = "127.0.0.1", 0
+            if self.use_agent_store:
+                host, _, port = parameters.endpoint.rpartition(":")
+                self._address, self._port = host.strip("[]"), int(port)
+                self._store = self._connect()
+
+        def _connect(self) -> TCPStore:
+            listener = os.environ.pop(LISTENER_VARIABLE, None)
+            if (listener is not None) != (self._rank == 0):
+                raise RuntimeError("node 0 has to be the server of the job, and no other node")
+            timeout = timedelta(seconds=float(self._parameters.get("timeout", 600)))
+            if listener is None:
+                return TCPStore(self._address, self._port, timeout=timeout)
+            return TCPStore(self._address, self._port, is_master=True, timeout=timeout, master_listen_fd=int(listener))
+
+        @property
+        def use_agent_store(self) -> bool:
+            return bool(self._parameters.max_nodes > 1)
+
+        def next_rendezvous(self) -> elastic.RendezvousInfo:
+            self._round += 1
+            prefix = f"{os.environ.get(TOKEN_VARIABLE, '')}/{self.get_run_id()}/{self._round}"
+            # Only ranks of a package from before 0.3 use the port on one node.
+            place = elastic.RendezvousStoreInfo(self._address, self._port or _free_port())
+            nodes = self._parameters.max_nodes
+            return elastic.RendezvousInfo(PrefixStore(prefix, self._store), self._rank, nodes, place)
+
+        def get_backend(self) -> str:
+            return RENDEZVOUS_BACKEND
+
+        def get_run_id(self) -> str:
+            return str(self._parameters.run_id)
+
+        def is_closed(self) -> bool:
+            return False
+
+        def set_closed(self) -> None:
+            pass
+
+        def num_nodes_waiting(self) -> int:
+            return 0
+
+        def shutdown(self) -> bool:
+            return True
+
+    elastic.rendezvous_handler_registry.register(RENDEZVOUS_BACKEND, Fixed)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
 class ForkServer:
     """Forks torchrun and the ranks that it requests, waits for them, and exits as torchrun exits."""
 
@@ -154,6 +235,9 @@ class ForkServer:
             _fork_ranks_through(self._torchruns_end)
             return torchrun
         self._torchruns_end.close()
+        listener = os.environ.pop(LISTENER_VARIABLE, None)
+        if listener is not None:  # torchrun's, not that of the ranks
+            os.close(int(listener))
         signal.signal(signal.SIGCHLD, lambda *_: None)
         signal.set_wakeup_fd(self._wakes, warn_on_full_buffer=False)
         sources: list[Any] = [self._woken, self._pipe]

@@ -14,9 +14,11 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 from trainer.config.shape import LaunchShape, resolve
-from trainer.core import processes
+from trainer.core import claims, processes
+from trainer.core.claims import CLAIMED_VARIABLE
 from trainer.core.errors import TrainerError
 from trainer.core.files import write_atomic
 from trainer.runs.directory import RunDirectory
@@ -28,7 +30,9 @@ from trainer.supervise.torchrun import Place
 FOLLOWER_VARIABLE = "TRAINER_FOLLOWER"
 """Process id of the command whose end also ends this node process; unset if it is independent."""
 RENDEZVOUS_VARIABLE = "TRAINER_RENDEZVOUS"
-"""HOST:PORT of the first node."""
+"""Name of the first node."""
+PEERS_VARIABLE = "TRAINER_PEERS"
+"""Names of the nodes of this attempt, separated by commas."""
 NODES_VARIABLE = "TRAINER_NODES"
 """Number of nodes of this attempt; fewer than requested if `resources.min_nodes` allows it."""
 
@@ -62,19 +66,30 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("run_dir", type=Path)
     parser.add_argument("--nodes", type=int, help="number of nodes of the job; default: that of the run")
     parser.add_argument("--node-rank", type=int, help="number of this node, from 0")
-    parser.add_argument("--rendezvous", help="HOST:PORT on the first node, the same on every node")
+    parser.add_argument("--rendezvous", help="HOST or HOST:PORT of the first node, the same on every node")
+    parser.add_argument("--interface", help="network interface between the nodes, such as ib0; default: found by route")
+    parser.add_argument("--local-addr", help="address of this node on the network between the nodes")
     return parser.parse_args(arguments)
 
 
-def _place(options: argparse.Namespace, shape: LaunchShape) -> Place:
+def _place(options: argparse.Namespace, shape: LaunchShape, config: dict[str, Any]) -> Place:
     nodes = options.nodes or int(os.environ.get(NODES_VARIABLE) or shape.nodes)
     rank = options.node_rank
     if rank is None:
         rank = int(os.environ.get("SLURM_NODEID", "0"))
     rendezvous = options.rendezvous or os.environ.get(RENDEZVOUS_VARIABLE)
     if nodes > 1 and not rendezvous:
-        sys.exit(f"error: {nodes} nodes need a rendezvous\n  add --rendezvous HOST:PORT, the same on every node")
-    return Place(nodes, rank, rendezvous)
+        sys.exit(
+            f"error: {nodes} nodes need a rendezvous\n  add --rendezvous HOST:PORT (or HOST) of node 0 on every node"
+        )
+    return Place(
+        nodes,
+        rank,
+        rendezvous,
+        peers=tuple(filter(None, os.environ.get(PEERS_VARIABLE, "").split(","))),
+        interface=options.interface or config["cluster"].get("network_interface"),
+        address=options.local_addr,
+    )
 
 
 def _handle_signals(node: Supervisor, follower: int | None) -> None:
@@ -109,7 +124,7 @@ def main(arguments: list[str] | None = None) -> int:
     run = RunDirectory(options.run_dir.resolve())
     launch = run.launch()
     shape = launch.shape or resolve(run.config())
-    place = _place(options, shape)
+    place = _place(options, shape, run.config())
     lock = RunLock(run)
     if place.node_rank == 0:
         lock.take(run.next_attempt())
@@ -120,6 +135,10 @@ def main(arguments: list[str] | None = None) -> int:
         processes.die_with_parent(signal.SIGTERM, int(follower))
     if launch.cwd and os.path.isdir(launch.cwd):
         os.chdir(launch.cwd)
+    if shape.device == "cuda" and CLAIMED_VARIABLE not in os.environ and "SLURM_JOB_ID" not in os.environ:
+        # Started by hand. The locks are held until this process ends.
+        claim = claims.claim(shape.processes_per_node, node.config["resources"].get("devices"))
+        os.environ.update(claim.variables())
     if place.node_rank == 0:
         # After an attempt on fewer nodes, the next one requests the shape of the run again.
         requested = replace(shape, nodes=options.nodes) if options.nodes else shape

@@ -8,16 +8,18 @@ import signal
 import socket
 import subprocess
 import time
+from dataclasses import replace
 from typing import Literal
 
 from trainer.config.shape import LaunchShape
 from trainer.core import processes
-from trainer.core.errors import HUNG, JOB_FAILED, NEVER_RESTART
+from trainer.core.claims import CLAIMED_VARIABLE
+from trainer.core.errors import HUNG, JOB_FAILED, NEVER_RESTART, TrainerError
 from trainer.runs import cause
 from trainer.runs.directory import RunDirectory
 from trainer.runs.events import CheckpointSaved, Ended
 from trainer.runs.records import AttemptOutcome
-from trainer.supervise import entry, torchrun
+from trainer.supervise import entry, rendezvous, torchrun
 from trainer.supervise.hang import HangWatcher
 from trainer.supervise.torchrun import Place
 
@@ -57,6 +59,34 @@ class Supervisor:
 
     def supervise(self) -> int:
         """Run torchrun until the job ends, and return the exit code of the job."""
+        try:
+            if self.place.nodes > 1:
+                self.place = replace(self.place, link=self._join())
+        except TrainerError as error:
+            return self._fail("failed", JOB_FAILED, cause.Cause(str(error), [], None, None)).code
+        with rendezvous.private_folder() as self._store:
+            return self._rounds()
+
+    def _join(self) -> rendezvous.Link:
+        """Open the server of the job on node 0, or find it.
+
+        Raises:
+            EnvironmentFault: This node has no address, or node 0 no server.
+        """
+        place = self.place
+        link = rendezvous.join(
+            self.run.stop_request.with_name(f"rendezvous-{self.base}.json"),
+            place.node_rank,
+            named=place.rendezvous,
+            interface=place.interface,
+            address=place.address,
+            peers=place.peers,
+            is_needed=lambda: not self.requested and self._outcome() is None,
+        )
+        print(f"node {place.node_rank} is {link.own}; node 0 serves {link.server.endpoint}", flush=True)
+        return link
+
+    def _rounds(self) -> int:
         most = int(self.config["resilience"]["max_restarts"])
         # With several nodes, the job script restarts all of them, so that they number their attempts alike.
         restarts, first = most if self.place.nodes == 1 else 0, self.base
@@ -106,12 +136,14 @@ class Supervisor:
             self.shape,
             self.place,
             attempt=first,
+            store=self._store,
             preload=None if given else entry.module_of(entry.PRELOAD, self.run.code_dir),
             hash_seed=self.run.hash_seed(),
             expandable_segments=self.config["trainer"].get("expandable_segments", True),
         )
         print(
-            f"attempt {first}: {self.shape}, {variables['OMP_NUM_THREADS']} threads each, on {socket.gethostname()}",
+            f"attempt {first}: {self.shape}, {variables['OMP_NUM_THREADS']} threads each, on {socket.gethostname()}"
+            + (f", {os.environ[CLAIMED_VARIABLE]}" if os.environ.get(CLAIMED_VARIABLE) else ""),
             flush=True,
         )
         child = torchrun.start(arguments, variables)

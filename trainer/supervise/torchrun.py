@@ -15,9 +15,13 @@ from trainer.config.hydra_record import env_set
 from trainer.config.shape import LaunchShape
 from trainer.core import processes
 from trainer.core.hardware import usable_cores
+from trainer.core.network import loopback_interface
 from trainer.core.processes import die_with_parent
 from trainer.runs.code_snapshot import import_paths
-from trainer.supervise.agent import PRELOAD_VARIABLE
+from trainer.runtime.process import STORE_VARIABLE
+from trainer.supervise import rendezvous
+from trainer.supervise.agent import LISTENER_VARIABLE, PRELOAD_VARIABLE, RENDEZVOUS_BACKEND, TOKEN_VARIABLE
+from trainer.supervise.rendezvous import Link
 
 IGNORED_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 """Signals that torchrun ignores: it would kill its workers, or die. The node process forwards them to the workers."""
@@ -37,7 +41,15 @@ class Place:
     nodes: int = 1
     node_rank: int = 0
     rendezvous: str | None = None
-    """HOST:PORT of the first node; None on a single node."""
+    """HOST or HOST:PORT of the first node; None on a single node that no job script has started."""
+    peers: tuple[str, ...] = ()
+    """Names of the nodes of the job, if the job script knows them."""
+    interface: str | None = None
+    """Interface that gloo and NCCL have to use between nodes (`cluster.network_interface`); None: any."""
+    address: str | None = None
+    """Address of this node, if it was given by hand."""
+    link: Link | None = None
+    """Own address and server of a job on several nodes, once they are known; None on a single node."""
 
 
 def command(
@@ -61,19 +73,18 @@ def command(
         worker: Python's arguments for a rank: `["-m", MODULE]`.
         numa_binding: `resources.numa_binding`; ignored on CPU ranks, which torchrun cannot place.
     """
-    if place.nodes == 1:
-        rendezvous = ["--standalone", "--local-addr=127.0.0.1"]
-    else:
-        rendezvous = [
-            f"--nnodes={place.nodes}",
-            "--rdzv-backend=c10d",
-            f"--rdzv-endpoint={place.rendezvous}",
-            f"--rdzv-id={job_id}",
-        ]
+    endpoint, own = ("127.0.0.1:0", "127.0.0.1")
+    if place.link is not None:
+        endpoint, own = place.link.server.endpoint, place.link.own.address
     return [
         sys.executable,
         str(AGENT),
-        *rendezvous,
+        f"--nnodes={place.nodes}",
+        f"--rdzv-backend={RENDEZVOUS_BACKEND}",
+        f"--rdzv-endpoint={endpoint}",
+        f"--rdzv-conf=rank={place.node_rank}",
+        f"--rdzv-id={job_id}",
+        f"--local-addr={own}",
         f"--nproc-per-node={shape.processes_per_node}",
         f"--max-restarts={max_restarts}",
         # torchrun installs handlers for these signals over the inherited SIG_IGN, and needs at least one.
@@ -93,6 +104,7 @@ def environment(
     place: Place,
     *,
     attempt: int,
+    store: Path | None = None,
     preload: str | None = None,
     hash_seed: str = "0",
     expandable_segments: bool = False,
@@ -105,6 +117,8 @@ def environment(
         shape: Launch shape.
         place: Position of this node.
         attempt: Number of the first attempt.
+        store: Private folder in which the ranks of a single node find each other (`rendezvous.private_folder`); not
+            used on several nodes.
         preload: Module that is imported once for all ranks. While it is imported, no code may start a thread, use a
             GPU or read the number of its rank.
         hash_seed: PYTHONHASHSEED (`RunDirectory.hash_seed`). Forked ranks have that of the process that forks them.
@@ -127,11 +141,11 @@ def environment(
     paths = [*frozen, os.getcwd(), *filter(None, [inherited.get("PYTHONPATH")])]
     variables["PYTHONPATH"] = os.pathsep.join(paths)
     variables["PYTHONSAFEPATH"] = "1"
-    if place.nodes == 1:
-        # On a laptop without a network, the host name may not resolve, or to a foreign address.
-        variables.setdefault("GLOO_SOCKET_IFNAME", "lo")
     if expandable_segments and shape.device == "cuda":
         allow_expandable_segments(variables)
+    for name in (STORE_VARIABLE, TOKEN_VARIABLE, LISTENER_VARIABLE):  # of a job around this one
+        variables.pop(name, None)
+    variables |= _network(inherited, place, store)
     if shape.device == "cpu":
         variables["CUDA_VISIBLE_DEVICES"] = ""
     if preload:
@@ -148,8 +162,28 @@ def allow_expandable_segments(variables: dict[str, str]) -> None:
         variables["PYTORCH_ALLOC_CONF"] = "expandable_segments:True"
 
 
+def _network(inherited: Mapping[str, str], place: Place, store: Path | None) -> dict[str, str]:
+    """Return the variables for the store of the ranks, and for the interfaces of gloo and NCCL."""
+    if place.link is None:
+        # On one node nothing listens outside of it, whatever the site has set for jobs on several. Besides, on a laptop
+        # without a network the host name may not resolve, or to a foreign address.
+        loopback = rendezvous.socket_variables(loopback_interface(), chosen=True)
+        return loopback | ({STORE_VARIABLE: f"file:{store}"} if store else {})
+    chosen = rendezvous.socket_variables(place.interface, chosen=True)
+    found = rendezvous.socket_variables(place.link.own.interface, chosen=False)
+    variables = chosen or {name: value for name, value in found.items() if name not in inherited}
+    token = place.link.server.token
+    variables |= {STORE_VARIABLE: f"tcp:{token}", TOKEN_VARIABLE: token}
+    if place.link.listener is not None:
+        variables[LISTENER_VARIABLE] = str(place.link.listener.fileno())
+    return variables
+
+
 def start(
-    arguments: list[str], variables: dict[str, str], stdout: TextIO | None = None, stderr: TextIO | None = None
+    arguments: list[str],
+    variables: dict[str, str],
+    stdout: TextIO | None = None,
+    stderr: TextIO | None = None,
 ) -> subprocess.Popen[bytes]:
     """Start torchrun such that it ignores `IGNORED_SIGNALS` and dies with this process."""
     parent = os.getpid()
@@ -164,7 +198,15 @@ def start(
         os.environ.update(variables)
         os.environ[TORCHRUN_PID_VARIABLE] = str(os.getpid())
 
-    return subprocess.Popen(arguments, stdin=subprocess.DEVNULL, stdout=stdout, stderr=stderr, preexec_fn=before_exec)
+    listener = variables.get(LISTENER_VARIABLE)
+    return subprocess.Popen(
+        arguments,
+        stdin=subprocess.DEVNULL,
+        stdout=stdout,
+        stderr=stderr,
+        preexec_fn=before_exec,
+        pass_fds=[int(listener)] if listener else [],
+    )
 
 
 def workers(torchrun_pid: int) -> list[int]:
