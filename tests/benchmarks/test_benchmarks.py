@@ -25,6 +25,17 @@ def test_parity_of_one_short_round(tmp_path: Path) -> None:
     assert "| mlp | 1 |" in ended.stdout
 
 
+def test_a_step_that_is_not_logged_never_waits_for_the_device() -> None:
+    """Of one rank; `host_reads` without options runs every strategy, and fails at any read."""
+    options = ["--strategy", "single", "--precision", "bf16-mixed"]
+    ended = subprocess.run(
+        [sys.executable, str(BENCHMARKS / "host_reads"), *options], capture_output=True, text=True, timeout=200
+    )
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert "| single | 1 | bf16-mixed | 1.0 | 0 | 0 | 1 |" in ended.stdout
+    assert "| single | 1 | bf16-mixed | none | 0 | 0 | 1 |" in ended.stdout
+
+
 @pytest.mark.slow
 def test_a_start_and_a_restart_are_timed_either_way(no_orphans: None) -> None:
     ended = subprocess.run(

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from torch.distributed.tensor import DTensor
+
+from trainer.runtime.clipping import global_norm
 
 
 class GradientNorm(Callback):
@@ -32,5 +32,4 @@ class GradientNorm(Callback):
         gradients = [parameter.grad for parameter in pl_module.parameters() if parameter.grad is not None]
         if not gradients:
             return
-        norm = torch.nn.utils.get_total_norm(gradients, self.norm_type)
-        pl_module.log("train/grad_norm", norm.full_tensor() if isinstance(norm, DTensor) else norm)
+        pl_module.log("train/grad_norm", global_norm(gradients, self.norm_type))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -11,6 +12,7 @@ from lightning.pytorch.plugins.precision import Precision
 from lightning.pytorch.utilities import GradClipAlgorithmType
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import nn
+from torch.distributed.tensor import DTensor
 
 OnNorm = Callable[[torch.Tensor], None]
 """Called with the norm, a scalar on the device, before the gradients are scaled."""
@@ -45,6 +47,24 @@ def clip_by_norm(parameters: Iterable[nn.Parameter], max_norm: float, on_norm: O
     norm = torch.nn.utils.get_total_norm([one.grad for one in parameters if one.grad is not None])
     on_norm(norm)
     torch.nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
+
+
+def global_norm(gradients: list[torch.Tensor], norm_type: float = 2.0) -> torch.Tensor:
+    """Return the norm of whole or sharded gradients over all ranks. Collective with sharded ones.
+
+    `torch.nn.utils.get_total_norm` cannot mix tensors of different meshes, which tensor parallelism has.
+    """
+    by_mesh: dict[Any, list[torch.Tensor]] = defaultdict(list)
+    for gradient in gradients:
+        by_mesh[gradient.device_mesh if isinstance(gradient, DTensor) else None].append(gradient)
+    norms = []
+    for group in by_mesh.values():
+        norm = torch.nn.utils.get_total_norm(group, norm_type)
+        norms.append(norm.full_tensor() if isinstance(norm, DTensor) else norm)
+    if len(norms) == 1:
+        return norms[0]
+    total: torch.Tensor = torch.linalg.vector_norm(torch.stack([norm.float() for norm in norms]), norm_type)
+    return total
 
 
 def report_clipping(plugin: Precision, clip: Clip = clip_by_norm) -> None:

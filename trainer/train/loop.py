@@ -40,6 +40,7 @@ from trainer.train.loop_plan import Plan, make_plan, why_not_lean
 from trainer.train.loop_step import FX, LeanOptimization
 from trainer.train.prefetch import CopyStream
 from trainer.train.save_points import use_save_points
+from trainer.train.step_metrics import collect
 
 log = logging.getLogger(__name__)
 
@@ -206,7 +207,7 @@ class LeanTrainingEpochLoop(LeanOptimization):
         self._call(plan, "on_train_batch_end", outputs, batch, batch_idx)
         results = self._results
         if results:
-            trainer._logger_connector.on_batch_end()
+            collect(trainer._logger_connector, results)
         else:  # no `self.log`, so no metrics to collect
             results.batch = None
         total.completed += 1

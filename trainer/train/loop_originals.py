@@ -25,6 +25,7 @@ from lightning.pytorch.strategies.ddp import _DDPForwardRedirection
 from lightning.pytorch.strategies.strategy import _ForwardRedirection
 from lightning.pytorch.trainer import call
 from lightning.pytorch.trainer.connectors.logger_connector import _LoggerConnector
+from lightning.pytorch.trainer.connectors.logger_connector.result import _ResultCollection
 from lightning.pytorch.utilities.combined_loader import CombinedLoader
 from torch.optim import Optimizer
 
@@ -112,7 +113,8 @@ INLINED_METHODS: dict[Any, tuple[str, ...]] = {
     Closure: ("__call__", "closure"),
     AbstractClosure: ("consume_result",),
     ClosureResult: ("asdict", "from_training_step_output"),
-    _LoggerConnector: ("on_batch_start", "on_batch_end", "update_train_step_metrics"),
+    _LoggerConnector: ("on_batch_start", "on_batch_end", "update_train_step_metrics", "metrics"),
+    _ResultCollection: ("metrics", "_get_cache", "_forked_name", "valid_items"),
     _DataFetcher: ("__next__",),
     _PrefetchDataFetcher: ("__next__",),
     CombinedLoader: ("__next__",),
