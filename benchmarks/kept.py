@@ -29,6 +29,7 @@ def keep(name: str, title: str, text: str) -> None:
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, "
         f"torch {torch.__version__}",
     }
+    command = name if (HERE / name).is_file() else f"{name}.py"
     said = "\n".join(f"- {fact}: {value}" for fact, value in facts.items())
-    path.write_text(f"# {title}\n\n`benchmarks/{name}.py`\n\n{said}\n\n{text}\n")
+    path.write_text(f"# {title}\n\n`benchmarks/{command}`\n\n{said}\n\n{text}\n")
     print(f"kept in {path}", file=sys.stderr)
