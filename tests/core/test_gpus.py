@@ -17,6 +17,7 @@ from trainer.core.nvml import NvmlError, read
 
 CUDA, ROCM, CPU = TorchBuild("cuda", "13.0"), TorchBuild("rocm", "7.0"), TorchBuild("cpu")
 GB = 10**9
+OWN_FOLDER = claims._folder
 
 
 class Nvml:
@@ -337,6 +338,21 @@ def test_a_lock_is_kept_by_the_child_that_inherits_it(tmp_path: Path) -> None:
     os.close(reading)
     assert [gpu.index for gpu in claim(1, here=found).gpus] == [0]
     assert descriptor > 2
+
+
+def test_a_folder_of_locks_that_somebody_else_has_made_is_not_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.undo()
+    ours = OWN_FOLDER()
+    assert ours is not None
+    assert ours.stat().st_mode & 0o077 == 0
+    monkeypatch.setattr(os, "getuid", lambda: 42424242)
+    assert OWN_FOLDER() is None, "it has just been made by another user"
+    Path("/tmp/trainer-gpus-42424242").rmdir()
+    Path("/tmp/trainer-gpus-42424242").symlink_to(tmp_path)
+    assert OWN_FOLDER() is None
+    Path("/tmp/trainer-gpus-42424242").unlink()
 
 
 def test_named_gpus_are_taken_even_if_they_are_used(tmp_path: Path) -> None:

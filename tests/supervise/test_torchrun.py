@@ -8,6 +8,8 @@ import pytest
 from torch.distributed.run import parse_args
 
 from trainer.config.shape import LaunchShape
+from trainer.core.network import LocalAddress
+from trainer.supervise.rendezvous import Link, Server
 from trainer.supervise.torchrun import Place, command, environment
 
 GPU, CPU = LaunchShape(1, 2, "cuda"), LaunchShape(1, 2, "cpu")
@@ -42,3 +44,25 @@ def test_numa_binding_is_not_passed_for_cpu_ranks_or_without_the_option(tmp_path
     on_cpu = command(tmp_path, "job", CPU, Place(), max_restarts=0, worker=["train.py"], numa_binding="node")
     without = command(tmp_path, "job", GPU, Place(), max_restarts=0, worker=["train.py"])
     assert parse_args(on_cpu[2:]).numa_binding is parse_args(without[2:]).numa_binding is None
+
+
+@pytest.mark.parametrize(
+    ("interface", "given", "expected"),
+    [
+        ("ib0", {"NCCL_SOCKET_IFNAME": "eth9"}, ["ib0", "ib0", "ib0"]),
+        (None, {}, ["eth0", None, None]),
+        (None, {"GLOO_SOCKET_IFNAME": "bond0", "NCCL_SOCKET_IFNAME": "ib1"}, ["bond0", "ib1", None]),
+    ],
+    ids=["one option for all", "gloo by the route, NCCL as it likes", "the site's own variables"],
+)
+def test_interfaces_between_nodes(
+    tmp_path: Path, interface: str | None, given: dict[str, str], expected: list[str | None]
+) -> None:
+    server = Server(address="10.0.0.1", port=4321, token="f00")
+    place = Place(2, 1, "first", interface=interface, link=Link(LocalAddress("10.0.0.2", "eth0"), server))
+    variables = environment(given, tmp_path, GPU, place, attempt=0)
+    assert [variables.get(f"{name}_SOCKET_IFNAME") for name in ("GLOO", "NCCL", "TP")] == expected
+    assert variables["TRAINER_STORE"] == "tcp:f00"
+    arguments = parse_args(command(tmp_path, "job", GPU, place, max_restarts=0, worker=["train.py"])[2:])
+    assert (arguments.rdzv_backend, arguments.rdzv_endpoint) == ("trainer", "10.0.0.1:4321")
+    assert (arguments.local_addr, arguments.rdzv_conf) == ("10.0.0.2", "rank=1")
