@@ -132,6 +132,7 @@ def test_one_of_two_ranks_runs_out_and_both_restart_with_what_fits_on_both(
     ]
     assert found == [(0, 1, 4, 6)]
     assert [one["step"] for one in events_of(run, "started")] == [0, 0]
+    assert "attempt 0 died: a micro-batch of 6 is too large for rank 1, 4 fits; restarting" in done.stdout + done.stderr
     log = (run / "logs" / "attempt-01" / "rank-0.log").read_text()
     assert "global batch 24 = 2 ranks x 4 x 3 accumulated" in log
     assert {line for line in log.splitlines() if line.startswith("batch of")} == {"batch of 4 accumulated 3"}

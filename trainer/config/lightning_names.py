@@ -29,7 +29,7 @@ WRITE = {
     "amp_level": "trainer.precision=16-mixed",
     "amp_backend": "trainer.precision=16-mixed",
     "auto_lr_find": _CALLBACK.format(name="lr_finder") + "LearningRateFinder",
-    "auto_scale_batch_size": "data.micro_batch=auto: finds the largest micro-batch that fits; the global batch stays as it is",
+    "auto_scale_batch_size": "data.micro_batch=auto: the largest that fits; the global batch stays as it is",
     "checkpoint_callback": f"{_REMOVE}: checkpoints are always saved (section checkpoint)",
     "early_stop_callback": "callbacks=early_stopping",
     "flush_logs_every_n_steps": f"{_REMOVE}: each logged line is written to disk immediately",

@@ -101,6 +101,14 @@ def conclude(error: BaseException, attempt: Attempt) -> int:
     return DONE
 
 
+def restart(attempt: Attempt, reason: str) -> int:
+    """Record why this rank ends so that torchrun restarts all ranks, and return the exit code of its process."""
+    abort_nccl()
+    attempt.directory.write_failure(attempt.rank.attempt, _failure(attempt, reason, None, is_final=False, mend=False))
+    attempt.heartbeat.stop("failed")
+    return JOB_FAILED
+
+
 def reported(main: Callable[[], int]) -> int:
     """Run the `main` of a command on this rank, and record its exception for the terminal.
 

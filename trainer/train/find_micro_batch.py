@@ -81,7 +81,7 @@ def find(config: Config, attempt: Attempt, group: Group | None) -> None:
     _record(trial, largest, failed)
     attempt.plan = None
     if error is not None and group is not None:
-        raise TooLarge(f"micro-batch {failed}: out of memory on rank {attempt.rank.rank}; {largest} fits")
+        raise TooLarge(f"a micro-batch of {failed} is too large for rank {attempt.rank.rank}, {largest} fits")
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

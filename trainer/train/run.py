@@ -88,9 +88,7 @@ def run(run_path: Path) -> int:
     except SaveFailed as error:
         attempt.end("failed", JOB_FAILED, str(error))
     except find_micro_batch.TooLarge as error:
-        print(f"{error}; the ranks restart with the largest micro-batch that fits", flush=True)
-        heartbeat.stop("failed")
-        return JOB_FAILED
+        return failure.restart(attempt, str(error))
     except memory.ERRORS as error:
         abort_nccl()
         failure.print_traceback(error)
