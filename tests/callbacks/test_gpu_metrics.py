@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import json
 import time
 from pathlib import Path
@@ -18,6 +17,7 @@ from tests.train.two_loops import Net
 from trainer.callbacks.clock import StepClock
 from trainer.callbacks.gpu_metrics import GpuMetrics
 from trainer.callbacks.metrics import BatchWork, TrainMetrics
+from trainer.core import nvml
 from trainer.runs.directory import RunDirectory
 from trainer.runtime import gpu_load
 from trainer.runtime.gpu_load import GpuLoad, Load
@@ -108,13 +108,7 @@ class Library:
 
 
 def reader(monkeypatch: pytest.MonkeyPatch, library: Library | None) -> Any:
-    def load(name: str) -> Library:
-        assert name == "libnvidia-ml.so.1"
-        if library is None:
-            raise OSError(name)
-        return library
-
-    monkeypatch.setattr(ctypes, "CDLL", load)
+    monkeypatch.setattr(nvml, "load", lambda: library)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(uuid="a1-b2"))
     return gpu_load.reader_of(DEVICE)
 

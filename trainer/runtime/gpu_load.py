@@ -6,10 +6,12 @@ import ctypes
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
-_LIBRARY = "libnvidia-ml.so.1"
+from trainer.core import nvml
+
 _SUCCESS = 0
 
 
@@ -61,10 +63,12 @@ def _mean(values: list[float | None]) -> float | None:
 
 def reader_of(device: torch.device) -> Callable[[], Load] | None:
     """Return a function that reads the load of a CUDA device; None without NVML, such as on Jetson or ROCm."""
+    library = nvml.load()
+    if library is None:
+        return None
     try:
-        library = ctypes.CDLL(_LIBRARY)
         handle = _handle(library, f"GPU-{torch.cuda.get_device_properties(device).uuid}")
-    except (OSError, AttributeError):
+    except AttributeError:  # a library without one of the functions
         return None
     return None if handle is None else lambda: _read(library, handle)
 
@@ -75,7 +79,7 @@ class _Utilization(ctypes.Structure):
     _fields_ = [("gpu", ctypes.c_uint), ("memory", ctypes.c_uint)]
 
 
-def _handle(library: ctypes.CDLL, uuid: str) -> ctypes.c_void_p | None:
+def _handle(library: Any, uuid: str) -> ctypes.c_void_p | None:
     """Return NVML's handle of a device. By UUID: NVML does not know CUDA_VISIBLE_DEVICES."""
     handle = ctypes.c_void_p()
     if library.nvmlInit_v2() != _SUCCESS:
@@ -84,7 +88,7 @@ def _handle(library: ctypes.CDLL, uuid: str) -> ctypes.c_void_p | None:
     return handle if found == _SUCCESS else None
 
 
-def _read(library: ctypes.CDLL, handle: ctypes.c_void_p) -> Load:
+def _read(library: Any, handle: ctypes.c_void_p) -> Load:
     utilization, milliwatts = _Utilization(), ctypes.c_uint()
     has_utilization = library.nvmlDeviceGetUtilizationRates(handle, ctypes.byref(utilization)) == _SUCCESS
     has_power = library.nvmlDeviceGetPowerUsage(handle, ctypes.byref(milliwatts)) == _SUCCESS
