@@ -73,6 +73,8 @@ def test_memory_that_is_used_again_is_not_taken_for_what_was_there() -> None:
 def reads_a_parameter() -> nn.Module:
     layer = nn.Linear(3, 3)
     torch.nn.init.constant_(layer.bias, layer.weight.sum().item())
+    with torch.no_grad():
+        layer.weight += layer.bias
     return layer
 
 
@@ -90,7 +92,48 @@ def changes_it_after_assigning() -> nn.Module:
     return layer
 
 
-@pytest.mark.parametrize("build", [reads_a_parameter, is_orthogonal, changes_it_after_assigning])
+def has_its_own_generator() -> nn.Module:
+    layer = nn.Linear(3, 3)
+    nn.init.normal_(layer.weight, generator=torch.Generator().manual_seed(5))
+    nn.init.normal_(layer.weight.chunk(3)[1])
+    return layer
+
+
+RECORDED = [reads_a_parameter, is_orthogonal, changes_it_after_assigning, has_its_own_generator]
+
+
+@pytest.mark.parametrize("build", RECORDED)
+def test_unusual_initializations_are_recorded(build: Callable[[], nn.Module]) -> None:
+    torch.manual_seed(4)
+    expected = build().state_dict()
+    after = torch.get_rng_state()
+    torch.manual_seed(4)
+    built = construct(build)
+    assert torch.equal(torch.get_rng_state(), after)
+    assert all(parameter.is_meta for parameter in built.parameters())
+    make_whole(built)
+    torch.testing.assert_close(built.state_dict(), expected, rtol=0, atol=0)
+
+
+def writes_to_two() -> nn.Module:
+    layer = nn.Linear(3, 3)
+    with torch.no_grad():
+        torch._foreach_mul_([layer.weight, layer.bias], 2.0)
+    return layer
+
+
+def changes_it_under_two_names() -> nn.Module:
+    layer = nn.Linear(3, 3)
+    weight = nn.Parameter(torch.empty(3, 3))
+    layer.weight = weight
+    nn.init.normal_(layer.weight)
+    with torch.no_grad():
+        weight.zero_()
+    nn.init.normal_(layer.weight)
+    return layer
+
+
+@pytest.mark.parametrize("build", [writes_to_two, changes_it_under_two_names])
 def test_what_cannot_be_written_down_is_built_whole(build: Callable[[], nn.Module]) -> None:
     torch.manual_seed(4)
     expected = build().state_dict()
@@ -98,6 +141,18 @@ def test_what_cannot_be_written_down_is_built_whole(build: Callable[[], nn.Modul
     built = construct(build)
     assert recipes(built) == {}
     torch.testing.assert_close(built.state_dict(), expected, rtol=0, atol=0)
+
+
+def test_a_part_is_made_with_the_bits_of_the_whole() -> None:
+    built = construct(lambda: Transformer(vocab_size=40, sequence_length=8, dim=32, layers=1, heads=4))
+    for name, recipe in (recipes(built) | recipes(construct(Unusual))).items():
+        whole = recipe.make()
+        for dim in range(whole.dim()):
+            size = max(1, whole.shape[dim] // 3)
+            expected = whole.narrow(dim, whole.shape[dim] - size, size)
+            part = torch.empty_like(expected, memory_format=torch.contiguous_format)
+            recipe.fill(part, [0 if one != dim else whole.shape[dim] - size for one in range(whole.dim())])
+            assert torch.equal(part, expected), name
 
 
 def test_a_mistake_of_the_users_is_raised_as_it_is() -> None:

@@ -11,6 +11,7 @@ from collections import OrderedDict
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
+from zipfile import is_zipfile
 
 import torch
 from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
@@ -37,27 +38,32 @@ A pickle fills subclasses of dict and list item by item, which torch allows only
 """
 
 
-def read_pickled(path: Path) -> dict[str, Any]:
+def read_pickled(path: Path, mapped: bool = False) -> dict[str, Any]:
     """Read the tensors and plain values of the file onto the CPU, without running code from it.
+
+    Args:
+        path: The file.
+        mapped: Memory-map the tensors, if the file's format allows it: they stay on disk until they are read.
 
     Raises:
         OSError: The file cannot be read.
         pickle.UnpicklingError: torch.save did not write the file, or it holds more than data.
     """
     try:
-        return _load(path)
+        return _load(path, mapped)
     except UnpicklingError as error:
         problem = error
     unknown = get_unsafe_globals_in_checkpoint(path)
     for stand_in in _STAND_INS if unknown else ():
         try:
             with safe_globals([(stand_in, name) for name in unknown]):
-                return _load(path)
+                return _load(path, mapped)
         except (UnpicklingError, TypeError, ValueError, AttributeError):
             continue
     raise problem
 
 
-def _load(path: Path) -> dict[str, Any]:
-    state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+def _load(path: Path, mapped: bool) -> dict[str, Any]:
+    mapped = mapped and is_zipfile(path)  # torch.save before 1.6 wrote another format
+    state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     return state

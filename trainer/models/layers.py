@@ -7,6 +7,7 @@ from typing import Literal
 from torch import Tensor, nn
 from torch.nn import functional
 
+from trainer.models import counter_init
 from trainer.models.documents import Mask, attention
 from trainer.models.rotary import Rotary, apply_rotary
 
@@ -151,7 +152,7 @@ def init_transformer(model: nn.Module, layers: int) -> None:
     for module in model.modules():
         if isinstance(module, (nn.Linear, nn.Embedding)):
             residual = isinstance(module, ResidualLinear)
-            nn.init.normal_(module.weight, std=0.02 / (2 * layers) ** 0.5 if residual else 0.02)
+            counter_init.normal_(module.weight, std=0.02 / (2 * layers) ** 0.5 if residual else 0.02)
             if isinstance(module, nn.Linear) and module.bias is not None:
                 nn.init.zeros_(module.bias)
         elif isinstance(module, (nn.LayerNorm, nn.RMSNorm, Rotary)):

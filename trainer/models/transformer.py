@@ -7,6 +7,7 @@ from typing import Literal
 from torch import Tensor, nn
 
 from trainer.core.errors import UserError
+from trainer.models.counter_init import without_default_init
 from trainer.models.documents import document_mask, documents_of, positions_of
 from trainer.models.layers import GELU, Attention, Block, SwiGLU, init_transformer
 from trainer.models.linear_cross_entropy import Losses, LossHead, output_of
@@ -52,6 +53,7 @@ class Transformer(nn.Module):
     """Whether `forward` takes targets and then returns the sums of their losses."""
     for_tasks = ("trainer.tasks.language_modelling.LanguageModelling",)
 
+    @without_default_init()  # `init_weights` draws them
     def __init__(
         self,
         vocab_size: int,
@@ -108,6 +110,13 @@ class Transformer(nn.Module):
     def blocks(self) -> list[nn.Module]:
         """Return the modules that a sharding strategy wraps one by one and activation checkpointing recomputes."""
         return list(self.body)
+
+    def outside_blocks(self) -> tuple[list[nn.Module], list[nn.Module]]:
+        """Return the layers before and after the blocks that a sharding strategy may gather only while they are called.
+
+        The weights of learned positions are also read directly.
+        """
+        return [self.embedding], [self.norm, self.head]
 
     def tensor_parallel(self) -> dict[str, str]:
         """Return the layers that tensor parallelism splits: whole attention heads, and columns of the feed-forward."""

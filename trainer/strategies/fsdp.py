@@ -6,7 +6,7 @@ shards a module that does not, so that any module works unchanged.
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Generator, Iterable
 from contextlib import contextmanager
 from datetime import timedelta
@@ -31,7 +31,7 @@ from torch.distributed.fsdp import (
     fully_shard,
     register_fsdp_forward_method,
 )
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor import DTensor
 
 from trainer.checkpoint.named import by_name, named_groups, set_options
 from trainer.checkpoint.stored import Optimizers, StoredCheckpoint, flatten
@@ -41,8 +41,9 @@ from trainer.runtime.clipping import OnNorm, report_clipping
 from trainer.strategies import MeshSizes
 from trainer.strategies.blocks import prepare
 from trainer.strategies.buffers import BuffersOfRank0
-from trainer.strategies.deferred import Recipe, make_whole, recipes, replace_parameters
+from trainer.strategies.fsdp_layout import compute_as_autocast, prefetch_groups, shard_groups
 from trainer.strategies.mesh import REPLICATE, SHARD, TENSOR, is_sharded, is_split, make_mesh
+from trainer.strategies.recipes import Recipe, are_equal_on_all_ranks, recipes, replace_parameters
 from trainer.strategies.saving import ShardedCheckpoints, model_tensors, unwrapped
 from trainer.strategies.tensor_parallel import parallelize
 
@@ -91,8 +92,6 @@ class RunFSDPStrategy(ShardedCheckpoints, BuffersOfRank0, ModelParallelStrategy)
                 f"strategy={self.options.name}: {type(module).__name__} has submodules in FullyShardedDataParallel"
             )
             raise UserError(problem, "remove it, because the strategy shards the model, or use fully_shard instead")
-        if self.sizes.tp > 1:
-            make_whole(module)  # DTensor's tensor parallelism replaces parameters one layer at a time
         deferred = recipes(module)
         self._broadcast_parameters(module)
         self.model = self.precision_plugin.convert_module(module)
@@ -132,14 +131,16 @@ class RunFSDPStrategy(ShardedCheckpoints, BuffersOfRank0, ModelParallelStrategy)
     def _materialize(self, module: LightningModule, deferred: dict[str, Recipe], *, initialize: bool) -> None:
         """Allocate the shards of parameters that were built on the meta device.
 
-        Only one parameter is whole in memory at a time.
+        Each rank fills its own shards, on its device. At most one parameter is whole in memory at a time, and none
+        if its initialization allows it.
 
         Args:
             module: The sharded module.
             deferred: Recipes of the parameters, by name.
-            initialize: Fill the shards with rank 0's initial values; False if a checkpoint is loaded afterwards.
+            initialize: Fill the shards with the initial values; False if a checkpoint is loaded afterwards.
         """
         device = torch.device("cpu") if self._offloads else self.root_device
+        from_rank_0 = initialize and not are_equal_on_all_ranks(deferred, self._group())
         parameters = dict(module.named_parameters(remove_duplicate=False))
         materialized: dict[int, nn.Parameter] = {}
         for name, recipe in deferred.items():
@@ -150,34 +151,36 @@ class RunFSDPStrategy(ShardedCheckpoints, BuffersOfRank0, ModelParallelStrategy)
             shard = torch.empty_like(parameter, device=device)
             assert isinstance(shard, DTensor)
             if initialize:
-                self._copy_to_shard(recipe.make(), shard)
+                self._fill_shard(shard, recipe, from_rank_0)
+                recipe.clear()
             materialized[id(parameter)] = nn.Parameter(shard, parameter.requires_grad)
         replace_parameters(module, materialized)
         module._apply(lambda tensor: tensor)  # type: ignore[no-untyped-call]  # FSDP2 registers the new memory in its hook
 
-    def _copy_to_shard(self, whole: torch.Tensor, shard: DTensor) -> None:
+    def _fill_shard(self, shard: DTensor, recipe: Recipe, from_rank_0: bool) -> None:
+        (chunk,) = shard.__create_chunk_list__()  # type: ignore[no-untyped-call]
         group = self._group()
-        if group is not None:
+        if from_rank_0:  # the ranks drew differently, as with a seed of their own
+            whole = recipe.make(group)
             dist.broadcast(whole, src=0, group=group)
+            recipe = Recipe(recipe.parameter, None, dtype=recipe.dtype, source=lambda: whole)
         with torch.no_grad():
-            whole = whole.to(device=shard.device_mesh.device_type, dtype=shard.dtype)
-            # src_data_rank=None: every rank has the whole tensor and takes its own shard; nothing is sent
-            part = distribute_tensor(whole, shard.device_mesh, shard.placements, src_data_rank=None)
-            shard.to_local().copy_(part.to_local())
+            recipe.fill(shard.to_local(), chunk.offsets, group)
 
     def _shard(self, module: LightningModule) -> None:
         """Shard the blocks, then the rest. A module that has sharded itself: only what it has left unsharded."""
         own = is_sharded(module)
         arguments = self._sharding()
-        blocks = []
-        for block in prepare(module, self.options, self.options.blocks):
-            if not own and not _shares_parameters(block, module):
-                blocks.append(fully_shard(block, **arguments))
+        if arguments["mp_policy"].param_dtype is not None and not own:
+            compute_as_autocast(module)
+        blocks = prepare(module, self.options, self.options.blocks)
+        groups = [] if own else shard_groups(module, blocks, arguments)
         if not own or any(one.requires_grad and not isinstance(one, DTensor) for one in module.parameters()):
             fully_shard(module, **{**arguments, "reshard_after_forward": False})  # backward needs the root immediately
         for name in STEPS:
             register_fsdp_forward_method(module, name)
-        _prefetch(blocks, self.options.prefetch)
+        if not own:
+            prefetch_groups(module, groups, self.options.prefetch)
 
     def _sharding(self) -> dict[str, Any]:
         """Return the arguments of `fully_shard`."""
@@ -209,6 +212,27 @@ class RunFSDPStrategy(ShardedCheckpoints, BuffersOfRank0, ModelParallelStrategy)
         finally:
             for part in sharded:
                 part.set_requires_gradient_sync(True, recurse=False)
+
+    def on_validation_end(self) -> None:
+        """Free the weights that an evaluation has gathered last: no backward pass follows that would."""
+        super().on_validation_end()
+        self._reshard()
+
+    def on_test_end(self) -> None:
+        """Free the gathered weights."""
+        super().on_test_end()
+        self._reshard()
+
+    def on_predict_end(self) -> None:
+        """Free the gathered weights."""
+        super().on_predict_end()
+        self._reshard()
+
+    def _reshard(self) -> None:
+        assert self.model is not None
+        for part in self.model.modules():
+            if isinstance(part, FSDPModule):
+                part.reshard()
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
         """Return the sharded state without copying it: `save_checkpoint` copies."""
@@ -245,26 +269,6 @@ class RunFSDPStrategy(ShardedCheckpoints, BuffersOfRank0, ModelParallelStrategy)
 def _named_state(optimizer: Any, module: nn.Module) -> dict[str, Any]:
     optimizer = unwrapped(optimizer)
     return by_name(optimizer.state_dict(), [group["params"] for group in named_groups(optimizer, module)])
-
-
-def _shares_parameters(block: nn.Module, module: nn.Module) -> bool:
-    """Return whether a parameter of the block is tied to one outside it.
-
-    FSDP2 requires all users of a parameter in one group: such a block is left to the root.
-    """
-    inside = Counter(id(parameter) for _, parameter in block.named_parameters(remove_duplicate=False))
-    everywhere = Counter(id(parameter) for _, parameter in module.named_parameters(remove_duplicate=False))
-    return any(everywhere[parameter] > count for parameter, count in inside.items())
-
-
-def _prefetch(blocks: list[Any], ahead: int) -> None:
-    """Gather the next blocks while one computes. FSDP2's own prefetch is limited by how fast the CPU issues it."""
-    for index, block in enumerate(blocks):
-        following, before = blocks[index + 1 : index + 1 + ahead], blocks[max(0, index - ahead) : index]
-        if following:
-            block.set_modules_to_forward_prefetch(following)
-        if before:
-            block.set_modules_to_backward_prefetch(before[::-1])
 
 
 def clip_by_global_norm(

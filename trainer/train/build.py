@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from types import MethodType
@@ -27,7 +28,7 @@ from trainer.models.sync_batch_norm import convert_sync_batch_norm
 from trainer.runs.directory import RunDirectory
 from trainer.runtime.process import Rank
 from trainer.runtime.torch_setup import apply_settings, device_of
-from trainer.strategies.deferred import construct, make_whole
+from trainer.strategies.deferred import Deferral
 from trainer.tracking.loggers import NoLogger
 from trainer.train import deferred_modules, fine_tuning, float8
 from trainer.train.data import Data, Group
@@ -40,11 +41,10 @@ from trainer.train.save_points import use_save_points
 from trainer.train.trainer_arguments import trainer_arguments
 
 
-def defers(config: Config, rank: Rank) -> bool:
-    """Return whether the module may be built on the meta device: the strategy supports it and no values are needed."""
-    if config.finetune.init_from is not None or config.finetune.lora_rank is not None:
-        return False
-    return strategies.defers(config.strategy, rank.world_size, device_of(config, rank).type)
+def deferral_of(config: Config, rank: Rank) -> Deferral | None:
+    """Return what builds the module on the meta device, if the strategy materializes it; else None."""
+    defers = strategies.defers(config.strategy, rank.world_size, device_of(config, rank).type)
+    return Deferral(rank.rank, rank.world_size) if defers else None
 
 
 def waits_in_forward(config: Config, rank: Rank) -> bool:
@@ -72,7 +72,7 @@ def build_data(config: Config, rank: Rank, trainer: Trainer, group: Group | None
 
 
 def build_module(
-    config: Config, data: Data, total_steps: Callable[[], int | None], defer: bool = False
+    config: Config, data: Data, total_steps: Callable[[], int | None], deferral: Deferral | None = None
 ) -> LightningModule:
     """Return the network inside its task, or the user's LightningModule unchanged.
 
@@ -83,7 +83,7 @@ def build_module(
         config: The run's configuration.
         data: The data of this rank.
         total_steps: Returns the optimizer steps of the whole training, for the scheduler.
-        defer: Whether parameters may be on the meta device, for the strategy to materialize.
+        deferral: Puts parameters on the meta device, for the strategy to materialize; None: they are created whole.
 
     Raises:
         UserError: If the model needs an argument that the data does not provide.
@@ -92,7 +92,10 @@ def build_module(
         key: data.facts[key] if value is None and key in data.facts else value for key, value in config.model.items()
     }
     try:
-        model = construct(lambda: instantiate(node, where="model")) if defer else instantiate(node, where="model")
+        if deferral is None:
+            model = instantiate(node, where="model")
+        else:
+            model = deferral.construct(lambda: instantiate(node, where="model"))
     except (TypeError, AttributeError) as error:
         unknown = [f"model.{key}" for key, value in node.items() if value is None and _is_required(node, key)]
         if not unknown:
@@ -106,20 +109,21 @@ def build_module(
         if task.get("_target_") is None:
             task["_target_"] = data.default_task()
         module = instantiate(task, where="task", model=model)
-    if deferred_modules.builds_in_hooks(module):
-        make_whole(module)  # values that its hooks write into parameters on the meta device would be lost
-    deferred_modules.call_when_built(module, lambda: _apply_options(module, config))
+    if deferral is not None:
+        deferred_modules.record_hooks(module, deferral)
+    deferred_modules.call_when_built(module, lambda: _apply_options(module, config, deferral))
     if not is_overridden("configure_optimizers", module, LightningModule):
         length = TrainingLength(total_steps, data.steps_per_epoch, config.trainer.max_epochs)
         module.configure_optimizers = MethodType(lambda self: configure(self, config, length), module)  # type: ignore[method-assign]
     return module
 
 
-def _apply_options(module: LightningModule, config: Config) -> None:
+def _apply_options(module: LightningModule, config: Config, deferral: Deferral | None) -> None:
     """Apply options that change a module, once it has all of its parameters."""
-    if config.trainer.sync_batchnorm:
-        convert_sync_batch_norm(module, torch.device("cuda" if config.resources.gpus else "cpu"))
-    fine_tuning.prepare(module, config.finetune)
+    with nullcontext() if deferral is None else deferral.recording():
+        if config.trainer.sync_batchnorm:
+            convert_sync_batch_norm(module, torch.device("cuda" if config.resources.gpus else "cpu"))
+        fine_tuning.prepare(module, config.finetune)
     if config.trainer.channels_last:
         module.to(memory_format=torch.channels_last)
 

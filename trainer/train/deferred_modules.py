@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from types import CodeType
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
@@ -17,9 +18,14 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch.nn.parameter import is_lazy
 
 from trainer.core.errors import UserError
+from trainer.strategies.deferred import CannotDefer, Deferral
+from trainer.strategies.mesh import is_split
+from trainer.strategies.recipes import make_whole
 
 HOOKS = ("configure_model", "configure_sharded_model", "setup")
 """Hooks that may create parameters. The last one is called first."""
+_SHARDING = {"device_mesh", "fully_shard", "parallelize_module", "distribute_tensor", "distribute_module"}
+"""Names in the code of a hook that shards or splits layers."""
 
 
 def builds_in_hooks(module: LightningModule) -> bool:
@@ -41,6 +47,47 @@ def call_when_built(module: LightningModule, function: Callable[[], None]) -> No
     if waiting is None:
         waiting = _wrap_hook(module, hook)
     waiting.append(function)
+
+
+def record_hooks(module: LightningModule, deferral: Deferral) -> None:
+    """Record what the module's hooks do to its parameters, which may be on the meta device.
+
+    Hooks that shard or split layers themselves are not recorded: parameters get their values before these are called.
+    """
+    hooks = [name for name in HOOKS if is_overridden(name, module, LightningModule)]
+    if any(_shards(getattr(module, name)) for name in hooks):
+        make_whole(module)
+        return
+    for name in hooks:
+        vars(module)[name] = _recorded(getattr(module, name), module, deferral)
+
+
+def _recorded(original: Callable[..., None], module: LightningModule, deferral: Deferral) -> Callable[..., None]:
+    @functools.wraps(original)  # as in `_wrap_hook`
+    def hook(*arguments: Any, **named: Any) -> None:
+        if is_split(module):  # called again, after the strategy has sharded the module
+            original(*arguments, **named)
+            return
+        try:
+            with deferral.recording():
+                original(*arguments, **named)
+        except CannotDefer as error:
+            problem = f"{type(module).__name__}.{original.__name__} initializes parameters in a way that"
+            fix = "set strategy.defer_parameters=false, or initialize them in __init__"
+            raise UserError(f"{problem} cannot be deferred until they are sharded: {error}", fix) from error
+
+    return hook
+
+
+def _shards(hook: Callable[..., None]) -> bool:
+    """Return whether the code of a hook shards or splits layers."""
+    codes = [hook.__code__] if hasattr(hook, "__code__") else []
+    while codes:
+        code = codes.pop()
+        if not _SHARDING.isdisjoint(code.co_names):
+            return True
+        codes += [one for one in code.co_consts if isinstance(one, CodeType)]
+    return False
 
 
 def run_build_hooks(module: LightningModule, trainer: Trainer) -> None:

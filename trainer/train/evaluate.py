@@ -70,7 +70,7 @@ def evaluate(run: RunDirectory, checkpoint: Path, split: str) -> dict[str, float
     trainer = build.build_trainer(config, rank, RunCheckpointIO(CheckpointWriter(store)), str(run.path))
     rng.seed_all(config.seed)
     data = build.build_data(config, rank, trainer, group)
-    module = build.build_module(config, data, lambda: None, defer=build.defers(config, rank))
+    module = build.build_module(config, data, lambda: None, deferral=build.deferral_of(config, rank))
     data.set_up(module)
     _require_split(split, module, data)
     local = _LocalSums()

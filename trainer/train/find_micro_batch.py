@@ -155,7 +155,7 @@ def _train(config: Config, trial: _Trial) -> None:
     rng.seed_all(config.seed)
     data = build.build_data(config, rank, trainer, group)
     num_steps = _STEPS * len(trial.sizes)
-    module = build.build_module(config, data, lambda: num_steps, defer=build.defers(config, rank))
+    module = build.build_module(config, data, lambda: num_steps, deferral=build.deferral_of(config, rank))
     build.convert_to_float8(module, config, rank)
     data.set_up(module)
     if not module.automatic_optimization:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import partial
 from pathlib import Path
 from pickle import UnpicklingError
 from types import MethodType
@@ -14,11 +16,13 @@ from torch import nn
 
 from trainer.checkpoint.foreign import read_pickled
 from trainer.checkpoint.lora import ADAPTER, BASE
+from trainer.checkpoint.sharded import SHARDS
 from trainer.checkpoint.stored import MODEL, StoredCheckpoint
 from trainer.config.schema import FineTuneOptions
 from trainer.core.errors import UserError
 from trainer.core.near import did_you_mean, listed
 from trainer.strategies.blocks import blocks_of
+from trainer.strategies.recipes import recipes
 from trainer.tasks.base import Task
 
 
@@ -46,6 +50,8 @@ def prepare(module: LightningModule, options: FineTuneOptions) -> None:
 def load_initial_weights(module: LightningModule, options: FineTuneOptions, log: bool) -> None:
     """Load the weights of `init_from` into the module, on every rank.
 
+    Deferred parameters read their values when they are sharded, one at a time.
+
     Args:
         module: The module, with all of its parameters.
         options: The section `finetune`.
@@ -63,9 +69,13 @@ def load_initial_weights(module: LightningModule, options: FineTuneOptions, log:
     state = module.state_dict()
     loaded = {name: source[key] for name in state if name not in new and (key := _key_in(source, name, prefix))}
     _require_match(state, loaded, new)
+    deferred = recipes(module)
     with torch.no_grad():
-        for name, tensor in loaded.items():
-            state[name].copy_(tensor)
+        for name, entry in loaded.items():
+            if name in deferred:
+                deferred[name].source = entry.read
+            else:
+                state[name].copy_(entry.read())
     if log:
         fresh = f", new: {listed(sorted(new))}" if new else ""
         print(f"weights from {options.init_from}: {len(loaded)} of {len(state)} tensors{fresh}", flush=True)
@@ -154,28 +164,62 @@ def _ignore_train(layer: nn.Module, mode: bool = True) -> nn.Module:
     return layer
 
 
-def _read(path: Path) -> dict[str, torch.Tensor]:
-    """Read a state dict from a checkpoint directory, .safetensors files, or a pickled .ckpt or .pt file."""
-    from safetensors.torch import load_file
+@dataclass(frozen=True)
+class _Entry:
+    """A tensor of a file."""
+
+    shape: torch.Size
+    read: Callable[[], torch.Tensor]
+    """Returns it in host memory. What is memory-mapped is read from the disk only where it is used."""
+
+
+def _read(path: Path) -> dict[str, _Entry]:
+    """Open a state dict in a checkpoint directory, .safetensors files, or a pickled .ckpt or .pt file."""
+    from safetensors import safe_open
 
     files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
     if files and files[0].suffix == ".safetensors":
-        return {name: tensor for file in files for name, tensor in load_file(file).items()}
+        entries = {}
+        for file in files:
+            opened = safe_open(file, framework="pt")
+            for name in opened.keys():  # type: ignore[no-untyped-call]  # noqa: SIM118  # not a mapping
+                shape = torch.Size(opened.get_slice(name).get_shape())  # type: ignore[no-untyped-call]
+                entries[name] = _Entry(shape, partial(opened.get_tensor, name))
+        return entries
     if path.is_dir():
+        stored = StoredCheckpoint(path, mapped=True)
+        if not (path / SHARDS).is_dir():
+            return _entries({name.removeprefix(MODEL): tensor for name, tensor in stored.whole(MODEL).items()})
+        names = [name for name in stored.shapes if name.startswith(MODEL)]
         return {
-            name.removeprefix(MODEL): tensor
-            for name, tensor in StoredCheckpoint(path, mapped=True).whole(MODEL).items()
+            name.removeprefix(MODEL): _Entry(stored.shapes[name][0], partial(_read_one, stored, name)) for name in names
         }
     try:
-        state = read_pickled(path)
+        state = read_pickled(path, mapped=True)
     except (OSError, UnpicklingError) as error:
         fix = "name a file with weights: a .ckpt, a .pt with a state dict, or .safetensors"
         raise UserError(f"finetune.init_from={path}: {str(error).splitlines()[0]}", fix) from None
-    tensors: dict[str, torch.Tensor] = state.get("state_dict", state)
-    return tensors
+    return _entries(state.get("state_dict", state))
 
 
-def _key_in(source: dict[str, torch.Tensor], name: str, prefix: str) -> str:
+def _entries(tensors: dict[str, torch.Tensor]) -> dict[str, _Entry]:
+    return {
+        name: _Entry(one.shape, partial(_same, one)) for name, one in tensors.items() if isinstance(one, torch.Tensor)
+    }
+
+
+def _same(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor
+
+
+def _read_one(stored: StoredCheckpoint, name: str) -> torch.Tensor:
+    shape, dtype = stored.shapes[name]
+    tensor = torch.empty(shape, dtype=dtype)
+    stored.read({name: tensor})
+    return tensor
+
+
+def _key_in(source: dict[str, _Entry], name: str, prefix: str) -> str:
     """Return the key in `source` for `name` of the module: with or without the task's prefix and LoRA's; "" if none."""
     for candidate in (name, name.removeprefix(prefix)):
         for key in (candidate, candidate.replace(BASE, ".")):
@@ -184,21 +228,26 @@ def _key_in(source: dict[str, torch.Tensor], name: str, prefix: str) -> str:
     return ""
 
 
-def _require_match(state: dict[str, torch.Tensor], loaded: dict[str, torch.Tensor], new: set[str]) -> None:
+def _require_match(state: dict[str, torch.Tensor], loaded: dict[str, _Entry], new: set[str]) -> None:
     """Raise UserError for missing tensors and for different shapes."""
     # Exporters leave out the second name of a tied parameter.
-    filled = {state[name].data_ptr() for name in loaded}
+    filled = {_address(state[name]) for name in loaded}
     problems = [
         f"{name} is not in it"
         for name, tensor in state.items()
-        if name not in loaded and name not in new and ADAPTER not in name and tensor.data_ptr() not in filled
+        if name not in loaded and name not in new and ADAPTER not in name and _address(tensor) not in filled
     ]
     problems += [
-        f"{name} is {tuple(tensor.shape)} in the file and {tuple(state[name].shape)} in the model"
-        for name, tensor in loaded.items()
-        if tensor.shape != state[name].shape
+        f"{name} is {tuple(entry.shape)} in the file and {tuple(state[name].shape)} in the model"
+        for name, entry in loaded.items()
+        if entry.shape != state[name].shape
     ]
     if problems:
         shown = "; ".join(problems[:3]) + (f"; and {len(problems) - 3} more" if len(problems) > 3 else "")
         fix = "use the model that the weights are from, or name layers to initialize newly: finetune.new=[head]"
         raise UserError(f"finetune.init_from does not fit the model: {shown}", fix)
+
+
+def _address(tensor: torch.Tensor) -> int:
+    """Return a number that tensors share if they share memory; on the meta device they have none."""
+    return int(tensor.untyped_storage()._cdata) if tensor.is_meta else tensor.data_ptr()

@@ -114,7 +114,7 @@ def predict(run: RunDirectory, checkpoint: Path, split: str, data_node: dict[str
     trainer = build.build_trainer(config, rank, RunCheckpointIO(CheckpointWriter(store)), str(run.path))
     rng.seed_all(config.seed)
     data = build.build_data(config, rank, trainer, group)
-    module = build.build_module(config, data, lambda: None, defer=build.defers(config, rank))
+    module = build.build_module(config, data, lambda: None, deferral=build.deferral_of(config, rank))
     data.set_up(module)
     if not is_overridden("predict_step", module, LightningModule) and not is_overridden(
         "forward", module, LightningModule

@@ -143,7 +143,7 @@ def train(config: Config, attempt: Attempt, group: Group | None) -> None:
     data = build.build_data(config, rank, trainer, group)
     callbacks: list[Callback] = []  # filled below: the scheduler needs the total steps only when training starts
     module = build.build_module(
-        config, data, lambda: build.total_steps_of(config, data, callbacks), defer=build.defers(config, rank)
+        config, data, lambda: build.total_steps_of(config, data, callbacks), deferral=build.deferral_of(config, rank)
     )
     build.convert_to_float8(module, config, rank)
     data.set_up(module)
