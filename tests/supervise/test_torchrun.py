@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -66,3 +69,12 @@ def test_interfaces_between_nodes(
     arguments = parse_args(command(tmp_path, "job", GPU, place, max_restarts=0, worker=["train.py"])[2:])
     assert (arguments.rdzv_backend, arguments.rdzv_endpoint) == ("trainer", "10.0.0.1:4321")
     assert (arguments.local_addr, arguments.rdzv_conf) == ("10.0.0.2", "rank=1")
+
+
+@pytest.mark.gpu
+def test_the_allocator_of_a_gpu_process_has_expandable_segments(tmp_path: Path) -> None:
+    code = "import torch; torch.ones(1, device='cuda'); print(torch.cuda.memory_snapshot()[0]['is_expandable'])"
+    for is_on in (True, False):
+        variables = environment(os.environ, tmp_path, GPU, Place(), attempt=0, expandable_segments=is_on)
+        done = subprocess.run([sys.executable, "-c", code], env=variables, capture_output=True, text=True, check=True)
+        assert done.stdout.strip() == str(is_on)

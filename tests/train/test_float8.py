@@ -154,3 +154,24 @@ def test_what_it_cannot_be_combined_with_is_refused_at_the_prompt(overrides: lis
     with pytest.raises(TrainerError) as refused:
         check(compose(given, config_dirs=[]).config)
     assert expected in f"{refused.value}\n{refused.value.fix}"
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("recipe", ["tensorwise", "rowwise"])
+def test_a_gpu_multiplies_in_float8_near_bf16(recipe: str) -> None:
+    pytest.importorskip("torchao")
+    device = torch.device("cuda", 0)
+    if torch.cuda.get_device_capability(device) < (8, 9):
+        pytest.skip("no float8 tensor cores")
+    torch.manual_seed(0)
+    net = Transformer(64, 32, dim=64, layers=2, heads=2).to(device)
+    tokens = torch.randint(0, 64, (4, 32), device=device)
+    with torch.autocast("cuda", torch.bfloat16):
+        expected = net(tokens)
+        assert convert(net, recipe, device) == 14
+        found = net(tokens)
+    found.float().square().mean().backward()
+    assert not torch.equal(found, expected)
+    torch.testing.assert_close(found, expected, rtol=0.1, atol=0.1)
+    gradients = [parameter.grad for parameter in net.parameters()]
+    assert all(gradient is not None and gradient.isfinite().all() for gradient in gradients)
