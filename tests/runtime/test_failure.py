@@ -213,7 +213,8 @@ class Model(LightningModule):
         rank_zero_warn("warned on rank zero")
 
     def training_step(self, batch, batch_idx):
-        if self.kind == "own" and self.trainer.global_step == 2:
+        is_last = self.global_rank == self.trainer.world_size - 1  # the others wait in a collective
+        if self.kind == "own" and self.trainer.global_step == 2 and is_last:
             raise RuntimeError("own words")
         return nn.functional.mse_loss(self.net(batch[0]), batch[1])
 
@@ -221,6 +222,7 @@ class Model(LightningModule):
         kind = torch.optim.Adafactor if self.kind == "refused" else torch.optim.SGD
         return kind(self.parameters(), lr=0.1)
 """
+PROMPT_S = 30.0
 JOB = ("model=m", "data=d", "tracking=none", "resources.gpus=0", "name=m")
 
 
@@ -260,9 +262,12 @@ def test_a_pair_that_only_the_ranks_can_know_is_refused_once(trainer_cli: Traine
 
 @pytest.mark.usefixtures("workdir")
 def test_own_words_are_tried_once_more_and_logging_is_seen(trainer_cli: TrainerCli) -> None:
-    run, said = fit(trainer_cli, "own", 1)
+    run, said = fit(trainer_cli, "own", 2)
     assert said.count("RuntimeError: own words") == 2  # of the attempt that was tried again, and of the end
     assert len(run.attempts()) == 2
+    for attempt in run.attempts():  # and not after `resilience.collective_timeout_s`, 1,800 s
+        began = max(one.time for one in run.failures(attempt.attempt) if "own words" in one.reason)
+        assert attempt.time - began < PROMPT_S
     assert "in      mine.py:" in said
     log = run.rank_log(0, 0).read_text()
     for words in ("made by the user", "said on rank zero"):
