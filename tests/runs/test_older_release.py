@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests.conftest import TrainerCli
+from tests.runs.fixtures.numerics import numerics
 from trainer.checkpoint.store import CheckpointStore
 
 FIXTURES = Path(__file__).parent / "fixtures"
@@ -42,8 +43,7 @@ def run_of(project: Path, name: str) -> Path:
 def comparison(release: Path) -> Compare:
     """Bit for bit where the numerics are those that the fixture was made with, else closely."""
     made_with = json.loads((release / "environment.json").read_text())
-    ours = (torch.__version__, torch.backends.cpu.get_cpu_capability())
-    is_same = ours == (made_with["torch"], made_with["cpu_capability"])
+    is_same = (torch.__version__, numerics()) == (made_with["torch"], made_with["numerics"])
     tolerance = {"rtol": 0.0, "atol": 0.0} if is_same else {"rtol": 1e-3, "atol": 1e-4}
 
     def compare(actual: Any, expected: Any) -> None:
