@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import re
 import sys
 import time
 from collections.abc import Callable
@@ -91,7 +93,7 @@ def _steps(setting: Setting, wrap: Callable[[Any], None], tracked: Any) -> dict[
     tokens = torch.zeros(setting.batch, setting.length, dtype=torch.long)
     for _ in range(2):  # the second step has the optimizer states from the beginning
         at_rest = tracked.peak = tracked.alive
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16, cache_enabled=False):  # as Lightning does
             loss = module.training_step((tokens, tokens), 0)
         loss.backward()
         del loss
@@ -128,8 +130,12 @@ def _wrapper(name: str, ranks: int, checkpointing: str) -> Callable[[Any], None]
     strategy.precision_plugin = MixedPrecision("bf16-mixed", "cpu")
     strategy._device_mesh = make_mesh("cpu", strategy.sizes)
 
+    # as the strategy's setup does; the first versions have no such options
+    splits = {key: getattr(chosen, f"{key}_parallel", None) for key in ("sequence", "loss")}
+    splits = {key: value for key, value in splits.items() if value is not None}
+
     def sharded(module: Any) -> None:
-        parallelize(module, strategy._device_mesh[TENSOR])
+        parallelize(module, strategy._device_mesh[TENSOR], **splits)
         strategy._shard(module)
 
     return sharded
@@ -170,18 +176,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--package", type=Path, required=True, help="checkout whose trainer is measured")
     parser.add_argument("--output", type=Path, required=True, help="JSON file to write")
-    parser.add_argument("--only", default="", help="part of the name of a setting and strategy")
+    parser.add_argument("--only", default="", help="regular expression of settings and strategies")
     options = parser.parse_args()
     sys.path.insert(0, str(options.package.resolve()))
+    output = options.output.resolve()
+    os.chdir(options.package)  # whose conf/ is composed
     found: dict[str, dict[str, Any]] = {}
     for title, setting in SETTINGS.items():
         for name, ranks in STRATEGIES.items():
-            if options.only not in f"{title}, {name}":
+            if not re.search(options.only, f"{title}, {name}"):
                 continue
             begun = time.monotonic()
             found.setdefault(title, {})[name] = measure(setting, name, ranks)
             print(title, name, found[title][name], f"{time.monotonic() - begun:.0f} s", flush=True)
-    options.output.write_text(json.dumps(found, indent=1) + "\n")
+    output.write_text(json.dumps(found, indent=1) + "\n")
 
 
 if __name__ == "__main__":
