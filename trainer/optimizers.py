@@ -66,7 +66,7 @@ class LowMemoryAdamW(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         number = 0
-        with _compile_limit(self.param_groups[0]["params"][0].device):
+        with _compile_limit(self.param_groups):
             for group in self.param_groups:
                 for parameter in group["params"]:
                     number += 1
@@ -207,9 +207,9 @@ def _compiled() -> Callable[..., None]:
     return torch.compile(adamw_update)
 
 
-def _compile_limit(device: torch.device) -> AbstractContextManager[Any]:
+def _compile_limit(groups: list[dict[str, Any]]) -> AbstractContextManager[Any]:
     """Each kind of parameter is compiled once or twice. Above torch's limit of 8 the others would not be."""
-    if device.type != "cuda":
+    if not any(parameter.is_cuda for group in groups for parameter in group["params"]):
         return nullcontext()
     limit: AbstractContextManager[Any] = torch._dynamo.config.patch(recompile_limit=64)
     return limit

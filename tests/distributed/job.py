@@ -31,6 +31,7 @@ from trainer.checkpoint.io import CheckpointWriter, RunCheckpointIO
 from trainer.checkpoint.store import CheckpointStore
 from trainer.checkpoint.stored import MODEL, StoredCheckpoint
 from trainer.config.strategy import STRATEGIES
+from trainer.optimizers import LowMemoryAdamW
 from trainer.strategies.deferred import construct
 
 GLOBAL_BATCH = 16
@@ -84,9 +85,10 @@ class Block(nn.Module):
 
 
 class Task(LightningModule):
-    def __init__(self, net: nn.Module, learning_rate: float = 0.01) -> None:
+    def __init__(self, net: nn.Module, learning_rate: float = 0.01, states: str | None = None) -> None:
         super().__init__()
         self.net = net
+        self.states: Any = states
         self.learning_rate = learning_rate
         self.losses: list[torch.Tensor] = []
         self.gradient_bytes = 0
@@ -109,7 +111,9 @@ class Task(LightningModule):
         decay = [p for p in self.parameters() if p.requires_grad and p.ndim > 1]
         plain = [p for p in self.parameters() if p.requires_grad and p.ndim <= 1]
         groups = [{"params": decay, "weight_decay": 0.1}, {"params": plain, "weight_decay": 0.0}]
-        optimizer = torch.optim.AdamW(groups, lr=self.learning_rate)
+        optimizer: torch.optim.Optimizer = torch.optim.AdamW(groups, lr=self.learning_rate)
+        if self.states is not None:
+            optimizer = LowMemoryAdamW(groups, lr=self.learning_rate, states=self.states)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 / (1 + step / 20))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
@@ -158,7 +162,7 @@ def run(scenario: dict[str, Any], store: CheckpointStore) -> dict[str, Any]:
     torch.manual_seed(7)
     defers = strategies.defers(options, world_size, "cpu")
     net = construct(lambda: Net(**scenario.get("net", {}))) if defers else Net(**scenario.get("net", {}))
-    module = Task(net)
+    module = Task(net, states=scenario.get("states"))
     on_meta = sum(parameter.is_meta for parameter in module.parameters())
     writer = CheckpointWriter(store, asynchronous=scenario.get("asynchronous", True))
     trainer = Trainer(

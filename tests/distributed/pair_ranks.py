@@ -35,7 +35,7 @@ def verdict(plain: dict[str, Any], place: Rank) -> str:
         checkpoint_io = RunCheckpointIO(CheckpointWriter(CheckpointStore(Path(folder))))
         trainer = build.build_trainer(config, place, checkpoint_io, folder)
         data = build.build_data(config, place, trainer)
-        module = build.build_module(config, data, lambda: 1, defer=build.defers(config, place))
+        module = build.build_module(config, data, lambda: 1, deferral=build.deferral_of(config, place))
         data.set_up(module)
         trainer.fit(module, datamodule=data.module)
     except BaseException as error:

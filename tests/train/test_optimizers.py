@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import copy
+import json
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
+from tests.distributed.ranks import run_ranks
 from trainer.models.transformer import Transformer
 from trainer.optimizers import LowMemoryAdamW, Muon, is_quantized, orthogonalized, round_stochastically
 from trainer.train.parameter_groups import hidden_matrices, parameter_groups
@@ -181,3 +184,13 @@ def test_decay_of_matrices_only() -> None:
     assert all(parameter.dim() >= 2 for parameter in decayed["params"])
     assert all(parameter.dim() < 2 for parameter in rest["params"])
     assert rest["weight_decay"] == 0.0
+
+
+@needs_torchao
+def test_sharding_changes_no_bit(tmp_path: Path) -> None:
+    """Weights, codes and scales of two ranks, put together, are those of one process."""
+    output = tmp_path / "found.json"
+    run_ranks(2, Path(__file__).with_name("optimizer_rank.py"), [str(output)], tmp_path, 120.0)
+    found = json.loads(output.read_text())
+    assert len(found) == 9
+    assert set(found.values()) == {0.0}, found

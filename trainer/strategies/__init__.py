@@ -72,7 +72,7 @@ def defers(options: Any, world_size: int, device_type: str) -> bool:
     """Return whether the model may be built on the meta device (`strategies/deferred.py`)."""
     if type(options) is Auto:
         options = auto_choice(options, world_size, device_type)
-    return isinstance(options, Fsdp) and options.defer_parameters
+    return isinstance(options, DeepspeedZero3) or (isinstance(options, Fsdp) and options.defer_parameters)
 
 
 def waits_in_forward(options: Any, world_size: int, device_type: str) -> bool:

@@ -29,8 +29,17 @@ from trainer.config.strategy import DeepspeedZero1, DeepspeedZero2, DeepspeedZer
 from trainer.core.errors import UserError
 from trainer.strategies.blocks import prepare
 from trainer.strategies.deepspeed_muon import import_muon
+from trainer.strategies.deferred import Recipe, recipes, replace_parameters
 from trainer.strategies.saving import ShardedCheckpoints
 
+_DTYPES = {
+    "32-true": torch.float32,
+    "bf16-mixed": torch.bfloat16,
+    "bf16-true": torch.bfloat16,
+    "16-mixed": torch.float16,
+    "16-true": torch.float16,
+}
+"""Type of the parameters that the forward pass uses, by precision."""
 Options = DeepspeedZero1 | DeepspeedZero2 | DeepspeedZero3
 
 
@@ -42,6 +51,8 @@ class RunDeepSpeedStrategy(ShardedCheckpoints, DeepSpeedStrategy):
         self.options = options
         self._names: list[list[str]] = []
         """Parameter names of each optimizer group, from before DeepSpeed flattens the parameters."""
+        self._configured: tuple[Any, Any] | None = None
+        """Optimizer and scheduler of stage 3, from before the parameters are partitioned."""
 
     def setup_environment(self) -> None:
         """Set up as Lightning does, but without its restriction to CUDA (`setup_environment` in Lightning 2.6.6)."""
@@ -61,7 +72,56 @@ class RunDeepSpeedStrategy(ShardedCheckpoints, DeepSpeedStrategy):
         """Apply activation checkpointing and compilation, then set up as Lightning does."""
         assert self.model is not None
         prepare(self.model, self.options)
+        if self.options.stage == 3:
+            if trainer.state.fn == TrainerFn.FITTING:
+                self._configured = self._init_optimizers()  # while parameters still show their shapes
+            self._partition(self.model, initialize=trainer.ckpt_path is None)
         super().setup(trainer)
+
+    def _partition(self, module: nn.Module, *, initialize: bool) -> None:
+        """Partition the parameters one by one, as inside `deepspeed.zero.Init`; one is whole in memory at a time.
+
+        `deepspeed.initialize` would move the whole model to each GPU first. A constructor inside `zero.Init` would find
+        its layers partitioned when it initializes their weights.
+
+        Args:
+            module: The module; its parameters may be deferred (`strategies/deferred.py`).
+            initialize: Give the parameters rank 0's initial values; False if a checkpoint is loaded afterwards.
+        """
+        import deepspeed
+
+        self._init_config_if_needed()
+        dtype = _DTYPES[str(self.precision_plugin.precision)]
+        # With a module, if only an empty one, it prepares functional.linear as for a module that it partitions itself.
+        init = deepspeed.zero.Init(module=nn.Module(), dtype=dtype, config_dict_or_path=self.config)
+        deferred = {id(recipe.parameter): recipe for recipe in recipes(module).values()}
+        partitioned: dict[int, nn.Parameter] = {}
+        for parameter in module.parameters():
+            if hasattr(parameter, "ds_id"):  # created in `configure_model`, which Lightning calls inside `zero.Init`
+                continue
+            recipe = deferred.get(id(parameter))
+            part = parameter if recipe is None else nn.Parameter(torch.empty(0), parameter.requires_grad)
+            if recipe is None:
+                part.data = parameter.data.to(device=self.root_device, dtype=dtype)
+            else:
+                part.data = self._initial_values(recipe, initialize).to(device=self.root_device, dtype=dtype)
+                partitioned[id(parameter)] = part
+                recipe.clear()
+            init._zero_init_param(part)  # broadcasts rank 0's values and keeps this rank's part
+        replace_parameters(module, partitioned)
+        for group in () if self._configured is None else self._configured[0].param_groups:
+            group["params"] = [partitioned.get(id(one), one) for one in group["params"]]
+        for buffer in module.buffers():  # `deepspeed.initialize` does not move those of a partitioned module
+            buffer.data = buffer.data.to(self.root_device)
+            if self.world_size > 1:
+                dist.broadcast(buffer.data, src=0)
+
+    def _initial_values(self, recipe: Recipe, initialize: bool) -> torch.Tensor:
+        """Return the whole parameter on rank 0, which the others receive; on these memory of its size."""
+        is_collective = any(kept.owner is not None for kept in recipe.kept)
+        if initialize and (self.global_rank == 0 or is_collective):
+            return recipe.make(self._group())
+        return torch.empty(recipe.parameter.shape, dtype=recipe.dtype)
 
     def _init_optimizers(self) -> tuple[Any, Any]:
         """Create the optimizer and the scheduler.
@@ -69,6 +129,8 @@ class RunDeepSpeedStrategy(ShardedCheckpoints, DeepSpeedStrategy):
         Raises:
             UserError: There is not exactly one optimizer, or more than one scheduler.
         """
+        if self._configured is not None:
+            return self._configured
         module = self.lightning_module
         assert module is not None
         configured, schedulers = _init_optimizers_and_lr_schedulers(module)
@@ -175,7 +237,7 @@ class RunDeepSpeedStrategy(ShardedCheckpoints, DeepSpeedStrategy):
         for key, value in _stored_state(stored, name).items():
             if isinstance(value, torch.Tensor) and value.dim() > 0:
                 if key not in state:
-                    state[key] = torch.zeros_like(master)
+                    state[key] = torch.zeros_like(master, dtype=value.dtype)
                 _set_part(zero, parameter, value, state[key])
             else:
                 state[key] = value
