@@ -120,7 +120,7 @@ class RunDeepSpeedStrategy(ShardedCheckpoints, DeepSpeedStrategy):
         """Return the whole parameter on rank 0, which the others receive; on these memory of its size."""
         is_collective = any(kept.owner is not None for kept in recipe.kept)
         if initialize and (self.global_rank == 0 or is_collective):
-            return recipe.make(self._group())
+            return recipe.make(self._group() if is_collective else None)
         return torch.empty(recipe.parameter.shape, dtype=recipe.dtype)
 
     def _init_optimizers(self) -> tuple[Any, Any]:
