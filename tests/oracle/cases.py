@@ -85,16 +85,16 @@ MODULES = [
 ]  # fmt: skip
 
 OPTIMIZERS = [
-    Case("length known", "modules.KnowsItsLength"),
-    Case("plateau", "modules.Plateau"),
-    Case("plateau of steps", "modules.PlateauOfSteps", worlds=(1,)),
-    Case("by epoch", "modules.StepsByEpoch"),
-    Case("every second step", "modules.StepsBySecondStep"),
-    Case("lr_scheduler_step", "modules.OwnSchedulerStep"),
-    Case("schedules in turn", "modules.SequentialSchedules"),
-    Case("parameter groups", "modules.Groups"),
-    Case("LBFGS", "modules.Newton"),
-    Case("partly frozen", "modules.PartlyFrozen"),
+    Case("length known", "optimizing.KnowsItsLength"),
+    Case("plateau", "optimizing.Plateau"),
+    Case("plateau of steps", "optimizing.PlateauOfSteps", worlds=(1,)),
+    Case("by epoch", "optimizing.StepsByEpoch"),
+    Case("every second step", "optimizing.StepsBySecondStep"),
+    Case("lr_scheduler_step", "optimizing.OwnSchedulerStep"),
+    Case("schedules in turn", "optimizing.SequentialSchedules"),
+    Case("parameter groups", "optimizing.Groups"),
+    Case("LBFGS", "optimizing.Newton"),
+    Case("partly frozen", "optimizing.PartlyFrozen"),
 ]
 
 LOADERS = [
@@ -150,7 +150,7 @@ TRAINER = [
          callbacks=(_callback("EarlyStopping", monitor="val_loss", patience=0, min_delta=10.0),)),
     Case("some training batches", trainer={"limit_train_batches": 2, "max_epochs": 3}),
     Case("a part of the training batches", trainer={"limit_train_batches": 0.67}),
-    Case("one validation batch", "modules.Plateau", trainer={"limit_val_batches": 1}),
+    Case("one validation batch", "optimizing.Plateau", trainer={"limit_val_batches": 1}),
     Case("validation within an epoch", "modules.EpochHooks", trainer={"val_check_interval": 0.34}),
     Case("validation every second epoch", trainer={"check_val_every_n_epoch": 2, "max_epochs": 4}),
     Case("sanity check", "modules.Measured", trainer={"num_sanity_val_steps": 2}),

@@ -13,7 +13,6 @@ import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.core.optimizer import LightningOptimizer
-from lightning.pytorch.loops.optimization.closure import AbstractClosure
 from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
 from lightning.pytorch.plugins.precision import Precision
 from lightning.pytorch.profilers import SimpleProfiler
@@ -25,7 +24,7 @@ from torch.optim.lr_scheduler import ExponentialLR, ReduceLROnPlateau
 from torch.utils.data import DataLoader
 
 from tests.train.test_loop import MICRO_BATCHES, both
-from tests.train.two_loops import Net, Trace, Validated, train
+from tests.train.two_loops import At, Net, Trace, Validated, WithOptimizer, train
 from trainer.config.batch import BatchPlan
 from trainer.data.loader import resumable
 from trainer.data.order import GlobalBatchSampler
@@ -40,18 +39,6 @@ pytestmark = [
 ]
 
 
-class At(Callback):
-    """Does something once, in a hook of a batch of the first epoch."""
-
-    def __init__(self, hook: str, batch: int, act: Callable[[Trainer, Any], None]) -> None:
-        setattr(self, hook, lambda trainer, module, *rest: self._act(trainer, module, rest))
-        self.batch, self.act = batch, act
-
-    def _act(self, trainer: Trainer, module: LightningModule, rest: Any) -> None:
-        if trainer.current_epoch == 0 and rest[-1] == self.batch:
-            self.act(trainer, module)
-
-
 def change(act: Callable[[Trainer, Any], None], hook: str = "on_train_batch_end", batch: int = 3) -> Any:
     return lambda: [At(hook, batch, act)]
 
@@ -59,133 +46,6 @@ def change(act: Callable[[Trainer, Any], None], hook: str = "on_train_batch_end"
 def differs(record: Any, make: Callable[[], LightningModule] = Net, **options: Any) -> bool:
     """Whether the change had an effect: a training without it ends with other weights."""
     return bool(record.weights != train(True, make(), **options).weights)
-
-
-# The closure.
-
-
-class ForgetsTheClosure(Net):
-    def optimizer_step(self, *arguments: Any, **named: Any) -> None:
-        pass
-
-
-class DropsTheClosure(torch.optim.SGD):
-    def step(self, closure: Any = None) -> Any:
-        return super().step()
-
-
-class WithOptimizer(Net):
-    def __init__(self, kind: type[torch.optim.Optimizer]) -> None:
-        super().__init__()
-        self.kind = kind
-
-    def configure_optimizers(self) -> Any:
-        return self.kind(self.parameters(), lr=0.1)  # type: ignore[call-arg]
-
-
-def failure(lean: bool, module: LightningModule, **options: Any) -> tuple[type, str, int, list[Any]]:
-    """How a training ends that must fail: the error, the steps counted, the calls of `on_train_batch_end`."""
-    trace = Trace()
-    stopped = At("on_exception", 0, lambda *_: None)
-    steps: list[int] = []
-    stopped.on_exception = lambda trainer, *_: steps.append(trainer.global_step)  # type: ignore[method-assign]
-    with pytest.raises(Exception) as raised:
-        train(lean, module, callbacks=[stopped, trace], trace=False, **options)
-    return type(raised.value), str(raised.value), steps[0], [entry for entry in trace.seen if entry[0] == "end"]
-
-
-@pytest.mark.parametrize("make", [ForgetsTheClosure, lambda: WithOptimizer(DropsTheClosure)])
-def test_a_step_that_never_runs_its_closure_is_an_error(make: Callable[[], LightningModule]) -> None:
-    stock, lean = failure(False, make()), failure(True, make())
-    assert stock == lean
-    assert "closure hasn't been executed" in lean[1]
-
-
-class KeywordOnly(torch.optim.SGD):
-    def step(self, *, closure: Any = None) -> Any:
-        return super().step(closure)
-
-
-class ScalerFirst(torch.optim.SGD):
-    def step(self, grad_scaler: Any = None, closure: Any = None) -> Any:
-        assert grad_scaler is None
-        return super().step(closure)
-
-
-@pytest.mark.parametrize("kind", [KeywordOnly, ScalerFirst])
-def test_the_closure_is_given_by_keyword(kind: type[torch.optim.Optimizer]) -> None:
-    assert both(lambda: WithOptimizer(kind)).steps[0] == 2 * MICRO_BATCHES
-
-
-class LooksAtTheClosure(Net):
-    """Evaluates it once more before the step, as sharpness-aware optimizers do by hand."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.notes: list[Any] = []
-
-    def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
-        assert isinstance(optimizer_closure, AbstractClosure)
-        self.notes.append((type(optimizer_closure).__name__, type(optimizer).__name__, optimizer_closure().item()))
-        optimizer.step(closure=optimizer_closure)
-
-
-@pytest.mark.parametrize("accumulate", [1, 3])
-def test_the_closure_of_the_hook_is_lightnings(accumulate: int) -> None:
-    assert both(LooksAtTheClosure, accumulate_grad_batches=accumulate).module_notes[0][0] == "Closure"
-
-
-class Wrapped(Net):
-    """Hands out Lightning's wrapper itself."""
-
-    def configure_optimizers(self) -> Any:
-        return LightningOptimizer(torch.optim.AdamW(self.parameters(), lr=0.01))
-
-
-def test_an_optimizer_that_is_wrapped_already() -> None:
-    record = both(Wrapped, gradient_clip_val=0.05)
-    assert [entry[0] for entry in record.seen].count("optimizer") == 2 * MICRO_BATCHES
-
-
-# What `training_step` returns.
-
-
-class Returns(Net):
-    def __init__(self, value: Any) -> None:
-        super().__init__()
-        self.value = value
-
-    def training_step(self, batch: list[Tensor], batch_idx: int) -> Any:
-        loss = super().training_step(batch, batch_idx)
-        return self.value(loss) if batch_idx == 2 else loss
-
-
-@pytest.mark.parametrize("value", [lambda _: -1, lambda loss: {"lost": loss}, lambda loss: [loss]])
-def test_what_is_no_loss_is_the_same_error(value: Any) -> None:
-    assert failure(False, Returns(value)) == failure(True, Returns(value))
-
-
-@pytest.mark.parametrize(
-    "value",
-    [lambda loss: {"loss": loss, "more": loss.detach() + 1}, lambda loss: loss.reshape(1), lambda loss: loss * 2],
-)
-@pytest.mark.parametrize("accumulate", [1, 3])
-def test_what_is_a_loss_trains_alike(value: Any, accumulate: int) -> None:
-    both(lambda: Returns(value), accumulate_grad_batches=accumulate)
-
-
-def test_none_on_several_ranks_is_the_same_error() -> None:
-    class TwoRanks(Callback):
-        def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-            trainer.strategy.world_size = 2  # type: ignore[attr-defined]
-
-    messages = []
-    for lean in (False, True):
-        with pytest.raises(RuntimeError) as raised:
-            train(lean, Returns(lambda _: None), callbacks=[TwoRanks()])
-        messages.append(str(raised.value))
-    assert messages[1].startswith(messages[0].rstrip("."))
-    assert "Return a loss of 0 instead" in messages[1]
 
 
 # Changed in mid-epoch.

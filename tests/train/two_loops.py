@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -36,6 +37,27 @@ class Net(LightningModule):
             return optimizer
         schedule = torch.optim.lr_scheduler.StepLR(optimizer, step_size=3, gamma=0.5)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, **self.schedule}}
+
+
+class WithOptimizer(Net):
+    def __init__(self, kind: type[torch.optim.Optimizer]) -> None:
+        super().__init__()
+        self.kind = kind
+
+    def configure_optimizers(self) -> Any:
+        return self.kind(self.parameters(), lr=0.1)  # type: ignore[call-arg]
+
+
+class At(Callback):
+    """Does something once, in a hook of a batch of the first epoch."""
+
+    def __init__(self, hook: str, batch: int, act: Callable[[Trainer, Any], None]) -> None:
+        setattr(self, hook, lambda trainer, module, *rest: self._act(trainer, module, rest))
+        self.batch, self.act = batch, act
+
+    def _act(self, trainer: Trainer, module: LightningModule, rest: Any) -> None:
+        if trainer.current_epoch == 0 and rest[-1] == self.batch:
+            self.act(trainer, module)
 
 
 class Validated(Net):
