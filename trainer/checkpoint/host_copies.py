@@ -139,7 +139,7 @@ def allocate(size_bytes: int, device: torch.device) -> torch.Tensor:
     if size_bytes < _SMALL_BYTES:
         return torch.empty(size_bytes, dtype=torch.uint8, pin_memory=True)
     buffer = torch.empty(size_bytes, dtype=torch.uint8)
-    cudart: Any = torch.cuda.cudart()
+    cudart: Any = torch.cuda.cudart()  # type: ignore[no-untyped-call]
     address = buffer.data_ptr()
     if int(cudart.cudaHostRegister(address, size_bytes, 1)) != 0:  # 1: cudaHostRegisterPortable
         log.warning("%d MiB of host memory could not be pinned; copies of it are slower", size_bytes // MIB)
