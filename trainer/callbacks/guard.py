@@ -167,7 +167,7 @@ class Guard(Callback):
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
         """Check the step, now or once its number has arrived from the device; or leave that to the clipping."""
         losses, self._record.losses = self._record.losses, []
-        if self._clipping is not None and clips_by_norm(trainer):
+        if self._clipping is not None and trainer.gradient_clip_val and clips_by_norm(trainer):
             self._losses = losses
             return
         if self._checks_fast:

@@ -8,6 +8,8 @@ import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, distributed, nn
 
+_HALVES = (torch.bfloat16, torch.float16)
+
 
 class Task(LightningModule, ABC):
     """A network and its loss. The optimizer comes from the config.
@@ -96,4 +98,4 @@ def in_float32(output: Tensor) -> Tensor:
 
     The output is in bfloat16 under `bf16-true` and under DeepSpeed, which have no autocast that would convert it.
     """
-    return output.to(torch.promote_types(output.dtype, torch.float32))
+    return output.float() if output.dtype in _HALVES else output
