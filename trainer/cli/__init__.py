@@ -48,7 +48,7 @@ def main(argv: list[str] | None = None) -> int:
         sys.stdout.flush()
         return code
     except TrainerError as error:
-        print(f"trainer: {error}", file=sys.stderr)
+        _report(str(error))
         return error.code
     except KeyboardInterrupt:
         return INTERRUPTED
@@ -59,11 +59,17 @@ def main(argv: list[str] | None = None) -> int:
     except Exception as error:
         if os.environ.get("TRAINER_TRACEBACK"):
             raise
-        print(f"trainer: {_unexpected(error, arguments)}", file=sys.stderr)
+        _report(_unexpected(error, arguments))
         return ENVIRONMENT_MUST_CHANGE if isinstance(error, OSError) else JOB_FAILED
     finally:
         if argv is None:
             gc.freeze()  # a garbage collection at exit would take 8% of the time of `--cfg job`
+
+
+def _report(message: str) -> None:
+    from trainer.core.text import printable
+
+    print(f"trainer: {printable(message)}", file=sys.stderr)
 
 
 def _unexpected(error: Exception, arguments: list[str]) -> str:

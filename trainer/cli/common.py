@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import time
 from collections.abc import Sequence
 
+from trainer.core.text import one_line
 from trainer.runs.directory import RunDirectory
 from trainer.runs.registry import reference_to
 
@@ -25,7 +27,7 @@ def how_to_watch(run: RunDirectory) -> str:
 def table(rows: Sequence[Sequence[str]], header: Sequence[str]) -> str:
     """Format left-aligned columns. Columns that do not fit the terminal are dropped, from the right."""
     width = shutil.get_terminal_size((120, 24)).columns
-    lines = [header, *rows]
+    lines = [header, *([one_line(cell) for cell in row] for row in rows)]
     widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
     while len(widths) > 2 and sum(widths) + 2 * (len(widths) - 1) > width:
         widths.pop()
@@ -41,7 +43,9 @@ def age(seconds_since_1970: float | None) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Format a duration in its largest unit: `45s`, `3m`, `5h`, `2d`."""
+    """Format a duration in its largest unit: `45s`, `3m`, `5h`, `2d`; `?` if it is not finite."""
+    if not math.isfinite(seconds):
+        return "?"
     for size, unit in ((86400, "d"), (3600, "h"), (60, "m")):
         if seconds >= size:
             return f"{int(seconds // size)}{unit}"

@@ -10,6 +10,7 @@ from typing import Any
 from trainer.cli.common import age, number, table
 from trainer.cli.options import Parser, add_output_options, make_parser
 from trainer.core.errors import DONE, TrainerError
+from trainer.core.text import one_line, printable
 from trainer.launch.jobs import states_of
 from trainer.runs.directory import RunDirectory
 from trainer.runs.registry import all_runs, runs_dir_from
@@ -56,9 +57,9 @@ def _summary(run: RunDirectory, jobs: Mapping[str, str] | None) -> dict[str, Any
     """Return the summary of a run; for a damaged run print a warning to stderr and return None."""
     try:
         return summary(run, jobs)
-    except (TrainerError, OSError, KeyError, TypeError, ValueError) as error:
+    except Exception as error:  # whatever it is, the other runs are listed
         reason = error.message if isinstance(error, TrainerError) else f"{type(error).__name__}: {error}"
-        print(f"trainer: skipped {run.path.name}: {reason}", file=sys.stderr)
+        print(f"trainer: skipped {one_line(run.path.name)}: {printable(reason)}", file=sys.stderr)
         return None
 
 

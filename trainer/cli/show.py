@@ -12,6 +12,8 @@ from trainer.checkpoint.store import BEFORE_END
 from trainer.cli.common import age, duration, number, size
 from trainer.cli.options import add_output_options, add_run, make_parser
 from trainer.core.errors import DONE, JOB_FAILED
+from trainer.core.text import indented
+from trainer.launch.follow import typed
 from trainer.launch.jobs import states_of
 from trainer.runs.directory import RunDirectory
 from trainer.runs.ledger import by_rank
@@ -46,7 +48,7 @@ def main(argv: list[str]) -> int:
             checkpoint["verified"] = not checkpoint["problems"]
     if options.ranks:
         facts["ranks"] = by_rank(run)
-    print(json.dumps(facts, indent=1) if options.json else "\n".join(_sheet(run, facts)))
+    print(json.dumps(facts, indent=1) if options.json else "\n".join(map(indented, _sheet(run, facts))))
     damaged = any(checkpoint["verified"] is False for checkpoint in facts["checkpoints"])
     return JOB_FAILED if damaged else DONE
 
@@ -54,8 +56,7 @@ def main(argv: list[str]) -> int:
 def _sheet(run: RunDirectory, facts: dict[str, Any]) -> list[str]:
     lines = [f"{facts['name']}  {facts['id']}  {facts['state']}" + (f": {facts['reason']}" if facts["reason"] else "")]
     lines.append(f"  directory    {facts['path']}")
-    command = run.overrides_path.read_text().strip() if run.overrides_path.exists() else ""
-    lines.append(f"  command      trainer fit {command}")
+    lines.append(f"  command      trainer fit {typed(run)}")
     ranks = f"{facts['world_size'] or '?'} rank{'' if facts['world_size'] == 1 else 's'}"
     lines.append(f"  runs on      {ranks}, {facts['strategy']}, {facts['cluster']}")
     if facts["tracking"]:

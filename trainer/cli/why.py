@@ -10,6 +10,7 @@ from typing import Any
 from trainer.cli.advice import advice, stalled
 from trainer.cli.options import add_output_options, add_run, make_parser
 from trainer.core.errors import DONE, EnvironmentFault
+from trainer.core.text import indented
 from trainer.launch.jobs import states_of, why_it_waits
 from trainer.runs.cause import tail
 from trainer.runs.directory import RunDirectory
@@ -33,7 +34,7 @@ def main(argv: list[str]) -> int:
     run = find(options.run, runs_dir_from(options.runs_dir))
     state = state_of(run, states_of([run]))
     answer = {"id": run.id, "state": state.name, **_explain(run, state)}
-    print(json.dumps(answer, indent=1) if options.json else "\n".join(_sheet(run, answer)))
+    print(json.dumps(answer, indent=1) if options.json else "\n".join(map(indented, _sheet(run, answer))))
     return DONE
 
 
@@ -58,8 +59,24 @@ def _explain(run: RunDirectory, state: State) -> dict[str, Any]:
 def _end(run: RunDirectory, outcome: AttemptOutcome) -> dict[str, Any]:
     """Return the fields of an attempt's record that are shown, and the last line of its traceback or log."""
     names = ("attempt", "outcome", "reason", "where", "step", "rank", "host", "time", "log")
-    log = run.path / outcome.log if outcome.log else None
+    log = _inside(run, outcome.log) if outcome.log else None
     return {**{name: getattr(outcome, name) for name in names}, "line": _last_line(outcome, log)}
+
+
+def _inside(run: RunDirectory, log: str) -> Path | None:
+    """Return the path of a log of this run; None for a path that leads out of the run directory."""
+    path = run.path / log
+    try:
+        return path if path.resolve().is_relative_to(run.path.resolve()) else None
+    except (OSError, RuntimeError, ValueError):  # a loop of links, a null character
+        return None
+
+
+def _clock(seconds: float) -> str:
+    try:
+        return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
+    except (OverflowError, ValueError, OSError):  # no time of this calendar
+        return ""
 
 
 def _last_line(outcome: AttemptOutcome, log: Path | None) -> str | None:
@@ -71,7 +88,7 @@ def _sheet(run: RunDirectory, answer: dict[str, Any]) -> list[str]:
     lines = [f"{run.path.name} is {answer['state']}" + (f": {answer['why'][0]}" if answer["why"] else "")]
     lines += [f"  {sentence}" for sentence in answer["why"][1:]]
     for attempt in answer["attempts"]:
-        when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(attempt["time"])) if attempt["time"] else ""
+        when = _clock(attempt["time"]) if attempt["time"] else ""
         place = f" on {attempt['host']}" if attempt["host"] else ""
         step = "before the first step" if attempt["step"] is None else f"step {attempt['step']}"
         lines.append(f"  attempt {attempt['attempt']}, {step}, {when}{place}: {attempt['reason']}")

@@ -5,6 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from trainer.config import yaml_limits
+from trainer.core.errors import UserError
+
 
 def path_of(run_path: Path) -> Path:
     """Return the path of the file, which older runs do not have."""
@@ -13,14 +16,16 @@ def path_of(run_path: Path) -> Path:
 
 def hydra_node(run_path: Path) -> dict[str, Any]:
     """Return the content of `hydra:`; empty if the run has no such file."""
+    path = path_of(run_path)
+    if not path.exists():
+        return {}
     import yaml
 
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     try:
-        text = path_of(run_path).read_text(encoding="utf-8")
-    except OSError:
-        return {}
-    node: dict[str, Any] = yaml.load(text, Loader=loader)["hydra"]
+        node: dict[str, Any] = yaml_limits.load(path)["hydra"]
+    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError) as error:
+        fix = "restore it from a backup: it is written once, and nothing writes it again"
+        raise UserError(f"{path} cannot be read: {str(error).splitlines()[0]}", fix) from None
     return node
 
 

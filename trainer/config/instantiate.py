@@ -12,6 +12,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from trainer.config import yaml_limits
 from trainer.config.allow import OPEN_PATHS, require_allowed
 from trainer.config.hydra_record import path_of
 from trainer.config.namespaces import moved
@@ -62,10 +63,9 @@ def read_plain(path: Path) -> dict[str, Any]:
     """
     import yaml
 
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), Loader=loader)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        content = yaml_limits.load(path)
+    except (OSError, ValueError, yaml.YAMLError) as error:
         raise _damaged(path, error) from None
     if not isinstance(content, dict):
         raise _damaged(path, "it holds no keys")

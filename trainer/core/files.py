@@ -9,18 +9,24 @@ import errno
 import json
 import os
 import socket
+import stat
 import tempfile
 import time
 import zlib
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from trainer.core.errors import UserError
 
 _CHECKSUM = ', "crc32": '
 _LIVE_BYTES = 1024
 """Heartbeat files are padded to a multiple of this, so that the next content usually has the same length."""
+_LARGEST_HEARTBEAT = 1024**2
 _READS, _READ_AGAIN_S = 3, 0.002
+MOST_BYTES = 16 * 1024**2
+"""Largest record that is read. The largest that is written, the events of a long run, has a few MB."""
+_DEEPEST = 64
+"""Nesting of JSON that is read; records have five levels at most."""
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:
@@ -101,19 +107,87 @@ def append_line(path: Path, text: str) -> None:
         os.close(descriptor)
 
 
+def open_regular(path: Path) -> BinaryIO:
+    """Open a regular file for reading, without waiting for a writer as the opening of a FIFO does.
+
+    Raises:
+        OSError: There is no such file, it cannot be read, or it is a folder, FIFO, socket or device.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+    except ValueError as error:  # a null character in the path
+        raise OSError(errno.EINVAL, str(error), str(path)) from None
+    mode = os.fstat(descriptor).st_mode
+    if not stat.S_ISREG(mode):
+        os.close(descriptor)
+        if stat.S_ISDIR(mode):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+        raise OSError(errno.EINVAL, "it is not a regular file", str(path))
+    return os.fdopen(descriptor, "rb")
+
+
+def read_bytes(path: Path, most: int = MOST_BYTES, *, end: bool = False) -> bytes:
+    """Return the content of a regular file.
+
+    Args:
+        path: The file.
+        most: The largest number of bytes to read.
+        end: Of a larger file return the last `most` bytes.
+
+    Raises:
+        OSError: As `open_regular`, or the file is larger and `end` is false.
+    """
+    with open_regular(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if end:
+            file.seek(max(0, size - most))
+            return file.read(most) or b""
+        data = b"" if size > most else file.read(most + 1) or b""
+    if max(size, len(data)) > most:
+        raise OSError(errno.EFBIG, f"it has more than {most >> 20} MB", str(path))
+    return data
+
+
+def read_text(path: Path, most: int = MOST_BYTES, *, errors: str = "strict") -> str:
+    """Return the text of a regular file in UTF-8. Raises OSError as `read_bytes` does, and UnicodeDecodeError."""
+    return read_bytes(path, most).decode(errors=errors)
+
+
+def parse_json(text: str) -> Any:
+    """Return the value of a JSON text that is not nested deeply.
+
+    Raises:
+        ValueError: It is not JSON, or nested so deeply that a later walk over the value could exhaust the stack.
+    """
+    try:
+        content = json.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    if text.count("[") + text.count("{") <= _DEEPEST:
+        return content
+    level = [content]
+    for _ in range(_DEEPEST):
+        level = [item for one in level for item in (one.values() if isinstance(one, dict) else one)]
+        level = [item for item in level if isinstance(item, (dict, list))]
+        if not level:
+            return content
+    raise ValueError("it is nested too deeply")
+
+
 def read_json(path: Path, default: Any = None) -> Any:
     """Return the content of a JSON file, or `default` if the file does not exist.
 
     Raises:
-        UserError: If the file is not valid JSON.
+        UserError: If the file cannot be read or is not valid JSON.
     """
     try:
-        return json.loads(path.read_text())
+        return parse_json(read_text(path))
     except FileNotFoundError:
         return default
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         fix = "restore it from a backup, or remove it; the information it holds about the run is then lost"
-        raise UserError(f"{path} is damaged: {error}", fix) from None
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise UserError(f"{path} is damaged: {reason}", fix) from None
 
 
 def read_live(path: Path) -> dict[str, Any]:
@@ -126,11 +200,11 @@ def read_live(path: Path) -> dict[str, Any]:
         if attempt:
             time.sleep(_READ_AGAIN_S)
         try:
-            text, mark, end = path.read_text().rstrip().rpartition(_CHECKSUM)
+            text, mark, end = read_text(path, _LARGEST_HEARTBEAT).rstrip().rpartition(_CHECKSUM)
             if not mark:
-                return dict(json.loads(end))
+                return dict(parse_json(end))
             if int(end[:-1]) == zlib.crc32(f"{text}}}".encode()):
-                return dict(json.loads(f"{text}}}"))
+                return dict(parse_json(f"{text}}}"))
         except OSError:
             return {}
         except (ValueError, TypeError):

@@ -22,6 +22,8 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 from trainer.core.errors import UserError
+from trainer.core.files import parse_json, read_text
+from trainer.core.text import printable
 
 VERSION = 1
 """The newest version that this reader knows."""
@@ -35,6 +37,8 @@ _SIMPLE: dict[Any, tuple[tuple[type, ...], str]] = {
 }
 _LONGEST = 60
 """Maximum number of characters of a wrong value in a message."""
+_INTEGERS = 2**63
+"""Integers of records have 64 bits: a larger one could not become a number with a fraction."""
 _skipped: set[tuple[str, str]] = set()
 """(file, field) of the records that this process has reported as skipped."""
 
@@ -110,7 +114,7 @@ def from_json(cls: type[T], content: Any, source: Path | str, **known: Any) -> T
 def read(cls: type[T], path: Path, **known: Any) -> T | None:
     """Return the record in a file; None if the file does not exist. Raises BadRecord as `from_json` does."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_json(read_text(path))
     except FileNotFoundError:
         return None
     except OSError as error:
@@ -134,7 +138,7 @@ def skip(error: BadRecord) -> None:
     key = (error.source, error.place)
     if key not in _skipped:
         _skipped.add(key)
-        print(f"trainer: {error.message}; this record is left out", file=sys.stderr, flush=True)
+        print(f"trainer: {printable(error.message)}; this record is left out", file=sys.stderr, flush=True)
 
 
 def damaged(source: Path | str, problem: str, place: str = "") -> BadRecord:
@@ -225,6 +229,8 @@ def _check_of_union(kinds: list[Any]) -> _Check:
 def _simple(accepted: tuple[type, ...], name: str, value: Any, place: str) -> Any:
     if type(value) not in accepted:
         raise _Mismatch(place, f"{place} is {_shown(value)}, not {name}")
+    if type(value) is int and not -_INTEGERS <= value < _INTEGERS:
+        raise _Mismatch(place, f"{place} has {len(str(value))} digits")
     return value
 
 

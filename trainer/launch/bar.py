@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+
+from trainer.core.text import one_line
 from trainer.runs.records import HeartbeatRecord
 
 _SMALLEST_BAR = 6
@@ -15,7 +18,9 @@ _EFFICIENCY = {
 
 
 def duration(seconds: float) -> str:
-    """Format seconds as `1:05`, `1:02:03` or `2 d 03:04`."""
+    """Format seconds as `1:05`, `1:02:03` or `2 d 03:04`; `?` if they are not finite."""
+    if not math.isfinite(seconds):
+        return "?"
     total = max(0, round(seconds))
     days, rest = divmod(total, 86400)
     hours, rest = divmod(rest, 3600)
@@ -69,4 +74,4 @@ def render(beat: HeartbeatRecord, width: int) -> str:
         length = min(room, 30)
         done = length * min(step, most) // most
         line = "━" * done + "─" * (length - done) + "  " + line
-    return line[:width]
+    return one_line(line)[:width]

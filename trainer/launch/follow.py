@@ -18,6 +18,8 @@ from typing import Literal, TextIO
 
 from trainer.core import processes
 from trainer.core.errors import DONE, ENVIRONMENT_MUST_CHANGE, INTERRUPTED, JOB_FAILED, USER_MUST_CHANGE
+from trainer.core.files import open_regular, read_text
+from trainer.core.text import log_text
 from trainer.launch import bar, local
 from trainer.launch.jobs import is_over, states_of
 from trainer.runs import cause
@@ -35,6 +37,8 @@ _SLURM_POLL_S = 3.0
 _NOTABLE = re.compile(r"\b(warning|error|skipped)\b|Warning:|Error:", re.IGNORECASE)
 """Lines of the log that are shown on a terminal, above the progress bar."""
 _SHOWN_LINES = 12
+_CHUNK_BYTES = 8 * 1024**2
+"""Largest part of a log that is read at a time."""
 
 
 def follow(run: RunDirectory, *, detached_ok: bool = False, stream: TextIO | None = None) -> int:
@@ -179,6 +183,7 @@ class Follower:
 
     def say(self, line: str) -> None:
         """Print a line above the progress bar. A closed terminal or pipe must not end the run."""
+        line = log_text(line) if self._is_terminal else line
         self._write(("\r\x1b[K" if self._bar_shown else "") + line + "\n")
         self._bar_shown = False
 
@@ -200,16 +205,21 @@ class Follower:
 
     def _show_log(self) -> None:
         """Print new lines of the log of rank 0; on a terminal only warnings and errors."""
-        if self._attempt is None:
-            return
-        try:
-            with self.run.rank_log(self._attempt, 0).open("rb") as file:
-                file.seek(self._offset)
-                text = file.read()
-        except OSError:
-            return
-        whole = text[: text.rfind(b"\n") + 1]
-        self._offset += len(whole)
+        while self._attempt is not None:
+            try:
+                with open_regular(self.run.rank_log(self._attempt, 0)) as file:
+                    file.seek(self._offset)
+                    text = file.read(_CHUNK_BYTES)
+            except OSError:
+                return
+            is_full = len(text) == _CHUNK_BYTES
+            whole = text[: text.rfind(b"\n") + 1] or (text if is_full else b"")
+            self._offset += len(whole)
+            self._show_lines(whole)
+            if not is_full:
+                return
+
+    def _show_lines(self, whole: bytes) -> None:
         for line in whole.decode(errors="replace").splitlines():
             if line in (cause.TRACEBACK_BEGINS, cause.TRACEBACK_ENDS):
                 self._in_traceback = line == cause.TRACEBACK_BEGINS
@@ -258,11 +268,15 @@ class Follower:
 
 def fit_again(run: RunDirectory, command: str | None = None) -> str:
     """Return the command that started the run, to be typed again; `command` stands for `trainer`."""
+    return f"{command or _command()} fit {typed(run)}".rstrip()
+
+
+def typed(run: RunDirectory) -> str:
+    """Return the overrides that started the run, as they were typed; empty if the file cannot be read."""
     try:
-        typed = run.overrides_path.read_text().strip()
+        return read_text(run.overrides_path, errors="replace").strip()
     except OSError:
-        typed = ""
-    return f"{command or _command()} fit {typed}".rstrip()
+        return ""
 
 
 def _command() -> str:

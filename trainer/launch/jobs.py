@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 
 from trainer.core.errors import EnvironmentFault
 from trainer.core.records import BadRecord
 from trainer.runs.directory import RunDirectory
+
+_JOB_ID = re.compile(r"[0-9]+([_+][0-9]+)?")
 
 
 def states_of(runs: Iterable[RunDirectory]) -> Mapping[str, str] | None:
@@ -28,7 +31,7 @@ def why_it_waits(run: RunDirectory) -> list[str]:
     Raises:
         EnvironmentFault: SLURM does not respond.
     """
-    job_id = run.launch().slurm_job_id
+    job_id = _job_of(run)
     if not job_id:
         return []
     from trainer.slurm import pending
@@ -43,8 +46,12 @@ def is_over(run: RunDirectory) -> bool:
 
 
 def _job_of(run: RunDirectory) -> str | None:
-    """Return the SLURM job; None without one, or if `launch.json` is damaged, which is reported with the run."""
+    """Return the SLURM job; None without one, or if `launch.json` is damaged, which is reported with the run.
+
+    A text that is no job id (`123`, `123_4`, `123+1`) is none either: it would be an argument of SLURM's commands.
+    """
     try:
-        return run.launch().slurm_job_id
+        job_id = run.launch().slurm_job_id
     except BadRecord:
         return None
+    return job_id if job_id and _JOB_ID.fullmatch(job_id) else None

@@ -7,6 +7,7 @@ import signal
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from trainer.core.files import read_bytes
 from trainer.runs.directory import RunDirectory
 from trainer.runs.records import Failure
 
@@ -66,10 +67,7 @@ class Cause:
 def tail(path: Path, max_bytes: int = _TAIL_BYTES) -> list[str]:
     """Return the last lines of a file without torch's rank prefix; empty if it cannot be read."""
     try:
-        with path.open("rb") as file:
-            file.seek(0, 2)
-            file.seek(max(0, file.tell() - max_bytes))
-            text = file.read().decode(errors="replace")
+        text = read_bytes(path, max_bytes, end=True).decode(errors="replace")
     except OSError:
         return []
     return [_RANK_PREFIX.sub("", line) for line in text.splitlines()]
@@ -135,7 +133,7 @@ def _find(run: RunDirectory, attempt: int, node_log: Path | None) -> Cause:
         if not traceback:
             continue
         cause = Cause(traceback[-1], traceback, log, exit_code)
-        candidates.append((1 if LOST_PEER.search(traceback[-1]) else 0, log.stat().st_mtime, cause))
+        candidates.append((1 if LOST_PEER.search(traceback[-1]) else 0, _changed_at(log), cause))
     candidates.sort(key=lambda candidate: candidate[:2])
     if candidates and candidates[0][0] == 0:
         return candidates[0][2]
@@ -174,6 +172,13 @@ def _before_torchrun_failed(lines: list[str]) -> list[str]:
         return lines
     between = lines[failed[-2] + 1 : failed[-1]]
     return [line for line in between if not _TORCHRUN_LINE.match(line)] or lines
+
+
+def _changed_at(log: Path) -> float:
+    try:
+        return log.stat().st_mtime
+    except OSError:  # deleted since it was read
+        return 0.0
 
 
 def _rank_of(log: Path) -> int:

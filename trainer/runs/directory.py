@@ -14,7 +14,16 @@ from typing import TYPE_CHECKING, Any
 from trainer.config.shape import LaunchShape
 from trainer.core import records
 from trainer.core.errors import EnvironmentFault, UserError
-from trainer.core.files import append_line, fsync_folder, read_json, read_live, write_atomic, write_live, write_new
+from trainer.core.files import (
+    append_line,
+    fsync_folder,
+    read_bytes,
+    read_json,
+    read_live,
+    write_atomic,
+    write_live,
+    write_new,
+)
 from trainer.runs import events
 from trainer.runs.events import E, Event
 from trainer.runs.records import AttemptOutcome, Failure, HeartbeatRecord, Launch
@@ -25,6 +34,7 @@ if TYPE_CHECKING:
 _ALPHABET = "abcdefghijklmnopqrstuvwxyz234567"
 """Base 32: without digits that look like letters."""
 _NAME = re.compile(r"[A-Za-z0-9._-]+")
+_NUMBER = re.compile(r"[0-9]{1,9}")
 
 
 class RunDirectory:
@@ -91,11 +101,14 @@ class RunDirectory:
 
     def exists(self) -> bool:
         """Return whether this is a run: a folder with a frozen configuration."""
-        return self.config_path.is_file()
+        return os.path.isfile(self.config_path)  # not Path.is_file, which raises for a folder that may not be read
 
     def created_at(self) -> float:
         """Return when the run was created, in seconds since 1970: config.yaml is written first."""
-        return self.config_path.stat().st_mtime
+        try:
+            return self.config_path.stat().st_mtime
+        except OSError:  # deleted since it was listed
+            return 0.0
 
     def add_event(self, event: Event) -> None:
         """Append to `events.jsonl`."""
@@ -104,8 +117,11 @@ class RunDirectory:
     def events(self) -> list[Event]:
         """Return every event, oldest first. A line that cannot be used is left out and reported on stderr."""
         try:
-            text = self.events_path.read_text(errors="replace")
+            text = read_bytes(self.events_path, end=True).decode(errors="replace")
         except FileNotFoundError:
+            return []
+        except OSError as error:
+            records.skip(records.damaged(self.events_path, error.strerror or str(error)))
             return []
         return list(events.parse(text, self.events_path))
 
@@ -271,13 +287,13 @@ class RunDirectory:
 def _numbers(folder: Path) -> list[int]:
     """Return the numbers NN of `attempt-NN` and `attempt-NN.json` in a folder, in order."""
     names = (path.name.removesuffix(".json").removeprefix("attempt-") for path in folder.glob("attempt-*"))
-    return sorted(int(name) for name in names if name.isdigit())
+    return sorted(int(name) for name in names if _NUMBER.fullmatch(name))
 
 
 def _by_rank(paths: Iterable[Path]) -> dict[int, Path]:
     """Return the files named `rank-R.*` by rank, in order."""
     ranks = {path.name.partition(".")[0].removeprefix("rank-"): path for path in paths}
-    return dict(sorted((int(rank), path) for rank, path in ranks.items() if rank.isdigit()))
+    return dict(sorted((int(rank), path) for rank, path in ranks.items() if _NUMBER.fullmatch(rank)))
 
 
 def _heartbeat(path: Path) -> HeartbeatRecord | None:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import functools
-import json
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_type_hints
 
+from trainer.core.files import parse_json
 from trainer.core.records import BadRecord, absent, damaged, from_json, skip
+
+_REPORTED, _MOST_DAMAGED = 5, 1000
 
 
 def _now() -> float:
@@ -292,15 +294,23 @@ def classes() -> dict[str, type[Event]]:
 def parse(text: str, path: Path) -> Iterator[Event]:
     """Yield the events in the text of `events.jsonl`, oldest first.
 
-    A line that cannot be used is left out, and reported by its number. A last line without its end is being written, or
-    was cut short by a crash: it is left out silently.
+    A line that cannot be used is left out, and reported by its number, up to `_REPORTED` of them. A last line without
+    its end is being written, or was cut short by a crash: it is left out silently. A file with `_MOST_DAMAGED` such
+    lines is read no further.
     """
     *lines, last = text.split("\n")
+    damaged_lines = 0
     for number, line in enumerate(lines, start=1):
         try:
             yield _event(line, f"{path}, line {number},")
         except BadRecord as error:
-            skip(error)
+            damaged_lines += 1
+            if damaged_lines <= _REPORTED:
+                skip(error)
+            if damaged_lines >= _MOST_DAMAGED:
+                break
+    if damaged_lines > _REPORTED:
+        skip(damaged(path, f"{damaged_lines} lines cannot be used"))
     try:
         yield _event(last, f"{path}, last line,")
     except BadRecord:
@@ -309,7 +319,7 @@ def parse(text: str, path: Path) -> Iterator[Event]:
 
 def _event(line: str, source: str) -> Event:
     try:
-        content: Any = json.loads(line)
+        content: Any = parse_json(line)
     except ValueError as error:
         raise damaged(source, str(error)) from None
     name = content.get("event") if isinstance(content, dict) else None

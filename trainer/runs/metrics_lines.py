@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trainer.core.files import write_atomic
+from trainer.core.files import parse_json, read_bytes, write_atomic
 
+_MOST_BYTES = 4 * 1024**3
 RECENT_S = 5.0
 """Longer than the client of W&B buffers a row (tracking/weights_and_biases.py sets 1 s)."""
 
@@ -30,7 +30,8 @@ def rewind(path: Path, step: int) -> Rewound:
     """Remove the lines of steps after `step`, and a last line that was cut short by a crash."""
     if not path.exists():
         return Rewound(0, [])
-    lines = path.read_text().splitlines()
+    lines = read_bytes(path, _MOST_BYTES).decode(errors="replace").split("\n")
+    lines = lines[:-1] if not lines[-1] else lines
     read = [(line, parsed) for line in lines if (parsed := _parsed(line)) is not None]
     last = max((parsed["time"] for _, parsed in read), default=0.0)
     kept = [(line, parsed) for line, parsed in read if parsed["step"] <= step]
@@ -41,7 +42,7 @@ def rewind(path: Path, step: int) -> Rewound:
 
 def _parsed(line: str) -> dict[str, Any] | None:
     try:
-        parsed = json.loads(line)
+        parsed = parse_json(line)
         return {**parsed, "step": int(parsed["step"]), "time": float(parsed["time"])}
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, OverflowError):
         return None

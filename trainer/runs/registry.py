@@ -6,7 +6,7 @@ import os
 import shlex
 from pathlib import Path
 
-from trainer.core.errors import UserError
+from trainer.core.errors import EnvironmentFault, UserError
 from trainer.core.near import did_you_mean
 from trainer.core.records import BadRecord
 from trainer.runs.directory import RunDirectory
@@ -21,9 +21,12 @@ def runs_dir_from(option: str | None) -> Path:
 
 def all_runs(runs_dir: Path) -> list[RunDirectory]:
     """Return every run in `runs_dir`, oldest first. Other folders are ignored."""
-    if not runs_dir.is_dir():
+    try:
+        runs = [RunDirectory(Path(entry.path)) for entry in os.scandir(runs_dir) if entry.is_dir()]
+    except (FileNotFoundError, NotADirectoryError):
         return []
-    runs = [RunDirectory(path) for path in runs_dir.iterdir() if path.is_dir()]
+    except OSError as error:
+        raise EnvironmentFault(f"{runs_dir} cannot be read: {error.strerror}", "name another with --runs-dir") from None
     return sorted((run for run in runs if run.exists()), key=lambda run: (run.created_at(), run.path.name))
 
 

@@ -5,16 +5,16 @@ Published keys keep their meaning; unknown values are null.
 
 from __future__ import annotations
 
-import json
-import os
+import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from trainer.checkpoint import commit
-from trainer.checkpoint.store import BEFORE_END, CheckpointStore, best_of, is_named_as_checkpoint, step_of
+from trainer.checkpoint.store import BEFORE_END, Checkpoint, CheckpointStore, best_of, is_named_as_checkpoint, step_of
 from trainer.checkpoint.tiers import local_folder
+from trainer.core.files import parse_json, read_bytes
 from trainer.core.records import to_json
 from trainer.runs.directory import RunDirectory
 from trainer.runs.events import Ended, Event, Started, Straggler, Tracking
@@ -26,6 +26,7 @@ _TAIL_BYTES = 64 * 1024
 _TRACKING = ("mode", "source", "project", "url", "dir")
 """Fields of the event `tracking` of the newest attempt that logged to W&B."""
 _NOT_METRICS = ("step", "epoch", "time")
+_LARGEST = sys.float_info.max
 
 
 def summary(run: RunDirectory, slurm_states: Mapping[str, str] | None = None) -> dict[str, Any]:
@@ -89,7 +90,7 @@ def best(run: RunDirectory, live: HeartbeatRecord | None) -> BestCheckpoint | No
     """
     beat = live.best if live else None
     fallback = beat.mode if beat else "min"
-    checkpoint = best_of(CheckpointStore(run.checkpoints_dir).committed(), mode=fallback)
+    checkpoint = best_of(_committed(run.checkpoints_dir), mode=fallback)
     if checkpoint is None:
         return beat
     mode, value = checkpoint.mode or fallback, checkpoint.monitor_value
@@ -100,20 +101,28 @@ def best(run: RunDirectory, live: HeartbeatRecord | None) -> BestCheckpoint | No
 def last_metrics(path: Path) -> tuple[dict[str, float], dict[str, Any]]:
     """Return the last value of each metric in the tail of `metrics.jsonl`, and its last line."""
     try:
-        with path.open("rb") as file:
-            file.seek(max(0, os.fstat(file.fileno()).st_size - _TAIL_BYTES))
-            lines = file.read().decode(errors="replace").splitlines()
-    except FileNotFoundError:
+        lines = read_bytes(path, _TAIL_BYTES, end=True).decode(errors="replace").split("\n")
+    except OSError:
         return {}, {}
     values: dict[str, float] = {}
     last: dict[str, Any] = {}
     for line in lines:
         try:
-            last = json.loads(line)
-        except ValueError:  # the seek may have cut the first line, a crash the last
+            parsed = parse_json(line)
+        except ValueError:  # the first line may be cut by the limit of the tail, the last by a crash
             continue
-        values.update({name: value for name, value in last.items() if name not in _NOT_METRICS})
-    return values, last
+        if not isinstance(parsed, dict):
+            continue
+        last = parsed
+        values.update({name: value for name, value in last.items() if name not in _NOT_METRICS and _is_metric(value)})
+    return values, {name: value for name, value in last.items() if _is_metric(value)}
+
+
+def _is_metric(value: Any) -> bool:
+    """Return whether a value is a number that can be shown, or one of the names for those that JSON does not have."""
+    if isinstance(value, str):
+        return value in ("nan", "inf", "-inf")
+    return type(value) in (int, float) and not abs(value) > _LARGEST
 
 
 def checkpoints(run: RunDirectory) -> list[dict[str, Any]]:
@@ -122,9 +131,13 @@ def checkpoints(run: RunDirectory) -> list[dict[str, Any]]:
     `verified` is null because only sizes were compared; `trainer show --verify` compares checksums.
     """
     rows = []
-    local = local_folder(run.config().get("checkpoint", {}).get("local_dir"), run.path.name)
+    local_dir = _option(run.config(), "checkpoint", "local_dir")
+    try:
+        local = local_folder(local_dir, run.path.name) if isinstance(local_dir, str) else None
+    except RuntimeError:  # the home directory of an unknown user
+        local = None
     folders = [run.checkpoints_dir] + ([local] if local else [])
-    committed = {one.path: one for folder in folders for one in CheckpointStore(folder).committed()}
+    committed = {one.path: one for folder in folders for one in _committed(folder)}
     paths = [path for folder in folders for path in folder.glob("step-*") if is_named_as_checkpoint(path)]
     for path in sorted(paths, key=lambda path: (step_of(path), not path.name.endswith(BEFORE_END))):
         checkpoint = committed.get(path)
@@ -143,10 +156,19 @@ def checkpoints(run: RunDirectory) -> list[dict[str, Any]]:
     return rows
 
 
+def _committed(folder: Path) -> list[Checkpoint]:
+    """Return the committed checkpoints; none of a folder that may not be read."""
+    try:
+        return CheckpointStore(folder).committed()
+    except OSError:
+        return []
+
+
 def _option(config: dict[str, Any], section: str, key: str) -> Any:
-    """Return a value of the configuration; None if a damaged configuration lacks the section."""
+    """Return a value of the configuration; None if a damaged configuration lacks the section, or has more there."""
     options = config.get(section)
-    return options.get(key) if isinstance(options, dict) else None
+    value = options.get(key) if isinstance(options, dict) else None
+    return value if isinstance(value, (str, int, float)) else None
 
 
 def _world_size(launch: Launch, events: list[Event]) -> int | None:

@@ -1,0 +1,326 @@
+"""Run directories with any content in any file: one message at most, and the other runs are listed."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from io import StringIO
+from pathlib import Path
+
+import pytest
+
+from tests.runs.test_directory import make
+from trainer.cli import main
+from trainer.core import records
+from trainer.core.errors import DONE
+from trainer.core.text import log_text, one_line, printable
+from trainer.launch import bar
+from trainer.launch.follow import Follower
+from trainer.runs.directory import RunDirectory
+from trainer.runs.events import Created, Started, Straggler
+from trainer.runs.records import AttemptOutcome, HeartbeatRecord, Launch
+
+FILES = (
+    "config.yaml",
+    "overrides.txt",
+    "launch.json",
+    "events.jsonl",
+    "metrics.jsonl",
+    "manifest.json",
+    "attempts/attempt-00.json",
+    "live/rank-0.json",
+    "logs/attempt-00/rank-0.log",
+    "logs/attempt-00/rank-0.failure.json",
+    "logs/attempt-00/node-0.log",
+)
+DEEP = 200_000
+TEXTS: dict[str, bytes] = {
+    "empty": b"",
+    "a list": b"[]\n[[1], 2]\n",
+    "a number": b"7\n",
+    "null": b"null\n",
+    "not UTF-8": b"\xff\xfe\x00\x80\n" * 3,
+    "null characters": b"\0" * 4096 + b"\n",
+    "deep lists": b"[" * DEEP + b"]" * DEEP + b"\n",
+    "deep objects": b'{"a":' * 5000 + b"1" + b"}" * 5000 + b"\n",
+    "deep flow and block": b"trainer: " + b"{a: " * DEEP + b"1" + b"}" * DEEP + b"\n",
+    "valid, and deep inside": b'{"time": 1, "event": "created", "phase": "train", "a": '
+    + b"[" * 900
+    + b"]" * 900
+    + b"}\n",
+    "odd numbers": b'{"time": 1e999, "event": "failed", "outcome": "failed", "phase": "train", "step": -5, '
+    b'"exit_code": -1, "max_steps": 0, "began": NaN, "spent": {"train": 1e999, "x": -1e308}, "eta_s": 1e999, '
+    b'"rate": NaN, "metrics": {"train/loss": NaN, "train/mfu": 1e308}, "moved": -1e308, "pid": -1, "still_s": 1e999}\n',
+    "integers of 400 digits": b'{"time": 1, "event": "started", "outcome": "failed", "phase": "train", "step": '
+    + b"9" * 400
+    + b', "metrics": {"a": '
+    + b"9" * 400
+    + b'}, "attempt": '
+    + b"9" * 400
+    + b', "a": '
+    + b"8" * 400
+    + b"}\n",
+    "integers of 5000 digits": b'{"time": 1, "step": ' + b"9" * 5000 + b"}\n",
+    "sections of other types": b"trainer: [1]\nstrategy: 3\ncluster: x\ncheckpoint: {local_dir: [1]}\n",
+    "dates and sets": b"trainer: {max_steps: 2020-01-01}\nstrategy: {name: !!set {a}}\ncluster: {name: !!binary aa}\n",
+    "a folder of nobody": b"trainer: {}\ncheckpoint: {local_dir: ~nobody-at-all/x}\n",
+    "a folder with a null": b'{"outcome": "failed", "log": "logs/\\u0000", "checkpoint": {"local_dir": "a\\u0000b"}}\n',
+    "surrogates": b'{"outcome": "failed", "reason": "\\ud800", "host": "\\udfff", "event": "stopped", "time": 1, '
+    b'"phase": "train"}\n',
+    "anchors": b"a: &a [x, x, x, x, x, x, x, x, x]\n"
+    + b"".join(b"%c: &%c [%s]\n" % (98 + i, 98 + i, b", ".join([b"*%c" % (97 + i)] * 9)) for i in range(9)),
+    "an anchor in itself": b"&a [*a]\n",
+    "many bad lines": b"{\n" * 300_000,
+}
+
+
+def fifo(path: Path) -> None:
+    os.mkfifo(path)
+
+
+def a_socket(path: Path) -> None:
+    here = os.getcwd()
+    os.chdir(path.parent)  # the path of a socket has 108 characters at most
+    try:
+        with socket.socket(socket.AF_UNIX) as one:
+            one.bind(path.name)
+    finally:
+        os.chdir(here)
+
+
+def sparse(path: Path) -> None:
+    with path.open("wb") as file:
+        file.truncate(64 * 1024**3)
+
+
+KINDS: dict[str, Callable[[Path], None]] = {
+    "a FIFO": fifo,
+    "a socket": a_socket,
+    "64 GB without content": sparse,
+    "a folder": Path.mkdir,
+    "/dev/zero": lambda path: path.symlink_to("/dev/zero"),
+    "a link to itself": lambda path: path.symlink_to(path.name),
+    "a link to nothing": lambda path: path.symlink_to("missing/file"),
+    **{name: (lambda path, text=text: path.write_bytes(text)) for name, text in TEXTS.items()},  # type: ignore[misc]
+}
+
+
+@contextmanager
+def within(seconds: int, what: str) -> Iterator[None]:
+    """Fail instead of waiting for ever."""
+
+    def late(signum: int, frame: object) -> None:
+        pytest.fail(f"{what} did not end within {seconds} s")
+
+    before = signal.signal(signal.SIGALRM, late)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
+@pytest.fixture
+def good(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunDirectory:
+    """A run that failed, with a record of each kind."""
+    monkeypatch.setenv("TRAINER_RUNS_DIR", str(tmp_path / "runs"))
+    monkeypatch.setenv("TRAINER_TRACEBACK", "1")  # what nobody foresaw is raised here
+    run = make(tmp_path)
+    run.attempt_logs(0).mkdir()
+    run.rank_log(0, 0).write_text("one line\n")
+    run.write_launch(Launch(cluster="local", pid=2**30, host=socket.gethostname(), boot_id="another"))
+    run.add_event(Started(attempt=0, step=0, world_size=1))
+    run.write_heartbeat(
+        0, HeartbeatRecord(phase="train", step=3, time=time.time() - 999, began=1.0, spent={"train": 1})
+    )
+    run.write_outcome(AttemptOutcome(attempt=0, outcome="failed", reason="a reason", log="logs/attempt-00/rank-0.log"))
+    run.metrics_path.write_text('{"step": 3, "epoch": 0, "time": 1.0, "loss": 0.5}\n')
+    return run
+
+
+def copy(run: RunDirectory, number: int) -> RunDirectory:
+    path = run.path.parent / f"bad-{number:08d}"
+    shutil.copytree(run.path, path)
+    return RunDirectory(path)
+
+
+def bad_runs(run: RunDirectory, file: str) -> dict[str, RunDirectory]:
+    made = {}
+    for number, (kind, put) in enumerate(KINDS.items()):
+        made[kind] = copy(run, number)
+        path = made[kind].path / file
+        path.unlink(missing_ok=True)
+        put(path)
+    return made
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_any_content_of_a_file_is_one_message_at_most_and_hides_no_other_run(
+    good: RunDirectory, file: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bad = bad_runs(good, file)
+    for arguments in (["ls"], ["ls", "--json"]):
+        with within(60, " ".join(arguments)):
+            assert main(arguments) == DONE
+        said = capsys.readouterr()
+        assert good.id in said.out
+        for kind, run in bad.items():
+            is_run = file != "config.yaml" or run.exists()
+            assert not is_run or run.id in said.out or f"skipped {run.path.name}: " in said.err, kind
+    for kind, run in bad.items():
+        for verb in ("show", "why", "logs"):
+            if verb == "logs" and kind == "64 GB without content":
+                continue  # a log is printed, however long it is
+            monkeypatch.setattr(records, "_skipped", set())  # each verb is a process of its own
+            with within(20, f"{verb} with {file} as {kind}"):
+                code = main([verb, str(run.path)])
+            said = capsys.readouterr()
+            assert code in (0, 2, 3), (verb, kind)
+            assert code == 0 or said.err.startswith("trainer: "), (verb, kind, said.err)
+            assert len(said.err.splitlines()) < 12, (verb, kind)
+            assert "Traceback" not in said.err
+            if verb != "logs":
+                assert printable(said.out) == said.out
+
+
+def test_names_of_folders_that_are_almost_ours_are_ignored(
+    good: RunDirectory, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("checkpoints/step-00000020-copy", "checkpoints/step-²", "checkpoints/step-00000004", "logs/attempt-²"):
+        (good.path / name).mkdir()
+    for name in (
+        "attempts/attempt-².json",
+        "live/rank-².json",
+        f"live/rank-{'9' * 200}.json",
+        "attempts/attempt-x.json",
+    ):
+        (good.path / name).write_text("{}")
+    (good.path / "live" / "attempt-x-rank-0.json").mkdir()
+    (good.path.parent / "a file").write_text("")
+    (good.path.parent / "bad-\udcff\udcfe").mkdir()  # a name that is not UTF-8
+    shutil.copy(good.config_path, good.path.parent / "bad-\udcff\udcfe" / "config.yaml")
+    for arguments in (["ls"], ["ls", "--json"], ["show", good.id], ["why", good.id], ["logs", good.id]):
+        assert main(arguments) == DONE, arguments
+    said = capsys.readouterr()
+    assert r"\udcff\udcfe" in said.out
+
+
+def test_a_run_of_another_user_does_not_hide_the_others(
+    good: RunDirectory, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As a second user where this runs as root, to whom nothing is forbidden."""
+    runs = Path(tempfile.mkdtemp())
+    try:
+        runs.chmod(0o755)
+        readable, closed, closed_files = (runs / name for name in ("ours-aaaaaaaa", "closed-bbbbbbbb", "half-cccccccc"))
+        for path in (readable, closed, closed_files):
+            shutil.copytree(good.path, path)
+        for path in (readable, closed_files):
+            for one in (path, *path.rglob("*")):
+                one.chmod(0o755)
+        for name in ("events.jsonl", "metrics.jsonl", "attempts", "live", "checkpoints", "logs", "control"):
+            (closed_files / name).chmod(0)
+        closed.chmod(0)
+        monkeypatch.setenv("TRAINER_RUNS_DIR", str(runs))
+        monkeypatch.chdir("/")
+        if os.getuid() == 0:
+            os.seteuid(65534)
+        try:
+            codes = [main(arguments) for arguments in (["ls"], ["ls", "--json"])]
+            codes += [main([verb, "ours-aaaaaaaa"]) for verb in ("show", "why", "logs")]
+            refused = [main([verb, "half-cccccccc"]) for verb in ("show", "why", "logs")]
+        finally:
+            os.seteuid(os.getuid())
+        said = capsys.readouterr()
+        assert codes == [DONE] * 5
+        assert all(code in (0, 2, 3) for code in refused)
+        assert "aaaaaaaa" in said.out
+        assert "bbbbbbbb" not in said.out
+    finally:
+        for one in (runs, *runs.iterdir(), *(runs / "half-cccccccc").iterdir()):
+            one.chmod(0o700)
+        shutil.rmtree(runs)
+
+
+EVIL = (
+    "x\x1b]0;title\x07\x1b[2J\x9b31m\u202etxt.exe\u2066\x08\x7f\u2028\ufeff\x1b[31mred\x1b[0m\r\nnext  trainer rm --all"
+)
+CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff]")
+
+
+def test_no_control_character_of_a_record_reaches_the_terminal(
+    good: RunDirectory, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evil = EVIL.replace("\r\n", "\n")
+    good.path.rename(good.path.with_name(f"{EVIL.replace('/', '')}-aaaaaaaa"))
+    run = RunDirectory(good.path.with_name(f"{EVIL}-aaaaaaaa"))
+    run.overrides_path.write_text(evil)
+    run.metrics_path.write_text(json.dumps({"step": 3, evil: 0.5}) + "\n")
+    beat = HeartbeatRecord(phase="train", host=evil, device=evil, metrics={evil: 1.0}, began=1.0, spent={evil: 3.0})
+    run.write_heartbeat(0, beat)
+    run.add_event(Created(overrides=[evil]))
+    run.add_event(Straggler(attempt=0, rank=0, host=evil, reason=evil))
+    outcome = AttemptOutcome(attempt=0, outcome="failed", reason=evil, host=evil, where=evil, log=evil, lines=[evil])
+    run.write_outcome(outcome)
+    run.write_launch(Launch(cluster=evil, slurm_job_id=None))
+    config = run.config() | {"strategy": {"name": evil}, "cluster": {"name": evil}}
+    run.config_path.write_text(json.dumps(config))
+    (run.path.parent / f"{EVIL}-bbbbbbbb").mkdir()
+    (run.path.parent / f"{EVIL}-bbbbbbbb" / "config.yaml").write_text("{ [")
+    run.rank_log(0, 0).write_text(EVIL + "\n")
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    for arguments in (
+        ["ls"],
+        ["show", "aaaaaaaa", "--ranks"],
+        ["why", "aaaaaaaa"],
+        ["logs", "aaaaaaaa"],
+        ["logs", "aaaaaaaa", "--rank", "7"],
+        ["show", "bbbbbbbb"],
+        ["ls", "--json"],
+    ):
+        main(arguments)
+        said = capsys.readouterr()
+        assert CONTROL.findall(said.out + said.err) == [], arguments
+        if arguments[-1] != "--json":
+            assert "txt.exe" in said.out + said.err, arguments
+        if arguments[0] != "logs":  # whose lines are the log's own
+            assert not re.search("^next ", said.out, re.M), arguments
+
+
+def test_the_follower_and_its_bar_write_no_control_character_of_the_run(good: RunDirectory) -> None:
+    class Terminal(StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    terminal = Terminal()
+    good.rank_log(0, 0).write_text(f"Warning: {EVIL}\n")
+    good.write_outcome(AttemptOutcome(attempt=0, outcome="failed", reason=EVIL, lines=[EVIL], where=EVIL))
+    beat = HeartbeatRecord(phase="train", step=3, max_steps=9, rate=2.0, rate_unit=EVIL, eta_s=float("inf"))
+    good.write_heartbeat(0, beat)
+    follower = Follower(good, terminal)
+    with within(20, "the follower"):
+        follower.show()
+        follower.conclude()
+    own = terminal.getvalue().replace("\r\x1b[K", "")
+    assert CONTROL.findall(own) == []
+    assert own.count("txt.exe") >= 3
+    assert CONTROL.findall(bar.render(beat, 100)) == []
+
+
+def test_what_people_write_is_printed_as_it_is() -> None:
+    for text in ("Größe 12 µm", "loss → 0.5\tok", "日本語", "👩‍💻 e\u0301", "می‌خواهم"):
+        assert printable(text) == text
+    assert printable("a\r\nb\x1b[1;31mred\x1b[0m") == "a\nbred"
+    assert one_line("a\nb\tc") == r"a\nb\tc"
+    assert log_text("1%\r2%\r\n") == "1%\n2%\n"
+    assert printable("\x1b]0;x\x07\u202e\ud800") == r"\x1b]0;x\x07\u202e\ud800"
