@@ -171,7 +171,7 @@ def test_a_newer_format_is_refused(store: CheckpointStore) -> None:
     content["format"] = commit.FORMAT + 1
     content["digest"] = commit._digest(content)
     path.write_text(json.dumps(content))
-    with pytest.raises(UserError, match="format 2"):
+    with pytest.raises(UserError, match=f"format {commit.FORMAT + 1}"):
         store.newest_good()
     assert store.committed() == []
 

@@ -69,7 +69,7 @@ def saved(tmp_path: Path) -> CheckpointStore:
 def test_a_shard_that_is_missing_swapped_or_damaged_is_found(saved: CheckpointStore) -> None:
     shards = saved.path(2) / "shards"
     names = sorted(path.name for path in shards.iterdir())
-    assert names[0] == ".metadata"
+    assert names[1] == "index.json"
     assert len(names) == 2
     for name in names:
         original = (shards / name).read_bytes()

@@ -69,7 +69,7 @@ def test_a_local_checkpoint_does_not_hide_a_newer_format(stores: tuple[Checkpoin
     shared, local = stores
     save(local, 14)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(commit, "FORMAT", commit.FORMAT + 1)
+        patch.setattr(commit, "format_of", lambda layout: commit.FORMAT + 1)
         save(shared, 20)
     with pytest.raises(UserError, match="checkpoint format"):
         newest_good(shared, local, [])

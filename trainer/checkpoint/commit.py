@@ -25,12 +25,17 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
+from trainer.checkpoint import wellformed
 from trainer.checkpoint.faults import fault_point
+from trainer.checkpoint.wellformed import BadCheckpoint
 from trainer.core.errors import EnvironmentFault, UserError
 from trainer.core.records import BadRecord, from_json, to_json
 
-FORMAT = 1
-"""Version of the checkpoint folder's format. A reader refuses a newer one."""
+FORMAT = 2
+"""Version of the checkpoint folder's format. A reader refuses a newer one.
+
+Format 2 describes shards in JSON (`sharded.py`); format 1, in a pickle. A single file has format 1 in both.
+"""
 COMMIT = "COMMIT"
 STAGING = ".staging-attempt-"
 DELETING = ".deleting-"
@@ -60,6 +65,8 @@ class CommitInfo:
     strategy: str = "single"
     layout: Literal["file", "sharded"] = "file"
     """file: state.pt alone; sharded: torch.distributed.checkpoint shards and state.pt."""
+    run: str | None = None
+    """Id of the run that wrote it; null in checkpoints that do not store it. Retention deletes only its own."""
 
 
 @dataclass(frozen=True)
@@ -109,9 +116,10 @@ class _HashingFile:
 class Staging:
     """The folder in which a checkpoint is assembled. Not thread-safe."""
 
-    def __init__(self, target: Path, attempt: int) -> None:
+    def __init__(self, target: Path, attempt: int, run: str | None = None) -> None:
         self.target = target
-        self.path = target.parent / f"{STAGING}{attempt:02d}-{target.name}"
+        self.run = run
+        self.path = target.parent / f"{STAGING}{attempt:02d}-{target.name}{suffix_of(run)}"
         self.files: dict[str, StoredFile] = {}
         """The files that are written and synced, by path relative to the folder."""
 
@@ -165,8 +173,9 @@ def commit(staging: Staging, info: CommitInfo) -> None:
     given["metrics"] = {name: _finite(value) for name, value in info.metrics.items()}
     given["monitor_value"] = _finite(info.monitor_value)
     files = dict(sorted(staging.files.items()))
+    version = format_of(info.layout)
     # In microseconds: beyond them a changed digit may give the same float, which the digest could not detect.
-    content = to_json(Commit(**given, format=FORMAT, time=round(time.time(), 6), files=files))
+    content = to_json(Commit(**given, format=version, time=round(time.time(), 6), files=files))
     content["digest"] = _digest(content)
     temporary = staging.path / f"{COMMIT}.tmp"
     with open(temporary, "w", encoding="utf-8") as file:
@@ -205,7 +214,7 @@ def write_checkpoint(
     fault_point("save.begin")
     if already_committed(target):
         return False
-    staging = Staging(target, attempt)
+    staging = Staging(target, attempt, info.run)
     try:
         require_space(target.parent, expected_bytes)
         staging.create()
@@ -220,14 +229,33 @@ def write_checkpoint(
     return True
 
 
+def format_of(layout: str) -> int:
+    """Return the oldest format that describes this layout, so that older releases can read what they know."""
+    return FORMAT if layout == "sharded" else FORMAT - 1
+
+
+def suffix_of(run: str | None) -> str:
+    """Return what the name of a staged or half deleted checkpoint has at its end: the id of its run."""
+    return f".{run}" if run else ""
+
+
 def already_committed(target: Path) -> bool:
-    """Return whether the target is committed and intact. Anything else under its name is deleted."""
-    if not target.exists():
+    """Return whether the target is committed and intact. Anything else under its name is set aside."""
+    if not os.path.lexists(target):
         return False
-    if not verify(target):
+    if not target.is_symlink() and not verify(target):
         return True
-    remove(target)
+    set_aside(target)
     return False
+
+
+def set_aside(path: Path) -> None:
+    """Rename a checkpoint that cannot be used to `bad-...`; what is there already keeps its name."""
+    bad, number = path.parent / f"{BAD}{path.name}", 1
+    while os.path.lexists(bad):
+        number += 1
+        bad = path.parent / f"{BAD}{path.name}.{number}"
+    os.rename(path, bad)
 
 
 def verify(path: Path, checksums: bool = True) -> list[str]:
@@ -239,22 +267,42 @@ def verify(path: Path, checksums: bool = True) -> list[str]:
         path: Folder of the checkpoint.
         checksums: False compares only sizes, which costs one `stat` per file.
     """
+    problems = _problems(path, checksums)
+    return [problem.message if isinstance(problem, BadCheckpoint) else problem for problem in problems]
+
+
+def refuse_malformed(path: Path) -> None:
+    """Check that COMMIT is well-formed and lists only regular files; that a file is missing is not checked.
+
+    Raises:
+        BadCheckpoint: With the first problem that waiting or a restart does not cure.
+    """
+    for problem in _problems(path, checksums=False):
+        if isinstance(problem, BadCheckpoint):
+            raise problem
+
+
+def _problems(path: Path, checksums: bool) -> Iterator[BadCheckpoint | str]:
+    """Yield the problems: as BadCheckpoint what is malformed, as text what is missing or damaged."""
     try:
         content = read_commit(path)
+    except BadCheckpoint as error:
+        yield error
+        return
     except (OSError, ValueError) as error:
-        return [f"{COMMIT}: {error}"]
-    problems = []
+        yield f"{COMMIT}: {error}"
+        return
     for relative, expected in content.files.items():
-        file = path / relative
         try:
-            size = file.stat().st_size
+            size = wellformed.size_of(path, relative)
             if size != expected.bytes:
-                problems.append(f"{relative}: {size} bytes instead of {expected.bytes}")
-            elif checksums and sha256(file) != expected.sha256:
-                problems.append(f"{relative}: checksum differs")
+                yield f"{relative}: {size} bytes instead of {expected.bytes}"
+            elif checksums and sha256(path / relative) != expected.sha256:
+                yield f"{relative}: checksum differs"
+        except BadCheckpoint as error:
+            yield error
         except OSError as error:
-            problems.append(f"{relative}: {error.strerror}")
-    return problems
+            yield f"{relative}: {error.strerror}"
 
 
 def is_committed(path: Path) -> bool:
@@ -268,12 +316,10 @@ def read_commit(path: Path) -> Commit:
     Raises:
         OSError: COMMIT does not exist.
         ValueError: COMMIT is damaged.
+        BadCheckpoint: COMMIT is malformed: not a regular file, or with a path that leads out of the folder.
         UserError: A newer version of trainer wrote it.
     """
-    try:
-        content = json.loads((path / COMMIT).read_text(encoding="utf-8"))
-    except UnicodeDecodeError as error:
-        raise ValueError(f"not UTF-8 text: {error.reason}") from error
+    content = wellformed.read_json(path, COMMIT)
     if not isinstance(content, dict) or content.pop("digest", None) != _digest(content):
         raise ValueError("digest mismatch")
     if isinstance(content.get("format"), int) and content["format"] > FORMAT:
@@ -282,14 +328,35 @@ def read_commit(path: Path) -> Commit:
             "Use the version of trainer that wrote it, or a newer one.",
         )
     try:
-        return from_json(Commit, content, path / COMMIT)
+        read = from_json(Commit, content, path / COMMIT)
     except BadRecord as error:
         raise ValueError(error.message) from None
+    for problem in wellformed.problems_of_commit(read, COMMIT):
+        raise wellformed.malformed(path, f"{COMMIT}: {problem}")
+    return read
 
 
-def remove(path: Path) -> None:
-    """Delete a checkpoint. It is renamed first, so that no reader sees it half deleted."""
-    doomed = path.parent / f"{DELETING}{path.name}"
+def listed_file(path: Path, relative: str) -> Path:
+    """Return the path of a file that a checkpoint consists of.
+
+    Raises:
+        BadCheckpoint: COMMIT does not list it, or it is not a regular file.
+        OSError, ValueError, UserError: As `read_commit`.
+    """
+    if relative not in read_commit(path).files:
+        raise wellformed.malformed(path, f"{COMMIT} does not list {relative}")
+    wellformed.size_of(path, relative)
+    return path / relative
+
+
+def remove(path: Path, run: str | None = None) -> None:
+    """Delete a checkpoint. It is renamed first, so that no reader sees it half deleted.
+
+    Args:
+        path: Folder of the checkpoint.
+        run: Id of its run, by which what an interrupted deletion leaves is recognized.
+    """
+    doomed = path.parent / f"{DELETING}{path.name}{suffix_of(run)}"
     shutil.rmtree(doomed, ignore_errors=True)
     os.rename(path, doomed)
     fault_point("prune.renamed")
@@ -338,7 +405,7 @@ def sync(path: Path) -> None:
 def sha256(path: Path) -> str:
     """Return the SHA-256 of a file as hexadecimal digits."""
     digest = hashlib.sha256()
-    with open(path, "rb") as file:
+    with open(os.open(path, wellformed.READ), "rb") as file:
         while chunk := file.read(_CHUNK_BYTES):
             digest.update(chunk)
     return digest.hexdigest()

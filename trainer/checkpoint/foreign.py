@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
-from zipfile import is_zipfile
 
-import torch
 from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
+
+from trainer.checkpoint import data_file
+from trainer.checkpoint.wellformed import BadCheckpoint
 
 
 class Ignored:
@@ -47,23 +47,32 @@ def read_pickled(path: Path, mapped: bool = False) -> dict[str, Any]:
 
     Raises:
         OSError: The file cannot be read.
-        pickle.UnpicklingError: torch.save did not write the file, or it holds more than data.
+        BadCheckpoint: torch.save did not write the file, or it holds more than data.
     """
+    problem: BadCheckpoint
     try:
-        return _load(path, mapped)
-    except UnpicklingError as error:
+        return _as_dict(path, data_file.load(path, mapped=mapped))
+    except BadCheckpoint as error:
         problem = error
-    unknown = get_unsafe_globals_in_checkpoint(path)
-    for stand_in in _STAND_INS if unknown else ():
+    for stand_in in _STAND_INS if (unknown := _unknown(path)) else ():
         try:
             with safe_globals([(stand_in, name) for name in unknown]):
-                return _load(path, mapped)
-        except (UnpicklingError, TypeError, ValueError, AttributeError):
+                return _as_dict(path, data_file.load(path, mapped=mapped))
+        except BadCheckpoint:
             continue
     raise problem
 
 
-def _load(path: Path, mapped: bool) -> dict[str, Any]:
-    mapped = mapped and is_zipfile(path)  # torch.save before 1.6 wrote another format
-    state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+def _unknown(path: Path) -> list[str]:
+    """Return the classes that the file names, from its text."""
+    try:
+        data_file.require_regular(path)
+        return get_unsafe_globals_in_checkpoint(path)
+    except Exception:  # not a file of torch.save; the first problem is reported
+        return []
+
+
+def _as_dict(path: Path, state: Any) -> dict[str, Any]:
+    if not isinstance(state, dict):
+        raise BadCheckpoint(f"{path} holds a {type(state).__name__}, not a state dict", "name a file with weights")
     return state

@@ -18,11 +18,12 @@ from typing import IO, Any, cast
 import torch
 from lightning.fabric.plugins import CheckpointIO, TorchCheckpointIO
 
-from trainer.checkpoint import commit
+from trainer.checkpoint import commit, data_file
 from trainer.checkpoint.commit import CommitInfo, SaveFailed, Staging
 from trainer.checkpoint.host_copies import MIB, CopyOptions, HostBuffers, StreamBuffer, choose, nbytes
 from trainer.checkpoint.plain import plain_checkpoint
 from trainer.checkpoint.store import Checkpoint, CheckpointStore
+from trainer.checkpoint.wellformed import BadCheckpoint
 from trainer.core.errors import TrainerError, UserError
 
 log = logging.getLogger(__name__)
@@ -89,7 +90,7 @@ class CheckpointWriter:
             read.set()
 
         def write() -> bool:
-            CheckpointStore(target.parent).clean_leftovers(self.attempt)
+            CheckpointStore(target.parent, info.run).clean_leftovers(self.attempt)
             return commit.write_checkpoint(target, self.attempt, info, nbytes(plain), write_file)
 
         self._start(target, write, True, None if copies else read)
@@ -263,15 +264,19 @@ class RunCheckpointIO(CheckpointIO):
     ) -> dict[str, Any]:
         """Load the state from a checkpoint folder, or from a file that Lightning wrote; onto the CPU by default.
 
+        Only data is read, whatever `weights_only` asks for.
+
         Raises:
             UserError: The folder is missing, not committed, or has a newer format.
+            BadCheckpoint: The file holds more than data.
         """
-        return load_state(Path(path), map_location or "cpu", weights_only is not False)
+        return load_state(Path(path), map_location or "cpu")
 
     def remove_checkpoint(self, path: str | Path) -> None:
-        """Delete a checkpoint folder or file."""
+        """Delete a checkpoint folder or file. Another folder stays."""
         if Path(path).is_dir():
-            commit.remove(Path(path))
+            if not Path(path).is_symlink() and (Path(path) / commit.COMMIT).is_file():
+                commit.remove(Path(path))
         else:
             Path(path).unlink(missing_ok=True)
 
@@ -306,23 +311,26 @@ def write_state(staging: Staging, state: dict[str, Any]) -> None:
         torch.save(state, cast(IO[bytes], file))
 
 
-def load_state(
-    path: Path, map_location: Any = "cpu", weights_only: bool = True, mapped: bool = False
-) -> dict[str, Any]:
+def load_state(path: Path, map_location: Any = "cpu", mapped: bool = False) -> dict[str, Any]:
     """Read the state of a checkpoint folder or file.
 
     Args:
         path: The folder, or a file that torch.save wrote.
         map_location: Device of the tensors, as in torch.load.
-        weights_only: As in torch.load.
         mapped: Memory-map the file: a tensor is read from disk when it is used.
+
+    Raises:
+        UserError: The folder is missing, not committed, or has a newer format.
+        BadCheckpoint: It is malformed, or holds more than data.
     """
     if path.is_file():
         file = path
     else:
         wait_visible(path)
-        file = path / STATE_FILE
-    state: dict[str, Any] = torch.load(file, map_location=map_location, weights_only=weights_only, mmap=mapped)
+        file = commit.listed_file(path, STATE_FILE)
+    state = data_file.load(file, map_location, mapped)
+    if not isinstance(state, dict):
+        raise BadCheckpoint(f"{file} holds a {type(state).__name__}, not a state", "use another checkpoint")
     return state
 
 
@@ -331,12 +339,17 @@ def wait_visible(path: Path, timeout_s: float = VISIBLE_WITHIN_S) -> None:
 
     Raises:
         UserError: It is not visible and committed after `timeout_s` seconds.
+        BadCheckpoint: It is malformed, at once.
     """
     deadline = time.monotonic() + (timeout_s if path.parent.is_dir() else 0.0)
     while True:
         problems = commit.verify(path, checksums=False)
         if not problems:
             return
+        try:
+            commit.refuse_malformed(path)
+        except BadCheckpoint as error:
+            raise BadCheckpoint(f"{path} is not a checkpoint: {error.message}", error.fix) from None
         if time.monotonic() >= deadline:
             raise UserError(
                 f"{path} is not a complete checkpoint ({'; '.join(problems)}).",

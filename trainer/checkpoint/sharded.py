@@ -2,11 +2,11 @@
 
     step-00000120/COMMIT
                   state.pt              everything but the sharded tensors, in plain types
-                  shards/.metadata      torch.distributed.checkpoint: which file holds which part of which tensor
+                  shards/index.json     which file holds which part of which tensor (`shard_index.py`)
                   shards/__0_0.distcp   the shards of rank 0 ...
 
-Tensors have flat, plain names: `model/<name>` and `optimizer/<number>/<name>/<key>`. `.metadata` is a pickle
-(https://github.com/pytorch/pytorch/issues/127525), so it is read only from a folder whose COMMIT has been verified.
+Tensors have flat, plain names: `model/<name>` and `optimizer/<number>/<name>/<key>`. The shards are written and read by
+torch.distributed.checkpoint, but for its pickles: the index is JSON, and a shard is loaded as a tensor or not at all.
 """
 
 from __future__ import annotations
@@ -16,30 +16,42 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 import torch
 import torch.distributed as dist
+from torch.distributed._shard._utils import narrow_tensor_by_index
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner, DefaultSavePlanner
-from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
+from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter, _StorageInfo
 from torch.distributed.checkpoint.metadata import (
     ChunkStorageMetadata,
+    Metadata,
     MetadataIndex,
     TensorProperties,
     TensorStorageMetadata,
 )
-from torch.distributed.checkpoint.planner import TensorWriteData, WriteItem, WriteItemType
+from torch.distributed.checkpoint.planner import (
+    LoadItemType,
+    LoadPlan,
+    LoadPlanner,
+    ReadItem,
+    TensorWriteData,
+    WriteItem,
+    WriteItemType,
+)
 from torch.distributed.checkpoint.state_dict_loader import load as dcp_load
 from torch.distributed.checkpoint.state_dict_saver import save as dcp_save
 from torch.distributed.tensor import DTensor
 
-from trainer.checkpoint import commit
+from trainer.checkpoint import commit, data_file, shard_index
 from trainer.checkpoint.commit import CommitInfo, SaveFailed, Staging, StoredFile
 from trainer.checkpoint.faults import fault_point
 from trainer.checkpoint.host_copies import HostBuffers, StreamBuffer, is_on_device
+from trainer.checkpoint.shard_index import SHARDS, Chunk
 from trainer.checkpoint.store import CheckpointStore
+from trainer.checkpoint.wellformed import BadCheckpoint
 
-SHARDS = "shards"
 Result = TypeVar("Result")
 
 
@@ -169,7 +181,7 @@ class ShardedWrite:
         Raises:
             SaveFailed: A rank failed; raised on every rank.
         """
-        staging = Staging(target, self.attempt)
+        staging = Staging(target, self.attempt, info.run)
         try:
             parts = self._together(prepare)[self._rank]
             needed = sum(part.local.nbytes for part in parts.values())
@@ -217,7 +229,7 @@ class ShardedWrite:
         if self._rank != 0:
             return True
         fault_point("save.begin")
-        CheckpointStore(staging.target.parent).clean_leftovers(self.attempt)
+        CheckpointStore(staging.target.parent, staging.run).clean_leftovers(self.attempt)
         if commit.already_committed(staging.target):
             return False
         commit.require_space(staging.target.parent, total_bytes)
@@ -225,7 +237,7 @@ class ShardedWrite:
         return True
 
     def _write_shards(self, staging: Staging, parts: dict[str, HostShard]) -> None:
-        writer = FileSystemWriter(
+        writer = _Writer(
             staging.path / SHARDS,
             single_file_per_rank=True,
             sync_files=True,
@@ -246,7 +258,7 @@ class ShardedWrite:
         for path in sorted((staging.path / SHARDS).glob(f"__{self._rank}_*")):
             staging.adopt(f"{SHARDS}/{path.name}")
         if self._rank == 0:
-            staging.adopt(f"{SHARDS}/.metadata")
+            staging.adopt(f"{SHARDS}/{shard_index.NAME}")
             write_rest(staging)
         return staging.files
 
@@ -261,23 +273,93 @@ def _without_parts(value: dict[str, Any]) -> dict[str, Any]:
     return {name: item for name, item in value.items() if not isinstance(item, HostShard)}
 
 
+class _Writer(FileSystemWriter):
+    """Writes the index as JSON."""
+
+    def finish(self, metadata: Metadata, results: list[list[Any]]) -> None:
+        """Write `index.json` in place of the pickle; called on one rank with the results of all."""
+        places = {(one.index.fqn, one.index.offset): one.storage_data for of_rank in results for one in of_rank}
+        tensors = {}
+        for name, entry in metadata.state_dict_metadata.items():
+            assert isinstance(entry, TensorStorageMetadata)
+            chunks = []
+            for chunk in entry.chunks:
+                place = places[name, chunk.offsets]
+                position = (place.relative_path, place.offset, place.length)
+                chunks.append(Chunk(tuple(chunk.offsets), tuple(chunk.sizes), *position))
+            tensors[name] = shard_index.Tensor(entry.size, entry.properties.dtype, chunks)
+        shard_index.write(Path(self.path) / shard_index.NAME, tensors)
+
+
+class _Reader(FileSystemReader):
+    """Reads the index without a pickle, and from the shards nothing but tensors."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path / SHARDS)
+        self._checkpoint = path
+
+    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
+        """Return the checked index in the form that the planner expects."""
+        tensors: dict[str, Any] = {}
+        places: dict[MetadataIndex, _StorageInfo] = {}
+        for name, one in shard_index.read(self._checkpoint).items():
+            chunks = [ChunkStorageMetadata(torch.Size(chunk.offsets), torch.Size(chunk.sizes)) for chunk in one.chunks]
+            tensors[name] = TensorStorageMetadata(TensorProperties(dtype=one.dtype), one.shape, chunks)
+            for chunk in one.chunks:
+                places[MetadataIndex(name, chunk.offsets)] = _StorageInfo(chunk.file, chunk.begin, chunk.length)
+        return Metadata(state_dict_metadata=tensors, storage_data=places)
+
+    def read_data(self, plan: LoadPlan, planner: LoadPlanner) -> torch.futures.Future[None]:
+        """Fill the tensors of the plan; those of one file are read with the file opened once."""
+        per_file: dict[str, list[ReadItem]] = {}
+        for item in plan.items:
+            per_file.setdefault(self.storage_data[item.storage_index].relative_path, []).append(item)
+        for file, items in per_file.items():
+            with open(commit.listed_file(self._checkpoint, f"{SHARDS}/{file}"), "rb") as opened:
+                for item in items:
+                    self._read_item(opened, item, planner)
+        done: torch.futures.Future[None] = torch.futures.Future()
+        done.set_result(None)
+        return done
+
+    def _read_item(self, opened: BinaryIO, item: ReadItem, planner: LoadPlanner) -> None:
+        if item.type != LoadItemType.TENSOR:
+            raise BadCheckpoint(f"{self._checkpoint}: {item.storage_index.fqn} is not a tensor", "use another one")
+        place = self.storage_data[item.storage_index]
+        tensor = data_file.load_part(opened, place.offset, place.length)
+        target = planner.resolve_tensor(item).detach()
+        part = narrow_tensor_by_index(tensor, item.storage_offsets, item.lengths)
+        if part.shape != target.shape:
+            raise BadCheckpoint(
+                f"{self._checkpoint}: the shard of {item.storage_index.fqn} is not the one of the index",
+                "use another checkpoint",
+            )
+        target.copy_(part)
+        planner.commit_tensor(item, target)
+
+
 def shapes(path: Path) -> dict[str, tuple[torch.Size, torch.dtype]]:
     """Return the shape and dtype of every tensor in a sharded checkpoint folder."""
-    metadata = FileSystemReader(path / SHARDS).read_metadata()
-    return {
-        name: (entry.size, entry.properties.dtype)
-        for name, entry in metadata.state_dict_metadata.items()
-        if isinstance(entry, TensorStorageMetadata)
-    }
+    return {name: (one.shape, one.dtype) for name, one in shard_index.read(path).items()}
 
 
 def read_into(path: Path, tensors: dict[str, torch.Tensor]) -> None:
-    """Fill tensors and DTensors in place, each rank its own shards; no communication."""
+    """Fill tensors and DTensors in place, each rank its own shards; no communication.
+
+    Raises:
+        BadCheckpoint: The index or a shard is malformed.
+    """
     if not tensors:
         return
     planner = DefaultLoadPlanner(flatten_state_dict=False, flatten_sharded_tensors=False)
     with _quiet(True):
-        dcp_load(dict(tensors), storage_reader=FileSystemReader(path / SHARDS), planner=planner, no_dist=True)
+        try:
+            dcp_load(dict(tensors), storage_reader=_Reader(path), planner=planner, no_dist=True)
+        except CheckpointException as error:
+            for cause in error.failures.values():
+                if isinstance(cause[0], BadCheckpoint):
+                    raise cause[0] from None
+            raise
 
 
 @contextmanager

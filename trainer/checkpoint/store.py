@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 from trainer.checkpoint import commit
+from trainer.checkpoint.wellformed import BadCheckpoint
 from trainer.core.errors import UserError
 
 BEFORE_END = "-before-end"
@@ -22,8 +23,11 @@ BEFORE_END = "-before-end"
 It holds the state before `on_train_end` changed the weights (stochastic weight averaging). A resume uses it; `last` is
 the final one.
 """
-_NAME = re.compile(r"step-(\d{8,})(" + BEFORE_END + ")?")
-_STAGING = re.compile(re.escape(commit.STAGING) + r"(\d+)-.*")
+_NAME = re.compile(r"step-([0-9]{8,18})(" + BEFORE_END + ")?")
+_LEFTOVER = re.compile(
+    rf"(?:{re.escape(commit.DELETING)}|{re.escape(commit.STAGING)}([0-9]+)-){_NAME.pattern}(?:\.([a-z0-9]+))?"
+)
+"""Name of a staged or half deleted checkpoint; the groups: attempt, step, suffix, id of the run."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +50,8 @@ class Checkpoint:
     world_size: int
     strategy: str
     layout: str
+    run: str | None = None
+    """Id of the run that wrote it; None if not stored."""
 
     @property
     def is_before_end(self) -> bool:
@@ -75,14 +81,22 @@ class Checkpoint:
             world_size=content.world_size,
             strategy=content.strategy,
             layout=content.layout,
+            run=content.run,
         )
 
 
 class CheckpointStore:
-    """The folder `checkpoints/` of a run. It considers only `step-NNNNNNNN` folders with a valid COMMIT."""
+    """The folder `checkpoints/` of a run. It considers only `step-NNNNNNNN` folders with a valid COMMIT.
 
-    def __init__(self, directory: Path) -> None:
+    Args:
+        directory: The folder. A symbolic link is refused: retention would delete in another place.
+        run: Id of the run. Nothing is deleted that carries another id. None: of any run.
+        strict: Use and delete only what carries the id; otherwise also what carries none, as older releases wrote it.
+    """
+
+    def __init__(self, directory: Path, run: str | None = None, strict: bool = False) -> None:
         self.directory = Path(directory)
+        self.run, self.strict = run, strict
 
     def path(self, step: int) -> Path:
         """Return the folder of the checkpoint of this step, whether or not it exists."""
@@ -100,7 +114,7 @@ class CheckpointStore:
         checkpoints = []
         for path in self._folders():
             try:
-                if not commit.verify(path, checksums=False):
+                if not _problems(path, checksums=False):
                     checkpoints.append(Checkpoint.read(path))
             except (OSError, ValueError, UserError):
                 continue  # deleted in the meantime, or of a newer format
@@ -119,15 +133,20 @@ class CheckpointStore:
 
         Raises:
             UserError: The newest has a newer format.
+            BadCheckpoint: The folder of the checkpoints is a symbolic link.
         """
+        self.require_real()
         skipped: list[str] = []
         for path in sorted(self._folders(), key=lambda path: (step_of(path), len(path.name)), reverse=True):
-            problems = commit.verify(path)
+            if self.strict and not self._is_own(_read(path)):
+                skipped.append(f"{path.name} is not of this run")
+                continue
+            problems = _problems(path)
             if not problems:
                 return Checkpoint.read(path), skipped
             skipped.append(f"{path.name} is damaged ({'; '.join(problems)})")
             if set_aside:
-                self._set_aside(path)
+                commit.set_aside(path)
         return None, skipped
 
     def prune(
@@ -139,7 +158,8 @@ class CheckpointStore:
     ) -> list[Checkpoint]:
         """Delete the checkpoints that no rule keeps. The newest is always kept.
 
-        Only committed checkpoints count, so that none is deleted before its successor is complete.
+        Only committed checkpoints count, so that none is deleted before its successor is complete. Those of another run
+        count and stay.
 
         Args:
             keep_last: Number of newest steps to keep.
@@ -150,15 +170,16 @@ class CheckpointStore:
         Returns:
             The deleted checkpoints.
         """
+        self.require_real()
         checkpoints = self.committed()
         steps = sorted({checkpoint.step for checkpoint in checkpoints})
         keep = set(steps[-max(1, keep_last) :])
         keep.update(checkpoint.step for checkpoint in ranked(checkpoints, mode=mode or "min")[:keep_best])
         if keep_every_n_steps:
             keep.update(checkpoint.step for checkpoint in checkpoints if checkpoint.step % keep_every_n_steps == 0)
-        doomed = [checkpoint for checkpoint in checkpoints if checkpoint.step not in keep]
+        doomed = [checkpoint for checkpoint in checkpoints if checkpoint.step not in keep and self._is_own(checkpoint)]
         for checkpoint in doomed:
-            commit.remove(checkpoint.path)
+            commit.remove(checkpoint.path, self.run)
         return doomed
 
     def set_before_end(self, step: int) -> None:
@@ -171,8 +192,11 @@ class CheckpointStore:
         if not path.is_dir():
             return
         renamed = path.parent / f"{path.name}{BEFORE_END}"
-        if renamed.exists():
-            commit.remove(renamed)
+        if os.path.lexists(renamed):
+            if not renamed.is_symlink() and self._is_own(_read(renamed)):
+                commit.remove(renamed, self.run)
+            else:
+                commit.set_aside(renamed)
         os.rename(path, renamed)
         commit.sync(self.directory)
 
@@ -181,12 +205,53 @@ class CheckpointStore:
 
         An orphan of an earlier attempt that is still writing loses its staging folder, so it cannot commit.
         """
-        if not self.directory.is_dir():
-            return
-        for path in self.directory.iterdir():
-            match = _STAGING.fullmatch(path.name)
-            if path.name.startswith(commit.DELETING) or (match and int(match[1]) <= attempt):
+        self.require_real()
+        for path, attempt_of in self._leftovers():
+            if attempt_of is None or attempt_of <= attempt:
                 shutil.rmtree(path, ignore_errors=True)
+
+    def remove_own(self) -> None:
+        """Delete every checkpoint of this run, complete or not, and then the folder if nothing else is in it."""
+        if self.directory.is_symlink() or not self.directory.is_dir():
+            return
+        for path, _ in self._leftovers():
+            shutil.rmtree(path, ignore_errors=True)
+        for path in [path for path in self.directory.iterdir() if _is_named(path) and not path.is_symlink()]:
+            if self._is_own(_read(path)):
+                commit.remove(path, self.run)
+        try:
+            self.directory.rmdir()
+        except OSError:  # something else is in it
+            pass
+
+    def require_real(self) -> None:
+        """Check that the folder is not a symbolic link.
+
+        Raises:
+            BadCheckpoint: It is one.
+        """
+        if self.directory.is_symlink():
+            raise BadCheckpoint(
+                f"{self.directory} is a symbolic link; checkpoints are deleted only in the run directory itself",
+                "move the folder that it names to this place, or start the run with runs_dir on that file system",
+            )
+
+    def _leftovers(self) -> list[tuple[Path, int | None]]:
+        """Return the staged checkpoints of this run with their attempts, and those that are half deleted with None."""
+        if not self.directory.is_dir():
+            return []
+        matches = [(path, _LEFTOVER.fullmatch(path.name)) for path in self.directory.iterdir() if not path.is_symlink()]
+        return [
+            (path, int(match[1]) if match[1] else None)
+            for path, match in matches
+            if match and (self.run is None or match[4] == self.run or (match[4] is None and not self.strict))
+        ]
+
+    def _is_own(self, checkpoint: Checkpoint | None) -> bool:
+        """Return whether the checkpoint is of this run. None: its COMMIT cannot be read."""
+        if checkpoint is None:
+            return False
+        return self.run is None or checkpoint.run == self.run or (checkpoint.run is None and not self.strict)
 
     def _folders(self) -> list[Path]:
         """Return every folder that is named like a checkpoint; stray files and other names are ignored."""
@@ -194,10 +259,29 @@ class CheckpointStore:
             return []
         return [path for path in self.directory.iterdir() if _NAME.fullmatch(path.name) and path.is_dir()]
 
-    def _set_aside(self, path: Path) -> None:
-        bad = path.parent / f"{commit.BAD}{path.name}"
-        shutil.rmtree(bad, ignore_errors=True)
-        os.rename(path, bad)
+
+def _read(path: Path) -> Checkpoint | None:
+    """Return what COMMIT states; None if it cannot be read."""
+    try:
+        return Checkpoint.read(path)
+    except (OSError, ValueError, UserError):
+        return None
+
+
+def _is_named(path: Path) -> bool:
+    """Return whether the folder is named like a checkpoint, or like one that was set aside."""
+    name, _, number = path.name.removeprefix(commit.BAD).partition(".")
+    return _NAME.fullmatch(name) is not None and (not number or number.isdigit())
+
+
+def _problems(path: Path, checksums: bool = True) -> list[str]:
+    """Return the problems of a checkpoint in a store: those of `commit.verify`, and that another one has its name."""
+    if path.is_symlink():
+        return ["a symbolic link, not a folder"]
+    problems = commit.verify(path, checksums)
+    if not problems and (step := commit.read_commit(path).step) != step_of(path):
+        problems = [f"{commit.COMMIT}: it is of step {step}"]
+    return problems
 
 
 def ranked(checkpoints: Sequence[Checkpoint], monitor: str | None = None, mode: str = "min") -> list[Checkpoint]:

@@ -13,9 +13,10 @@ from typing import Any, Protocol
 import torch
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from trainer.checkpoint import commit, sharded
+from trainer.checkpoint import commit, sharded, wellformed
 from trainer.checkpoint.io import load_state, wait_visible
 from trainer.checkpoint.named import by_name
+from trainer.checkpoint.wellformed import BadCheckpoint
 from trainer.core.errors import UserError
 
 MODEL = "model/"
@@ -86,17 +87,22 @@ class StoredCheckpoint:
 
         Raises:
             UserError: There is no complete checkpoint at `path`.
+            BadCheckpoint: It is malformed.
         """
         self.path = path
         self.state = _open(path, mapped)
         self._tensors: dict[str, torch.Tensor] | None = None
         """The tensors of a single-file checkpoint; None for a sharded one."""
-        if OPTIMIZERS in self.state:
-            self.optimizers = Optimizers(**self.state.pop(OPTIMIZERS))
-            self.shapes = sharded.shapes(path)
-        else:
-            self._tensors, self.optimizers = _pop_tensors(self.state)
-            self.shapes = {name: (tensor.shape, tensor.dtype) for name, tensor in self._tensors.items()}
+        try:
+            if OPTIMIZERS in self.state:
+                self.optimizers = Optimizers(**self.state.pop(OPTIMIZERS))
+                self.shapes = sharded.shapes(path)
+            else:
+                self._tensors, self.optimizers = _pop_tensors(self.state)
+                self.shapes = {name: (tensor.shape, tensor.dtype) for name, tensor in self._tensors.items()}
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            reason = wellformed.shown(f"{type(error).__name__}: {error}")
+            raise BadCheckpoint(f"{path} has no state of a training: {reason}", "use another checkpoint") from None
 
     def read(self, into: dict[str, torch.Tensor]) -> None:
         """Fill tensors and DTensors in place, each rank its own shards.

@@ -9,16 +9,37 @@ does not import torch.
 
 from __future__ import annotations
 
-import shutil
+import os
+import stat
 from collections.abc import Iterable
 from pathlib import Path
 
 from trainer.checkpoint.store import Checkpoint, CheckpointStore
+from trainer.core.errors import UserError
 
 
 def local_folder(local_dir: str | None, run_name: str) -> Path | None:
     """Return the node-local checkpoint folder of the run `<name>-<id>`; None without `checkpoint.local_dir`."""
     return None if local_dir is None else Path(local_dir).expanduser().absolute() / run_name
+
+
+def own_folder(folder: Path) -> Path:
+    """Return the node-local folder, checked: on a disk that all users share, somebody may have made it before.
+
+    Raises:
+        UserError: It is a symbolic link, of another user, or others may write to it.
+    """
+    try:
+        found = os.lstat(folder)
+    except FileNotFoundError:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        found = os.lstat(folder)
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o002:
+        raise UserError(
+            f"checkpoint.local_dir: {folder} is not a folder that belongs to you and that only you may write to",
+            "remove it, or set checkpoint.local_dir to a folder of your own",
+        )
+    return folder
 
 
 def newest_good(
@@ -59,4 +80,4 @@ def is_superseded(checkpoint: Checkpoint, starts: Iterable[tuple[float, int]]) -
 def remove_local(local: CheckpointStore | None) -> None:
     """Delete the node-local checkpoints at the end of a run, whose last checkpoint is in the shared folder."""
     if local is not None:
-        shutil.rmtree(local.directory, ignore_errors=True)
+        local.remove_own()

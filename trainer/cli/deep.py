@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 from trainer.cli.job import Job
 from trainer.config.problems import raise_all
 from trainer.config.sources import source_folder
+from trainer.core import processes
 from trainer.core.errors import TrainerError, UserError
 from trainer.supervise import entry
 
@@ -33,7 +33,7 @@ def count(jobs: list[Job]) -> list[dict[str, Any]]:
     environment["PYTHONPATH"] = os.pathsep.join(str(path) for path in paths if path)
     try:
         process = subprocess.run(
-            [sys.executable, *entry.started(entry.DEEP)],
+            processes.python_module(*entry.started(entry.DEEP)[1:]),
             input=json.dumps(requests),
             stdout=subprocess.PIPE,
             text=True,

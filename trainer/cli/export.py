@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from trainer.cli.chosen import choose, logged, raise_failure
 from trainer.cli.common import size
 from trainer.cli.options import Parser, add_checkpoint_option, add_output_options, make_parser
 from trainer.config.shape import LaunchShape
+from trainer.core import processes
 from trainer.core.errors import DONE, UserError
 from trainer.core.files import read_json
 from trainer.runs.directory import RunDirectory
@@ -127,7 +127,7 @@ def _write(run: RunDirectory | None, checkpoint: Checkpoint, how: list[str], tar
     shape = LaunchShape(1, 1, "cpu")
     code_dir = run.code_dir if run is not None else Path.cwd()
     seed = run.hash_seed() if run is not None else "0"
-    command = [sys.executable, *entry.started(entry.EXPORT, code_dir), str(run.path) if run else "-"]
+    command = [*processes.python_module(*entry.started(entry.EXPORT, code_dir)[1:]), str(run.path) if run else "-"]
     variables = torchrun.environment(os.environ, code_dir, shape, Place(), attempt=0, hash_seed=seed)
     log = run.logs_dir / "export.log" if run else Path(tempfile.gettempdir(), f"trainer-export-{os.getpid()}.log")
     try:

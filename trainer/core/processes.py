@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import os
 import signal
+import sys
 import time
 from pathlib import Path
 
@@ -17,6 +18,36 @@ PR_SET_PDEATHSIG = 1
 """Option of prctl(2): the signal to send when the parent dies."""
 _LIBC = ctypes.CDLL(None, use_errno=True)
 """Loaded at import, because loading it after a fork could deadlock."""
+
+
+_WITHOUT_FLAG = (
+    "import sys; sys.path[:] = [one for one in sys.path if one]; sys.argv = sys.argv[1:]; import runpy; "
+    "runpy.run_module(sys.argv[0], run_name='__main__', alter_sys=True)"
+)
+"""What `python -P -m MODULE` does, for Python 3.10. At that point only the built-in `sys` has been imported."""
+
+
+def python_module(module: str, *arguments: str) -> list[str]:
+    """Return the command that runs a module without the working directory on `sys.path`.
+
+    `python -m` puts it first: a file `torch.py` there would be executed in place of the package.
+    """
+    if sys.version_info >= (3, 11):
+        return [sys.executable, "-P", "-m", module, *arguments]
+    return [sys.executable, "-c", _WITHOUT_FLAG, module, *arguments]
+
+
+def absolute_path_list(value: str) -> str:
+    """Return a PYTHONPATH without the entries that mean another folder in each working directory."""
+    return os.pathsep.join(entry for entry in value.split(os.pathsep) if os.path.isabs(entry))
+
+
+def command_line(pid: int) -> list[str]:
+    """Return the arguments of a process; empty if it has exited."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text(errors="replace").rstrip("\0").split("\0")
+    except OSError:
+        return []
 
 
 def die_with_parent(signum: int, parent: int) -> None:

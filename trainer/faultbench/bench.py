@@ -7,7 +7,6 @@ import os
 import random
 import shutil
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +16,7 @@ from pathlib import Path
 from threading import Lock
 
 from trainer.core import processes
+from trainer.core.git import git
 from trainer.faultbench.bad_server import bad_server
 from trainer.faultbench.cases import CHECKPOINT_EVERY, KINDS, STEPS, Case, draw
 from trainer.runs.directory import RunDirectory
@@ -75,7 +75,7 @@ class Comparer:
 
     def __init__(self) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "trainer.faultbench.compare"],
+            processes.python_module("trainer.faultbench.compare"),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -233,7 +233,7 @@ def command(
         TimeoutExpired: After `timeout_s` seconds; all processes that the command started have been killed.
     """
     process = subprocess.Popen(
-        [sys.executable, "-m", "trainer", *arguments],
+        processes.python_module("trainer", *arguments),
         cwd=cwd,
         env={**os.environ, **(variables or {})},
         stdin=subprocess.DEVNULL,
@@ -285,7 +285,10 @@ def lost_steps(run: RunDirectory) -> int:
 def _fit_beside_another(fit: list[str], home: Path) -> str | None:
     """Start a second node process on the run directory while the job trains: the second one must exit at once."""
     first = subprocess.Popen(
-        [sys.executable, "-m", "trainer", *fit, "--detach"], cwd=home, stdout=subprocess.DEVNULL, start_new_session=True
+        processes.python_module("trainer", *fit, "--detach"),
+        cwd=home,
+        stdout=subprocess.DEVNULL,
+        start_new_session=True,
     )
     first.wait(timeout=COMMAND_TIMEOUT_S)
     run = _only_run(home)
@@ -295,7 +298,7 @@ def _fit_beside_another(fit: list[str], home: Path) -> str | None:
     if run is None or not RunLock(run).is_taken:
         return "the first attempt did not start"
     second = subprocess.run(
-        [sys.executable, "-m", "trainer.supervise.node", str(run.path)],
+        processes.python_module("trainer.supervise.node", str(run.path)),
         cwd=home,
         capture_output=True,
         text=True,
@@ -315,9 +318,7 @@ def _lives(run: RunDirectory) -> bool:
 
 
 def _commit_of_this() -> str:
-    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
-    return done.stdout.strip() or "unknown"
+    return git(Path(__file__).parent, "rev-parse", "--short", "HEAD") or "unknown"
 
 
 def _only_run(home: Path) -> RunDirectory | None:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 from dataclasses import replace
 
 from trainer.config.shape import resolve
-from trainer.core import claims
+from trainer.core import claims, processes
 from trainer.core.claims import Claim
 from trainer.runs.directory import RunDirectory
 from trainer.supervise.node import (
@@ -19,6 +18,7 @@ from trainer.supervise.node import (
     record_launch,
 )
 
+NODE = "trainer.supervise.node"
 _started: list[subprocess.Popen[bytes]] = []
 """Kept because a Popen that is garbage-collected while its process runs issues a warning."""
 
@@ -60,7 +60,7 @@ class LocalLauncher:
         variables |= claim.variables() if claim.gpus else {}
         with (run.logs_dir / "launch.log").open("ab") as log:
             process = subprocess.Popen(
-                [sys.executable, "-m", "trainer.supervise.node", str(run.path)],
+                processes.python_module(NODE, str(run.path)),
                 env=variables,
                 stdin=subprocess.DEVNULL,
                 stdout=log,

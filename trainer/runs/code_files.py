@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import os
 import re
-import subprocess
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from trainer.core.git import git
 
 MODULES = {".py", ".pyi", ".so", ".pyd", ".dylib"}
 """Suffixes of modules, and of files that Python or a type checker reads next to them."""
@@ -105,15 +106,6 @@ def package_files(package: Path, leave_out: Path) -> list[Path]:
 def modules_first(paths: Iterable[Path]) -> list[Path]:
     """Return each path once, in order, modules first, because the limits of a snapshot cut off the end."""
     return sorted(dict.fromkeys(paths), key=lambda path: _suffix(path.name) not in MODULES)
-
-
-def git(root: Path, *arguments: str) -> str | None:
-    """Return the output of a git command; None if it fails or git is not installed."""
-    try:
-        done = subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True, timeout=30)
-    except (OSError, subprocess.TimeoutExpired, UnicodeDecodeError):
-        return None
-    return done.stdout.rstrip("\n") if done.returncode == 0 else None
 
 
 def git_list(root: Path, *arguments: str) -> list[Path] | None:

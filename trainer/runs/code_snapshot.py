@@ -9,7 +9,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from trainer.runs.code_files import MODULES, git, package_files, project_files, tracked_code
+from trainer.core.git import git
+from trainer.runs.code_files import MODULES, package_files, project_files, tracked_code
 from trainer.runs.import_roots import ImportRoot, import_roots
 
 MOST_FILES = 5000
@@ -54,7 +55,8 @@ def snapshot(root: Path, target: Path, leave_out: Path) -> Snapshot:
     top = git(root, "rev-parse", "--show-toplevel")
     if top is not None:
         copied.commit = git(root, "rev-parse", "HEAD")
-        copied.dirty = bool(git(root, "status", "--porcelain"))
+        status = git(root, "status", "--porcelain")
+        copied.dirty = None if status is None else bool(status)
         diff = git(root, "diff", "HEAD") if copied.commit and copied.dirty else None
         if diff:
             (target.parent / "code.diff").write_text(diff + "\n")

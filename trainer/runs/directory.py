@@ -35,6 +35,7 @@ _ALPHABET = "abcdefghijklmnopqrstuvwxyz234567"
 """Base 32: without digits that look like letters."""
 _NAME = re.compile(r"[A-Za-z0-9._-]+")
 _NUMBER = re.compile(r"[0-9]{1,9}")
+_ID = re.compile(r"[a-z2-7]{8}")
 
 
 class RunDirectory:
@@ -95,7 +96,7 @@ class RunDirectory:
         write_atomic(run.config_path, freeze(config))
         write_atomic(run.overrides_path, shlex.join(overrides) + "\n")
         copied = snapshot(code_root, run.code_dir, leave_out=run.path.parent)
-        write_atomic(run.manifest_path, json.dumps(manifest_of(choices, copied), indent=1))
+        write_atomic(run.manifest_path, json.dumps({**manifest_of(choices, copied), "id": run.id}, indent=1))
         run.add_event(events.Created(overrides=overrides))
         return run
 
@@ -158,6 +159,11 @@ class RunDirectory:
         """Return `manifest.json`; empty if there is none."""
         manifest: dict[str, Any] = read_json(self.manifest_path, {})
         return manifest
+
+    def identity(self) -> str:
+        """Return the id that the run was created with, which its checkpoints carry, also once the folder is renamed."""
+        stored = self.manifest().get("id")
+        return stored if isinstance(stored, str) and _ID.fullmatch(stored) else self.id
 
     def hash_seed(self) -> str:
         """Return PYTHONHASHSEED for every process of the run: its value at `fit`, or 0.

@@ -22,7 +22,7 @@ from typing import IO, Any
 
 from trainer.checkpoint.store import CheckpointStore
 from trainer.config.shape import LaunchShape
-from trainer.core import records
+from trainer.core import processes, records
 from trainer.core.errors import EnvironmentFault
 from trainer.core.files import write_atomic
 from trainer.core.gpus import inventory
@@ -161,7 +161,7 @@ def _start_ranks(
             **{"RANK": str(first + local_rank), "WORLD_SIZE": str(len(nodes) * shape.processes_per_node)},
             **{"LOCAL_RANK": str(local_rank), "OMP_NUM_THREADS": "1"},
         }
-        command = [sys.executable, "-m", _WORKER, shape.device, str(timeout_s), link.server.token]
+        command = processes.python_module(_WORKER, shape.device, str(timeout_s), link.server.token)
         given = []
         if link.listener is not None and local_rank == 0:
             given = [link.listener.fileno()]

@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from trainer.core import processes
 from trainer.runs.directory import RunDirectory
 from trainer.runs.events import Tracking
 
@@ -42,7 +42,8 @@ def upload(run: RunDirectory) -> Upload:
     waiting = [path for path in segments if not _marker(path).exists()]
     if not waiting:
         return Upload(0, len(segments), [], "")
-    command = [sys.executable, "-m", "wandb", "sync", "--yes", *(str(path.parent) for path in waiting)]
+    # The working directory is the run directory, which has a folder `wandb`.
+    command = processes.python_module("wandb", "sync", "--yes", *(str(path.parent) for path in waiting))
     # stdin is closed: it must not prompt for a key. It finds what to stage where the run staged it.
     servers = [event.base_url for event in tracked if event.base_url]
     variables = {
@@ -50,6 +51,8 @@ def upload(run: RunDirectory) -> Upload:
         "WANDB_CACHE_DIR": str(run.wandb_dir),
         **({"WANDB_BASE_URL": servers[-1]} if servers else {}),
         **{name: value for name, value in os.environ.items() if name not in _OF_OTHER_RUNS},
+        "PYTHONPATH": processes.absolute_path_list(os.environ.get("PYTHONPATH", "")),
+        "PYTHONSAFEPATH": "1",
     }
     try:
         done = subprocess.run(

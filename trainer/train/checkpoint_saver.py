@@ -101,5 +101,6 @@ class CheckpointSaver(Saver):
                 **self.best.measured_at(step),
                 "world_size": trainer.world_size,
                 "strategy": self._config.strategy.name,
+                "run": store.run,
             },
         )

@@ -7,17 +7,18 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
-from pickle import UnpicklingError
 from types import MethodType
 
 import torch
 from lightning.pytorch import LightningModule
 from torch import nn
 
+from trainer.checkpoint import data_file
 from trainer.checkpoint.foreign import read_pickled
 from trainer.checkpoint.lora import ADAPTER, BASE
-from trainer.checkpoint.sharded import SHARDS
+from trainer.checkpoint.shard_index import SHARDS
 from trainer.checkpoint.stored import MODEL, StoredCheckpoint
+from trainer.checkpoint.wellformed import BadCheckpoint
 from trainer.config.schema import FineTuneOptions
 from trainer.core.errors import UserError
 from trainer.core.near import did_you_mean, listed
@@ -175,13 +176,17 @@ class _Entry:
 
 def _read(path: Path) -> dict[str, _Entry]:
     """Open a state dict in a checkpoint directory, .safetensors files, or a pickled .ckpt or .pt file."""
-    from safetensors import safe_open
+    from safetensors import SafetensorError, safe_open
 
     files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
     if files and files[0].suffix == ".safetensors":
         entries = {}
         for file in files:
-            opened = safe_open(file, framework="pt")
+            try:
+                data_file.require_regular(file)
+                opened = safe_open(file, framework="pt")
+            except (OSError, SafetensorError) as error:
+                raise _unreadable(path, error) from None
             for name in opened.keys():  # type: ignore[no-untyped-call]  # noqa: SIM118  # not a mapping
                 shape = torch.Size(opened.get_slice(name).get_shape())  # type: ignore[no-untyped-call]
                 entries[name] = _Entry(shape, partial(opened.get_tensor, name))
@@ -196,10 +201,17 @@ def _read(path: Path) -> dict[str, _Entry]:
         }
     try:
         state = read_pickled(path, mapped=True)
-    except (OSError, UnpicklingError) as error:
-        fix = "name a file with weights: a .ckpt, a .pt with a state dict, or .safetensors"
-        raise UserError(f"finetune.init_from={path}: {str(error).splitlines()[0]}", fix) from None
-    return _entries(state.get("state_dict", state))
+    except BadCheckpoint as error:
+        raise BadCheckpoint(f"finetune.init_from={path}: {error.message}", error.fix) from None
+    except OSError as error:
+        raise _unreadable(path, error) from None
+    weights = state.get("state_dict", state)
+    return _entries(weights if isinstance(weights, dict) else state)
+
+
+def _unreadable(path: Path, error: Exception) -> UserError:
+    fix = "name a file with weights: a .ckpt, a .pt with a state dict, or .safetensors"
+    return UserError(f"finetune.init_from={path}: {(str(error).splitlines() or [''])[0]}", fix)
 
 
 def _entries(tensors: dict[str, torch.Tensor]) -> dict[str, _Entry]:

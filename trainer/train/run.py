@@ -191,7 +191,9 @@ def train(config: Config, attempt: Attempt, group: Group | None) -> None:
 def _open_stores(config: Config, directory: RunDirectory) -> Stores:
     """Open the run's checkpoints and, if `checkpoint.local_dir` is set, those on this node's disk."""
     folder = tiers.local_folder(config.checkpoint.local_dir, directory.path.name)
-    return Stores(CheckpointStore(directory.checkpoints_dir), CheckpointStore(folder) if folder else None)
+    run = directory.identity()
+    local = CheckpointStore(tiers.own_folder(folder), run, strict=True) if folder else None
+    return Stores(CheckpointStore(directory.checkpoints_dir, run), local)
 
 
 def _choose_checkpoint(job: _Job) -> Checkpoint | None:
