@@ -58,7 +58,9 @@ def test_a_mistake_is_one_message(
     assert list(workdir.iterdir()) == []
 
 
-@pytest.mark.parametrize("verb", ["evaluate", "export", "logs", "predict", "resume", "rm", "show", "stop", "why"])
+@pytest.mark.parametrize(
+    "verb", ["compare", "evaluate", "export", "logs", "predict", "resume", "rm", "show", "stop", "why"]
+)
 def test_a_run_that_does_not_exist_is_one_message(verb: str, workdir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([verb, "k3v9", "--runs-dir", str(workdir / "runs")]) == USER_MUST_CHANGE
     output = capsys.readouterr()

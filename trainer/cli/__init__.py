@@ -21,6 +21,7 @@ VERBS = {
     "Runs": {
         "ls": "list runs and their states",
         "show": "show the steps, metrics, checkpoints and attempts of a run",
+        "compare": "show what differs between runs: config, code, packages, results",
         "why": "explain why a run is queued, or how and where it failed",
         "logs": "print the log of a rank; -f follows it",
         "stop": "save a checkpoint and stop a run",

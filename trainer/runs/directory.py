@@ -96,7 +96,8 @@ class RunDirectory:
         write_atomic(run.config_path, freeze(config))
         write_atomic(run.overrides_path, shlex.join(overrides) + "\n")
         copied = snapshot(code_root, run.code_dir, leave_out=run.path.parent)
-        write_atomic(run.manifest_path, json.dumps({**manifest_of(choices, copied), "id": run.id}, indent=1))
+        manifest = manifest_of(choices, copied, config.get("data"), code_root)
+        write_atomic(run.manifest_path, json.dumps({**manifest, "id": run.id}, indent=1))
         run.add_event(events.Created(overrides=overrides))
         return run
 
