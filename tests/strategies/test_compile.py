@@ -123,6 +123,8 @@ def test_compiled_blocks_and_loss_equal_eager_ones_and_come_from_the_cache_again
     ("overrides", "message"),
     [
         (["strategy.compile_mode=max-autotune"], "nothing is compiled"),
+        (["strategy.compile_dynamic=false"], "compile_dynamic=false: nothing is compiled"),
+        (["strategy.compile_fullgraph=true"], "compile_fullgraph=true: nothing is compiled"),
         (["strategy.compile=true", "strategy.compile_mode=fast"], "choose one of"),
         (["strategy.compile=true", "strategy.compile_mode=reduce-overhead"], "this job has no GPU"),
         (["strategy.compile=true", "strategy.compile_dynamic=maybe"], "compile_dynamic"),

@@ -115,6 +115,11 @@ def _compile(job: Job) -> Iterator[UserError]:
     mode = options.get("compile_mode") or "default"
     if mode != "default" and not options.get("compile"):
         yield UserError(f"strategy.compile_mode={mode}: nothing is compiled", "also set strategy.compile=true")
+    for key, default in (("compile_fullgraph", False), ("compile_dynamic", None)):
+        if options.get(key, default) != default and not options.get("compile"):
+            yield UserError(
+                f"strategy.{key}={as_written(options[key])}: nothing is compiled", "also set strategy.compile=true"
+            )
     if mode not in CUDA_GRAPHS or not options.get("compile"):
         return
     fix = "write strategy.compile_mode=max-autotune-no-cudagraphs, or default"

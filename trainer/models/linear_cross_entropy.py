@@ -174,7 +174,8 @@ class _ChunkedLoss(torch.autograd.Function):
         # Scaled in place, and held by nobody else: `.grad` then takes the weight's gradient without a copy.
         gradients, ctx.gradients = ctx.gradients, None
         if gradients is None:
-            raise RuntimeError("backward through the chunked loss a second time: it has freed its gradients")
+            problem = "backward through the chunked loss a second time: it has freed its gradients"
+            raise RuntimeError(f"{problem}\n  use task=language_modelling task.chunked_loss=false")
         return *(None if one is None else one.mul_(scale) for one in gradients), None, None, None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from math import log
 
 import torch
@@ -36,7 +37,7 @@ class LanguageModelling(Task):
     def __init__(self, model: nn.Module, bytes_per_token: float | None = None, chunked_loss: bool = True) -> None:
         super().__init__(model)
         self.bytes_per_token = bytes_per_token
-        self.computes_loss = chunked_loss and bool(getattr(model, "computes_loss", False))
+        self.computes_loss = chunked_loss and _computes_loss(model)
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """Return the mean loss of a batch."""
@@ -81,3 +82,9 @@ class LanguageModelling(Task):
         if self.bytes_per_token:
             metrics["bpb"] = loss / log(2) / self.bytes_per_token
         return metrics
+
+
+def _computes_loss(model: nn.Module) -> bool:
+    """Return whether a network takes targets; the forward pass of a subclass may not."""
+    declares = bool(getattr(model, "computes_loss", False))
+    return declares and "targets" in inspect.signature(model.forward).parameters
