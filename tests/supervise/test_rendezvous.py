@@ -10,6 +10,7 @@ import socket
 import stat
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -73,6 +74,36 @@ def test_one_option_sets_the_interface_of_gloo_nccl_and_tensorpipe() -> None:
         "TP_SOCKET_IFNAME": "ib0",
     }
     assert rendezvous.socket_variables("eth0", chosen=False) == {"GLOO_SOCKET_IFNAME": "eth0"}
+
+
+def test_the_folder_that_a_killed_process_has_left_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    code = "from trainer.supervise import rendezvous as r\nwith r.private_folder() as f: print(f, flush=True); input()"
+    killed, living = (
+        subprocess.Popen([sys.executable, "-c", code], stdin=-1, stdout=-1, text=True, env=_in(tmp_path))
+        for _ in range(2)
+    )
+    left, used = (Path(process.stdout.readline().strip()) for process in (killed, living))  # type: ignore[union-attr]
+    young = tmp_path / "trainer-ranks-young"
+    young.mkdir()
+    (tmp_path / "trainer-ranks-link").symlink_to(young)
+    killed.kill()
+    killed.communicate()
+    for folder in (left, used):
+        (folder / "ranks-0").touch()
+        os.utime(folder, (0, 0))
+    with rendezvous.private_folder() as own:
+        assert not left.exists()
+        assert used.is_dir()
+        assert young.is_dir()
+        assert own.parent == tmp_path
+    assert not own.exists()
+    living.communicate("\n")
+    assert not used.exists()
+
+
+def _in(folder: Path) -> dict[str, str]:
+    return {**os.environ, "TMPDIR": str(folder)}
 
 
 def start(run: Path, *arguments: str, **variables: str) -> subprocess.Popen[bytes]:

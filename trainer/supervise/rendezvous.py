@@ -8,6 +8,7 @@ remains open.
 
 from __future__ import annotations
 
+import fcntl
 import os
 import secrets
 import shutil
@@ -27,6 +28,8 @@ from trainer.core.network import LocalAddress
 JOIN_TIMEOUT_S = 600.0
 """Longest that a node waits for the first one, as torchrun does by default."""
 _POLL_S = 0.25
+_PREFIX = "trainer-ranks-"
+_YOUNG_S = 60.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,10 +159,45 @@ def socket_variables(interface: str | None, chosen: bool) -> dict[str, str]:
 def private_folder() -> Iterator[Path]:
     """Make a folder that only this user can enter, for the store of one node; it is removed at the end.
 
-    It is not in the run directory because not every network file system has locks.
+    It is not in the run directory because not every network file system has locks. It is locked while it is used, so
+    that the next call can remove what a killed process has left. systemd-tmpfiles leaves locked folders alone, too.
     """
-    folder = Path(tempfile.mkdtemp(prefix="trainer-"))
+    _remove_left_over()
+    folder = Path(tempfile.mkdtemp(prefix=_PREFIX))
+    lock = _lock(folder)
     try:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+        if lock is not None:
+            os.close(lock)
+
+
+def _remove_left_over() -> None:
+    """Remove this user's folders of `private_folder` whose process is gone."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
+        try:
+            status = folder.lstat()
+        except OSError:
+            continue
+        # One that is not locked yet has just been made.
+        if status.st_uid != os.getuid() or time.time() - status.st_mtime < _YOUNG_S:
+            continue
+        lock = _lock(folder)
+        if lock is not None:
+            shutil.rmtree(folder, ignore_errors=True)
+            os.close(lock)
+
+
+def _lock(folder: Path) -> int | None:
+    """Return the descriptor of a lock on a folder; None if another process has it, or it is no folder."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        return None
+    return descriptor
