@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,6 @@ from trainer.core.nvml import NvmlError, read
 
 CUDA, ROCM, CPU = TorchBuild("cuda", "13.0"), TorchBuild("rocm", "7.0"), TorchBuild("cpu")
 GB = 10**9
-OWN_FOLDER = claims._folder
 
 
 class Nvml:
@@ -110,8 +110,8 @@ def look(library: Nvml | None, tmp_path: Path, visible: str | None = None, **opt
 @pytest.fixture(autouse=True)
 def own_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "locks"
-    folder.mkdir(mode=0o700)
-    monkeypatch.setattr(claims, "_folder", lambda: folder)
+    folder.mkdir(mode=0o777)
+    monkeypatch.setattr(claims, "_FOLDER", folder)
 
 
 def test_the_structures_are_those_of_the_header() -> None:
@@ -311,7 +311,7 @@ def test_free_gpus_are_chosen_and_what_is_left_out_is_said(tmp_path: Path) -> No
 
     with pytest.raises(EnvironmentFault, match="1 GPU requested, and 0 of 4 free") as raised:
         claim(1, here=found, wait_s=0)
-    assert "2: taken by another run of yours" in raised.value.fix
+    assert "2: taken by another run" in raised.value.fix
     assert "resources.devices=[0]" in raised.value.fix
     beside = claim(1, here=found, is_strict=False, wait_s=0)
     assert beside.variables()["CUDA_VISIBLE_DEVICES"] == "0"
@@ -340,19 +340,40 @@ def test_a_lock_is_kept_by_the_child_that_inherits_it(tmp_path: Path) -> None:
     assert descriptor > 2
 
 
-def test_a_folder_of_locks_that_somebody_else_has_made_is_not_used(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.skipif(os.getuid() != 0, reason="becomes other users")
+def test_the_lock_of_a_gpu_holds_for_all_users_and_nothing_else_is_followed(
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.undo()
-    ours = OWN_FOLDER()
-    assert ours is not None
-    assert ours.stat().st_mode & 0o077 == 0
-    monkeypatch.setattr(os, "getuid", lambda: 42424242)
-    assert OWN_FOLDER() is None, "it has just been made by another user"
-    Path("/tmp/trainer-gpus-42424242").rmdir()
-    Path("/tmp/trainer-gpus-42424242").symlink_to(tmp_path)
-    assert OWN_FOLDER() is None
-    Path("/tmp/trainer-gpus-42424242").unlink()
+    """The first user has a umask that lets nobody read; a file is what is locked, or nothing."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as name:
+        folder = Path(name)
+        folder.chmod(0o1777)
+        monkeypatch.setattr(claims, "_FOLDER", folder)
+        gpus = [claims.Gpu(str(index), index, f"GPU-{index}", "a GPU") for index in range(4)]
+        (folder / "trainer-gpu-GPU-2.lock").symlink_to(folder / "elsewhere")
+        os.mkfifo(folder / "trainer-gpu-GPU-3.lock")
+        umask = os.umask(0o077)
+        try:
+            os.seteuid(4242)
+            first = claims._lock(gpus[0])
+            os.seteuid(0)
+            os.seteuid(4343)
+            assert first is not None
+            assert claims._lock(gpus[0]) is None
+            os.close(first)
+            second = claims._lock(gpus[0])
+            assert second is not None
+            assert os.fstat(second).st_ino == (folder / "trainer-gpu-GPU-0.lock").stat().st_ino
+            os.close(second)
+            for gpu in gpus[2:]:  # no lock, and no wait
+                descriptor = claims._lock(gpu)
+                assert descriptor is not None
+                assert os.readlink(f"/proc/self/fd/{descriptor}") == os.devnull
+                os.close(descriptor)
+        finally:
+            os.seteuid(0)
+            os.umask(umask)
+        assert not (folder / "elsewhere").exists()
 
 
 def test_named_gpus_are_taken_even_if_they_are_used(tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """Choose the GPUs of a job on this machine: those that nobody uses, and those that the user names.
 
-A choice is locked until the job ends, so that two jobs that start at the same moment do not take the same. The locks
-are in a folder of the user; jobs of other users are seen by their processes.
+A choice is locked until the job ends, so that two jobs that start at the same moment do not take the same, whoever
+starts them. Other programs are seen by their processes.
 """
 
 from __future__ import annotations
@@ -23,6 +23,9 @@ CLAIMED_VARIABLE = "TRAINER_GPUS"
 WAIT_S = 5.0
 """Time that memory of a job that has just ended may take to be free."""
 _POLL_S = 0.5
+_FOLDER = Path("/tmp")
+"""Of the locks. Not TMPDIR, which differs between users, shells and jobs."""
+_TRIES = 5
 
 
 @dataclass
@@ -146,7 +149,7 @@ def _free(found: Inventory, count: int) -> Claim:
             continue
         descriptor = _lock(gpu)
         if descriptor is None:
-            chosen.left_out.append(f"{gpu}: taken by another run of yours")
+            chosen.left_out.append(f"{gpu}: taken by another run")
             continue
         chosen.gpus.append(gpu)
         chosen.locks.append(descriptor)
@@ -171,31 +174,47 @@ def free_gpus(found: Inventory) -> int:
     return Inventory(tuple(free)).most
 
 
-def _folder() -> Path | None:
-    """Return the folder of this user's locks; None if somebody else has made one of its name."""
-    # Not below TMPDIR, which differs between the shells and jobs of a user.
-    folder = Path("/tmp") / f"trainer-gpus-{os.getuid()}"
-    try:
-        folder.mkdir(mode=0o700, exist_ok=True)
-        status = folder.lstat()
-    except OSError:
-        return None
-    is_ours = stat.S_ISDIR(status.st_mode) and status.st_uid == os.getuid() and not status.st_mode & 0o077
-    return folder if is_ours else None
-
-
 def _lock(gpu: Gpu) -> int | None:
     """Return the descriptor of the lock of a GPU, which a child may inherit; None if it is taken."""
-    folder = _folder()
-    if folder is None:
+    descriptor = _open(_FOLDER / f"trainer-gpu-{gpu.key.replace('/', '_')}.lock")
+    if descriptor is None:
         return os.open(os.devnull, os.O_RDONLY)  # without locks a job sees the others by their processes only
-    descriptor = os.open(folder / gpu.key.replace("/", "_"), os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
         os.close(descriptor)
         return None
     return descriptor
+
+
+def _open(path: Path) -> int | None:
+    """Return a descriptor of a file that all users can lock, made if it is missing; None if it cannot be used.
+
+    Nobody writes to it, and a lock needs no more than reading. In a folder with the sticky bit only its owner can
+    remove it. Where somebody has put something else in its place, there is no lock.
+    """
+    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
+    for _ in range(_TRIES):
+        try:
+            descriptor = os.open(path, flags)
+        except FileNotFoundError:
+            try:
+                descriptor = os.open(path, flags | os.O_CREAT | os.O_EXCL, 0o644)
+            except FileExistsError:
+                continue
+            except OSError:
+                return None
+            os.fchmod(descriptor, 0o644)  # whatever the umask is
+        except PermissionError:  # made a moment ago, with a umask that lets nobody read it yet
+            time.sleep(0.01)
+            continue
+        except OSError:
+            return None
+        if stat.S_ISREG(os.fstat(descriptor).st_mode):
+            return descriptor
+        os.close(descriptor)
+        return None
+    return None
 
 
 def _is_locked(gpu: Gpu) -> bool:

@@ -37,6 +37,10 @@ class _Process(ctypes.Structure):
     ]
 
 
+class _Utilization(ctypes.Structure):
+    _fields_ = [("gpu", ctypes.c_uint), ("memory", ctypes.c_uint)]
+
+
 class NvmlError(Exception):
     """A call of NVML failed."""
 
@@ -110,6 +114,23 @@ def read(library: Any) -> NvmlReport:
         return NvmlReport(tuple(devices), tuple(lost), version.value if code == 0 else None, code != LIBRARY_NOT_FOUND)
     finally:
         _try(library, "nvmlShutdown")
+
+
+def device_of(library: Any, uuid: str) -> ctypes.c_void_p | None:
+    """Return the handle of the GPU with this UUID, for `load_of`; None if there is none. NVML stays initialized."""
+    handle = ctypes.c_void_p()
+    if _try(library, "nvmlInit_v2") != 0:
+        return None
+    code = _try(library, "nvmlDeviceGetHandleByUUID", uuid.encode(), ctypes.byref(handle))
+    return handle if code == 0 else None
+
+
+def load_of(library: Any, handle: ctypes.c_void_p) -> tuple[float | None, float | None]:
+    """Return the utilization of a GPU in percent and its power in watts; None for what the driver does not report."""
+    utilization, milliwatts = _Utilization(), ctypes.c_uint()
+    has_utilization = _try(library, "nvmlDeviceGetUtilizationRates", handle, ctypes.byref(utilization)) == 0
+    has_power = _try(library, "nvmlDeviceGetPowerUsage", handle, ctypes.byref(milliwatts)) == 0
+    return float(utilization.gpu) if has_utilization else None, milliwatts.value / 1000 if has_power else None
 
 
 def _device(library: Any, handle: ctypes.c_void_p, index: int) -> NvmlDevice:

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import ctypes
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
 from trainer.core import nvml
-
-_SUCCESS = 0
 
 
 @dataclass(frozen=True)
@@ -66,33 +62,6 @@ def reader_of(device: torch.device) -> Callable[[], Load] | None:
     library = nvml.load()
     if library is None:
         return None
-    try:
-        handle = _handle(library, f"GPU-{torch.cuda.get_device_properties(device).uuid}")
-    except AttributeError:  # a library without one of the functions
-        return None
-    return None if handle is None else lambda: _read(library, handle)
-
-
-class _Utilization(ctypes.Structure):
-    """`nvmlUtilization_t`."""
-
-    _fields_ = [("gpu", ctypes.c_uint), ("memory", ctypes.c_uint)]
-
-
-def _handle(library: Any, uuid: str) -> ctypes.c_void_p | None:
-    """Return NVML's handle of a device. By UUID: NVML does not know CUDA_VISIBLE_DEVICES."""
-    handle = ctypes.c_void_p()
-    if library.nvmlInit_v2() != _SUCCESS:
-        return None
-    found = library.nvmlDeviceGetHandleByUUID(uuid.encode(), ctypes.byref(handle))
-    return handle if found == _SUCCESS else None
-
-
-def _read(library: Any, handle: ctypes.c_void_p) -> Load:
-    utilization, milliwatts = _Utilization(), ctypes.c_uint()
-    has_utilization = library.nvmlDeviceGetUtilizationRates(handle, ctypes.byref(utilization)) == _SUCCESS
-    has_power = library.nvmlDeviceGetPowerUsage(handle, ctypes.byref(milliwatts)) == _SUCCESS
-    return Load(
-        float(utilization.gpu) if has_utilization else None,
-        milliwatts.value / 1000 if has_power else None,
-    )
+    # By UUID: NVML does not know CUDA_VISIBLE_DEVICES.
+    handle = nvml.device_of(library, f"GPU-{torch.cuda.get_device_properties(device).uuid}")
+    return None if handle is None else lambda: Load(*nvml.load_of(library, handle))
