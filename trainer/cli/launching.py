@@ -6,12 +6,15 @@ import argparse
 import sys
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 from trainer.cli.common import how_to_watch, launched
 from trainer.cli.job import Job, describe
 from trainer.core.errors import DONE, INTERRUPTED
+from trainer.core.text import one_line
 from trainer.launch import launchers
 from trainer.launch.follow import follow
+from trainer.runs.credentials import is_of_a_tool
 from trainer.runs.directory import RunDirectory
 from trainer.runs.summary import best as best_of_run
 from trainer.tracking.client_settings import record_environment
@@ -46,10 +49,7 @@ def launch(job: Job, arguments: argparse.Namespace, after: RunDirectory | None =
         hydra=job.hydra,
     )
     record_environment(run, job.config["tracking"])
-    linked = run.manifest()["code"]["left_out"]
-    if linked:
-        some = ", ".join(linked[:5]) + (f" and {len(linked) - 5} more" if len(linked) > 5 else "")
-        print(f"linked, not copied, into the run's code snapshot because of their size or number: {some}")
+    _report_snapshot(run.manifest()["code"])
     facts = dict(describe(job))
     validated = f"; validated {facts['validation']}" if job.config["trainer"]["val_check_interval"] else ""
     print(f"run {run.path.name}: {facts['shape']}; {facts['batch']}; until {facts['until']}{validated}", flush=True)
@@ -61,6 +61,22 @@ def launch(job: Job, arguments: argparse.Namespace, after: RunDirectory | None =
         print(f"{launched(run)}; {how_to_watch(run)}")
         return DONE, run
     return follow(run, detached_ok=cluster != "local"), run
+
+
+def _report_snapshot(code: dict[str, Any]) -> None:
+    """Print what is not in the code snapshot of a run, as its manifest lists it."""
+    reports = {
+        "left_out": "linked, not copied, into the run's code snapshot because of their size or number: {}",
+        "withheld": "left out of the run's code snapshot, because they may hold credentials: {}\n"
+        "  the run does not see them: give it secrets by environment variables, or by files outside the project",
+        "hidden": "dotfiles are not part of the run's code snapshot: {}\n  rename those that the run needs",
+        "keys": "WARNING: keys or tokens are in the text of {}\n"
+        "  the run's code snapshot links to them; move the secrets out, and replace those that were committed",
+    }
+    for key, report in reports.items():
+        names = [one_line(name) for name in code[key] if key != "hidden" or not is_of_a_tool(name)]
+        if names:
+            print(report.format(", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")))
 
 
 def sweep(jobs: list[Job], arguments: argparse.Namespace) -> int:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePath
 
+from trainer.core.files import parse_json, read_text
 from trainer.core.git import git
 from trainer.runs.code_files import MODULES, package_files, project_files, tracked_code
+from trainer.runs.credentials import has_key, is_credential, is_hidden, leads_to_credential, masked
 from trainer.runs.import_roots import ImportRoot, import_roots
 
 MOST_FILES = 5000
@@ -18,6 +19,8 @@ MOST_BYTES = 200 * 1024**2
 LARGEST_FILE_BYTES = 5 * 1024**2
 LARGEST_EXTENSION_BYTES = 100 * 1024**2
 """Limit for a compiled module."""
+_LARGEST_TEXT_BYTES = LARGEST_FILE_BYTES
+"""Larger files are not searched for keys: they are linked, or compiled modules."""
 MOST_LINKS = 20_000
 _MOST_AROUND = 2000
 """Limit for files of the repository around the project."""
@@ -33,6 +36,12 @@ class Snapshot:
     """Files that are too large or too many: linked, or beyond MOST_LINKS left out."""
     commit: str | None = None
     dirty: bool | None = None
+    withheld: list[str] = field(default_factory=list)
+    """Files with the name of credentials, or untracked with a key or token in their text: neither copied nor linked."""
+    keys: list[str] = field(default_factory=list)
+    """Modules and tracked files with a key or token in their text: linked, because the code may need them."""
+    hidden: list[str] = field(default_factory=list)
+    """Other dotfiles and files in dotfolders, which are left out."""
     paths: list[str] = field(default_factory=lambda: ["code"])
     """Folders of the run directory from which modules are imported, in order."""
 
@@ -42,7 +51,8 @@ def snapshot(root: Path, target: Path, leave_out: Path) -> Snapshot:
 
     If `root` is a folder in a git checkout, `target` has the layout of the whole checkout, for code that finds its
     neighbours by `__file__`. Files over 5 MB (compiled modules: 100 MB), and those beyond 5,000 files or 200 MB in all,
-    become links to the originals and are listed in `left_out`, as do folders of data.
+    become links to the originals and are listed in `left_out`, as do folders of data. Dotfiles, keys and credentials
+    are left out (`withheld`, `keys`, `hidden`), whether or not git ignores them.
 
     Args:
         root: The folder of the project.
@@ -57,7 +67,7 @@ def snapshot(root: Path, target: Path, leave_out: Path) -> Snapshot:
         copied.commit = git(root, "rev-parse", "HEAD")
         status = git(root, "status", "--porcelain")
         copied.dirty = None if status is None else bool(status)
-        diff = git(root, "diff", "HEAD") if copied.commit and copied.dirty else None
+        diff = _diff(root) if copied.commit and copied.dirty else None
         if diff:
             (target.parent / "code.diff").write_text(diff + "\n")
     base = Path(top) if top and root.is_relative_to(top) else root
@@ -75,10 +85,22 @@ def snapshot(root: Path, target: Path, leave_out: Path) -> Snapshot:
 def import_paths(code_dir: Path) -> list[str]:
     """Return the folders from which a run with its code at `code_dir` imports the user's modules, in order."""
     try:
-        paths = json.loads((code_dir.parent / "manifest.json").read_text())["code"]["paths"]
+        paths = parse_json(read_text(code_dir.parent / "manifest.json"))["code"]["paths"]
     except (OSError, ValueError, KeyError, TypeError):  # not a run, or an older run that does not store it
         return [str(code_dir)]
     return [str(code_dir.parent / path) for path in paths]
+
+
+def _diff(root: Path) -> str | None:
+    """Return the uncommitted changes of the checkout, without files of credentials, and with tokens masked."""
+    names = (git(root, "diff", "HEAD", "--name-only", "-z") or "").split("\0")
+    secret = [name for name in names if is_hidden(PurePath(name)) or is_credential(PurePath(name), _is_module(name))]
+    diff = git(root, "diff", "HEAD", "--", ":/", *(f":(exclude,top,literal){name}" for name in secret))
+    return masked(diff) if diff else None
+
+
+def _is_module(name: str) -> bool:
+    return PurePath(name).suffix in MODULES
 
 
 def _take_root(one: ImportRoot, number: int, base: Path, *, target: Path, leave_out: Path, copied: Snapshot) -> str:
@@ -106,18 +128,38 @@ def _below(folder: Path, paths: Iterable[Path]) -> list[Path]:
 
 def _copy(root: Path, paths: Iterable[Path], target: Path, copied: Snapshot) -> None:
     for path in paths:
-        copy = target / path.relative_to(root)
+        relative = path.relative_to(root)
+        copy = target / relative
         is_folder = path.is_dir()
         if copy.exists() or not (is_folder or path.is_file()):
+            continue
+        if is_credential(relative, _is_module(path.name)) or leads_to_credential(path):
+            copied.withheld.append(relative.as_posix())
+            continue
+        if is_hidden(relative):
+            copied.hidden.append(relative.as_posix())
             continue
         copy.parent.mkdir(parents=True, exist_ok=True)
         size = path.stat().st_size
         largest = LARGEST_EXTENSION_BYTES if path.suffix in MODULES else LARGEST_FILE_BYTES
         if is_folder or size > largest or copied.files >= MOST_FILES or copied.bytes + size > MOST_BYTES:
-            copied.left_out.append(path.relative_to(root).as_posix() + ("/" if is_folder else ""))
+            copied.left_out.append(relative.as_posix() + ("/" if is_folder else ""))
             if len(copied.left_out) <= MOST_LINKS:
                 copy.symlink_to(path.resolve())
+            continue
+        if size <= _LARGEST_TEXT_BYTES and has_key(path.read_bytes()):
+            _withhold(path, relative, copy, copied)
             continue
         shutil.copy2(path, copy)
         copied.files += 1
         copied.bytes += size
+
+
+def _withhold(path: Path, relative: PurePath, copy: Path, copied: Snapshot) -> None:
+    """Link a file with a key or token in its text if the code may need it, else leave it out."""
+    is_tracked = git(path.parent, "ls-files", "--error-unmatch", "--", path.name) is not None
+    if is_tracked or _is_module(path.name):
+        copied.keys.append(relative.as_posix())
+        copy.symlink_to(path.resolve())
+    else:
+        copied.withheld.append(relative.as_posix())
