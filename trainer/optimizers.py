@@ -22,6 +22,8 @@ _SMALLEST_BLOCK = 64
 """Smaller blocks would spend more on scales: 4 bytes per 64 elements are 6% of the state."""
 _SMALLEST = 4096
 """Parameters with fewer elements keep fp32 states, as in bitsandbytes and torchao."""
+STATES = ("8bit", "bfloat16", "float32")
+"""Types of the moments of `LowMemoryAdamW`."""
 _CODES, _SCALE = ".codes", ".scale"
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 _TO_STEP = 1_000_003
@@ -53,6 +55,10 @@ class LowMemoryAdamW(Optimizer):
         stochastic_rounding: bool = True,
         master_weights: bool = False,
     ) -> None:
+        _require_positive(lr=lr, eps=eps, weight_decay=weight_decay)
+        _require_shares(**{f"betas[{index}]": beta for index, beta in enumerate(betas)})
+        if states not in STATES:
+            raise ValueError(f"states={states}: choose one of {', '.join(STATES)}")
         super().__init__(params, {"lr": lr, "betas": tuple(betas), "eps": eps, "weight_decay": weight_decay})
         self.states = states
         self.stochastic_rounding = stochastic_rounding
@@ -141,6 +147,20 @@ class LowMemoryAdamW(Optimizer):
             for key, value in state_dict["state"].get(number, {}).items():
                 if key != "step":
                     self.state[parameter][key] = value.to(parameter.device, copy=True)
+
+
+def _require_positive(**values: float) -> None:
+    """Raise ValueError for a negative value."""
+    for name, value in values.items():
+        if not value >= 0:
+            raise ValueError(f"{name}={value}: must be at least 0")
+
+
+def _require_shares(**values: float) -> None:
+    """Raise ValueError for a value outside of [0, 1)."""
+    for name, value in values.items():
+        if not 0 <= value < 1:
+            raise ValueError(f"{name}={value}: must be at least 0 and below 1")
 
 
 def is_quantized(parameter: torch.Tensor) -> bool:
@@ -299,6 +319,8 @@ class Muon(Optimizer):
         eps: float = 1e-8,
         weight_decay: float = 0.1,
     ) -> None:
+        _require_positive(lr=lr, eps=eps, weight_decay=weight_decay, ns_steps=ns_steps)
+        _require_shares(momentum=momentum, **{f"betas[{index}]": beta for index, beta in enumerate(betas)})
         defaults = {
             "lr": lr,
             "momentum": momentum,

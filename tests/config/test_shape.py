@@ -106,6 +106,7 @@ def test_the_default_is_the_gpus_that_nobody_uses(resources: dict[str, Any], bus
     ("resources", "message"),
     [
         ({"devices": ["0", "9"]}, "resources.devices: 9 is not a GPU"),
+        ({"devices": []}, r"resources.devices=\[\] names no GPU"),
         ({"devices": ["0", "1"], "gpus": 3}, r"resources.devices=\[0,1\] and resources.gpus=3 contradict each other"),
         ({"devices": ["0"], "gpus": 0}, "contradict each other"),
         ({"devices": ["0"], "cluster": "slurm", "gpus": 1}, r"resources.devices=\[0\] with cluster=slurm"),

@@ -136,6 +136,7 @@ def test_the_verdict_of_every_pair_is_pinned(bases: dict[str, dict[str, Any]]) -
 def test_a_job_is_refused_if_and_only_if_a_part_of_it_is(bases: dict[str, dict[str, Any]]) -> None:
     """The whole product, on GPUs and on CPU: 6,720 jobs. A refused pair is refused whatever the rest is."""
     triples = {("16-mixed", "fused clip"), ("16-mixed", "lbfgs")}
+    triples |= {("64-true", name) for name in OPTIMIZERS if name in ("muon", "adamw_8bit", "adamw_bf16")}
     count = 0
     for name, precision, optimizer, more, on_gpu in itertools.product(
         NAMES, PRECISIONS, OPTIMIZERS, (None, *MORE), (False, True)
@@ -151,6 +152,14 @@ def test_a_job_is_refused_if_and_only_if_a_part_of_it_is(bases: dict[str, dict[s
         offloads = more == "cpu_offload" and optimizer in ("muon", "adamw_8bit") and on_gpu
         assert bool(refusals(config, on_gpu=on_gpu)) == bool(expected or offloads), (name, precision, optimizer, more)
     assert count > 6000
+
+
+def test_states_of_another_type_are_refused_not_taken_for_fp32(bases: dict[str, dict[str, Any]]) -> None:
+    config = job(bases, "ddp", optimizer="adamw_8bit")
+    assert config is not None
+    for states, problems in (("4bit", ["optimizer.states=4bit: invalid choice"]), ("float32", [])):
+        config["optimizer"]["states"] = states
+        assert refusals(config, on_gpu=True) == problems
 
 
 def cases(bases: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:

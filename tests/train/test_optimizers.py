@@ -136,6 +136,21 @@ def test_which_parameters_have_8bit_states() -> None:
     assert found == [True, True, False, False, False, False, True, True]
 
 
+@pytest.mark.parametrize(
+    ("make", "name", "value"),
+    [
+        (LowMemoryAdamW, "lr", -1.0),
+        (LowMemoryAdamW, "betas", (0.9, 1.0)),
+        (LowMemoryAdamW, "states", "4bit"),
+        (Muon, "momentum", 2.0),
+        (Muon, "weight_decay", -0.1),
+    ],
+)
+def test_values_that_train_wrongly_are_refused(make: Any, name: str, value: Any) -> None:
+    with pytest.raises(ValueError, match=name):
+        make([nn.Parameter(torch.ones(2, 2))], **{name: value})
+
+
 def test_muon_is_torchs_for_matrices() -> None:
     torch.manual_seed(0)
     start = torch.randn(48, 16)

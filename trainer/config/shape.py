@@ -111,6 +111,8 @@ def _gpus(config: dict[str, Any], nodes: int, is_local: bool, here: Inventory | 
             fix = "remove it: SLURM assigns GPUs; cluster.gpu_type chooses their type"
             raise UserError(f"resources.devices={_listed(devices)} with cluster={config['cluster']['name']}", fix)
         return requested or 0
+    if devices == []:
+        raise UserError("resources.devices=[] names no GPU", "use resources.gpus=0 to train on CPU")
     if devices is not None and requested not in (None, len(devices)):
         raise UserError(
             f"resources.devices={_listed(devices)} and resources.gpus={requested} contradict each other",

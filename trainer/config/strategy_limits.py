@@ -15,6 +15,8 @@ from trainer.core.errors import UserError
 FSDP = ("fsdp", "hsdp", "tp")
 """Strategies based on FSDP2, which use Lightning's ModelParallelStrategy."""
 LOW_MEMORY = "trainer.optimizers.LowMemoryAdamW"
+STATES = ("8bit", "bfloat16", "float32")
+"""Its `states`."""
 MUON = "trainer.optimizers.Muon"
 _UNSPLIT = tuple(f"trainer.models.{name}." for name in ("mlp", "resnet", "vgg", "vit", "efficientnet_lite", "rnn"))
 """Networks of this project without a method `tensor_parallel`."""
@@ -106,6 +108,16 @@ def _optimizer(pairing: Pairing) -> Iterator[UserError]:
 
 
 def _own_optimizers(pairing: Pairing) -> Iterator[UserError]:
+    states = pairing.optimizer.get("states", "8bit")
+    if pairing.target == LOW_MEMORY and states not in STATES:
+        fix = f"choose one of: {', '.join(STATES)}"
+        yield UserError(f"optimizer.states={states}: invalid choice", fix)
+    if pairing.target in (LOW_MEMORY, MUON) and pairing.precision == "64-true":
+        name = pairing.target.rpartition(".")[2]
+        yield UserError(
+            f"trainer.precision=64-true: {name} computes in fp32, and would round the weights to it in every step",
+            "use optimizer=adamw, or trainer.precision=32-true",
+        )
     is_8bit = pairing.target == LOW_MEMORY and pairing.optimizer.get("states", "8bit") == "8bit"
     offloads = pairing.strategy in FSDP and bool(pairing.options.get("cpu_offload"))
     if pairing.target == MUON and pairing.is_deepspeed:
