@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -12,11 +13,15 @@ from typing import TextIO
 from trainer.checkpoint import commit
 from trainer.checkpoint.store import Checkpoint, CheckpointStore, best_of
 from trainer.config.instantiate import read_whole
+from trainer.config.problems import raise_all
 from trainer.config.shape import LaunchShape, resolve
+from trainer.config.targets import problems_of_targets
+from trainer.config.typed import is_closed, problems_of, to_config
 from trainer.core import claims
 from trainer.core.errors import JOB_FAILED, TrainerError, UserError
 from trainer.core.records import read_or_skip
 from trainer.runs import cause
+from trainer.runs.code_snapshot import import_paths
 from trainer.runs.directory import RunDirectory
 from trainer.runs.records import CommandFailure
 from trainer.runs.registry import reference_to, shortest
@@ -117,13 +122,48 @@ def run_on_ranks(
     raise_failure(code, f"trainer {verb} of {run.path.name}", Path(log.name), variables)
 
 
+def judge(run: RunDirectory) -> None:
+    """Check the frozen configuration of a run again before it is used: types, and which targets are called.
+
+    Raises:
+        UserError: With what is wrong.
+    """
+    config = read_whole(run.config_path)
+    raise_all([one for section in config if is_closed(section) for one in problems_of(section, config[section])])
+    to_config(config)
+    # The project may have moved since; then its modules are those of the snapshot.
+    folders = [Path(run.launch().cwd or "."), Path(import_paths(run.code_dir)[0])]
+    found = [problems_of_targets(config, folder) for folder in folders if folder.is_dir()]
+    raise_all(min(found, key=len, default=[]))
+
+
+def make_room(target: Path, record: str, delete: bool = True) -> None:
+    """Delete what an earlier call of this command wrote to `target`: a folder with the file `record`.
+
+    Args:
+        target: Path of the folder that the command is about to create.
+        record: File that the command writes into it.
+        delete: False: only check that it could be deleted.
+
+    Raises:
+        UserError: Something else is there.
+    """
+    if target.parent.is_symlink() or (
+        os.path.lexists(target) and (target.is_symlink() or not (target / record).is_file())
+    ):
+        raise UserError(f"{shortest(target)} is not deleted: this command did not write it", "move it elsewhere")
+    if delete:
+        shutil.rmtree(target, ignore_errors=True)
+
+
 @contextmanager
 def logged(path: Path, variables: dict[str, str]) -> Iterator[TextIO]:
     """Open a new log, and add to `variables` the path to which a rank writes why it failed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     variables[cause.FAILURE_VARIABLE] = str(path.with_suffix(".failure.json"))
     Path(variables[cause.FAILURE_VARIABLE]).unlink(missing_ok=True)
-    with path.open("w") as log:
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW
+    with open(os.open(path, flags, 0o600), "w") as log:
         yield log
 
 

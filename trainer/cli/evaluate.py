@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 
-from trainer.cli.chosen import choose, run_on_ranks
-from trainer.cli.options import add_checkpoint_option, add_output_options, add_run, make_parser
+from trainer.cli.chosen import choose, judge, run_on_ranks
+from trainer.cli.options import add_checkpoint_option, add_output_options, add_run, add_trust, make_parser
 from trainer.core.errors import DONE
 from trainer.core.files import read_json
-from trainer.runs.registry import find, runs_dir_from
+from trainer.runs.registry import runs_dir_from
+from trainer.runs.trust import find_trusted
 from trainer.supervise import entry
 
 _DESCRIPTION = (
@@ -26,9 +27,11 @@ def main(argv: list[str]) -> int:
         "--split", choices=["test", "val"], default="test", help="part of the data to use (default: test)"
     )
     add_checkpoint_option(parser)
+    add_trust(parser)
     add_output_options(parser)
     options = parser.parse_args(argv)
-    run = find(options.run, runs_dir_from(options.runs_dir))
+    run = find_trusted(options.run, runs_dir_from(options.runs_dir), options.trust)
+    judge(run)
     checkpoint = choose(run, options.checkpoint)
     run_on_ranks(run, entry.EVALUATE, [checkpoint.path.name, options.split], quiet=options.json)
     record = read_json(run.path / "evaluations" / f"step-{checkpoint.step:08d}-{options.split}.json")

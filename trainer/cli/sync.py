@@ -6,12 +6,13 @@ import json
 import sys
 from typing import Any
 
-from trainer.cli.options import RUN_HELP, add_output_options, make_parser
+from trainer.cli.options import RUN_HELP, add_output_options, add_trust, make_parser
 from trainer.core.errors import DONE, ENVIRONMENT_MUST_CHANGE
 from trainer.launch.jobs import states_of
 from trainer.runs.directory import RunDirectory
-from trainer.runs.registry import all_runs, find, runs_dir_from
+from trainer.runs.registry import all_runs, runs_dir_from
 from trainer.runs.state import state_of
+from trainer.runs.trust import find_trusted, trusted_among
 from trainer.tracking.upload import upload
 
 _DESCRIPTION = (
@@ -24,10 +25,13 @@ def main(argv: list[str]) -> int:
     """Run `trainer sync` and return the exit code."""
     parser = make_parser("sync", _DESCRIPTION, "trainer sync k3v9")
     parser.add_argument("runs", nargs="*", metavar="RUN", help=f"{RUN_HELP} (default: all runs)")
+    add_trust(parser)
     add_output_options(parser)
     options = parser.parse_args(argv)
     runs_dir = runs_dir_from(options.runs_dir)
-    runs = [find(name, runs_dir) for name in options.runs] or all_runs(runs_dir)
+    runs = [find_trusted(name, runs_dir, options.trust) for name in options.runs]
+    if not options.runs:
+        runs = all_runs(runs_dir) if options.trust else trusted_among(all_runs(runs_dir))
     jobs = states_of(runs)
     rows = []
     for run in runs:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import random
 import shutil
 import subprocess
@@ -24,6 +25,8 @@ _DESCRIPTION = (
 )
 STEPS = 20
 """Minimum number of optimizer steps of a run if --steps is not given."""
+_UNDISTURBED, _KILLED = "unharmed", "killed"
+"""Folders of the runs."""
 MAX_STEPS = 300
 """A longer epoch is not trained to its end if --steps is not given."""
 
@@ -36,12 +39,15 @@ def main(argv: list[str]) -> int:
     if options.kills < 1:
         raise UserError(f"--kills {options.kills} must be at least 1", "leave it out for 2 kills")
     folder = Path(options.keep or tempfile.mkdtemp(prefix="trainer-verify-")).absolute()
+    for name in (_UNDISTURBED, _KILLED):
+        if os.path.lexists(folder / name):
+            raise UserError(f"--keep {options.keep}: {folder / name} already exists", "name a new folder")
     undisturbed = _train_undisturbed(options, folder)
     last = int(undisturbed.attempts()[-1].step or 0)
     if note := gpu_note(undisturbed.config()):
         print(note, flush=True)
     kills = _kills(options, last, steps_per_epoch(undisturbed))
-    killed = _train(options, folder / "killed", kills)
+    killed = _train(options, folder / _KILLED, kills)
     attempts = len(killed.logged_attempts())
     print(f"kills: {attempts - 1}; repeated steps: {lost_steps(killed)}", flush=True)
     comparer = Comparer()
@@ -87,13 +93,13 @@ def _train_undisturbed(options: argparse.Namespace, folder: Path) -> RunDirector
     """Train without kills. Sets `options.steps` so that the run goes past the end of an epoch, if it was not given."""
     given = options.steps
     options.steps = given or STEPS
-    run = _train(options, folder / "unharmed", [])
+    run = _train(options, folder / _UNDISTURBED, [])
     epoch = steps_per_epoch(run)
     past_epoch = 0 if epoch is None else epoch + max(3, min(STEPS, epoch // 2))
     if given is None and options.steps < past_epoch <= MAX_STEPS:
-        shutil.rmtree(folder / "unharmed")
+        shutil.rmtree(folder / _UNDISTURBED)
         options.steps = past_epoch
-        run = _train(options, folder / "unharmed", [])
+        run = _train(options, folder / _UNDISTURBED, [])
     length = "epochs of unknown length"
     if epoch is not None and epoch < options.steps:
         length = f"past the end of an epoch of {epoch}"

@@ -38,7 +38,7 @@ class RunLock:
             UserError: Another launch of this run is alive.
         """
         self._path.parent.mkdir(exist_ok=True)
-        descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600)
+        descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
         began = time.monotonic()
         while True:
             try:

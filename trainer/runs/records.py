@@ -90,6 +90,8 @@ class Launch:
     cwd: str | None = None
     """Working directory of the first launch; relative data paths refer to it."""
     slurm_job_id: str | None = None
+    trusted: bool = False
+    """Whether later attempts execute the run although others own it or may write to it (`trainer resume --trust`)."""
 
     @property
     def was_made(self) -> bool:

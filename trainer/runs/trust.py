@@ -106,8 +106,12 @@ def _problems(path: Path) -> Iterator[str]:
     if stat.S_ISLNK(own.st_mode):  # the name of a run; what it leads to is judged
         own = os.stat(path)
     yield from _of(path, own)
-    for entry in os.scandir(path):
-        yield from _of(Path(entry.path), entry.stat(follow_symlinks=False))
+    for entry in sorted(path.iterdir()):
+        try:
+            found = os.lstat(entry)
+        except FileNotFoundError:  # a temporary file of a run that is active
+            continue
+        yield from _of(entry, found)
     if not stat.S_IMODE(own.st_mode) & 0o077:
         return  # nobody else reaches what is inside
     for name in _EXECUTED:

@@ -24,8 +24,9 @@ from trainer.core.errors import (
     REQUEUE,
     USER_MUST_CHANGE,
     TrainerError,
+    UserError,
 )
-from trainer.runs import cause
+from trainer.runs import cause, trust
 from trainer.runs.directory import RunDirectory
 from trainer.runs.events import Allocated, CheckpointSaved, Ended, Preflight, Queued, Requeued, Resumed
 from trainer.runs.records import AttemptOutcome, Outcome
@@ -44,7 +45,12 @@ def begin(run: RunDirectory) -> list[str]:
     job_id = os.environ["SLURM_JOB_ID"]
     if run.stop_request.exists():
         return _end_here(run, "stopped", DONE, "stopped before it started")
-    launch, step = run.launch(), newest_step(run)
+    launch = run.launch()
+    try:
+        trust.require(run, launch.trusted)
+    except UserError as error:
+        return _end_here(run, "failed", NEVER_RESTART, error.message)
+    step = newest_step(run)
     nodes = query.hostnames(os.environ["SLURM_JOB_NODELIST"])
     is_restart = "TRAINER_ATTEMPT" in os.environ
     if not is_restart:

@@ -18,6 +18,8 @@ _CPUS = '${SLURM_CPUS_PER_TASK:+"--cpus-per-task=$SLURM_CPUS_PER_TASK"}'
 """Passed on because srun does not inherit it from sbatch (since 22.05)."""
 SRUN_GRACE_S = 30
 """Seconds in addition to `cluster.preflight_timeout_s` that srun gets for its own start and end."""
+_CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f\x80-\x9f\u2028\u2029]")
+_NOT_IN_A_LINE = re.compile(r'[\x00-\x1f\x7f\x80-\x9f\u2028\u2029"\\]')
 _NOT_IN_A_PATH = re.compile(r'[\x00-\x1f\x7f\x80-\x9f\u2028\u2029"\\%]')
 """SLURM expands %x in the path of a log, and cannot quote the other characters."""
 
@@ -64,7 +66,14 @@ def script(config: dict[str, Any], shape: LaunchShape, run_path: Path, cwd: Path
 
 
 def _line(name: str, value: str) -> str:
-    """Return an `#SBATCH` line. SLURM reads quotation marks as a shell does, and their content literally (22.05)."""
+    """Return an `#SBATCH` line. SLURM reads quotation marks as a shell does, and their content literally (22.05).
+
+    Raises:
+        UserError: The value would end the line or the quotation, and what follows would be read as a command.
+    """
+    if _NOT_IN_A_LINE.search(value) or _NOT_IN_A_LINE.search(name):
+        fix = "remove line breaks and quotes from it"
+        raise UserError(f"--{name}={value!r} cannot be written in a job script", fix)
     if not value:
         return f"#SBATCH --{name}"
     return f"#SBATCH --{name}={value}" if _PLAIN.fullmatch(value) else f'#SBATCH --{name}="{value}"'
@@ -73,6 +82,9 @@ def _line(name: str, value: str) -> str:
 def _setup(cluster: dict[str, Any]) -> list[str]:
     lines = [f"module load {shlex.quote(name)}" for name in cluster["modules"]]
     lines += [str(line) for line in cluster["setup"]]
+    for line in lines:
+        if _CONTROL.search(line):
+            raise UserError(f"cluster.setup: {line!r} is more than one line", "write a list of lines")
     return ["", "# cluster.modules and cluster.setup", *lines] if lines else []
 
 
@@ -84,7 +96,7 @@ def _preflight(cluster: dict[str, Any], folders: list[Path]) -> list[str]:
     python = " ".join(_node_python(cluster, folders))
     return [
         "# Step 0 (cluster.preflight): each node checks itself, all ranks all-reduce; begin reads the results.",
-        f"timeout {cluster.get('preflight_timeout_s', 300) + SRUN_GRACE_S} srun {' '.join(options)} {node} \\",
+        f"timeout {int(cluster.get('preflight_timeout_s', 300)) + SRUN_GRACE_S} srun {' '.join(options)} {node} \\",
         f'    {python} -m trainer.slurm.preflight "$run_dir" $(scontrol show hostnames)',
     ]
 

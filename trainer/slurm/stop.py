@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from trainer.core.errors import DONE
+from trainer.core.errors import DONE, UserError
 from trainer.runs.directory import RunDirectory
 from trainer.runs.events import Ended
 from trainer.runs.records import AttemptOutcome
@@ -21,7 +21,7 @@ def stop(run: RunDirectory) -> None:
     Raises:
         EnvironmentFault: SLURM does not respond.
     """
-    job_id = str(run.launch().slurm_job_id)
+    job_id = job_of(run)
     state = query.states([job_id]).get(job_id)
     if state in _WAITS:
         cancel(run)
@@ -38,9 +38,26 @@ def stop(run: RunDirectory) -> None:
             pass
 
 
+def job_of(run: RunDirectory) -> str:
+    """Return the id of the run's job, checked: with another one in `launch.json`, another job would be cancelled.
+
+    Raises:
+        UserError: SLURM knows the job under another name than that of the run.
+        EnvironmentFault: SLURM does not respond.
+    """
+    job_id = str(run.launch().slurm_job_id)
+    name = query.job(job_id).get("JobName") if job_id.isdigit() else job_id
+    if name is not None and name != run.path.name:
+        raise UserError(
+            f"launch.json of {run.path.name} names job {ascii(job_id)[1:-1]}, which is not a job of this run",
+            "squeue --me lists your jobs; cancel the one you mean with scancel",
+        )
+    return job_id
+
+
 def cancel(run: RunDirectory) -> None:
     """Cancel the job; a running one gets SIGTERM, then SIGKILL."""
     try:
-        call("scancel", str(run.launch().slurm_job_id))
+        call("scancel", job_of(run))
     except SlurmRefused:  # it is gone
         pass

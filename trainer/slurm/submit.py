@@ -8,7 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from trainer.config.problems import raise_all
 from trainer.config.shape import LaunchShape, resolve
+from trainer.config.typed import problems_of
 from trainer.core.errors import EnvironmentFault, TrainerError, UserError
 from trainer.core.files import write_atomic
 from trainer.runs.directory import RunDirectory
@@ -18,6 +20,7 @@ from trainer.runs.registry import reference_to
 from trainer.slurm import render, resources
 from trainer.slurm.commands import SlurmRefused, is_here
 from trainer.slurm.commands import run as call
+from trainer.slurm.options import check_values
 
 _INPUT_VARIABLE = {"time": "SBATCH_TIMELIMIT", "mem": "SBATCH_MEM_PER_NODE", "signal": "SBATCH_SIGNAL"}
 """Options of sbatch whose environment variable has another name; man sbatch, INPUT ENVIRONMENT VARIABLES."""
@@ -79,7 +82,9 @@ class SlurmLauncher:
         launch_shape = before.shape or resolve(config)
         cwd = Path(before.cwd or os.getcwd())
         launch = Launch(cluster="slurm", shape=launch_shape, cwd=str(cwd), attempt=run.next_attempt())
+        launch = replace(launch, trusted=before.trusted)
         if not (self.keep_script and script_path(run).exists()):
+            _judge(config["cluster"])
             cpus = resources.cpus_per_process(config, launch_shape)
             text = render.script(config, launch_shape, run.path, cwd, cpus)
             write_atomic(script_path(run), text)
@@ -103,6 +108,16 @@ class SlurmLauncher:
         if self.after is None:
             return []
         return ["--dependency=" + ",".join(filter(None, [config["cluster"]["dependency"], f"afterany:{self.after}"]))]
+
+
+def _judge(cluster: dict[str, Any]) -> None:
+    """Check the frozen section again, because the file may have been changed since it was checked.
+
+    Raises:
+        UserError: A value could end a line of the job script, or SLURM refuses it.
+    """
+    raise_all(problems_of("cluster", cluster))
+    raise_all(list(check_values(cluster)))
 
 
 def submit(script: Path, cwd: Path, *options: str) -> str:

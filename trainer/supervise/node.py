@@ -21,6 +21,7 @@ from trainer.core import claims, processes
 from trainer.core.claims import CLAIMED_VARIABLE
 from trainer.core.errors import TrainerError
 from trainer.core.files import write_atomic
+from trainer.runs import trust
 from trainer.runs.directory import RunDirectory
 from trainer.runs.events import StopRequested, StopRequester
 from trainer.runs.lock import RunLock
@@ -123,6 +124,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = _parse(arguments)
     run = RunDirectory(options.run_dir.resolve())
     launch = run.launch()
+    trust.require(run, launch.trusted)
     shape = launch.shape or resolve(run.config())
     place = _place(options, shape, run.config())
     lock = RunLock(run)
