@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import pickle
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,8 @@ OLD_NAME = ".metadata"
 VERSION = 1
 _LARGEST_OLD_BYTES = 1 << 30
 _LARGEST = 2**63 - 1
+_last: dict[tuple[str, int, int, int], dict[str, Tensor]] = {}
+"""The index that was read last: fine-tuning reads one tensor at a time."""
 
 
 class Chunk(NamedTuple):
@@ -78,6 +81,16 @@ def read(path: Path) -> dict[str, Tensor]:
         BadCheckpoint: It is malformed, or does not fit the files that COMMIT lists.
         OSError, ValueError, UserError: As `commit.read_commit`.
     """
+    found = os.stat(path / commit.COMMIT)
+    key = (str(path), found.st_ino, found.st_size, found.st_mtime_ns)
+    if key not in _last:
+        tensors = _read(path)
+        _last.clear()
+        _last[key] = tensors
+    return _last[key]
+
+
+def _read(path: Path) -> dict[str, Tensor]:
     listed = commit.read_commit(path).files
     is_old = f"{SHARDS}/{NAME}" not in listed
     file = commit.listed_file(path, f"{SHARDS}/{OLD_NAME if is_old else NAME}")

@@ -17,6 +17,7 @@ from trainer.runs.directory import RunDirectory
 from trainer.runs.records import Launch
 from trainer.runs.registry import find, reference_to, runs_dir_from
 from trainer.runs.state import State, state_of
+from trainer.runs.trust import require
 from trainer.supervise.node import request_stop
 
 _POLL_S = 0.2
@@ -43,6 +44,7 @@ def main(argv: list[str]) -> int:
     add_output_options(parser)
     options = parser.parse_args(argv)
     run = find(options.run, runs_dir_from(options.runs_dir))
+    require(run, trusted=True)  # what is written into it stays in it
     state = state_of(run, states_of([run]))
     if not state.is_active:
         raise UserError(
