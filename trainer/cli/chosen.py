@@ -162,9 +162,12 @@ def logged(path: Path, variables: dict[str, str]) -> Iterator[TextIO]:
     path.parent.mkdir(parents=True, exist_ok=True)
     variables[cause.FAILURE_VARIABLE] = str(path.with_suffix(".failure.json"))
     Path(variables[cause.FAILURE_VARIABLE]).unlink(missing_ok=True)
-    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW
-    with open(os.open(path, flags, 0o600), "w") as log:
+    with open(path, "w", opener=_not_through_a_link) as log:
         yield log
+
+
+def _not_through_a_link(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NOFOLLOW, 0o600)
 
 
 def raise_failure(code: int, what: str, log: Path, variables: dict[str, str]) -> None:
