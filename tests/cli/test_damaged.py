@@ -132,11 +132,13 @@ def test_a_commit_of_a_newer_format_is_refused_by_name(
     path = store.path(4)
     content = json.loads((path / commit.COMMIT).read_text())
     del content["digest"]
-    content["format"] = 2
+    content["format"] = commit.FORMAT + 1
     (path / commit.COMMIT).write_text(json.dumps({**content, "digest": commit._digest(content)}))
     other = real_run(tmp_path)
     assert main(["show", run.id]) == USER_MUST_CHANGE
-    newer = f"{path} has checkpoint format 2; this version of trainer reads formats up to 1"
+    newer = (
+        f"{path} has checkpoint format {commit.FORMAT + 1}; this version of trainer reads formats up to {commit.FORMAT}"
+    )
     assert newer in capsys.readouterr().err
     assert main(["ls"]) == 0
     said = capsys.readouterr()
