@@ -42,6 +42,9 @@ def hydra_errors(loader: Any, overrides: list[str]) -> Iterator[None]:
     except OSError as error:
         fix = "make it readable, or remove it from the search path"
         raise UserError(f"{error.filename}: cannot be read ({error.strerror})", fix) from None
+    except ValueError as error:  # Hydra's own checks of an override, or of the header of a file
+        fix = "correct the override, or the line `# @package` of the file"
+        raise UserError(f"the configuration cannot be composed: {error}", fix) from None
 
 
 def _file_with(error: Exception, loader: Any) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import wave
 from functools import partial
 from math import log10
@@ -12,6 +13,7 @@ import numpy
 import torch
 
 from trainer.data.class_folders import ClassFolders, Reader
+from trainer.data.untrusted import open_regular
 
 SILENCE = 1e-6
 """Floor of the power before the logarithm: -60 dB."""
@@ -89,22 +91,25 @@ def read_clip(path: Path, rate: int, samples: int, random: bool) -> torch.Tensor
         ValueError: The file is no 16-bit PCM at `rate`, or shorter than 50 ms.
         OSError: The file cannot be read.
     """
-    try:
-        with wave.open(str(path)) as file:
-            channels, width, file_rate, frames = file.getparams()[:4]
-            raw = file.readframes(frames)
-    except (wave.Error, EOFError) as error:
-        raise ValueError(f"not a WAV file: {error}") from error
-    if width != SAMPLE_BYTES or file_rate != rate:
-        raise ValueError(f"{8 * width} bits at {file_rate} Hz, not 16 at {rate}")
-    if len(raw) < SAMPLE_BYTES * channels * rate // 20:
-        raise ValueError("shorter than 50 ms")
+    with open_regular(path) as content:
+        try:
+            with wave.open(content) as file:
+                channels, width, file_rate, promised = file.getparams()[:4]
+        except (wave.Error, EOFError, RuntimeError, OverflowError) as error:
+            raise ValueError(f"not a WAV file: {error}") from error
+        if width != SAMPLE_BYTES or file_rate != rate:
+            raise ValueError(f"{8 * width} bits at {file_rate} Hz, not 16 at {rate}")
+        # The header may promise more than there is: recorders that write to a pipe do not know the length.
+        begin, frame_bytes = content.tell(), SAMPLE_BYTES * channels
+        frames = min(promised, (os.fstat(content.fileno()).st_size - begin) // frame_bytes)
+        if frames * frame_bytes < frame_bytes * rate // 20:
+            raise ValueError("shorter than 50 ms")
+        spare = frames - samples
+        start = 0 if spare <= 0 else int(torch.randint(spare + 1, ())) if random else spare // 2
+        content.seek(begin + start * frame_bytes)
+        raw = content.read(min(frames, samples) * frame_bytes)
     values = numpy.frombuffer(raw, "<i2").reshape(-1, channels).mean(1).astype(numpy.float32) / 2**15
-    spare = len(values) - samples
-    if spare <= 0:
-        return torch.nn.functional.pad(torch.from_numpy(values), (0, -spare))
-    start = int(torch.randint(spare + 1, ())) if random else spare // 2
-    return torch.from_numpy(values[start : start + samples].copy())
+    return torch.nn.functional.pad(torch.from_numpy(values), (0, max(0, -spare)))
 
 
 def log_mel(clip: torch.Tensor, filters: torch.Tensor, window: int, hop: int) -> torch.Tensor:

@@ -15,6 +15,7 @@ from trainer.core.errors import UserError
 from trainer.data import locations
 from trainer.data.arrays import EVALUATION_BATCH, ArrayDataModule
 from trainer.data.files import SPLITS, split_by_name
+from trainer.data.untrusted import shown
 from trainer.tasks.classification import IGNORED
 
 _log = logging.getLogger(__name__)
@@ -58,10 +59,10 @@ class LabelledFiles(Dataset[tuple[torch.Tensor, int]]):
         if path in self.bad:
             return
         self.bad.add(path)
-        _log.warning("skipped %s (%d so far): %s", path, len(self.bad), error)
+        _log.warning("skipped %s (%d so far): %s", shown(path), len(self.bad), shown(error))
         if len(self.bad) > self.max_bad:
             raise UserError(
-                f"more than data.max_bad={self.max_bad} samples cannot be read; the latest is {path}",
+                f"more than data.max_bad={self.max_bad} samples cannot be read; the latest is {shown(path)}",
                 "repair or remove the files named in the log, or increase data.max_bad",
             )
 
@@ -149,7 +150,7 @@ class ClassFolders(ArrayDataModule, ABC):
         paths = parts.get("train", []) if given else self._files(self.root / name)
         if len(paths) < len(SPLITS):
             raise UserError(
-                f"data.root={self.root}: class {name} has {len(paths)} files, too few for a held-out split",
+                f"data.root={self.root}: class {shown(name)} has {len(paths)} files, too few for a held-out split",
                 f"add files, or make the folders {', '.join(SPLITS)} yourself",
             )
         divided = split_by_name(paths, lambda path: path.relative_to(self.root).as_posix(), self.held_out)

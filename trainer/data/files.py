@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 import sysconfig
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from typing import TypeVar
 
 from trainer.core.errors import UserError
 from trainer.data import locations
+from trainer.data.untrusted import has_hole, limit_bytes, open_regular, require_within, shown
 
 _log = logging.getLogger(__name__)
 
@@ -35,26 +37,33 @@ def standard_library() -> Path:
     return Path(sysconfig.get_paths()["stdlib"])
 
 
-def read_folder(root: Path, patterns: Sequence[str]) -> list[TextFile]:
+def read_folder(root: Path, patterns: Sequence[str], max_bytes: int | None = None) -> list[TextFile]:
     """Read the files below `root` (or `root` itself) whose name matches one of `patterns`, sorted by name.
 
     Files that are not text are skipped, counted and named in the log: an image among the texts is no reason to stop,
     but must not go unnoticed.
 
+    Args:
+        root: A folder or a file.
+        patterns: Names of the files.
+        max_bytes: Maximum bytes of all texts; None: half of the memory that is available.
+
     Raises:
-        UserError: No file is left.
+        UserError: No file is left, or the texts are larger.
     """
     files, skipped = [], []
     seen: set[bytes] = set()
+    length, limit = 0, limit_bytes(max_bytes)
     for path in _paths(root, patterns):
         name = path.relative_to(root if root.is_dir() else root.parent).as_posix()
-        text = path.read_bytes()
+        text = read_text(path, limit - length)
         digest = hashlib.sha256(text).digest()
         reason = "duplicate" if digest in seen else not_text(text)
         if reason:
-            skipped.append(f"{name} ({reason})")
+            skipped.append(f"{shown(name)} ({reason})")
         else:
             seen.add(digest)
+            length += len(text)
             files.append(TextFile(name, text))
     if skipped:
         _log.info("skipped %d of %d files: %s", len(skipped), len(skipped) + len(files), ", ".join(skipped[:20]))
@@ -106,6 +115,22 @@ def _paths(root: Path, patterns: Sequence[str]) -> Iterator[Path]:
         hidden = any(part.startswith(".") or part in NOT_SOURCES for part in parts)
         if not hidden and path.is_file() and any(path.match(pattern) for pattern in patterns):
             yield path
+
+
+def read_text(path: Path, max_bytes: int | None = None) -> bytes:
+    """Return the content of a file that should hold text; of a sparse file, whose holes are NUL bytes, only one NUL.
+
+    Raises:
+        UserError: It is larger than `max_bytes` (None: half of the memory that is available), or no regular file.
+    """
+    try:
+        with open_regular(path) as file:
+            if has_hole(file):
+                return b"\0"
+            require_within(path, os.fstat(file.fileno()).st_size, max_bytes)
+            return file.read()
+    except ValueError as error:
+        raise UserError(f"{shown(path)}: {error}", "remove it") from None
 
 
 def not_text(text: bytes) -> str:

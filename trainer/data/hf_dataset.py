@@ -11,6 +11,7 @@ from trainer.core.errors import UserError
 from trainer.core.near import listed
 from trainer.data.arrays import ArrayDataModule
 from trainer.data.image_table import ImageTable
+from trainer.data.images import MAX_PIXELS
 from trainer.data.labelled_text import LabelledText
 from trainer.data.tables import IDS, IMAGES, LABELS, TEXTS, Tables, find_tables, require_column, require_one_kind
 from trainer.data.text_table import TextTable, TokenTable
@@ -46,6 +47,8 @@ def hf_dataset(
     max_bad: int = 100,
     cache: str | None = None,
     document_mask: bool = False,
+    max_pixels: int = MAX_PIXELS,
+    max_bytes: int | None = None,
 ) -> ArrayDataModule:
     """Return the data module for a folder: what `save_to_disk` wrote, or Parquet or Arrow files.
 
@@ -73,6 +76,8 @@ def hf_dataset(
         cache: Folder for prepared data; None: `~/.cache/trainer`.
         document_mask: For language modelling: whether positions attend only within their row's text, or within the
             documents that token ids end with the tokenizer's end-of-text token.
+        max_pixels: As in `trainer.data.image_folder.ImageFolder`.
+        max_bytes: Maximum bytes that a column of a row group unpacks to; None: half of the memory that is available.
 
     Returns:
         A `TokenTable`, `ImageTable`, `LabelledText` or `TextTable`.
@@ -80,7 +85,7 @@ def hf_dataset(
     Raises:
         UserError: The folder or a column does not exist, or the columns do not say what to read.
     """
-    tables = find_tables(Path(root).expanduser())
+    tables = find_tables(Path(root).expanduser(), max_bytes)
     columns = _choose(tables, Columns(text_column, ids_column, image_column, label_column))
     common: dict[str, Any] = {"batch_size": batch_size, "held_out": held_out, "cache": cache}
     if document_mask and (columns.image is not None or columns.label is not None):
@@ -92,7 +97,7 @@ def hf_dataset(
         return TokenTable(tables, columns.ids, sequence_length=sequence_length, tokenizer=path, **common)
     if columns.image is not None and columns.label is not None:
         common |= {"num_workers": num_workers, "max_bad": max_bad}
-        common |= {"size": size, "augment": augment, "grey": grey, "mirror": mirror}
+        common |= {"size": size, "augment": augment, "grey": grey, "mirror": mirror, "max_pixels": max_pixels}
         return ImageTable(tables, columns.image, columns.label, **common)
     assert columns.text is not None
     common |= {"sequence_length": sequence_length, "tokenizer": tokenizer, "vocab_size": vocab_size}

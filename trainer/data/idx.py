@@ -6,13 +6,15 @@ dimensions as 32-bit integers.
 
 from __future__ import annotations
 
-import gzip
+import math
 import struct
+import zlib
 from pathlib import Path
 
 import numpy
 
 from trainer.core.errors import UserError
+from trainer.data.untrusted import open_regular, read_exactly, require_within, shown, unpacked
 
 _UNSIGNED_BYTE = 8
 
@@ -24,11 +26,16 @@ def read_idx(path: Path) -> numpy.ndarray:
         UserError: The file is damaged or no IDX file of unsigned bytes.
     """
     try:
-        raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-        zero, kind, dimensions = struct.unpack(">HBB", raw[:4])
-        shape = struct.unpack(f">{dimensions}I", raw[4 : 4 + 4 * dimensions])
-        if zero != 0 or kind != _UNSIGNED_BYTE:
-            raise ValueError("not an IDX file of unsigned bytes")
-        return numpy.frombuffer(raw, numpy.uint8, offset=4 + 4 * dimensions).reshape(shape).copy()
-    except (EOFError, OSError, ValueError, struct.error) as error:
-        raise UserError(f"{path} cannot be read: {error}", "download the file again") from error
+        with open_regular(path) as file:
+            stream = unpacked(file) if path.suffix == ".gz" else file
+            zero, kind, dimensions = struct.unpack(">HBB", read_exactly(stream, 4))
+            if zero != 0 or kind != _UNSIGNED_BYTE:
+                raise ValueError("not an IDX file of unsigned bytes")
+            shape = struct.unpack(f">{dimensions}I", read_exactly(stream, 4 * dimensions))
+            require_within(path, math.prod(shape), None)
+            raw = read_exactly(stream, math.prod(shape))
+            if stream.read(1):
+                raise ValueError(f"more than the {len(raw):,} values of the header")
+        return numpy.frombuffer(raw, numpy.uint8).reshape(shape).copy()
+    except (EOFError, OSError, ValueError, struct.error, zlib.error) as error:
+        raise UserError(f"{shown(path)} cannot be read: {error}", "download the file again") from error

@@ -11,6 +11,7 @@ import torch
 
 from trainer.core.errors import EnvironmentFault
 from trainer.data.class_folders import ClassFolders, Reader
+from trainer.data.images import MAX_PIXELS, decode
 
 MEAN = torch.tensor([0.485, 0.456, 0.406])[:, None, None]
 DEVIATION = torch.tensor([0.229, 0.224, 0.225])[:, None, None]
@@ -38,6 +39,7 @@ class ImageFolder(ClassFolders):
         max_bad: Unreadable files per process that are tolerated.
         grey: Read greyscale images.
         mirror: Random horizontal flips with `augment`: right for photographs, wrong for characters.
+        max_pixels: Pixels above which an image counts as unreadable.
     """
 
     suffixes = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".ppm")
@@ -56,9 +58,11 @@ class ImageFolder(ClassFolders):
         max_bad: int = 100,
         grey: bool = False,
         mirror: bool = True,
+        max_pixels: int = MAX_PIXELS,
     ) -> None:
         super().__init__(root, batch_size, num_workers=num_workers, held_out=held_out, max_bad=max_bad)
         self.size, self.augment, self.grey, self.mirror = size, augment, grey, mirror
+        self.max_pixels = max_pixels
 
     def shape(self) -> list[int]:
         """Return the shape of a sample: `[channels, size, size]`."""
@@ -67,7 +71,11 @@ class ImageFolder(ClassFolders):
     def reader(self, training: bool) -> tuple[Reader, bool]:
         """Return the function that reads a file, and whether it is random."""
         random = training and self.augment
-        return partial(read_image, size=self.size, random=random, grey=self.grey, mirror=self.mirror), random
+        return partial(read_image, random=random, **self._reading()), random
+
+    def _reading(self) -> dict[str, Any]:
+        """Return the arguments of `read_image` that every split has."""
+        return {"size": self.size, "grey": self.grey, "mirror": self.mirror, "max_pixels": self.max_pixels}
 
     def setup(self, stage: str | None = None) -> None:
         """Find the files and build the dataset of each split, once.
@@ -82,7 +90,14 @@ class ImageFolder(ClassFolders):
         super().setup(stage)
 
 
-def read_image(path: Path | BinaryIO, size: int, random: bool, grey: bool = False, mirror: bool = True) -> torch.Tensor:
+def read_image(
+    path: Path | BinaryIO,
+    size: int,
+    random: bool,
+    grey: bool = False,
+    mirror: bool = True,
+    max_pixels: int = MAX_PIXELS,
+) -> torch.Tensor:
     """Read an image, scale its shorter side to `size`, take the centre crop and normalise it.
 
     With `random`, the shorter side is scaled to 9/8 of `size` before a random crop; with `mirror`, half of the images
@@ -95,25 +110,24 @@ def read_image(path: Path | BinaryIO, size: int, random: bool, grey: bool = Fals
         random: Whether to augment.
         grey: Convert to one channel instead of three.
         mirror: Whether to flip half of the images when `random`.
+        max_pixels: Maximum pixels, of the image in the file and once scaled.
 
     Returns:
         Tensor of shape `(3, size, size)`, with `grey` `(1, size, size)`, float32.
 
     Raises:
         OSError: The image cannot be read.
-        ValueError: The image is damaged.
+        ValueError: The image is damaged, or too large.
     """
     from PIL import Image
 
-    mode = "L" if grey else "RGB"
-    with Image.open(path) as file:
-        # libjpeg decodes at the smallest scale of 1/1, 1/2, 1/4, 1/8 that is large enough: four times as fast.
-        file.draft(mode, (2 * size, 2 * size))
-        image = file.convert(mode)
+    image = decode(path, "L" if grey else "RGB", 2 * size, max_pixels)
     small = min(image.size) <= size
     shorter = size * 9 // 8 if random and not small else size
     scale = shorter / min(image.size)
     width, height = (max(size, round(side * scale)) for side in image.size)
+    if width * height > max(max_pixels, image.width * image.height):
+        raise ValueError(f"{image.width} x {image.height} pixels are {width} x {height} at the size of a sample")
     if (width, height) != image.size:
         image = image.resize((width, height), Image.Resampling.BILINEAR)
     array: numpy.ndarray = numpy.asarray(image).reshape(height, width, -1)

@@ -15,9 +15,11 @@ from trainer.data.cache import cache_root, prepared
 from trainer.data.class_folders import Reader
 from trainer.data.files import SPLITS
 from trainer.data.image_folder import ImageFolder, read_image
+from trainer.data.images import MAX_PIXELS
 from trainer.data.labels import read_labels, refuse_too_many
 from trainer.data.row_splits import rows_of_splits
 from trainer.data.tables import Tables, pyarrow, record_batches
+from trainer.data.untrusted import inside, shown
 from trainer.tasks.classification import IGNORED
 
 FORMAT = 1
@@ -31,7 +33,7 @@ class Row(NamedTuple):
     number: int
 
     def __str__(self) -> str:
-        return f"{self.path}:{self.number}"
+        return f"{shown(self.path)}:{self.number}"
 
 
 class LabelledRows(Sequence[tuple[Row, int]]):
@@ -83,7 +85,7 @@ class ImageColumn:
         """Return a path or a binary file object of the image.
 
         Raises:
-            ValueError: The row holds no image.
+            ValueError: The row holds no image, or a path outside of the root.
         """
         if row.path not in self._columns:
             arrow = pyarrow()
@@ -93,7 +95,7 @@ class ImageColumn:
         if isinstance(value, dict):  # the feature Image of `datasets`
             value = value.get("bytes") or value.get("path")
         if isinstance(value, str):
-            return self.root / value
+            return inside(self.root, value)
         if not isinstance(value, bytes):
             raise ValueError(f"expected an image, got {'null' if value is None else type(value).__name__}")
         return BytesIO(value)
@@ -117,6 +119,7 @@ class ImageTable(ImageFolder):
         held_out: Fraction of the rows for each of val and test that no file gives.
         max_bad: Rows with an unreadable image or without a usable label that are tolerated.
         cache: Folder for rows that come as Parquet; None: `~/.cache/trainer`.
+        max_pixels: As in `ImageFolder`.
     """
 
     def __init__(
@@ -134,6 +137,7 @@ class ImageTable(ImageFolder):
         held_out: float,
         max_bad: int,
         cache: str | None,
+        max_pixels: int = MAX_PIXELS,
     ) -> None:
         super().__init__(
             str(tables.root),
@@ -145,6 +149,7 @@ class ImageTable(ImageFolder):
             max_bad=max_bad,
             grey=grey,
             mirror=mirror,
+            max_pixels=max_pixels,
         )
         self.tables, self.image, self.label = tables, image, label
         self.cache = Path(cache).expanduser() if cache else cache_root()
@@ -157,8 +162,7 @@ class ImageTable(ImageFolder):
         """Return the function that reads a row, and whether it is random."""
         random = training and self.augment
         column = ImageColumn(self.tables.root, self.image, self._opened_as())
-        read = partial(_read_row, column=column, size=self.size, random=random, grey=self.grey, mirror=self.mirror)
-        return read, random
+        return partial(_read_row, column=column, random=random, **self._reading()), random
 
     def _parts(self) -> dict[str, Sequence[tuple[Any, int]]]:
         labels = read_labels(self.tables, self.label)
@@ -186,21 +190,21 @@ class ImageTable(ImageFolder):
 
         def prepare(folder: Path) -> None:
             for path, name in names.items():
-                _write_arrow(path, self.image, folder / name)
+                _write_arrow(path, self.image, folder / name, self.tables.max_bytes)
 
         folder = prepared(self.cache / f"table-{self.tables.key(FORMAT, 'pictures', self.image)}", prepare)
         return {path: folder / name for path, name in names.items()}
 
 
-def _read_row(row: Row, *, column: ImageColumn, size: int, random: bool, grey: bool, mirror: bool) -> torch.Tensor:
-    return read_image(column(row), size, random, grey, mirror)
+def _read_row(row: Row, *, column: ImageColumn, **reading: Any) -> torch.Tensor:
+    return read_image(column(row), **reading)
 
 
-def _write_arrow(source: Path, column: str, target: Path) -> None:
+def _write_arrow(source: Path, column: str, target: Path, max_bytes: int | None) -> None:
     arrow = pyarrow()
     writer = None
     with arrow.OSFile(str(target), "wb") as file:
-        for batch in record_batches(source, column):
+        for batch in record_batches(source, column, max_bytes):
             writer = writer or arrow.ipc.new_file(file, batch.schema)
             writer.write_batch(batch)
         if writer is not None:

@@ -17,9 +17,10 @@ from trainer.data.files import SPLITS
 from trainer.data.labels import read_labels, refuse_too_many
 from trainer.data.prepared_tokens import META
 from trainer.data.row_splits import rows_of_splits
-from trainer.data.tables import Tables
+from trainer.data.tables import Tables, class_names
 from trainer.data.text_table import NAMED, Rows
-from trainer.data.tokenizers import Tokenizer, TokenizerChoice, token_type
+from trainer.data.tokenizers import MAX_VOCABULARY, Tokenizer, TokenizerChoice, token_type
+from trainer.data.untrusted import natural, read_object, shown
 from trainer.tasks.classification import IGNORED
 
 _log = logging.getLogger(__name__)
@@ -94,13 +95,20 @@ class LabelledText(ArrayDataModule):
             return
         self.prepare_data()
         assert self.folder is not None
-        self.meta = json.loads((self.folder / META).read_text())
-        self.classes = self.meta["classes"]
-        kind = token_type(self.meta["vocab_size"])
+        path, again = self.folder / META, f"remove {shown(self.folder)}: the texts are then prepared again"
+        self.meta = read_object(path, again)
+        kind = token_type(natural(self.meta, path, "vocab_size", largest=MAX_VOCABULARY))
+        natural(self.meta, path, "pad_id", largest=self.meta["vocab_size"] - 1)
+        self.classes = class_names(self.meta.get("classes"), path)
         for split in SPLITS:
             # Memory-mapped: the ranks share one copy. Copy on write, because torch warns about read-only arrays.
-            ids = numpy.memmap(self.folder / f"{split}.bin", kind, mode="c").reshape(-1, self.sequence_length)
-            labels = numpy.load(self.folder / f"{split}-labels.npy")
+            try:
+                ids = numpy.memmap(self.folder / f"{split}.bin", kind, mode="c").reshape(-1, self.sequence_length)
+                labels = numpy.asarray(numpy.load(self.folder / f"{split}-labels.npy", mmap_mode="c"), numpy.int64)
+                if labels.shape != (len(ids),) or not ((labels >= 0) & (labels < len(self.classes))).all():
+                    raise ValueError(f"{split}-labels.npy holds no class for each row")
+            except (EOFError, OSError, ValueError) as error:
+                raise UserError(f"{shown(self.folder)} is damaged: {shown(error)}", again) from None
             setattr(self, split, Arrays(torch.from_numpy(ids), torch.from_numpy(labels), _to_int64))
 
     def facts(self) -> dict[str, Any]:

@@ -16,6 +16,9 @@ from trainer.tasks.classification import IGNORED
 
 _log = logging.getLogger(__name__)
 
+MAX_CLASSES = 2**24
+"""Maximum number of integer classes: the last layer of the model has an output for each."""
+
 
 @dataclass(frozen=True)
 class Labels:
@@ -35,7 +38,7 @@ def read_labels(tables: Tables, column: str) -> Labels:
     Raises:
         UserError: The training split has no labels.
     """
-    values = {split: _values(paths, column) for split, paths in tables.files.items()}
+    values = {split: _values(paths, column, tables.max_bytes) for split, paths in tables.files.items()}
     classes = tables.class_names(column) or _classes(values["train"][0])
     numbers = {split: _numbers(labels, classes) for split, (labels, _) in values.items()}
     if not (numbers["train"] != IGNORED).any():
@@ -65,12 +68,12 @@ def refuse_too_many(split: str, bad: int, names: Sequence[str], max_bad: int) ->
         raise UserError(problem, "repair them, or increase data.max_bad")
 
 
-def _values(paths: Sequence[Path], column: str) -> tuple[list[Any], numpy.ndarray]:
+def _values(paths: Sequence[Path], column: str, max_bytes: int | None) -> tuple[list[Any], numpy.ndarray]:
     """Return the labels as written, and the number of rows up to the end of each file."""
     values: list[Any] = []
     ends = []
     for path in paths:
-        for _, _, chunk in column_of([path], column):
+        for _, _, chunk in column_of([path], column, max_bytes):
             values += chunk.to_pylist()
         ends.append(len(values))
     return values, numpy.array(ends)
@@ -81,7 +84,11 @@ def _classes(values: Sequence[Any]) -> list[str]:
     known = [value for value in values if value is not None]
     kinds = {type(value) for value in known}
     if kinds <= {int, bool}:
-        return [str(number) for number in range(1 + max(map(int, known), default=-1))]
+        largest = max(map(int, known), default=-1)
+        if largest >= MAX_CLASSES:
+            fix = "name a column of integers from 0, or of texts"
+            raise UserError(f"data.label_column: the class {largest} would make a model with as many outputs", fix)
+        return [str(number) for number in range(1 + largest)]
     if kinds == {str}:
         return sorted(set(known))
     raise UserError(

@@ -15,8 +15,9 @@ from trainer.data.arrays import ArrayDataModule
 from trainer.data.baselines import bits_per_byte
 from trainer.data.cache import cache_root
 from trainer.data.files import SPLITS
-from trainer.data.tokenizers import Tokenizer, TokenizerChoice, token_type, write_tokens
+from trainer.data.tokenizers import MAX_VOCABULARY, Tokenizer, TokenizerChoice, token_type, write_tokens
 from trainer.data.tokens import TokenWindows, evaluation_windows
+from trainer.data.untrusted import natural, read_object, shown
 
 META = "meta.json"
 
@@ -69,8 +70,8 @@ class PreparedTokens(ArrayDataModule, ABC):
         if self.train is not None:
             return
         self.folder = self.folder or self.prepared_folder()
-        self.meta = json.loads((self.folder / META).read_text())
-        kind = token_type(self.meta["vocab_size"])
+        self.meta = read_object(self.folder / META, f"remove {shown(self.folder)}: the tokens are then prepared again")
+        kind = token_type(natural(self.meta, self.folder / META, "vocab_size", largest=MAX_VOCABULARY))
         end = self.end_of_text() if self.document_mask else None
         self.train, self.val, self.test = (
             TokenWindows([self.folder / f"{split}.bin"], self.sequence_length, kind, end) for split in SPLITS

@@ -17,6 +17,7 @@ from typing import Any
 from trainer.core.errors import EnvironmentFault, UserError
 from trainer.core.near import did_you_mean, listed
 from trainer.data.files import SPLITS
+from trainer.data.untrusted import limit_bytes, read_object, require_within, shown
 
 SPLIT_NAMES = {"train": "train", "val": "val", "valid": "val", "validation": "val", "dev": "val", "test": "test"}
 IDS = ("input_ids",)
@@ -39,6 +40,8 @@ class Tables:
 
     root: Path
     files: dict[str, list[Path]]
+    max_bytes: int | None = None
+    """Maximum bytes that a column of a row group, or a record batch, unpacks to; None: half of the free memory."""
 
     def columns(self) -> list[str]:
         """Return the names of the columns."""
@@ -51,10 +54,14 @@ class Tables:
         if info.is_file():
             features = _json(info).get("features")
         else:
-            metadata = json.loads((_schema(first).metadata or {}).get(b"huggingface", b"{}"))
-            features = metadata.get("info", {}).get("features")
-        feature = (features or {}).get(label)
-        return feature.get("names") if isinstance(feature, dict) else None
+            info = first
+            try:
+                metadata = json.loads((_schema(first).metadata or {}).get(b"huggingface", b"{}"))
+            except (ValueError, RecursionError) as error:
+                raise _damaged(first, error) from None
+            features = _at(_at(metadata, "info"), "features")
+        names = _at(_at(features, label), "names")
+        return None if names is None else class_names(names, info)
 
     def key(self, *settings: object) -> str:
         """Return a cache key of these files and these settings.
@@ -70,8 +77,20 @@ class Tables:
         return hashlib.sha256(repr((files, settings)).encode()).hexdigest()[:20]
 
 
-def find_tables(root: Path) -> Tables:
+def class_names(names: Any, source: Path) -> list[str]:
+    """Return the names of the classes as they are in a JSON file; raises UserError if they are no texts."""
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        problem = f"{shown(source)}: the names of the classes are {shown(repr(names)[:60])}, not a list of texts"
+        raise UserError(problem, "save the dataset again")
+    return names
+
+
+def find_tables(root: Path, max_bytes: int | None = None) -> Tables:
     """Find the tables of a folder by file names and by the JSON files next to them.
+
+    Args:
+        root: The folder.
+        max_bytes: As in `Tables`.
 
     Raises:
         UserError: The folder holds no tables to train on, or its splits are unclear.
@@ -83,8 +102,10 @@ def find_tables(root: Path) -> Tables:
         )
     splits = root / "dataset_dict.json"
     if splits.is_file():
-        saved = [(SPLIT_NAMES.get(name), root / name) for name in _json(splits).get("splits", [])]
-        files = {split: _saved(folder) for split, folder in saved if split is not None}
+        names = _json(splits).get("splits", [])
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise UserError(f"{shown(splits)}: splits is no list of names", "save the dataset again")
+        files = {SPLIT_NAMES[name]: _saved(root / name) for name in names if name in SPLIT_NAMES}
     elif (root / "state.json").is_file():
         files = {"train": _saved(root)}
     else:
@@ -93,7 +114,7 @@ def find_tables(root: Path) -> Tables:
         problem = f"only the splits {', '.join(sorted(files))}" if files else "no Parquet or Arrow file"
         fix = "use a folder that save_to_disk() wrote, or one of *.parquet or *.arrow, with a training split"
         raise UserError(f"data.root={root}: {problem}", fix)
-    return Tables(root, files)
+    return Tables(root, files, max_bytes)
 
 
 COLUMN_OPTIONS = ("text_column", "ids_column", "image_column", "label_column")
@@ -135,38 +156,44 @@ def pyarrow() -> ModuleType:
 def num_rows(path: Path) -> int:
     """Return the number of rows without reading them."""
     if path.suffix == ".parquet":
-        return int(_opened(path).metadata.num_rows)
+        try:
+            return int(_opened(path).metadata.num_rows)
+        except (OSError, ValueError, MemoryError) as error:
+            raise _damaged(path, error) from None
     return sum(batch.num_rows for batch in record_batches(path))
 
 
-def record_batches(path: Path, column: str | None = None) -> Iterator[Any]:
+def record_batches(path: Path, column: str | None = None, max_bytes: int | None = None) -> Iterator[Any]:
     """Yield pyarrow's RecordBatches; those of an Arrow file are views of its memory map.
 
     Args:
         path: The file.
         column: The only column that is read, of Parquet; None: all.
+        max_bytes: As in `Tables`.
 
     Raises:
-        UserError: The file is damaged.
+        UserError: The file is damaged, or unpacks to more.
     """
     try:
         reader = _opened(path)
         if path.suffix == ".parquet":
-            yield from reader.iter_batches(ROWS, columns=None if column is None else [column])
+            yield from reader.iter_batches(
+                _rows_at_a_time(path, reader.metadata, column, max_bytes), columns=None if column is None else [column]
+            )
         elif hasattr(reader, "get_batch"):
             yield from (reader.get_batch(number) for number in range(reader.num_record_batches))
         else:
             yield from reader
-    except (OSError, ValueError) as error:  # pyarrow's errors are subclasses
+    except (OSError, ValueError, MemoryError, KeyError, NotImplementedError) as error:  # pyarrow's are subclasses
         raise _damaged(path, error) from None
 
 
-def column_of(paths: Iterable[Path], name: str) -> Iterator[tuple[Path, int, Any]]:
+def column_of(paths: Iterable[Path], name: str, max_bytes: int | None = None) -> Iterator[tuple[Path, int, Any]]:
     """Yield a column in chunks: (file, index of the first row, pyarrow array of at most `ROWS` rows)."""
     for path in paths:
         row = 0
         columns = _schema(path).names
-        for batch in record_batches(path, name):
+        for batch in record_batches(path, name, max_bytes):
             if name not in columns:
                 fix = f"name another column, or move the file away; its columns are {', '.join(columns)}"
                 raise UserError(f"{path} has no column {name}", fix)
@@ -180,7 +207,14 @@ def _saved(folder: Path) -> list[Path]:
     state = folder / "state.json"
     if not state.is_file():
         raise UserError(f"{folder} has no state.json, which save_to_disk() writes", "save the dataset again")
-    paths = [folder / entry["filename"] for entry in _json(state)["_data_files"]]
+    entries = _json(state).get("_data_files")
+    names: list[Any] = [_at(entry, "filename") for entry in entries] if isinstance(entries, list) else [None]
+    for name in names:
+        if not isinstance(name, str) or name != Path(name).name or "\0" in name:
+            raise UserError(
+                f"{shown(state)}: {shown(name)} is no name of a file in its folder", "save the dataset again"
+            )
+    paths = [folder / name for name in names]
     for path in paths:
         if not path.is_file():
             raise UserError(f"{path} is missing, but {state} lists it", "save the dataset again")
@@ -209,8 +243,27 @@ def _schema(path: Path) -> Any:
     try:
         reader = _opened(path)
         return reader.schema_arrow if path.suffix == ".parquet" else reader.schema
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, MemoryError, NotImplementedError) as error:
         raise _damaged(path, error) from None
+
+
+def _rows_at_a_time(path: Path, metadata: Any, column: str | None, max_bytes: int | None) -> int:
+    """Return how many rows of Parquet fit in memory even if each holds the largest value of its column.
+
+    A dictionary of one long text lets a small file unpack to that text in each row.
+
+    Raises:
+        UserError: A column of a row group is larger than the limit.
+    """
+    limit, largest = limit_bytes(max_bytes), 1
+    for group in range(metadata.num_row_groups):
+        chunks = (metadata.row_group(group).column(index) for index in range(metadata.num_columns))
+        for chunk in chunks:
+            if column is None or chunk.path_in_schema.split(".")[0] == column:
+                size = max(chunk.total_uncompressed_size, 0)
+                require_within(path, size, limit)
+                largest = max(largest, size)
+    return max(1, min(ROWS, limit // largest))
 
 
 def _opened(path: Path) -> Any:
@@ -224,11 +277,14 @@ def _opened(path: Path) -> Any:
 
 
 def _damaged(path: Path, error: Exception) -> UserError:
-    return UserError(f"{path} cannot be read: {str(error).splitlines()[0]}", "write it again, or remove it")
+    reason = next(iter(str(error).splitlines()), type(error).__name__)
+    return UserError(f"{shown(path)} cannot be read: {shown(reason)}", "write it again, or remove it")
 
 
 def _json(path: Path) -> dict[str, Any]:
-    try:
-        return dict(json.loads(path.read_text()))
-    except ValueError as error:
-        raise UserError(f"{path} is not valid JSON: {error}", "save the dataset again") from None
+    return read_object(path, "save the dataset again")
+
+
+def _at(content: Any, key: str) -> Any:
+    """Return the value of a key of a JSON object; None if it is no object, or has no such key."""
+    return content.get(key) if isinstance(content, dict) else None

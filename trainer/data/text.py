@@ -30,6 +30,7 @@ class Text(PreparedText):
         held_out: Fraction of the files for each of val and test.
         cache: Folder for prepared data; None: `~/.cache/trainer`.
         document_mask: Whether positions attend only within their file; see `Transformer.document_end`.
+        max_bytes: Maximum bytes of all texts; None: half of the memory that is available.
     """
 
     def __init__(
@@ -44,15 +45,16 @@ class Text(PreparedText):
         held_out: float = 0.05,
         cache: str | None = None,
         document_mask: bool = False,
+        max_bytes: int | None = None,
     ) -> None:
         super().__init__(batch_size, sequence_length, cache, tokenizer, vocab_size, document_mask=document_mask)
         self.root = Path(root).expanduser() if root else standard_library()
         self.patterns = list(patterns) if patterns else (["*"] if root else ["*.py"])
-        self.held_out = held_out
+        self.held_out, self.max_bytes = held_out, max_bytes
 
     def prepared_folder(self) -> Path:
         """Return the prepared folder. Always reads all files, because their content names the folder."""
-        files = read_folder(self.root, self.patterns)
+        files = read_folder(self.root, self.patterns, self.max_bytes)
 
         def prepare(folder: Path) -> None:
             parts = split_files(files, self.held_out)

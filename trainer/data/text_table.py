@@ -16,7 +16,8 @@ from trainer.data.files import SPLITS, not_text
 from trainer.data.prepared_tokens import META, PreparedText, PreparedTokens
 from trainer.data.row_splits import rows_of_splits
 from trainer.data.tables import Tables, column_of, num_rows, pyarrow
-from trainer.data.tokenizers import BytePairs, token_type
+from trainer.data.tokenizers import MAX_VOCABULARY, BytePairs, token_type
+from trainer.data.untrusted import require_within, shown
 
 _log = logging.getLogger(__name__)
 
@@ -24,6 +25,8 @@ FORMAT = 1
 """Version of the prepared folder's format, part of its name."""
 NAMED = 100
 """Bad rows that are kept by name; all are counted."""
+_ROW_BYTES = 32
+"""Memory that a row takes in the choice of splits. A header may promise any number of rows."""
 
 
 class Rows:
@@ -38,6 +41,7 @@ class Rows:
 
     def __init__(self, tables: Tables, column: str, source: str, numbers: numpy.ndarray) -> None:
         self.files, self.column, self.numbers = tables.files[source], column, numbers
+        self.max_bytes = tables.max_bytes
         self.bad = 0
         self.bad_names: list[str] = []
 
@@ -45,7 +49,7 @@ class Rows:
         """Yield pyarrow arrays of the next rows with their names, `file:row`."""
         self.bad, self.bad_names = 0, []
         done = 0
-        for path, first, chunk in column_of(self.files, self.column):
+        for path, first, chunk in column_of(self.files, self.column, self.max_bytes):
             begin, end = numpy.searchsorted(self.numbers, [done, done + len(chunk)])
             mine = self.numbers[begin:end] - done
             done += len(chunk)
@@ -56,7 +60,7 @@ class Rows:
         """Count a bad row."""
         self.bad += 1
         if len(self.bad_names) < NAMED:
-            self.bad_names.append(f"{name} ({reason})")
+            self.bad_names.append(f"{shown(name)} ({reason})")
 
     def texts(self) -> Iterator[bytes]:
         """Yield texts as UTF-8. Rows that are null, empty, binary or not UTF-8 are skipped and counted."""
@@ -204,6 +208,9 @@ class TokenTable(PreparedTokens):
     def _write(self, folder: Path, vocab_size: int | None) -> None:
         rows = _rows(self.tables, self.column, self.held_out)
         needed = 1 + max(int(ids.max(initial=0)) for split_rows in rows.values() for ids in split_rows.ids())
+        if needed > MAX_VOCABULARY:
+            fix = "use another column: data.ids_column=NAME"
+            raise UserError(f"column {self.column} holds the id {needed - 1}; a model has a row for each", fix)
         if vocab_size is not None and needed > vocab_size:
             fix = "use the tokenizer that made them, or data.tokenizer=bytes to take the vocabulary size from the ids"
             raise UserError(f"data.tokenizer has {vocab_size} ids, but {self.column} holds id {needed - 1}", fix)
@@ -221,5 +228,6 @@ class TokenTable(PreparedTokens):
 
 def _rows(tables: Tables, column: str, held_out: float) -> dict[str, Rows]:
     counts = {split: sum(num_rows(path) for path in paths) for split, paths in tables.files.items()}
+    require_within(f"the list of rows of {tables.root}", _ROW_BYTES * sum(counts.values()), tables.max_bytes)
     parts = rows_of_splits(counts, held_out)
     return {split: Rows(tables, column, *parts[split]) for split in SPLITS}

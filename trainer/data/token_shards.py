@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any, ClassVar
 
 from trainer.data import locations
 from trainer.data.arrays import ArrayDataModule
 from trainer.data.files import SPLITS
-from trainer.data.tokenizers import TOKENIZER, BytePairs, Bytes, token_type
+from trainer.data.tokenizers import MAX_VOCABULARY, TOKENIZER, BytePairs, Bytes, token_type
 from trainer.data.tokens import TokenWindows, evaluation_windows
+from trainer.data.untrusted import natural, read_object
 
 
 class TokenShards(ArrayDataModule):
@@ -41,11 +41,16 @@ class TokenShards(ArrayDataModule):
         """Map the shards and build the dataset of each split, once."""
         if self.train is not None:
             return
-        self.meta = json.loads((locations.token_shards(str(self.root)) / locations.SHARDS).read_text())
-        kind = token_type(self.meta["vocab_size"])
+        path = locations.token_shards(str(self.root)) / locations.SHARDS
+        self.meta = read_object(path, "write the shards again: trainer data tokenize")
+        vocab_size = natural(self.meta, path, "vocab_size", largest=MAX_VOCABULARY)
+        for key in ("bytes", "tokens"):
+            natural(self.meta, path, key, "val")
+        kind = token_type(vocab_size)
         end = self._document_end()
         self.train, self.val, self.test = (
-            TokenWindows(sorted(self.root.glob(f"{split}-*.bin")), self.sequence_length, kind, end) for split in SPLITS
+            TokenWindows(sorted(self.root.glob(f"{split}-*.bin")), self.sequence_length, kind, end, vocab_size)
+            for split in SPLITS
         )
 
     def _document_end(self) -> int | None:
@@ -62,5 +67,5 @@ class TokenShards(ArrayDataModule):
             **({} if end is None else {"document_end": end}),
             "vocab_size": self.meta["vocab_size"],
             "sequence_length": self.sequence_length,
-            "bytes_per_token": self.meta["bytes"]["val"] / self.meta["tokens"]["val"],
+            "bytes_per_token": self.meta["bytes"]["val"] / max(1, self.meta["tokens"]["val"]),
         }

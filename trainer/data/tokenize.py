@@ -16,10 +16,11 @@ from multiprocessing import get_context
 from pathlib import Path
 
 from trainer.core.errors import UserError
-from trainer.data.files import NOT_SOURCES, SPLITS
+from trainer.data.files import NOT_SOURCES, SPLITS, read_text
 from trainer.data.locations import SHARDS
 from trainer.data.tables import BESIDE_TABLES, SUFFIXES, column_of
 from trainer.data.tokenizers import BytePairs, Bytes, Tokenizer, write_tokens
+from trainer.data.untrusted import has_hole, limit_bytes, open_regular, shown
 
 UNIT_BYTES = 64 * 2**20
 """Approximate input size of a shard."""
@@ -46,7 +47,7 @@ class Shard:
         """Count a bad record."""
         self.bad += 1
         if len(self.bad_names) < NAMED:
-            self.bad_names.append(f"{name}: {reason}")
+            self.bad_names.append(f"{shown(name)}: {shown(reason)}")
 
 
 @dataclass(frozen=True)
@@ -126,7 +127,7 @@ def _documents(path: Path, text_key: str, shard: Shard) -> Iterator[Document]:
     elif path.suffix in SUFFIXES:
         documents = _rows(path, text_key)
     else:
-        documents = iter([(str(path), path.read_bytes())])
+        documents = iter([(str(path), read_text(path))])
     for name, text in documents:
         try:
             if not text.strip():
@@ -140,12 +141,16 @@ def _documents(path: Path, text_key: str, shard: Shard) -> Iterator[Document]:
 
 
 def _json_lines(path: Path, text_key: str, shard: Shard) -> Iterator[Document]:
-    with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
+    limit = limit_bytes()
+    with open_regular(path) as file:
+        if has_hole(file):
+            shard.skip(str(path), "sparse")
+            return
+        for number, line in enumerate(iter(lambda: file.readline(limit), b""), 1):
             name = f"{path}:{number}"
             try:
                 yield name, str(json.loads(line)[text_key]).encode()
-            except (ValueError, KeyError, TypeError) as error:
+            except (ValueError, KeyError, TypeError, RecursionError) as error:
                 shard.skip(name, f"{type(error).__name__}: {error}")
 
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy
 
 from trainer.core.errors import UserError
+from trainer.data.untrusted import JSON_BYTES, open_regular, shown
 
 END_OF_TEXT = "<|endoftext|>"
 ENDS = (END_OF_TEXT, "<|end_of_text|>", "</s>", "[SEP]")
@@ -17,6 +18,8 @@ ENDS = (END_OF_TEXT, "<|end_of_text|>", "</s>", "[SEP]")
 
 TOKENIZER = "tokenizer.json"
 PADDING = ("[PAD]", "<pad>", "<|pad|>")
+MAX_VOCABULARY = 2**24
+"""Maximum number of ids. The largest published vocabularies have 2**18."""
 
 
 class Tokenizer(Protocol):
@@ -71,21 +74,22 @@ class BytePairs:
         path: The file.
 
     Raises:
-        UserError: The tokenizer has none of `ENDS`.
+        UserError: The file is no tokenizer, or it has none of `ENDS`.
     """
 
     def __init__(self, path: Path) -> None:
-        from tokenizers import Tokenizer as Trained
-
-        self._trained = Trained.from_file(str(path))
+        self._trained: Any = _trained(path)
         # The saved file may enable truncation and padding.
         self._trained.no_truncation()
         self._trained.no_padding()
         ids = self._trained.get_vocab()
-        self.vocab_size: int = max(ids.values()) + 1
+        self.vocab_size: int = max(ids.values(), default=0) + 1
+        if self.vocab_size > MAX_VOCABULARY:
+            problem = f"{shown(path)} has the id {self.vocab_size - 1}; the embedding of a model has a row for each"
+            raise UserError(problem, "use another tokenizer.json")
         ends = [ids[name] for name in ENDS if name in ids]
         if not ends:
-            raise UserError(f"{path} has no end-of-text token", f"add one of {', '.join(ENDS)}")
+            raise UserError(f"{shown(path)} has no end-of-text token", f"add one of {', '.join(ENDS)}")
         self.end_of_text: int = ends[0]
         self.padding: int = next((ids[name] for name in PADDING if name in ids), self.end_of_text)
 
@@ -107,7 +111,8 @@ class BytePairs:
 
     def encode(self, text: bytes) -> Sequence[int]:
         """Return the ids of a text, without special tokens."""
-        return self._trained.encode(text.decode(), add_special_tokens=False).ids
+        ids: Sequence[int] = self._trained.encode(text.decode(), add_special_tokens=False).ids
+        return ids
 
     def whole(self, text: bytes, longest: int) -> tuple[Sequence[int], bool]:
         """Return the ids with special tokens, truncated to `longest`, and whether they were truncated."""
@@ -120,7 +125,7 @@ class BytePairs:
 
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text."""
-        return self._trained.decode(list(ids))
+        return str(self._trained.decode(list(ids)))
 
 
 class TokenizerChoice:
@@ -164,6 +169,23 @@ class TokenizerChoice:
     def load(self, folder: Path) -> Tokenizer:
         """Return the tokenizer that `make` returned for this folder."""
         return Bytes() if self.name == "bytes" else BytePairs(folder / TOKENIZER)
+
+
+def _trained(path: Path) -> Any:
+    """Return the tokenizer in a file as Hugging Face's library reads it. Raises UserError if it does not."""
+    from tokenizers import Tokenizer as Trained
+
+    try:
+        with open_regular(path) as file:
+            content = file.read(4 * JSON_BYTES + 1)
+        if len(content) > 4 * JSON_BYTES:
+            raise ValueError(f"larger than {4 * JSON_BYTES:,} bytes")
+        return Trained.from_str(content.decode())
+    except BaseException as error:  # the library raises plain Exceptions, and Rust's panics are BaseExceptions
+        if isinstance(error, (KeyboardInterrupt, SystemExit)):
+            raise
+        reason = shown(str(error).partition("\n")[0])[:200]
+        raise UserError(f"{shown(path)} is no tokenizer.json: {reason}", "use another tokenizer.json") from None
 
 
 def token_type(vocab_size: int) -> type[numpy.unsignedinteger]:

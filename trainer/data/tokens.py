@@ -10,6 +10,7 @@ import torch
 from torch.utils.data import Dataset
 
 from trainer.core.errors import UserError
+from trainer.data.untrusted import open_regular, shown
 
 IGNORED = -100
 """A target that the loss ignores, as in `trainer.tasks.language_modelling`."""
@@ -41,9 +42,10 @@ class TokenWindows(Dataset[tuple[torch.Tensor, torch.Tensor]]):
         kind: Type of the integers.
         document_end: With `data.document_mask` the token that ends a document: it has no target, because the next
             token begins another document. None: every token has one.
+        vocab_size: Number of ids, by which the tokens that are read are checked; None: not checked.
 
     Raises:
-        UserError: The files hold fewer than `sequence_length + 1` tokens.
+        UserError: The files hold fewer than `sequence_length + 1` tokens, or no whole number of tokens.
     """
 
     random = False
@@ -54,9 +56,12 @@ class TokenWindows(Dataset[tuple[torch.Tensor, torch.Tensor]]):
         sequence_length: int,
         kind: type[numpy.unsignedinteger],
         document_end: int | None = None,
+        vocab_size: int | None = None,
     ) -> None:
         # asarray: indexing a plain view costs half of indexing a memmap. An empty file cannot be mapped.
-        self.files = [numpy.asarray(numpy.memmap(path, kind, mode="r")) for path in paths if path.stat().st_size]
+        self.files = [numpy.asarray(_mapped(path, kind)) for path in paths if path.stat().st_size]
+        can_exceed = vocab_size is not None and vocab_size <= numpy.iinfo(kind).max
+        self.vocab_size = vocab_size if can_exceed else None
         windows = [max(0, len(file) - 1) // sequence_length for file in self.files]
         if not sum(windows):
             tokens, names = sum(len(file) for file in self.files), ", ".join(path.name for path in paths[:3])
@@ -87,6 +92,9 @@ class TokenWindows(Dataset[tuple[torch.Tensor, torch.Tensor]]):
             for owner in numpy.unique(owners):
                 mine = owners == owner
                 window[mine] = self._windows(owner, ids[mine] - self._begins[owner])
+        if self.vocab_size is not None and window.max() >= self.vocab_size:  # an embedding would fail on the device
+            problem = f"a shard holds the token {window.max()}, but the vocabulary has {self.vocab_size} ids"
+            raise UserError(problem, "write the shards again")
         tokens = torch.from_numpy(window)
         inputs, targets = tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
         if self.document_end is not None:  # out of place: inputs and targets of a single row share their memory
@@ -95,3 +103,11 @@ class TokenWindows(Dataset[tuple[torch.Tensor, torch.Tensor]]):
 
     def _windows(self, file: int, ids: numpy.ndarray) -> numpy.ndarray:
         return self.files[file][(ids * self.sequence_length)[:, None] + self._offsets]
+
+
+def _mapped(path: Path, kind: type[numpy.unsignedinteger]) -> numpy.ndarray:
+    try:
+        with open_regular(path) as file:
+            return numpy.memmap(file, kind, mode="r")
+    except (OSError, ValueError) as error:
+        raise UserError(f"{shown(path)} cannot be read: {error}", "write the tokens again") from None

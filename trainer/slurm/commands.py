@@ -75,6 +75,11 @@ def run(
     raise SlurmRefused(message)
 
 
+def number(text: str) -> int | None:
+    """Return the number in a field of SLURM's output; None if it holds anything else."""
+    return int(text) if text.isdecimal() and len(text) < 19 else None
+
+
 def patiently(query: Callable[[], Answer]) -> Answer:
     """Return the result of `query`, retried for `_PATIENCE_S` while the controller is unreachable.
 

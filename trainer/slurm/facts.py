@@ -7,7 +7,7 @@ import re
 import time
 from dataclasses import dataclass, field
 
-from trainer.slurm.commands import SlurmRefused, run
+from trainer.slurm.commands import SlurmRefused, number, run
 from trainer.slurm.options import seconds
 
 
@@ -91,7 +91,7 @@ def _partitions() -> dict[str, Partition]:
             is_up=values.get("State", "UP") == "UP",
             max_time_s=seconds(values.get("MaxTime", "")),
             default_time_s=seconds(values.get("DefaultTime", "")),
-            max_nodes=int(values["MaxNodes"]) if values.get("MaxNodes", "").isdigit() else None,
+            max_nodes=number(values.get("MaxNodes", "")),
             allowed_accounts=_names(values.get("AllowAccounts")),
             allowed_qos=_names(values.get("AllowQos")),
             kinds=tuple(kinds.get(name, ())),
@@ -116,11 +116,14 @@ def _names(listed: str | None) -> tuple[str, ...] | None:
 
 
 def _kinds(text: str) -> dict[str, list[NodeKind]]:
-    """Return the kinds of nodes of each partition, from the output of sinfo."""
+    """Return the kinds of nodes of each partition, from the output of sinfo; other lines are left out."""
     counts: dict[str, dict[tuple[int, int, str], int]] = {}
     for line in text.splitlines():
-        partition, _, cpus, memory, gres = line.split("|")
-        kind = (int(cpus.rstrip("+")), int(memory.rstrip("+")), gres)
+        partition, *_, cpus, memory, gres = line.split("|") if line.count("|") == 4 else [""] * 4
+        num_cpus, memory_mb = number(cpus.rstrip("+")), number(memory.rstrip("+"))
+        if num_cpus is None or memory_mb is None:
+            continue
+        kind = (num_cpus, memory_mb, gres)
         counts.setdefault(partition, {}).setdefault(kind, 0)
         counts[partition][kind] += 1
     return {
@@ -134,10 +137,10 @@ def gpus_in(gres: str) -> dict[str, int]:
     gpus: dict[str, int] = {}
     for entry in re.sub(r"\([^)]*\)", "", gres).split(","):
         name, *rest = entry.split(":")
-        if name != "gpu" or not rest or not rest[-1].isdigit():
+        if name != "gpu" or not rest or (count := number(rest[-1])) is None:
             continue
         gpu_type = rest[0] if len(rest) > 1 else ""
-        gpus[gpu_type] = gpus.get(gpu_type, 0) + int(rest[-1])
+        gpus[gpu_type] = gpus.get(gpu_type, 0) + count
     return gpus
 
 

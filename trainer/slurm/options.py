@@ -112,7 +112,7 @@ def seconds(time: str) -> int | None:
 
     Formats are MM, MM:SS, HH:MM:SS, D-HH, D-HH:MM and D-HH:MM:SS (man sbatch, --time).
     """
-    match = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", str(time))
+    match = re.fullmatch(r"(?:(\d{1,9})-)?(\d{1,9})(?::(\d{1,9}))?(?::(\d{1,9}))?", str(time))
     if not match:
         return None
     days, *parts = match.groups()

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable
 
 from trainer.slurm import query
-from trainer.slurm.commands import SlurmRefused, run
+from trainer.slurm.commands import SlurmRefused, number, run
 
 _LIMIT = re.compile(r"([\w/]+)=(\d+(?:\.\d+)?)\((\d+(?:\.\d+)?)\)")
 """`node=1(1)`: the limit, and how much of it is used. N in place of a number means no limit."""
@@ -31,9 +31,20 @@ _SIMPLE = {
 """SLURM's reasons (man squeue, JOB REASON CODES) that need no further query."""
 
 
+_LATEST_S = 10 * 365 * 86400
+"""A start later than this is none."""
+
+
+class _Fields(dict[str, str]):
+    """Fields of a job; those that SLURM does not print are shown as a question mark."""
+
+    def __missing__(self, key: str) -> str:
+        return "?"
+
+
 def explain(job_id: str) -> list[str]:
     """Return sentences, the reason first; empty when SLURM does not know the job."""
-    job = query.job(job_id)
+    job = _Fields(query.job(job_id))
     if not job:
         return []
     reason = job.get("Reason", "None")
@@ -43,7 +54,7 @@ def explain(job_id: str) -> list[str]:
 def _sentence(reason: str, job: dict[str, str]) -> str:
     name, _, rest = reason.partition(",")
     if name in _SIMPLE:
-        return _SIMPLE[name].format_map({**job, "JobId": job.get("JobId", "")})
+        return _SIMPLE[name].format_map(job)
     for start, explain_reason in _EXPLAINED.items():
         if name.startswith(start):
             return explain_reason(name, rest, job)
@@ -54,11 +65,12 @@ def _priority(name: str, rest: str, job: dict[str, str]) -> str:
     listed = run(
         "squeue", "--noheader", "--states=PENDING", f"--partition={job['Partition']}", "--format=%i %Q"
     ).split()
-    own = int(job.get("Priority", "0"))
+    own = number(job["Priority"]) or 0
+    pending = [(number(priority), number(job_id)) for job_id, priority in zip(listed[::2], listed[1::2], strict=False)]
     before = sum(
-        (-int(priority), int(job_id)) < (-own, int(job["JobId"]))
-        for job_id, priority in zip(listed[::2], listed[1::2], strict=True)
-        if job_id.isdigit()
+        (-priority, job_id) < (-own, number(job["JobId"]) or 0)
+        for priority, job_id in pending
+        if priority is not None and job_id is not None
     )
     plural = "s are" if before != 1 else " is"
     return f"{before} job{plural} ahead of it in the partition {job['Partition']} (its priority is {own})"
@@ -83,7 +95,7 @@ def _not_available(name: str, rest: str, job: dict[str, str]) -> str:
 
 
 def _begin_time(name: str, rest: str, job: dict[str, str]) -> str:
-    left_s = int(job["StartTime"]) - time.time() if job.get("StartTime", "").isdigit() else 0.0
+    left_s = (number(job.get("StartTime", "")) or 0.0) - time.time()
     again = " (SLURM delays a requeued job, by 2 minutes by default)" if job.get("Restarts", "0") != "0" else ""
     return f"it cannot start for another {max(0.0, left_s):.0f} s{again}"
 
@@ -131,13 +143,13 @@ _EXPLAINED: dict[str, Callable[[str, str, dict[str, str]], str]] = {
 
 
 def _expected_start(reason: str, job: dict[str, str]) -> list[str]:
-    start = job.get("StartTime", "")
-    if reason == "BeginTime" or not start.isdigit():
+    start = number(job.get("StartTime", ""))
+    if reason == "BeginTime" or start is None:
         return []
-    left_s = int(start) - time.time()
-    if left_s <= 0:
+    left_s = start - time.time()
+    if not 0 < left_s < _LATEST_S:
         return []
     hours, minutes = divmod(int(left_s / 60), 60)
-    when = time.strftime("%Y-%m-%d %H:%M", time.localtime(int(start)))
+    when = time.strftime("%Y-%m-%d %H:%M", time.localtime(start))
     wait = f"{hours} h {minutes} min" if hours else f"{minutes} min" if minutes else "less than a minute"
     return [f"SLURM expects it to start at {when}, in {wait}, if the jobs ahead of it use their whole time limit"]

@@ -24,7 +24,7 @@ def states(job_ids: Iterable[str]) -> dict[str, str]:
     except SlurmRefused:
         # With unknown ids only, squeue fails with "Invalid job id specified".
         return {}
-    return dict(line.split("|", 1) for line in printed.split())
+    return dict(line.split("|", 1) for line in printed.split() if "|" in line)
 
 
 def job(job_id: str) -> dict[str, str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 import wave
 from collections import Counter
@@ -11,7 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from trainer.core.errors import EnvironmentFault, UserError
+from trainer.data.images import size_and_mode
 from trainer.data.locations import SHARDS
+from trainer.data.untrusted import natural, open_regular, read_object, shown
 
 IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".ppm")
 """Suffixes of the image files that `trainer.data.image_folder` reads."""
@@ -163,16 +164,16 @@ def _spread(paths: Sequence[Path]) -> Sequence[Path]:
 
 def _images(root: Path, paths: Sequence[Path], files: int, classes: int) -> Images:
     try:
-        from PIL import Image
+        import PIL.Image  # noqa: F401
     except ImportError as error:
         raise EnvironmentFault(f"data={root} holds images, which need Pillow", "pip install pillow") from error
     sides, greys = [], []
     for path in _spread(paths):
         try:
-            with Image.open(path) as image:  # reads the header only
-                sides.append(min(image.size))
-                greys.append(image.mode in ("1", "L", "LA", "I;16"))
-        except OSError:
+            size, mode = size_and_mode(path)
+            sides.append(min(size))
+            greys.append(mode in ("1", "L", "LA", "I;16"))
+        except (OSError, ValueError):
             continue  # the data module names and counts the files that cannot be read
     if not sides:
         raise UserError(
@@ -185,10 +186,13 @@ def _audio_files(root: Path, paths: Sequence[Path], files: int, classes: int) ->
     rates, seconds = [], []
     for path in _spread(paths):
         try:
-            with wave.open(str(path)) as audio:
-                rates.append(audio.getframerate())
-                seconds.append(audio.getnframes() / audio.getframerate())
-        except (OSError, EOFError, wave.Error):
+            with open_regular(path) as file, wave.open(file) as audio:
+                rate, width = audio.getframerate(), audio.getnchannels() * audio.getsampwidth()
+                there = (path.stat().st_size - file.tell()) // width  # the header may promise more
+            if rate:
+                rates.append(rate)
+                seconds.append(min(audio.getnframes(), there) / rate)
+        except (OSError, EOFError, wave.Error, ValueError, RuntimeError):
             continue
     if not rates:
         raise UserError(f"data={root}: none of {len(_spread(paths))} WAV files can be read", "use 16-bit PCM")
@@ -197,13 +201,13 @@ def _audio_files(root: Path, paths: Sequence[Path], files: int, classes: int) ->
 
 
 def _tokens(root: Path) -> Tokens:
-    meta = json.loads((root / SHARDS).read_text())
-    return Tokens(root, int(meta["tokens"]["train"]), int(meta["vocab_size"]))
+    meta = read_object(root / SHARDS, "write the shards again: trainer data tokenize")
+    return Tokens(root, natural(meta, root / SHARDS, "tokens", "train"), natural(meta, root / SHARDS, "vocab_size"))
 
 
 def _nothing(root: Path, paths: Sequence[Path]) -> UserError:
     suffixes = Counter(path.suffix.lower() or "no suffix" for path in paths).most_common(5)
-    holds = ", ".join(f"{count:,} {suffix}" for suffix, count in suffixes) if paths else "nothing"
+    holds = ", ".join(f"{count:,} {shown(suffix)}" for suffix, count in suffixes) if paths else "nothing"
     return UserError(
         f"data={root} holds {holds}: no images, WAV files, text or token shards",
         "for other data use your own LightningDataModule: data._target_=my_package.MyData",

@@ -8,14 +8,19 @@ import textwrap
 from pathlib import Path
 from typing import Any, TextIO
 
+import yaml
+
 from trainer.core.errors import UserError
 from trainer.core.files import write_atomic
 from trainer.core.hardware import count_gpus, usable_cores
+from trainer.data.untrusted import shown
 from trainer.starter.choose import Machine, Plan, choose
 from trainer.starter.scan import scan
 
 LINE = 108
 """Width of the comments in the file, in columns."""
+_INTERPOLATION = re.compile(r"(\\*)\$\{")
+_QUOTE = re.compile(r'(\\*)("|$)')
 
 
 def experiment_for(root: Path, others: list[str], keep: bool, stream: TextIO) -> list[str]:
@@ -28,7 +33,7 @@ def experiment_for(root: Path, others: list[str], keep: bool, stream: TextIO) ->
         )
     target = _file_of(root)
     if keep and target.exists():
-        print(f"using conf/experiment/{target.name}; delete it to choose again for {root}", file=stream)
+        print(f"using conf/experiment/{target.name}; delete it to choose again for {shown(root)}", file=stream)
         return [f"experiment={target.stem}", *others]
     machine = _machine(others)
     plan = choose(scan(root), machine)
@@ -47,15 +52,45 @@ def experiment_for(root: Path, others: list[str], keep: bool, stream: TextIO) ->
 
 def as_yaml(plan: Plan, name: str) -> str:
     """Return the text of the experiment file."""
-    lines = ["# @package _global_"]
-    lines += [f"# {plan.contents.root}:", *_comment(f"{plan.contents}.")]
-    lines += ["# Chosen by `trainer fit data=FOLDER`; edit it as you like.", "defaults:"]
-    lines += [f"  - override /{group}: {option}" for group, option in plan.groups.items()]
-    lines += [f"name: {name}"]
+    lines = ["# @package _global_", f"# {shown(plan.contents.root)}:", *_comment(f"{plan.contents}.")]
+    lines += ["# Chosen by `trainer fit data=FOLDER`; edit it as you like."]
+    lines += _dumped({"defaults": [{f"override /{group}": option} for group, option in plan.groups.items()]})
+    lines += _dumped({"name": _literal(name)})
     for section, values in plan.values.items():
         lines += ["", *_comment(f"{plan.groups.get(section, section)}: {plan.reasons[section]}.")]
-        lines += [f"{section}:", *(f"  {key}: {json.dumps(value)}" for key, value in values.items())] if values else []
+        lines += _dumped({section: {key: _literal(value) for key, value in values.items()}}) if values else []
     return "\n".join(lines) + "\n"
+
+
+def _dumped(content: dict[str, Any]) -> list[str]:
+    """Return the lines of a mapping as YAML. No value can end its own line: the dumper escapes what would."""
+    text: str = yaml.dump(content, Dumper=_Dumper, sort_keys=False, width=2**20)
+    return text.splitlines()
+
+
+class _Quoted(str):
+    """A text that is data: in YAML always in double quotes."""
+
+
+class _List(list[Any]):
+    """A list of values on one line."""
+
+
+class _Dumper(yaml.SafeDumper):  # type: ignore[misc]
+    pass
+
+
+_Dumper.add_representer(_Quoted, lambda dumper, value: dumper.represent_scalar("tag:yaml.org,2002:str", value, '"'))
+_Dumper.add_representer(
+    _List, lambda dumper, value: dumper.represent_sequence("tag:yaml.org,2002:seq", value, flow_style=True)
+)
+
+
+def _literal(value: Any) -> Any:
+    """Return a value as data: what OmegaConf would read as an interpolation is escaped."""
+    if isinstance(value, list):
+        return _List(map(_literal, value))
+    return _Quoted(_INTERPOLATION.sub(r"\1\1\\${", value)) if isinstance(value, str) else value
 
 
 def _file_of(root: Path) -> Path:
@@ -64,9 +99,17 @@ def _file_of(root: Path) -> Path:
     number, folder = 1, Path.cwd() / "conf" / "experiment"
     while True:
         path = folder / (f"{name}.yaml" if number == 1 else f"{name}-{number}.yaml")
-        if not path.exists() or f"  root: {json.dumps(str(root))}\n" in path.read_text():
+        if not path.exists() or _is_of(path, root):
             return path
         number += 1
+
+
+def _is_of(path: Path, root: Path) -> bool:
+    """Return whether an experiment was written for this folder."""
+    lines = path.read_text().splitlines()
+    return any(
+        f"  {line}" in lines for line in (f"root: {json.dumps(str(root))}", *_dumped({"root": _literal(str(root))}))
+    )
 
 
 def _as_overrides(plan: Plan) -> list[str]:
@@ -78,7 +121,12 @@ def _as_overrides(plan: Plan) -> list[str]:
 
 def _quoted(value: Any) -> str:
     """Quote a value for Hydra's override grammar."""
-    return json.dumps(value, ensure_ascii=False)
+    if isinstance(value, list):
+        return f"[{','.join(map(_quoted, value))}]"
+    if not isinstance(value, str):
+        return json.dumps(value)
+    text = _QUOTE.sub(lambda match: match[1] * 2 + (r"\"" if match[2] else ""), _literal(value))
+    return f'"{text}"'
 
 
 def _machine(overrides: list[str]) -> Machine:
@@ -92,7 +140,7 @@ def _machine(overrides: list[str]) -> Machine:
 
 
 def _report(plan: Plan, machine: Machine) -> str:
-    lines = [f"{plan.contents.root}: {plan.contents}", f"this machine: {machine}"]
+    lines = [f"{shown(plan.contents.root)}: {shown(plan.contents)}", f"this machine: {machine}"]
     for section in plan.values:
         chosen = [plan.groups[section]] if section in plan.groups else []
         values = {key: value for key, value in plan.values[section].items() if key != "root" and value is not None}
@@ -102,4 +150,4 @@ def _report(plan: Plan, machine: Machine) -> str:
 
 
 def _comment(text: str) -> list[str]:
-    return textwrap.wrap(text, LINE, initial_indent="# ", subsequent_indent="# ")
+    return textwrap.wrap(shown(text), LINE, initial_indent="# ", subsequent_indent="# ")
