@@ -25,7 +25,7 @@ from trainer.runs import trust
 from trainer.runs.directory import RunDirectory
 from trainer.runs.lock import RunLock
 from trainer.runs.records import Launch
-from trainer.slurm import attempt, render, submit
+from trainer.slurm import attempt, query, render, submit
 from trainer.slurm import stop as slurm_stop
 from trainer.supervise import node
 
@@ -263,12 +263,12 @@ def test_another_job_is_not_cancelled(tmp_path: Path, monkeypatch: pytest.Monkey
     run.write_launch(Launch(cluster="slurm", slurm_job_id=job_id))
     called: list[tuple[str, ...]] = []
     monkeypatch.setattr(slurm_stop, "call", lambda *command: called.append(command))
-    monkeypatch.setattr(slurm_stop.query, "job", lambda _: {"JobName": "another-job"})
+    monkeypatch.setattr(query, "job", lambda _: {"JobName": "another-job"})
     with pytest.raises(UserError, match="not a job of this run"):
         slurm_stop.cancel(run)
     assert called == []
     run.write_launch(Launch(cluster="slurm", slurm_job_id="12"))
-    monkeypatch.setattr(slurm_stop.query, "job", lambda _: {"JobName": run.path.name})
+    monkeypatch.setattr(query, "job", lambda _: {"JobName": run.path.name})
     slurm_stop.cancel(run)
     assert called == [("scancel", "12")]
 
@@ -336,7 +336,7 @@ def test_children_do_not_import_from_the_working_directory(
     (tmp_path / "wandb").mkdir()
     for name in ("wandb/__init__.py", "wandb/__main__.py", "runpy.py", "this.py"):
         (tmp_path / name).write_text(f"open({str(tmp_path / 'executed')!r}, 'w')\n")
-    monkeypatch.setattr(processes.sys, "version_info", version)
+    monkeypatch.setattr(sys, "version_info", version)
     done = subprocess.run(
         processes.python_module("this", "argument"), cwd=tmp_path, capture_output=True, text=True, timeout=60
     )
