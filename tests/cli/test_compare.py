@@ -12,7 +12,7 @@ from tests.runs.test_directory import make
 from trainer.cli import main
 from trainer.core.errors import DONE, USER_MUST_CHANGE
 from trainer.core.files import append_line
-from trainer.runs import code_comparison
+from trainer.runs import code_comparison, curves
 from trainer.runs.comparison import compare
 from trainer.runs.curves import first_difference
 from trainer.runs.directory import RunDirectory
@@ -161,6 +161,12 @@ def test_curves(tmp_path: Path) -> None:
         file.write(json.dumps({"step": 3, "val/acc": 0}) + "\n" + json.dumps({"step": 4, "val/acc": 0.9}) + "\n")
     assert first_difference(first, second) == {"steps": 3, "step": 4, "metrics": ["val/acc"]}
     assert first_difference(first, tmp_path / "absent") == {"steps": 0}
+
+
+def test_a_huge_file_is_not_read_to_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "1").write_text(json.dumps({"step": 1, "a": 1}) + "\n" + json.dumps({"step": 2, "a": 2}) + "\n")
+    monkeypatch.setattr(curves, "_MOST_BYTES", 10)
+    assert first_difference(tmp_path / "1", tmp_path / "1") == {"steps": 1}
 
 
 def test_one_run_is_refused(runs: list[RunDirectory], capsys: pytest.CaptureFixture[str]) -> None:

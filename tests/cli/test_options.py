@@ -59,7 +59,7 @@ def test_a_mistake_is_one_message(
 
 
 @pytest.mark.parametrize(
-    "verb", ["compare", "evaluate", "export", "logs", "predict", "resume", "rm", "show", "stop", "why"]
+    "verb", ["compare", "evaluate", "export", "logs", "predict", "repro", "resume", "rm", "show", "stop", "why"]
 )
 def test_a_run_that_does_not_exist_is_one_message(verb: str, workdir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([verb, "k3v9", "--runs-dir", str(workdir / "runs")]) == USER_MUST_CHANGE

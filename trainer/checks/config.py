@@ -31,7 +31,7 @@ _DATA = {"batch_size": AtLeast(1), "micro_batch": AtLeast(1), "num_workers": AtL
 """Limits of the keys of `data` that the trainer itself reads."""
 
 
-def check(config: dict[str, Any], cwd: Path | None = None, fits: bool = True) -> None:
+def check(config: dict[str, Any], cwd: Path | None = None, fits: bool = True, targets: bool = True) -> None:
     """Check a composed configuration (`Composed.config`) without importing a target.
 
     Checks the values, the targets and their arguments, the launch shape, and that the batch divides over the ranks.
@@ -40,6 +40,7 @@ def check(config: dict[str, Any], cwd: Path | None = None, fits: bool = True) ->
         config: The resolved configuration.
         cwd: Directory that is searched first for targets and paths; None: the working directory.
         fits: Also check that the model and the data can be trained together.
+        targets: Also check the targets and paths. False for a run whose code is a snapshot that was checked before.
 
     Raises:
         UserError: All problems that were found, the most certain first.
@@ -47,18 +48,24 @@ def check(config: dict[str, Any], cwd: Path | None = None, fits: bool = True) ->
     """
     values = [*_limits(config), *_sections(config), *problems_of_callbacks(config)]
     cwd = cwd or Path.cwd()
-    targets = [*problems_of_targets(config, cwd), *problems_of_parts(config, cwd)]
-    targets += problems_of_loaders(config, cwd)
-    targets += problems_of_optimization(config, cwd)
-    targets += problems_of_monitor(config, cwd)
-    targets += _decay(config, cwd)
+    found = list(_of_targets(config, cwd)) if targets else []
     values += [*problems_of_schedule(config), *problems_of_optimizer(config)]
     # A model or data that does not exist needs no second message.
-    targets = targets or [*(problems_of_fit(config, cwd) if fits else ())]
+    found = found or [*(problems_of_fit(config, cwd) if fits and targets else ())]
     # Splitting an impossible batch would be a second message about the same mistake.
     splits = not any(problem.message.startswith("data.") for problem in values)
-    raise_all([*values, *targets, *_launch(config, splits)])
+    raise_all([*values, *found, *_launch(config, splits)])
     raise_all([*problems_of_packages(config), *problems_of_loggers(config)])
+
+
+def _of_targets(config: dict[str, Any], cwd: Path) -> Iterator[TrainerError]:
+    """Yield the problems of what the configuration names: classes, functions, files."""
+    yield from problems_of_targets(config, cwd)
+    yield from problems_of_parts(config, cwd)
+    yield from problems_of_loaders(config, cwd)
+    yield from problems_of_optimization(config, cwd)
+    yield from problems_of_monitor(config, cwd)
+    yield from _decay(config, cwd)
 
 
 def _decay(config: dict[str, Any], cwd: Path) -> Iterator[UserError]:

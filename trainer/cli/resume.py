@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -109,16 +110,36 @@ def changed_config(run: RunDirectory, overrides: list[str]) -> dict[str, Any]:
         UserError: For an override that a resumed run cannot change, or a configuration that is invalid.
     """
     from trainer.checks.config import check
+
+    config = with_overrides(read_whole(run.config_path), overrides)
+    launched_from = Path(run.launch().cwd or ".")
+    check(config, launched_from if launched_from.is_dir() else None, fits=False)
+    return config
+
+
+def with_overrides(
+    config: dict[str, Any], overrides: list[str], *, more: Sequence[str] = (), what: str = "a resumed run"
+) -> dict[str, Any]:
+    """Apply the overrides to a frozen configuration, and check the types of its closed sections.
+
+    Args:
+        config: The configuration, which is changed.
+        overrides: `key=value` with keys of `CHANGEABLE` or `more`.
+        more: Further keys that may be changed, `section.key` each.
+        what: Words for the run, in messages.
+
+    Raises:
+        UserError: For another key, or a value of a wrong type.
+    """
     from trainer.config.problems import raise_all
     from trainer.config.typed import is_closed, problems_of, to_config
 
-    config = read_whole(run.config_path)
-    allowed = [f"{section}.{key}" for section, keys in CHANGEABLE.items() for key in keys]
+    allowed = [f"{section}.{key}" for section, keys in CHANGEABLE.items() for key in keys] + list(more)
     for override in overrides:
         key, separator, value = override.partition("=")
         if not separator or key not in allowed:
-            fix = did_you_mean(key, allowed) + f"a resumed run can change {', '.join(allowed)}"
-            raise UserError(f"{override}: a resumed run cannot change this", f"{fix}; for all else use trainer fit")
+            fix = did_you_mean(key, allowed) + f"{what} can change {', '.join(allowed)}"
+            raise UserError(f"{override}: {what} cannot change this", f"{fix}; for all else use trainer fit")
         section, name = key.split(".")
         config[section][name] = _parsed(value)
         if section == "trainer" and config[section][name] == -1:
@@ -129,8 +150,6 @@ def changed_config(run: RunDirectory, overrides: list[str]) -> dict[str, Any]:
         [problem for section in config if is_closed(section) for problem in problems_of(section, config[section])]
     )
     to_config(config)
-    launched_from = Path(run.launch().cwd or ".")
-    check(config, launched_from if launched_from.is_dir() else None, fits=False)
     return config
 
 

@@ -19,6 +19,7 @@ from trainer.runs.directory import RunDirectory
 from trainer.runs.ledger import by_rank
 from trainer.runs.records import AttemptOutcome
 from trainer.runs.registry import find, reference_to, runs_dir_from
+from trainer.runs.reproduction import first_of
 from trainer.runs.summary import summary
 
 
@@ -42,6 +43,7 @@ def main(argv: list[str]) -> int:
     options = parser.parse_args(argv)
     run = find(options.run, runs_dir_from(options.runs_dir))
     facts = summary(run, states_of([run]))
+    facts["reproduces"] = first_of(run)
     if options.verify:
         for checkpoint in facts["checkpoints"]:
             checkpoint["problems"] = commit.verify(Path(checkpoint["path"]))
@@ -57,6 +59,8 @@ def _sheet(run: RunDirectory, facts: dict[str, Any]) -> list[str]:
     lines = [f"{facts['name']}  {facts['id']}  {facts['state']}" + (f": {facts['reason']}" if facts["reason"] else "")]
     lines.append(f"  directory    {facts['path']}")
     lines.append(f"  command      trainer fit {typed(run)}")
+    if facts["reproduces"]:
+        lines.append(f"  reproduces   {facts['reproduces']}")
     ranks = f"{facts['world_size'] or '?'} rank{'' if facts['world_size'] == 1 else 's'}"
     lines.append(f"  runs on      {ranks}, {facts['strategy']}, {facts['cluster']}")
     if facts["tracking"]:

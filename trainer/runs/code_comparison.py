@@ -15,6 +15,8 @@ from trainer.runs.directory import RunDirectory
 _FOLDERS = ("code", "imports")
 _MOST_BYTES, _MOST_LINES = 1_000_000, 5_000
 """A larger file gets no diff, whose time grows with the square of the length."""
+_MOST_HASHED = 200 * 1024**2
+"""A snapshot has no larger file (`code_snapshot.LARGEST_EXTENSION_BYTES`)."""
 _BLOCK = 1 << 20
 
 
@@ -55,6 +57,8 @@ def _content(path: Path) -> str:
         return f"link to {os.readlink(path)}"
     if not stat.S_ISREG(status.st_mode):
         return "not a file"
+    if status.st_size > _MOST_HASHED:
+        return f"{status.st_size} bytes, too large to compare"
     digest = hashlib.sha256()
     with open_regular(path) as file:
         while block := file.read(_BLOCK):

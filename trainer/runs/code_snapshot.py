@@ -86,9 +86,9 @@ def import_paths(code_dir: Path) -> list[str]:
     """Return the folders from which a run with its code at `code_dir` imports the user's modules, in order."""
     try:
         paths = parse_json(read_text(code_dir.parent / "manifest.json"))["code"]["paths"]
+        return [str(code_dir.parent / path) for path in paths]
     except (OSError, ValueError, KeyError, TypeError):  # not a run, or an older run that does not store it
         return [str(code_dir)]
-    return [str(code_dir.parent / path) for path in paths]
 
 
 def _diff(root: Path) -> str | None:

@@ -56,7 +56,7 @@ def compare(
         UserError: A run is damaged.
     """
     labels = _labels(runs)
-    manifests = [_mapping(run.manifest()) for run in runs]
+    manifests = [mapping(run.manifest()) for run in runs]
     code = [code_files(run) for run in runs]
     sections = {
         "config": _section(labels, [_config(run, one) for run, one in zip(runs, manifests, strict=True)]),
@@ -107,20 +107,21 @@ def _all_equal(values: list[Any]) -> bool:
     return all(value == values[0] or repr(value) == repr(values[0]) for value in values[1:])  # nan != nan
 
 
-def _mapping(value: Any) -> dict[str, Any]:
+def mapping(value: Any) -> dict[str, Any]:
+    """Return a value of a manifest if it is a mapping, else an empty one: the file may be of any origin."""
     return value if isinstance(value, dict) else {}
 
 
 def _config(run: RunDirectory, manifest: Facts) -> Facts:
     """Return the chosen groups and the frozen values. The path of the run is the same text in all runs."""
     values = replaced(run.config(), str(run.path), "RUN_DIRECTORY")
-    choices = {str(group): option for group, option in _mapping(manifest.get("choices")).items()}
+    choices = {str(group): option for group, option in mapping(manifest.get("choices")).items()}
     leaves = {key: value for key, value in flat(values).items() if key}
     return {**{group: option for group, option in choices.items() if group not in leaves}, **leaves}
 
 
 def _commit(manifest: Facts) -> Facts:
-    code = _mapping(manifest.get("code"))
+    code = mapping(manifest.get("code"))
     return {
         "git commit": code.get("commit"),
         "uncommitted changes": code.get("dirty"),
@@ -130,20 +131,20 @@ def _commit(manifest: Facts) -> Facts:
 
 def _packages(labels: list[str], manifests: Sequence[Facts]) -> Section:
     """Compare all packages, or those few that older runs recorded too, if one of the runs is of that kind."""
-    installed = [_mapping(manifest.get("installed")) for manifest in manifests]
+    installed = [mapping(manifest.get("installed")) for manifest in manifests]
     not_recorded = [label for label, one in zip(labels, installed, strict=True) if not one]
     facts: list[Facts | None] = []
     for manifest, packages in zip(manifests, installed, strict=True):
-        few = _mapping(manifest.get("packages"))
+        few = mapping(manifest.get("packages"))
         if not packages and not few:
             facts.append(None)
             continue
         versions = {normalized(name): version for name, version in few.items() if version is not None}
         if not not_recorded:
-            origins = _mapping(packages.get("origins"))
+            origins = mapping(packages.get("origins"))
             versions = {
                 name: f"{version} from {origins[name]}" if name in origins else version
-                for name, version in _mapping(packages.get("versions")).items()
+                for name, version in mapping(packages.get("versions")).items()
             }
         facts.append({"python": manifest.get("python"), **versions})
     return Section(_section(labels, facts).rows, not_recorded)
@@ -151,7 +152,7 @@ def _packages(labels: list[str], manifests: Sequence[Facts]) -> Section:
 
 def _hardware(run: RunDirectory, manifest: Facts) -> Facts | None:
     beats = run.heartbeats()
-    machine = _mapping(manifest.get("machine"))
+    machine = mapping(manifest.get("machine"))
     shape = run.launch().shape
     worlds = [event.world_size for event in run.events_of(Started) if event.world_size]
     facts = {
@@ -185,5 +186,5 @@ def _results(runs: Sequence[RunDirectory], states: Mapping[str, str] | None) -> 
         row: Facts = {name: known[name] for name in ("state", "step", "epoch", "attempts")}
         row |= {f"best {name}": known["best"][name] for name in ("metric", "value", "step")} if known["best"] else {}
         row |= {name: known["metrics"][name] for name in sorted(known["metrics"], key=is_measured_time)}
-        facts.append({**row, "wall seconds": _mapping(known["ledger"]).get("wall_s")})
+        facts.append({**row, "wall seconds": mapping(known["ledger"]).get("wall_s")})
     return facts

@@ -10,7 +10,8 @@ from trainer.core.files import open_regular, parse_json
 
 _OF_THE_CLOCK = ("_per_s", "mfu", "_ms", "_seconds")
 """Ends of the names of metrics that differ between any two runs."""
-_LONGEST_LINE = 1 << 22
+_LONGEST_LINE, _MOST_BYTES = 1 << 22, 2 << 30
+"""Lines behind the first 2 GB are not compared."""
 
 
 def is_measured_time(name: str) -> bool:
@@ -49,7 +50,7 @@ def _lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     except OSError:
         return
     with file:
-        while text := file.readline(_LONGEST_LINE):
+        while file.tell() < _MOST_BYTES and (text := file.readline(_LONGEST_LINE)):
             try:
                 line = parse_json(text.decode())
                 step = int(line.pop("step"))

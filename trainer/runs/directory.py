@@ -88,9 +88,7 @@ class RunDirectory:
         from trainer.runs.code_snapshot import snapshot
         from trainer.runs.manifest import manifest_of
 
-        run = cls(_make_folder(Path(config["runs_dir"]).expanduser(), config["name"]))
-        for folder in (run.live_dir, run.logs_dir, run.attempts_dir, run.checkpoints_dir, run.stop_request.parent):
-            folder.mkdir()
+        run = cls.new(Path(config["runs_dir"]).expanduser(), config["name"])
         if hydra is not None:
             config = hydra.keep(run.path, config, code_root)
         write_atomic(run.config_path, freeze(config))
@@ -99,6 +97,14 @@ class RunDirectory:
         manifest = manifest_of(choices, copied, config.get("data"), code_root)
         write_atomic(run.manifest_path, json.dumps({**manifest, "id": run.id}, indent=1))
         run.add_event(events.Created(overrides=overrides))
+        return run
+
+    @classmethod
+    def new(cls, runs_dir: Path, name: str) -> RunDirectory:
+        """Create a run directory with its empty folders. Raises as `create` does."""
+        run = cls(_make_folder(runs_dir, name))
+        for folder in (run.live_dir, run.logs_dir, run.attempts_dir, run.checkpoints_dir, run.stop_request.parent):
+            folder.mkdir()
         return run
 
     def exists(self) -> bool:

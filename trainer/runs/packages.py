@@ -49,7 +49,8 @@ def requirements(manifest: Mapping[str, Any]) -> list[str]:
     recorded = manifest.get("installed")
     if not isinstance(recorded, dict) or not isinstance(recorded.get("versions"), dict):
         return []
-    origins = recorded.get("origins") or {}
+    origins = recorded.get("origins")
+    origins = origins if isinstance(origins, dict) else {}
     lines = []
     for name, version in recorded["versions"].items():
         origin = str(origins.get(name) or "")
