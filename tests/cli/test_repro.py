@@ -136,6 +136,7 @@ def test_what_is_not_the_same_has_a_line_each(
         installed={"versions": versions, "origins": {"numpy": "git+https://host/numpy@abc"}},
         machine={"cpu": "Another CPU", "cores": 1, "gpus": ["NVIDIA H200"]},
         platform="Plan 9",
+        code={**manifest["code"], "withheld": [".env"], "hidden": [".settings", ".gitignore"]},
         data={
             "data.gone": {"path": "/gone", "bytes": 1, "modified": 0.0},
             "data.path": {"path": str(workdir / "set"), "bytes": 2, "modified": 0.0},
@@ -158,7 +159,9 @@ def test_what_is_not_the_same_has_a_line_each(
         "processor": f"was Another CPU, here {manifest['machine']['cpu']}",
         "system": f"was Plan 9, here {manifest['platform']}",
         "code/weights.bin": "/gone/weights.bin is gone",
-        "code/large.bin": f"{workdir / 'set'} may have changed: it was too large to copy",
+        "code/large.bin": f"{workdir / 'set'} may have changed: it was linked, not copied",
+        ".env": "is not in the code snapshot: it may hold credentials",
+        ".settings": "is not in the code snapshot: it is a dotfile",
         "data.gone": "/gone is missing here",
         "data.path": "bytes was 2, here 3",
         "trainer.max_steps": "changed by a resume: trainer.max_steps=20",

@@ -8,6 +8,7 @@ import platform
 import socket
 import time
 from dataclasses import asdict
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -53,8 +54,14 @@ def environment() -> dict[str, Any]:
         "platform": platform.platform(),
         "gpus": gpus.most,
         "machine": {"cpu": _cpu(), "cores": usable_cores(), "gpus": [gpu.name for gpu in gpus.gpus]},
-        "installed": installed(),
+        "installed": _installed(),
     }
+
+
+@cache
+def _installed() -> dict[str, dict[str, str]]:
+    """Return the packages on `sys.path`, which the jobs of a sweep have in common."""
+    return installed()
 
 
 def _version(package: str) -> str | None:

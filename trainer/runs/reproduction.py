@@ -18,6 +18,7 @@ from trainer.core.files import read_text, write_atomic
 from trainer.runs import events
 from trainer.runs.code_snapshot import Snapshot, import_paths
 from trainer.runs.comparison import devices_of, mapping
+from trainer.runs.credentials import is_of_a_tool
 from trainer.runs.data_files import data_files, facts_of
 from trainer.runs.directory import RunDirectory
 from trainer.runs.manifest import manifest_of
@@ -64,7 +65,7 @@ def losses(run: RunDirectory, config: Mapping[str, Any], here: Mapping[str, Any]
     return [
         *_packages(run, manifest, here),
         *_machine(run, manifest, here, config),
-        *_code(run),
+        *_code(run, manifest),
         *_data(run, manifest, config, cwd),
     ]
 
@@ -182,14 +183,20 @@ def _machine(
         yield Loss("system", f"was {manifest.get('platform')}, here {here['platform']}")
 
 
-def _code(run: RunDirectory) -> Iterator[Loss]:
-    """Yield the links of the snapshot: their targets were too large to copy."""
+def _code(run: RunDirectory, manifest: Mapping[str, Any]) -> Iterator[Loss]:
+    """Yield what the snapshot does not hold: files that it left out, and the targets of links."""
+    code = mapping(manifest.get("code"))
+    for key, why in (("withheld", "it may hold credentials"), ("hidden", "it is a dotfile")):
+        names = code.get(key)
+        for name in names if isinstance(names, list) else ():
+            if key != "hidden" or not is_of_a_tool(str(name)):
+                yield Loss(str(name), f"is not in the code snapshot: {why}")
     for folder in (run.code_dir, run.path / "imports"):
         for where, folders, files in os.walk(folder):
             for path in sorted(Path(where, name) for name in (*folders, *files)):
                 if path.is_symlink() and os.path.isabs(target := os.readlink(path)):
                     name = path.relative_to(run.path).as_posix()
-                    lost = "is gone" if not path.exists() else "may have changed: it was too large to copy"
+                    lost = "may have changed: it was linked, not copied" if path.exists() else "is gone"
                     yield Loss(name, f"{target} {lost}")
 
 
