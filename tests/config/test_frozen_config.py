@@ -73,7 +73,7 @@ def test_reexports_of_the_standard_library_are_seen_through(workdir: Path, monke
         ("nowhere_at_all.Net", "no module named nowhere_at_all"),
         ("trainer.config.nothing.Net", "trainer.config.nothing does not exist"),
         ("trainer.config.batch.Nothing", "trainer.config.batch.Nothing does not exist"),
-        ("trainer.config.typed.OPEN", "not a class or a function"),
+        ("tests.config.test_instantiate.KEPT", "not a class or a function"),
     ],
 )
 def test_a_target_that_cannot_be_called_is_refused(path: str, part: str) -> None:

@@ -1,21 +1,21 @@
 """Read a frozen configuration, and instantiate its `_target_` nodes.
 
-The ranks use this instead of `hydra.utils.instantiate`, whose block list is too short (see `allow.py`) and which wraps
-the exceptions of a target. `nodes.py` gives nodes the same meaning as Hydra does.
+The ranks use this instead of `hydra.utils.instantiate`, which calls almost everything (see `allow.py`) and wraps the
+exceptions of a target. `nodes.py` gives nodes the same meaning as Hydra does.
 """
 
 from __future__ import annotations
 
 import inspect
+from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from trainer.config import yaml_limits
-from trainer.config.allow import OPEN_PATHS, require_allowed
+from trainer.config import allow, allow_objects, yaml_limits
 from trainer.config.hydra_record import path_of
-from trainer.config.namespaces import moved
+from trainer.config.namespaces import canonical, moved
 from trainer.config.nodes import ABOUT_THE_CALL, NodeContext, call
 from trainer.config.schema import Config
 from trainer.core.errors import UserError
@@ -52,6 +52,7 @@ def load(path: Path) -> Config:
             node = getattr(config, section)
             for one in [one for one in node.values() if isinstance(one, dict)] if section in NAMED else [node]:
                 one.setdefault("_convert_", "all")
+    trust(config.security.allow)
     return config
 
 
@@ -108,6 +109,16 @@ def instantiate(node: dict[str, Any], *args: Any, where: str = "", **extra: Any)
     return call(node, args, extra, NodeContext(_located, where))
 
 
+_trusted: tuple[str, ...] = ()
+"""`security.allow` of the job of this process."""
+
+
+def trust(names: Sequence[str]) -> None:
+    """Set `security.allow` for the targets that this process calls."""
+    global _trusted
+    _trusted = tuple(canonical(name) for name in names)
+
+
 def locate(path: str, where: str = "_target_") -> Any:
     """Import the class or function at the dotted `path`; `where` is its key, for messages.
 
@@ -120,13 +131,15 @@ def locate(path: str, where: str = "_target_") -> Any:
 
 
 def _located(path: str, where: str) -> Any:
-    path = moved(path)
-    require_allowed(path, where)
-    target = _follow(path, where)
-    # Refuse a target that the written path hides: mypkg.subprocess.run, mypkg.aliased_open.
-    origin = getattr(target, "__module__", None) if callable(target) else None
-    if isinstance(origin, str) and not path.startswith(origin):
-        require_allowed(f"{origin}.{getattr(target, '__qualname__', '')}", where)
+    path, cwd = moved(path), Path.cwd()
+    refused = allow.refusal(path, where, cwd, _trusted)
+    refused = refused or (allow.discovery_refusal(path) if where.endswith(".path") else None)
+    if refused is not None:
+        raise refused.error(where, path)
+    target, holder = _follow(path, where)
+    refused = allow_objects.refusal(target, path, where, holder, cwd, _trusted)
+    if refused is not None:
+        raise refused.error(where, path)
     if where.endswith("_target_"):
         _require_callable(target, path, where)
     return target
@@ -146,10 +159,15 @@ def accepts(target: Any, name: str) -> bool:
     return parameter is not None and parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
 
 
-def _follow(path: str, where: str) -> Any:
-    """Import the first part of the path, and get each further part as an attribute or a submodule."""
+def _follow(path: str, where: str) -> tuple[Any, ModuleType]:
+    """Import the first part of the path, and get each further part as an attribute or a submodule.
+
+    Returns:
+        The object, and the last module on the way to it.
+    """
     parts = path.split(".")
     current = _import_top(parts[0], path, where)
+    holder: ModuleType = current
     for i, part in enumerate(parts[1:], start=1):
         dotted = ".".join(parts[: i + 1])
         if not hasattr(current, part) and isinstance(current, ModuleType):
@@ -157,9 +175,11 @@ def _follow(path: str, where: str) -> Any:
         if not hasattr(current, part):
             raise UserError(f"{where}={path}: {'.'.join(parts[:i])} has no {part}", "check the spelling")
         current = getattr(current, part)
-        if isinstance(current, ModuleType) and path not in OPEN_PATHS:
-            require_allowed(current.__name__, where)
-    return current
+        if isinstance(current, ModuleType):
+            if not allow_objects.passes_through(current, Path.cwd(), _trusted):
+                raise allow.refused(current.__name__, "").error(where, path)
+            holder = current
+    return current, holder
 
 
 def _import_top(name: str, path: str, where: str) -> Any:

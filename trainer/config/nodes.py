@@ -13,7 +13,9 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from trainer.config.allow import DISCOVERY, require_allowed
+from trainer.config.allow import argument_refusal
+from trainer.config.allowed import DISCOVERY
+from trainer.config.namespaces import canonical
 from trainer.core.errors import UserError
 
 ABOUT_THE_CALL = ("_target_", "_convert_", "_recursive_", "_partial_")
@@ -66,6 +68,7 @@ def call(node: Mapping[str, Any], positional: tuple[Any, ...], extra: Mapping[st
     if not isinstance(path, str):
         raise UserError(f"{key} is missing", "name the class or function to call, such as my_package.MyModel")
     target = _checked(context.locate(path, key), context.locate, key)
+    _require_arguments(path, {**node, **extra}, context.where)
     context = context.of(node)
     plain = context.convert == "none" and "_convert_" not in node and path.partition(".")[0] in _PLAIN
     arguments = {}
@@ -75,7 +78,7 @@ def call(node: Mapping[str, Any], positional: tuple[Any, ...], extra: Mapping[st
         if context.recursive:
             value = _value(value, context.inside(f".{name}"))
         else:
-            _require_allowed_inside(value, f"{context.where}.{name}")
+            _require_allowed_inside(value, f"{context.where}.{name}", context.locate)
         arguments[name] = _converted(value, "all" if plain else context.convert)
     args = arguments.pop("_args_", None) or ()
     bound = functools.partial(target, *positional, *args, **{**arguments, **extra})
@@ -124,22 +127,32 @@ def _escaped(value: Any) -> Any:
     return [_escaped(item) for item in value] if type(value) is list else value
 
 
-def targets_inside(value: Any, where: str) -> Iterator[tuple[str, str]]:
-    """Yield the key and the value of each `_target_` at any depth."""
+def nodes_inside(value: Any, where: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Yield the key and the node of each `_target_` at any depth."""
     if isinstance(value, Mapping):
         if isinstance(value.get("_target_"), str):
-            yield f"{where}._target_", value["_target_"]
+            yield where, value
         for key, item in value.items():
-            yield from targets_inside(item, f"{where}.{key}")
+            yield from nodes_inside(item, f"{where}.{key}")
     elif isinstance(value, list):
         for i, item in enumerate(value):
-            yield from targets_inside(item, f"{where}[{i}]")
+            yield from nodes_inside(item, f"{where}[{i}]")
 
 
-def _require_allowed_inside(value: Any, where: str) -> None:
+def _require_allowed_inside(value: Any, where: str, locate: Locate) -> None:
     """Refuse nested targets that are not allowed: with `_recursive_: false` the outer target may call them."""
-    for key, path in targets_inside(value, where):
-        require_allowed(path, key)
+    for key, node in nodes_inside(value, where):
+        locate(node["_target_"], f"{key}._target_")
+        _require_arguments(node["_target_"], node, key)
+        if canonical(node["_target_"]) in DISCOVERY and isinstance(node.get("path"), str):
+            locate(node["path"], f"{key}.path")
+
+
+def _require_arguments(path: str, node: Mapping[str, Any], where: str) -> None:
+    refused = argument_refusal(path, node)
+    if refused is not None:
+        key = f"{where}.{refused[0]}" if where else refused[0]
+        raise refused[1].error(key, str(node.get(refused[0], "...")))
 
 
 def _checked(target: Any, locate: Locate, key: str) -> Any:

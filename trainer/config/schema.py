@@ -388,6 +388,21 @@ def _may_overlap(pattern: str, other: str) -> bool:
 
 
 @dataclass(eq=False, repr=False)
+class SecurityOptions:
+    """What a configuration may call and read in addition to the defaults. See docs/security.md.
+
+    Only the command line and the primary config of the project set these keys: a config file that is passed around
+    cannot give itself permissions.
+    """
+
+    allow: list[str] = field(default_factory=list)
+    """Modules and full names of installed packages that a `_target_` may lead to, such as `monai` or
+    `monai.networks.nets.UNet`."""
+    env: list[str] = field(default_factory=list)
+    """Environment variables that `${oc.env:...}` may read and `hydra.job.env_set` may set."""
+
+
+@dataclass(eq=False, repr=False)
 class Config:
     """The configuration of one training job. A run's frozen `config.yaml` holds exactly this, resolved."""
 
@@ -429,6 +444,8 @@ class Config:
     """Lightning callbacks: name to `_target_` and arguments; null disables one."""
     logger: dict[str, Any] = field(default_factory=dict)
     """Lightning loggers in addition to W&B (`tracking`): name to `_target_` and arguments; null disables one."""
+    security: SecurityOptions = field(default_factory=SecurityOptions)
+    """What the configuration may call and read."""
 
     def problems(self) -> Iterator[UserError]:
         """Yield problems of the keys outside of the sections."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import sys
+import sysconfig
 from dataclasses import dataclass
 from functools import cache
 from importlib.machinery import ModuleSpec, PathFinder
@@ -272,6 +273,50 @@ def _names_of(node: ast.AST) -> list[str]:
         names += [target.id] if isinstance(target, ast.Name) else []
         targets += target.elts if isinstance(target, (ast.Tuple, ast.List)) else []
     return names
+
+
+def absolute_name(module: Module, name: str) -> str:
+    """Return the dotted path that a name in the text of `module` was imported from, without following it further."""
+    first, dot, rest = name.partition(".")
+    bound = _bindings(module.file).get(first, []) if module.file is not None and module.file.suffix == ".py" else []
+    node = bound[-1] if bound else None
+    if isinstance(node, ast.Import):
+        alias = next(a for a in node.names if (a.asname or a.name.partition(".")[0]) == first)
+        first = alias.name if alias.asname else first
+    elif isinstance(node, ast.ImportFrom):
+        original = next((a.name for a in node.names if (a.asname or a.name) == first), first)
+        first = ".".join([*_import_base(module, node), original])
+    elif node is not None:
+        first = f"{module.name}.{first}"
+    return canonical(first + dot + rest)
+
+
+def top_module(name: str, cwd: Path) -> Module | None:
+    """Return the top-level module `name`, which is looked for in `cwd` first, without importing it."""
+    return _top(name, cwd)
+
+
+def is_users(module: Module, cwd: Path) -> bool:
+    """Return whether a module is the user's code: of the project, of PYTHONPATH or of an editable install.
+
+    Modules of the standard library, of site-packages and of other folders with installed packages are not.
+    """
+    if module.file is not None and not module.file.is_absolute():  # built into the interpreter
+        return False
+    return is_users_folder(_root_of(module), cwd)
+
+
+@cache
+def is_users_folder(root: Path, cwd: Path) -> bool:
+    """Return whether a folder on the import path holds the user's code."""
+    if root == cwd or root == source_folder(cwd):
+        return True
+    if {"site-packages", "dist-packages"} & set(root.parts):
+        return False
+    libraries = [Path(path) for key in ("stdlib", "platstdlib") if (path := sysconfig.get_path(key))]
+    if any(root.resolve().is_relative_to(library.resolve()) for library in libraries):
+        return False
+    return next(root.glob("*.dist-info"), None) is None  # what `pip install --target` leaves
 
 
 def source_folder(cwd: Path) -> Path | None:

@@ -9,17 +9,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from trainer.config.allow import DISCOVERY, refusal
+from trainer.config.allow import argument_refusal, discovery_refusal, refusal
+from trainer.config.allowed import DISCOVERY
 from trainer.config.instantiate import DIRECTIVES
+from trainer.config.namespaces import canonical
 from trainer.config.nodes import CONVERSIONS
 from trainer.config.problems import as_written
 from trainer.config.schedule import FILLED
 from trainer.config.signature import TRAINERS_OWN, Argument, Signature, signature_of
-from trainer.config.sources import Definition, LookupResult, Module, NotFound, Unknown, find
+from trainer.config.sources import Module, NotFound, find
 from trainer.core.errors import UserError
 from trainer.core.near import did_you_mean, listed, nearest
-
-_REFUSED_FIX = "name a model, data module, optimizer or callback, or write your own function"
 
 
 @dataclass(frozen=True)
@@ -48,9 +48,19 @@ SECTIONS = {
 """The open sections with a single target, and the arguments that it gets from the trainer."""
 
 
+@dataclass(frozen=True)
+class _Place:
+    """Where targets are looked for, and which of them may be named in addition."""
+
+    cwd: Path
+    trusted: tuple[str, ...]
+    """`security.allow`."""
+
+
 def problems_of_targets(config: dict[str, Any], cwd: Path) -> list[UserError]:
     """Return targets that are refused or do not exist, and arguments that are unknown, missing or of a wrong type."""
     problems: list[UserError] = []
+    place = _Place(cwd, tuple(map(canonical, (config.get("security") or {}).get("allow") or ())))
     for section, given in SECTIONS.items():
         node = config[section]
         if not node.get("_target_"):
@@ -60,7 +70,7 @@ def problems_of_targets(config: dict[str, Any], cwd: Path) -> list[UserError]:
                     fix = _LIGHTNING_CLI["class_path"].format(node["class_path"])
                 problems.append(UserError(f"{section}._target_ is missing", fix))
             continue
-        problems += _node(section, node, given, cwd)
+        problems += _node(section, node, given, place)
     for section, given, kind in (("callbacks", Given(), "Callback"), ("logger", Given(filled=("save_dir",)), "Logger")):
         for name, node in (config.get(section) or {}).items():
             where = f"{section}.{name}"
@@ -70,34 +80,34 @@ def problems_of_targets(config: dict[str, Any], cwd: Path) -> list[UserError]:
                 fix = f"set {where}._target_=my_package.My{kind}, or {where}=null to disable it"
                 problems.append(UserError(f"{where}: a {kind.lower()} needs a _target_", fix))
                 continue
-            problems += _node(where, node, given, cwd)
+            problems += _node(where, node, given, place)
     return problems
 
 
-def _node(where: str, node: dict[str, Any], given: Given, cwd: Path, called: bool = True) -> Iterator[UserError]:
+def _node(where: str, node: dict[str, Any], given: Given, place: _Place, called: bool = True) -> Iterator[UserError]:
     """Yield the problems of a node and of the nodes in it.
 
     `called` is false for nodes that `_recursive_: false` leaves to a target, which may call them with more arguments.
     """
     yield from _directives(where, node)
-    yield from _target(where, node, given, cwd, called)
+    yield from _target(where, node, given, place, called)
     called = called and node.get("_recursive_") is not False
     for name, value in node.items():
-        yield from _nested(f"{where}.{name}", value, cwd, called)
+        yield from _nested(f"{where}.{name}", value, place, called)
 
 
-def _nested(where: str, value: Any, cwd: Path, called: bool) -> Iterator[UserError]:
+def _nested(where: str, value: Any, place: _Place, called: bool) -> Iterator[UserError]:
     if isinstance(value, dict):
         if value.get("_target_"):
             given = SECTIONS["scheduler"] if re.fullmatch(r"scheduler(\.schedulers\[\d+\])+", where) else Given()
-            yield from _node(where, value, given, cwd, called)
+            yield from _node(where, value, given, place, called)
             return
         called = called and value.get("_recursive_") is not False
         for name, item in value.items():
-            yield from _nested(f"{where}.{name}", item, cwd, called)
+            yield from _nested(f"{where}.{name}", item, place, called)
     if isinstance(value, list):
         for i, item in enumerate(value):
-            yield from _nested(f"{where}[{i}]", item, cwd, called)
+            yield from _nested(f"{where}[{i}]", item, place, called)
 
 
 def _directives(where: str, node: dict[str, Any]) -> Iterator[UserError]:
@@ -110,18 +120,20 @@ def _directives(where: str, node: dict[str, Any]) -> Iterator[UserError]:
         yield UserError(f"{where}._convert_={as_written(convert)}: invalid choice", fix)
 
 
-def _target(where: str, node: dict[str, Any], given: Given, cwd: Path, called: bool) -> Iterator[UserError]:
+def _target(where: str, node: dict[str, Any], given: Given, place: _Place, called: bool) -> Iterator[UserError]:
     path, key = node["_target_"], f"{where}._target_"
     if not isinstance(path, str) or not all(part.isidentifier() for part in path.split(".")):
         yield UserError(f"{key}={path}: not the import path of a class or function", "write my_package.MyClass")
         return
-    reason = refusal(path)
-    result = None if reason else find(path, cwd)
-    reason = reason or refusal(_leads_to(result))
-    if reason:
-        yield UserError(f"{key}={path}: refused, because {reason}", _REFUSED_FIX)
+    refused = refusal(path, key, place.cwd, place.trusted)
+    result = None if refused else find(path, place.cwd)
+    argument = argument_refusal(path, node)
+    if refused:
+        yield refused.error(key, path)
+    elif argument:
+        yield argument[1].error(f"{where}.{argument[0]}", as_written(node.get(argument[0], "...")))
     elif path in DISCOVERY:
-        yield from _discovered(f"{where}.path", node.get("path"), cwd)
+        yield from _discovered(f"{where}.path", node.get("path"), place)
     elif isinstance(result, NotFound):
         yield _not_found(key, path, result)
     elif isinstance(result, Module):
@@ -132,23 +144,16 @@ def _target(where: str, node: dict[str, Any], given: Given, cwd: Path, called: b
             yield from _arguments(where, node, given, signature)
 
 
-def _discovered(key: str, path: Any, cwd: Path) -> Iterator[UserError]:
+def _discovered(key: str, path: Any, place: _Place) -> Iterator[UserError]:
     """Yield the problems of the path that is given to `hydra.utils.get_class` and the like."""
-    result = find(path, cwd) if isinstance(path, str) else None
-    reason = refusal(path) or refusal(_leads_to(result)) if isinstance(path, str) else None
-    if reason:
-        yield UserError(f"{key}={path}: refused, because {reason}", _REFUSED_FIX)
+    if not isinstance(path, str):
+        return
+    refused = refusal(path, key, place.cwd, place.trusted) or discovery_refusal(path)
+    result = find(path, place.cwd)
+    if refused:
+        yield refused.error(key, path)
     elif isinstance(result, NotFound):
         yield _not_found(key, path, result)
-
-
-def _leads_to(result: LookupResult | None) -> str:
-    """Return the path behind re-exports, such as `subprocess.run` for `mine.subprocess.run`."""
-    if isinstance(result, Definition):
-        return f"{result.module.name}.{result.node.name}"
-    if isinstance(result, Module):
-        return result.name
-    return result.path if isinstance(result, Unknown) else ""
 
 
 def _not_found(key: str, path: str, missing: NotFound) -> UserError:
