@@ -132,7 +132,7 @@ i: ${hydra:runtime.choices.model}
 j: ${hydra:runtime.cwd}
 """
     with pytest.warns(UserWarning, match="deprecated"):
-        config = composed(experiment("own:" + text.replace("\n", "\n  "))).config["own"]
+        config = composed(experiment("own:" + text.replace("\n", "\n  ")), "security.env=[WIDTH]").config["own"]
     assert {key: value for key, value in config.items() if key != "d2"} == {
         **{"a": "7", "b": 7, "c": 5, "d": {"x": 1}, "e": ["k"], "f": [1], "g": 7, "h": "trainer", "i": "mlp"},
         "j": str(workdir),
@@ -259,7 +259,7 @@ hydra:
   job_logging: {handlers: {file: {filename: "${hydra.runtime.output_dir}/${task_name}.log"}}}
   sweep: {subdir: "${nowhere}"}
 """
-    job = composed(experiment(text), "seed=5")
+    job = composed(experiment(text), "seed=5", "security.env=[FOO]")
     assert job.config["paths"]["out"] == f"{workdir}/runs/mlp-digits-ID"
     assert f"out: {workdir}/runs/mlp-digits-ID" in printed(job, "job", resolve=True)
     run = made(job)

@@ -11,6 +11,7 @@ from trainer.checks.parts import problems_of_parts
 from trainer.config.batch import BatchPlan
 from trainer.config.callbacks import problems_of_callbacks
 from trainer.config.combinations import Job, problems_of_combinations, problems_of_packages
+from trainer.config.environment import problems_of_secrets
 from trainer.config.limits import AtLeast, limits_of
 from trainer.config.loggers import problems_of_loggers
 from trainer.config.monitor import problems_of_monitor
@@ -46,6 +47,7 @@ def check(config: dict[str, Any], cwd: Path | None = None, fits: bool = True, ta
         UserError: All problems that were found, the most certain first.
         EnvironmentFault: The only problem is this machine, such as a missing package.
     """
+    raise_all(list(problems_of_secrets(config)))
     values = [*_limits(config), *_sections(config), *problems_of_callbacks(config)]
     cwd = cwd or Path.cwd()
     found = list(_of_targets(config, cwd)) if targets else []

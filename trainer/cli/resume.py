@@ -65,6 +65,7 @@ CHANGEABLE = {
         "spike_z",
     ),
     "data": ("micro_batch", "num_workers"),
+    "security": ("allow",),
     "cluster": tuple(option.name for option in fields(Slurm) if option.name != "name"),
 }
 """Keys that `trainer resume` may change, by section: they do not affect the result of a step that goes well.
@@ -141,7 +142,7 @@ def with_overrides(
             fix = did_you_mean(key, allowed) + f"{what} can change {', '.join(allowed)}"
             raise UserError(f"{override}: {what} cannot change this", f"{fix}; for all else use trainer fit")
         section, name = key.split(".")
-        config[section][name] = _parsed(value)
+        config.setdefault(section, {})[name] = _parsed(value)
         if section == "trainer" and config[section][name] == -1:
             config[section][name] = None  # no limit, as in Lightning
         if section == "resources" and name in ("gpus", "cpu_processes", "nodes"):

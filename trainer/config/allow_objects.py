@@ -47,7 +47,7 @@ def refusal(target: Any, path: str, key: str, holder: Any, cwd: Path, trusted: S
     if allowed.under(defined, trusted) or _is_of_user(module, cwd):
         return None
     if isinstance(target, type):
-        bases = {f"{base.__module__}.{base.__qualname__}" for base in target.__mro__}
+        bases = {canonical(f"{base.__module__}.{base.__qualname__}") for base in target.__mro__}
         kinds = {allowed.KINDS[base] for base in bases if base in allowed.KINDS}
         return allow.of_class(defined, kinds, section)
     if allowed.is_function(defined, section) or allowed.is_builder(defined):

@@ -103,7 +103,7 @@ CLASS_MODULES = (
     *("torchmetrics", "torchaudio.models", "torchaudio.transforms", "timm", "transformers", "peft", "torchao"),
     *("torchvision.models", "torchvision.datasets", "torchvision.transforms", "torchvision.ops", "deepspeed.ops"),
     *("trainer.models", "trainer.data", "trainer.tasks", "trainer.schedules", "trainer.callbacks"),
-    *("trainer.faultbench", "trainer.tracking"),
+    *("trainer.faultbench", "trainer.tracking", "trainer.optimizers"),
 )
 """Modules in which classes of `KINDS` may be defined."""
 
@@ -129,8 +129,7 @@ FREE_MODULES = (
 
 FUNCTION_MODULES = (
     *("torchvision.models", "torchvision.transforms", "torchvision.ops", "torchmetrics.functional"),
-    *("timm.models", "timm.layers", "timm.loss", "timm.scheduler", "transformers.optimization"),
-    *("trainer.schedules",),
+    *("timm.models", "timm.layers", "timm.loss", "timm.scheduler", "trainer.schedules"),
 )
 """Modules whose public functions compute, or build a model, a loss or a schedule."""
 
@@ -206,12 +205,19 @@ _DATA_FUNCTIONS = (
 _OPTIMIZER_FUNCTIONS = _below(
     ("timm.optim", "timm.optim._optim_factory", "timm.optim.optim_factory"), "create_optimizer_v2"
 )
+_SCHEDULES = _below(
+    ("transformers", "transformers.optimization"),
+    *("get_scheduler", "get_constant_schedule", "get_constant_schedule_with_warmup", "get_linear_schedule_with_warmup"),
+    *("get_cosine_schedule_with_warmup", "get_cosine_with_hard_restarts_schedule_with_warmup", "get_wsd_schedule"),
+    *("get_cosine_with_min_lr_schedule_with_warmup", "get_polynomial_decay_schedule_with_warmup"),
+    "get_inverse_sqrt_schedule",
+)
 SECTION_FUNCTIONS: dict[str, Sequence[str]] = {
     "model": (*_MODEL_FUNCTIONS, "torchvision.models", "timm.models"),
     "task": (),
     "data": _DATA_FUNCTIONS,
     "optimizer": _OPTIMIZER_FUNCTIONS,
-    "scheduler": ("trainer.schedules", "timm.scheduler", "transformers.optimization"),
+    "scheduler": ("trainer.schedules", "timm.scheduler", *_SCHEDULES),
     "callbacks": (),
     "logger": (),
 }
@@ -220,6 +226,7 @@ FUNCTIONS = {
     *_MODEL_FUNCTIONS,
     *_DATA_FUNCTIONS,
     *_OPTIMIZER_FUNCTIONS,
+    *_SCHEDULES,
     *DISCOVERY,
     *("hydra.utils.to_absolute_path", "hydra.utils.get_original_cwd"),
     *("omegaconf.DictConfig", "omegaconf.ListConfig", "omegaconf.OmegaConf.create", "omegaconf.OmegaConf.to_container"),

@@ -10,13 +10,14 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trainer.config import explain, typed
+from trainer.config import environment, explain, typed
+from trainer.config.bounded import bounded
 from trainer.config.hydra_node import is_multirun, problems_of_hydra, replaced, sweep_params
 from trainer.config.primary import load_whole
 from trainer.config.problems import raise_all
@@ -60,9 +61,15 @@ class Place:
     number: int | None = None
     """Number of the job in a sweep, from 0; None: no sweep."""
 
-    def resolvers(self) -> AbstractContextManager[None]:
-        """Return a context in which the user's OmegaConf resolvers are registered."""
-        return own_resolvers([*(self.cwd / folder for folder in self.config_dirs), self.cwd / "conf"], self.cwd)
+    @contextmanager
+    def resolvers(self) -> Iterator[None]:
+        """Return a context in which the user's OmegaConf resolvers are registered, and interpolations are bounded."""
+        with own_resolvers(self.folders(), self.cwd), bounded():
+            yield
+
+    def folders(self) -> list[Path]:
+        """Return the directories of the user that are searched for configs, in order."""
+        return [*(self.cwd / folder for folder in self.config_dirs), self.cwd / "conf"]
 
 
 TEMPLATES = frozenset(("ckpt_path", "train", "test", "task_name"))
@@ -136,12 +143,15 @@ def frozen_hydra(composed: Composed) -> HydraFiles:
 
 
 def _compose(overrides: list[str], place: Place, config_name: str, notes: list[str]) -> Any:
+    from trainer.config.files import require_own_security
+
     cwd = place.cwd
     loader = _loader(_search_path(list(place.config_dirs), cwd))
     with explain.hydra_errors(loader, overrides):
         groups, values, unset = _split(loader, overrides)
         tree = load_whole(loader, config_name, groups, _load)
         explain.require_unset(tree.hydra.runtime.choices, unset, loader)
+    require_own_security(tree, place.folders(), config_name, cwd)
     raise_all(list(problems_of_hydra(tree)))
     tree.hydra.runtime.output_dir = _RUN
     if place.number is not None:
@@ -160,6 +170,7 @@ def _compose(overrides: list[str], place: Place, config_name: str, notes: list[s
         chosen = [one.partition("=")[0] for one in groups]
         note = use_own_loaders(tree, chosen, [one.key_or_group for one in values], cwd)
         notes += [note] if note else []
+    raise_all(list(environment.problems_of_job(tree)))
     _record(tree, groups, values)
     return tree
 
@@ -216,9 +227,10 @@ def _search_path(config_dirs: list[Path], cwd: Path) -> list[tuple[str, Path]]:
 
 def _loader(user_path: list[tuple[str, Path]]) -> Any:
     from hydra import version
-    from hydra._internal.config_loader_impl import ConfigLoaderImpl
     from hydra._internal.utils import create_config_search_path
     from hydra.core.utils import JobRuntime, setup_globals
+
+    from trainer.config.files import ConfigLoader
 
     version.setbase("1.3")
     setup_globals()
@@ -226,7 +238,7 @@ def _loader(user_path: list[tuple[str, Path]]) -> Any:
     search_path = create_config_search_path(str(conf_dir()))
     for provider, directory in reversed(user_path):
         search_path.prepend(provider, f"file://{directory}")
-    return ConfigLoaderImpl(search_path)
+    return ConfigLoader(search_path)
 
 
 def points(

@@ -71,6 +71,9 @@ def interpolation(error: Exception) -> UserError:
         from trainer.config.resolvers import no_resolver  # only needed for this mistake
 
         return no_resolver(key, unknown[1], Path.cwd())
+    denied = re.search(r"(a config may not read the variable (\S+)):", str(error))
+    if denied:
+        return UserError(f"{key}: {denied[1]}", f"if it is no secret: security.env=[{denied[2]}]")
     text = str(error).splitlines()[0].replace("Interpolation key", "the key") if str(error) else "cannot be merged"
     where = f"{key}: " if key else ""
     return UserError(f"{where}{text}", "correct the ${...} or the value; `trainer fit --cfg job` prints all keys")

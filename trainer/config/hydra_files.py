@@ -9,6 +9,7 @@ from typing import Any
 
 from trainer.config.hydra_node import SUBDIR, part_of, replaced
 from trainer.core.errors import UserError
+from trainer.core.secrets import mask
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class HydraFiles:
         folder = run_path / SUBDIR
         folder.mkdir()
         for name, text in self.texts.items():
-            (folder / name).write_text(text.replace(self.placeholder, str(run_path)), encoding="utf-8")
+            (folder / name).write_text(mask(text.replace(self.placeholder, str(run_path))), encoding="utf-8")
         if self.link is not None:
             _link_to(run_path, cwd / Path(self.link).expanduser())
         return replaced(config, self.placeholder, str(run_path))  # type: ignore[no-any-return]

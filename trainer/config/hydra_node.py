@@ -43,9 +43,40 @@ def problems_of_hydra(tree: Any) -> Iterator[UserError]:
                 yield UserError(f"hydra.{part}.{key}: {NOT_USED}", f"remove it; {INSTEAD[part]}")
     for name in node.get("callbacks") or {}:
         yield UserError(f"hydra.callbacks.{name}: {NOT_USED}", f"remove it; {INSTEAD['callbacks']}")
+    yield from problems_of_logging(part_of(node, "job_logging"))
     if node.output_subdir != SUBDIR:
         shown = "null" if node.output_subdir is None else node.output_subdir
         yield UserError(f"hydra.output_subdir={shown}: {NOT_USED}", INSTEAD["output_subdir"])
+
+
+_LOGGING_CLASSES = {
+    *("logging.Formatter", "logging.NullHandler", "logging.StreamHandler", "logging.FileHandler", "logging.Filter"),
+    *("logging.handlers.RotatingFileHandler", "logging.handlers.TimedRotatingFileHandler"),
+    *("logging.handlers.WatchedFileHandler", "logging.handlers.MemoryHandler"),
+    *("colorlog.ColoredFormatter", "rich.logging.RichHandler"),
+}
+"""What `class` and `()` of `hydra.job_logging` may name: logging calls them."""
+_LOG_FILES = (".log", ".txt", ".out")
+
+
+def problems_of_logging(node: Any, where: str = "hydra.job_logging") -> Iterator[UserError]:
+    """Yield an error for each class, object and file name that the configuration of `logging` must not have."""
+    if isinstance(node, list):
+        for i, item in enumerate(node):
+            yield from problems_of_logging(item, f"{where}[{i}]")
+    elif isinstance(node, dict):
+        for key, value in node.items():
+            here, text = f"{where}.{key}", str(value)
+            if key in ("()", "class", "formatClass", "queue", "listener", "factory") and text not in _LOGGING_CLASSES:
+                fix = f"use one of {', '.join(sorted(_LOGGING_CLASSES))}, or set up logging in your code"
+                yield UserError(f"{here}={text}: refused, because logging would call it", fix)
+            elif key in ("filename", "baseFilename") and not text.endswith(_LOG_FILES):
+                fix = f"end its name in {', '.join(_LOG_FILES)}"
+                yield UserError(f"{here}={text}: refused, because this is no log file", fix)
+            elif isinstance(value, str) and "ext://" in value and value not in ("ext://sys.stdout", "ext://sys.stderr"):
+                yield UserError(f"{here}={text}: refused, because logging would import it", "use ext://sys.stderr")
+            else:
+                yield from problems_of_logging(value, here)
 
 
 def sweep_params(tree: Any) -> dict[str, str]:

@@ -32,10 +32,14 @@ def own_resolvers(folders: list[Path], cwd: Path) -> Iterator[None]:
     """Register the resolvers of the `resolvers.py` in these config directories, and remove them at the end.
 
     Raises:
-        UserError: A file raises an exception.
+        UserError: A file raises an exception, or is outside of `cwd`.
     """
     with _project_root(cwd):
         files = [folder / FILE for folder in folders if (folder / FILE).is_file()]
+        for file in files:
+            if not file.resolve().is_relative_to(cwd.resolve()):
+                problem = f"{file} is not run: it is outside of the project"
+                raise UserError(problem, f"if you trust it, copy it to conf/{FILE} of your project")
         if files:
             with _registered(files, cwd):
                 yield

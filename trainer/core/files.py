@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from trainer.core.errors import UserError
+from trainer.core.secrets import mask
 
 _CHECKSUM = ', "crc32": '
 _LIVE_BYTES = 1024
@@ -32,9 +33,9 @@ _DEEPEST = 64
 def write_atomic(path: Path, content: str | bytes) -> None:
     """Write a file atomically: temporary file in the same folder, fsync, rename, fsync of the folder.
 
-    The file is private to the user (0600).
+    The file is private to the user (0600). Secrets of the environment are masked in text (`secrets.py`).
     """
-    data = content.encode() if isinstance(content, str) else content
+    data = mask(content).encode() if isinstance(content, str) else content
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(descriptor, "wb") as file:
@@ -99,10 +100,13 @@ def fsync_folder(folder: Path) -> None:
 
 
 def append_line(path: Path, text: str) -> None:
-    """Append one line with a single write, which O_APPEND makes atomic among the processes of one machine."""
+    """Append one line with a single write, which O_APPEND makes atomic among the processes of one machine.
+
+    Secrets of the environment are masked (`secrets.py`).
+    """
     descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
     try:
-        os.write(descriptor, text.encode() + b"\n")
+        os.write(descriptor, mask(text).encode() + b"\n")
     finally:
         os.close(descriptor)
 

@@ -15,6 +15,8 @@ from trainer.core.near import did_you_mean
 
 PLAIN_DECODERS = ("gpt2", "gpt_neox", "llama", "olmo2", "qwen2", "qwen3")
 """`model_type` of decoders that use all parameters for each token and attend to all positions."""
+_RUNS_CODE = {"trust_remote_code", "auto_map", "code_revision", "use_kernels", "kernel_config"}
+"""Arguments of transformers by which a model's folder brings its own code."""
 
 
 class HuggingFace(nn.Module):
@@ -147,11 +149,16 @@ def _class(library: ModuleType, name: str) -> Any:
 
 
 def _config(library: ModuleType, folder: str | None, given: dict[str, Any]) -> Any:
+    """Return the settings of the model. Code in its folder, or named by it, is never run."""
+    for key in _RUNS_CODE & given.keys():
+        raise UserError(f"model.config.{key}: refused, because it would run code from the model's folder", "remove it")
     if folder is not None:
         if not (Path(folder).expanduser() / "config.json").is_file():
             fix = "use a local folder that save_pretrained() wrote; nothing is downloaded"
             raise UserError(f"model.folder={folder} holds no config.json", fix)
-        settings = library.AutoConfig.from_pretrained(Path(folder).expanduser(), local_files_only=True, **given)
+        settings = library.AutoConfig.from_pretrained(
+            Path(folder).expanduser(), local_files_only=True, trust_remote_code=False, **given
+        )
     else:
         kind = given.pop("model_type", None)
         if kind not in library.CONFIG_MAPPING:
@@ -159,6 +166,11 @@ def _config(library: ModuleType, folder: str | None, given: dict[str, Any]) -> A
             raise UserError(f"model.config.model_type={kind}: transformers has no such architecture", fix)
         settings = library.AutoConfig.for_model(kind, **given)
     settings.use_cache = False
+    if "/" in str(getattr(settings, "_attn_implementation", None)):
+        fix = "set model.config={attn_implementation: sdpa}"
+        raise UserError(f"the model's attn_implementation {settings._attn_implementation} would download code", fix)
+    if getattr(settings, "auto_map", None):
+        del settings.auto_map
     return settings
 
 
@@ -192,6 +204,7 @@ def _network(kind: Any, settings: Any, folder: str | None, is_classifier: bool) 
         config=settings,
         dtype=torch.float32,
         local_files_only=True,
+        trust_remote_code=False,
         use_safetensors=True,
         ignore_mismatched_sizes=is_classifier,
     )

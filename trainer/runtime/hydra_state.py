@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from trainer.config import instantiate
+from trainer.config.hydra_node import problems_of_logging
 from trainer.config.hydra_record import hydra_node
+from trainer.config.problems import raise_all
 from trainer.config.schema import Config
 from trainer.runs.directory import RunDirectory
 
@@ -47,6 +49,7 @@ def configure_logging(run: RunDirectory) -> None:
     if isinstance(written, dict) and written.get("root") is not None:
         from hydra._internal.logging_config import configure_logging
 
+        raise_all(list(problems_of_logging(written)))
         configure_logging(written)
     names = [verbose] if isinstance(verbose, str) else verbose if isinstance(verbose, list) else []
     for logger in [logging.getLogger()] if verbose is True else map(logging.getLogger, names):

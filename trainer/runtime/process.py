@@ -9,7 +9,9 @@ import signal
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TextIO, cast
 
+from trainer.core.secrets import MaskedStream
 from trainer.runs.directory import RunDirectory
 
 PR_SET_PDEATHSIG = 1
@@ -93,5 +95,6 @@ def redirect_output(run_path: Path) -> None:
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
     os.close(descriptor)
-    sys.stdout = open(1, "w", buffering=1, closefd=False)  # noqa: SIM115  line-buffered: the file is followed
-    sys.stderr = open(2, "w", buffering=1, closefd=False)  # noqa: SIM115
+    # Line-buffered, because the file is followed.
+    sys.stdout = cast("TextIO", MaskedStream(open(1, "w", buffering=1, closefd=False)))  # noqa: SIM115
+    sys.stderr = cast("TextIO", MaskedStream(open(2, "w", buffering=1, closefd=False)))  # noqa: SIM115

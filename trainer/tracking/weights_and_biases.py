@@ -23,6 +23,7 @@ from typing import Any
 
 from trainer.config.schema import TrackingOptions
 from trainer.core.errors import UserError
+from trainer.core.secrets import mask_inside
 from trainer.runs.directory import RunDirectory
 from trainer.runs.events import Event, Tracking, WandbEnvironment
 from trainer.runs.registry import reference_to
@@ -159,9 +160,9 @@ def _settings(options: TrackingOptions) -> Any:
 
 
 def masked(value: Any, key: str = "") -> Any:
-    """Return `value` with the strings under keys such as token or password replaced."""
+    """Return `value` with the strings under keys such as token or password, and the secrets in others, replaced."""
     if isinstance(value, dict):
         return {name: masked(child, str(name)) for name, child in value.items()}
     if isinstance(value, list):
         return [masked(child, key) for child in value]
-    return "***" if isinstance(value, str) and _SECRET.search(key) else value
+    return "***" if isinstance(value, str) and _SECRET.search(key) else mask_inside(value)

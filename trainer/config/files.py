@@ -1,0 +1,121 @@
+"""Read config files for Hydra within limits, and only from folders: the search path of a job."""
+
+from __future__ import annotations
+
+import io
+import os
+from pathlib import Path
+from typing import Any
+
+from hydra._internal import config_loader_impl
+from hydra._internal.core_plugins import file_config_source
+from hydra.core.config_search_path import ConfigSearchPath
+from hydra.plugins.config_source import ConfigResult, ConfigSource
+
+from trainer.config import yaml_limits
+from trainer.core.errors import UserError
+
+
+class FileConfigSource(file_config_source.FileConfigSource):
+    """Hydra's folder of config files; files with a byte order mark keep their `# @package` header.
+
+    Hydra's registry of sources compares classes by name, so the name is Hydra's.
+    """
+
+    def load_config(self, config_path: str) -> ConfigResult:
+        """Read one config file.
+
+        Raises:
+            UserError: The file exceeds a limit, is not UTF-8, or has an interpolation that cannot be parsed.
+        """
+        from omegaconf import OmegaConf
+        from omegaconf.errors import GrammarParseError
+
+        path = os.path.realpath(os.path.join(self.path, self._normalize_file_name(config_path)))
+        if not os.path.isfile(path):
+            return super().load_config(config_path)  # Hydra's error
+        text = yaml_limits.read(Path(path))
+        stream = io.StringIO(text)
+        stream.name = path
+        try:
+            content = OmegaConf.load(stream)
+        except GrammarParseError as error:
+            fix = "correct the expression in ${...}, or put a backslash before the dollar sign"
+            raise UserError(f"{path}: {str(error).splitlines()[0]}", fix) from None
+        return ConfigResult(
+            config=content,
+            path=f"{self.scheme()}://{self.path}",
+            provider=self.provider,
+            header=ConfigSource._get_header_dict(text[:512]),
+        )
+
+
+class ConfigLoader(config_loader_impl.ConfigLoaderImpl):
+    """Hydra's loader, whose `hydra.searchpath` must name folders: `pkg://` would import a package."""
+
+    def __init__(self, config_search_path: ConfigSearchPath) -> None:
+        from hydra._internal.sources_registry import SourcesRegistry
+
+        SourcesRegistry.instance().types["file"] = FileConfigSource
+        super().__init__(config_search_path)
+
+    def _process_config_searchpath(self, config_name: str | None, parsed_overrides: list[Any], repo: Any) -> None:
+        before = type(repo).initialize_sources
+
+        def checked(search_path: ConfigSearchPath) -> None:
+            for element in search_path.get_path():
+                if element.provider.startswith("hydra.searchpath"):
+                    _require_folder(str(element.path))
+            before(repo, search_path)
+
+        repo.initialize_sources = checked
+        try:
+            super()._process_config_searchpath(config_name, parsed_overrides, repo)
+        finally:
+            del repo.initialize_sources
+
+
+def _require_folder(path: str) -> None:
+    scheme, separator, _ = path.partition("://")
+    if separator and scheme != "file":
+        problem = f"hydra.searchpath={path}: refused, because {scheme}:// imports a package"
+        raise UserError(problem, "name its folder: --config-dir FOLDER, or hydra.searchpath=[file:///FOLDER]")
+
+
+def require_own_security(tree: Any, folders: list[Path], config_name: str, cwd: Path) -> None:
+    """Refuse permissions (`security`) that a config file gives, unless it is the primary config of the project.
+
+    Args:
+        tree: The composed tree, before the values of the command line are set.
+        folders: The directories that are searched for the primary config, in order.
+        config_name: Name of the primary config.
+        cwd: Folder of the project.
+
+    Raises:
+        UserError: Another config file sets the section `security`.
+    """
+    from omegaconf import OmegaConf
+
+    if "security" not in set(tree.keys()):
+        return
+    composed = OmegaConf.to_container(tree._get_node("security"), resolve=False)
+    if not composed:
+        return
+    primary = next((path for path in (folder / f"{config_name}.yaml" for folder in folders) if path.is_file()), None)
+    own: Any = None
+    if primary is not None and primary.resolve().is_relative_to(cwd.resolve()):
+        content = OmegaConf.to_container(OmegaConf.create(yaml_limits.read(primary)), resolve=False)
+        own = content.get("security") if isinstance(content, dict) else None
+    if composed != own or "${" in str(composed):
+        raise UserError(
+            "security: a config file must not give permissions to itself",
+            f"set it on the command line, such as {_as_override(composed)}, or in {config_name}.yaml of your project",
+        )
+
+
+def _as_override(section: Any) -> str:
+    for key in ("allow", "env"):
+        names = section.get(key) if isinstance(section, dict) else None
+        if isinstance(names, list) and names:
+            return f"security.{key}=[{','.join(map(str, names))}]"
+    return "security.allow=[MODULE]"
