@@ -266,7 +266,7 @@ hydra:
     assert run.config()["paths"]["out"] == str(run.path)
     node = hydra_node(run.path)
     assert (node["job"]["name"], node["runtime"]["output_dir"], node["mode"]) == ("theirs", str(run.path), "RUN")
-    assert node["overrides"]["task"] == ["experiment=mine", "seed=5"]
+    assert node["overrides"]["task"] == ["experiment=mine", "seed=5", "security.env=[FOO]"]
     assert node["runtime"]["choices"]["paths"] == "default"
     assert node["job_logging"]["handlers"]["file"]["filename"] == f"{run.path}/train.log"
     assert node["job_logging"]["version"] == 1
@@ -274,7 +274,7 @@ hydra:
     (link,) = (workdir / "logs/train").iterdir()
     assert link.resolve() == run.path.resolve()
     assert "logs: ${hydra:runtime.cwd}/logs" in (run.path / ".hydra" / "config.yaml").read_text()
-    assert OmegaConf.load(run.path / ".hydra" / "overrides.yaml") == ["experiment=mine", "seed=5"]
+    assert OmegaConf.load(run.path / ".hydra" / "overrides.yaml") == ["experiment=mine", "seed=5", "security.env=[FOO]"]
 
 
 def test_hydra_run_dir_is_a_link_to_the_latest_run(workdir: Path) -> None:

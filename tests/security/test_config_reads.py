@@ -235,7 +235,12 @@ def test_one_bad_file_makes_no_command_read_the_others(workdir: Path, monkeypatc
         experiment("seed: 1\n", f"other{i}")
     opened: list[str] = []
     before = yaml_limits.read
-    monkeypatch.setattr(yaml_limits, "read", lambda path: opened.append(path.name) or before(path))
+
+    def read(path: Path) -> str:
+        opened.append(path.name)
+        return before(path)
+
+    monkeypatch.setattr(yaml_limits, "read", read)
     Path("conf/experiment/bad.yaml").write_bytes(b"# @package _global_\nx: \xff\xfe\n")
     assert "bad.yaml is not UTF-8" in refused("experiment=bad").message
     Path("conf/experiment/bad.yaml").write_text("x: ${a\n")
