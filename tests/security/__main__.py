@@ -1,7 +1,7 @@
 """Run the attack tests alone and print a table: `python -m tests.security [arguments of pytest]`.
 
 Each case of a test in this folder is one attack. It is blocked if the case passes; how is in the docstring of the test,
-after "blocked by:", or else its name.
+after "blocked by:", or else its first sentence.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -37,12 +37,11 @@ class Table:
     def __init__(self) -> None:
         self.tests: dict[str, Attacks] = {}
 
-    def pytest_collection_modifyitems(self, items: list[Any]) -> None:
-        for item in items:
+    def pytest_collection_finish(self, session: pytest.Session) -> None:
+        for item in cast(list[Any], session.items):
             text = " ".join((item.function.__doc__ or "").split())
             how = text.partition(_MARK)[2].strip() if _MARK in text else text.partition(". ")[0].rstrip(".")
-            name = item.originalname.removeprefix("test_").replace("_", " ")
-            self.tests.setdefault(_key(item.nodeid), Attacks(how or name))
+            self.tests.setdefault(_key(item.nodeid), Attacks(how))
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         attacks = self.tests.get(_key(report.nodeid))
@@ -66,7 +65,9 @@ class Table:
                 lines.append(f"{'':15}{file}")
             skipped = f" ({attacks.skipped} not tried here)" if attacks.skipped else ""
             what = name.removeprefix("test_").replace("_", " ")
-            lines.append(f"{attacks.tried:5} {attacks.blocked:7}  {what}{skipped}: {attacks.how}")
+            lines.append(
+                f"{attacks.tried:5} {attacks.blocked:7}  {what}{skipped}{': ' if attacks.how else ''}{attacks.how}"
+            )
             lines += [f"{'':15}OPEN {one}" for one in attacks.open]
         tried, blocked = (sum(getattr(one, name) for one in self.tests.values()) for name in ("tried", "blocked"))
         return [*lines, f"{tried:5} {blocked:7}  in all"]
