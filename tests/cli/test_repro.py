@@ -20,7 +20,7 @@ from trainer.launch.local import LocalLauncher
 from trainer.runs import trust
 from trainer.runs.directory import RunDirectory
 from trainer.runs.events import Resumed
-from trainer.runs.records import HeartbeatRecord
+from trainer.runs.records import HeartbeatRecord, Launch
 from trainer.runs.registry import all_runs
 
 CODE = """
@@ -225,6 +225,28 @@ def test_a_run_that_others_can_write_is_not_executed(run: RunDirectory, capsys: 
     assert new.manifest()["reproduces"]["id"] == run.id
     assert trust.why_untrusted(new) is None
     assert not new.launch().trusted
+
+
+def test_a_run_of_another_machine_gets_its_data_here(
+    run: RunDirectory, workdir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run.write_launch(Launch(cwd="/gone", host="elsewhere"))
+    facts = {"path": "/gone/set", "bytes": 3, "modified": 1.0}
+    change_manifest(run, data={"data.path": facts})
+    config = run.config()
+    config["data"]["path"] = "set"
+    run.config_path.write_text(yaml.safe_dump(config))
+    assert not_restored(run, capsys) == {"data.path": "/gone/set is missing here"}
+    (workdir / "elsewhere").write_text("1234")
+    assert main(["repro", run.id, "data.path=elsewhere", "--detach", "--json"]) == DONE
+    answer = json.loads(capsys.readouterr().out)
+    changed = {"topic": "data.path", "text": f"path was /gone/set, here {workdir / 'elsewhere'}; bytes was 3, here 4"}
+    assert changed in answer["not_restored"]
+    new = RunDirectory(Path(answer["path"]))
+    assert new.config()["data"]["path"] == "elsewhere"
+    assert new.launch().cwd == str(workdir)
+    assert new.manifest()["data"]["data.path"]["bytes"] == 4
+    assert main(["repro", run.id, "data.name=x", "--detach"]) == USER_MUST_CHANGE
 
 
 def test_another_cluster(run: RunDirectory, capsys: pytest.CaptureFixture[str], monkeypatch: Any) -> None:

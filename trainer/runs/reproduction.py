@@ -85,7 +85,8 @@ def create(
     paths = _paths_of(run)
     for path in paths:
         config = replaced(config, path, str(new.path))
-    config["runs_dir"] = str(new.path.parent)
+    if new.path.parent != run.path.parent:
+        config["runs_dir"] = str(new.path.parent)
     _copy(run, new, paths)
     write_atomic(new.config_path, freeze(config))
     typed = _text(run.overrides_path).strip()
