@@ -125,14 +125,18 @@ def test_a_run_of_an_older_version_did_not_record_its_packages(
     assert ["processor", "(not", "recorded)"] in [line.split()[:3] for line in text.splitlines()]
 
 
-def test_long_values_have_lines_of_their_own(
+def test_long_values_have_lines_of_their_own_and_secrets_are_masked(
     runs: list[RunDirectory], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     a, _, c = runs
+    monkeypatch.setenv("MY_TOKEN", "abc123secret")
+    change(a.config_path, "name: a", "name: abc123secret")
     change(c.config_path, "name: c", f"name: {'long' * 30}")
     monkeypatch.setenv("COLUMNS", "80")
     assert main(["compare", a.id, c.id]) == DONE
-    assert f"  name\n    {a.path.name}  a\n    {c.path.name}  {'long' * 30}\n" in capsys.readouterr().out
+    assert f"  name\n    {a.path.name}  ***\n    {c.path.name}  {'long' * 30}\n" in capsys.readouterr().out
+    assert main(["compare", a.id, c.id, "--json"]) == DONE
+    assert "abc123secret" not in capsys.readouterr().out
 
 
 def test_code_that_has_no_diff(runs: list[RunDirectory]) -> None:

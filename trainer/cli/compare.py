@@ -9,6 +9,7 @@ from typing import Any
 
 from trainer.cli.options import RUN_HELP, add_output_options, make_parser
 from trainer.core.errors import DONE, UserError
+from trainer.core.secrets import mask, mask_inside
 from trainer.core.text import one_line, printable
 from trainer.launch.jobs import states_of
 from trainer.runs.comparison import Comparison, Section, compare
@@ -43,9 +44,9 @@ def main(argv: list[str]) -> int:
         raise UserError(f"{runs[0].path.name} is the only run named", "name two or more; trainer ls lists the runs")
     comparison = compare(runs, states_of(runs), diffs=not options.files)
     if options.json:
-        print(json.dumps({"runs": [str(run.path) for run in runs], **asdict(comparison)}, indent=1))
+        print(json.dumps(mask_inside({"runs": [str(run.path) for run in runs], **asdict(comparison)}), indent=1))
     else:
-        print("\n".join(_sheet(comparison)))
+        print(mask("\n".join(_sheet(comparison))))
     return DONE
 
 
