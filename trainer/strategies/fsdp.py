@@ -41,7 +41,7 @@ from trainer.runtime.clipping import OnNorm, report_clipping
 from trainer.strategies import MeshSizes
 from trainer.strategies.blocks import prepare
 from trainer.strategies.buffers import BuffersOfRank0
-from trainer.strategies.fsdp_layout import compute_as_autocast, prefetch_groups, shard_groups
+from trainer.strategies.fsdp_layout import compute_as_autocast, prefetch_groups, shard_groups, shard_networks
 from trainer.strategies.mesh import REPLICATE, SHARD, TENSOR, is_sharded, is_split, make_mesh
 from trainer.strategies.recipes import Recipe, are_equal_on_all_ranks, recipes, replace_parameters
 from trainer.strategies.saving import ShardedCheckpoints, model_tensors, unwrapped
@@ -175,12 +175,32 @@ class RunFSDPStrategy(ShardedCheckpoints, BuffersOfRank0, ModelParallelStrategy)
             compute_as_autocast(module)
         blocks = prepare(module, self.options, self.options.blocks)
         groups = [] if own else shard_groups(module, blocks, arguments)
-        if not own or any(one.requires_grad and not isinstance(one, DTensor) for one in module.parameters()):
+        if not module.automatic_optimization:
+            self._shard_parts(module, arguments)
+        elif not own or any(one.requires_grad and not isinstance(one, DTensor) for one in module.parameters()):
             fully_shard(module, **{**arguments, "reshard_after_forward": False})  # backward needs the root immediately
         for name in STEPS:
             register_fsdp_forward_method(module, name)
-        if not own:
+        if not own and module.automatic_optimization:
             prefetch_groups(module, groups, self.options.prefetch)
+
+    def _shard_parts(self, module: LightningModule, arguments: dict[str, Any]) -> None:
+        """Shard what a module that optimizes manually has left, each of its networks for itself.
+
+        It runs the backward pass inside `training_step`. If that were the forward pass of a root, FSDP2 would reduce no
+        gradient, and the optimizers would have nothing to do.
+
+        Raises:
+            UserError: A parameter is not in a network of its own.
+        """
+        shard_networks(module, arguments)
+        rest = [name for name, one in module.named_parameters() if one.requires_grad and not isinstance(one, DTensor)]
+        if rest:
+            raise UserError(
+                f"strategy={self.options.name}: {type(module).__name__} optimizes manually, and {rest[0]} is not in a"
+                " submodule of its own, or in two",
+                "put it into one submodule with a forward method, or use strategy=ddp",
+            )
 
     def _sharding(self) -> dict[str, Any]:
         """Return the arguments of `fully_shard`."""

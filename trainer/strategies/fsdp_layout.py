@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
 from torch.nn import functional
 
 
@@ -48,6 +49,22 @@ def shard_groups(module: nn.Module, blocks: Sequence[nn.Module], arguments: dict
     if after and not whole.shares_parameters(after):
         groups.append(_grouped(after, keeps))
     return groups
+
+
+def shard_networks(module: nn.Module, arguments: dict[str, Any]) -> None:
+    """Shard each submodule that has parameters as a root of its own, in place; those that share parameters are left.
+
+    Args:
+        module: The whole module, whose own `forward` is not used.
+        arguments: Arguments of `fully_shard`.
+    """
+    whole = _Ties(module)
+    parts = list(module.children())
+    for part in parts:
+        if isinstance(part, (nn.ModuleList, nn.ModuleDict)):  # they cannot be called
+            parts += part.children()
+        elif any(not isinstance(one, DTensor) for one in part.parameters()) and not whole.shares_parameters([part]):
+            fully_shard(part, **arguments)
 
 
 def prefetch_groups(root: Any, groups: list[Any], ahead: int) -> None:
