@@ -33,7 +33,7 @@ find_python() {
 
 # What the environment was made from; when this changes it is brought up to date.
 wanted_stamp() {
-    cat "$root/pyproject.toml" "$root/constraints.txt" | sha256sum | cut -d' ' -f1
+    cat "$root/pyproject.toml" "$root/constraints.txt" "$root"/requirements/*.txt | sha256sum | cut -d' ' -f1
 }
 
 # Whether .venv runs and holds this checkout (not one that was moved or copied) and the large packages.
@@ -61,11 +61,29 @@ pip_install() {
         -c "$root/constraints.txt" "$@" >&2
 }
 
+# install_hashed NAME [OPTION...]: the packages of requirements/NAME.txt, each checked against its hash. What is built
+# from source is built with the packages of requirements/build.txt.
+install_hashed() {
+    local name=$1
+    shift
+    if [ "${HASHES:-yes}" = no ]; then
+        sed 's/ *\\$//; /^ *--hash/d' "$root/requirements/$name.txt" >"$root/.venv/unhashed-$name.txt"
+        pip_install --no-deps --no-build-isolation "$@" -r "$root/.venv/unhashed-$name.txt"
+    else
+        "$root/.venv/bin/python" -m pip install --no-input --disable-pip-version-check --no-deps --require-hashes \
+            --no-build-isolation "$@" -r "$root/requirements/$name.txt" >&2
+    fi
+}
+
 install_into_environment() {
-    say "installing PyTorch, the largest part ($(grep '^torch==' "$root/constraints.txt"))"
+    say "installing packages, each checked against its hash in requirements/ (for an index of other builds: HASHES=no)"
+    install_hashed build || return 1
+    install_hashed test || return 1
+    [ "$1" = test ] || install_hashed dev || return 1
+    say "installing PyTorch, the largest part ($(grep '^torch==' "$root/constraints.txt")), without: each platform has its own"
     pip_install "$(grep '^torch==' "$root/constraints.txt")" || return 1
-    say "installing the other packages at the versions of constraints.txt, and this checkout"
-    pip_install -e "${root}[$1]" || return 1
+    say "installing this checkout"
+    pip_install --no-deps --no-build-isolation -e "$root" || return 1
     # As pip does for all other packages: where PYTHONDONTWRITEBYTECODE is set, each start would compile these anew.
     "$root/.venv/bin/python" -m compileall -q "$root/trainer" >&2 || true
 }

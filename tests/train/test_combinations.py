@@ -235,5 +235,5 @@ def test_packages_that_are_missing(quickstart: dict[str, Any], monkeypatch: pyte
     assert "peft" in refusals(job(quickstart, finetune={"lora_rank": 4}))
     small = {"_target_": "trainer.optimizers.LowMemoryAdamW", "states": "8bit"}
     quickstart = {**quickstart, "optimizer": small}
-    assert "pip install 'trainer[torchao]', or optimizer=adamw_bf16" in refusals(job(quickstart))
+    assert "pip install 'torchao>=0.16,<1', or optimizer=adamw_bf16" in refusals(job(quickstart))
     assert refusals(job(quickstart, optimizer={"states": "bfloat16"})) == ""

@@ -14,6 +14,7 @@ from typing import Any
 from trainer.config.schema import FineTuneOptions
 from trainer.config.typed import options_of
 from trainer.core.errors import EnvironmentFault, TrainerError, UserError
+from trainer.core.install import pip_install
 from trainer.data import locations
 from trainer.data.mixture_weights import problems_of_weights
 
@@ -92,7 +93,7 @@ def _tables(where: str, node: dict[str, Any], cwd: Path, is_local: bool) -> Iter
         options = re.compile(rf"\bdata\.({'|'.join(COLUMN_OPTIONS)})\b")
         yield UserError(*(options.sub(rf"{where}.\1", text) for text in (message, error.fix)))
     if find_spec("pyarrow") is None:
-        yield EnvironmentFault("data=hf_dataset needs pyarrow", "pip install 'trainer[datasets]'")
+        yield EnvironmentFault("data=hf_dataset needs pyarrow", pip_install("datasets"))
 
 
 def _place(where: str, node: dict[str, Any], cwd: Path) -> Iterator[UserError]:

@@ -36,6 +36,9 @@ VERBS = {
 }
 """Help of each verb by group. The verb `x` is the module `trainer.cli.x`, imported when it is used."""
 
+_READING = ("ls", "show", "why", "logs", "stop", "rm", "init", "data", "compare")
+"""Verbs that start no process that imports Lightning."""
+
 _USAGE = """usage: trainer VERB [options] [key=value ...]
 
 Run the same training job on a laptop and on a cluster.
@@ -100,6 +103,10 @@ def _run(arguments: list[str]) -> int:
     verb = arguments[0]
     if verb not in _names():
         return _unknown(verb)
+    if verb not in _READING and "-h" not in arguments and "--help" not in arguments:
+        from trainer.core.install import refuse_malicious
+
+        refuse_malicious()
     module = import_module(f"trainer.cli.{verb.replace('-', '_')}")
     return int(module.main(arguments[1:]))
 

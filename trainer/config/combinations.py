@@ -20,6 +20,7 @@ from trainer.config.schema import PROFILED_WINDOWS
 from trainer.config.strategy import CUDA_GRAPHS
 from trainer.config.strategy_limits import FSDP, LOW_MEMORY, Pairing, problems_of_pairs
 from trainer.core.errors import EnvironmentFault, TrainerError, UserError
+from trainer.core.install import EXTRAS, pip_install
 
 
 @dataclass(frozen=True)
@@ -217,11 +218,11 @@ def problems_of_packages(config: dict[str, Any]) -> Iterator[EnvironmentFault]:
     for key, package in needed.items():
         if package is None or find_spec(package) is not None or (package == "psutil" and not on_cpu):
             continue
-        fix = f"pip install {package}" + (f", or {key}=null" if key.startswith("callbacks.") else "")
-        if package == "torchao":
-            fix = "pip install 'trainer[torchao]'"
-            if key.startswith("optimizer"):
-                fix += ", or optimizer=adamw_bf16, which needs 2 more bytes per parameter"
+        fix = pip_install(package) if package in EXTRAS else f"pip install {package}"
+        if key.startswith("callbacks."):
+            fix += f", or {key}=null"
+        if key.startswith("optimizer"):
+            fix += ", or optimizer=adamw_bf16, which needs 2 more bytes per parameter"
         yield EnvironmentFault(f"{key} needs the package {package}, which is not installed", fix)
     for key in ("offload_optimizer", "offload_parameters"):
         if config["strategy"].get(key) == "nvme" and not _has_libaio():

@@ -133,7 +133,7 @@ def _missing_config(error: Any, loader: Any, overrides: list[str]) -> UserError:
         return UserError(f"{where}: {NOT_USED}", f"remove it; {INSTEAD[part]}")
     options = loader.get_group_options(group)
     if part in ("job_logging", "hydra_logging") and group != part:
-        fix = f"install its package (pip install hydra-{option}), or remove it"
+        fix = "install the Hydra plugin that has it, or remove it"
         return UserError(f"{where}: there is no {group} {option}", f"{fix}; choose one of: {listed(options)}")
     hint = did_you_mean(option, options, prefix=f"{group}=")
     return UserError(f"{where}: there is no {group} {option}", f"{hint}choose one of: {listed(options)}")

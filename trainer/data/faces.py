@@ -13,6 +13,7 @@ import numpy
 import torch
 
 from trainer.core.errors import UserError
+from trainer.core.install import pip_install
 from trainer.data.arrays import ArrayDataModule, Arrays, stratified_split
 from trainer.data.augment import CropAndFlip
 
@@ -61,5 +62,5 @@ class Faces(ArrayDataModule):
 def _file() -> Path:
     skimage = find_spec("skimage")
     if skimage is None or skimage.origin is None:
-        raise UserError("data=faces needs scikit-image, which ships the images", "pip install 'trainer[faces]'")
+        raise UserError("data=faces needs scikit-image, which ships the images", pip_install("faces"))
     return Path(skimage.origin).parent / "data" / "lfw_subset.npy"

@@ -10,6 +10,7 @@ import numpy
 import torch
 
 from trainer.core.errors import EnvironmentFault
+from trainer.core.install import pip_install
 from trainer.data.class_folders import ClassFolders, Reader
 from trainer.data.images import MAX_PIXELS, decode
 
@@ -86,7 +87,7 @@ class ImageFolder(ClassFolders):
         try:
             import PIL.Image  # noqa: F401
         except ImportError as error:
-            raise EnvironmentFault("images need Pillow", "pip install 'trainer[images]'") from error
+            raise EnvironmentFault("images need Pillow", pip_install("images")) from error
         super().setup(stage)
 
 

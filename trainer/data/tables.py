@@ -15,6 +15,7 @@ from types import ModuleType
 from typing import Any
 
 from trainer.core.errors import EnvironmentFault, UserError
+from trainer.core.install import pip_install
 from trainer.core.near import did_you_mean, listed
 from trainer.data.files import SPLITS
 from trainer.data.untrusted import limit_bytes, read_object, require_within, shown
@@ -148,7 +149,7 @@ def pyarrow() -> ModuleType:
         import pyarrow.ipc
         import pyarrow.parquet
     except ImportError as error:
-        raise EnvironmentFault("reading tables needs pyarrow", "pip install 'trainer[datasets]'") from error
+        raise EnvironmentFault("reading tables needs pyarrow", pip_install("datasets")) from error
     package: ModuleType = pyarrow
     return package
 

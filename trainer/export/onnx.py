@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from trainer.core.errors import EnvironmentFault, TrainerError, UserError
+from trainer.core.install import pip_install
 
 FILE = "model.onnx"
 OPSET = 20
@@ -56,7 +57,7 @@ def export_onnx(
         import onnxscript  # noqa: F401  the exporter needs it
     except ImportError as error:
         message = f"--format=onnx needs a package that is not installed: {error.name}."
-        raise EnvironmentFault(message, "pip install 'trainer[export]'") from None
+        raise EnvironmentFault(message, pip_install("export")) from None
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # its warnings list unsupported torchvision functions
     network = network.eval()
     for parameter in network.parameters():

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from trainer.core.errors import UserError
+from trainer.core.install import pip_install
 from trainer.core.near import did_you_mean
 
 PLAIN_DECODERS = ("gpt2", "gpt_neox", "llama", "olmo2", "qwen2", "qwen3")
@@ -131,7 +132,7 @@ def _transformers() -> ModuleType:
     try:
         import transformers
     except ImportError:
-        fix = "pip install 'trainer[hf]', or choose another model"
+        fix = f"{pip_install('hf')}, or choose another model"
         raise UserError("model=hf needs the package transformers, which is not installed", fix) from None
     library: ModuleType = transformers
     return library

@@ -21,6 +21,7 @@ from trainer.core import claims, processes
 from trainer.core.claims import CLAIMED_VARIABLE
 from trainer.core.errors import TrainerError
 from trainer.core.files import write_atomic
+from trainer.core.install import refuse_malicious
 from trainer.runs import trust
 from trainer.runs.directory import RunDirectory
 from trainer.runs.events import StopRequested, StopRequester
@@ -122,6 +123,7 @@ def request_stop(run: RunDirectory, who: StopRequester) -> None:
 def main(arguments: list[str] | None = None) -> int:
     """Run this node's part of the run, and return the exit code of the job."""
     options = _parse(arguments)
+    refuse_malicious()
     run = RunDirectory(options.run_dir.resolve())
     launch = run.launch()
     trust.require(run, launch.trusted)

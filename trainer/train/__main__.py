@@ -10,7 +10,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from trainer.core.errors import DONE
+from trainer.core.errors import DONE, EnvironmentFault
+from trainer.core.install import refuse_malicious
 from trainer.runs.directory import RunDirectory
 from trainer.runtime import failure, process, stop
 from trainer.runtime.attempt import Attempt
@@ -30,9 +31,10 @@ def main() -> int:
     process.redirect_output(run_path)
     process.dump_stacks_on_request(run_path)
     try:
+        refuse_malicious()
         with quick_imports():
             from trainer.train.run import run
-    except ImportError as error:
+    except (ImportError, EnvironmentFault) as error:
         # No restart makes torch or Lightning importable.
         rank, directory = process.Rank.from_environment(), RunDirectory(run_path)
         heartbeat = Heartbeat(directory, rank)

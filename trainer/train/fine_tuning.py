@@ -21,6 +21,7 @@ from trainer.checkpoint.stored import MODEL, StoredCheckpoint
 from trainer.checkpoint.wellformed import BadCheckpoint
 from trainer.config.schema import FineTuneOptions
 from trainer.core.errors import UserError
+from trainer.core.install import pip_install
 from trainer.core.near import did_you_mean, listed
 from trainer.strategies.blocks import blocks_of
 from trainer.strategies.recipes import recipes
@@ -109,7 +110,7 @@ def _add_lora(network: nn.Module, options: FineTuneOptions) -> None:
     try:
         from peft import LoraConfig, inject_adapter_in_model
     except ImportError:
-        fix = "pip install 'trainer[peft]', or use finetune.freeze without it"
+        fix = f"{pip_install('peft')}, or use finetune.freeze without it"
         raise UserError("finetune.lora_rank needs the package peft, which is not installed", fix) from None
     layers = _lora_layers(network, options.lora_layers)
     settings = LoraConfig(

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from trainer.core.errors import UserError
+from trainer.core.install import pip_install
 from trainer.strategies.blocks import blocks_of
 
 _MULTIPLE = 16
@@ -50,7 +51,7 @@ def convert(module: nn.Module, recipe: str, device: torch.device, block_class: s
     try:
         from torchao.float8 import Float8LinearConfig, convert_to_float8_training
     except ImportError:
-        fix = "pip install 'trainer[torchao]', or use trainer.float8=none"
+        fix = f"{pip_install('torchao')}, or use trainer.float8=none"
         raise UserError(f"trainer.float8={recipe} needs the package torchao, which is not installed", fix) from None
     in_blocks = {id(part) for block in blocks_of(module, block_class) for part in block.modules()}
     chosen = {id(part) for part in module.modules() if id(part) in in_blocks and _is_suitable(part)}
