@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import subprocess
@@ -65,10 +66,21 @@ class Checkout:
         shutil.copytree(REPOSITORY / "launch", self.root / "launch")
         (self.root / "pyproject.toml").write_text(PROJECT)
         (self.root / "backend.py").write_text(BACKEND)
-        pins = "".join(f"{name}=={version}\n" for name, version in PACKAGES.items())
-        (self.root / "constraints.txt").write_text(pins)
+        self.pin(PACKAGES)
         (self.root / "trainer").mkdir()
         (self.root / "trainer" / "__init__.py").write_text("def main():\n    import sys\n    print(sys.argv[1:])\n")
+
+    def pin(self, packages: dict[str, str]) -> None:
+        """Write constraints.txt, and the hashes of all but torch."""
+        pins = {name: f"{name}=={version}" for name, version in packages.items()}
+        (self.root / "constraints.txt").write_text("".join(f"{pin}\n" for pin in pins.values()))
+        (self.root / "requirements").mkdir(exist_ok=True)
+        (self.root / "requirements" / "build.txt").write_text("")
+        with (self.root / "requirements" / "test.txt").open("w") as file:
+            for name, version in packages.items():
+                wheel = self.wheels / f"{name}-{version}-py3-none-any.whl"
+                if name != "torch":
+                    file.write(f"{pins[name]} \\\n    --hash=sha256:{hashlib.sha256(wheel.read_bytes()).hexdigest()}\n")
 
     def launch(self, *overrides: str, offline: bool = False, cwd: str = "/") -> subprocess.CompletedProcess[str]:
         links = {} if offline else {"PIP_FIND_LINKS": self.wheels.as_uri()}
@@ -107,8 +119,7 @@ def test_a_changed_pin_brings_it_up_to_date_in_place(checkout: Checkout) -> None
     kept = checkout.venv / "kept"
     kept.write_text("")
     write_wheel(checkout.wheels, "lightning", "2.6.7")
-    pins = checkout.root / "constraints.txt"
-    pins.write_text(pins.read_text().replace("2.6.6", "2.6.7"))
+    checkout.pin({**PACKAGES, "lightning": "2.6.7"})
     done = checkout.launch()
     assert done.returncode == 0, done.stderr
     assert "bringing .venv up to date" in done.stderr

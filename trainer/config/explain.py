@@ -133,7 +133,8 @@ def _missing_config(error: Any, loader: Any, overrides: list[str]) -> UserError:
         return UserError(f"{where}: {NOT_USED}", f"remove it; {INSTEAD[part]}")
     options = loader.get_group_options(group)
     if part in ("job_logging", "hydra_logging") and group != part:
-        fix = "install the Hydra plugin that has it, or remove it"
+        name = "pip install hydra-colorlog" if option == "colorlog" else "a Hydra plugin"
+        fix = f"install its package ({name}), or remove it"
         return UserError(f"{where}: there is no {group} {option}", f"{fix}; choose one of: {listed(options)}")
     hint = did_you_mean(option, options, prefix=f"{group}=")
     return UserError(f"{where}: there is no {group} {option}", f"{hint}choose one of: {listed(options)}")
