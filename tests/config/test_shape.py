@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from trainer.config.shape import LaunchShape, resolve
+from trainer.core import claims
 from trainer.core.errors import EnvironmentFault, UserError
 from trainer.core.gpu import Gpu
 from trainer.core.gpus import Inventory
+
+
+@pytest.fixture(autouse=True)
+def own_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The locks of the GPUs of this machine are left alone."""
+    monkeypatch.setattr(claims, "_FOLDER", tmp_path)
 
 
 def config(cluster: str = "local", strategy: str = "ddp", **resources: Any) -> dict[str, Any]:

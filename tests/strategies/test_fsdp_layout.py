@@ -14,6 +14,7 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.fsdp_bytes import Count, sharded, step, train
+from trainer import strategies
 from trainer.config.strategy import Fsdp
 from trainer.models.transformer import Transformer
 
@@ -107,3 +108,11 @@ def test_an_evaluation_leaves_nothing_gathered() -> None:
     module.strategy.on_validation_end()  # type: ignore[union-attr,operator]
     assert count.held_now() == 0
     assert parts
+
+
+def test_the_error_of_freed_weights_says_what_uses_them() -> None:
+    strategy = strategies.build(Fsdp(), 1, torch.device("cpu"), 60.0)
+    error = RuntimeError("setStorage: sizes [8, 16] ... are out of bounds for storage of size 0")
+    strategy.on_exception(error)
+    assert "create_graph=True" in str(error)
+    assert "strategy=ddp" in str(error)

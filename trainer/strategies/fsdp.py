@@ -50,6 +50,11 @@ from trainer.strategies.tensor_parallel import parallelize
 STEPS = ("training_step", "validation_step", "test_step", "predict_step")
 """Methods of a LightningModule that use its parameters: by default FSDP gathers them only around `forward`."""
 
+_FREED = (
+    "weights were used that FSDP2 had freed, as by a derivative of a gradient (create_graph=True) or a block that is"
+    " not called through its forward method\n  set strategy=ddp"
+)
+
 
 class RunFSDPStrategy(ShardedCheckpoints, BuffersOfRank0, ModelParallelStrategy):
     """FSDP2 over a device mesh with the axes (dp_replicate, dp_shard, tp); each may have size 1.
@@ -109,6 +114,12 @@ class RunFSDPStrategy(ShardedCheckpoints, BuffersOfRank0, ModelParallelStrategy)
         self.setup_precision_plugin()
         if trainer.state.fn == TrainerFn.FITTING and not self._offloads:
             _optimizers_to_device(self.optimizers, self.root_device)
+
+    def on_exception(self, exception: BaseException) -> None:
+        """Explain an error of torch that does not say what was done."""
+        if "out of bounds for storage of size 0" in str(exception):
+            exception.args = (_FREED,)
+        super().on_exception(exception)
 
     @property
     def _offloads(self) -> bool:
