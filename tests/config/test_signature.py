@@ -9,9 +9,11 @@ from pathlib import Path
 import pytest
 
 from trainer.config.compose import compose
+from trainer.config.instantiate import read_plain
 from trainer.config.signature import Signature, argument_names, read
 from trainer.config.sources import NotFound
 from trainer.config.targets import problems_of_targets
+from trainer.core.paths import conf_dir
 
 MODULE = '''
 """A package of a user's."""
@@ -207,3 +209,11 @@ def test_targets_that_reach_files_and_processes_are_refused(package: Path, path:
     (package / "mine/__init__.py").write_text("import os\nfrom nt import *\n")  # exists on Windows only
     (package / "mine/inner.py").write_text("import subprocess\n")
     assert "refused" in "".join(use(package, "model", f"_target_: {path}\n"))
+
+
+def test_the_arguments_of_every_target_that_ships_are_known(tmp_path: Path) -> None:
+    """A misspelt argument of a target whose signature cannot be read is found only after the queue."""
+    files = [path for path in conf_dir().rglob("*.yaml") if path.parent.name in ("model", "data", "task", "scheduler")]
+    targets = {str(read_plain(path).get("_target_")) for path in files} - {"None"}
+    unread = [target for target in sorted(targets) if not isinstance(read(target, tmp_path), Signature)]
+    assert unread == []

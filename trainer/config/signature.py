@@ -27,7 +27,8 @@ _TAKE_NOTHING = {"torch.nn.Module", "torch.nn.modules.module.Module"} | {
 }
 """Bases whose `__init__` takes no arguments from a config, so that their files of thousands of lines are not parsed."""
 
-_HARMLESS_DECORATORS = {"staticmethod", "classmethod", "property", "final", "no_grad", "cache", "lru_cache", "wraps"}
+_HARMLESS_DECORATORS = {"staticmethod", "classmethod", "property", "final", "cache", "lru_cache", "wraps"}
+_HARMLESS_DECORATORS |= {"no_grad", "enable_grad", "inference_mode", "without_default_init"}  # context managers
 
 
 @dataclass(frozen=True)
