@@ -2,8 +2,7 @@
 
     python benchmarks/memory/step.py --package FOLDER --output before.json
 
-FOLDER is a checkout of this project: its `trainer` is measured, with its defaults for GPUs. AdamW is fused if its
-`optimizer=adamw` has `fused: auto`, else it uses the foreach kernels, which are torch's own default on CUDA.
+FOLDER is a checkout of this project that has `trainer plan`: its `trainer` is measured, with its defaults for GPUs.
 `report.py` makes a table.
 
 DeepSpeed is not measured: it reads pointers, which fake tensors do not have.
@@ -17,9 +16,7 @@ import os
 import re
 import sys
 import time
-from collections.abc import Callable
-from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -63,113 +60,30 @@ STRATEGIES = {"single": 1, "ddp on 8": 8, "fsdp on 1": 1, "fsdp on 8": 8, "hsdp 
 
 def measure(setting: Setting, name: str, ranks: int) -> dict[str, float]:
     """Return the bytes in GiB that parameters and optimizer states take, and the peak of the second step."""
-    from torch._subclasses.fake_tensor import FakeTensorMode
-    from torch.testing._internal.distributed.fake_pg import FakeStore
-    from tracked import Tracked, as_on_cuda, real_meshes
-
-    torch.distributed.init_process_group("fake", rank=0, world_size=ranks, store=FakeStore())
-    try:
-        wrap = _wrapper(name.split(" ")[0], ranks, setting.checkpointing)
-        with ExitStack() as stack:
-            for context in (FakeTensorMode(allow_non_fake_inputs=True), as_on_cuda(), real_meshes()):
-                stack.enter_context(context)
-            tracked = stack.enter_context(Tracked())
-            stack.enter_context(tracked.resizing())
-            return _steps(setting, wrap, tracked)
-    finally:
-        torch.distributed.destroy_process_group()
-
-
-def _steps(setting: Setting, wrap: Callable[[Any], None], tracked: Any) -> dict[str, float]:
+    from trainer.config.strategy import STRATEGIES as OPTIONS
     from trainer.models.transformer import Transformer
+    from trainer.plan.simulation import Setting as Simulation
+    from trainer.plan.simulation import simulate
     from trainer.tasks.language_modelling import LanguageModelling
 
+    options = OPTIONS[name.split(" ")[0]](activation_checkpointing=setting.checkpointing)
+    if name.startswith("hsdp"):
+        options.shard_size = 4
     arguments = dict(setting.model)
-    module = LanguageModelling(Transformer(arguments.pop("vocab_size"), setting.length, **arguments))
-    wrap(module)
-    for parameter in module.parameters():
-        tracked.add(parameter)
-    optimizer = _optimizer(module)
+    vocabulary = arguments.pop("vocab_size")
     tokens = torch.zeros(setting.batch, setting.length, dtype=torch.long)
-    for _ in range(2):  # the second step has the optimizer states from the beginning
-        at_rest = tracked.peak = tracked.alive
-        with torch.autocast("cpu", torch.bfloat16, cache_enabled=False):  # as Lightning does
-            loss = module.training_step((tokens, tokens), 0)
-        loss.backward()
-        del loss
-        passes, tracked.peak = tracked.peak, tracked.alive
-        _clip(module)
-        optimizer.step()
-        update = tracked.peak
-        optimizer.zero_grad()
-    return {"rest": at_rest / GIB, "passes": passes / GIB, "update": update / GIB}
-
-
-def _wrapper(name: str, ranks: int, checkpointing: str) -> Callable[[Any], None]:
-    """Return what prepares a module as the strategy does. The device mesh has values, so it is made before."""
-    from lightning.pytorch.plugins.precision import MixedPrecision
-
-    from trainer import strategies
-    from trainer.config.strategy import STRATEGIES as OPTIONS
-    from trainer.strategies.blocks import prepare
-    from trainer.strategies.mesh import TENSOR, make_mesh
-    from trainer.strategies.tensor_parallel import parallelize
-
-    chosen = replace(OPTIONS[name](), activation_checkpointing=checkpointing)
-    if name in ("single", "ddp"):
-
-        def whole(module: Any) -> None:
-            prepare(module, chosen)
-            if name == "ddp":
-                _make_buckets(module)
-
-        return whole
-    if name == "hsdp":
-        chosen = replace(chosen, shard_size=4)
-    strategy: Any = strategies.build(chosen, ranks, torch.device("cpu"), 60.0)
-    strategy.precision_plugin = MixedPrecision("bf16-mixed", "cpu")
-    strategy._device_mesh = make_mesh("cpu", strategy.sizes)
-
-    # as the strategy's setup does; the first versions have no such options
-    splits = {key: getattr(chosen, f"{key}_parallel", None) for key in ("sequence", "loss")}
-    splits = {key: value for key, value in splits.items() if value is not None}
-
-    def sharded(module: Any) -> None:
-        parallelize(module, strategy._device_mesh[TENSOR], **splits)
-        strategy._shard(module)
-
-    return sharded
-
-
-def _make_buckets(module: Any) -> None:
-    """Keep gradients as DDP's Reducer does, which reads pointers that fake tensors do not have.
-
-    With `gradient_as_bucket_view` they are views of buckets that are there all the time.
-    """
-    for parameter in module.parameters():
-        bucket = torch.empty_like(parameter)
-
-        def into_bucket(one: torch.Tensor, bucket: torch.Tensor = bucket) -> None:
-            assert one.grad is not None
-            bucket.copy_(one.grad)
-            one.grad = bucket
-
-        parameter.register_post_accumulate_grad_hook(into_bucket)
+    found = simulate(
+        lambda: LanguageModelling(Transformer(vocabulary, setting.length, **arguments)),
+        (tokens, tokens),
+        _optimizer,
+        Simulation(options, ranks, precision="bf16-mixed", clips=True, classes=vocabulary),
+    )
+    return {"rest": found.rest / GIB, "passes": found.passes / GIB, "update": found.update / GIB}
 
 
 def _optimizer(module: Any) -> Any:
     """Return AdamW as the project's default makes it for parameters on a GPU."""
-    from trainer.config.compose import compose
-
-    parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    fused = compose(["optimizer=adamw"], config_dirs=[]).config["optimizer"].get("fused") == "auto"
-    return torch.optim.AdamW(parameters, lr=1e-4, **({"fused": True} if fused else {"foreach": True}))
-
-
-def _clip(module: Any) -> None:
-    from trainer.strategies.fsdp import clip_by_global_norm
-
-    clip_by_global_norm(list(module.parameters()), 1.0)
+    return torch.optim.AdamW([one for one in module.parameters() if one.requires_grad], lr=1e-4, fused=True)
 
 
 def main() -> None:

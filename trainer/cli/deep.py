@@ -26,7 +26,7 @@ def count(jobs: list[Job]) -> list[dict[str, Any]]:
         TrainerError: If the process fails or takes too long.
         UserError: With the errors of all jobs.
     """
-    requests = [{"config": job.config, "with_data": _with_data(job.composed.overrides)} for job in jobs]
+    requests = [{"config": job.config, "with_data": names_data(job.composed.overrides)} for job in jobs]
     environment = {key: value for key, value in os.environ.items() if key not in ("RANK", "LOCAL_RANK", "WORLD_SIZE")}
     # The user's modules are found in the same folders as by the command line.
     paths = [os.getcwd(), source_folder(Path.cwd()), environment.get("PYTHONPATH")]
@@ -74,8 +74,12 @@ def _flops(operations: float) -> str:
     return f"{operations / 1e3:.4g} kFLOP"
 
 
-def _with_data(overrides: list[str]) -> bool:
+def names_data(overrides: list[str]) -> bool:
     """Return whether to prepare the job's data: no if only a model is named, which is counted as published."""
     names = [override.lstrip("+~").partition("=")[0] for override in overrides]
-    data = any(name in ("data", "experiment") or name.startswith("data.") for name in names)
+    data = any(name in ("data", "experiment") or (name.startswith("data.") and name not in _SPLIT) for name in names)
     return data or "model" not in names
+
+
+_SPLIT = ("data.batch_size", "data.micro_batch")
+"""Keys of `data` that say nothing about what the data is."""

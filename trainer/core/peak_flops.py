@@ -36,17 +36,19 @@ TERAFLOPS: dict[str, dict[str, float]] = {
     "NVIDIA L40S": {"fp32": 91.6, "tf32": 183.0, "bf16": 362.05, "fp16": 362.05},
     "NVIDIA GeForce RTX 3090": {"fp32": 35.6, "tf32": 35.6, "bf16": 71.0, "fp16": 71.0},
     "NVIDIA GeForce RTX 4090": {"fp32": 82.6, "tf32": 82.6, "bf16": 165.2, "fp16": 165.2},
+    "NVIDIA TITAN RTX": {"fp32": 16.3, "fp16": 130.5},
     "Tesla T4": {"fp32": 8.1, "fp16": 65.0},
     "Tesla V100-SXM2-16GB": _VOLTA_SXM2,
     "Tesla V100-SXM2-32GB": _VOLTA_SXM2,
     "Tesla V100-PCIE-16GB": _VOLTA_PCIE,
     "Tesla V100-PCIE-32GB": _VOLTA_PCIE,
+    "AMD Instinct MI300X": {"fp64": 163.4, "fp32": 163.4, "tf32": 653.7, "bf16": 1307.4, "fp16": 1307.4},
 }
 """TFLOP/s by the name that `torch.cuda.get_device_name` returns; dense, with accumulation in fp32.
 
 Source: NVIDIA's data sheets of each product (H100, H200, H200 NVL, GH200, HGX B200, A100, A30, A10, A40, L4, L40, L40S,
-T4, V100, RTX A6000), halved where a sheet gives the rate with 2:4 sparsity; for GeForce the white papers of GA102
-(appendix A) and AD102 (appendix A). fp64 includes tensor cores where the product has them for fp64.
+T4, V100, RTX A6000, TITAN RTX) and AMD's of MI300X, halved where a sheet gives the rate with 2:4 sparsity; for GeForce
+the white papers of GA102 (appendix A) and AD102 (appendix A). fp64 includes tensor cores where the product has them.
 """
 
 _MATRIX_DTYPE: dict[str, Arithmetic] = {"bf16": "bf16", "16": "fp16", "64": "fp64"}

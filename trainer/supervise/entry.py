@@ -14,11 +14,12 @@ RANK = "trainer.train"
 """`python -m trainer.train RUN_DIR` runs one rank."""
 PRELOAD = "trainer.train.run"
 """Module that a rank imports first, and the fork server for all ranks."""
-EVALUATE, PREDICT, EXPORT, DEEP = (
+EVALUATE, PREDICT, EXPORT, DEEP, PLAN = (
     "trainer.train.evaluate",
     "trainer.train.predict",
     "trainer.export.run",
     "trainer.train.deep",
+    "trainer.plan.run",
 )
 START = "trainer.runtime.start"
 """`python -m trainer.runtime.start MODULE ARGUMENT...` calls `main` of MODULE."""

@@ -70,7 +70,7 @@ def main() -> int:
 def _facts(plain: dict[str, Any], with_data: bool) -> Facts:
     try:
         trust((plain.get("security") or {}).get("allow") or ())
-        data = _data(plain) if with_data else None
+        data = data_of(plain) if with_data else None
         if data is None:
             return count(plain["model"], PUBLISHED)
         return count(plain["model"], data.facts, _first_sample(data), data.trainer)
@@ -134,8 +134,8 @@ def _build_in_hooks(module: LightningModule, trainer: Trainer | None) -> str | N
     return None
 
 
-def _data(plain: dict[str, Any]) -> Data:
-    """Build and prepare the job's own data."""
+def data_of(plain: dict[str, Any]) -> Data:
+    """Build and prepare the data of a job, as one rank would."""
     single = {**plain["data"], "micro_batch": None, "num_workers": 0}
     config = to_config({**plain, "data": single, "strategy": {"name": "single"}})
     data = build.build_data(config, Rank(0, 0, 1, 1, attempt=0), build.plain_trainer())

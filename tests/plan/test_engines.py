@@ -1,0 +1,68 @@
+"""The closed form and the simulated step agree, and both with what a real step allocates."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tests.plan.drawn import Drawn, batch_of, by_formula, by_simulation, draw, module_of, optimizer_of, setting_of
+from trainer.models.transformer import Transformer
+from trainer.plan import parts
+from trainer.plan.closed_form import NoFormula
+from trainer.plan.decoder import Decoder
+from trainer.plan.simulation import steps
+from trainer.plan.tracked import Tracked
+from trainer.strategies.blocks import prepare
+
+SEEDS = range(20)
+LIMIT = 0.05
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_both_engines_agree(seed: int) -> None:
+    """Parameters, gradients and states to the byte, the peak within 5%."""
+    case = draw(seed)
+    simulated, formula = by_simulation(case), by_formula(case)
+    known = formula.states
+    buffers = Decoder(**case.model).buffer_bytes()
+    assert simulated.states == {
+        parts.PARAMETERS: known.parameters + buffers,
+        parts.GRADIENTS: known.gradients,
+        parts.OPTIMIZER: known.optimizer,
+    }, case
+    assert formula.peak == pytest.approx(simulated.peak, rel=LIMIT), (case, simulated.parts, formula.parts)
+    assert sum(simulated.parts.values()) == simulated.peak
+    assert sum(formula.parts.values()) == formula.peak
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_the_decoder_has_the_parameters_of_the_model(seed: int) -> None:
+    arguments: dict[str, Any] = dict(draw(seed).model)
+    decoder = Decoder(**arguments)
+    model = Transformer(arguments.pop("vocab_size"), arguments.pop("sequence_length"), **arguments)
+    named = [(name, tuple(one.shape)) for name, one in model.named_parameters()]
+    assert sorted((one.name, one.shape) for one in decoder.parameters()) == sorted(named)
+    assert decoder.buffer_bytes() == sum(one.nbytes for one in model.buffers())
+
+
+def test_dropout_on_a_cpu_has_no_formula() -> None:
+    case = draw(0)
+    with pytest.raises(NoFormula, match="dropout"):
+        by_formula(Drawn(**{**vars(case), "device": "cpu", "model": case.model | {"dropout": 0.1}}))
+
+
+@pytest.mark.parametrize("checkpointing", ["none", "full"])
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_a_real_step_allocates_what_was_simulated(precision: str, checkpointing: str) -> None:
+    """The same step on tensors with values."""
+    model = {"vocab_size": 512, "sequence_length": 256, "dim": 64, "layers": 3, "heads": 4, "tied": False}
+    case = Drawn(model, 2, "single", 1, 1, precision, checkpointing, "cpu", False, "float32")
+    setting = setting_of(case)
+    with Tracked(case.model["vocab_size"], 1) as tracked, tracked.resizing():
+        module = module_of(case)
+        prepare(module, setting.strategy)
+        real = steps(module, batch_of(case), lambda one: optimizer_of(case, one), setting, tracked)
+    simulated = by_simulation(case)
+    assert simulated.states == real.states
+    assert simulated.peak == pytest.approx(real.peak, rel=0.01)

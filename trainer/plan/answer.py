@@ -1,0 +1,87 @@
+"""The plan of a variant: its memory by part, what is added on a GPU, and whether it fits. Imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from trainer.plan.allowance import allowance
+from trainer.plan.closed_form import Estimate
+from trainer.plan.job import Variant
+
+Engine = Literal["formula", "simulation"]
+ERRORS: dict[Engine, dict[str, str]] = {
+    "formula": {"cpu": "at most 5% from the simulation", "cuda": "at most 5% from the simulation; of a GPU: not known"},
+    "simulation": {"cpu": "at most 5% (tests/plan)", "cuda": "not known: not yet compared with a GPU"},
+}
+"""Known error of a planned peak, by engine and device, for micro-batches of at least 512 tokens."""
+ALLOWANCE_ERROR = "not known: assumptions, not measurements"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a variant needs on each rank, in bytes."""
+
+    variant: Variant
+    engine: Engine | None
+    """None: neither engine knows the memory."""
+    peak: int | None = None
+    parts: dict[str, int] = field(default_factory=dict)
+    where: str = ""
+    allowances: dict[str, int] = field(default_factory=dict)
+    capacity: int | None = None
+    """Memory of the device; None: not known."""
+    reason: str = ""
+    """Why the memory is not known."""
+
+    @property
+    def needed(self) -> int | None:
+        """The peak with the allowance."""
+        return None if self.peak is None else self.peak + sum(self.allowances.values())
+
+    @property
+    def fits(self) -> bool | None:
+        """Whether it fits; None: not known."""
+        return None if self.needed is None or self.capacity is None else self.needed <= self.capacity
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return what `--json` prints."""
+        variant = self.variant
+        return {
+            "strategy": variant.strategy["name"],
+            "micro_batch": variant.micro_batch,
+            "accumulate": variant.accumulate,
+            "activation_checkpointing": variant.checkpointing,
+            "precision": variant.precision,
+            "world_size": variant.world_size,
+            "overrides": variant.overrides,
+            "engine": self.engine,
+            "peak_bytes": self.peak,
+            "peak_at": self.where or None,
+            "peak_error": None if self.engine is None else ERRORS[self.engine][variant.device],
+            "parts": self.parts,
+            "allowances": self.allowances,
+            "allowances_error": ALLOWANCE_ERROR if self.allowances else None,
+            "needed_bytes": self.needed,
+            "capacity_bytes": self.capacity,
+            "fits": self.fits,
+            "not_known": self.reason or None,
+        }
+
+
+def of_estimate(variant: Variant, found: Estimate, capacity: int | None) -> Plan:
+    """Return the plan of a closed form."""
+    return _plan(variant, "formula", found.peak, found.parts, found.where, capacity)
+
+
+def of_simulation(variant: Variant, found: Mapping[str, Any], capacity: int | None) -> Plan:
+    """Return the plan of an answer of `trainer.plan.run`."""
+    if "error" in found:
+        return Plan(variant, None, capacity=capacity, reason=f"{found['error']}; {found['fix']}")
+    return _plan(variant, "simulation", found["peak"], found["parts"], found["where"], capacity)
+
+
+def _plan(variant: Variant, engine: Engine, peak: int, parts: dict[str, int], where: str, capacity: int | None) -> Plan:
+    added = allowance(peak, variant.world_size) if variant.device == "cuda" else {}
+    return Plan(variant, engine, peak, {part: size for part, size in parts.items() if size}, where, added, capacity)

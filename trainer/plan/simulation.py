@@ -1,0 +1,233 @@
+"""One rank of a job trains for two steps on fake tensors, wrapped by its strategy, and the peak of memory is kept.
+
+The process group is torch's `fake` one, in which collectives do nothing: any number of ranks, in one process. Two
+engines are not simulated, because they read pointers, which fake tensors do not have: the Reducer of ddp, whose buckets
+are made here, and DeepSpeed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from lightning.pytorch.plugins.precision import Precision
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.testing._internal.distributed.fake_pg import FakeStore
+from torch.utils._pytree import tree_map_only
+
+from trainer import strategies
+from trainer.config.strategy import Auto, Ddp, Fsdp, Hsdp, Tp
+from trainer.core.errors import UserError
+from trainer.plan.on_cuda import as_on_cuda
+from trainer.plan.parts import GRADIENTS, OPTIMIZER, PARAMETERS
+from trainer.plan.tracked import BLOCK, Tracked, real_meshes
+from trainer.strategies.blocks import prepare
+from trainer.strategies.fsdp import clip_by_global_norm
+from trainer.strategies.mesh import TENSOR, make_mesh
+from trainer.strategies.tensor_parallel import parallelize
+
+_AUTOCAST = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
+_TRUE = {"bf16-true": torch.bfloat16, "16-true": torch.float16, "64-true": torch.float64}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a step's memory depends on beside the model, the batch and the optimizer."""
+
+    strategy: Any
+    """Options of the strategy: an instance of one of `trainer.config.strategy.STRATEGIES`."""
+    world_size: int
+    ranks_of_node: int = 0
+    """0: all ranks are on one node."""
+    precision: str = "32-true"
+    """Lightning's name, not `auto`."""
+    device: str = "cuda"
+    """Device that is planned for: cuda or cpu."""
+    clips: bool = False
+    """Whether gradients are clipped by their norm."""
+    accumulates: bool = False
+    """Whether a step has several micro-batches."""
+    classes: int | None = None
+    """Size of the last dimension of logits; None: not known."""
+    block: int = BLOCK
+    """Bytes to which an allocation is rounded."""
+
+
+@dataclass(frozen=True)
+class Simulated:
+    """Memory of rank 0, in bytes. No other rank needs more: a shard of rank 0 is the largest."""
+
+    peak: int
+    parts: dict[str, int] = field(default_factory=dict)
+    """Bytes of each part at the peak."""
+    where: str = "passes"
+    """When the peak is: `passes` (forward and backward) or `update` (clipping and optimizer)."""
+    rest: int = 0
+    """Bytes between two steps."""
+    passes: int = 0
+    update: int = 0
+    states: dict[str, int] = field(default_factory=dict)
+    """Bytes of parameters, gradients and optimizer states before the optimizer's step, without rounding."""
+
+
+def simulate(
+    make_module: Callable[[], Any],
+    batch: Any,
+    make_optimizer: Callable[[Any], Any],
+    setting: Setting,
+) -> Simulated:
+    """Return the memory of the second step, which has the optimizer states from its beginning.
+
+    Args:
+        make_module: Returns the LightningModule; called where tensors are fake.
+        batch: Tensors on the meta device or the CPU: the micro-batch of one rank.
+        make_optimizer: Returns the optimizer of the wrapped module, or None.
+        setting: Strategy, ranks, precision and device.
+
+    Raises:
+        UserError: The strategy is not simulated.
+    """
+    setting = replace(setting, strategy=_settled(setting))
+    torch.distributed.init_process_group("fake", rank=0, world_size=setting.world_size, store=FakeStore())
+    try:
+        with ExitStack() as stack:
+            wrap = _wrapper(setting)  # the device mesh has values
+            stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
+            stack.enter_context(as_on_cuda() if setting.device == "cuda" else nullcontext())
+            stack.enter_context(real_meshes())
+            tracked = stack.enter_context(Tracked(setting.classes, setting.block))
+            stack.enter_context(tracked.resizing())
+            stack.enter_context(_default_type(setting.precision))
+            module = make_module()
+            wrap(module)
+            inputs = tree_map_only(torch.Tensor, _fake, batch)
+            return steps(module, inputs, make_optimizer, setting, tracked)
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def steps(
+    module: Any, batch: Any, make_optimizer: Callable[[Any], Any], setting: Setting, tracked: Tracked
+) -> Simulated:
+    """Train a wrapped module for two steps, and return the memory of the second; on fake or on real tensors."""
+    for parameter in (*module.parameters(), *module.buffers()):
+        tracked.add(parameter, PARAMETERS)
+    optimizer = make_optimizer(module)
+    for _ in range(2):
+        begin = tracked.mark()
+        at_rest = tracked.alive
+        for _ in range(2 if setting.accumulates else 1):
+            with autocast(setting.precision):
+                loss = module.training_step(batch, 0)
+            loss = loss["loss"] if isinstance(loss, dict) else loss
+            loss.backward()
+            del loss
+            tracked.label((parameter.grad for parameter in module.parameters()), GRADIENTS)
+        passes, middle = tracked.peak, tracked.mark()
+        if setting.clips:
+            clip_by_global_norm(list(module.parameters()), 1.0)
+        gradients = sum(_nbytes(parameter.grad) for parameter in module.parameters())
+        if optimizer is not None:
+            optimizer.step()
+            tracked.label(_states(optimizer), OPTIMIZER)
+        update, end = tracked.peak, tracked.mark()
+        module.zero_grad() if optimizer is None else optimizer.zero_grad()
+    where, parts = (
+        ("passes", tracked.parts(begin, middle)) if passes >= update else ("update", tracked.parts(middle, end))
+    )
+    states = {
+        PARAMETERS: sum(map(_nbytes, (*module.parameters(), *module.buffers()))),
+        GRADIENTS: gradients,
+        OPTIMIZER: 0 if optimizer is None else sum(map(_nbytes, _states(optimizer))),
+    }
+    return Simulated(max(passes, update), parts, where, at_rest, passes, update, states)
+
+
+def autocast(precision: str) -> AbstractContextManager[Any]:
+    """Return the context of a forward pass, with the autocast that Lightning's precision plugin enters."""
+    if precision not in _AUTOCAST:
+        return nullcontext()
+    return torch.autocast("cpu", _AUTOCAST[precision], cache_enabled=False)
+
+
+def _settled(setting: Setting) -> Any:
+    options = setting.strategy
+    if type(options) is Auto:
+        options = strategies.auto_choice(options, setting.world_size, setting.device)
+    if options.name.startswith("deepspeed"):
+        raise UserError(f"strategy={options.name}: DeepSpeed is not simulated", "plan strategy=fsdp or strategy=hsdp")
+    ranks = setting.ranks_of_node or setting.world_size  # which the strategy reads from torchrun's environment
+    if isinstance(options, Hsdp):
+        options = replace(options, shard_size=options.shard_size or ranks)
+    if isinstance(options, Tp):
+        options = replace(options, tensor_parallel_size=options.tensor_parallel_size or ranks)
+    return replace(options, compile=False)
+
+
+def _wrapper(setting: Setting) -> Callable[[Any], None]:
+    """Return what prepares a module as the strategy does."""
+    options = setting.strategy
+    if not isinstance(options, Fsdp):
+
+        def whole(module: Any) -> None:
+            prepare(module, options)
+            if isinstance(options, Ddp) and setting.world_size > 1:
+                _make_buckets(module)
+
+        return whole
+    sharding: Any = strategies.build(options, setting.world_size, torch.device("cpu"), 60.0)
+    sharding._precision_plugin = Precision()
+    sharding._precision_plugin.precision = setting.precision
+    sharding._device_mesh = make_mesh("cpu", sharding.sizes)
+
+    def sharded(module: Any) -> None:
+        splits = {key: getattr(options, f"{key}_parallel", False) for key in ("sequence", "loss")}
+        parallelize(module, sharding._device_mesh[TENSOR], **splits)
+        sharding._shard(module)
+
+    return sharded
+
+
+def _make_buckets(module: Any) -> None:
+    """Keep gradients as DDP's Reducer does: they are views of buckets that are there all the time."""
+    for parameter in module.parameters():
+        if not parameter.requires_grad:
+            continue
+        bucket = torch.empty_like(parameter)
+
+        def into_bucket(one: torch.Tensor, bucket: torch.Tensor = bucket) -> None:
+            assert one.grad is not None
+            if one.grad is not bucket:
+                bucket.copy_(one.grad)
+                one.grad = bucket
+
+        parameter.register_post_accumulate_grad_hook(into_bucket)
+
+
+@contextmanager
+def _default_type(precision: str) -> Iterator[None]:
+    """Create parameters in the type of a true precision, as Lightning does."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(_TRUE.get(precision, before))
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+def _fake(tensor: torch.Tensor) -> torch.Tensor:
+    return torch.empty(tensor.shape, dtype=tensor.dtype)
+
+
+def _states(optimizer: Any) -> list[Any]:
+    return [value for state in optimizer.state.values() for value in state.values() if isinstance(value, torch.Tensor)]
+
+
+def _nbytes(tensor: Any) -> int:
+    if tensor is None:
+        return 0
+    local = getattr(tensor, "_local_tensor", tensor)
+    return int(local.numel() * local.element_size())
