@@ -94,7 +94,7 @@ def simulate(
     torch.distributed.init_process_group("fake", rank=0, world_size=setting.world_size, store=FakeStore())
     try:
         with ExitStack() as stack:
-            wrap = _wrapper(setting)  # the device mesh has values
+            wrap = wrapper(setting)  # the device mesh has values
             stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
             stack.enter_context(as_on_cuda() if setting.device == "cuda" else nullcontext())
             stack.enter_context(real_meshes())
@@ -167,7 +167,7 @@ def _settled(setting: Setting) -> Any:
     return replace(options, compile=False)
 
 
-def _wrapper(setting: Setting) -> Callable[[Any], None]:
+def wrapper(setting: Setting) -> Callable[[Any], None]:
     """Return what prepares a module as the strategy does."""
     options = setting.strategy
     if not isinstance(options, Fsdp):
