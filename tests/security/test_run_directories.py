@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import stat
 import subprocess
 import sys
 import tempfile
@@ -408,3 +409,23 @@ def test_a_checkpoint_of_a_run_carries_its_id(tmp_path: Path) -> None:
     for wrong in (None, 7, "../../x"):
         renamed.manifest_path.write_text(json.dumps({**manifest, "id": wrong}))
         assert renamed.identity() == "final"
+
+
+@needs_root
+def test_a_run_made_without_a_umask_is_closed_by_the_mode_of_its_directory(shared: Path, tmp_path: Path) -> None:
+    """Containers often have umask 0: what is inside is writable by all, and reached by nobody else."""
+    before = os.umask(0)
+    try:
+        run = make(tmp_path, runs_dir=str(shared))
+        (run.path / ".hydra").mkdir(exist_ok=True)
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE(run.config_path.stat().st_mode) & 0o002 or (run.path / ".hydra").stat().st_mode & 0o002
+    assert trust.why_untrusted(run) is None
+    os.chown(run.config_path, NOBODY, NOBODY)
+    with pytest.raises(UserError) as refused:
+        trust.require(run)
+    assert "chown -R root " in (refused.value.fix or "")
+    run.path.chmod(0o755)
+    os.chown(run.config_path, 0, 0)
+    assert "everybody may write" in str(trust.why_untrusted(run))

@@ -56,10 +56,11 @@ def require(run: RunDirectory, trusted: bool = False) -> None:
         )
     reason = None if trusted else why_untrusted(run)
     if reason is not None:
+        repair = f"chown -R {_user(os.geteuid())}" if " belongs to " in reason else "chmod -R go-w"
         raise UserError(
             f"{_shown(run.path)} is not executed: {reason}",
             "whoever can write there can execute code as you; if you know its code/ and config.yaml, add --trust; "
-            f"if it is your own: chmod -R go-w {reference_to(run) if '/' in reference_to(run) else run.path}",
+            f"if it is your own: {repair} {reference_to(run) if '/' in reference_to(run) else run.path}",
         )
 
 
@@ -106,14 +107,15 @@ def _problems(path: Path) -> Iterator[str]:
     if stat.S_ISLNK(own.st_mode):  # the name of a run; what it leads to is judged
         own = os.stat(path)
     yield from _of(path, own)
+    is_closed = not stat.S_IMODE(own.st_mode) & 0o077  # nobody else reaches what is inside, whatever a umask of 0 gave
     for entry in sorted(path.iterdir()):
         try:
             found = os.lstat(entry)
         except FileNotFoundError:  # a temporary file of a run that is active
             continue
-        yield from _of(entry, found)
-    if not stat.S_IMODE(own.st_mode) & 0o077:
-        return  # nobody else reaches what is inside
+        yield from _owner(entry, found) if is_closed else _of(entry, found)
+    if is_closed:
+        return
     for name in _EXECUTED:
         yield from _below(path / name)
 
@@ -128,10 +130,14 @@ def _below(folder: Path) -> Iterator[str]:
                 yield from _of(path, os.stat(path))
 
 
-def _of(path: Path, found: os.stat_result) -> Iterator[str]:
+def _owner(path: Path, found: os.stat_result) -> Iterator[str]:
     if found.st_uid not in (0, os.geteuid()):
         yield f"{_shown(path)} belongs to {_user(found.st_uid)}"
-    elif stat.S_ISLNK(found.st_mode):
+
+
+def _of(path: Path, found: os.stat_result) -> Iterator[str]:
+    yield from _owner(path, found)
+    if stat.S_ISLNK(found.st_mode):
         return
     elif found.st_mode & stat.S_IWOTH:
         yield f"everybody may write to {_shown(path)}"
