@@ -182,6 +182,27 @@ def test_packages_that_may_be_installed_are_accepted_by_name(target: str, tmp_pa
     assert allow.refusal(target, "model.part._target_", tmp_path) is None
 
 
+@pytest.mark.parametrize(
+    "defined",
+    ["torchvision.datasets.lsun.LSUNClass", "timm.data.dataset.ImageDataset", "transformers.data.datasets.TextDataset"],
+)
+def test_a_dataset_that_unpickles_an_index_beside_the_data_is_refused(defined: str, tmp_path: Path) -> None:
+    """By the module of its definition, which a name of the package leads to; the refusal says how to allow it."""
+    module, _, name = defined.rpartition(".")
+    package = tmp_path.joinpath(*module.split("."))
+    package.mkdir(parents=True)
+    for folder in (package, *package.parents[: module.count(".")]):
+        (folder / "__init__.py").touch()
+    (package / "__init__.py").write_text(
+        f"from torch.utils.data import Dataset\n\nclass {name}(Dataset):\n    def __init__(self, root): ...\n"
+    )
+    (package.parent / "__init__.py").write_text(f"from {module} import {name}\n")
+    refused = allow.refusal(f"{module.rpartition('.')[0]}.{name}", "data.part._target_", tmp_path)
+    assert refused is not None
+    assert f"security.allow=[{defined}]" in refused.fix
+    assert allow.refusal(f"{module.rpartition('.')[0]}.{name}", "data.part._target_", tmp_path, [defined]) is None
+
+
 def config_targets(folder: Path) -> set[str]:
     """Return every target that the config files and generated files below a folder name."""
     found: set[str] = set()

@@ -118,6 +118,7 @@ CLOSED_MODULES = (
     *("timm.models._hub", "timm.models._helpers", "timm.utils", "timm.data.readers"),
     *("peft.auto", "peft.helpers", "deepspeed.ops.op_builder", "torchao.testing", "torchao._models"),
     *("trainer.data.cache", "torchvision.datasets.utils"),
+    *("torchvision.datasets.lsun", "timm.data.dataset", "transformers.data.datasets"),  # indices that are pickles
 )
 """Parts of `CLASS_MODULES` that open files for writing, load pickles or code, or start servers."""
 
