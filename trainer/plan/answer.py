@@ -12,10 +12,17 @@ from trainer.plan.job import Variant
 
 Engine = Literal["formula", "simulation"]
 ERRORS: dict[Engine, dict[str, str]] = {
-    "formula": {"cpu": "at most 5% from the simulation", "cuda": "at most 5% from the simulation; of a GPU: not known"},
+    "formula": {
+        "cpu": "5% from the simulation in 44 of 45 drawn cases, at most 10%",
+        "cuda": "on a GPU not known; from the simulation 5%",
+    },
     "simulation": {"cpu": "at most 5% (tests/plan)", "cuda": "not known: not yet compared with a GPU"},
 }
-"""Known error of a planned peak, by engine and device, for micro-batches of at least 512 tokens."""
+"""Known error of a planned peak, by engine and device, for micro-batches of at least 512 tokens.
+
+Of the seeds 0 to 44 of `tests/plan/drawn.py` one is further than 5% from the simulation: seed 32, hsdp in bf16-true
+with a small vocabulary, 9.9% too high.
+"""
 ALLOWANCE_ERROR = "not known: assumptions, not measurements"
 
 

@@ -177,7 +177,8 @@ class _Step:
         """Return the bytes that a norm keeps: its input, and one or two numbers for each row."""
         rows = 4 * self.tokens * (1 if self.case.model.norm == "rms" else 2)
         composite = self.case.model.norm == "rms" and self.case.device == "cpu"
-        return self.residual * (2 if composite else 1) + rows
+        several = 2 if self.weight >= 4 else 5  # in 16 bits its input and its quotient are kept in float32, too
+        return self.residual * (several if composite else 1) + rows
 
     def _dropout_mask(self) -> int:
         return self.tokens * self.case.model.dim if self.case.model.dropout else 0
