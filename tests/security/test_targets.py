@@ -203,6 +203,37 @@ def test_a_dataset_that_unpickles_an_index_beside_the_data_is_refused(defined: s
     assert allow.refusal(f"{module.rpartition('.')[0]}.{name}", "data.part._target_", tmp_path, [defined]) is None
 
 
+@pytest.mark.parametrize(
+    "node",
+    [
+        {"_target_": "aliases.timm.create_model", "checkpoint_path": "evil.pth"},
+        {"_target_": "aliases.build", "model_name": "local-dir:evil"},
+        {"_target_": "aliases.build", "_args_": ["resnet18", False, None, None, "evil.pth"]},
+        {"_target_": "timm.create_model", "_args_": ["resnet18", False, {"file": "evil.pth"}]},
+    ],
+)
+def test_refused_arguments_are_those_of_the_definition_and_have_no_places(
+    node: dict[str, Any], project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a name in the user's module, and by place: both at the prompt and in the worker, before the call."""
+    (project / "timm").mkdir()
+    (project / "timm" / "__init__.py").write_text("from timm.models._factory import create_model\n")
+    (project / "timm" / "models").mkdir()
+    (project / "timm" / "models" / "__init__.py").touch()
+    (project / "timm" / "models" / "_factory.py").write_text(
+        "def create_model(model_name, pretrained=False, pretrained_cfg=None, pretrained_cfg_overlay=None,\n"
+        "                 checkpoint_path=None):\n    raise RuntimeError('called')\n"
+    )
+    (project / "aliases.py").write_text("import timm\nfrom timm import create_model as build\n")
+    for name in ("aliases", "timm", "timm.models", "timm.models._factory"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    assert any(map(is_refusal, problems("model", {"_target_": "mine.net", "net": node}, project)))
+    with pytest.raises(UserError, match="refused"):
+        instantiate.instantiate(node)
+    assert allow.argument_refusal("timm.create_model", {"_args_": ["resnet18", True]}) is None
+    assert allow.argument_refusal("mine.Net", {"checkpoint_path": "mine.pt"}, "mine.Net") is None
+
+
 def config_targets(folder: Path) -> set[str]:
     """Return every target that the config files and generated files below a folder name."""
     found: set[str] = set()

@@ -32,6 +32,8 @@ from trainer.core.errors import UserError
 
 _MOST_BASES = 12
 """Maximum number of classes to follow to a base class."""
+_MOST_POSITIONAL = 2
+"""The first arguments of timm's `create_model` and of peft's configurations: names and types."""
 _REMOVE = "remove it, or load the model in code of your own"
 
 
@@ -181,20 +183,35 @@ def discovery_refusal(path: str) -> Refusal | None:
     return None
 
 
-def argument_refusal(path: str, node: Mapping[str, Any]) -> tuple[str, Refusal] | None:
+def defined_name(path: str, result: LookupResult | None) -> str:
+    """Return the dotted name of what `path` leads to, as far as source text shows it; else `path`."""
+    return path if result is None else _defined(path, result)
+
+
+def argument_refusal(path: str, node: Mapping[str, Any], defined: str = "") -> tuple[str, Refusal] | None:
     """Return the argument of a node that would make its target execute a file, and why; None if there is none.
 
     Args:
         path: The node's target, as written.
         node: The node.
+        defined: The dotted name of its definition, if it is known: `mine.timm.create_model` leads to timm.
     """
-    path = canonical(path)
+    path, defined = canonical(path), canonical(defined or path)
     if path.rpartition(".")[2] == allowed.LOADER and node.get("weights_only") is not True:
         reason = "without weights_only=true it unpickles the file, which can run code"
         return "weights_only", Refusal(reason, "set weights_only: true, or finetune.init_from=FILE")
-    if not allowed.under(path, allowed.ARGUMENTS_OF):
+    if not any(allowed.under(name, allowed.ARGUMENTS_OF) for name in (path, defined)):
         return None
+    positional = node.get("_args_")
+    if isinstance(positional, (list, tuple)) and len(positional) > _MOST_POSITIONAL and _takes_files(defined):
+        return "_args_", Refusal("arguments that load a file or a module may be among them", "write them by name")
     return _refused_inside(node, "")
+
+
+def _takes_files(name: str) -> bool:
+    """Return whether later positional arguments of a function or class are among the refused ones."""
+    package, last = name.partition(".")[0], name.rpartition(".")[2]
+    return (package == "timm" and last == "create_model") or (package == "peft" and last.endswith("Config"))
 
 
 def _refused_inside(node: Any, where: str) -> tuple[str, Refusal] | None:

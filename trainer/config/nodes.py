@@ -68,7 +68,7 @@ def call(node: Mapping[str, Any], positional: tuple[Any, ...], extra: Mapping[st
     if not isinstance(path, str):
         raise UserError(f"{key} is missing", "name the class or function to call, such as my_package.MyModel")
     target = _checked(context.locate(path, key), context.locate, key)
-    _require_arguments(path, {**node, **extra}, context.where)
+    _require_arguments(path, {**node, **extra}, context.where, target)
     context = context.of(node)
     plain = context.convert == "none" and "_convert_" not in node and path.partition(".")[0] in _PLAIN
     arguments = {}
@@ -142,14 +142,16 @@ def nodes_inside(value: Any, where: str) -> Iterator[tuple[str, Mapping[str, Any
 def _require_allowed_inside(value: Any, where: str, locate: Locate) -> None:
     """Refuse nested targets that are not allowed: with `_recursive_: false` the outer target may call them."""
     for key, node in nodes_inside(value, where):
-        locate(node["_target_"], f"{key}._target_")
-        _require_arguments(node["_target_"], node, key)
+        target = locate(node["_target_"], f"{key}._target_")
+        _require_arguments(node["_target_"], node, key, target)
         if canonical(node["_target_"]) in DISCOVERY and isinstance(node.get("path"), str):
             locate(node["path"], f"{key}.path")
 
 
-def _require_arguments(path: str, node: Mapping[str, Any], where: str) -> None:
-    refused = argument_refusal(path, node)
+def _require_arguments(path: str, node: Mapping[str, Any], where: str, target: Any) -> None:
+    function = getattr(target, "__func__", target)
+    names = getattr(function, "__module__", None), getattr(function, "__qualname__", None)
+    refused = argument_refusal(path, node, f"{names[0]}.{names[1]}" if all(names) else "")
     if refused is not None:
         key = f"{where}.{refused[0]}" if where else refused[0]
         raise refused[1].error(key, str(node.get(refused[0], "...")))

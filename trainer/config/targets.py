@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from trainer.config.allow import argument_refusal, discovery_refusal, refusal
+from trainer.config.allow import argument_refusal, defined_name, discovery_refusal, refusal
 from trainer.config.allowed import DISCOVERY
 from trainer.config.instantiate import DIRECTIVES
 from trainer.config.namespaces import canonical
@@ -127,7 +127,7 @@ def _target(where: str, node: dict[str, Any], given: Given, place: _Place, calle
         return
     refused = refusal(path, key, place.cwd, place.trusted)
     result = None if refused else find(path, place.cwd)
-    argument = argument_refusal(path, node)
+    argument = argument_refusal(path, node, defined_name(path, result))
     if refused:
         yield refused.error(key, path)
     elif argument:
