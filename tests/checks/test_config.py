@@ -18,6 +18,22 @@ def checked(*overrides: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("data", "key", "value", "fix"),
+    [
+        ("text", "max_bytes", "0", "data.max_bytes=1 or more"),
+        ("text", "max_bytes", "1GB", "data.max_bytes=1073741824"),
+        ("image_folder", "max_pixels", "0", "data.max_pixels=1 or more"),
+        ("image_folder", "max_bad", "-1", "data.max_bad=0 or more"),
+    ],
+)
+def test_limits_of_data_are_checked_at_the_prompt(workdir: Path, data: str, key: str, value: str, fix: str) -> None:
+    (workdir / "text.txt").write_text("a")
+    with pytest.raises(UserError) as caught:
+        checked(f"data={data}", "data.root=.", f"++data.{key}={value}")
+    assert fix in str(caught.value)
+
+
+@pytest.mark.parametrize(
     ("override", "fix"),
     [
         ("resources.gpus=-1", "resources.gpus=0"),

@@ -30,6 +30,9 @@ _LIMITED = ("trainer", "checkpoint", "tracking", "resilience", "finetune", "stra
 """Sections whose limits are checked here: `config/shape.py` checks `resources`, `slurm/options.py` checks `cluster`."""
 _DATA = {"batch_size": AtLeast(1), "micro_batch": AtLeast(1), "num_workers": AtLeast(0)}
 """Limits of the keys of `data` that the trainer itself reads."""
+_EXAMPLES = {"max_bytes": 2**30, "max_pixels": 10**8}
+_OWN_DATA = {"max_bytes": AtLeast(1), "max_pixels": AtLeast(1), "max_bad": AtLeast(0)}
+"""Limits of arguments of the data modules of this package; a user's own may mean something else by these names."""
 
 
 def check(config: dict[str, Any], cwd: Path | None = None, fits: bool = True, targets: bool = True) -> None:
@@ -91,7 +94,8 @@ def _limits(config: dict[str, Any]) -> Iterator[UserError]:
             problem = limit.problem(f"{section}.{key}", value) if value is not None else None
             if problem is not None:
                 yield problem
-    for key, limit in _DATA.items():
+    is_own = str(config["data"].get("_target_")).startswith("trainer.data.")
+    for key, limit in (_DATA | _OWN_DATA if is_own else _DATA).items():
         value = config["data"].get(key)
         if value is None:
             continue
@@ -99,7 +103,9 @@ def _limits(config: dict[str, Any]) -> Iterator[UserError]:
             yield UserError("data.micro_batch=auto: only a new run can look for it", "use trainer fit, or a number")
             continue
         if not isinstance(value, int) or isinstance(value, bool):
-            yield UserError(f"data.{key}={as_written(value)}: expected an integer", f"write data.{key}=32")
+            yield UserError(
+                f"data.{key}={as_written(value)}: expected an integer", f"write data.{key}={_EXAMPLES.get(key, 32)}"
+            )
             continue
         problem = limit.problem(f"data.{key}", value)
         if problem is not None:
