@@ -25,6 +25,7 @@ from trainer.runs.directory import RunDirectory
 from trainer.runs.records import AttemptOutcome, Failure
 from trainer.runtime import process
 
+PASSWORD = "hunter2hunter"
 SECRET = "sk-4f9a8b7c6d5e4f3a"
 MOST_S = 5.0
 """Each refusal takes milliseconds; the attacks took 40 s and more."""
@@ -99,7 +100,7 @@ def test_a_secret_is_not_read_even_if_it_is_named(name: str, workdir: Path, monk
 
 
 def test_a_password_in_an_address_is_not_read(workdir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://me:hunter2hunter@mlflow.example")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"https://me:{PASSWORD}@mlflow.example")
     assert "looks like a secret" in refused("+x=${oc.env:MLFLOW_TRACKING_URI}").message
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://mlflow.example")
     assert composed("+x=${oc.env:MLFLOW_TRACKING_URI}")["x"] == "https://mlflow.example"
@@ -276,8 +277,8 @@ def test_resolvers_of_another_folder_are_not_run(workdir: Path, tmp_path_factory
 
 def test_no_record_of_a_run_has_the_value_of_a_secret(workdir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MY_API_TOKEN", SECRET)
-    monkeypatch.setenv("DATABASE_URL", "postgres://me:hunter2hunter@db/x")
-    overrides = [f"+note=a {SECRET} b", "+url='postgres://me:hunter2hunter@db/x'"]
+    monkeypatch.setenv("DATABASE_URL", f"postgres://me:{PASSWORD}@db/x")
+    overrides = [f"+note=a {SECRET} b", f"+url='postgres://me:{PASSWORD}@db/x'"]
     job = compose(overrides, config_dirs=[])
     with pytest.raises(UserError, match="has the value of MY_API_TOKEN") as caught:
         check(job.config)

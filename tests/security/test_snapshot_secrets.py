@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path, PurePath
@@ -192,3 +193,29 @@ def test_a_search_for_keys_takes_no_more_time_than_the_text_is_long() -> None:
         "x://" + "a:" * 50_000,
     ):
         assert not has_key(mark.encode())
+
+
+@pytest.mark.parametrize(
+    ("path", "is_module", "expected"),
+    [
+        ("server.key.old", False, True),
+        ("id_rsa-2", False, True),
+        (".env~", False, True),
+        ("secrets/prod.yaml", False, True),
+        ("conf/credentials/db.toml", False, True),
+        ("secrets/__init__.py", True, False),
+        ("monkey.bak", False, False),
+        ("/home/me/secrets/project/data.csv", False, False),
+        ("tokens.txt.1", False, False),
+        ("notes/secretary.txt", False, False),
+    ],
+)
+def test_copies_of_keys_and_folders_of_secrets_are_recognized(path: str, is_module: bool, expected: bool) -> None:
+    assert is_credential(PurePath(path), is_module) is expected
+
+
+def test_a_token_in_a_utf_16_file_is_found() -> None:
+    token = "ghp_" + "a1B2" * 9
+    for content in (token.encode("utf-16"), codecs.BOM_UTF16_BE + token.encode("utf-16-be"), token.encode()):
+        assert has_key(content)
+    assert not has_key("ordinary text".encode("utf-16"))

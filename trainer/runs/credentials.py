@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import codecs
 import re
 from pathlib import Path, PurePath
 
 _KEPT = {".project-root"}
 """Dotfiles that are copied: rootutils finds the root of a project by this one."""
 _FOLDERS = {".ssh", ".aws", ".gnupg", ".kube", ".docker", ".azure"}
+_SECRET_FOLDERS = {"secrets", "credentials"}
+_COPY = re.compile(r"(~|[.-](bak|backup|old|orig|save|copy|sw[op]|\d+))+$", re.IGNORECASE)
+"""Ending of a copy that an editor or a person made, such as `server.key.old`."""
 _DOTFILES = re.compile(
     r"\.(env.*|netrc|npmrc|pypirc|pgpass|my\.cnf|git-credentials|htpasswd|boto|s3cfg|dockercfg|vault.*|wandb|token.*"
     r"|secrets?.*|credentials?.*|passwd.*|password.*)",
@@ -33,7 +37,7 @@ _TOKENS: dict[bytes, bytes] = {
     b"PuTTY-User-Key-File": rb"PuTTY-User-Key-File-\d[\s\S]*",
     b"AGE-SECRET-KEY-1": rb"AGE-SECRET-KEY-1[0-9A-Z]{20,}",
     b"machine ": rb"machine\s+\S+\s+login\s+\S+\s+password\s+[^\s{<$]+",
-    b"://": rb"\b[a-z][a-z0-9+.-]*://[^/\s:@\"'<>{}$]+:(?!(?:password|passwd|pass|secret|token|\*+|x+)@)[^/\s:@\"'<>{}$]{8,}@",
+    b"://": rb"\b[a-z][a-z0-9+.-]*://[^/\s:@\"'<>{}$]+:(?!(?i:password|passwd|pass|secret|token|\*+|x+)@)[^/\s:@\"'<>{}$]{8,}@",
     b"AKIA": rb"\bAKIA(?![0-9A-Z]*EXAMPLE)[0-9A-Z]{16}\b",
     b"ASIA": rb"\bASIA(?![0-9A-Z]*EXAMPLE)[0-9A-Z]{16}\b",
     b"secret_access_key": rb"aws_secret_access_key[\"']?\s*[=:]\s*[\"']?[A-Za-z0-9/+]{40}\b",
@@ -74,13 +78,19 @@ def is_hidden(relative: PurePath) -> bool:
 
 def is_credential(path: PurePath, is_module: bool = False) -> bool:
     """Return whether a path has the name of a key or of credentials; a module may have any, such as `secrets.py`."""
-    if not _FOLDERS.isdisjoint(path.parts) or _DOTFILES.fullmatch(path.name):
+    name = _COPY.sub("", path.name)
+    if not _FOLDERS.isdisjoint(path.parts) or _DOTFILES.fullmatch(path.name) or _DOTFILES.fullmatch(name):
         return True
-    return not is_module and _NAMES.fullmatch(path.name) is not None
+    if is_module:
+        return False
+    is_inside = not path.is_absolute() and not _SECRET_FOLDERS.isdisjoint(path.parts[:-1])  # a folder of the project
+    return is_inside or any(map(_NAMES.fullmatch, (path.name, name)))
 
 
 def has_key(content: bytes) -> bool:
     """Return whether a text holds a private key, a password or a token of a known form."""
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):  # as editors on Windows write
+        content = content.decode("utf-16", "replace").encode()
     return any(mark in content and form.search(content) is not None for mark, form in _FORMS.items())
 
 
