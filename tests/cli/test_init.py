@@ -24,6 +24,8 @@ def test_the_project_trains_as_it_is(trainer_cli: Command, workdir: Path) -> Non
     best = next(line for line in done.stdout.splitlines() if line.strip().startswith("best"))
     assert float(best.split("val/acc ")[1].split()[0]) > 0.9
     assert (project / ".gitignore").read_text().count("runs/") == 1
+    predicted = trainer_cli("predict", "--split", "val", cwd=project)
+    assert predicted.returncode == 0, predicted.stdout + predicted.stderr
 
 
 @pytest.mark.parametrize("name", ["torch", "json", "trainer", "a b", "1st", "../x/..", "taken"])
