@@ -25,7 +25,6 @@ from trainer.core.errors import UserError
         ("hparams_search=mnist_optuna", "-m optimizer.lr=0.1,0.01"),
         ("optimized_metric=val/acc", "write checkpoint.monitor=val/acc"),
         ("seed_everything=3", "write seed=3"),
-        ("devices=4", "write trainer.devices=4"),
         ("limit_train_batches=4", "write trainer.limit_train_batches=4"),
         ("learning_rate=0.1", "write optimizer.lr=0.1"),
         ("epochs=3", "write trainer.max_epochs=3"),

@@ -105,7 +105,12 @@ def two_ranks(folder: Path) -> Results:
         for strategy, number, options in OFFLOAD
     ]
     kept = {**scenario(2, "fsdp", "clip_accumulate"), "name": "fsdp-2-sync-step", "options": {"gradient_sync": "step"}}
-    return run_scenarios(2, [*curves, *offloaded, kept], folder, "two")
+    small = [
+        {**scenario(2, strategy, **SMALL), "name": f"{strategy}-2-small-{steps}", "steps": steps}
+        for strategy in OF_SMALL
+        for steps in (6, 9)
+    ]
+    return run_scenarios(2, [*curves, *offloaded, kept, *small], folder, "two")
 
 
 @pytest.fixture(scope="module")

@@ -245,7 +245,7 @@ def test_gpus_are_chosen_for_the_run_and_locked_until_it_ends(
     holders = ["python of anna (pid 7)", None, None, None]
     here = Inventory(tuple(Gpu(str(n), n, f"GPU-{n}", "H200", holder=holders[n]) for n in range(4)))
     monkeypatch.setattr(claims, "inventory", lambda *_: here)
-    monkeypatch.setattr(claims, "_folder", lambda: tmp_path)
+    monkeypatch.setattr(claims, "_FOLDER", tmp_path)
     for name, value in environment("finish").items():
         monkeypatch.setenv(name, value)
     run = make_run(workdir)
@@ -255,7 +255,7 @@ def test_gpus_are_chosen_for_the_run_and_locked_until_it_ends(
     assert left.index == 3
     with pytest.raises(EnvironmentFault, match="2 GPUs requested, and 0 of 4 free") as raised:
         claims.claim(2, here=here, wait_s=0)
-    assert "1: taken by another run of yours" in raised.value.fix
+    assert "1: taken by another run" in raised.value.fix
     launch = run.launch()
     wait_until(lambda: not processes.is_alive(launch.pid, launch.pid_started))
     reap()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
 import warnings
 from datetime import timedelta
@@ -39,9 +40,13 @@ def main() -> None:
     torch.distributed.init_process_group = torch.distributed.destroy_process_group = _nothing  # type: ignore[assignment]
     for name, paths in jobs.items():
         print(f"--- {name}", flush=True)
-        for path in paths:
-            directory = RunDirectory(Path(path))
-            assert run(directory.path) == 0, name
+        first, directory = (RunDirectory(Path(path)) for path in paths)
+        assert run(first.path) == 0, name
+        torch.distributed.barrier()
+        if os.environ["RANK"] == "0":
+            shutil.copytree(first.checkpoints_dir, directory.checkpoints_dir, dirs_exist_ok=True)
+        torch.distributed.barrier()
+        assert run(directory.path) == 0, name
         newest = max(CheckpointStore(directory.checkpoints_dir).committed(), key=lambda one: one.step)
         found[name] = evaluate(directory, newest.path, "val")
         if name in EXPORTED:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
@@ -68,6 +69,11 @@ class RunDeepSpeedStrategy(ShardedCheckpoints, DeepSpeedStrategy):
         self.parallel_devices = [torch.device(one.type, index) for index, one in enumerate(self.parallel_devices)]
         super(DeepSpeedStrategy, self).setup_environment()
 
+    @contextmanager
+    def model_sharded_context(self) -> Iterator[None]:
+        """Do nothing around `configure_model`: `setup` partitions the parameters, which are deferred until then."""
+        yield
+
     def setup(self, trainer: Trainer) -> None:
         """Apply activation checkpointing and compilation, then set up as Lightning does."""
         assert self.model is not None
@@ -97,7 +103,7 @@ class RunDeepSpeedStrategy(ShardedCheckpoints, DeepSpeedStrategy):
         deferred = {id(recipe.parameter): recipe for recipe in recipes(module).values()}
         partitioned: dict[int, nn.Parameter] = {}
         for parameter in module.parameters():
-            if hasattr(parameter, "ds_id"):  # created in `configure_model`, which Lightning calls inside `zero.Init`
+            if hasattr(parameter, "ds_id"):  # created by the user inside `zero.Init`
                 continue
             recipe = deferred.get(id(parameter))
             part = parameter if recipe is None else nn.Parameter(torch.empty(0), parameter.requires_grad)
