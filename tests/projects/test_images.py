@@ -15,7 +15,7 @@ PROJECTS = [
     Project("selfsup", "byol", "test/total_loss", 16, 10),
     Project("ddpm", "ddpm", "test/loss_simple", 16, 10),
     Project("detection", "shapes", "test_found", 9, 10),
-    Project("imagenet", "imagenet", "test_acc1", 32, 20),
+    Project("imagenet", "imagenet", "test_acc1", 32, 11),
 ]
 
 

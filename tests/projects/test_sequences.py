@@ -13,7 +13,7 @@ PROJECTS = [
     Project("template", "example", "test/acc", 32, 10),
     Project("bert", "glue", "test_loss", 33, 10),
     Project("nanogpt", "char", "test/loss", 16, 20),
-    Project("graphs", "gcn", "test_acc", 12, 20),
+    Project("graphs", "gcn", "test_acc", 12, 11),
     Project("kfold", "cv", "test/auroc/dataloader_idx_0", 114, 12, "dataloader_idx_0.predictions"),
 ]
 

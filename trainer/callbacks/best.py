@@ -80,9 +80,10 @@ class BestMetric(Callback):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore the monitored metric, unless the configuration names one."""
-        if state_dict.get("known") and self._options.monitor is None:
-            self.monitor, self.mode, self._known = state_dict["monitor"], state_dict["mode"], True
+        """Restore the monitored metric and its direction, unless the configuration names others now."""
+        if state_dict.get("known") and self._options.monitor in (None, state_dict["monitor"]):
+            self.monitor, self._known = state_dict["monitor"], True
+            self.mode = self._options.mode or state_dict["mode"]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Read the best from the checkpoints on disk."""
