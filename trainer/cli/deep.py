@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-from pathlib import Path
 from typing import Any
 
+from trainer.cli.child import ask
 from trainer.cli.job import Job
 from trainer.config.problems import raise_all
-from trainer.config.sources import source_folder
-from trainer.core import processes
-from trainer.core.errors import TrainerError, UserError
+from trainer.core.errors import UserError
 from trainer.supervise import entry
 
 TIMEOUT_S = 1800.0
@@ -27,27 +22,7 @@ def count(jobs: list[Job]) -> list[dict[str, Any]]:
         UserError: With the errors of all jobs.
     """
     requests = [{"config": job.config, "with_data": names_data(job.composed.overrides)} for job in jobs]
-    environment = {key: value for key, value in os.environ.items() if key not in ("RANK", "LOCAL_RANK", "WORLD_SIZE")}
-    # The user's modules are found in the same folders as by the command line.
-    paths = [os.getcwd(), source_folder(Path.cwd()), environment.get("PYTHONPATH")]
-    environment["PYTHONPATH"] = os.pathsep.join(str(path) for path in paths if path)
-    try:
-        process = subprocess.run(
-            processes.python_module(*entry.started(entry.DEEP)[1:]),
-            input=json.dumps(requests),
-            stdout=subprocess.PIPE,
-            text=True,
-            env={"PYTHONHASHSEED": "0", **environment, "CUDA_VISIBLE_DEVICES": ""},
-            timeout=TIMEOUT_S,
-            check=False,
-        )
-    except subprocess.TimeoutExpired:
-        raise TrainerError(
-            f"--deep took more than {TIMEOUT_S:g} s", "leave --deep out; the run itself has no such limit"
-        ) from None
-    if process.returncode != 0:
-        raise TrainerError(f"--deep ended with exit code {process.returncode}", "see its output above")
-    answers: list[dict[str, Any]] = json.loads(process.stdout)
+    answers = ask(entry.DEEP, requests, TIMEOUT_S, "--deep", "leave --deep out; the run itself has no such limit")
     raise_all([UserError(**one["error"]) for one in answers if one["error"]])
     return [{key: value for key, value in one.items() if key != "error"} for one in answers]
 

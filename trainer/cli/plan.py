@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from trainer.checks.config import check
+from trainer.cli.child import ask
 from trainer.cli.common import table
 from trainer.cli.deep import names_data
 from trainer.cli.initial import settle_micro_batch
 from trainer.cli.overrides import compose_all, overrides_parser
 from trainer.config.batch import BatchPlan
 from trainer.config.shape import LaunchShape, resolve
-from trainer.config.sources import source_folder
 from trainer.config.strategy import STRATEGIES, ranks_per_sample
-from trainer.core.errors import DONE, USER_MUST_CHANGE, TrainerError, UserError
+from trainer.core.errors import DONE, USER_MUST_CHANGE, UserError
 from trainer.core.gpus import inventory
 from trainer.hardware.catalogue import Device, device, names
 from trainer.plan.answer import ALLOWANCE_ERROR, ERRORS, Plan, of_estimate, of_simulation
@@ -170,27 +167,7 @@ def _plans(
 
 def _simulate(config: dict[str, Any], with_data: bool, variants: Sequence[Variant]) -> list[dict[str, Any]]:
     request = {"config": config, "with_data": with_data, "variants": [asdict(one) for one in variants]}
-    environment = {key: value for key, value in os.environ.items() if key not in ("RANK", "LOCAL_RANK", "WORLD_SIZE")}
-    paths = [os.getcwd(), source_folder(Path.cwd()), environment.get("PYTHONPATH")]
-    environment["PYTHONPATH"] = os.pathsep.join(str(path) for path in paths if path)
-    try:
-        done = subprocess.run(
-            [sys.executable, *entry.started(entry.PLAN)],
-            input=json.dumps(request),
-            stdout=subprocess.PIPE,
-            text=True,
-            env={"PYTHONHASHSEED": "0", **environment, "CUDA_VISIBLE_DEVICES": ""},
-            timeout=_TIMEOUT_S,
-            check=False,
-        )
-    except subprocess.TimeoutExpired:
-        raise TrainerError(
-            f"the simulation took more than {_TIMEOUT_S:g} s", "plan a model with fewer layers"
-        ) from None
-    if done.returncode != 0:
-        raise TrainerError(f"the simulation ended with exit code {done.returncode}", "see its output above")
-    answers: list[dict[str, Any]] = json.loads(done.stdout)
-    return answers
+    return ask(entry.PLAN, request, _TIMEOUT_S, "the simulation", "plan a model with fewer layers")
 
 
 def _print(plan: Plan, rest: Sequence[Plan], known: Device | None) -> None:
