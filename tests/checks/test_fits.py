@@ -226,3 +226,23 @@ def test_a_task_that_the_user_chose_is_not_checked(workdir: Path) -> None:
     config = compose(["resources.gpus=0", "model=mlp", "data=digits"], config_dirs=[]).config
     config["task"] = {"_target_": "trainer.tasks.language_modelling.LanguageModelling"}
     assert list(problems_of_fit(config, workdir)) == []
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["task.label_smoothin=0.1"], "Classification takes no argument label_smoothin"),
+        (["task.label_smoothing=much"], "task.label_smoothing=much: expected a number"),
+        (["experiment=text_transformer", "task.chunked_los=true"], "LanguageModelling takes no argument chunked_los"),
+    ],
+)
+def test_arguments_of_the_default_task_are_checked(overrides: list[str], message: str) -> None:
+    config = compose(overrides, config_dirs=[]).config
+    problems = [problem.message for problem in problems_of_fit(config, Path.cwd())]
+    assert len(problems) == 1
+    assert message in problems[0]
+
+
+def test_arguments_that_the_default_task_takes_pass() -> None:
+    config = compose(["task.label_smoothing=0.1"], config_dirs=[]).config
+    assert list(problems_of_fit(config, Path.cwd())) == []

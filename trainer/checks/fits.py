@@ -17,6 +17,7 @@ from typing import Any
 from trainer.config.instantiate import read_plain
 from trainer.config.signature import Signature, signature_of
 from trainer.config.sources import Definition, class_literal, find
+from trainer.config.targets import problems_of_section
 from trainer.core.errors import TrainerError, UserError
 from trainer.core.near import listed
 from trainer.core.paths import conf_dir
@@ -69,9 +70,12 @@ class ModelNeeds:
 
 
 def problems_of_fit(config: dict[str, Any], cwd: Path) -> Iterator[UserError]:
-    """Yield an error for a model that cannot be trained on the data, with shipped models and data that would fit."""
+    """Yield errors for a model that cannot be trained on the data, and for arguments of the data's default task."""
     yield from _problems_of_masks(config, cwd)
     data = data_facts(config["data"], cwd)
+    task = config["task"]
+    if data is not None and data.task is not None and not task.get("_target_") and len(task) > 1:
+        yield from problems_of_section("task", {**task, "_target_": data.task}, config, cwd)
     needs = model_needs(config["model"], cwd)
     if data is None or needs is None:
         return

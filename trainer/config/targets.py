@@ -60,7 +60,7 @@ class _Place:
 def problems_of_targets(config: dict[str, Any], cwd: Path) -> list[UserError]:
     """Return targets that are refused or do not exist, and arguments that are unknown, missing or of a wrong type."""
     problems: list[UserError] = []
-    place = _Place(cwd, tuple(map(canonical, (config.get("security") or {}).get("allow") or ())))
+    place = _place(config, cwd)
     for section, given in SECTIONS.items():
         node = config[section]
         if not node.get("_target_"):
@@ -82,6 +82,15 @@ def problems_of_targets(config: dict[str, Any], cwd: Path) -> list[UserError]:
                 continue
             problems += _node(where, node, given, place)
     return problems
+
+
+def problems_of_section(section: str, node: dict[str, Any], config: dict[str, Any], cwd: Path) -> Iterator[UserError]:
+    """Yield the problems of a section with a target that the trainer fills in later."""
+    yield from _node(section, node, SECTIONS[section], _place(config, cwd))
+
+
+def _place(config: dict[str, Any], cwd: Path) -> _Place:
+    return _Place(cwd, tuple(map(canonical, (config.get("security") or {}).get("allow") or ())))
 
 
 def _node(where: str, node: dict[str, Any], given: Given, place: _Place, called: bool = True) -> Iterator[UserError]:
