@@ -57,6 +57,8 @@ def test_limits_of_data_are_checked_at_the_prompt(workdir: Path, data: str, key:
         ("trainer.check_val_every_n_epoch=0", "trainer.check_val_every_n_epoch=1"),
         ("trainer.num_sanity_val_steps=-2", "trainer.num_sanity_val_steps=-1"),
         ("trainer.profiler=xla", "advanced, memory, nsys, pytorch, simple, torch"),
+        ("cluster.price_per_gpu_hour=-2", "cluster.price_per_gpu_hour=0"),
+        ("cluster.grid_gco2_per_kwh=.inf", "cluster.grid_gco2_per_kwh=0"),
         ("trainer.profile_after=4", "also set trainer.profiler=torch"),
         ("trainer.profile_rank=1", "also set trainer.profiler=torch"),
         ("trainer.profiler=memory", "trainer.profiler=torch"),

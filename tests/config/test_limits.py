@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 import pytest
 
 from trainer.config.cluster import CLUSTERS
-from trainer.config.limits import AtLeast, BatchCount, Limit, MoreThan, OneOf, PositiveInt, limits_of
+from trainer.config.limits import Amount, AtLeast, BatchCount, Limit, MoreThan, OneOf, PositiveInt, limits_of
 from trainer.config.schema import (
     CheckpointOptions,
     Config,
@@ -56,6 +56,7 @@ def test_limits_are_read_from_the_types_of_fields() -> None:
     ("limit", "valid", "invalid"),
     [
         (AtLeast(1), [1, 2.5], [0, -3, float("nan")]),
+        (Amount(), [0, 2.5], [-0.01, float("inf"), float("nan")]),
         (MoreThan(0), [0.1, 7], [0, -1, float("nan")]),
         (BatchCount(allow_zero=False), [1, 7, 0.5, 1.0, 3.0], [0, 0.0, 1.5, -1]),
         (BatchCount(allow_zero=True), [0, 0.0, 2], [2.5, -0.5]),

@@ -26,8 +26,8 @@ from trainer.config.targets import problems_of_targets
 from trainer.config.typed import closed_class, options_of
 from trainer.core.errors import TrainerError, UserError
 
-_LIMITED = ("trainer", "checkpoint", "tracking", "resilience", "finetune", "strategy")
-"""Sections whose limits are checked here: `config/shape.py` checks `resources`, `slurm/options.py` checks `cluster`."""
+_LIMITED = ("trainer", "checkpoint", "tracking", "resilience", "finetune", "strategy", "cluster")
+"""Sections whose limits are checked here: `config/shape.py` checks `resources`."""
 _DATA = {"batch_size": AtLeast(1), "micro_batch": AtLeast(1), "num_workers": AtLeast(0)}
 """Limits of the keys of `data` that the trainer itself reads."""
 _EXAMPLES = {"max_bytes": 2**30, "max_pixels": 10**8}

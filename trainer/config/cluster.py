@@ -5,11 +5,32 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
-from trainer.config.limits import AtLeast, PositiveInt
+from trainer.config.limits import Amount, AtLeast, PositiveInt
 
 
 @dataclass(eq=False, repr=False)
-class Local:
+class Prices:
+    """What one hour and one kilowatt-hour of a cluster cost, for the bill of a run.
+
+    null: not stated; then the bill has no money, or no CO2. None has a default, because every guess would be wrong
+    somewhere.
+    """
+
+    name: str = ""
+    """Name of the launcher."""
+    price_per_gpu_hour: Annotated[float, Amount()] | None = None
+    """Price of one GPU for one hour."""
+    price_per_cpu_core_hour: Annotated[float, Amount()] | None = None
+    """Price of one CPU core for one hour, for jobs without GPUs."""
+    currency: str | None = None
+    """Currency of the prices, such as EUR; it is only printed."""
+    grid_gco2_per_kwh: Annotated[float, Amount()] | None = None
+    """Carbon intensity of the electricity, in grams of CO2 equivalent per kWh; your site or the operator of the grid
+    publishes it."""
+
+
+@dataclass(eq=False, repr=False)
+class Local(Prices):
     """This machine."""
 
     name: str = "local"
@@ -17,7 +38,7 @@ class Local:
 
 
 @dataclass(eq=False, repr=False)
-class Slurm:
+class Slurm(Prices):
     """A SLURM cluster: `job.sbatch` is rendered from these options, submitted, and requeued until the run ends.
 
     null leaves an option to the cluster's default. Put the values of a site into a small file in `conf/cluster/`.

@@ -6,6 +6,7 @@ In the dataclasses of the configuration, `Annotated[int, AtLeast(1)]` says which
 
 from __future__ import annotations
 
+import math
 import typing
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
@@ -52,6 +53,17 @@ class MoreThan(Limit):
         return UserError(
             f"{key}={as_written(value)}: must be more than {self.low:g}", f"use a number above {self.low:g}"
         )
+
+
+@dataclass(frozen=True)
+class Amount(Limit):
+    """A finite number of at least 0, such as a price."""
+
+    def problem(self, key: str, value: Any) -> UserError | None:
+        """Return the error for a negative number, an infinite one or NaN."""
+        if 0 <= value < math.inf:
+            return None
+        return UserError(f"{key}={as_written(value)}: must be a number of at least 0", f"use {key}=0 or more")
 
 
 @dataclass(frozen=True)
