@@ -144,7 +144,7 @@ def test_no_mfu_is_better_than_a_guess(
     name = "NVIDIA Future 1" if why == "device" else "NVIDIA H200"
     assert set_mfu(monkeypatch, name, LanguageModelling(network), {"sequence_length": 1024}) is None
     reason = {
-        "device": "no MFU: the peak rate of 'NVIDIA Future 1' in bf16 is not in trainer/core/peak_flops.py",
+        "device": "no MFU: the peak rate of 'NVIDIA Future 1' in bf16 is not in the hardware catalogue",
         "frozen": "no MFU: some parameters are frozen",
         "users": "no MFU: the FLOPs of Sequential are not known (a method flops_per_token would return them)",
     }[why]

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from tests.train import in_process
-from trainer.core.peak_flops import TERAFLOPS
+from trainer.hardware.peaks import peak_flops
 
 pytestmark = pytest.mark.gpu
 JOB = ["model=mlp", "data=digits", "data.batch_size=64", "data.num_workers=0", "trainer.precision=bf16-mixed"]
@@ -24,7 +24,7 @@ def test_metrics_and_a_trace(tmp_path: Path) -> None:
     lines = [json.loads(line) for line in run.metrics_path.read_text().splitlines()]
     last = next(line for line in reversed(lines) if "train/loss" in line)
     assert last["gpu/peak_reserved_gb"] >= last["gpu/peak_allocated_gb"] > 0
-    is_known = "bf16" in TERAFLOPS.get(torch.cuda.get_device_name(0), {})
+    is_known = peak_flops(torch.cuda.get_device_name(0), "bf16") is not None
     assert ("train/mfu" in last) == is_known
     assert is_known == ("no MFU: " not in said)
     if is_known:

@@ -21,7 +21,7 @@ from torch.func import functional_call
 from trainer.callbacks.metrics import TrainMetrics
 from trainer.config.instantiate import accepts, locate
 from trainer.config.schema import Config
-from trainer.core.peak_flops import arithmetic_of, peak_flops
+from trainer.hardware.peaks import arithmetic_of, peak_flops
 from trainer.runtime.process import Rank
 from trainer.runtime.torch_setup import device_of
 from trainer.tasks.base import Task
@@ -115,7 +115,7 @@ def peak_of(device: torch.device, precision: str) -> Peak | str:
     arithmetic = arithmetic_of(precision, torch.get_float32_matmul_precision())
     flops = peak_flops(name, arithmetic)
     if flops is None:
-        return f"the peak rate of {name!r} in {arithmetic} is not in trainer/core/peak_flops.py"
+        return f"the peak rate of {name!r} in {arithmetic} is not in the hardware catalogue"
     return Peak(flops, f"{flops / 1e12:.4g} TFLOP/s ({name}, {arithmetic})")
 
 

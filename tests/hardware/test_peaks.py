@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from trainer.core.peak_flops import TERAFLOPS, Arithmetic, arithmetic_of, peak_flops
+from trainer.hardware.device import Arithmetic
+from trainer.hardware.peaks import arithmetic_of, peak_flops
 
 
 @pytest.mark.parametrize(
@@ -22,13 +23,6 @@ from trainer.core.peak_flops import TERAFLOPS, Arithmetic, arithmetic_of, peak_f
 )
 def test_a_device_that_is_not_in_the_table_has_no_peak(name: str, arithmetic: Arithmetic, expected: float) -> None:
     assert peak_flops(name, arithmetic) == expected
-
-
-def test_rates_do_not_fall_with_shorter_types() -> None:
-    for name, rates in TERAFLOPS.items():
-        known = [rates[kind] for kind in ("fp64", "fp32", "tf32", "bf16") if kind in rates]
-        assert known == sorted(known), name
-        assert rates["fp16"] >= rates["fp32"], name
 
 
 @pytest.mark.parametrize(
