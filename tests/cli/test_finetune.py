@@ -41,6 +41,8 @@ def test_a_run_trains_on_from_another_with_all_but_the_head_frozen(trainer_cli: 
     ("reference", "message"),
     [
         ("nothing", "finetune.init_from=nothing: there are no runs in runs"),
+        ("gone/weights.pth", "finetune.init_from=gone/weights.pth: there is no such file"),
+        ("gone/run", "finetune.init_from=gone/run: gone/run does not exist"),
         ("notes.txt", r"unknown file type.*\n.*\.safetensors"),
     ],
 )

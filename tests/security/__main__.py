@@ -78,9 +78,10 @@ def _key(nodeid: str) -> str:
 
 
 def main(arguments: list[str]) -> int:
-    """Run the tests and print the table; return pytest's exit code."""
+    """Run the tests and print the table; return pytest's exit code. In one process: a plugin counts there."""
     table = Table()
-    code = pytest.main(["-q", "--no-header", "--no-summary", str(FOLDER), *arguments], plugins=[table])
+    options = ["-q", "--no-header", "--no-summary", "-p", "no:xdist"]
+    code = pytest.main([*options, str(FOLDER), *arguments], plugins=[table])
     print("\n".join(table.lines()))
     return int(code)
 

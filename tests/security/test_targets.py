@@ -23,7 +23,7 @@ from tests.security.attacks import ATTACKS, KEPT, NOT_INSTALLED, USERS, get
 from trainer.checks.config import check
 from trainer.config import allow, instantiate, nodes
 from trainer.config.compose import compose
-from trainer.config.problems import Problems
+from trainer.config.problems import Problems, raise_all
 from trainer.config.sources import NotFound, find
 from trainer.config.targets import problems_of_targets
 from trainer.core.errors import UserError
@@ -95,6 +95,20 @@ def test_it_is_the_definition_that_counts(project: Path) -> None:
     (refused,) = problems("model", {"_target_": "mine.loader", "f": "x"}, project)
     assert "torch.serialization.load" in refused.message
     assert "security.allow=[torch.serialization.load]" in refused.fix
+
+
+def test_one_line_allows_all_that_is_refused_and_keeps_what_is_allowed(project: Path) -> None:
+    """A list on the command line replaces the list of the config."""
+    nodes = {
+        "_target_": "torch.nn.Sequential",
+        "_args_": [{"_target_": "sympy.Symbol"}, {"_target_": "jinja2.Template"}],
+    }
+    with pytest.raises(Problems) as caught:
+        raise_all(problems("model", nodes, project, security={"allow": ["monai"]}))
+    lines = set(re.findall(r"security\.allow=\[(.*)\]", caught.value.fix))
+    assert lines == {"monai,sympy.core.symbol.Symbol,jinja2.environment.Template"}
+    allowed = {"allow": lines.pop().split(",")}
+    assert not any(map(is_refusal, problems("model", nodes, project, security=allowed)))
 
 
 def test_the_line_of_a_refusal_allows_the_target(project: Path) -> None:
@@ -199,7 +213,7 @@ def test_a_dataset_that_unpickles_an_index_beside_the_data_is_refused(defined: s
     (package.parent / "__init__.py").write_text(f"from {module} import {name}\n")
     refused = allow.refusal(f"{module.rpartition('.')[0]}.{name}", "data.part._target_", tmp_path)
     assert refused is not None
-    assert f"security.allow=[{defined}]" in refused.fix
+    assert f"security.allow=[{defined}]" in refused.error("data.part._target_", "x").fix
     assert allow.refusal(f"{module.rpartition('.')[0]}.{name}", "data.part._target_", tmp_path, [defined]) is None
 
 

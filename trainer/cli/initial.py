@@ -38,6 +38,8 @@ def _path(reference: str, runs_dir: Path) -> Path:
         return path
     if (path / commit.COMMIT).is_file() or any(path.glob("*.safetensors")):
         return path
+    if path.suffix in FILES and not path.exists():
+        raise UserError(f"finetune.init_from={reference}: there is no such file", "name a file, a checkpoint or a run")
     from trainer.cli.chosen import choose  # imported late: most jobs do not start from a run
 
     try:

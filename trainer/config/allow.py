@@ -16,6 +16,7 @@ from typing import Any
 
 from trainer.config import allowed
 from trainer.config.namespaces import canonical
+from trainer.config.problems import NotAllowed
 from trainer.config.sources import (
     Definition,
     LookupResult,
@@ -43,10 +44,13 @@ class Refusal:
 
     reason: str
     fix: str
+    defined: str = ""
+    """Entry of `security.allow` that would allow it; empty: nothing would."""
 
-    def error(self, key: str, path: str) -> UserError:
-        """Return the error for the target `path` at the key `key`."""
-        return UserError(f"{key}={path}: refused, because {self.reason}", self.fix)
+    def error(self, key: str, path: str, trusted: Sequence[str] = ()) -> UserError:
+        """Return the error for the target `path` at the key `key`; `trusted` is `security.allow` as it is."""
+        message = f"{key}={path}: refused, because {self.reason}"
+        return NotAllowed(message, self.fix, [*trusted, self.defined]) if self.defined else UserError(message, self.fix)
 
 
 def section_of(key: str) -> str:
@@ -140,12 +144,12 @@ def of_class(defined: str, kinds: set[str], section: str, complete: bool = True)
 def refused(defined: str, section: str) -> Refusal:
     """Return the refusal of an object that no rule allows, with the line that allows it."""
     reason = f"{defined} is not among what a config may name (docs/security.md)"
-    return Refusal(reason, f"{_instead(section)}; if you trust this config: security.allow=[{defined}]")
+    return Refusal(reason, _instead(section), defined)
 
 
 def _instead(section: str) -> str:
     kinds = allowed.SECTION_KINDS.get(section)
-    return f"name {kinds[0]} or your own function" if kinds else "name a Module, a Dataset or your own function"
+    return f"name {kinds[0]} or your own function" if kinds else "name a listed class or your own function"
 
 
 @cache

@@ -135,11 +135,11 @@ def _located(path: str, where: str) -> Any:
     refused = allow.refusal(path, where, cwd, _trusted)
     refused = refused or (allow.discovery_refusal(path) if where.endswith(".path") else None)
     if refused is not None:
-        raise refused.error(where, path)
+        raise refused.error(where, path, _trusted)
     target, holder = _follow(path, where)
     refused = allow_objects.refusal(target, path, where, holder, cwd, _trusted)
     if refused is not None:
-        raise refused.error(where, path)
+        raise refused.error(where, path, _trusted)
     if where.endswith("_target_"):
         _require_callable(target, path, where)
     return target

@@ -138,7 +138,7 @@ def _target(where: str, node: dict[str, Any], given: Given, place: _Place, calle
     result = None if refused else find(path, place.cwd)
     argument = argument_refusal(path, node, defined_name(path, result))
     if refused:
-        yield refused.error(key, path)
+        yield refused.error(key, path, place.trusted)
     elif argument:
         yield argument[1].error(f"{where}.{argument[0]}", as_written(node.get(argument[0], "...")))
     elif path in DISCOVERY:
@@ -160,7 +160,7 @@ def _discovered(key: str, path: Any, place: _Place) -> Iterator[UserError]:
     refused = refusal(path, key, place.cwd, place.trusted) or discovery_refusal(path)
     result = find(path, place.cwd)
     if refused:
-        yield refused.error(key, path)
+        yield refused.error(key, path, place.trusted)
     elif isinstance(result, NotFound):
         yield _not_found(key, path, result)
 

@@ -45,6 +45,8 @@ def find(reference: str | None, runs_dir: Path) -> RunDirectory:
         run = RunDirectory(Path(reference))
         if run.exists():
             return run
+        if not Path(reference).exists():
+            raise UserError(f"{reference} does not exist", "trainer ls lists the runs")
         raise UserError(f"{reference} is not a run directory", "it has no config.yaml; trainer ls lists the runs")
     runs = all_runs(runs_dir)
     if not runs:
