@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.conftest import TrainerCli
+from tests.hardware.powercap import Powercap
 from trainer.core.records import dumps
 from trainer.runs.directory import RunDirectory
 from trainer.runs.ledger import ledger
@@ -94,14 +96,30 @@ def test_a_run_without_a_heartbeat_has_none(tmp_path: Path) -> None:
     assert ledger(RunDirectory(tmp_path / "job-abcdefgh")) is None
 
 
-def test_the_classes_of_a_real_run_add_up_to_its_time(trainer_cli: TrainerCli, workdir: Path) -> None:
+def test_the_classes_of_a_real_run_add_up_to_its_time_and_its_bill(trainer_cli: TrainerCli, workdir: Path) -> None:
     (workdir / "killer.py").write_text(KILLER)
+    sysfs = Powercap(workdir, {0: len(os.sched_getaffinity(0))})
     limits = ["trainer.max_steps=30", "checkpoint.every_n_steps=10", "trainer.max_epochs=null"]
-    killer = ["+callbacks.killer._target_=killer.KillOnce", "tracking=none", "resources.cpu_processes=1"]
-    done = trainer_cli("fit", "experiment=quickstart", *limits, *killer)
-    assert done.returncode == 0, done.stdout + done.stderr
-    found = json.loads(trainer_cli("show", "--json").stdout)["ledger"]
+    killer = ["+callbacks.killer._target_=killer.KillOnce", "tracking=none", "resources.cpu_processes=2"]
+    prices = ["cluster.price_per_cpu_core_hour=3600", "cluster.currency=EUR", "cluster.grid_gco2_per_kwh=360"]
+    with sysfs.using(watts=100) as read_by:
+        done = trainer_cli("fit", "experiment=quickstart", *limits, *killer, *prices, env=read_by)
+        assert done.returncode == 0, done.stdout + done.stderr
+    facts = json.loads(trainer_cli("show", "--json").stdout)
+    found = facts["ledger"]
     assert sum(found["seconds"].values()) == pytest.approx(found["wall_s"], rel=0.01)
     assert all(found["seconds"][name] > 0 for name in ("start", "import", "build", "first_step", "train", "down"))
     assert 0 < found["effective"] < found["goodput"] + 1e-9 < 1
-    assert "effective training" in trainer_cli("show").stdout
+    page = trainer_cli("show").stdout
+    assert "effective training" in page
+    (first, second), bill = RunDirectory(Path(facts["path"])).usage(), facts["bill"]
+    held_s = first.seconds + second.seconds
+    assert held_s == pytest.approx(found["wall_s"], abs=15)
+    assert facts["cost"] == pytest.approx(held_s * first.devices, rel=1e-3)
+    assert 0 < facts["energy_kwh"] * 3.6e6 < held_s * 100 * 1.5 + 100
+    assert facts["bill"]["co2_kg"] == pytest.approx(facts["energy_kwh"] * 0.36, abs=1e-6)
+    assert {"start", "train", "down"} <= set(bill["by_class"])
+    for key in ("cpu_core_hours", "cost", "energy_kwh"):
+        assert sum(charge[key] for charge in bill["by_class"].values()) == pytest.approx(bill[key], abs=1e-4)
+    assert " CPU core hours; " in page
+    assert " EUR; " in page

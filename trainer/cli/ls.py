@@ -7,6 +7,7 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
+from trainer.cli import ls_cost
 from trainer.cli.common import age, number, table
 from trainer.cli.options import Parser, add_output_options, make_parser
 from trainer.core.errors import DONE, TrainerError
@@ -32,6 +33,10 @@ def _parser() -> Parser:
         help=f"list only runs in this state; may be repeated: {', '.join(STATES)}",
     )
     parser.add_argument("-n", type=int, metavar="N", help="list only the newest N runs")
+    parser.add_argument(
+        "--cost", action="store_true", help="list the device-hours, the energy and the cost of each run"
+    )
+    parser.add_argument("--by", choices=ls_cost.GROUPINGS, help="sum them up by user, month (UTC) or sweep")
     add_output_options(parser)
     return parser
 
@@ -44,6 +49,8 @@ def main(argv: list[str]) -> int:
     rows = [row for run in (runs if options.state else runs[: options.n]) if (row := _summary(run, jobs))]
     if options.state:
         rows = [row for row in rows if row["state"] in options.state][: options.n]
+    if options.cost or options.by:
+        return ls_cost.show(rows, options.by or "run", options.json)
     if options.json:
         print(json.dumps(rows, indent=1))
     elif not rows:

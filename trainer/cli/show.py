@@ -15,6 +15,8 @@ from trainer.core.errors import DONE, JOB_FAILED
 from trainer.core.text import indented
 from trainer.launch.follow import typed
 from trainer.launch.jobs import states_of
+from trainer.runs import bill_text
+from trainer.runs.bill import bill
 from trainer.runs.directory import RunDirectory
 from trainer.runs.ledger import by_rank
 from trainer.runs.records import AttemptOutcome
@@ -76,6 +78,7 @@ def _sheet(run: RunDirectory, facts: dict[str, Any]) -> list[str]:
         lines.append(f"  best         {best['metric']} {number(best['value'])} at step {best['step']}")
     if facts["ledger"]:
         lines += _block("time", _time(facts["ledger"]))
+    lines += _block("bill", bill_text.sheet(bill(run)))
     lines += _block("stragglers", [event["reason"] for event in facts["stragglers"]])
     lines += _block("ranks", _ranks(facts.get("ranks", [])))
     lines += _block("metrics", [f"{name}  {number(value)}" for name, value in sorted(facts["metrics"].items())])

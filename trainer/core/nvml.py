@@ -12,7 +12,7 @@ from typing import Any
 
 LIBRARIES = ("libnvidia-ml.so.1", "/usr/lib/wsl/lib/libnvidia-ml.so.1")
 """The second is not on the library path of every WSL distribution."""
-NO_PERMISSION, INSUFFICIENT_SIZE, DRIVER_NOT_LOADED, LIBRARY_NOT_FOUND, MISMATCH = 4, 7, 9, 12, 18
+NOT_SUPPORTED, NO_PERMISSION, INSUFFICIENT_SIZE, DRIVER_NOT_LOADED, LIBRARY_NOT_FOUND, MISMATCH = 3, 4, 7, 9, 12, 18
 """Members of nvmlReturn_t."""
 _MOST_PROCESSES = 256
 
@@ -131,6 +131,17 @@ def load_of(library: Any, handle: ctypes.c_void_p) -> tuple[float | None, float 
     has_utilization = _try(library, "nvmlDeviceGetUtilizationRates", handle, ctypes.byref(utilization)) == 0
     has_power = _try(library, "nvmlDeviceGetPowerUsage", handle, ctypes.byref(milliwatts)) == 0
     return float(utilization.gpu) if has_utilization else None, milliwatts.value / 1000 if has_power else None
+
+
+def energy_of(library: Any, handle: ctypes.c_void_p) -> float:
+    """Return the joules that a GPU (Volta and later) has used since its driver was loaded.
+
+    Raises:
+        NvmlError: The GPU has no such counter, or is lost.
+    """
+    millijoules = ctypes.c_ulonglong()
+    _call(library, "nvmlDeviceGetTotalEnergyConsumption", handle, ctypes.byref(millijoules))
+    return millijoules.value / 1000
 
 
 def _device(library: Any, handle: ctypes.c_void_p, index: int) -> NvmlDevice:

@@ -26,7 +26,7 @@ from trainer.core.files import (
 )
 from trainer.runs import events
 from trainer.runs.events import E, Event
-from trainer.runs.records import AttemptOutcome, Failure, HeartbeatRecord, Launch
+from trainer.runs.records import AttemptOutcome, Failure, HeartbeatRecord, Launch, NodeUsage
 
 if TYPE_CHECKING:
     from trainer.config.hydra_files import HydraFiles
@@ -35,6 +35,7 @@ _ALPHABET = "abcdefghijklmnopqrstuvwxyz234567"
 """Base 32: without digits that look like letters."""
 _NAME = re.compile(r"[A-Za-z0-9._-]+")
 _NUMBER = re.compile(r"[0-9]{1,9}")
+_USAGE = re.compile(r"attempt-([0-9]{1,9})-node-([0-9]{1,9})\.json")
 _ID = re.compile(r"[a-z2-7]{8}")
 
 
@@ -58,6 +59,7 @@ class RunDirectory:
         self.checkpoints_dir = self.path / "checkpoints"
         self.logs_dir = self.path / "logs"
         self.live_dir = self.path / "live"
+        self.usage_dir = self.path / "usage"
         self.wandb_dir = self.path / "wandb"
         self.stop_request = self.path / "control" / "stop"
 
@@ -295,6 +297,23 @@ class RunDirectory:
     def write_heartbeat(self, rank: int, beat: HeartbeatRecord) -> None:
         """Overwrite the heartbeat of a rank in place."""
         write_live(self.heartbeat_path(rank), records.to_json(beat))
+
+    def usage(self) -> list[NodeUsage]:
+        """Return what every attempt has used on every node, oldest attempt first.
+
+        A record that cannot be used is left out and reported on stderr.
+        """
+        found = []
+        for path in sorted(self.usage_dir.glob("attempt-*-node-*.json")):
+            if match := _USAGE.fullmatch(path.name):
+                record = records.read_or_skip(NodeUsage, path, attempt=int(match[1]), node=int(match[2]))
+                found += [record] if record is not None else []
+        return found
+
+    def write_usage(self, usage: NodeUsage) -> None:
+        """Replace the record of what an attempt has used on a node."""
+        self.usage_dir.mkdir(exist_ok=True)
+        write_atomic(self.usage_dir / f"attempt-{usage.attempt:02d}-node-{usage.node}.json", records.dumps(usage))
 
 
 def _numbers(folder: Path) -> list[int]:

@@ -7,11 +7,13 @@ belongs to the step.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from trainer.runs.directory import RunDirectory
 from trainer.runs.events import Allocated, Created, Event, Hang
+from trainer.runs.records import HeartbeatRecord
 
 CLASSES = (
     "queue",
@@ -55,28 +57,27 @@ def ledger(run: RunDirectory, now: float | None = None, rank: int = 0) -> dict[s
         Seconds by class (`seconds`), their sum (`wall_s`), the share of `train` in it (`effective`), and the share of
         `train` in the wall time without the queue (`goodput`). None before the first heartbeat of this rank.
     """
-    beats = _beats(run, rank)
-    if not beats:
-        return None
     events = run.events()
+    attempts = by_attempt(run, events, rank)
+    if not attempts:
+        return None
     seconds = dict.fromkeys(CLASSES, 0.0)
-    edge = next((event.time for event in events if isinstance(event, Created)), beats[0].began)
+    edge = next((event.time for event in events if isinstance(event, Created)), attempts[0].began)
     first = edge
     allocated = {
         event.attempt: event.time if event.since is None else event.since
         for event in events
         if isinstance(event, Allocated) and event.event == "allocated"
     }
-    furthest = beats[0].first_step
-    for number, beat in enumerate(beats):
-        until = max(edge, beat.began)
-        start = min(until, max(edge, allocated.get(beat.attempt, edge)))
+    for number, attempt in enumerate(attempts):
+        until = max(edge, attempt.began)
+        start = min(until, max(edge, allocated.get(attempt.attempt, edge)))
         seconds["queue"] += start - edge
         seconds["down" if number else "start"] += until - start
-        _add(seconds, beat, furthest, _hang_s(events, beat.attempt))
-        furthest = max(furthest, beat.step)
+        for name, value in attempt.by_class(attempt.spent).items():
+            seconds[name] += value
         # Not `time`: setting the clock during the attempt changes it, but not the seconds spent.
-        edge = max(edge, beat.began + sum(beat.spent.values()))
+        edge = max(edge, attempt.began + sum(attempt.spent.values()))
     if now is not None and now > edge:
         seconds["down"] += now - edge
         edge = now
@@ -115,44 +116,49 @@ def by_rank(run: RunDirectory) -> list[dict[str, Any]]:
 
 
 @dataclass(frozen=True)
-class _Accounts:
-    """The fields of a heartbeat that the account uses."""
+class AttemptTime:
+    """The time of one attempt."""
 
     attempt: int
     began: float
-    first_step: int
-    step: int
-    spent: dict[str, float]
+    """Seconds since 1970."""
+    spent: Mapping[str, float]
+    """Seconds by phase."""
+    train: Mapping[str, float]
+    """The shares of `train`, `redone` and `hang` in the phase `train`."""
+
+    def by_class(self, amounts: Mapping[str, float]) -> dict[str, float]:
+        """Return an amount by phase, such as seconds, as an amount by class."""
+        classes: dict[str, float] = {}
+        for phase, amount in amounts.items():
+            # The final phases (finished, failed, ...) last until the process exits.
+            parts = self.train if phase == "train" else {phase if phase in CLASSES else "finish": 1.0}
+            for name, share in parts.items():
+                classes[name] = classes.get(name, 0.0) + amount * share
+        return classes
 
 
-def _beats(run: RunDirectory, rank: int) -> list[_Accounts]:
-    """Return the last heartbeat of each attempt, by attempt."""
+def by_attempt(run: RunDirectory, events: Sequence[Event], rank: int = 0) -> list[AttemptTime]:
+    """Return the time of each attempt that has a heartbeat of this rank, oldest first."""
     newest = run.heartbeat(rank)
-    return sorted(
-        (
-            _Accounts(beat.attempt, beat.began, beat.first_step, beat.step, beat.spent)
-            for beat in [*run.past_heartbeats(rank), *([newest] if newest else [])]
-            if beat.spent is not None and beat.began is not None
-        ),
-        key=lambda beat: beat.began,
-    )
+    beats = [*run.past_heartbeats(rank), *([newest] if newest else [])]
+    hangs = [event for event in events if isinstance(event, Hang)]
+    attempts: list[AttemptTime] = []
+    furthest: int | None = None
+    for beat in sorted(beats, key=lambda beat: beat.began or 0.0):
+        if beat.spent is None or beat.began is None:
+            continue
+        furthest = beat.first_step if furthest is None else furthest
+        hang_s = sum(event.still_s for event in hangs if event.attempt == beat.attempt)
+        attempts.append(AttemptTime(beat.attempt, beat.began, beat.spent, _shares(beat, furthest, hang_s)))
+        furthest = max(furthest, beat.step)
+    return attempts
 
 
-def _add(seconds: dict[str, float], beat: _Accounts, furthest: int, hang_s: float) -> None:
-    """Add the time of one attempt to `seconds`. `furthest` is the last step that earlier attempts had reached."""
-    spent = dict(beat.spent)
-    trained_s = spent.pop("train", 0.0)
-    hung_s = min(hang_s, trained_s)
+def _shares(beat: HeartbeatRecord, furthest: int, hang_s: float) -> dict[str, float]:
+    """Return the shares of the phase `train` by class. `furthest` is the last step that attempts before had reached."""
+    trained_s = (beat.spent or {}).get("train", 0.0)
+    hung = min(1.0, hang_s / trained_s) if trained_s > 0 else 0.0
     steps = beat.step - beat.first_step
-    again = max(0, min(beat.step, furthest) - beat.first_step)
-    redone_s = (trained_s - hung_s) * again / steps if steps > 0 else 0.0
-    seconds["hang"] += hung_s
-    seconds["redone"] += redone_s
-    seconds["train"] += trained_s - hung_s - redone_s
-    for phase, value in spent.items():
-        # The final phases (finished, failed, ...) last until the process exits.
-        seconds[phase if phase in CLASSES else "finish"] += value
-
-
-def _hang_s(events: list[Event], attempt: int) -> float:
-    return sum(event.still_s for event in events if isinstance(event, Hang) and event.attempt == attempt)
+    again = max(0, min(beat.step, furthest) - beat.first_step) / steps if steps > 0 else 0.0
+    return {"train": (1 - hung) * (1 - again), "redone": (1 - hung) * again, "hang": hung}

@@ -158,6 +158,32 @@ class HeartbeatRecord:
 
 
 @dataclass(frozen=True, kw_only=True)
+class NodeUsage:
+    """What an attempt has held and used on one node: `usage/attempt-NN-node-R.json`, rewritten by the node process.
+
+    `runs/bill.py` adds them up.
+    """
+
+    attempt: int = not_stored()
+    node: int = not_stored()
+    host: str | None = None
+    device: Literal["gpu", "cpu"]
+    """What the job is charged for: GPUs, or the CPU cores of a job without GPUs."""
+    devices: int
+    """Number of them, with those of spare nodes, which node 0 records."""
+    measured: int
+    """Number of them that have an energy counter."""
+    began: float
+    """Since when they have been held, in seconds since 1970."""
+    seconds: float
+    """For how long, until the last reading."""
+    joules: dict[str, dict[str, float]]
+    """Energy by part (gpu, cpu, memory) and phase of the first rank of the node."""
+    missing: dict[str, str] = field(default_factory=dict)
+    """Part to why it, or a device of it, is not measured."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Failure:
     """The exception that ended a rank, written by the rank: `logs/attempt-NN/rank-R.failure.json`."""
 

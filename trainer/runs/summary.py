@@ -16,6 +16,7 @@ from trainer.checkpoint.store import BEFORE_END, Checkpoint, CheckpointStore, be
 from trainer.checkpoint.tiers import local_folder
 from trainer.core.files import parse_json, read_bytes
 from trainer.core.records import to_json
+from trainer.runs.bill import bill
 from trainer.runs.directory import RunDirectory
 from trainer.runs.events import Ended, Event, Started, Straggler, Tracking
 from trainer.runs.ledger import ledger
@@ -48,6 +49,7 @@ def summary(run: RunDirectory, slurm_states: Mapping[str, str] | None = None) ->
     tracked = next((event for event in reversed(events) if isinstance(event, Tracking)), None)
     attempts = run.attempts()
     saved, best_checkpoint = checkpoints(run), best(run, live)
+    charged = bill(run, config)
     step = live.step if live else last_line.get("step")
     if live and live.phase == "start":  # an attempt that has not chosen its checkpoint yet
         step = max([one["step"] for one in saved if one["committed"]], default=0)
@@ -75,8 +77,9 @@ def summary(run: RunDirectory, slurm_states: Mapping[str, str] | None = None) ->
         "ended": None if state.is_active else _ended(events, live),
         "ledger": ledger(run, time.time() if state.is_active else None),
         "stragglers": [to_json(event) for event in events if isinstance(event, Straggler)],
-        "energy_kwh": None,
-        "cost": None,
+        "energy_kwh": charged.total.energy_kwh,
+        "cost": charged.total.cost,
+        "bill": charged.as_dict(),
     }
 
 

@@ -22,6 +22,7 @@ from trainer.runs.records import AttemptOutcome
 from trainer.supervise import entry, rendezvous, torchrun
 from trainer.supervise.hang import HangWatcher
 from trainer.supervise.torchrun import Place
+from trainer.supervise.usage import UsageRecorder
 
 POLL_S = 0.1
 FAILED_GRACE_S = 3.0
@@ -59,13 +60,14 @@ class Supervisor:
 
     def supervise(self) -> int:
         """Run torchrun until the job ends, and return the exit code of the job."""
-        try:
-            if self.place.nodes > 1:
-                self.place = replace(self.place, link=self._join())
-        except TrainerError as error:
-            return self._fail("failed", JOB_FAILED, cause.Cause(str(error), [], None, None)).code
-        with rendezvous.private_folder() as self._store:
-            return self._rounds()
+        with UsageRecorder(self.run, self.place.node_rank, self.shape, lambda: self.attempt):
+            try:
+                if self.place.nodes > 1:
+                    self.place = replace(self.place, link=self._join())
+            except TrainerError as error:
+                return self._fail("failed", JOB_FAILED, cause.Cause(str(error), [], None, None)).code
+            with rendezvous.private_folder() as self._store:
+                return self._rounds()
 
     def _join(self) -> rendezvous.Link:
         """Open the server of the job on node 0, or find it.
