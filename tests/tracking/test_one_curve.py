@@ -60,6 +60,8 @@ def test_online(trainer_cli: TrainerCli, workdir: Path, server: WandbServer) -> 
     done = trainer_cli("fit", *JOB, env=server.environment(), timeout=180)
     assert done.returncode == 0, done.stdout + done.stderr
     check_served(server, only_run(workdir))
+    (served,) = server.runs.values()
+    assert served.rows("wandb-summary.json")[-1]["bill/cpu_core_hours"] > 0
     assert not list(only_run(workdir).glob("wandb/offline-run-*"))
 
 

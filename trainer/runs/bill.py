@@ -132,6 +132,16 @@ def bill(run: RunDirectory, config: Mapping[str, Any] | None = None) -> Bill:
     )
 
 
+def in_summary(run: RunDirectory) -> dict[str, float]:
+    """Return what trackers put into their summary: the known sums of the bill under names that begin with `bill/`."""
+    try:
+        total = bill(run).total
+    except Exception as error:  # a damaged file must not end a training
+        print(f"the bill is not known: {type(error).__name__}: {error}", flush=True)
+        return {}
+    return {f"bill/{name}": value for name, value in total.as_dict().items() if value}
+
+
 @dataclass
 class _Use:
     """What is added up."""

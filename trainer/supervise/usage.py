@@ -21,8 +21,8 @@ from trainer.runs.events import Allocated
 from trainer.runs.records import HeartbeatRecord, NodeUsage
 
 EVERY_S = 10.0
-"""Seconds between two readings; a process that is killed loses at most one interval. RAPL's counters, which start again
-after 262 kJ on some processors, cannot do so twice within it."""
+"""Longest time between two readings; a process that is killed loses at most one interval. RAPL's counters, which start
+again after 262 kJ on some processors, cannot do so twice within it."""
 POLL_S = 0.5
 """Seconds until a new attempt is noticed."""
 _JOIN_S = 5.0
@@ -71,7 +71,7 @@ class UsageRecorder:
                 if self._attempt() != self._usage.attempt:
                     self._read()
                     self._next_attempt()
-                elif time.monotonic() - read_at < EVERY_S:
+                elif time.monotonic() - read_at < min(EVERY_S, max(1.0, 0.1 * (time.monotonic() - self._since))):
                     continue
                 else:
                     self._read()

@@ -17,6 +17,7 @@ from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.utilities import rank_zero_only
 
 from trainer.config.schema import Config
+from trainer.runs.bill import in_summary
 from trainer.runs.directory import RunDirectory
 from trainer.runtime.process import Rank
 from trainer.runtime.steps import steps_taken
@@ -138,6 +139,7 @@ class Loggers:
         group: torch.distributed.ProcessGroup | None = None,
     ) -> None:
         self.axis = StepAxis(counted)
+        self._run = run
         self._experiment: Any = None
         own = user_loggers.build(config.logger, run, counted(), rank.is_first, group)
         shown = [user_loggers.at_steps(logger, self.axis.step) for logger in own]
@@ -154,4 +156,4 @@ class Loggers:
         for logger in self.all:
             logger.finalize("success" if exit_code == 0 else "failed")
         if self._experiment is not None:
-            finish(self._experiment, exit_code)
+            finish(self._experiment, exit_code, in_summary(self._run))

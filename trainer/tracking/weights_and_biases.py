@@ -136,9 +136,16 @@ def _note(run: RunDirectory, experiment: Any, mode: Setting, options: TrackingOp
     print(f"wandb: {mode.value} ({mode.source}){suffix}", flush=True)
 
 
-def finish(experiment: Any, exit_code: int) -> None:
-    """End the W&B run, within `finish_timeout_s`. A server that fails is no reason to fail the training."""
+def finish(experiment: Any, exit_code: int, bill: Mapping[str, float] | None = None) -> None:
+    """End the W&B run, within `finish_timeout_s`. A server that fails is no reason to fail the training.
+
+    Args:
+        experiment: The run.
+        exit_code: Of this process.
+        bill: What the run has used, for the summary.
+    """
     try:
+        experiment.summary.update(dict(bill or {}))
         experiment.finish(exit_code=exit_code)
     except Exception as error:
         print(f"wandb: not finished cleanly ({error}); the rows are in {experiment.dir}", flush=True)
