@@ -126,17 +126,20 @@ def by_simulation(case: Drawn) -> Simulated:
 
 def by_formula(case: Drawn) -> Estimate:
     """The memory of a case in closed form."""
+    return estimate(case_of(case))
+
+
+def case_of(case: Drawn) -> Case:
+    """A case as the closed form takes it."""
     node = {"_target_": f"torch.optim.{case.optimizer}", "foreach": False}
     node |= {} if case.optimizer == "AdamW" else {"momentum": 0.9}
-    return estimate(
-        Case(
-            Decoder(**case.model),
-            case.batch,
-            Layout(case.strategy, case.group, 1, case.ranks, precision=case.precision),
-            node,
-            checkpointing=case.checkpointing,
-            device=case.device,
-            accumulates=case.accumulates,
-            reduce_bytes={"float32": 4, "bfloat16": 2}[case.reduce],
-        )
+    return Case(
+        Decoder(**case.model),
+        case.batch,
+        Layout(case.strategy, case.group, 1, case.ranks, precision=case.precision),
+        node,
+        checkpointing=case.checkpointing,
+        device=case.device,
+        accumulates=case.accumulates,
+        reduce_bytes={"float32": 4, "bfloat16": 2}[case.reduce],
     )

@@ -13,7 +13,7 @@ VERBS = {
     "Train": {
         "fit": "compose, check, launch and follow a training job",
         "check": "check a configuration without launching anything",
-        "plan": "plan the memory of a job on GPUs that need not be here",
+        "plan": "plan memory, time and cost of a job on GPUs that need not be here",
         "init": "create a project with a model, data and configs to edit",
         "verify-resume": "check that a killed and resumed job ends bit for bit the same",
         "bench": "run jobs with injected faults and check how they end",

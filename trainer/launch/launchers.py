@@ -73,6 +73,15 @@ def cost(config: dict[str, Any], shape: LaunchShape) -> str | None:
     return cost_of(config, shape)
 
 
+def time_limit_s(config: dict[str, Any]) -> int | None:
+    """Return the time limit of an allocation; None on this machine, and where it is not known."""
+    if config["cluster"]["name"] != "slurm":
+        return None
+    from trainer.slurm.resources import time_limit_s as limit_of
+
+    return limit_of(config)
+
+
 def signal_stop(run: RunDirectory) -> None:
     """Notify a SLURM job of its `control/stop`; cancel it if it is pending."""
     if run.launch().slurm_job_id:

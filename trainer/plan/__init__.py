@@ -1,1 +1,1 @@
-"""Memory that a job will need on each rank, without the devices: a closed form, and a simulated step."""
+"""Memory and time of a job without its devices: a closed form, a simulated step, and a roofline of what they count."""

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from trainer.plan.allowance import allowance
 from trainer.plan.closed_form import Estimate
+from trainer.plan.forecast import Forecast
 from trainer.plan.job import Variant
+from trainer.plan.parts import OPTIMIZER, PARAMETERS
+from trainer.plan.work import Work
 
 Engine = Literal["formula", "simulation"]
 ERRORS: dict[Engine, dict[str, str]] = {
@@ -41,6 +44,15 @@ class Plan:
     """Memory of the device; None: not known."""
     reason: str = ""
     """Why the memory is not known."""
+    work: Work | None = None
+    """What a rank computes and moves; None: not known."""
+    state_bytes: int = 0
+    """Parameters and optimizer states of rank 0."""
+    samples_per_epoch: int | None = None
+    """Samples of the training data; None: the data was not read, or has no length."""
+    forecast: Forecast | None = None
+    no_forecast: str = ""
+    """Why there is no forecast."""
 
     @property
     def needed(self) -> int | None:
@@ -74,19 +86,29 @@ class Plan:
             "capacity_bytes": self.capacity,
             "fits": self.fits,
             "not_known": self.reason or None,
+            "forecast": None if self.forecast is None else self.forecast.as_dict(),
+            "no_forecast": self.no_forecast or None,
         }
 
 
 def of_estimate(variant: Variant, found: Estimate, capacity: int | None) -> Plan:
     """Return the plan of a closed form."""
-    return _plan(variant, "formula", found.peak, found.parts, found.where, capacity)
+    plan = _plan(variant, "formula", found.peak, found.parts, found.where, capacity)
+    return replace(plan, work=found.work, state_bytes=found.states.parameters + found.states.optimizer)
 
 
 def of_simulation(variant: Variant, found: Mapping[str, Any], capacity: int | None) -> Plan:
     """Return the plan of an answer of `trainer.plan.run`."""
     if "error" in found:
         return Plan(variant, None, capacity=capacity, reason=f"{found['error']}; {found['fix']}")
-    return _plan(variant, "simulation", found["peak"], found["parts"], found["where"], capacity)
+    plan = _plan(variant, "simulation", found["peak"], found["parts"], found["where"], capacity)
+    states = found["states"]
+    return replace(
+        plan,
+        work=Work.of(found["work"]),
+        state_bytes=states[PARAMETERS] + states[OPTIMIZER],
+        samples_per_epoch=found.get("samples_per_epoch"),
+    )
 
 
 def _plan(variant: Variant, engine: Engine, peak: int, parts: dict[str, int], where: str, capacity: int | None) -> Plan:

@@ -9,13 +9,14 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from trainer.plan.decoder import Decoder, Parameter
 from trainer.plan.ledger import Ledger
 from trainer.plan.parts import BUCKETS, COPIES, GRADIENTS, LOGITS, OPTIMIZER, PARAMETERS, REST
 from trainer.plan.states import Layout, States, states
+from trainer.plan.work import Work
 
 CHUNK_BYTES = {"cpu": 2**25, "cuda": 2**30}
 """As in `models/linear_cross_entropy.py`, which imports torch."""
@@ -57,6 +58,7 @@ class Estimate:
     parts: dict[str, int]
     where: str
     states: States
+    work: Work = field(default_factory=Work)
 
 
 def estimate(case: Case) -> Estimate:

@@ -10,6 +10,7 @@ from typing import Any
 from trainer.config.strategy import STRATEGIES, ranks_in_group, ranks_per_sample
 from trainer.plan.closed_form import Case, Estimate, NoFormula, estimate
 from trainer.plan.decoder import Decoder
+from trainer.plan.decoder_work import work_of
 from trainer.plan.states import Layout
 
 _LANGUAGE = "trainer.tasks.language_modelling.LanguageModelling"
@@ -33,6 +34,8 @@ class Variant:
     """Lightning's name, not `auto`."""
     device: str
     """cuda or cpu."""
+    is_configured: bool = False
+    """Whether this is the job as it is configured, not an alternative."""
 
     @property
     def checkpointing(self) -> str:
@@ -80,7 +83,7 @@ def alternatives(job: Variant, batch_size: int | None) -> list[Variant]:
             accumulate = job.accumulate if batch_size is None else batch_size // (readers * micro)
             for kind in _COST:
                 options = {**strategy, "activation_checkpointing": kind}
-                one = replace(job, strategy=options, micro_batch=micro, accumulate=accumulate)
+                one = replace(job, strategy=options, micro_batch=micro, accumulate=accumulate, is_configured=False)
                 found[one.overrides] = one
     found.pop(job.overrides, None)
     return sorted(found.values(), key=Variant.order)
@@ -147,12 +150,13 @@ def case_of(config: Mapping[str, Any], variant: Variant) -> Case:
 
 
 def by_formula(config: Mapping[str, Any], variant: Variant) -> Estimate:
-    """Return the memory of a variant in closed form.
+    """Return the memory and the work of a variant in closed form.
 
     Raises:
         NoFormula: It has none.
     """
-    return estimate(case_of(config, variant))
+    case = case_of(config, variant)
+    return replace(estimate(case), work=work_of(case))
 
 
 def _other_options(config: Mapping[str, Any]) -> str | None:

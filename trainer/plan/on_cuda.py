@@ -47,12 +47,12 @@ class _RMSNorm(torch.autograd.Function):
     def forward(ctx: Any, features: Tensor, weight: Tensor | None, normalized: int) -> Tensor:
         rows = features.shape[: features.dim() - normalized]
         ctx.save_for_backward(features, weight, features.new_empty(rows, dtype=torch.float32))
-        return torch.empty_like(features)
+        return features.clone()  # the kernel reads and writes as much
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         features, weight, _ = ctx.saved_tensors
-        return torch.empty_like(features), None if weight is None else torch.empty_like(weight), None
+        return features + gradients[0], None if weight is None else torch.empty_like(weight), None
 
 
 def _rms_norm(

@@ -11,7 +11,7 @@ import inspect
 import json
 import os
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
@@ -24,13 +24,18 @@ from trainer.config.schema import Config
 from trainer.config.strategy import STRATEGIES
 from trainer.config.typed import to_config
 from trainer.core.errors import TrainerError, UserError
+from trainer.core.hardware import usable_cores
+from trainer.plan import bench
+from trainer.plan.decoder import Decoder
+from trainer.plan.decoder_work import flops_per_token
 from trainer.plan.job import Variant, settled_optimizer
 from trainer.plan.simulation import Setting, Simulated, simulate
+from trainer.plan.work import Work
 from trainer.runtime.process import Rank
 from trainer.runtime.torch_setup import silence_known_warnings
 from trainer.train import build, deferred_modules
 from trainer.train.deep import PUBLISHED, data_of
-from trainer.train.flops import sample_of
+from trainer.train.flops import BACKWARD, sample_of
 from trainer.train.optimization import make_optimizer
 
 _CLASSES = ("vocab_size", "num_classes")
@@ -58,9 +63,11 @@ def simulate_all(plain: dict[str, Any], with_data: bool, variants: list[Variant]
     except Exception as error:  # from user code
         return [_failed(error)] * len(variants)
     answers: list[dict[str, Any]] = []
+    if variants[0].device == "cpu":
+        bench.ensure(max(1, usable_cores() // variants[0].ranks_of_node))
     for variant in variants:
         try:
-            answers.append(asdict(source.simulate(variant)))
+            answers.append({**asdict(source.simulate(variant)), "samples_per_epoch": source.samples_per_epoch})
         except TrainerError as error:
             answers.append({"error": error.message, "fix": error.fix})
         except Exception as error:  # from user code, or an operator that has no fake form
@@ -118,6 +125,7 @@ class Source:
         else:
             self.data = _WithoutData(plain)
             self.batch = self.data.batch()
+        self.samples_per_epoch = self._samples_per_epoch() if with_data else None
         facts = self.data.facts
         known = {**facts, **{key: value for key, value in plain["model"].items() if value is not None}}
         self.classes = next((int(known[key]) for key in _CLASSES if known.get(key)), None)
@@ -137,9 +145,27 @@ class Source:
             accumulates=variant.accumulate > 1,
             classes=self.classes,
         )
-        return simulate(
+        found = simulate(
             lambda: self._module(config), self._batch(variant), lambda one: _optimizer_of(one, config), setting
         )
+        return replace(found, work=self._complete(found.work, variant))
+
+    def _complete(self, work: Work, variant: Variant) -> Work:
+        """Return the work with what a sample is."""
+        facts = self.data.facts
+        node = {key: facts.get(key) if value is None else value for key, value in self.plain["model"].items()}
+        decoder, tokens = Decoder.of(node), facts.get("sequence_length")
+        flops = None
+        if decoder is not None:
+            length = tokens or decoder.sequence_length
+            flops = flops_per_token(decoder, length) * length
+        elif work.trained == work.elements:
+            flops = (1 + BACKWARD) * work.forward.flops / variant.micro_batch
+        return replace(work, samples=variant.micro_batch, tokens=tokens, model_flops=flops)
+
+    def _samples_per_epoch(self) -> int | None:
+        steps = self.data.steps_per_epoch()
+        return None if steps is None else steps * int(self.data.plan.global_batch)
 
     def _batch(self, variant: Variant) -> Any:
         """Return the batch with as many samples as a micro-batch has."""

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from lightning.pytorch.plugins.precision import Precision
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.distributed.fsdp import FSDPModule
 from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils._pytree import tree_map_only
 
@@ -24,6 +25,7 @@ from trainer.core.errors import UserError
 from trainer.plan.on_cuda import as_on_cuda
 from trainer.plan.parts import GRADIENTS, OPTIMIZER, PARAMETERS
 from trainer.plan.tracked import BLOCK, Tracked, real_meshes
+from trainer.plan.work import Work
 from trainer.strategies.blocks import prepare
 from trainer.strategies.fsdp import clip_by_global_norm
 from trainer.strategies.mesh import TENSOR, make_mesh
@@ -71,6 +73,8 @@ class Simulated:
     update: int = 0
     states: dict[str, int] = field(default_factory=dict)
     """Bytes of parameters, gradients and optimizer states before the optimizer's step, without rounding."""
+    work: Work = field(default_factory=Work)
+    """Operations of the second step."""
 
 
 def simulate(
@@ -116,16 +120,21 @@ def steps(
     for parameter in (*module.parameters(), *module.buffers()):
         tracked.add(parameter, PARAMETERS)
     optimizer = make_optimizer(module)
-    for _ in range(2):
+    counter = tracked.counter
+    for is_second in (False, True):
         begin = tracked.mark()
         at_rest = tracked.alive
-        for _ in range(2 if setting.accumulates else 1):
+        for is_last in (False, True) if setting.accumulates else (True,):
+            counts = is_second and is_last
+            counter.during = "forward" if counts else None
             with autocast(setting.precision):
                 loss = module.training_step(batch, 0)
             loss = loss["loss"] if isinstance(loss, dict) else loss
+            counter.during = "backward" if counts else None
             loss.backward()
             del loss
             tracked.label((parameter.grad for parameter in module.parameters()), GRADIENTS)
+        counter.during = "update" if is_second else None
         passes, middle = tracked.peak, tracked.mark()
         if setting.clips:
             clip_by_global_norm(list(module.parameters()), 1.0)
@@ -133,6 +142,7 @@ def steps(
         if optimizer is not None:
             optimizer.step()
             tracked.label(_states(optimizer), OPTIMIZER)
+        counter.during = None
         update, end = tracked.peak, tracked.mark()
         module.zero_grad() if optimizer is None else optimizer.zero_grad()
     where, parts = (
@@ -143,7 +153,20 @@ def steps(
         GRADIENTS: gradients,
         OPTIMIZER: 0 if optimizer is None else sum(map(_nbytes, _states(optimizer))),
     }
-    return Simulated(max(passes, update), parts, where, at_rest, passes, update, states)
+    return Simulated(max(passes, update), parts, where, at_rest, passes, update, states, _work_of(module, tracked))
+
+
+def _work_of(module: Any, tracked: Tracked) -> Work:
+    """Return what was counted, and the number of parameters; DTensors have the shape of the whole parameter."""
+    parameters = list(module.parameters())
+    return Work(
+        tracked.counter.of("forward"),
+        tracked.counter.of("backward"),
+        tracked.counter.of("update"),
+        elements=sum(one.numel() for one in parameters),
+        trained=sum(one.numel() for one in parameters if one.requires_grad),
+        units=max(1, sum(isinstance(one, FSDPModule) for one in module.modules())),
+    )
 
 
 def autocast(precision: str) -> AbstractContextManager[Any]:

@@ -21,6 +21,7 @@ from torch.distributed.fsdp._fully_shard import _fsdp_param_group
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves
 
+from trainer.plan.counted import Counter
 from trainer.plan.parts import BUCKETS, COPIES, LOGITS, PARAMETERS, REST
 
 BLOCK = 512
@@ -43,6 +44,7 @@ class Tracked(TorchDispatchMode):
     def __init__(self, classes: int | None = None, block: int = BLOCK) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.alive = self.peak = 0
+        self.counter = Counter()
         self._classes, self._block = classes, block
         self._sizes: dict[int, int] = {}
         self._references: dict[int, weakref.ref[Any]] = {}
@@ -54,6 +56,8 @@ class Tracked(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
+        if self.counter.during is not None:
+            self.counter.add(func, args, kwargs, result)
         for one in tree_leaves(result):
             if isinstance(one, Tensor):
                 self.add(one, source=(func, args))

@@ -138,6 +138,10 @@ class CheckpointSaved(Event):
     attempt: int | None = None
     step: int
     bytes: int | None = None
+    blocked_s: float | None = absent()
+    """Seconds that training was blocked."""
+    written_s: float | None = absent()
+    """Seconds from the start of writing to the commit."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -101,17 +101,24 @@ def cpus_per_process(config: dict[str, Any], shape: LaunchShape) -> int | None:
     return max(1, min(shares)) if shares else None
 
 
+def time_limit_s(config: dict[str, Any]) -> int | None:
+    """Return the time limit of an allocation; None when neither the configuration nor the partition has one."""
+    if config["cluster"]["time"]:
+        return seconds(config["cluster"]["time"])
+    if not is_here():
+        return None
+    defaults = [
+        one.default_time_s or one.max_time_s for one in _requested(config["cluster"], facts.partitions()) if one
+    ]
+    return max((one for one in defaults if one is not None), default=None)
+
+
 def cost(config: dict[str, Any], shape: LaunchShape) -> str | None:
     """Return the maximum cost of an allocation: `up to 64 GPU hours in each allocation of 0-04:00:00`.
 
-    None when neither the configuration nor the partition has a time limit.
+    None without a time limit.
     """
-    limit_s = seconds(config["cluster"]["time"]) if config["cluster"]["time"] else None
-    if limit_s is None and is_here():
-        defaults = [
-            one.default_time_s or one.max_time_s for one in _requested(config["cluster"], facts.partitions()) if one
-        ]
-        limit_s = max((one for one in defaults if one is not None), default=None)
+    limit_s = time_limit_s(config)
     if limit_s is None:
         return None
     units = (shape.nodes + config["resources"]["spare_nodes"]) * shape.processes_per_node

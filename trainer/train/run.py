@@ -24,7 +24,7 @@ from trainer.callbacks.rng import RngState
 from trainer.callbacks.transient_state import TransientState
 from trainer.checkpoint import tiers
 from trainer.checkpoint.host_copies import MIB, CopyOptions
-from trainer.checkpoint.io import CheckpointWriter, RunCheckpointIO, SaveFailed
+from trainer.checkpoint.io import CheckpointWriter, RunCheckpointIO, SaveFailed, SaveTiming
 from trainer.checkpoint.store import Checkpoint, CheckpointStore
 from trainer.config.batch import BatchPlan
 from trainer.config.schema import Config
@@ -220,19 +220,26 @@ def _choose_checkpoint(job: _Job) -> Checkpoint | None:
 def _make_writer(job: _Job) -> CheckpointWriter:
     """Return the writer of checkpoints, which calls `_after_commit` for each."""
     options = job.config.checkpoint
-    return CheckpointWriter(
+    writer = CheckpointWriter(
         job.stores.run,
         asynchronous=options.asynchronous,
         attempt=job.rank.attempt,
         copies=CopyOptions(options.snapshot, options.buffer_mb * MIB, job.rank.local_world_size),
-        on_committed=lambda checkpoint: _after_commit(job, checkpoint),
     )
+    writer.on_committed = lambda checkpoint: _after_commit(job, checkpoint, writer.timing)
+    return writer
 
 
-def _after_commit(job: _Job, checkpoint: Checkpoint) -> None:
+def _after_commit(job: _Job, checkpoint: Checkpoint, timing: SaveTiming) -> None:
     """Record a committed checkpoint, and delete old ones."""
     # The supervisor counts restarts from the attempt that got this far (trainer/supervise/supervisor.py).
-    saved = events.CheckpointSaved(attempt=job.rank.attempt, step=checkpoint.step, bytes=checkpoint.bytes)
+    saved = events.CheckpointSaved(
+        attempt=job.rank.attempt,
+        step=checkpoint.step,
+        bytes=checkpoint.bytes,
+        blocked_s=round(timing.blocked_s, 3),
+        written_s=round(timing.written_s, 3),
+    )
     job.directory.add_event(saved)
     options, local = job.config.checkpoint, job.stores.local
     if local is not None and checkpoint.path.parent == local.directory:

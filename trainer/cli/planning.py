@@ -1,0 +1,114 @@
+"""Plans of a composed job and of its alternatives, for the verbs that print or use them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+from trainer.cli.child import ask
+from trainer.config.batch import BatchPlan
+from trainer.config.shape import LaunchShape, resolve
+from trainer.config.strategy import STRATEGIES, ranks_per_sample
+from trainer.core.errors import UserError
+from trainer.core.gpus import inventory
+from trainer.hardware.catalogue import Device, device, names
+from trainer.plan.answer import Plan, of_estimate, of_simulation
+from trainer.plan.closed_form import NoFormula
+from trainer.plan.job import Variant, by_formula
+from trainer.supervise import entry
+
+SIMULATED = 12
+"""Most alternatives that are simulated: each takes seconds."""
+TIMEOUT_S = 1800.0
+
+
+def planned_device(name: str | None, config: dict[str, Any]) -> Device | None:
+    """Return the named device, or that of this machine's GPUs; None: the job is planned for CPU ranks.
+
+    Raises:
+        UserError: No device is named and this machine has none to plan for, or the catalogue does not have it.
+    """
+    if name is not None:
+        return device(name)
+    if config["resources"].get("gpus") == 0:
+        return None
+    here = inventory().gpus
+    if here and here[0].name in names():
+        return device(here[0].name)
+    if here:
+        raise UserError(f"the hardware catalogue does not have {here[0].name}", f"--gpu NAME: {', '.join(names())}")
+    if config["resources"].get("gpus") or config["resources"].get("gpus_per_node"):
+        raise UserError("this machine has no GPU to plan for", f"name one: --gpu NAME, of {', '.join(names())}")
+    return None
+
+
+def planned_shape(config: dict[str, Any], known: Device | None) -> LaunchShape:
+    """Return the launch shape; the GPUs of a named device need not be on this machine."""
+    resources = dict(config["resources"])
+    if known is not None:
+        if not resources.get("gpus") and not resources.get("gpus_per_node"):
+            resources["gpus"] = resources.get("nodes") or 1
+        return resolve({**config, "resources": resources, "cluster": {**config["cluster"], "name": "planned"}})
+    return resolve({**config, "resources": {**resources, "gpus": 0}})
+
+
+def on_one_machine(config: dict[str, Any], shape: LaunchShape) -> dict[str, Any]:
+    """Return the job with as many CPU ranks: what is checked must not depend on the GPUs of this machine."""
+    ranks = {"nodes": 1, "gpus": 0, "gpus_per_node": None, "cpu_processes": shape.world_size, "devices": None}
+    return {**config, "resources": {**config["resources"], **ranks}}
+
+
+def variant_of(config: dict[str, Any], shape: LaunchShape, known: Device | None) -> Variant:
+    """Return the job as it is configured; `auto` is what it stands for without a plan."""
+    strategy = dict(config["strategy"])
+    if strategy["name"] == "auto" or (strategy["name"] == "ddp" and shape.world_size == 1):
+        name = "single" if shape.world_size == 1 else "fsdp" if shape.device == "cuda" else "ddp"
+        kept = {key: value for key, value in strategy.items() if key in vars(STRATEGIES["single"]())}
+        strategy = {**vars(STRATEGIES[name]()), **kept, "name": name}
+    readers = shape.world_size // ranks_per_sample(strategy, shape.processes_per_node)
+    data, accumulate = config["data"], config["trainer"]["accumulate_grad_batches"]
+    batch = (data.get("micro_batch") or 1, accumulate or 1)
+    if data.get("batch_size") is not None:
+        split = BatchPlan.of(data["batch_size"], data.get("micro_batch"), readers, accumulate)
+        batch = (split.micro_batch, split.accumulate)
+    precision = config["trainer"]["precision"]
+    if precision == "auto":
+        has_bf16 = known is not None and shape.device == "cuda" and "bf16" in known.peak_tflops
+        precision = "bf16-mixed" if has_bf16 else "32-true"
+    return Variant(
+        strategy, *batch, shape.world_size, shape.processes_per_node, precision, shape.device, is_configured=True
+    )
+
+
+def plans(
+    config: dict[str, Any], with_data: bool, variants: Sequence[Variant], capacity: int | None, engine: str
+) -> list[Plan]:
+    """Return the plan of each variant, the job's first: in closed form if it has one, else simulated in one process.
+
+    Raises:
+        UserError: `engine` is formula, and the job has none.
+    """
+    found: dict[int, Plan] = {}
+    reasons: dict[int, str] = {}
+    if engine != "simulation":
+        for index, variant in enumerate(variants):
+            try:
+                found[index] = of_estimate(variant, by_formula(config, variant), capacity)
+            except NoFormula as error:
+                reasons[index] = str(error)
+        if engine == "formula" and 0 in reasons:
+            raise UserError(f"--engine formula: {reasons[0]}", "use --engine simulation")
+    # Where the job itself has a formula, alternatives without one are left out: simulating takes seconds for each.
+    left = [index for index in range(len(variants)) if index not in found] if 0 not in found else []
+    left = [index for index in left if not index or index <= SIMULATED]
+    if left:
+        answers = _simulate(config, with_data, [variants[index] for index in left])
+        for index, answer in zip(left, answers, strict=True):
+            found[index] = of_simulation(variants[index], answer, capacity)
+    return [found[index] for index in sorted(found)]
+
+
+def _simulate(config: dict[str, Any], with_data: bool, variants: Sequence[Variant]) -> list[dict[str, Any]]:
+    request = {"config": config, "with_data": with_data, "variants": [asdict(one) for one in variants]}
+    return ask(entry.PLAN, request, TIMEOUT_S, "the simulation", "plan a model with fewer layers")
