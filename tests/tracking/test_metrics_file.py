@@ -127,3 +127,20 @@ def test_a_module_that_logs_its_epoch_as_the_step(tmp_path: Path) -> None:
     assert [line["step"] for line in written] == [SAMPLES // MICRO_BATCH, 2 * SAMPLES // MICRO_BATCH]
     assert all(line["time"] > 1e9 and line["logged/time"] == 1.0 for line in written)
     assert [step for step, line in lines.lines if step is not None and step < 2] == [0, 1]
+
+
+def test_a_resumed_step_keeps_its_one_line(tmp_path: Path) -> None:
+    """What a module logs in the batch after a checkpoint, before its step is done, is logged again by a resume."""
+    path = tmp_path / "metrics.jsonl"
+    first = MetricsFile(path, lambda: 10)
+    first.log_metrics({"train/loss": 1.5, "epoch": 1})
+    first.log_metrics({"by_hand": 2.0})
+    first.save()
+    steps = 10
+    second = MetricsFile(path, lambda: steps)
+    second.log_metrics({"by_hand": 2.0})
+    steps = 11
+    second.log_metrics({"by_hand": 3.0})
+    second.save()
+    assert [(line["step"], line["epoch"], line["by_hand"]) for line in read(path)] == [(10, 1, 2.0), (11, 1, 3.0)]
+    assert read(path)[0]["train/loss"] == 1.5

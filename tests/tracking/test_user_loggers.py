@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import csv
+from argparse import Namespace
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
-from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.loggers import CSVLogger, Logger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from trainer.config.loggers import problems_of_loggers, settle_loggers
 from trainer.core.errors import UserError
 from trainer.runs.directory import RunDirectory
-from trainer.runs.events import LoggerVersions
+from trainer.runs.events import LoggerFailed, LoggerVersions
 from trainer.tracking import user_loggers
 
 CSV = {"_target_": "lightning.pytorch.loggers.CSVLogger", "name": "csv"}
@@ -74,10 +75,10 @@ def test_tensorboard_hides_what_is_logged_again(run: RunDirectory, monkeypatch: 
 
     monkeypatch.setattr("lightning.fabric.loggers.tensorboard._TENSORBOARD_AVAILABLE", True)
     node = {"_target_": "lightning.pytorch.loggers.TensorBoardLogger", "name": "tensorboard"}
-    logger = user_loggers._make("tensorboard", node, run, 30, 2)
+    logger = user_loggers._make("tensorboard", node, run, 2, 30)
     assert isinstance(logger, TensorBoardLogger)
     assert (logger.version, logger._kwargs) == (2, {"purge_step": 31})
-    new = user_loggers._make("tensorboard", node, run, 0, None)
+    new = user_loggers._make("tensorboard", node, run, None, 0)
     assert isinstance(new, TensorBoardLogger)
     assert new._kwargs == {}
 
@@ -130,9 +131,75 @@ def test_what_cannot_be_moved_is_refused(name: str, value: Any) -> None:
         settled({"wandb": {**WANDB, name: value}})
 
 
-def test_a_package_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("target", "fix"),
+    [
+        ("lightning.pytorch.loggers.TensorBoardLogger", "pip install 'tensorboard>="),
+        ("lightning.pytorch.loggers.MLFlowLogger", "pip install 'mlflow-skinny>="),
+        ("trainer.tracking.trackio_logger.TrackioLogger", "pip install 'trackio>="),
+        ("lightning.pytorch.loggers.CometLogger", "pip install comet_ml"),
+    ],
+)
+@pytest.mark.parametrize("cluster", ["local", "slurm"])
+def test_a_package_that_is_missing_is_named(
+    monkeypatch: pytest.MonkeyPatch, target: str, fix: str, cluster: str
+) -> None:
     monkeypatch.setattr("trainer.config.loggers.find_spec", lambda name: None)
-    node = {"_target_": "lightning.pytorch.loggers.TensorBoardLogger"}
-    config = {"logger": {"csv": CSV, "tensorboard": node}, "cluster": {"name": "local"}}
+    config = {"logger": {"csv": CSV, "mine": {"_target_": target}}, "cluster": {"name": cluster}}
     (problem,) = problems_of_loggers(config)
-    assert "logger.tensorboard needs the package tensorboard" in problem.message
+    assert "logger.mine needs the package" in problem.message
+    assert problem.fix.startswith(fix)
+    assert not list(problems_of_loggers({**config, "cluster": {"name": cluster, "container": "image.sif"}}))
+
+
+def test_a_server_that_does_not_answer_leaves_the_training_alone(
+    run: RunDirectory, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """And the other loggers; every rank leaves out the same one, and a later attempt tries again."""
+    pytest.importorskip("mlflow")
+    (run.path / "config.yaml").write_text("tracking: {finish_timeout_s: 1}\n")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    mlflow = {"_target_": "lightning.pytorch.loggers.MLFlowLogger", "tracking_uri": "http://127.0.0.1:9"}
+    (logger,) = user_loggers.build({"mlflow": mlflow, "csv": CSV}, run, 0, True, None)
+    assert isinstance(logger, CSVLogger)
+    (event,) = run.events_of(LoggerFailed)
+    assert event.logger == "mlflow"
+    assert "training without it" in capfd.readouterr().out
+    (versions,) = run.events_of(LoggerVersions)
+    assert versions.versions == {"csv": 0}
+
+
+class Rewinds(Logger):
+    """A logger of a user's own that can be rewound."""
+
+    rewound: ClassVar[list[int]] = []
+
+    def log_metrics(self, metrics: Any, step: int | None = None) -> None: ...
+
+    def log_hyperparams(self, params: Any, *arguments: Any, **named: Any) -> None: ...
+
+    name = "rewinds"
+    version = None
+
+    def rewind(self, step: int) -> None:
+        self.rewound.append(step)
+
+
+def test_a_logger_that_can_rewind_is_told_where_a_later_attempt_begins(
+    run: RunDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(user_loggers, "locate", lambda path, where: Rewinds)
+    monkeypatch.setattr(user_loggers, "instantiate", lambda arguments, where: Rewinds())
+    for step in (0, 7):
+        user_loggers.build({"mine": {"_target_": "x.Rewinds"}}, run, step, True, None)
+    assert Rewinds.rewound == [7]
+
+
+def test_secrets_among_hyperparameters_are_masked(run: RunDirectory) -> None:
+    (logger,) = user_loggers.build({"csv": CSV}, run, 0, True, None)
+    user_loggers.at_steps(logger, lambda given: given or 0)
+    logger.log_hyperparams({"api_key": "abc", "lr": 1})
+    logger.log_hyperparams(Namespace(password="abc"))
+    logger.save()
+    hparams = (run.path / "csv" / "version_0" / "hparams.yaml").read_text()
+    assert hparams == "api_key: '***'\nlr: 1\npassword: '***'\n"

@@ -23,6 +23,7 @@ from trainer.config.primary import load_whole
 from trainer.config.problems import raise_all
 from trainer.config.resolvers import own_resolvers
 from trainer.config.schema import Config
+from trainer.config.trackers import move_to_logger, note_on_wandb
 from trainer.core.errors import TrainerError, UserError
 from trainer.core.paths import conf_dir
 
@@ -153,6 +154,7 @@ def _compose(overrides: list[str], place: Place, config_name: str, notes: list[s
         explain.require_unset(tree.hydra.runtime.choices, unset, loader)
     require_own_security(tree, place.folders(), config_name, cwd)
     raise_all(list(problems_of_hydra(tree)))
+    move_to_logger(tree)
     tree.hydra.runtime.output_dir = _RUN
     if place.number is not None:
         tree.hydra.job.num, tree.hydra.job.id = place.number, str(place.number)
@@ -163,6 +165,8 @@ def _compose(overrides: list[str], place: Place, config_name: str, notes: list[s
         for override in sorted(values, key=_targets_first):
             note = set_value(tree, override, loader, cwd)
             notes += [note] if note else []
+        note = note_on_wandb(tree, [override.key_or_group for override in values])
+        notes += [note] if note else []
     model = tree.get("model")
     if model and hasattr(model, "keys") and not str(model.get("_target_")).startswith("trainer."):
         from trainer.config.own_loaders import use_own_loaders  # reads source text: only for a user-defined model

@@ -12,6 +12,7 @@ from typing import Any
 
 from trainer.config.namespaces import canonical
 from trainer.core.errors import EnvironmentFault, TrainerError, UserError
+from trainer.core.install import EXTRAS, pip_install
 
 _MOVED = {"name": "run_name", "save_dir": "dir"}
 """Arguments of WandbLogger that have another name in `tracking`."""
@@ -20,11 +21,13 @@ _UNSET: tuple[Any, ...] = (None, "", [], False)
 _HAS_NO_EFFECT = ("anonymous", "resume", "_target_", "_convert_")
 _NEEDS = {
     "TensorBoardLogger": ("tensorboard", "tensorboardX"),
-    "MLFlowLogger": ("mlflow", "mlflow_skinny"),
+    "MLFlowLogger": ("mlflow",),
+    "TrackioLogger": ("trackio",),
     "CometLogger": ("comet_ml",),
     "NeptuneLogger": ("neptune",),
 }
-"""Packages that Lightning's loggers need: any one of them."""
+"""Packages that loggers need: any one of them."""
+_OURS = "trainer.tracking.trackio_logger.TrackioLogger"
 
 
 def settle_loggers(config: dict[str, Any]) -> None:
@@ -47,9 +50,9 @@ def _is_wandb(node: Any) -> bool:
 
 
 def _class_of(node: dict[str, Any]) -> str | None:
-    """Return the class name of one of Lightning's own loggers, else None."""
+    """Return the class name of one of Lightning's own loggers or of ours, else None."""
     path = canonical(str(node.get("_target_")))
-    return path.rpartition(".")[2] if path.startswith("lightning.pytorch.loggers.") else None
+    return path.rpartition(".")[2] if path.startswith("lightning.pytorch.loggers.") or path == _OURS else None
 
 
 def _move(where: str, node: dict[str, Any], tracking: dict[str, Any]) -> None:
@@ -70,12 +73,13 @@ def _move(where: str, node: dict[str, Any], tracking: dict[str, Any]) -> None:
 
 
 def problems_of_loggers(config: dict[str, Any]) -> Iterator[TrainerError]:
-    """Yield the loggers of a job on this machine whose package is not installed."""
-    is_local = config["cluster"]["name"] == "local"
+    """Yield the loggers whose package is not installed. A job on SLURM has the same packages, unless in a container."""
+    is_same = not config["cluster"].get("container")
     for name, node in (config.get("logger") or {}).items():
         packages = _NEEDS.get(_class_of(node) or "", ()) if isinstance(node, dict) else ()
-        if is_local and packages and not any(find_spec(package) for package in packages):
+        if is_same and packages and not any(find_spec(package) for package in packages):
+            install = pip_install(packages[0]) if packages[0] in EXTRAS else f"pip install {packages[0]}"
             yield EnvironmentFault(
                 f"logger.{name} needs the package {packages[0]}, which is not installed",
-                f"pip install {packages[0]}, or disable it with logger.{name}=null",
+                f"{install}, or disable it with logger.{name}=null",
             )

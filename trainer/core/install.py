@@ -17,6 +17,9 @@ EXTRAS = {
     "hf": ("transformers>=5,<6",),
     "peft": ("peft>=0.21,<1", "transformers>=5,<6"),
     "torchao": ("torchao>=0.16,<1",),
+    "tensorboard": ("tensorboard>=2.19",),
+    "mlflow": ("mlflow-skinny>=3.1",),
+    "trackio": ("trackio>=0.43,<1",),
     "export": ("onnx>=1.18,<2", "onnxscript>=0.5,<1", "onnxruntime>=1.22,<2"),
 }
 """The optional dependencies of pyproject.toml by extra."""

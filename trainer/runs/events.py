@@ -124,10 +124,29 @@ class Tracking(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class LoggerVersions(Event):
-    """The versions that the user-defined loggers have in the first attempt (run ids, for MLflow)."""
+    """The versions that the user-defined loggers have in the first attempt: run ids of MLflow, names of trackio."""
 
     event: Literal["loggers"] = "loggers"
     versions: dict[str, str | int | None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoggerPositions(Event):
+    """What the files of user-defined loggers held when the checkpoint of `step` was taken; a resume cuts them there."""
+
+    event: Literal["logger_positions"] = "logger_positions"
+    step: int
+    positions: dict[str, dict[str, int]]
+    """Folder, from the run directory if it is in there, to the size of each file: bytes, or rows of a CSV file."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoggerFailed(Event):
+    """A tracker could not be reached at the start of an attempt, which trains without it."""
+
+    event: Literal["logger_failed"] = "logger_failed"
+    logger: str
+    reason: str
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,8 +15,11 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.loggers.logger import DummyExperiment
 from lightning.pytorch.utilities import rank_zero_only
 
+from trainer.core.files import open_regular, parse_json
+
 OWN_NAMES = ("step", "epoch", "time")
 """Keys that each line has in addition to metrics."""
+_LONGEST_LINE = 1 << 20
 APART = "logged/"
 """Prefix of a user's metric with one of those names: `self.log("time", x)` becomes `logged/time`."""
 
@@ -47,6 +50,7 @@ class MetricsFile(Logger):
         """Offset of the current step's line on disk, and its content there."""
         self._unsynced = False
         self._epoch: int | None = None
+        self._is_open = False
 
     @property
     def name(self) -> str:
@@ -72,6 +76,8 @@ class MetricsFile(Logger):
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Add metrics to the line of the current step. `step`, which Lightning gives, is ignored."""
         completed = self._completed_steps()
+        if not self._is_open:
+            self._continue(completed)
         if self._line and self._line["step"] != completed:
             self._write()
             self._line, self._written = {}, None
@@ -87,6 +93,21 @@ class MetricsFile(Logger):
             number = float(value)
             plain = number if math.isfinite(number) else str(number)  # JSON has no NaN
             self._line[APART + name if name in OWN_NAMES else name] = plain
+
+    def _continue(self, step: int) -> None:
+        """Take the line of `step` that an earlier attempt wrote: what is logged before the next step belongs to it."""
+        self._is_open = True
+        try:
+            with open_regular(self._path) as file:
+                size = file.seek(0, os.SEEK_END)
+                file.seek(max(0, size - _LONGEST_LINE))
+                last = file.read().splitlines(keepends=True)[-1]
+            line = parse_json(last.decode())
+        except (OSError, ValueError, IndexError):
+            return
+        if isinstance(line, dict) and line.get("step") == step and last.endswith(b"\n"):
+            self._line, self._written = line, (size - len(last), last)
+            self._epoch = line.get("epoch")
 
     @rank_zero_only
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:

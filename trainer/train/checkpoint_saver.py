@@ -18,6 +18,7 @@ from trainer.runs.events import CheckpointFailed
 from trainer.runs.lock import refuse_if_superseded
 from trainer.runtime.attempt import Attempt
 from trainer.runtime.steps import steps_taken
+from trainer.tracking.rewinding import record_positions
 
 
 @dataclass(frozen=True)
@@ -93,6 +94,8 @@ class CheckpointSaver(Saver):
         for logger in trainer.loggers:
             logger.save()
         step = steps_taken(trainer)
+        if trainer.is_global_zero:
+            record_positions(self._attempt.directory, trainer.loggers, step)
         trainer.save_checkpoint(
             store.path(step),
             storage_options={
