@@ -99,6 +99,7 @@ ELSEWHERE = [
     Elsewhere(r"pip (download|install) .*==", "tests/test_experiments.py", check_pin),
     Elsewhere(r"trainer verify-resume", "tests/cli/test_verify_resume.py", check_options),
     Elsewhere(r"trainer (compare|repro)", "tests/cli/test_compare.py", check_options),
+    Elsewhere(r"trainer doctor", "tests/cli/test_doctor.py", check_options),
     Elsewhere(r"trainer bench", "tests/faultbench/test_faults.py", check_options),
 ]
 

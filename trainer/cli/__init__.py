@@ -34,6 +34,10 @@ VERBS = {
         "sync": "upload offline runs to Weights & Biases",
         "rm": "delete runs",
     },
+    "This machine": {
+        "doctor": "check drivers, GPUs, speed, storage, limits, network and SLURM",
+        "env": "print versions and hardware for a bug report",
+    },
 }
 """Help of each verb by group. The verb `x` is the module `trainer.cli.x`, imported when it is used."""
 

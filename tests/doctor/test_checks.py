@@ -1,0 +1,77 @@
+"""Every check of the doctor, on a machine in order and with each of its faults."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tests.doctor import gpu_faults, host_faults
+from tests.doctor.faults import Fault
+from tests.doctor.machine import commands, facts, gpu_facts, healthy
+from trainer.core.gpus import TorchBuild
+from trainer.doctor.finding import Finding
+from trainer.doctor.probe import Probe, Ran
+from trainer.doctor.run import CHECKS, run_all
+
+FAULTS = [*gpu_faults.FAULTS, *host_faults.FAULTS]
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the settings of this machine's user."""
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+
+
+def of(check: str, probe: Probe) -> list[Finding]:
+    return run_all(probe, checks={check: CHECKS[check]})
+
+
+@pytest.mark.parametrize("check", CHECKS)
+def test_a_machine_in_order_is_ok(check: str, tmp_path: Path) -> None:
+    found = of(check, healthy(tmp_path))
+    assert [one.status for one in found] == ["ok"] * len(found), found
+    assert found
+
+
+@pytest.mark.parametrize("one", FAULTS, ids=lambda one: f"{one.check}: {one.name}")
+def test_a_fault_is_found_and_has_a_remedy(one: Fault, tmp_path: Path) -> None:
+    findings = of(one.check, one.machine(tmp_path))
+    found = [finding for finding in findings if finding.status == one.status and one.text in finding.text]
+    assert found, findings
+    assert one.fix in found[0].fix
+    assert found[0].check == one.check
+
+
+def test_every_check_has_a_fault() -> None:
+    assert {one.check for one in FAULTS} == set(CHECKS)
+
+
+def test_every_warning_and_error_says_what_mends_it(tmp_path: Path) -> None:
+    for number, one in enumerate(FAULTS):
+        (folder := tmp_path / str(number)).mkdir()
+        for finding in of(one.check, one.machine(folder)):
+            assert finding.fix or finding.status in ("ok", "skipped"), finding
+
+
+def test_unknown_hardware_is_measured_and_not_judged(tmp_path: Path) -> None:
+    unknown = [gpu_facts(index, name="NVIDIA Future 1", matrix_flops={"bf16": 1e12}) for index in (0, 1)]
+    found = of("matrix rate", healthy(tmp_path, facts=facts(*unknown)))
+    assert [one.status for one in found] == ["ok", "ok"]
+    assert "1 TFLOP/s in bf16" in found[0].text
+    assert "not in the catalogue" in found[0].text
+
+
+def test_a_machine_without_gpus_is_no_fault(tmp_path: Path) -> None:
+    probe = healthy(
+        tmp_path,
+        environment={"WANDB_MODE": "offline"},
+        library=None,
+        build=TorchBuild("cpu"),
+        facts=replace(facts(), devices=[], nccl="", cuda="", reduce_bytes_s=1e9),
+        run=commands(scontrol_ping=Ran(127, "")),
+    )
+    found = run_all(probe)
+    assert {one.status for one in found} == {"ok", "skipped"}, [one for one in found if one.fix]

@@ -1,0 +1,89 @@
+"""What a machine reached earlier: a record per host, against which later measurements are held.
+
+`trainer doctor` and the preflight of a job on SLURM write and read it: `~/.cache/trainer/baselines/HOST.json`. A
+measurement that is clearly slower than the median of the kept ones is reported and not kept, so that a machine cannot
+become slow unnoticed. Other hardware under the same name starts a new record.
+"""
+
+from __future__ import annotations
+
+import re
+import statistics
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from trainer.core import records
+from trainer.core.files import write_atomic
+from trainer.core.paths import cache_root
+
+MOST_SAMPLES = 20
+SLOWER = {"matrix": 0.85, "memory": 0.85, "host": 0.7, "all-reduce": 0.7, "cpu": 0.5, "storage": 0.3}
+"""By the first word of a measurement: below this share of the median it counts as slower. GPUs keep their rate within a
+few percent; a CPU, a network and a file server are shared with others."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """A measurement."""
+
+    time: float
+    """Seconds since 1970."""
+    value: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Baseline:
+    """The kept measurements of a machine."""
+
+    host: str
+    hardware: str
+    """What the measurements depend on: the devices, and how many."""
+    samples: dict[str, list[Sample]] = field(default_factory=dict)
+    """Measurement, such as `matrix bf16 GPU 0`, to its samples, oldest first."""
+
+    def usual(self, name: str) -> float | None:
+        """Return the median of a measurement; None if there is none yet."""
+        kept = self.samples.get(name)
+        return statistics.median(one.value for one in kept) if kept else None
+
+    def slower(self, name: str, value: float) -> float | None:
+        """Return the share of the usual value that this one is, if it counts as slower; else None."""
+        usual = self.usual(name)
+        if not usual or value >= SLOWER[name.split()[0]] * usual:
+            return None
+        return value / usual
+
+    def with_measured(self, values: Mapping[str, float], now: float | None = None) -> Baseline:
+        """Return the baseline with these measurements, except those that are slower."""
+        at = time.time() if now is None else now
+        samples = {name: list(kept) for name, kept in self.samples.items()}
+        for name, value in values.items():
+            if value > 0 and self.slower(name, value) is None:
+                samples[name] = [*samples.get(name, []), Sample(time=at, value=value)][-MOST_SAMPLES:]
+        return replace(self, samples=samples)
+
+
+def path_of(host: str) -> Path:
+    """Return the file of a host's baseline."""
+    return cache_root() / "baselines" / f"{re.sub(r'[^A-Za-z0-9._-]', '_', host)}.json"
+
+
+def read(host: str, hardware: str) -> Baseline:
+    """Return the baseline of a host; an empty one if there is none, or it is of other hardware or damaged."""
+    kept = records.read_or_skip(Baseline, path_of(host))
+    return kept if kept is not None and kept.hardware == hardware else Baseline(host=host, hardware=hardware)
+
+
+def write(baseline: Baseline) -> None:
+    """Write the baseline. Folders that are made have mode 0700.
+
+    Raises:
+        OSError: The cache folder cannot be written.
+    """
+    path = path_of(baseline.host)
+    for folder in (*reversed(path.parent.parents), path.parent):
+        if not folder.is_dir():
+            folder.mkdir(mode=0o700, exist_ok=True)
+    write_atomic(path, records.dumps(baseline, indent=1))
