@@ -100,6 +100,7 @@ ELSEWHERE = [
     Elsewhere(r"trainer verify-resume", "tests/cli/test_verify_resume.py", check_options),
     Elsewhere(r"trainer (compare|repro)", "tests/cli/test_compare.py", check_options),
     Elsewhere(r"trainer doctor", "tests/cli/test_doctor.py", check_options),
+    Elsewhere(r"trainer dashboard", "tests/dashboard/test_server.py", check_options),
     Elsewhere(r"trainer bench", "tests/faultbench/test_faults.py", check_options),
 ]
 

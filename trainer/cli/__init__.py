@@ -22,6 +22,7 @@ VERBS = {
     "Runs": {
         "ls": "list runs and their states",
         "show": "show the steps, metrics, checkpoints and attempts of a run",
+        "dashboard": "show runs, curves and logs in a browser",
         "compare": "show what differs between runs: config, code, packages, results",
         "why": "explain why a run is queued, or how and where it failed",
         "logs": "print the log of a rank; -f follows it",
@@ -41,7 +42,7 @@ VERBS = {
 }
 """Help of each verb by group. The verb `x` is the module `trainer.cli.x`, imported when it is used."""
 
-_READING = ("ls", "show", "why", "logs", "stop", "rm", "init", "data", "compare")
+_READING = ("ls", "show", "why", "logs", "stop", "rm", "init", "data", "compare", "dashboard")
 """Verbs that start no process that imports Lightning."""
 
 _USAGE = """usage: trainer VERB [options] [key=value ...]

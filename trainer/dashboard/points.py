@@ -1,0 +1,125 @@
+"""Parse lines of `metrics.jsonl` into columns."""
+
+from __future__ import annotations
+
+import json
+import math
+from array import array
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
+_NOT_METRICS = {"step", "epoch", "time"}
+_NAMED = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
+"""How `tracking/metrics_file.py` writes what JSON does not have."""
+MOST_METRICS = 2000
+"""Further metrics of a run are not shown: a name that holds a step number would make a metric of each line."""
+LONGEST_NAME = 300
+
+
+@dataclass
+class Columns:
+    """The points of the metrics of a part of a run."""
+
+    steps: dict[str, array[float]] = field(default_factory=dict)
+    times: dict[str, array[float]] = field(default_factory=dict)
+    values: dict[str, array[float]] = field(default_factory=dict)
+    epochs: list[list[float]] = field(default_factory=list)
+    """`[epoch, last step of it]`, ascending."""
+    first_time: float | None = None
+    last_step: float = -math.inf
+    last_time: float = -math.inf
+    rewound_to: float = math.inf
+    """The smallest step that came again: earlier points from there on were undone."""
+
+    def add(self, line: dict[str, Any]) -> None:
+        """Add the values of a line. One without a step is left out, as is a value that is no number."""
+        step, time, epoch = (_number(line.get(name)) for name in ("step", "time", "epoch"))
+        if step is None or not math.isfinite(step):
+            return
+        if step < self.last_step:
+            self._rewind(step)
+        self.last_step = step
+        # A clock that was set back must not turn the curve back.
+        self.last_time = max(self.last_time, time if time is not None and math.isfinite(time) else -math.inf)
+        if self.first_time is None and math.isfinite(self.last_time):
+            self.first_time = self.last_time
+        if epoch is not None and math.isfinite(epoch):
+            self._add_epoch(epoch, step)
+        for name, value in line.items():
+            if name not in _NOT_METRICS and (number := _number(value)) is not None:
+                self._add(name, step, number)
+
+    def _add(self, name: str, step: float, value: float) -> None:
+        if name not in self.values:
+            if len(self.values) >= MOST_METRICS or len(name) > LONGEST_NAME:
+                return
+            self.steps[name], self.times[name], self.values[name] = array("d"), array("d"), array("d")
+        steps = self.steps[name]
+        if steps and steps[-1] == step:  # two lines of a step: the later value counts
+            self.times[name][-1], self.values[name][-1] = self.last_time, value
+            return
+        steps.append(step)
+        self.times[name].append(self.last_time)
+        self.values[name].append(value)
+
+    def _add_epoch(self, epoch: float, step: float) -> None:
+        if self.epochs and epoch <= self.epochs[-1][0]:
+            self.epochs[-1][1] = max(self.epochs[-1][1], step)
+        else:
+            self.epochs.append([epoch, step])
+
+    def _rewind(self, step: float) -> None:
+        """Drop what was logged at `step` and later: a resume logs these steps again."""
+        self.rewound_to = min(self.rewound_to, step)
+        for name, steps in self.steps.items():
+            keep = int(np.searchsorted(np.frombuffer(steps), step)) if len(steps) else 0
+            for column in (self.times[name], self.values[name], steps):
+                del column[keep:]
+        self.epochs = [[epoch, last] for epoch, last in self.epochs if last < step]
+
+    def arrays(self, name: str) -> tuple[Array, Array, Array]:
+        """Return steps, times and values of a metric."""
+        empty = array("d")
+        found = (columns.get(name, empty) for columns in (self.steps, self.times, self.values))
+        steps, times, values = (np.array(column, dtype=np.float64) for column in found)
+        return steps, times, values
+
+    def __len__(self) -> int:
+        return sum(map(len, self.values.values()))
+
+
+def parse_lines(lines: list[bytes]) -> Iterator[dict[str, Any]]:
+    """Yield the JSON objects of the lines; a damaged line is left out.
+
+    All lines at once take half the time of one by one, which is left for a part with a damaged line.
+    """
+    try:
+        parsed = json.loads(b"[" + b",".join(lines) + b"]")
+    except (ValueError, RecursionError):
+        yield from _one_by_one(lines)
+        return
+    yield from (one for one in parsed if isinstance(one, dict))
+
+
+def _one_by_one(lines: Iterable[bytes]) -> Iterator[dict[str, Any]]:
+    for line in lines:
+        try:
+            parsed = json.loads(line)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(parsed, dict):
+            yield parsed
+
+
+def _number(value: Any) -> float | None:
+    if type(value) in (float, int):
+        try:
+            return float(value)
+        except OverflowError:
+            return None
+    return _NAMED.get(value) if isinstance(value, str) else None
