@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.conftest import TrainerCli
 from tests.test_resume import KILLER, kill_at
-from tests.tracking.wandb_server import WandbServer
+from tests.tracking.wandb_server import ServedRun, WandbServer
 
 JOB = [
     "experiment=quickstart",
@@ -19,10 +20,12 @@ JOB = [
     "checkpoint.every_n_steps=9",
     "tracking.project=proof",
     "tracking.tags=[a,b]",
-    "resources.cpu_processes=1",
+    "resources.cpu_processes=2",
+    "trainer.val_check_interval=10",
     *kill_at(23, [0]),
 ]
 HEADER_BYTES = 7
+PARTS, AXIS = ("train/", "val/"), "trainer/global_step"
 LOGGED = {5, 10, 15, 20, 25, 30}
 
 
@@ -39,20 +42,45 @@ def only_run(workdir: Path) -> Path:
 
 
 def check_served(server: WandbServer, run: Path) -> None:
-    """One run with the id of `run`; rows that were logged again after the kill say the same again."""
+    """One run with the id of `run`, whose rows are the lines of metrics.jsonl: each once, in order."""
     (served,) = server.runs.values()
     assert served.id == run.name.rpartition("-")[2]
     assert (served.project, served.name, sorted(served.tags)) == ("proof", run.name, ["a", "b"])
     assert served.config["trainer"]["max_steps"] == 30
     assert served.exit_code == 0
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    expected = {line["step"]: line["train/loss"] for line in lines if "train/loss" in line}
-    assert set(expected) == LOGGED
-    rows = [(row["trainer/global_step"], row["train/loss"]) for row in served.history if "train/loss" in row]
-    assert {step for step, _ in rows} == LOGGED
-    assert all(loss == pytest.approx(expected[step], rel=1e-6) for step, loss in rows)
+    expected = [(line["step"], name, line[name]) for line in lines for name in line if name.startswith(PARTS)]
+    found = [(row[AXIS], name, row[name]) for row in served.history for name in row if name.startswith(PARTS)]
+    assert {step for step, name, _ in found if name == "train/loss"} == LOGGED
+    assert [step for step, _, _ in found] == sorted(step for step, _, _ in found)
+    assert len(found) == len({(step, name) for step, name, _ in found})
+    assert {(step, name): value for step, name, value in found if "_per_s" not in name} == pytest.approx(
+        {(step, name): value for step, name, value in expected if "_per_s" not in name}, rel=1e-6
+    )
+    assert {(step, name) for step, name, _ in found} == {(step, name) for step, name, _ in expected}
     numbers = [row["_step"] for row in served.history]
     assert numbers == sorted(set(numbers))
+    check_told(served, lines)
+
+
+def check_told(served: ServedRun, lines: list[dict[str, Any]]) -> None:
+    """What the W&B run tells besides its rows."""
+    about = served.config["about"]
+    assert about["command"].startswith("trainer fit experiment=quickstart ")
+    assert "trainer.max_steps=30" in about["overrides"]
+    assert about["choices"]["experiment"] == "quickstart"
+    assert about["parameters"] == about["trainable_parameters"] > 1000
+    assert about["packages"]["torch"]
+    assert {"host", "python", "cpu", "cores", "world_size", "user"} <= set(about)
+    metadata = json.loads(served.files["wandb-metadata.json"])
+    assert metadata["args"][:2] == ["fit", "experiment=quickstart"]
+    assert metadata["program"].endswith("trainer")
+    losses = [line["train/loss"] for line in lines if "train/loss" in line]
+    accuracies = [line["val/acc"] for line in lines if "val/acc" in line]
+    assert served.summary["min/train/loss"] == pytest.approx(min(losses), rel=1e-6)
+    assert served.summary["max/train/loss"] == pytest.approx(max(losses), rel=1e-6)
+    assert served.summary["best/val/acc"] == pytest.approx(max(accuracies), rel=1e-6)
+    assert "parameters, ddp on" in served.log or "parameters, single on" in served.log
 
 
 def test_online(trainer_cli: TrainerCli, workdir: Path, server: WandbServer) -> None:
@@ -62,6 +90,18 @@ def test_online(trainer_cli: TrainerCli, workdir: Path, server: WandbServer) -> 
     check_served(server, only_run(workdir))
     (served,) = server.runs.values()
     assert served.rows("wandb-summary.json")[-1]["bill/cpu_core_hours"] > 0
+    url = f"{server.url}/somebody/proof/runs/{served.id}"
+    assert f"  W&B     {url}" in done.stdout
+    shown = json.loads(trainer_cli("show", "--json").stdout)
+    listed = json.loads(trainer_cli("ls", "--json").stdout)
+    for facts in (shown, listed[0]):
+        assert facts["wandb"]["url"] == url
+        assert (facts["wandb"]["entity"], facts["wandb"]["project"], facts["wandb_id"]) == (
+            "somebody",
+            "proof",
+            served.id,
+        )
+    assert url in trainer_cli("show").stdout
     assert not list(only_run(workdir).glob("wandb/offline-run-*"))
 
 

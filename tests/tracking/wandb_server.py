@@ -16,6 +16,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import quote, unquote, urlsplit
 
+from tests.tracking.wandb_server_parts import Artifacts, Refused, Sweeps
+
 KEY = "local" + "0" * 40
 """Passes the client's check of the format."""
 ENTITY = "somebody"
@@ -27,13 +29,34 @@ class ServedRun:
 
     project: str
     id: str
+    entity: str = ""
     name: str = ""
+    group: str | None = None
+    job_type: str | None = None
+    notes: str | None = None
+    sweep: str | None = None
+    commit: str | None = None
+    program: str | None = None
     config: dict[str, Any] = field(default_factory=dict)
     tags: list[str] = field(default_factory=list)
     exit_code: int | None = None
     streams: dict[str, dict[int, str]] = field(default_factory=dict)
     """Name of a stream (`wandb-history.jsonl`) to its lines by their number."""
     files: dict[str, bytes] = field(default_factory=dict)
+    stops: bool = False
+    """Whether its Stop button was pressed."""
+    rewound_to: list[int] = field(default_factory=list)
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        rows = self.rows("wandb-summary.json")
+        return rows[-1] if rows else {}
+
+    @property
+    def log(self) -> str:
+        """The console log."""
+        lines = self.streams.get("output.log", {})
+        return "\n".join(lines[number] for number in sorted(lines))
 
     @property
     def history(self) -> list[dict[str, Any]]:
@@ -44,10 +67,16 @@ class ServedRun:
         return [json.loads(lines[number]) for number in sorted(lines)]
 
 
-class WandbServer:
-    """Use as a context manager; `environment()` sends a client here."""
+class WandbServer(Artifacts, Sweeps):
+    """Use as a context manager; `environment()` sends a client here.
 
-    def __init__(self) -> None:
+    `rewinds`: whether it can rewind a run, as only some of W&B's servers can. `fails`: answers nothing but 503.
+    """
+
+    def __init__(self, rewinds: bool = False) -> None:
+        super().__init__()
+        self.rewinds, self.fails = rewinds, False
+        self.alerts: list[dict[str, Any]] = []
         self.runs: dict[str, ServedRun] = {}
         self.unknown: list[str] = []
         self.requests: list[str] = []
@@ -98,12 +127,21 @@ class WandbServer:
 
     def _route(self, path: str, authorization: str | None, body: bytes) -> tuple[int, Any]:
         self.requests.append(path)
+        if self.fails:
+            return 503, {"error": "not now"}
         if path == "/graphql":
             return self._graphql(authorization, json.loads(body))
         stream = re.fullmatch(rf"/files/{ENTITY}/([^/]+)/([^/]+)/file_stream", path)
         if stream:
-            self._stream(self.runs[unquote(stream[2])], json.loads(body))
-            return 200, {"exitcode": None, "limits": {}}
+            run = self.runs[unquote(stream[2])]
+            if unquote(stream[1]) != run.project:
+                self.unknown.append(path)
+            self._stream(run, json.loads(body))
+            return 200, {"exitcode": None, "limits": {}, **({"stopped": True} if run.stops else {})}
+        artifact = re.fullmatch(r"/artifact/([^/]+)/(.+)", path)
+        if artifact:
+            self.artifacts[artifact[1]].blobs[unquote(artifact[2])] = body
+            return 200, {}
         stored = re.fullmatch(r"/storage/([^/]+)/(.+)", path)
         if stored:
             self.runs[unquote(stored[1])].files[unquote(stored[2])] = body
@@ -122,7 +160,10 @@ class WandbServer:
         if operation is None:
             self.unknown.append(name)
             return 400, {"errors": [{"message": f"unknown operation {name}"}]}
-        return 200, {"data": operation(request.get("variables") or {})}
+        try:
+            return 200, {"data": operation(request.get("variables") or {})}
+        except Refused as error:
+            return 400, {"errors": [{"message": str(error)}]}
 
     def _stream(self, run: ServedRun, sent: dict[str, Any]) -> None:
         for name, part in (sent.get("files") or {}).items():
@@ -141,7 +182,7 @@ class WandbServer:
             "displayName": run.name,
             "description": None,
             "config": json.dumps(run.config),
-            "sweepName": None,
+            "sweepName": run.sweep,
             "project": self._project(run),
             "historyLineCount": len(run.history),
         }
@@ -151,6 +192,9 @@ class WandbServer:
         viewer = {"id": "viewer", "entity": ENTITY, "username": ENTITY, "email": "", "flags": "{}", "teams": teams}
         return {"viewer": viewer}
 
+    def _do_GetDefaultEntity(self, variables: dict[str, Any]) -> Any:
+        return {"viewer": {"id": "viewer", "entity": ENTITY}}
+
     def _do_ServerFeaturesQuery(self, variables: dict[str, Any]) -> Any:
         return {"serverInfo": {"features": []}}
 
@@ -158,7 +202,53 @@ class WandbServer:
         return {"entity": {"organization": {"coreWeaveOrganizationId": None}}}
 
     def _do_RunStoppedStatus(self, variables: dict[str, Any]) -> Any:
-        return {"project": {"run": {"stopped": False}}}
+        run = self.runs.get(variables.get("runId") or "")
+        return {"project": {"run": {"stopped": bool(run and run.stops)}}}
+
+    def _do_Run(self, variables: dict[str, Any]) -> Any:
+        run = self.runs.get(variables["name"])
+        if run is None:
+            return {"project": {"run": None}}
+        fields = {
+            "projectId": "7",
+            "tags": run.tags,
+            "state": "running" if run.exit_code is None else "finished",
+            "group": run.group,
+            "jobType": run.job_type,
+            "commit": None,
+            "readOnly": False,
+            "createdAt": "2026-01-01T00:00:00",
+            "heartbeatAt": "2026-01-01T00:00:00",
+            "notes": run.notes,
+            "systemMetrics": "{}",
+            "summaryMetrics": json.dumps(run.summary),
+            "user": {"name": ENTITY, "username": ENTITY},
+            "historyKeys": self._history_keys(run),
+        }
+        return {"project": {"run": {**self._bucket(run), **fields}}}
+
+    def _do_RunHistoryKeys(self, variables: dict[str, Any]) -> Any:
+        return {"project": {"run": {"historyKeys": self._history_keys(self.runs[variables["name"]])}}}
+
+    def _history_keys(self, run: ServedRun) -> dict[str, Any]:
+        return {"lastStep": run.history[-1]["_step"] if run.history else -1, "keys": {}}
+
+    def _do_RewindRun(self, variables: dict[str, Any]) -> Any:
+        if not self.rewinds:
+            raise Refused("rewind is not enabled for this account")
+        run = self.runs[variables["runName"]]
+        assert variables["metricName"] == "_step"
+        run.rewound_to.append(int(variables["metricValue"]))
+        kept = [row for row in run.history if row["_step"] <= run.rewound_to[-1]]
+        run.streams["wandb-history.jsonl"] = {number: json.dumps(row) for number, row in enumerate(kept)}
+        summary = {name: value for row in kept for name, value in row.items()}
+        run.streams["wandb-summary.json"] = {0: json.dumps(summary)}
+        config = json.dumps({key: {"value": value} for key, value in run.config.items()})
+        return {"rewindRun": {"rewoundRun": {**self._bucket(run), "config": config}}}
+
+    def _do_NotifyScriptableRunAlert(self, variables: dict[str, Any]) -> Any:
+        self.alerts.append(variables)
+        return {"notifyScriptableRunAlert": {"success": True}}
 
     def _do_UpsertBucket(self, variables: dict[str, Any]) -> Any:
         run_id = variables["name"] if variables.get("name") else variables["id"].removeprefix("bucket-")
@@ -166,6 +256,15 @@ class WandbServer:
         run = self.runs.setdefault(run_id, ServedRun(variables.get("project") or "", run_id))
         run.name = variables.get("displayName") or run.name
         run.tags = variables.get("tags") or run.tags
+        run.entity = variables.get("entity") or run.entity
+        run.group = variables.get("groupName") or run.group
+        run.job_type = variables.get("jobType") or run.job_type
+        run.notes = variables.get("notes") or run.notes
+        run.sweep = variables.get("sweep") or run.sweep
+        run.commit = variables.get("commit") or run.commit
+        run.program = variables.get("program") or run.program
+        if variables.get("summaryMetrics"):
+            run.streams["wandb-summary.json"] = {0: variables["summaryMetrics"]}
         if variables.get("config"):
             run.config = {key: entry["value"] for key, entry in json.loads(variables["config"]).items()}
         return {"upsertBucket": {"bucket": self._bucket(run), "inserted": is_new}}

@@ -66,7 +66,7 @@ def _sheet(run: RunDirectory, facts: dict[str, Any]) -> list[str]:
     ranks = f"{facts['world_size'] or '?'} rank{'' if facts['world_size'] == 1 else 's'}"
     lines.append(f"  runs on      {ranks}, {facts['strategy']}, {facts['cluster']}")
     if facts["tracking"]:
-        lines.append(f"  tracking     {_tracking(facts['tracking'])}")
+        lines.append(f"  tracking     {_tracking(facts['tracking'], facts['wandb'] or {})}")
     limit = f" of {facts['max_steps']}" if facts["max_steps"] else ""
     if facts["step"] is not None:
         lines.append(f"  step         {facts['step']}{limit}, epoch {facts['epoch']}")
@@ -88,11 +88,12 @@ def _sheet(run: RunDirectory, facts: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _tracking(tracking: dict[str, Any]) -> str:
+def _tracking(tracking: dict[str, Any], wandb: dict[str, Any]) -> str:
     """Describe the tracking: `W&B offline (WANDB_MODE), project trainer, in /runs/a/wandb`."""
     project = f", project {tracking['project']}" if tracking["project"] else ""
-    where = tracking["url"] or (f"in {tracking['dir']}" if tracking["dir"] else "")
-    return f"W&B {tracking['mode']} ({tracking['source']}){project}" + (f", {where}" if where else "")
+    sweep = f", sweep {wandb['sweep_id']}" if wandb.get("sweep_id") else ""
+    where = tracking["url"] or wandb.get("url") or (f"in {tracking['dir']}" if tracking["dir"] else "")
+    return f"W&B {tracking['mode']} ({tracking['source']}){project}{sweep}" + (f", {where}" if where else "")
 
 
 def _time(ledger: dict[str, Any]) -> list[str]:

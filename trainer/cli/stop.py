@@ -18,7 +18,6 @@ from trainer.runs.records import Launch
 from trainer.runs.registry import find, reference_to, runs_dir_from
 from trainer.runs.state import State, state_of
 from trainer.runs.trust import require
-from trainer.supervise.node import request_stop
 
 _POLL_S = 0.2
 _NODES = {"trainer.supervise.node", "trainer.cluster.node"}
@@ -50,7 +49,7 @@ def main(argv: list[str]) -> int:
         raise UserError(
             f"{run.path.name} is not running: {state.name}", f"resume it with: trainer resume {reference_to(run)}"
         )
-    request_stop(run, "trainer stop")
+    run.request_stop("trainer stop")
     if options.now:
         _kill(run)
     else:

@@ -19,7 +19,7 @@ from typing import Literal, TextIO
 from trainer.core import processes
 from trainer.core.errors import DONE, ENVIRONMENT_MUST_CHANGE, INTERRUPTED, JOB_FAILED, USER_MUST_CHANGE
 from trainer.core.files import open_regular, read_text
-from trainer.core.text import log_text
+from trainer.core.text import log_text, one_line
 from trainer.launch import bar, local
 from trainer.launch.jobs import is_over, states_of
 from trainer.runs import cause
@@ -29,7 +29,6 @@ from trainer.runs.records import AttemptOutcome, HeartbeatRecord, Outcome
 from trainer.runs.registry import reference_to, shortest
 from trainer.runs.state import state_of
 from trainer.runs.summary import best as best_of_run
-from trainer.supervise.node import request_stop
 
 POLL_S = 0.2
 _SLURM_POLL_S = 3.0
@@ -130,7 +129,7 @@ class Follower:
             return
         if self._acted == 0:
             self._acted = 1
-            request_stop(self.run, "the command that follows it was interrupted")
+            self.run.request_stop("the command that follows it was interrupted")
             self.say("stopping: saving a checkpoint first (Ctrl-C again kills the run at once)")
         if self.interrupts >= 2:
             self._acted = 2
@@ -165,6 +164,9 @@ class Follower:
         if best:
             self.say(f"  best    {best.metric} {best.value:.4g} at step {best.step}")
         self.say(f"  run     {shortest(self.run.path)}")
+        wandb = self.run.wandb()
+        if wandb is not None and wandb.url:
+            self.say(f"  W&B     {one_line(wandb.url)}")
         self.say(f"  next    {self._next(end)}")
         if outcome == "finished":
             return DONE

@@ -25,8 +25,8 @@ from trainer.core.files import (
     write_new,
 )
 from trainer.runs import events
-from trainer.runs.events import E, Event
-from trainer.runs.records import AttemptOutcome, Failure, HeartbeatRecord, Launch, NodeUsage
+from trainer.runs.events import E, Event, StopRequested, StopRequester
+from trainer.runs.records import AttemptOutcome, Failure, HeartbeatRecord, Launch, NodeUsage, WandbRun
 
 if TYPE_CHECKING:
     from trainer.config.hydra_files import HydraFiles
@@ -61,6 +61,7 @@ class RunDirectory:
         self.live_dir = self.path / "live"
         self.usage_dir = self.path / "usage"
         self.wandb_dir = self.path / "wandb"
+        self.wandb_path = self.path / "wandb.json"
         self.stop_request = self.path / "control" / "stop"
 
     @classmethod
@@ -163,6 +164,21 @@ class RunDirectory:
     def write_launch(self, launch: Launch) -> None:
         """Replace `launch.json`."""
         write_atomic(self.launch_path, records.dumps(launch, indent=1))
+
+    def wandb(self) -> WandbRun | None:
+        """Return the W&B run; None: no attempt has logged to W&B, or the record cannot be used."""
+        return records.read_or_skip(WandbRun, self.wandb_path)
+
+    def write_wandb(self, record: WandbRun) -> None:
+        """Replace `wandb.json`."""
+        write_atomic(self.wandb_path, records.dumps(record, indent=1))
+
+    def request_stop(self, who: StopRequester) -> None:
+        """Ask the ranks to save a checkpoint and exit; `who` is recorded for the reader of the run directory."""
+        if not self.stop_request.exists():
+            self.stop_request.parent.mkdir(exist_ok=True)
+            write_atomic(self.stop_request, who + "\n")
+            self.add_event(StopRequested(reason=who))
 
     def manifest(self) -> dict[str, Any]:
         """Return `manifest.json`; empty if there is none."""

@@ -49,6 +49,13 @@ class WandbEnvironment(Event):
     source: str | None = absent()
     """Source of the mode, such as WANDB_MODE."""
     base_url: str | None = absent()
+    entity: str | None = absent()
+    """Entity, project and id of the W&B run are recorded here only under `wandb agent`, which chooses them."""
+    project: str | None = absent()
+    run_id: str | None = absent()
+    sweep_id: str | None = absent()
+    sweep_parameters: str | None = absent()
+    """The file with the values that the sweep chose."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,6 +191,8 @@ StopRequester = Literal[
     "Ctrl-C",
     "the command that follows it was interrupted",
     "the command that followed this run was killed",
+    "the Stop button of W&B",
+    "a tag of the W&B run",
 ]
 """Sender of a request to save and stop; the text of `control/stop`, for readers of the run directory."""
 

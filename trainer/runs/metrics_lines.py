@@ -40,6 +40,14 @@ def rewind(path: Path, step: int) -> Rewound:
     return Rewound(len(lines) - len(kept), [parsed for _, parsed in kept if last - parsed["time"] <= RECENT_S])
 
 
+def lines_after(path: Path, step: int) -> list[dict[str, Any]]:
+    """Return the lines of steps after `step`, oldest first. One that cannot be used is left out."""
+    if not path.exists():
+        return []
+    lines = read_bytes(path, _MOST_BYTES).decode(errors="replace").split("\n")
+    return [parsed for line in lines if (parsed := _parsed(line)) is not None and parsed["step"] > step]
+
+
 def _parsed(line: str) -> dict[str, Any] | None:
     try:
         parsed = parse_json(line)

@@ -72,6 +72,22 @@ class AttemptOutcome:
 
 
 @dataclass(frozen=True, kw_only=True)
+class WandbRun:
+    """The W&B run of a run, as W&B named it: `wandb.json`. Written by rank 0; every attempt logs to it."""
+
+    id: str
+    project: str | None = None
+    entity: str | None = None
+    """None until an attempt was online: the server knows it."""
+    sweep_id: str | None = None
+    url: str | None = None
+    base_url: str | None = None
+    """The server; None: W&B's public one."""
+    rewinds: bool | None = None
+    """Whether the server can rewind a run; None: not tried yet."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Launch:
     """The process of a run: `launch.json`. Without a launch every field has its default."""
 

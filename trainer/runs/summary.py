@@ -18,7 +18,7 @@ from trainer.core.files import parse_json, read_bytes
 from trainer.core.records import to_json
 from trainer.runs.bill import bill
 from trainer.runs.directory import RunDirectory
-from trainer.runs.events import Ended, Event, Started, Straggler, Tracking
+from trainer.runs.events import Ended, Event, Started, Straggler, Tracking, WandbEnvironment
 from trainer.runs.ledger import ledger
 from trainer.runs.records import BestCheckpoint, HeartbeatRecord, Launch
 from trainer.runs.state import state_of
@@ -68,7 +68,8 @@ def summary(run: RunDirectory, slurm_states: Mapping[str, str] | None = None) ->
         "world_size": _world_size(launch, events),
         "strategy": _option(config, "strategy", "name"),
         "cluster": _option(config, "cluster", "name"),
-        "wandb_id": ((tracked and tracked.id) or run.id) if _option(config, "tracking", "name") == "wandb" else None,
+        "wandb_id": _wandb_id(run, events) if _option(config, "tracking", "name") == "wandb" else None,
+        "wandb": to_json(wandb) if (wandb := run.wandb()) else None,
         "tracking": {name: getattr(tracked, name) for name in _TRACKING} if tracked else None,
         "slurm_job_id": launch.slurm_job_id,
         "checkpoints": saved,
@@ -172,6 +173,16 @@ def _option(config: dict[str, Any], section: str, key: str) -> Any:
     options = config.get(section)
     value = options.get(key) if isinstance(options, dict) else None
     return value if isinstance(value, (str, int, float)) else None
+
+
+def _wandb_id(run: RunDirectory, events: list[Event]) -> str:
+    """Return the id of the W&B run: the recorded one, that of the sweep that launched the run, or that of the run."""
+    recorded = run.wandb()
+    if recorded is not None:
+        return recorded.id
+    ids = [event.id for event in events if isinstance(event, Tracking)]
+    ids += [event.run_id for event in events if isinstance(event, WandbEnvironment)]
+    return next(filter(None, ids), run.id)
 
 
 def _world_size(launch: Launch, events: list[Event]) -> int | None:

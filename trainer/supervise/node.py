@@ -20,11 +20,9 @@ from trainer.config.shape import LaunchShape, resolve
 from trainer.core import claims, processes
 from trainer.core.claims import CLAIMED_VARIABLE
 from trainer.core.errors import TrainerError
-from trainer.core.files import write_atomic
 from trainer.core.install import refuse_malicious
 from trainer.runs import trust
 from trainer.runs.directory import RunDirectory
-from trainer.runs.events import StopRequested, StopRequester
 from trainer.runs.lock import RunLock
 from trainer.supervise.supervisor import Supervisor
 from trainer.supervise.torchrun import Place
@@ -99,25 +97,17 @@ def _handle_signals(node: Supervisor, follower: int | None) -> None:
 
     def forward(signum: int, frame: FrameType | None) -> None:
         if follower is not None and os.getppid() != follower:
-            request_stop(node.run, "the command that followed this run was killed")
+            node.run.request_stop("the command that followed this run was killed")
         node.requested.add(signal.SIGTERM if signum == signal.SIGHUP else signum)
 
     def interrupt(signum: int, frame: FrameType | None) -> None:
         if node.run.stop_request.exists():
             processes.kill_tree(os.getpid())
-        request_stop(node.run, "Ctrl-C")
+        node.run.request_stop("Ctrl-C")
 
     for signum in (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP):
         signal.signal(signum, forward)
     signal.signal(signal.SIGINT, interrupt)
-
-
-def request_stop(run: RunDirectory, who: StopRequester) -> None:
-    """Ask the ranks to save a checkpoint and exit; `who` is recorded for the reader of the run directory."""
-    if not run.stop_request.exists():
-        run.stop_request.parent.mkdir(exist_ok=True)
-        write_atomic(run.stop_request, who + "\n")
-        run.add_event(StopRequested(reason=who))
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -208,11 +208,37 @@ def record_environment(run: RunDirectory, tracking: Mapping[str, Any]) -> None:
         return
     settings = read(os.environ, Path.cwd())
     mode, base_url = settings.get("mode"), settings.get("base_url")
-    if mode or base_url:
+    sweep = sweep_of(os.environ)
+    if mode or base_url or sweep:
         run.add_event(
             WandbEnvironment(
                 mode=mode.value if mode else None,
                 source=mode.source if mode else None,
                 base_url=base_url.value if base_url else None,
+                sweep_id=sweep.get("sweep_id"),
+                run_id=sweep.get("run_id"),
+                entity=sweep.get("entity"),
+                project=sweep.get("project"),
+                sweep_parameters=sweep.get("sweep_parameters"),
             )
         )
+
+
+SWEEP = {
+    "sweep_id": "WANDB_SWEEP_ID",
+    "run_id": "WANDB_RUN_ID",
+    "entity": "WANDB_ENTITY",
+    "project": "WANDB_PROJECT",
+    "sweep_parameters": "WANDB_SWEEP_PARAM_PATH",
+}
+"""What `wandb agent` sets for a trial, by the names of the event `wandb`."""
+
+
+def sweep_of(environ: Mapping[str, str]) -> dict[str, str]:
+    """Return what `wandb agent` has set, by the names of `SWEEP`; empty outside a sweep."""
+    if not environ.get("WANDB_SWEEP_ID"):
+        return {}
+    values = {name: environ[variable] for name, variable in SWEEP.items() if environ.get(variable)}
+    if "sweep_parameters" in values:
+        values["sweep_parameters"] = os.path.abspath(values["sweep_parameters"])
+    return values

@@ -8,7 +8,7 @@ experiment accepts any call.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import torch.distributed
 from lightning.pytorch import Trainer
@@ -19,11 +19,19 @@ from lightning.pytorch.utilities import rank_zero_only
 from trainer.config.schema import Config
 from trainer.runs.bill import in_summary
 from trainer.runs.directory import RunDirectory
+from trainer.runs.summary import best as best_of_run
 from trainer.runtime.process import Rank
 from trainer.runtime.steps import steps_taken
 from trainer.tracking import user_loggers
+from trainer.tracking.client_settings import DEFAULT_PROJECT
 from trainer.tracking.metrics_file import MetricsFile
-from trainer.tracking.weights_and_biases import finish, identity, masked, start
+from trainer.tracking.wandb_facts import KEY as FACTS
+from trainer.tracking.wandb_facts import Extremes, facts_of
+from trainer.tracking.wandb_identity import identity
+from trainer.tracking.weights_and_biases import Position, finish, masked, start
+
+AttemptEnd = Literal["finished", "stopped", "preempted", "failed"]
+"""How an attempt ended."""
 
 
 class StepAxis:
@@ -69,6 +77,8 @@ class WandbCurves(WandbLogger):
     """
 
     def __init__(self, experiment: Any, axis: StepAxis, run: RunDirectory, names: Mapping[str, Any]) -> None:
+        self._run_directory = run
+        self._extremes = Extremes(run.metrics_path) if experiment is not None else None
         super().__init__(
             experiment=experiment,
             save_dir=str(run.path),
@@ -83,6 +93,15 @@ class WandbCurves(WandbLogger):
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Log metrics at the completed optimizer steps."""
         super().log_metrics(metrics, step=self._axis.step(step))
+        if self._extremes is not None:
+            self._extremes.add(metrics)
+
+    @rank_zero_only
+    def save(self) -> None:
+        """Update the extremes in the summary of the W&B run, at each checkpoint and at the end."""
+        if self._extremes is not None:
+            best = best_of_run(self._run_directory, self._run_directory.heartbeat(0))
+            self.experiment.summary.update(self._extremes.summary(best))
 
     @rank_zero_only
     def log_hyperparams(self, params: Any) -> None:
@@ -141,19 +160,36 @@ class Loggers:
         self.axis = StepAxis(counted)
         self._run = run
         self._experiment: Any = None
+        self._facts: dict[str, Any] = {}
         own = user_loggers.build(config.logger, run, counted(), rank.is_first, group)
         shown = [user_loggers.at_steps(logger, self.axis.step) for logger in own]
         if config.tracking.name == "wandb":
-            names = identity(run, config.tracking)
+            names = {"project": DEFAULT_PROJECT, "id": run.id, **identity(run, config.tracking)}
             if rank.is_first:
-                self._experiment = start(run, config.tracking, run.config(), unsure)
+                position = Position(counted(), self.axis.completed_steps, unsure)
+                self._facts = facts_of(run, rank.world_size)
+                self._experiment = start(run, config.tracking, {**run.config(), FACTS: self._facts}, position)
                 names = {**names, "project": self._experiment.project, "id": self._experiment.id}
+            shared = [names]
+            if group is not None:  # under `wandb agent` only the client knows them
+                torch.distributed.broadcast_object_list(shared, src=0, group=group)
+            names = shared[0]
             shown.append(WandbCurves(self._experiment, self.axis, run, names))
         self.all: list[Logger] = [*(shown or [NoLogger(run)]), MetricsFile(run.metrics_path, self.axis.completed_steps)]
 
-    def finish(self, exit_code: int) -> None:
+    def describe(self, facts: Mapping[str, Any]) -> None:
+        """Add facts that are known only once everything is built, such as the number of parameters."""
+        self._facts.update(facts)
+        if self._experiment is not None:
+            self._experiment.config.update({FACTS: self._facts}, allow_val_change=True)
+
+    def finish(self, end: AttemptEnd) -> None:
         """Finalize all loggers; the W&B run last."""
         for logger in self.all:
-            logger.finalize("success" if exit_code == 0 else "failed")
+            logger.finalize("success" if end == "finished" else "failed")
+            if isinstance(logger, WandbCurves):
+                logger.save()
         if self._experiment is not None:
-            finish(self._experiment, exit_code, in_summary(self._run))
+            if end == "preempted":
+                self._experiment.mark_preempting()  # with an exit code other than 0: W&B shows it as preempted
+            finish(self._experiment, 0 if end in ("finished", "stopped") else 1, in_summary(self._run))

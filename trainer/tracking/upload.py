@@ -35,7 +35,7 @@ class Upload:
     """The output of `wandb sync`."""
 
 
-def upload(run: RunDirectory) -> Upload:
+def upload(run: RunDirectory, timeout_s: float = _TIMEOUT_S) -> Upload:
     """Upload the offline segments of `run` that are not on the server yet, and wait until that has ended."""
     tracked = run.events_of(Tracking)
     segments = _segments(run, tracked)
@@ -63,11 +63,11 @@ def upload(run: RunDirectory) -> Upload:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            timeout=_TIMEOUT_S,
+            timeout=timeout_s,
         )
         output = done.stdout
     except subprocess.TimeoutExpired:
-        output = f"wandb sync did not finish within {_TIMEOUT_S} s"
+        output = f"wandb sync did not finish within {timeout_s:g} s"
     failed = [path for path in waiting if not _marker(path).exists()]
     return Upload(len(waiting) - len(failed), len(segments) - len(waiting), failed, output.strip())
 

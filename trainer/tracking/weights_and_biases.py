@@ -6,7 +6,7 @@ Facts about the client (0.31) that this file relies on:
 - Arguments of `wandb.init` take precedence over `WANDB_*` and the settings files: so it gets only what the config sets,
   and the mode that `client_settings.mode_of` determined.
 - The default flush interval of 15 s loses everything on SIGKILL; with `x_transaction_log_flush_interval=1` only the
-  last second is lost. Those rows are sent again by the next attempt; two rows of one step are one point of the curve.
+  last second is lost. `wandb_rows` finds out which rows these are.
 - `finish()` waits forever for a dead server unless `finish_timeout` is set.
 - Every SLURM_* variable is stored and uploaded, including SLURM_JWT (a credential): it is removed first.
 - Artifacts are staged in the home directory unless WANDB_DATA_DIR is set.
@@ -17,7 +17,10 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,115 +28,154 @@ from trainer.config.schema import TrackingOptions
 from trainer.core.errors import UserError
 from trainer.core.secrets import mask_inside
 from trainer.runs.directory import RunDirectory
-from trainer.runs.events import Event, Tracking, WandbEnvironment
+from trainer.runs.metrics_lines import lines_after
+from trainer.runs.records import WandbRun
 from trainer.runs.registry import reference_to
-from trainer.tracking import client_settings
-from trainer.tracking.client_settings import DEFAULT_PROJECT, Setting
+from trainer.tracking import client_settings, wandb_identity
+from trainer.tracking.client_settings import Setting
+from trainer.tracking.upload import upload
+from trainer.tracking.wandb_facts import command_of
+from trainer.tracking.wandb_rows import AXIS, OneCurve, Sent
 
 _SECRET = re.compile(r"token|secret|password|passwd|api_?key|credential", re.IGNORECASE)
 
 
-def start(
-    run: RunDirectory,
-    options: TrackingOptions,
-    config: dict[str, Any],
-    unsure: Sequence[Mapping[str, Any]] = (),
-) -> Any:
-    """Start or resume the W&B run with the id of the run, and return wandb's Run. Call it on the first rank only.
+@dataclass(frozen=True)
+class Position:
+    """Where the training of an attempt begins, for the curve in W&B."""
+
+    step: int = 0
+    """The optimizer step from which the attempt resumes."""
+    completed_steps: Callable[[], int] = lambda: 0
+    """Returns the completed optimizer steps."""
+    unsure: Sequence[Mapping[str, Any]] = ()
+    """Lines of metrics.jsonl that a killed attempt of an older release may not have sent to W&B."""
+
+
+def start(run: RunDirectory, options: TrackingOptions, config: dict[str, Any], position: Position | None = None) -> Any:
+    """Start or resume the W&B run, and return wandb's Run. Call it on the first rank only.
 
     Args:
         run: The run directory.
         options: The section `tracking`.
         config: The config to log.
-        unsure: Lines of metrics.jsonl that a killed attempt may not have sent to W&B; they are logged again.
+        position: Where the training begins.
 
     Raises:
         UserError: The client refuses a variable or an option.
     """
     import pydantic
-    import wandb
 
+    position = position or Position()
     events = run.events()
     mode = client_settings.mode_of(options.mode, os.environ, Path.cwd(), client_settings.recorded_mode(events))
-    _prepare_environment(run, events)
-    settings = _settings(options)
-    arguments: dict[str, Any] = {**identity(run, options, events), "resume": "allow", "config": masked(config)}
-    arguments["mode"] = mode.value
+    wandb_identity.set_environment(run, events)
+    if mode.value == "online":
+        mode = _after_earlier_segments(run, options, mode)
+    arguments: dict[str, Any] = {
+        **wandb_identity.identity(run, options, events),
+        "settings": _settings(run, options),
+        "config": masked(config),
+        "command": command_of(run),
+    }
+    sent = Sent.read(run.wandb_dir / "rows.jsonl")
     try:
-        try:
-            experiment = wandb.init(settings=settings, **arguments)
-        except (wandb.errors.CommError, wandb.errors.UsageError) as error:
-            print(
-                f"wandb: {error}; continuing offline, `trainer sync {reference_to(run)}` uploads it later", flush=True
-            )
-            wandb.teardown()
-            mode = Setting("offline", "the server cannot be used")
-            experiment = wandb.init(settings=settings, **{**arguments, "mode": "offline"})
+        experiment = None
+        if mode.value == "online" and sent.after(position.step):
+            experiment = _rewound(run, sent, position.step, arguments)
+        if experiment is None:
+            experiment, mode = _open(run, mode, arguments)
     except pydantic.ValidationError as error:
         (first, *_) = error.errors()
         name = ".".join(map(str, first["loc"]))
         raise UserError(f"W&B refuses its setting {name}: {first['msg']}", "change the WANDB_ variable") from error
-    _note(run, experiment, mode, options)
+    wandb_identity.record(run, experiment, mode, options)
     # WandbLogger does this only for a run that it creates itself.
-    experiment.define_metric("trainer/global_step")
-    experiment.define_metric("*", step_metric="trainer/global_step", step_sync=True)
-    for line in unsure:
-        values = {name: value for name, value in line.items() if name not in ("step", "time")}
-        experiment.log({**values, "trainer/global_step": line["step"]})
+    experiment.define_metric(AXIS)
+    experiment.define_metric("*", step_metric=AXIS, step_sync=True)
+    if mode.value in ("online", "offline"):
+        _join(run, experiment, mode, sent, position)
     return experiment
 
 
-def _prepare_environment(run: RunDirectory, events: Sequence[Event]) -> None:
-    """Set the settings that W&B's client reads only from environment variables; a user's module may call it, too."""
-    os.environ.pop("SLURM_JWT", None)
-    for variable in ("WANDB_DATA_DIR", "WANDB_CACHE_DIR"):
-        os.environ.setdefault(variable, str(run.wandb_dir))
-    run.wandb_dir.mkdir(exist_ok=True)
-    launches = [event for event in events if isinstance(event, (WandbEnvironment, Tracking))]
-    server = next((event.base_url for event in launches if event.base_url), None)
-    if server:  # the server of the shell that launched the run: rows must not go elsewhere
-        os.environ.setdefault("WANDB_BASE_URL", server)
+def _after_earlier_segments(run: RunDirectory, options: TrackingOptions, mode: Setting) -> Setting:
+    """Upload what earlier attempts logged offline, so that the rows stay in order; without it, stay offline."""
+    done = upload(run, timeout_s=options.finish_timeout_s)
+    if done.uploaded:
+        print(f"wandb: uploaded {done.uploaded} offline segments of earlier attempts", flush=True)
+    if not done.failed:
+        return mode
+    print("wandb: what earlier attempts logged offline could not be uploaded; continuing offline", flush=True)
+    return Setting("offline", "earlier offline segments are not uploaded yet")
 
 
-def identity(run: RunDirectory, options: TrackingOptions, events: Sequence[Event] | None = None) -> dict[str, Any]:
-    """Return the arguments of `wandb.init` that identify the W&B run: those of the first attempt that logged."""
-    settings = client_settings.read(os.environ, Path.cwd())
-    logged = [event for event in (run.events() if events is None else events) if isinstance(event, Tracking)]
-    first = next((event for event in logged if event.id), None)
-    project = (first and first.project) or options.project
-    arguments = {
-        "project": project or (settings["project"].value if "project" in settings else DEFAULT_PROJECT),
-        "entity": (first and first.entity) or options.entity,
-        "id": (first and first.id) or run.id,
-        "group": options.group,
-        "name": options.run_name or (None if "run_name" in settings else run.path.name),
-        "tags": options.tags,
-        "notes": options.notes,
-        "job_type": options.job_type,
-        "dir": options.dir or (None if "dir" in settings else str(run.path)),
-    }
-    return {name: value for name, value in arguments.items() if value is not None}
+def _open(run: RunDirectory, mode: Setting, arguments: dict[str, Any]) -> tuple[Any, Setting]:
+    """Start the W&B run or append to it; offline, if the server cannot be used."""
+    import wandb
+
+    arguments = {**arguments, "resume": "allow"}
+    try:
+        return _init(arguments, mode=mode.value), mode
+    except (wandb.errors.CommError, wandb.errors.UsageError) as error:
+        print(f"wandb: {error}; continuing offline, `trainer sync {reference_to(run)}` uploads it later", flush=True)
+        wandb.teardown()
+        return _init(arguments, mode="offline"), Setting("offline", "the server cannot be used")
 
 
-def _note(run: RunDirectory, experiment: Any, mode: Setting, options: TrackingOptions) -> None:
-    """Write the event `tracking`: what this attempt logs to, and why. Without a server the entity is not known yet."""
-    url = experiment.url if mode.value in ("online", "shared") else None
-    logs = mode.value != "disabled"
-    entity = (experiment.entity if url else None) or options.entity
-    run.add_event(
-        Tracking(
-            mode=mode.value,
-            source=mode.source,
-            id=experiment.id if logs else None,
-            project=experiment.project if logs else None,
-            url=url,
-            entity=entity or None,
-            dir=str(Path(experiment.dir).parent.parent) if logs else None,
-            base_url=os.environ.get("WANDB_BASE_URL") or None,
-        )
-    )
-    suffix = f" {url}" if url else ""
-    print(f"wandb: {mode.value} ({mode.source}){suffix}", flush=True)
+def _init(arguments: dict[str, Any], **more: Any) -> Any:
+    """Call `wandb.init` with a copy of the settings, which it changes, as if `trainer fit ...` had called it."""
+    import wandb
+
+    given, sys.argv = sys.argv, arguments["command"]
+    passed = {name: value for name, value in arguments.items() if name != "command"}
+    try:
+        return wandb.init(**{**passed, **more, "settings": arguments["settings"].model_copy()})
+    finally:
+        sys.argv = given
+
+
+def _rewound(run: RunDirectory, sent: Sent, step: int, arguments: dict[str, Any]) -> Any:
+    """Continue the W&B run after its last row up to `step`; None: the server cannot, or has no later row."""
+    import wandb
+
+    known, target = run.wandb(), sent.rewind_target(step)
+    if known is None or known.rewinds is False or target is None or _last_row_served(known) <= target:
+        return None
+    given = {name: value for name, value in arguments.items() if name != "id"}
+    try:
+        experiment = _init(given, mode="online", resume_from=f"{known.id}?_step={target}")
+    except wandb.errors.Error as error:
+        print(f"wandb: the server does not rewind a run ({error}); no row is sent twice", flush=True)
+        wandb.teardown()
+        run.write_wandb(replace(known, rewinds=False))
+        return None
+    run.write_wandb(replace(known, rewinds=True))
+    return experiment
+
+
+def _last_row_served(known: WandbRun) -> int:
+    """Return the number of the last row that the server has; -1: none, or unknown."""
+    import wandb
+
+    try:
+        path = "/".join(filter(None, (known.entity, known.project, known.id)))
+        return int(wandb.Api(timeout=10).run(path).lastHistoryStep)
+    except Exception:  # of many kinds; the attempt then appends
+        return -1
+
+
+def _join(run: RunDirectory, experiment: Any, mode: Setting, sent: Sent, position: Position) -> None:
+    """Put the step into every row from now on, and continue the curve of the earlier attempts."""
+    import wandb
+
+    curve = OneCurve(experiment, run.wandb_dir / "rows.jsonl", mode.value, position.completed_steps)
+    experiment.log = curve.log
+    wandb.log = curve.log
+    lines = partial(lines_after, run.metrics_path)
+    if not sent.segments:  # the earlier attempts were of an older release
+        curve.continue_from(sent, position.step, lambda step: position.unsure)
+    else:
+        curve.continue_from(sent, position.step, lines)
 
 
 def finish(experiment: Any, exit_code: int, bill: Mapping[str, float] | None = None) -> None:
@@ -151,17 +193,19 @@ def finish(experiment: Any, exit_code: int, bill: Mapping[str, float] | None = N
         print(f"wandb: not finished cleanly ({error}); the rows are in {experiment.dir}", flush=True)
 
 
-def _settings(options: TrackingOptions) -> Any:
+def _settings(run: RunDirectory, options: TrackingOptions) -> Any:
     """Return our settings, except those that a variable or a settings file sets."""
     import wandb
 
-    # console off: the run has its own log files
-    defaults: dict[str, Any] = {"login_timeout": 5, "console": "off", "silent": True}
+    # console wrap: what Python prints; the rank's log file has the rest
+    defaults: dict[str, Any] = {"login_timeout": 5, "console": "wrap", "silent": True}
     settings = client_settings.read(os.environ, Path.cwd())
     return wandb.Settings(
         init_timeout=options.init_timeout_s,
         finish_timeout=options.finish_timeout_s,
         x_transaction_log_flush_interval=1,
+        program="trainer",
+        stop_fn=lambda: run.request_stop("the Stop button of W&B"),
         **{name: value for name, value in defaults.items() if name not in settings},
     )
 

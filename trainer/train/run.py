@@ -39,7 +39,7 @@ from trainer.runtime.heartbeat import Heartbeat
 from trainer.runtime.process import Rank
 from trainer.runtime.stop import Request, StopTraining
 from trainer.runtime.torch_setup import Group, device_of, init_process_group, silence_known_warnings
-from trainer.tracking.loggers import Loggers
+from trainer.tracking.loggers import AttemptEnd, Loggers
 from trainer.train import (
     build,
     deferred_modules,
@@ -54,6 +54,7 @@ from trainer.train.checkpoint_saver import CheckpointSaver, Stores
 from trainer.train.data import Data
 from trainer.train.precision import precision_note
 
+_ENDS: dict[Request, AttemptEnd] = {Request.STOP: "stopped", Request.REQUEUE: "preempted"}
 _NO_GOOD_CHECKPOINT = (
     "every checkpoint of this run is damaged; starting again from step 0 would hide that",
     "the damaged ones are kept as checkpoints/bad-*; start a new run, or restore one from a backup",
@@ -172,8 +173,9 @@ def train(config: Config, attempt: Attempt, group: Group | None) -> None:
         deferred_modules.call_when_built(
             module, lambda: _print_summary(module, trainer, data.plan, total_steps, config)
         )
+        deferred_modules.call_when_built(module, lambda: loggers.describe(_sizes(module)))
 
-    exit_code = 1
+    end: AttemptEnd = "failed"
     try:
         trainer.fit(
             module,
@@ -181,9 +183,12 @@ def train(config: Config, attempt: Attempt, group: Group | None) -> None:
             ckpt_path=str(checkpoint.path) if checkpoint else None,
             weights_only=True,
         )
-        exit_code = 0
+        end = "finished"
+    except StopTraining as stopped:
+        end = _ENDS.get(stopped.request, "failed")
+        raise
     finally:
-        _finish(job, writer, loggers, exit_code)
+        _finish(job, writer, loggers, end)
     if rank.is_first:
         tiers.remove_local(job.stores.local)
 
@@ -288,7 +293,7 @@ def _make_callbacks(
     return callbacks, boundary
 
 
-def _finish(job: _Job, writer: CheckpointWriter, loggers: Loggers, exit_code: int) -> None:
+def _finish(job: _Job, writer: CheckpointWriter, loggers: Loggers, end: AttemptEnd) -> None:
     """Wait for the background write, then finish the loggers. A failed write is reported like one during training."""
     job.attempt.heartbeat.update(phase="finish")
     try:
@@ -296,15 +301,14 @@ def _finish(job: _Job, writer: CheckpointWriter, loggers: Loggers, exit_code: in
         if job.config.checkpoint.on_failure == "stop":
             writer.raise_if_failed()
     finally:
-        loggers.finish(exit_code)
+        loggers.finish(end)
 
 
 def _print_summary(
     module: LightningModule, trainer: Trainer, plan: BatchPlan, total_steps: int | None, config: Config
 ) -> None:
     """Print one line: parameters, strategy, precision, batch and length."""
-    sizes = [(deferred_modules.num_elements(parameter), parameter.requires_grad) for parameter in module.parameters()]
-    parameters, trained = sum(size for size, _ in sizes), sum(size for size, learns in sizes if learns)
+    parameters, trained = _sizes(module).values()
     ranks = "1 rank" if trainer.world_size == 1 else f"{trainer.world_size} ranks"
     some = f" ({trained:,} trainable)" if trained < parameters else ""
     print(
@@ -316,6 +320,15 @@ def _print_summary(
     note = precision_note(config, str(trainer.precision))
     if note is not None:
         print(note, flush=True)
+
+
+def _sizes(module: LightningModule) -> dict[str, int]:
+    """Return the number of parameters, and of those that are trained."""
+    sizes = [(deferred_modules.num_elements(parameter), parameter.requires_grad) for parameter in module.parameters()]
+    return {
+        "parameters": sum(size for size, _ in sizes),
+        "trainable_parameters": sum(size for size, learns in sizes if learns),
+    }
 
 
 def seconds_of(text: str | None) -> float | None:

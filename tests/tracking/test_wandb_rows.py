@@ -1,0 +1,192 @@
+"""Which rows reach W&B: each once, in order, whatever was lost, with and without a server that rewinds a run."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import clean_environment
+from tests.tracking.wandb_server import ServedRun, WandbServer
+from trainer.runs.directory import RunDirectory
+from trainer.tracking.upload import upload
+from trainer.tracking.wandb_segment import last_row
+
+ATTEMPT = '''
+import json, os, sys, time
+from pathlib import Path
+from trainer.config.schema import TrackingOptions
+from trainer.runs.directory import RunDirectory
+from trainer.runs.metrics_lines import rewind
+from trainer.tracking import weights_and_biases
+
+def attempt(folder, begin, end, dies):
+    """Train from `begin` to `end`: a row a step, one more of the user's own, and at tens a validation."""
+    run, step = RunDirectory(Path(folder)), begin
+    rewind(run.metrics_path, begin)
+    position = weights_and_biases.Position(begin, lambda: step)
+    experiment = weights_and_biases.start(run, TrackingOptions(init_timeout_s=30), {"seed": 1}, position)
+    with run.metrics_path.open("a") as file:
+        for step in range(begin + 1, end + 1):
+            line = {"loss": 1 / step}
+            experiment.log({**line, "trainer/global_step": step})
+            experiment.log({"own": -step})
+            if step % 10 == 0:
+                experiment.log({"acc": step / 100, "trainer/global_step": step})
+                line["acc"] = step / 100
+            file.write(json.dumps({"step": step, "time": time.time(), **line}) + chr(10))
+            file.flush()
+            if step == end - 3 and dies == "slowly" and experiment.offline:
+                time.sleep(1.2)  # all that was logged until now is in the file of the client
+    seen, patience = Path(folder, "seen"), time.monotonic() + 60
+    while dies == "slowly" and not experiment.offline and not seen.exists() and time.monotonic() < patience:
+        time.sleep(0.1)
+    if dies:
+        os.kill(os.getpid(), 9)
+    weights_and_biases.finish(experiment, 0)
+
+attempt(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4])
+'''
+
+
+def attempt(run: RunDirectory, begin: int, end: int, dies: str, server: WandbServer, mode: str = "online") -> str:
+    """One attempt in a process of its own; what it printed.
+
+    `dies`: "at once", or "slowly": the client has had the time to send its rows, which it does every 15 s.
+    """
+    (run.path / "seen").unlink(missing_ok=True)
+    process = subprocess.Popen(
+        [sys.executable, "-c", ATTEMPT, str(run.path), str(begin), str(end), dies],
+        env={**clean_environment(), "HOME": str(run.path.parent), **server.environment(), "WANDB_MODE": mode},
+        cwd=run.path.parent,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    with process:
+        while process.poll() is None:
+            if any(row.get("own") == -end for one in list(server.runs.values()) for row in one.history):
+                (run.path / "seen").touch()
+            time.sleep(0.1)
+        said = process.stdout.read() if process.stdout else ""
+    assert process.returncode == (-9 if dies else 0), said
+    return said
+
+
+def check_one_curve(served: ServedRun, run: RunDirectory, keeps_own: bool = True) -> None:
+    """Every line of metrics.jsonl once, the user's own row of each step at most once, and steps that only rise.
+
+    `keeps_own`: the user's own rows are all there; what a client that was killed has not sent is in no other file.
+    """
+    lines = [json.loads(line) for line in run.metrics_path.read_text().splitlines()]
+    values: list[tuple[int, str, Any]] = [
+        (row["trainer/global_step"], name, row[name]) for row in served.history for name in row if name in NAMES
+    ]
+    expected = {(line["step"], name): line[name] for line in lines for name in line if name in NAMES}
+    steps = [step for step, _, _ in values]
+    assert steps == sorted(steps)
+    assert {(step, name): value for step, name, value in values if name != "own"} == pytest.approx(expected)
+    assert len(values) == len({(step, name) for step, name, _ in values}), "a value was sent twice"
+    own = [step for step, name, _ in values if name == "own"]
+    if keeps_own:
+        assert own == list(range(1, lines[-1]["step"] + 1))
+    numbers = [row["_step"] for row in served.history]
+    assert numbers == sorted(set(numbers))
+
+
+NAMES = ("loss", "acc", "own")
+KILLED = ((0, 17, "slowly"), (10, 27, "at once"), (20, 23, "at once"), (20, 36, "slowly"), (30, 33, "at once"))
+"""First step, last step, and whether the client had time to send its rows."""
+
+
+def new_run(folder: Path) -> RunDirectory:
+    run = RunDirectory(folder / "runs" / "digits-abcd1234")
+    run.path.mkdir(parents=True)
+    return run
+
+
+def killed_five_times(folder: Path, server: WandbServer) -> RunDirectory:
+    run = new_run(folder)
+    for begin, end, dies in KILLED:
+        attempt(run, begin, end, dies, server)
+    attempt(run, 30, 45, "", server)
+    return run
+
+
+def test_killed_five_times_online(tmp_path: Path) -> None:
+    with WandbServer() as appends, WandbServer(rewinds=True) as rewinds, ThreadPoolExecutor() as pool:
+        names = {"appends": appends, "rewinds": rewinds}
+        runs = {name: pool.submit(killed_five_times, tmp_path / name, server) for name, server in names.items()}
+        for name, server in names.items():
+            run = runs[name].result()
+            (served,) = server.runs.values()
+            check_one_curve(served, run, keeps_own=False)
+            assert bool(served.rewound_to) == server.rewinds
+            record = run.wandb()
+            assert record is not None
+            assert (record.id, record.entity, record.rewinds) == ("abcd1234", "somebody", server.rewinds)
+            assert server.unknown == []
+
+
+def test_killed_offline_and_uploaded(tmp_path: Path) -> None:
+    run = new_run(tmp_path)
+    with WandbServer() as server:
+        for begin, end, dies in KILLED:
+            attempt(run, begin, end, dies, server, "offline")
+        attempt(run, 30, 40, "", server, "offline")
+        assert not server.requests
+        # The next attempt is online: the earlier rows are uploaded first.
+        attempt(run, 40, 45, "", server)
+        (served,) = server.runs.values()
+        check_one_curve(served, run, keeps_own=False)
+        assert server.unknown == []
+
+
+def test_online_offline_and_online_again(tmp_path: Path) -> None:
+    run = new_run(tmp_path)
+    with WandbServer() as server:
+        attempt(run, 0, 12, "slowly", server)
+        attempt(run, 10, 23, "slowly", server, "offline")
+        attempt(run, 20, 30, "", server)
+        (served,) = server.runs.values()
+        check_one_curve(served, run)
+
+
+def test_a_run_that_the_server_has_lost_is_sent_again(tmp_path: Path) -> None:
+    run = new_run(tmp_path)
+    with WandbServer() as server:
+        attempt(run, 0, 10, "", server)
+        server.runs.clear()
+        attempt(run, 10, 20, "", server)
+        (served,) = server.runs.values()
+        losses = [row["trainer/global_step"] for row in served.history if "loss" in row]
+        assert losses == list(range(1, 21))
+
+
+def test_the_last_row_of_a_segment_is_that_of_wandbs_own_reader(tmp_path: Path) -> None:
+    run = new_run(tmp_path)
+    with WandbServer() as server:
+        attempt(run, 0, 3000, "", server, "offline")
+    (path,) = run.wandb_dir.glob("offline-run-*/*.wandb")
+    assert path.stat().st_size > 1024**2  # more than is read at once
+    command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(path)]
+    said = subprocess.run(command, capture_output=True, text=True, timeout=60, env=clean_environment(), check=True)
+    records = [json.loads(line) for line in said.stdout.splitlines()]
+    rows = [record["history"]["item"] for record in records if record["type"] == "history"]
+    assert last_row(path) == int(rows[-1]["_step"]) == 6299
+    # A client that was killed leaves a torn end, or a header only.
+    os.truncate(path, path.stat().st_size - 100_000)
+    number = last_row(path)
+    assert number is not None
+    assert 0 < number < 6299
+    os.truncate(path, 7)
+    assert last_row(path) == -1
+    assert last_row(path.with_name("missing")) is None
+    assert upload(run).uploaded == 0
