@@ -154,7 +154,7 @@ def test_the_rates_of_a_gpu_are_shares_of_its_data_sheet() -> None:
     assert pcie.links.node_bytes_s == pytest.approx(0.8 * 16 * 0.985e9)
 
 
-JOB = forecast.Job(32, 100, 3200, 8, "cuda", 700.0, 3600.0, 10**9, 20.0)
+JOB = forecast.Job(32, 100, 3200, 8, 8, "cuda", 700.0, 3600.0, 10**9, 20.0)
 
 
 def config(**trainer: Any) -> dict[str, Any]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
 from tests.conftest import TrainerCli
-from tests.slurm.jobs import curve, on_slurm, submit, wait_for_event, weights
+from tests.slurm.jobs import JOB, curve, on_slurm, submit, wait_for_event, weights
 
 pytestmark = pytest.mark.slurm
 STEPS = 12
@@ -26,3 +27,16 @@ def test_two_nodes_of_two_ranks_end_with_the_weights_of_four_local_ranks(
     wait_for_event(submitted, "finished", timeout_s=300)
     assert weights(submitted, STEPS, workdir / "a") == weights(local, STEPS, workdir / "b") != {}
     assert curve(submitted) == curve(local)
+
+
+def test_steps_are_measured_by_a_short_job(cli: TrainerCli, workdir: Path) -> None:
+    """`trainer time` submits it with a time limit of its own, follows it, and deletes its run."""
+    job = [*JOB, *on_slurm(ranks=2), "--steps", "6", "--warmup", "2", "--for", "1h", "--json"]
+    done = cli("time", *job, env={"XDG_CACHE_HOME": str(workdir / "cache")}, timeout=300)
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert (report["steps"], report["ranks"]) == (6, 2)
+    assert report["fits"][0]["steps"] == int(3600 / report["step_s"])
+    assert "submitted as job" in done.stderr or "finished" in done.stderr
+    assert list((workdir / "cache/trainer/timings").glob("*.json"))
+    assert not list((workdir / "runs").glob("*"))

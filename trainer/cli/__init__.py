@@ -13,7 +13,8 @@ VERBS = {
     "Train": {
         "fit": "compose, check, launch and follow a training job",
         "check": "check a configuration without launching anything",
-        "plan": "plan memory, time and cost of a job on GPUs that need not be here",
+        "plan": "plan memory, time and cost of a job without its GPUs",
+        "time": "measure steps of a job, and what fits in a time or a budget",
         "init": "create a project with a model, data and configs to edit",
         "verify-resume": "check that a killed and resumed job ends bit for bit the same",
         "bench": "run jobs with injected faults and check how they end",

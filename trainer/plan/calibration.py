@@ -17,7 +17,7 @@ from typing import Literal
 
 from trainer.core.files import write_atomic
 from trainer.core.paths import cache_root
-from trainer.core.records import dumps, read_or_skip
+from trainer.core.records import absent, dumps, read_or_skip
 from trainer.plan.collectives import Traffic
 from trainer.plan.roofline import Rates, step_time
 from trainer.plan.work import Work
@@ -52,11 +52,15 @@ class Measurement:
     work: Work
     sent: list[Traffic] = field(default_factory=list)
     step_s: float
-    basis: Literal["wall", "cpu"] = "wall"
-    """Clock: `cpu` is the CPU time of a rank, which other processes on the machine do not change."""
+    basis: Literal["wall", "cpu", "fast"] = "wall"
+    """Clock: `cpu` is the CPU time of a rank, which other processes on the machine do not change; `fast` the wall time
+    of the fastest tenth of the steps."""
     steps: int
     source: str
     """trainer time, or the run."""
+    save_s: float | None = absent()
+    """Seconds of a save of a checkpoint."""
+    save_bytes: int | None = absent()
     time: float
     """Seconds since 1970."""
 

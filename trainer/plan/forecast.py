@@ -33,6 +33,8 @@ class Job:
     tokens_per_sample: int | None
     samples_per_epoch: int | None
     ranks: int
+    units: int
+    """What is paid for: GPUs or CPU cores."""
     device: str
     """cuda or cpu."""
     power_watts: float | None
@@ -127,7 +129,7 @@ def forecast(
         energy = hours * job.power_watts * POWER_SHARE / 1000
     elif job.device == "cpu":
         missing["energy_kwh"] = "the power of CPUs is not in the catalogue"
-    price, co2 = _price(config["cluster"], job, hours, missing), None
+    price, co2 = _price(config["cluster"], job, train_s, missing), None
     grid = config["cluster"].get("grid_gco2_per_kwh")
     if grid is None:
         missing["co2_kg"] = "cluster.grid_gco2_per_kwh is not set"
@@ -188,15 +190,13 @@ def steps_per_epoch(trainer: Mapping[str, Any], job: Job) -> int | None:
     return min(steps, int(limit)) if limit else steps
 
 
-def _price(cluster: Mapping[str, Any], job: Job, hours: float | None, missing: dict[str, str]) -> float | None:
-    if job.device == "cpu":
-        missing["cost"] = "no price of CPU ranks: their cores are not known here"
-        return None
-    price = cluster.get("price_per_gpu_hour")
+def _price(cluster: Mapping[str, Any], job: Job, train_s: float | None, missing: dict[str, str]) -> float | None:
+    key = "price_per_gpu_hour" if job.device == "cuda" else "price_per_cpu_core_hour"
+    price = cluster.get(key)
     if price is None:
-        missing["cost"] = "cluster.price_per_gpu_hour is not set"
+        missing["cost"] = f"cluster.{key} is not set"
         return None
-    return None if hours is None else float(hours * price)
+    return None if train_s is None else float(train_s * job.units / 3600 * price)
 
 
 def _allocations(cluster: Mapping[str, Any], job: Job, train_s: float | None, missing: dict[str, str]) -> int | None:

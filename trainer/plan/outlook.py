@@ -5,6 +5,7 @@ Imports no torch.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -49,6 +50,7 @@ def look_around(
     """Read the calibration and the measured saves of past runs."""
     known = measurements(hardware_of(device, ranks_of_node))
     saves = past.saves(Path(config["runs_dir"]))
+    saves += [past.Save(one.save_s, one.save_bytes, one.source) for one in known if one.save_s and one.save_bytes]
     return Surroundings(config, device, time_limit_s, network_bytes_s, known, saves)
 
 
@@ -59,7 +61,8 @@ def hardware_of(device: Device | None, ranks_of_node: int) -> str:
 
 def threads_of(ranks_of_node: int) -> int:
     """Return the threads of a CPU rank, as torchrun is told (`supervise/torchrun.py`)."""
-    return max(1, usable_cores() // ranks_of_node)
+    given = os.environ.get("OMP_NUM_THREADS", "")
+    return int(given) if given.isdigit() and int(given) else max(1, usable_cores() // ranks_of_node)
 
 
 def with_forecast(plan: Plan, around: Surroundings) -> Plan:
@@ -90,6 +93,7 @@ def with_forecast(plan: Plan, around: Surroundings) -> Plan:
         work.tokens,
         plan.samples_per_epoch,
         variant.world_size,
+        variant.world_size * (1 if variant.device == "cuda" else threads_of(variant.ranks_of_node)),
         variant.device,
         None if around.device is None else around.device.power_watts or None,
         around.time_limit_s,

@@ -24,11 +24,11 @@ from trainer.config.schema import Config
 from trainer.config.strategy import STRATEGIES
 from trainer.config.typed import to_config
 from trainer.core.errors import TrainerError, UserError
-from trainer.core.hardware import usable_cores
 from trainer.plan import bench
 from trainer.plan.decoder import Decoder
 from trainer.plan.decoder_work import flops_per_token
 from trainer.plan.job import Variant, settled_optimizer
+from trainer.plan.outlook import threads_of
 from trainer.plan.simulation import Setting, Simulated, simulate
 from trainer.plan.work import Work
 from trainer.runtime.process import Rank
@@ -64,7 +64,7 @@ def simulate_all(plain: dict[str, Any], with_data: bool, variants: list[Variant]
         return [_failed(error)] * len(variants)
     answers: list[dict[str, Any]] = []
     if variants[0].device == "cpu":
-        bench.ensure(max(1, usable_cores() // variants[0].ranks_of_node))
+        bench.ensure(threads_of(variants[0].ranks_of_node))
     for variant in variants:
         try:
             answers.append({**asdict(source.simulate(variant)), "samples_per_epoch": source.samples_per_epoch})

@@ -26,7 +26,7 @@ from trainer.core.files import (
 )
 from trainer.runs import events
 from trainer.runs.events import E, Event, StopRequested, StopRequester
-from trainer.runs.records import AttemptOutcome, Failure, HeartbeatRecord, Launch, NodeUsage, WandbRun
+from trainer.runs.records import AttemptOutcome, Failure, HeartbeatRecord, Launch, NodeUsage, StepTiming, WandbRun
 
 if TYPE_CHECKING:
     from trainer.config.hydra_files import HydraFiles
@@ -252,6 +252,17 @@ class RunDirectory:
     def samples_path(self, attempt: int, rank: int) -> Path:
         """Return the file to which `SampleLog` writes the samples that a rank has read."""
         return self.path / "samples" / f"attempt-{attempt:02d}-rank-{rank}.jsonl"
+
+    def timing_path(self, rank: int) -> Path:
+        """Return the file to which a rank of `trainer time` writes the times of its steps."""
+        return self.path / "timing" / f"rank-{rank}.json"
+
+    def timings(self) -> list[StepTiming]:
+        """Return the measured steps of all ranks, by rank."""
+        paths = _by_rank((self.path / "timing").glob("rank-*.json"))
+        return [
+            found for _, path in sorted(paths.items()) if (found := records.read_or_skip(StepTiming, path)) is not None
+        ]
 
     def trace_path(self, attempt: int, rank: int) -> Path:
         """Return the file in which `trainer verify-resume` records the inputs of each batch of a rank."""

@@ -217,6 +217,25 @@ class Failure:
 
 
 @dataclass(frozen=True, kw_only=True)
+class StepTiming:
+    """Measured steps of a rank, for `trainer time`: `timing/rank-R.json`."""
+
+    steps: int
+    wall_s: float
+    """Seconds of all of them."""
+    cpu_s: float
+    """CPU time of the rank's process in them, of all its threads."""
+    each_s: list[float]
+    """Seconds of each; on a GPU those of the host, which may be ahead of the device."""
+    threads: int
+    """Threads that the rank computes with on a CPU."""
+    steps_per_epoch: int | None
+    """Optimizer steps; None: the data has no length."""
+    device: str | None
+    """Name of the GPU; None: a CPU rank."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class CommandFailure:
     """The exception that ended a rank of `trainer evaluate`, `predict` or `export`: `logs/VERB.failure.json`."""
 

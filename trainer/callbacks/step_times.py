@@ -1,0 +1,87 @@
+"""Measures the steps of a short job, for `trainer time`."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from trainer.core.files import write_atomic
+from trainer.core.records import dumps
+from trainer.runs.directory import RunDirectory
+from trainer.runs.records import StepTiming
+from trainer.runtime.process import Rank
+from trainer.runtime.steps import steps_of
+from trainer.tracking.metrics_file import run_folder
+
+
+class StepTimes(Callback):
+    """Writes `timing/rank-R.json` after the steps that are measured.
+
+    On a GPU it waits for the device before the first and after the last of them, not between them.
+
+    Args:
+        warmup: Steps before the measured ones: they compile, allocate and fill the caches.
+        steps: Steps to measure.
+    """
+
+    read_only = True
+    """Hooks change nothing in place, so the loop need not copy the loss for them (`train/loop_plan.py`)."""
+
+    def __init__(self, warmup: int, steps: int) -> None:
+        self._warmup, self._steps = warmup, steps
+        self._walls: list[float] = []
+        self._cpu = 0.0
+        self._started = 0.0
+        self._first: int | None = None
+        self._seen = 0
+        self._is_over = False
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Take the time at the end of each step, and write the record after the last one."""
+        step = steps_of(trainer).completed
+        if self._is_over or step == self._seen:
+            return
+        self._seen = step
+        if step < self._warmup:
+            return
+        if self._first is None:
+            _wait(trainer)
+            self._first, self._cpu, self._started = step, time.process_time(), time.perf_counter()
+            return
+        done = step - self._first
+        if done >= self._steps:
+            _wait(trainer)
+        self._walls.append(time.perf_counter())
+        if done >= self._steps:
+            self._is_over = True
+            self._write(trainer, done)
+
+    def _write(self, trainer: Trainer, done: int) -> None:
+        cpu_s = time.process_time() - self._cpu
+        edges = [self._started, *self._walls]
+        batches, epochs = trainer.num_training_batches, None
+        if batches != float("inf"):
+            epochs = max(1, -(-int(batches) // trainer.accumulate_grad_batches))
+        timing = StepTiming(
+            steps=done,
+            wall_s=edges[-1] - edges[0],
+            cpu_s=cpu_s,
+            each_s=[round(after - before, 7) for before, after in itertools.pairwise(edges)],
+            threads=torch.get_num_threads(),
+            steps_per_epoch=epochs,
+            device=torch.cuda.get_device_name() if trainer.strategy.root_device.type == "cuda" else None,
+        )
+        path = RunDirectory(run_folder(trainer)).timing_path(Rank.from_environment().rank)
+        path.parent.mkdir(exist_ok=True)
+        write_atomic(path, dumps(timing, indent=1) + "\n")
+
+
+def _wait(trainer: Trainer) -> None:
+    if trainer.strategy.root_device.type == "cuda":
+        torch.cuda.synchronize()
