@@ -8,7 +8,7 @@ import sys
 from trainer.cli.options import add_watching_options
 from trainer.cli.overrides import compose_all, overrides_parser
 from trainer.config.compose import printed
-from trainer.core.errors import DONE, UserError
+from trainer.core.errors import DONE, USER_MUST_CHANGE, UserError
 from trainer.starter.folder import expand
 
 _DESCRIPTION = (
@@ -34,14 +34,18 @@ def main(argv: list[str]) -> int:
         for one in composed:
             sys.stdout.write(printed(one, arguments.cfg, arguments.package, arguments.resolve))
         return DONE
+    from trainer.cli.approval import approve, planned_lines
     from trainer.cli.job import check_all  # imported late: --cfg does not need it
     from trainer.cli.launching import launch, plan, sweep
 
     jobs = check_all(composed)
     if arguments.dry_run:
         for job in jobs:
-            print(plan(job))
+            print("\n".join([*planned_lines(job), plan(job)]))
         return DONE
+    if not approve(jobs, arguments):
+        print("not launched", file=sys.stderr)
+        return USER_MUST_CHANGE
     if not arguments.multirun:
         return launch(jobs[0], arguments)[0]
     return sweep(jobs, arguments)
@@ -58,6 +62,12 @@ def _parse(argv: list[str]) -> argparse.Namespace:
         "--dry-run",
         action="store_true",
         help="check the job, print its plan and its job script, and exit; writes nothing",
+    )
+    parser.add_argument(
+        "--anyway", action="store_true", help="launch the job although its plan does not fit in the memory of the GPUs"
+    )
+    parser.add_argument(
+        "--yes", "-y", action="store_true", help="do not ask about jobs above cluster.confirm_above_gpu_hours"
     )
     add_watching_options(parser)
     arguments: argparse.Namespace = parser.parse_intermixed_args(argv)

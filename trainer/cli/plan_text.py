@@ -37,7 +37,8 @@ def brief(plan: Plan, known: Device | None) -> list[str]:
     assert plan.engine is not None
     of = "" if plan.capacity is None else f" of {gib(plan.capacity)}"
     on = known.name if known is not None else "each CPU rank"
-    lines = [f"plan: {gib(plan.needed)}{of} on {on} (error: {ERRORS[plan.engine][plan.variant.device]})"]
+    verdict = ": does not fit" if plan.fits is False else ""
+    lines = [f"plan: {gib(plan.needed)}{of} on {on}{verdict} (error: {ERRORS[plan.engine][plan.variant.device]})"]
     found = plan.forecast
     if found is None:
         return [*lines, f"plan: time not known: {plan.no_forecast}"]

@@ -81,6 +81,30 @@ def variant_of(config: dict[str, Any], shape: LaunchShape, known: Device | None)
     )
 
 
+def formula_plans(
+    config: dict[str, Any], variants: Sequence[Variant], capacity: int | None, skip: bool = False
+) -> list[Plan]:
+    """Return the plans in closed form.
+
+    Args:
+        config: The composed configuration.
+        variants: What to plan.
+        capacity: Memory of the device.
+        skip: Leave out variants without a closed form.
+
+    Raises:
+        NoFormula: A variant has none.
+    """
+    found = []
+    for variant in variants:
+        try:
+            found.append(of_estimate(variant, by_formula(config, variant), capacity))
+        except NoFormula:
+            if not skip:
+                raise
+    return found
+
+
 def plans(
     config: dict[str, Any], with_data: bool, variants: Sequence[Variant], capacity: int | None, engine: str
 ) -> list[Plan]:

@@ -24,6 +24,8 @@ class Prices:
     """Price of one CPU core for one hour, for jobs without GPUs."""
     currency: str | None = None
     """Currency of the prices, such as EUR; it is only printed."""
+    confirm_above_gpu_hours: Annotated[float, Amount()] | None = None
+    """Ask on a terminal before a job is launched that may take more GPU hours than this; null: do not ask."""
     grid_gco2_per_kwh: Annotated[float, Amount()] | None = None
     """Carbon intensity of the electricity, in grams of CO2 equivalent per kWh; your site or the operator of the grid
     publishes it."""

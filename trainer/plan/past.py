@@ -53,9 +53,11 @@ class Save:
 
 
 def same_jobs(runs_dir: Path, job: Workload) -> list[Measurement]:
-    """Return the measured step times of past runs of this very job, whatever their length, on its hardware."""
+    """Return the measured step times of past runs of this very job and name, whatever their length, on its hardware."""
     found = []
     for run in _newest(runs_dir):
+        if run.name != job.config["name"]:
+            continue  # reading a configuration takes milliseconds
         try:
             config = run.config()
             beat = run.heartbeat(0)

@@ -1,0 +1,121 @@
+"""Planned against measured step time for ten CPU jobs of about a minute: `python benchmarks/planned_time.py`.
+
+Each job is planned after two short measurements of the same model with half and with twice the global batch, and is
+then measured by `trainer time`. Ranks have one thread, and the clock is their CPU time: other processes on the machine
+do not change it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kept import keep
+
+LIMIT = 0.2
+_CALIBRATING_STEPS = 12
+
+
+@dataclass(frozen=True)
+class Case:
+    """A job of the table."""
+
+    name: str
+    overrides: tuple[str, ...]
+    batch: int
+    ranks: int = 1
+
+
+_DIGITS = ("data=digits", "optimizer=adamw")
+_TEXT = ("experiment=text_transformer",)
+CASES = [
+    Case("mlp", ("model=mlp", *_DIGITS), 64),
+    Case("wide mlp, ddp", ("model=mlp", "model.hidden=[1024,1024]", *_DIGITS), 256, 2),
+    Case("resnet", ("model=resnet_small", *_DIGITS), 16),
+    Case("vgg", ("model=vgg_small", *_DIGITS), 32),
+    Case("vit", ("model=vit_small", "model.patch=2", *_DIGITS), 32),
+    Case("transformer", _TEXT, 4),
+    Case("transformer, ddp", _TEXT, 8, 2),
+    Case("transformer, fsdp", (*_TEXT, "strategy=fsdp"), 8, 2),
+    Case("transformer, checkpointing", (*_TEXT, "strategy.activation_checkpointing=full"), 4),
+    Case("wide transformer, accumulated", (*_TEXT, "model.dim=512", "data.micro_batch=2"), 4),
+]
+
+
+def main() -> int:
+    """Measure the cases and print the table; returns 1 if a planned time is further off than the limit."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seconds", type=float, default=60.0, help="length of a measured job (default: 60)")
+    parser.add_argument("--only", type=int, nargs="*", help="numbers of the cases, from 0")
+    parser.add_argument("--keep", action="store_true", help="write the table to benchmarks/results/planned_time.md")
+    arguments = parser.parse_args()
+    rows = []
+    chosen = range(len(CASES)) if arguments.only is None else arguments.only
+    with tempfile.TemporaryDirectory() as folder:
+        for number in chosen:
+            rows.append(_row(CASES[number], Path(folder), arguments.seconds))
+            print(rows[-1], flush=True)
+    table = "\n".join(_table(rows))
+    print(table)
+    if arguments.keep:
+        keep("planned_time", "Planned against measured step time on CPU ranks", table)
+    return int(any(abs(row["error"]) > LIMIT for row in rows))
+
+
+def _row(case: Case, folder: Path, seconds: float) -> dict[str, Any]:
+    (folder / str(os.getpid())).mkdir(exist_ok=True)
+    before = [_time(case, batch, _CALIBRATING_STEPS, folder) for batch in (case.batch // 2, case.batch * 2)]
+    rough = sum(one["calibrating_s"] for one in before) / 2
+    report = _time(case, case.batch, max(10, round(seconds / rough)), folder)
+    planned = report["planned"]
+    return {
+        "name": case.name,
+        "ranks": case.ranks,
+        "batch": case.batch,
+        "steps": report["steps"],
+        "uncalibrated": before[0]["planned"]["step_s"] / before[0]["calibrating_s"] - 1,
+        "planned_s": planned["step_s"],
+        "stated": planned["error"],
+        "measured_s": report["calibrating_s"],
+        "wall_s": report["step_s"],
+        "error": planned["step_s"] / report["calibrating_s"] - 1,
+    }
+
+
+def _time(case: Case, batch: int, steps: int, folder: Path) -> dict[str, Any]:
+    environment = {**os.environ, "XDG_CACHE_HOME": str(folder / case.name), "OMP_NUM_THREADS": "1"}
+    shape = ["resources.gpus=0", f"resources.cpu_processes={case.ranks}", f"data.batch_size={batch}"]
+    command = [sys.executable, "-m", "trainer", "time", *case.overrides, *shape, "--json", "--warmup", "4"]
+    done = subprocess.run(
+        [*command, "--steps", str(steps)], cwd=folder, env=environment, stdout=subprocess.PIPE, text=True, check=True
+    )
+    report: dict[str, Any] = json.loads(done.stdout)
+    return report
+
+
+def _table(rows: list[dict[str, Any]]) -> list[str]:
+    lines = [
+        (__doc__ or "").partition("\n\n")[2].strip(),
+        "",
+        "| job | ranks | batch | steps | planned | measured | error | stated error | first plan, not calibrated |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        stated = "not known" if row["stated"] is None else f"{row['stated']:.0%}"
+        lines.append(
+            f"| {row['name']} | {row['ranks']} | {row['batch']} | {row['steps']} | {row['planned_s'] * 1000:.1f} ms "
+            f"| {row['measured_s'] * 1000:.1f} ms | {row['error']:+.1%} | {stated} | {row['uncalibrated']:+.0%} |"
+        )
+    within = sum(abs(row["error"]) <= LIMIT for row in rows)
+    return [*lines, "", f"{within} of {len(rows)} within {LIMIT:.0%}."]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,145 @@
+"""What `trainer fit` plans before it launches: two lines, a refusal of what cannot fit, a question about its cost.
+
+Only what the closed form knows is planned, which takes milliseconds; other jobs are launched as they are.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+from trainer.cli.job import Job
+from trainer.cli.plan_text import brief, gib
+from trainer.cli.planning import formula_plans, variant_of
+from trainer.core.errors import UserError
+from trainer.core.gpus import inventory
+from trainer.hardware.catalogue import DEVICES, Device, known
+from trainer.launch import launchers
+from trainer.plan.allowance import CONTEXT
+from trainer.plan.answer import Plan
+from trainer.plan.closed_form import NoFormula
+from trainer.plan.job import Variant, alternatives
+from trainer.plan.outlook import look_around, with_forecast
+
+
+@dataclass(frozen=True)
+class Planned:
+    """The plan of a job in closed form."""
+
+    plan: Plan
+    device: Device | None
+
+
+def approve(jobs: list[Job], arguments: argparse.Namespace) -> bool:
+    """Print the plans of the jobs and ask where they are expensive; return whether to launch them.
+
+    Args:
+        jobs: The checked jobs.
+        arguments: `anyway`: launch what cannot fit; `yes`: do not ask.
+
+    Raises:
+        UserError: A job cannot fit in memory.
+    """
+    hours = 0.0
+    for job in jobs:
+        found = plan_of(job)
+        if found is not None:
+            if len(jobs) == 1:
+                print("\n".join(brief(found.plan, found.device)), flush=True)
+            if not arguments.anyway:
+                refuse_what_cannot_fit(job, found)
+        hours += gpu_hours(job, found)
+    limits = [job.config["cluster"].get("confirm_above_gpu_hours") for job in jobs]
+    limit = min((one for one in limits if one is not None), default=None)
+    if limit is None or hours <= limit or arguments.yes or not sys.stdin.isatty():
+        return True
+    question = f"up to {hours:.4g} GPU hours, more than cluster.confirm_above_gpu_hours={limit:g}. Launch? [y/N] "
+    return input(question).strip().lower() in ("y", "yes")
+
+
+def planned_lines(job: Job) -> list[str]:
+    """Return the two lines of a job's plan; none where it is not known."""
+    found = plan_of(job)
+    return [] if found is None else brief(found.plan, found.device)
+
+
+def plan_of(job: Job) -> Planned | None:
+    """Return the plan of a job; None where the closed form or the GPU is not known."""
+    config = job.config
+    device = device_of(config) if job.shape.device == "cuda" else None
+    if job.shape.device == "cuda" and device is None:
+        return None
+    variant = variant_of(config, job.shape, device)
+    if config["trainer"]["find_micro_batch"]:
+        return None  # the micro-batch is found at the start
+    try:
+        (plan,) = formula_plans(config, [variant], None if device is None else device.memory_bytes)
+    except NoFormula:
+        return None
+    around = look_around(config, device, variant.ranks_of_node, launchers.time_limit_s(config))
+    return Planned(with_forecast(plan, around), device)
+
+
+def device_of(config: dict[str, Any]) -> Device | None:
+    """Return the GPU of the job: that of this machine, or on a cluster the one that `cluster.gpu_type` names.
+
+    Where several devices of the catalogue have that type, the one with the most memory, so that nothing is refused that
+    may fit.
+    """
+    if config["cluster"]["name"] == "local":
+        here = inventory().gpus
+        return known(here[0].name) if here else None
+    words = re.split(r"[^a-z0-9]+", str(config["cluster"].get("gpu_type") or "").lower())
+    candidates = [one for word in words for one in devices_by_word().get(word, ())]
+    return max(candidates, key=lambda one: one.memory_bytes, default=None)
+
+
+def refuse_what_cannot_fit(job: Job, found: Planned) -> None:
+    """Refuse a job whose tensors alone are larger than the memory.
+
+    Raises:
+        UserError: With the nearest alternative that fits.
+    """
+    plan, device = found.plan, found.device
+    if device is None or plan.peak is None or plan.peak + CONTEXT <= device.memory_bytes:
+        return
+    nearest = nearest_that_fits(job.config, plan.variant, device)
+    fix = "" if nearest is None else f"the nearest that fits: {nearest.variant.overrides}\n  "
+    problem = f"{gib(plan.peak)} of tensors on each GPU do not fit {gib(device.memory_bytes)} of {device.name}"
+    raise UserError(problem, f"{fix}trainer plan shows more; --anyway launches it nevertheless")
+
+
+def nearest_that_fits(config: dict[str, Any], variant: Variant, device: Device) -> Plan | None:
+    """Return the fastest alternative that fits with its allowance; None: none does."""
+    others = alternatives(variant, config["data"].get("batch_size"))
+    plans = [one for one in formula_plans(config, others, device.memory_bytes, skip=True) if one.fits]
+    around = look_around(config, device, variant.ranks_of_node, None)
+    timed = [with_forecast(one, around) for one in plans]
+    return min(timed, key=_order, default=None)
+
+
+def _order(plan: Plan) -> tuple[float, tuple[int, int, int]]:
+    return (float("inf") if plan.forecast is None else plan.forecast.step_s), plan.variant.order()
+
+
+def gpu_hours(job: Job, found: Planned | None) -> float:
+    """Return the GPU hours of a job: planned, else the most that one allocation may take; 0 where neither is known."""
+    if job.shape.device != "cuda":
+        return 0.0
+    if found is not None and found.plan.forecast is not None and found.plan.forecast.device_hours is not None:
+        return found.plan.forecast.device_hours
+    limit_s = launchers.time_limit_s(job.config)
+    return 0.0 if limit_s is None else limit_s * job.shape.world_size / 3600
+
+
+def devices_by_word() -> dict[str, list[Device]]:
+    """Return the devices by the words of their names that tell them apart, such as h100."""
+    found: dict[str, list[Device]] = {}
+    for one in DEVICES.values():
+        for word in set(re.split(r"[^a-z0-9]+", one.name.lower())):
+            if re.fullmatch(r"(?=.*[a-z])(?=.*\d)(?!\d+gb$|hbm|sxm)\w+", word):
+                found.setdefault(word, []).append(one)
+    return found
