@@ -11,6 +11,7 @@ import pytest
 
 from tests.conftest import TrainerCli
 from tests.hardware.powercap import Powercap
+from tests.report.made import Page, points
 from trainer.core.records import dumps
 from trainer.runs.directory import RunDirectory
 from trainer.runs.ledger import ledger
@@ -23,9 +24,9 @@ import signal
 from lightning.pytorch import Callback
 
 
-class KillOnce(Callback):
+class KillTwice(Callback):
     def on_train_batch_end(self, trainer, *arguments):
-        if os.environ["TORCHELASTIC_RESTART_COUNT"] == "0" and trainer.global_step >= 15:
+        if trainer.global_step >= {"0": 15, "1": 25}.get(os.environ["TORCHELASTIC_RESTART_COUNT"], 99):
             os.kill(os.getpid(), signal.SIGKILL)
 """
 
@@ -99,8 +100,13 @@ def test_a_run_without_a_heartbeat_has_none(tmp_path: Path) -> None:
 def test_the_classes_of_a_real_run_add_up_to_its_time_and_its_bill(trainer_cli: TrainerCli, workdir: Path) -> None:
     (workdir / "killer.py").write_text(KILLER)
     sysfs = Powercap(workdir, {0: len(os.sched_getaffinity(0))})
-    limits = ["trainer.max_steps=30", "checkpoint.every_n_steps=10", "trainer.max_epochs=null"]
-    killer = ["+callbacks.killer._target_=killer.KillOnce", "tracking=none", "resources.cpu_processes=2"]
+    limits = [
+        "trainer.max_steps=30",
+        "trainer.log_every_n_steps=1",
+        "checkpoint.every_n_steps=10",
+        "trainer.max_epochs=null",
+    ]
+    killer = ["+callbacks.killer._target_=killer.KillTwice", "tracking=none", "resources.cpu_processes=2"]
     prices = ["cluster.price_per_cpu_core_hour=3600", "cluster.currency=EUR", "cluster.grid_gco2_per_kwh=360"]
     with sysfs.using(watts=100) as read_by:
         done = trainer_cli("fit", "experiment=quickstart", *limits, *killer, *prices, env=read_by)
@@ -112,8 +118,10 @@ def test_the_classes_of_a_real_run_add_up_to_its_time_and_its_bill(trainer_cli: 
     assert 0 < found["effective"] < found["goodput"] + 1e-9 < 1
     page = trainer_cli("show").stdout
     assert "effective training" in page
-    (first, second), bill = RunDirectory(Path(facts["path"])).usage(), facts["bill"]
-    held_s = first.seconds + second.seconds
+    run, bill = RunDirectory(Path(facts["path"])), facts["bill"]
+    first, *_ = records = run.usage()
+    assert len(records) == 3
+    held_s = sum(one.seconds for one in records)
     assert held_s == pytest.approx(found["wall_s"], abs=15)
     assert facts["cost"] == pytest.approx(held_s * first.devices, rel=1e-3)
     assert 0 < facts["energy_kwh"] * 3.6e6 < held_s * 100 * 1.5 + 100
@@ -121,5 +129,21 @@ def test_the_classes_of_a_real_run_add_up_to_its_time_and_its_bill(trainer_cli: 
     assert {"start", "train", "down"} <= set(bill["by_class"])
     for key in ("cpu_core_hours", "cost", "energy_kwh"):
         assert sum(charge[key] for charge in bill["by_class"].values()) == pytest.approx(bill[key], abs=1e-4)
+    check_report(Page((run.path / "report.html").read_text()))  # written by the node process, after the last record
     assert " CPU core hours; " in page
     assert " EUR; " in page
+
+
+def check_report(page: Page) -> None:
+    """A run that was killed twice is one curve."""
+    curve = points(page.figures["train/loss"][0])
+    assert len(curve) == 30
+    assert [x for x, _ in curve] == sorted({x for x, _ in curve})
+    assert "quickstart" in page.text
+    assert " finished " in page.text
+    assert "2 interruptions survived." in page.text
+    assert "was killed by SIGKILL" in page.text
+    assert "Energy from the counters of the hardware: CPU" in page.text
+    assert "Cost in EUR: 3600 per CPU core hour." in page.text
+    assert "optimizer.lr 0.003 0.001" in page.text
+    assert "Not in this report" not in page.text

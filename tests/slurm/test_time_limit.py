@@ -9,6 +9,7 @@ import pytest
 from tests.conftest import TrainerCli
 from tests.slurm.conftest import Testbed, wait_until
 from tests.slurm.jobs import LIMITED_JOB, LIMITED_STEPS, curve, logged_steps, story, submit, wait_for_event, weights
+from trainer.runs.bill import bill
 from trainer.runs.directory import RunDirectory
 from trainer.runs.events import Allocated
 
@@ -40,6 +41,13 @@ def test_a_training_longer_than_its_time_limit_ends_as_if_it_had_had_the_time(
     beat = limited.heartbeat(0)
     assert beat is not None
     assert beat.step == LIMITED_STEPS
+    allocations = {one.attempt: one.since for one in limited.events_of(Allocated)}
+    recorded = {one.attempt: one for one in limited.usage()}
+    assert len(recorded) >= len({end.step for end in limited.attempts() if end.step}) >= 2
+    assert all(record.began == allocations[attempt] for attempt, record in recorded.items())
+    assert bill(limited).total.cpu_core_hours == pytest.approx(
+        sum(one.seconds * one.devices for one in recorded.values()) / 3600
+    )
 
 
 def requeues(run: RunDirectory) -> int:

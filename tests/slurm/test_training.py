@@ -9,6 +9,8 @@ import pytest
 
 from tests.conftest import TrainerCli
 from tests.slurm.jobs import JOB, curve, on_slurm, submit, wait_for_event, weights
+from trainer.runs.bill import bill
+from trainer.runs.events import Allocated
 
 pytestmark = pytest.mark.slurm
 STEPS = 12
@@ -27,6 +29,14 @@ def test_two_nodes_of_two_ranks_end_with_the_weights_of_four_local_ranks(
     wait_for_event(submitted, "finished", timeout_s=300)
     assert weights(submitted, STEPS, workdir / "a") == weights(local, STEPS, workdir / "b") != {}
     assert curve(submitted) == curve(local)
+    records = submitted.usage()
+    assert {one.node for one in records} == {0, 1}
+    assert len({one.host for one in records}) == 2
+    (allocated, *_) = submitted.events_of(Allocated)
+    # Held since the start of the allocation, so with the preflight.
+    assert [one.began for one in records if one.attempt == allocated.attempt] == [allocated.since] * 2
+    held_s = sum(one.seconds * one.devices for one in records)
+    assert bill(submitted).total.cpu_core_hours == pytest.approx(held_s / 3600)
 
 
 def test_steps_are_measured_by_a_short_job(cli: TrainerCli, workdir: Path) -> None:

@@ -25,6 +25,7 @@ VERBS = {
         "show": "show the steps, metrics, checkpoints and attempts of a run",
         "dashboard": "show runs, curves and logs in a browser",
         "compare": "show what differs between runs: config, code, packages, results",
+        "report": "write a page about a run, or one that compares several",
         "why": "explain why a run is queued, or how and where it failed",
         "logs": "print the log of a rank; -f follows it",
         "stop": "save a checkpoint and stop a run",
@@ -43,7 +44,7 @@ VERBS = {
 }
 """Help of each verb by group. The verb `x` is the module `trainer.cli.x`, imported when it is used."""
 
-_READING = ("ls", "show", "why", "logs", "stop", "rm", "init", "data", "compare", "dashboard")
+_READING = ("ls", "show", "why", "logs", "stop", "rm", "init", "data", "compare", "dashboard", "report")
 """Verbs that start no process that imports Lightning."""
 
 _USAGE = """usage: trainer VERB [options] [key=value ...]

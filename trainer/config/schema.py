@@ -413,6 +413,8 @@ class Config:
     runs_dir: str = "runs"
     """Directory in which run directories are created. conf/config.yaml takes it from the environment variable
     TRAINER_RUNS_DIR, which the commands on runs read as well."""
+    report: bool = True
+    """Write `report.html` into the run directory when the training ends (docs/report.md)."""
     resources: Resources = field(default_factory=Resources)
     """Nodes, GPUs and processes."""
     trainer: TrainerOptions = field(default_factory=TrainerOptions)

@@ -92,7 +92,9 @@ def _with_parts(kwh: float, parts_kwh: Mapping[str, float]) -> str:
 
 def _quantity(value: float) -> str:
     """Return a number with three significant digits and no exponent."""
-    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}" if value >= 1e-4 else f"{value:.6f}"
+    if value >= 100:
+        return f"{value:,.0f}"
+    return f"{value:.3g}" if value >= 1e-4 else "0" if value < 5e-7 else f"{value:.6f}"
 
 
 def _scaled(value: float, unit: str, small_unit: str) -> str:

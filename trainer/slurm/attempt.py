@@ -302,7 +302,11 @@ def main(arguments: list[str]) -> int:
         print("\n".join(begin(run)))
         return DONE
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # SLURM sends it more than once
-    return end(run, int(arguments[2]))
+    code = end(run, int(arguments[2]))
+    from trainer.report import write  # only at the end
+
+    write.at_end(run, on_slurm=True)
+    return code
 
 
 if __name__ == "__main__":

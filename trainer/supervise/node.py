@@ -139,6 +139,10 @@ def main(arguments: list[str] | None = None) -> int:
         record_launch(run, requested, os.getpid(), node.base)
     terminal = _redirect_output(node.node_log)
     code = node.supervise()
+    if place.node_rank == 0:
+        from trainer.report import write  # only at the end
+
+        write.at_end(run, on_slurm=False)
     print(f"node {place.node_rank} ends with code {code}", flush=True)
     try:
         os.write(terminal, f"attempt {node.attempt} ended with code {code}; log: {node.node_log}\n".encode())
