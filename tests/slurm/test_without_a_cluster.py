@@ -65,3 +65,20 @@ def test_an_unfit_node_ends_the_wait_of_the_others(run: RunDirectory) -> None:
     assert "ended before node 0" in str(reduced.complaint)
     write(run, "n0", reduced=reduced)
     assert preflight.judge(run, ["n0", "n1"])[0] == {"n1": "0 GPUs are usable, 1 are needed"}
+
+
+def test_a_node_that_got_slower_is_named_and_used(
+    run: RunDirectory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    together = preflight.Together(run.shape(), ["n0", "n1"], "n0", None)
+    rate = "cpu matrix fp32 of rank 0"
+    usual = Reduction(joined=1, bytes_per_s=1e9, complaint=None, rates={rate: 1e11})
+    assert preflight.slower(usual, together) == [], "nothing to compare with"
+    now = Reduction(joined=1, bytes_per_s=0.9e9, complaint=None, rates={rate: 1e10})
+    assert preflight.slower(now, together) == [f"{rate} has 10% of the usual"]
+    slow = NodeCheck(node="n0", problems=[], code="1", data={}, reduced=now, slow=preflight.slower(now, together))
+    (preflight.folder(run) / "n0.json").write_text(records.dumps(slow))
+    write(run, "n1", reduced=usual)
+    assert preflight.judge(run, ["n0", "n1"]) == ({}, 0.9e9)
+    assert preflight.slow(run, ["n0", "n1"]) == {"n0": [f"{rate} has 10% of the usual"]}

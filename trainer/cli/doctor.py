@@ -6,26 +6,22 @@ import json
 import shutil
 import sys
 import textwrap
-from dataclasses import asdict
-from pathlib import Path
-from typing import Any
 
+from trainer.cli.common import table
 from trainer.cli.overrides import compose_all, overrides_parser
+from trainer.core import records
 from trainer.core.errors import DONE, ENVIRONMENT_MUST_CHANGE, UserError
 from trainer.core.text import one_line
+from trainer.doctor.examine import Report, examine, probe_of
 from trainer.doctor.finding import Finding
-from trainer.doctor.measuring import measured
-from trainer.doctor.probe import Probe, this_machine
-from trainer.doctor.run import run_all, worst
-from trainer.doctor.speed import measurements
-from trainer.hardware import baseline
+from trainer.doctor.run import worst
 
 _DESCRIPTION = (
     "Check what training needs on this machine: drivers, GPUs, links, speed, storage, limits, network, clock, W&B and "
     "SLURM. Each line says ok, warning or error, and the command that mends it. Measurements are held against the "
     "hardware catalogue and against what this machine reached before. Exit code 3: there is an error. With "
-    "cluster=slurm the checks run on every node of a short allocation, which the same options describe as those of a "
-    "job."
+    "cluster=slurm the checks run on every node of a short allocation, which cluster.* and resources.* describe as for "
+    "a job."
 )
 _MARKS = {"ok": "ok", "skipped": "-", "warning": "warning", "error": "error"}
 _NAME, _MARK = 15, 9
@@ -37,7 +33,7 @@ def main(argv: list[str]) -> int:
         "doctor",
         _DESCRIPTION,
         "trainer doctor",
-        "trainer doctor cluster=slurm resources.nodes=4 resources.gpus_per_node=8",
+        "trainer doctor cluster=slurm resources.nodes=4",
     )
     parser.add_argument("--quick", action="store_true", help="without measurements: no torch, nothing is written")
     parser.add_argument(
@@ -45,89 +41,92 @@ def main(argv: list[str]) -> int:
         action="store_true",
         help="forget what this machine reached before; what is measured now becomes the baseline",
     )
+    parser.add_argument("--all", action="store_true", help="of an allocation: print what is ok, too")
+    parser.add_argument(
+        "--wait", type=float, default=30.0, metavar="MINUTES", help="time in the queue, then give up (default: 30)"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object, for scripts")
     arguments = parser.parse_intermixed_args(argv)
     composed = compose_all(arguments)
     if len(composed) != 1:
         raise UserError("trainer doctor: a sweep", "check one cluster at a time, without -m")
     config = composed[0].config
-    probe = from_config(config)
-    findings, probe = examine(probe, arguments.quick, arguments.new_baseline)
+    choices = {"quick": arguments.quick, "new_baseline": arguments.new_baseline}
+    if config["cluster"]["name"] == "slurm":
+        from trainer.doctor.cluster import examine_nodes
+
+        examined = examine_nodes(config, **choices, wait_s=60 * arguments.wait)
+        found = [one for report in examined.nodes.values() for one in report.findings] + examined.across
+        content = {
+            "job": examined.job_id,
+            "status": worst(found),
+            "nodes": {node: records.to_json(report) for node, report in examined.nodes.items()},
+            "across": [records.to_json(one) for one in examined.across],
+        }
+        text = of_nodes(examined.nodes, examined.across, arguments.all)
+    else:
+        report = examine(probe_of(config), **choices)
+        found, content, text = report.findings, records.to_json(report), of_machine(report.findings)
     if arguments.json:
-        json.dump(as_json(findings, probe), sys.stdout, indent=1)
+        json.dump(content, sys.stdout, indent=1)
         sys.stdout.write("\n")
     else:
-        print(report(findings))
-    return ENVIRONMENT_MUST_CHANGE if worst(findings) == "error" else DONE
+        print(text)
+    return ENVIRONMENT_MUST_CHANGE if worst(found) == "error" else DONE
 
 
-def from_config(config: dict[str, Any]) -> Probe:
-    """Return the probe of this machine for the runs of a configuration."""
-    from dataclasses import replace
-
-    probe = this_machine(Path(config["runs_dir"]).expanduser())
-    tracking = config["tracking"]
-    mode = tracking["mode"] if tracking["name"] == "wandb" else "disabled"
-    return replace(probe, tracking_mode=mode, is_on_slurm=config["cluster"]["name"] == "slurm")
-
-
-def examine(probe: Probe, quick: bool, new_baseline: bool) -> tuple[list[Finding], Probe]:
-    """Measure unless `quick`, run all checks, and keep the measurements as the baseline of this machine."""
-    from dataclasses import replace
-
-    if not quick:
-        probe = measured(probe)
-        if new_baseline and probe.baseline is not None:
-            probe = replace(probe, baseline=replace(probe.baseline, samples={}))
-    findings = run_all(probe)
-    if probe.baseline is not None:
-        try:
-            baseline.write(probe.baseline.with_measured(measurements(probe)))
-        except OSError as problem:
-            text = f"what was measured cannot be kept for comparison: {problem.strerror}"
-            fix = "set XDG_CACHE_HOME to a folder that you may write to"
-            findings.append(Finding(check="baseline", status="warning", text=text, fix=fix))
-    return findings, probe
-
-
-def as_json(findings: list[Finding], probe: Probe) -> dict[str, Any]:
-    """Return the report as plain data."""
-    usual = {} if probe.baseline is None else {name: probe.baseline.usual(name) for name in probe.baseline.samples}
-    return {
-        "host": probe.hostname(),
-        "status": worst(findings),
-        "findings": [asdict(one) for one in findings],
-        "measured": measurements(probe),
-        "usual": usual,
-    }
-
-
-def report(findings: list[Finding], only_bad: bool = False) -> str:
+def of_machine(findings: list[Finding]) -> str:
     """Return the findings as lines that fit the terminal, and a summary."""
-    width = max(60, min(100, shutil.get_terminal_size((100, 24)).columns))
+    return "\n".join([*_lines(findings), "", _summary(findings)])
+
+
+def of_nodes(nodes: dict[str, Report], across: list[Finding], with_good: bool) -> str:
+    """Return the findings of each node, those of their comparison, and a table of the nodes."""
     lines = []
-    for one in findings:
-        if not only_bad or one.status in ("warning", "error"):
-            lines += _lines(one, width)
+    for node, report in nodes.items():
+        shown = [one for one in report.findings if with_good or one.status in ("warning", "error")]
+        lines += [f"{one_line(node)}: {_summary(report.findings)}", *_lines(shown), ""]
+    rows = [[node, *_cells(report)] for node, report in nodes.items()]
+    header = ["node", "errors", "warnings", "matrix TFLOP/s", "all-reduce GB/s", "write MB/s"]
+    return "\n".join([*lines, *_lines(across), *([""] if across else []), table(rows, header)])
+
+
+def _cells(report: Report) -> list[str]:
+    """Return the row of a node: the slowest of its devices."""
+
+    def least(start: str, unit: float) -> str:
+        values = [value for name, value in report.measured.items() if name.startswith(start)]
+        return f"{min(values) / unit:.3g}" if values else ""
+
+    matrix = least("matrix bf16", 1e12) or least("matrix fp16", 1e12) or least("cpu matrix fp32", 1e12)
+    counts = [str(sum(one.status == status for one in report.findings)) for status in ("error", "warning")]
+    reduced = least("all-reduce", 1e9) or least("cpu all-reduce", 1e9)
+    return [*counts, matrix, reduced, least("storage write", 1e6)]
+
+
+def _summary(findings: list[Finding]) -> str:
     counts = {status: sum(one.status == status for one in findings) for status in _MARKS}
     errors, warnings = counts["error"], counts["warning"]
-    summary = f"{errors} error{'s' * (errors != 1)}, {warnings} warning{'s' * (warnings != 1)}, {counts['ok']} ok"
-    return "\n".join([*lines, "", f"{summary}, {counts['skipped']} not checked"])
+    text = f"{errors} error{'s' * (errors != 1)}, {warnings} warning{'s' * (warnings != 1)}, {counts['ok']} ok"
+    return f"{text}, {counts['skipped']} not checked"
 
 
-def _lines(one: Finding, width: int) -> list[str]:
+def _lines(findings: list[Finding]) -> list[str]:
+    width = max(60, min(100, shutil.get_terminal_size((100, 24)).columns))
     indent = " " * (_NAME + _MARK)
-    head = f"{one.check:<{_NAME}}{_MARKS[one.status]:<{_MARK}}"
-    lines = textwrap.wrap(
-        one_line(one.text), width, initial_indent=head, subsequent_indent=indent, break_on_hyphens=False
-    )
-    # A command is copied, so its words stay whole.
-    lines += textwrap.wrap(
-        one_line(one.fix),
-        width,
-        initial_indent=f"{indent}-> ",
-        subsequent_indent=f"{indent}   ",
-        break_on_hyphens=False,
-        break_long_words=False,
-    )
+    lines = []
+    for one in findings:
+        head = f"{one.check:<{_NAME}}{_MARKS[one.status]:<{_MARK}}"
+        lines += textwrap.wrap(
+            one_line(one.text), width, initial_indent=head, subsequent_indent=indent, break_on_hyphens=False
+        )
+        # A command is copied, so its words stay whole.
+        lines += textwrap.wrap(
+            one_line(one.fix),
+            width,
+            initial_indent=f"{indent}-> ",
+            subsequent_indent=f"{indent}   ",
+            break_on_hyphens=False,
+            break_long_words=False,
+        )
     return lines

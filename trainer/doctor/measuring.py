@@ -33,15 +33,8 @@ def measured(probe: Probe) -> Probe:
     """Return the probe with what was measured, and with the baseline of this machine; takes up to some minutes."""
     facts = with_all_reduce(torch_facts(probe.gpus), probe.gpus)
     storage = storage_facts(probe.folder)
-    kept = baseline.read(probe.hostname(), hardware_of(facts))
+    kept = baseline.read(probe.hostname(), baseline.hardware_of([one.name for one in facts.devices]))
     return replace(probe, facts=facts, storage=storage, baseline=kept)
-
-
-def hardware_of(facts: Facts) -> str:
-    """Return what the speed depends on, for the baseline: the GPUs, or the cores of the CPU."""
-    if not facts.devices:
-        return f"{os.cpu_count()} cores"
-    return ", ".join(f"{one.index} {one.name}" for one in facts.devices)
 
 
 def torch_facts(gpus: Inventory) -> Facts:

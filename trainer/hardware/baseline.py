@@ -7,10 +7,11 @@ become slow unnoticed. Other hardware under the same name starts a new record.
 
 from __future__ import annotations
 
+import os
 import re
 import statistics
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -63,6 +64,11 @@ class Baseline:
             if value > 0 and self.slower(name, value) is None:
                 samples[name] = [*samples.get(name, []), Sample(time=at, value=value)][-MOST_SAMPLES:]
         return replace(self, samples=samples)
+
+
+def hardware_of(gpus: Sequence[str]) -> str:
+    """Return what the speed of a machine depends on: its GPUs by name, or the cores of its CPU."""
+    return ", ".join(f"{index} {name}" for index, name in enumerate(gpus)) or f"{os.cpu_count()} cores"
 
 
 def path_of(host: str) -> Path:

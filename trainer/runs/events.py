@@ -83,6 +83,8 @@ class Preflight(Event):
     """Node to its problem."""
     bytes_per_s: float | None
     """All-reduce speed of the slowest rank."""
+    slow: dict[str, list[str]] | None = absent()
+    """Node to its measurements that are slower than it usually is; such a node is used."""
 
 
 @dataclass(frozen=True, kw_only=True)

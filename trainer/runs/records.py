@@ -254,6 +254,8 @@ class Reduction:
     bytes_per_s: float | None
     """Speed of the slowest of them."""
     complaint: str | None
+    rates: dict[str, float] | None = absent()
+    """FLOP/s of a matrix product by its name in the baseline, such as `matrix bf16 GPU 0`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -268,6 +270,8 @@ class NodeCheck:
     data: dict[str, bool]
     """Each value of the section `data` that looks like a path, and whether it exists on this node."""
     reduced: Reduction | None = absent()
+    slow: list[str] | None = absent()
+    """Measurements that are slower than this node's baseline."""
 
 
 @dataclass(frozen=True, kw_only=True)

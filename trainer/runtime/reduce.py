@@ -1,8 +1,9 @@
-"""Run one rank of the preflight: join the others, all-reduce some megabytes, print `joined BYTES_PER_S`.
+"""Run one rank of the preflight: join the others, all-reduce some megabytes, print `joined BYTES_PER_S KIND FLOPS`.
 
     python -m trainer.runtime.reduce DEVICE TIMEOUT_S TOKEN [LISTENER]
 
-LISTENER is the descriptor of the socket on which rank 0 serves the others.
+LISTENER is the descriptor of the socket on which rank 0 serves the others. FLOPS is the rate of a matrix product in the
+arithmetic KIND on the device of this rank, while the other ranks compute as well.
 """
 
 from __future__ import annotations
@@ -16,12 +17,14 @@ import torch
 import torch.distributed
 from torch.distributed import PrefixStore, TCPStore
 
+from trainer.runtime import speed
+
 _BYTES = {"cpu": 4_000_000, "cuda": 256_000_000}
 _REPEATS = 3
 
 
 def main(device: str, timeout_s: str, token: str, listener: str | None = None) -> None:
-    """Measure the all-reduce and print its speed: bytes of the tensor per second (algorithm bandwidth)."""
+    """Measure the all-reduce (bytes of the tensor per second, algorithm bandwidth) and a matrix product; print both."""
     backend = "nccl" if device == "cuda" else "gloo"
     timeout = timedelta(seconds=float(timeout_s))
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
@@ -46,7 +49,8 @@ def main(device: str, timeout_s: str, token: str, listener: str | None = None) -
         if device == "cuda":
             torch.cuda.synchronize()
         best_s = min(best_s, time.perf_counter() - began)
-    print(f"{_BYTES[device] / best_s:.0f}", flush=True)
+    kind = "fp32" if device == "cpu" else "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+    print(f"{_BYTES[device] / best_s:.0f} {kind} {speed.matrix_flops(place, kind):.0f}", flush=True)
     torch.distributed.destroy_process_group()
 
 

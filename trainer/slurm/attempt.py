@@ -107,7 +107,10 @@ def _bad_nodes(run: RunDirectory, nodes: list[str], is_restart: bool) -> dict[st
         return {}
     bad, bytes_per_s = preflight.judge(run, nodes)
     if not is_restart:
-        run.add_event(Preflight(bad=bad, bytes_per_s=bytes_per_s))
+        slow = preflight.slow(run, nodes)
+        run.add_event(Preflight(bad=bad, bytes_per_s=bytes_per_s, slow=slow or None))
+        for node, measurements in slow.items():
+            print(f"preflight: {node} is slow: {'; '.join(measurements)}", file=sys.stderr, flush=True)
         speed = f", all-reduce at {bytes_per_s / 1e9:.2f} GB/s" if bytes_per_s else ""
         excluded = "; ".join(f"{node} is excluded: {problem}" for node, problem in bad.items())
         print(f"preflight: {excluded or f'{len(nodes)} nodes are fit'}{speed}", file=sys.stderr, flush=True)

@@ -1,7 +1,8 @@
 """Check the nodes of an allocation before the first attempt: `python -m trainer.slurm.preflight RUN_DIR NODES`.
 
 Each node checks itself, then all ranks all-reduce some megabytes. The results are in `preflight/JOB-RESTART/NODE.json`,
-and `judge` returns the nodes that must not be used. It takes less than a minute.
+`judge` returns the nodes that must not be used, and `slow` those that are slower than they were. It takes less than a
+minute.
 """
 
 from __future__ import annotations
@@ -10,13 +11,14 @@ import hashlib
 import importlib.metadata
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -27,6 +29,7 @@ from trainer.core.errors import EnvironmentFault
 from trainer.core.files import write_atomic
 from trainer.core.gpus import inventory
 from trainer.core.hardware import count_gpus
+from trainer.hardware import baseline
 from trainer.runs.directory import RunDirectory
 from trainer.runs.records import NodeCheck, Reduction
 from trainer.supervise import rendezvous
@@ -99,28 +102,54 @@ def data_seen(data: dict[str, Any]) -> dict[str, bool]:
     return {value: Path(value).exists() for value in data.values() if isinstance(value, str) and "/" in value}
 
 
+@dataclass(frozen=True)
+class Together:
+    """The ranks that all-reduce together, and this node among theirs."""
+
+    shape: LaunchShape
+    nodes: list[str]
+    node: str
+    interface: str | None
+    """`cluster.network_interface`."""
+
+
 def reduce_together(run: RunDirectory, shape: LaunchShape, nodes: list[str], node: str, timeout_s: float) -> Reduction:
     """Run this node's ranks of an all-reduce over all nodes; return how many joined and the speed of the slowest.
 
     Ends early when a node is found unfit: the others could not all-reduce without it.
     """
+    together = Together(shape, nodes, node, run.config()["cluster"].get("network_interface"))
+    return reduce_over(folder(run) / "rendezvous.json", together, timeout_s, _Others(run, nodes).unfit)
+
+
+def reduce_over(
+    rendezvous_file: Path, together: Together, timeout_s: float, unfit: Callable[[], str | None] = lambda: None
+) -> Reduction:
+    """Run this node's ranks of an all-reduce over all nodes.
+
+    Args:
+        rendezvous_file: Where the first node writes its address; on a file system that all nodes share.
+        together: The ranks.
+        timeout_s: Seconds until the ranks are given up.
+        unfit: Returns a node that cannot take part, which ends the wait for it.
+    """
     deadline = time.monotonic() + timeout_s
-    others = _Others(run, nodes)
+    nodes, node = together.nodes, together.node
     try:
         link = rendezvous.join(
-            folder(run) / "rendezvous.json",
+            rendezvous_file,
             nodes.index(node),
-            interface=run.config()["cluster"].get("network_interface"),
+            interface=together.interface,
             named=nodes[0],
             peers=nodes,
             timeout_s=timeout_s,
-            is_needed=lambda: others.unfit() is None,
+            is_needed=lambda: unfit() is None,
         )
     except EnvironmentFault as error:
         return Reduction(joined=0, bytes_per_s=None, complaint=str(error.message))
-    children = _start_ranks(run, shape, nodes, node, link, timeout_s)
+    children = _start_ranks(together, link, timeout_s)
     while any(child.poll() is None for child in children):
-        if time.monotonic() > deadline or others.unfit() is not None:
+        if time.monotonic() > deadline or unfit() is not None:
             break
         time.sleep(POLL_S)
     if link.listener is not None:
@@ -133,24 +162,29 @@ def reduce_together(run: RunDirectory, shape: LaunchShape, nodes: list[str], nod
         texts.append(_content(out))
         if is_late:
             waited = f"no response within {timeout_s:g} s (cluster.preflight_timeout_s)"
-            complaints.append(waited if others.unfit() is None else f"{others.unfit()} is unfit")
+            complaints.append(waited if unfit() is None else f"{unfit()} is unfit")
         elif child.returncode:
             complaints += _content(errors).strip().splitlines()[-1:]
-    speeds = [float(text.split()[-1]) for text in texts if text.startswith("joined") and len(text.split()) == 2]
+    measured = [text.split()[1:] for text in texts if text.startswith("joined") and len(text.split()) == 4]
+    speeds = [float(bytes_per_s) for bytes_per_s, _, _ in measured]
+    names = ["matrix {} GPU {}", "cpu matrix {} of rank {}"]
+    name = names[together.shape.device == "cpu"]
+    rates = {name.format(kind, rank): float(flops) for rank, (_, kind, flops) in enumerate(measured)}
     return Reduction(
         joined=sum(text.startswith("joined") for text in texts),
         bytes_per_s=min(speeds) if len(speeds) == len(children) else None,
         complaint=complaints[-1] if complaints else None,
+        rates=rates or None,
     )
 
 
 def _start_ranks(
-    run: RunDirectory, shape: LaunchShape, nodes: list[str], node: str, link: rendezvous.Link, timeout_s: float
+    together: Together, link: rendezvous.Link, timeout_s: float
 ) -> dict[subprocess.Popen[bytes], tuple[IO[bytes], IO[bytes]]]:
     """Return the ranks of this node, each with the files of its stdout and stderr: a pipe might fill up."""
-    first = nodes.index(node) * shape.processes_per_node
-    interface = run.config()["cluster"].get("network_interface")
-    chosen = rendezvous.socket_variables(interface, chosen=True)
+    shape, nodes = together.shape, together.nodes
+    first = nodes.index(together.node) * shape.processes_per_node
+    chosen = rendezvous.socket_variables(together.interface, chosen=True)
     children: dict[subprocess.Popen[bytes], tuple[IO[bytes], IO[bytes]]] = {}
     for local_rank in range(shape.processes_per_node):
         variables = {
@@ -227,6 +261,28 @@ def judge(run: RunDirectory, nodes: list[str]) -> tuple[dict[str, str], float | 
     return bad or failed, min(speeds) if speeds and len(speeds) == len(reduced) else None
 
 
+def slower(reduced: Reduction, together: Together) -> list[str]:
+    """Return what is slower than this node's baseline, which then has the other measurements."""
+    gpus = [gpu.name for gpu in inventory().gpus] if together.shape.device == "cuda" else []
+    kept = baseline.read(socket.gethostname(), baseline.hardware_of(gpus))
+    values = dict(reduced.rates or {})
+    if reduced.bytes_per_s:
+        kind = "all-reduce" if gpus else "cpu all-reduce"
+        values[f"{kind} of {together.shape.world_size} on {len(together.nodes)} nodes"] = reduced.bytes_per_s
+    shares = {name: kept.slower(name, value) for name, value in values.items()}
+    try:
+        baseline.write(kept.with_measured(values))
+    except OSError:  # a home that is not writable on the nodes: no comparison
+        pass
+    return [f"{name} has {share:.0%} of the usual" for name, share in shares.items() if share is not None]
+
+
+def slow(run: RunDirectory, nodes: list[str]) -> dict[str, list[str]]:
+    """Return each node's measurements that are slower than it usually is."""
+    checked = {node: records.read_or_skip(NodeCheck, _result(run, node)) for node in nodes}
+    return {node: record.slow for node, record in checked.items() if record is not None and record.slow}
+
+
 def _result(run: RunDirectory, node: str) -> Path:
     return folder(run) / f"{node}.json"
 
@@ -247,7 +303,8 @@ def main(run: RunDirectory, nodes: list[str]) -> int:
     write_atomic(_result(run, node), records.dumps(result, indent=1))
     if len(nodes) * shape.processes_per_node > 1 and not result.problems:
         timeout_s = float(run.config()["cluster"].get("preflight_timeout_s", DEFAULT_TIMEOUT_S))
-        result = replace(result, reduced=reduce_together(run, shape, nodes, node, timeout_s))
+        reduced = reduce_together(run, shape, nodes, node, timeout_s)
+        result = replace(result, reduced=reduced, slow=slower(reduced, Together(shape, nodes, node, None)) or None)
     write_atomic(_result(run, node), records.dumps(result, indent=1))
     return 0
 

@@ -65,6 +65,39 @@ def script(config: dict[str, Any], shape: LaunchShape, run_path: Path, cwd: Path
     return re.sub(r"@([A-Z_]+)@", lambda match: values[match[1]], template)
 
 
+def once_per_node(config: dict[str, Any], shape: LaunchShape, folder: Path, module: str, cpus: int | None) -> str:
+    """Return a job script that runs `python -m MODULE FOLDER NODE...` once on each node, and is not requeued.
+
+    Args:
+        config: Configuration, after the checks of `cluster.*`.
+        shape: Launch shape.
+        folder: Folder that all nodes share.
+        module: The module.
+        cpus: Cores per process; None leaves it to the cluster.
+
+    Raises:
+        UserError: SLURM does not accept a path.
+    """
+    cluster, folders = config["cluster"], [folder.parent, Path.cwd()]
+    if refused := _NOT_IN_A_PATH.search(str(folder)):
+        raise UserError(f"{str(folder)!r} contains {refused[0]!r}", "set runs_dir to a folder with an ordinary name")
+    wanted = [option for option in sbatch_options(config, shape, cpus) if option[0] not in ("requeue", "signal")]
+    options = [("job-name", folder.name), ("output", f"{folder}/slurm-%j.log"), ("no-requeue", ""), *wanted]
+    python = " ".join(_node_python(cluster, folders))
+    return "\n".join(
+        [
+            "#!/bin/bash",
+            *(_line(name, value) for name, value in options),
+            f"python={shlex.quote(sys.executable)}",
+            "export PYTHONSAFEPATH=1",
+            *_setup(cluster),
+            f"srun {_CPUS} --ntasks-per-node=1 --mpi=none {' '.join(_pyxis(cluster, folders))} \\",
+            f"    {python} -m {module} {shlex.quote(str(folder))} $(scontrol show hostnames)",
+            "",
+        ]
+    )
+
+
 def _line(name: str, value: str) -> str:
     """Return an `#SBATCH` line. SLURM reads quotation marks as a shell does, and their content literally (22.05).
 
