@@ -90,11 +90,12 @@ def test_secret_keys_and_values_are_not_shown(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setenv("MY_API_TOKEN", "hunter2hunter2")
     run = make(tmp_path)
     run.config_path.write_text(run.config_path.read_text() + "logger: {mine: {api_key: sesame-open-1}}\n")
-    run.overrides_path.write_text("+logger.mine.api_key=sesame name=hunter2hunter2\n")
+    run.overrides_path.write_text("+logger.mine.api_key=sesame-open-1 data.image_key=photo name=hunter2hunter2\n")
     text = write.write(run).read_text()
     assert "logger.mine.api_key</code></td><td><code>***" in text
     assert "hunter2" not in text
-    assert "sesame-open-1" not in text
+    assert "sesame-open-1" not in text + report_of_several([run, make(tmp_path, "other-bbbbbbbb")])
+    assert "data.image_key=photo" in text
     assert (run.path / "report.html").stat().st_mode & 0o777 == 0o600
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,13 @@ from trainer.core.errors import DONE, JOB_FAILED
 from trainer.core.text import indented
 from trainer.launch.follow import typed
 from trainer.launch.jobs import states_of
+from trainer.report.write import FILE as REPORT
 from trainer.runs import bill_text
 from trainer.runs.bill import bill
 from trainer.runs.directory import RunDirectory
 from trainer.runs.ledger import by_rank
 from trainer.runs.records import AttemptOutcome
-from trainer.runs.registry import find, reference_to, runs_dir_from
+from trainer.runs.registry import find, reference_to, runs_dir_from, shortest
 from trainer.runs.reproduction import first_of
 from trainer.runs.summary import summary
 
@@ -84,6 +86,8 @@ def _sheet(run: RunDirectory, facts: dict[str, Any]) -> list[str]:
     lines += _block("metrics", [f"{name}  {number(value)}" for name, value in sorted(facts["metrics"].items())])
     lines += _block("checkpoints", _checkpoints(facts["checkpoints"]))
     lines += _block("attempts", [_attempt(outcome) for outcome in run.attempts()])
+    if os.path.isfile(run.path / REPORT):
+        lines.append(f"  report       {shortest(run.path / REPORT)}")
     lines.append(f"  next         {_next(run, facts)}")
     return lines
 

@@ -16,8 +16,8 @@ from pathlib import Path
 
 PR_SET_PDEATHSIG = 1
 """Option of prctl(2): the signal to send when the parent dies."""
-_LIBC = ctypes.CDLL(None, use_errno=True)
-"""Loaded at import, because loading it after a fork could deadlock."""
+_PRCTL = ctypes.CDLL(None, use_errno=True).prctl
+"""Loaded and looked up at import: after a fork either could wait for ever for a lock that another thread had held."""
 
 
 _WITHOUT_FLAG = (
@@ -52,7 +52,7 @@ def command_line(pid: int) -> list[str]:
 
 def die_with_parent(signum: int, parent: int) -> None:
     """Ask the kernel to send `signum` to this process when its parent, process `parent`, dies."""
-    _LIBC.prctl(PR_SET_PDEATHSIG, signum)
+    _PRCTL(PR_SET_PDEATHSIG, signum)
     if os.getppid() != parent:  # the parent died before the call
         os.kill(os.getpid(), signum)
 

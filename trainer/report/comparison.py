@@ -8,6 +8,7 @@ from typing import Any
 from trainer.core.errors import TrainerError
 from trainer.report import chart, sections, words
 from trainer.report.chart import Line
+from trainer.report.defaults import shown
 from trainer.report.facts import Facts
 from trainer.report.markup import Markup, element, join, note, section, table
 from trainer.runs import bill_text
@@ -119,7 +120,7 @@ def _differences(runs: Sequence[Facts]) -> Markup:
     except (TrainerError, OSError, ValueError) as error:
         return section("What differs", note(f"Not compared: {getattr(error, 'message', error)}"))
     short = dict(zip(found.labels, labels_of(runs), strict=True))
-    shown = [
+    tables = [
         join([element("h3", title), _rows(found.sections[name], short)])
         for name, title in _COMPARED.items()
         if name in found.sections and found.sections[name].rows
@@ -127,20 +128,20 @@ def _differences(runs: Sequence[Facts]) -> Markup:
     equal = [
         title.lower() for name, title in _COMPARED.items() if name in found.sections and not found.sections[name].rows
     ]
-    return section("What differs", *shown, note(f"Equal: {', '.join(equal)}.") if equal else "")
+    return section("What differs", *tables, note(f"Equal: {', '.join(equal)}.") if equal else "")
 
 
 def _rows(compared: Section, short: dict[str, str]) -> Markup:
     rows = [
-        (element("code", key), *(_cell(values, label) for label in short))
+        (element("code", key), *(_cell(key, values, label) for label in short))
         for key, values in list(compared.rows.items())[: sections.MOST_ROWS]
         if key not in ("name", "runs_dir")
     ]
     return table(("", *short.values()), rows)
 
 
-def _cell(values: dict[str, Any], label: str) -> object:
-    return element("code", words.value(values[label])) if label in values else "-"
+def _cell(key: str, values: dict[str, Any], label: str) -> object:
+    return element("code", words.value(shown(key, values[label]))) if label in values else "-"
 
 
 def _commands(runs: Sequence[Facts]) -> Markup:

@@ -16,7 +16,7 @@ from typing import Any
 from trainer.config import typed, yaml_limits
 from trainer.config.schema import Config
 from trainer.core.paths import conf_dir
-from trainer.core.secrets import looks_secret
+from trainer.core.secrets import MASK
 from trainer.runs.comparison import flat
 
 UNKNOWN = object()
@@ -25,7 +25,13 @@ _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_./-]*")
 _OVERLAYS = ("experiment", "debug")
 """Groups whose options are changes of other groups."""
 _LEFT_OUT = ("runs_dir", "name")
-_HIDDEN = "***"
+_SECRET = re.compile(
+    r"((api|access|auth|private|secret|account)_?keys?|secrets?|passw(or)?d|passphrase|credentials?"
+    r"|(^|_)(auth|access|api|bearer|hf|session|refresh)_?token|^token|webhook(_url)?)$",
+    re.IGNORECASE,
+)
+"""Ends of the names of keys whose values are not shown. `core/secrets.py` judges names of variables, which is too much
+for the keys of a configuration, such as `image_key`."""
 
 
 @dataclass(frozen=True)
@@ -63,8 +69,23 @@ def differences(
         # What nobody has named and no file sets was filled in by the launch.
         if default is UNKNOWN and not any(key == one or key.startswith(f"{one}.") for one in named):
             continue
-        found.append(Difference(key, default, _HIDDEN if looks_secret(key.rpartition(".")[2]) else value))
+        found.append(Difference(key, default, shown(key, value)))
     return found
+
+
+def shown(key: str, value: Any) -> Any:
+    """Return a value, or asterisks in the place of a text that its key calls a secret."""
+    return MASK if isinstance(value, str) and _SECRET.search(key.rpartition(".")[2]) else value
+
+
+def command(overrides: str) -> str:
+    """Return the command line with asterisks in the place of secrets."""
+    try:
+        words = shlex.split(overrides)
+    except ValueError:  # a damaged file
+        return ""
+    parts = [word.partition("=") for word in words]
+    return shlex.join(f"{key}{sign}{shown(key, value)}" if sign else key for key, sign, value in parts)
 
 
 def chosen(choices: Mapping[str, Any]) -> list[tuple[str, str, str]]:

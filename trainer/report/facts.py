@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from trainer.core.errors import TrainerError
 from trainer.core.files import parse_json, read_text
-from trainer.report.defaults import Difference, chosen, differences
+from trainer.report.defaults import Difference, chosen, command, differences
 from trainer.runs.bill import Bill, Charge, bill
 from trainer.runs.comparison import devices_of, mapping
 from trainer.runs.curves import Curves, read_curves
@@ -118,7 +118,7 @@ def gather(run: RunDirectory, slurm_states: Mapping[str, str] | None = None, *, 
         launch=launch,
         config=config,
         manifest=manifest,
-        typed=typed,
+        typed=command(typed),
         choices=read("groups", lambda: chosen(choices), []),
         differences=read("defaults", lambda: differences(config, choices, typed, run.code_dir), []),
         events=events,

@@ -74,7 +74,8 @@ def table(header: Sequence[object], rows: Iterable[Sequence[object]], *, numbers
     if not body:
         return Markup("")
     whole = element("table", element("thead", cells("th", header)), element("tbody", *body))
-    return element("div", whole, class_="scroll", tabindex="0")
+    label = f"Table of {', '.join(html.unescape(text(title)) for title in header if title)}"
+    return element("div", whole, class_="scroll", role="region", aria_label=label, tabindex="0")
 
 
 def pairs(rows: Iterable[tuple[object, object]]) -> Markup:

@@ -8,7 +8,7 @@ from typing import Any
 from trainer.report import chart, words
 from trainer.report.chart import Line
 from trainer.report.facts import Facts
-from trainer.report.markup import Markup, element, note, pairs, section, table
+from trainer.report.markup import Markup, element, join, note, pairs, section, table
 from trainer.runs import bill_text
 from trainer.runs.comparison import mapping
 from trainer.runs.curves import Curve, Curves, is_measured_time
@@ -27,6 +27,8 @@ from trainer.runs.events import (
 MOST_CHARTS = 24
 MOST_ROWS = 200
 """Rows of a table, so that the report stays small."""
+_MOST_PINS = 1000
+_LONGEST_REASON = 300
 _SPLITS = ("train", "val", "test")
 _FIRST = ("loss", "acc", "accuracy", "perplexity")
 _LAST = ("lr", "grad_norm")
@@ -55,8 +57,14 @@ def _sentence(facts: Facts) -> str:
     steps = f"; {facts.step:,} optimizer steps" if facts.step is not None else ""
     took = f" in {words.span(wall_s)}" if wall_s and steps else ""
     since = f". Started {began}" if began else ""
-    why = f". {_capitalized(facts.state.reason)}" if facts.state.reason else ""
+    why = f". {_capitalized(_first_line(facts.state.reason))}" if facts.state.reason else ""
     return f"{what}{how}{steps}{took}{since}{why}"
+
+
+def _first_line(reason: str) -> str:
+    """Return the first line of a message, which may be long."""
+    line = reason.strip().partition("\n")[0]
+    return line if len(line) <= _LONGEST_REASON else f"{line[:_LONGEST_REASON]} ..."
 
 
 def _capitalized(text: str) -> str:
@@ -236,7 +244,7 @@ def faults(facts: Facts) -> Markup:
         to_step = f"{end.step:,}" if end and end.step is not None else "-"
         outcome = f"{end.outcome}{', restarted' if end.restarted else ''}" if end else "not recorded"
         began = words.moment(start.time) if start else None
-        rows.append((number, began or "-", from_step, to_step, outcome, end.reason if end else ""))
+        rows.append((number, began or "-", from_step, to_step, outcome, _first_line(end.reason) if end else ""))
     met = [(words.moment(event.time), event.event.replace("_", " "), what) for event, what in _incidents(facts.events)]
     survived = sum(1 for end in facts.attempts if end.restarted or end.outcome == "requeue")
     survived = min(survived, max(len(rows) - 1, 0))
@@ -258,7 +266,7 @@ def _incidents(events: list[Event]) -> Iterator[tuple[Event, str]]:
         ):
             where = [f"step {event.step:,}"] if getattr(event, "step", None) is not None else []  # type: ignore[union-attr]
             where += [f"node {event.node}"] if isinstance(event, NodeLost) else []
-            yield event, ", ".join([*where, *filter(None, [event.reason])])
+            yield event, ", ".join([*where, *filter(None, [_first_line(event.reason or "")])])
         elif isinstance(event, Preflight) and event.bad:
             yield event, "; ".join(f"{node}: {problem}" for node, problem in event.bad.items())
 
@@ -281,7 +289,7 @@ def saved(facts: Facts) -> Markup:
 def again(facts: Facts) -> Markup:
     """Return how to reproduce the run, and the packages that it was made with."""
     versions = mapping(mapping(facts.manifest.get("installed")).get("versions"))
-    pins = "\n".join(f"{name}=={version}" for name, version in sorted(versions.items())[:600])
+    pins = join((f"{name}=={version}" for name, version in sorted(versions.items())[:_MOST_PINS]), "\n")
     seed = facts.config.get("seed")
     return section(
         "How to reproduce it",
