@@ -17,7 +17,7 @@ from trainer.core.files import write_live
 from trainer.core.records import to_json
 from trainer.runs import events
 from trainer.runs.directory import RunDirectory
-from trainer.runs.records import AttemptOutcome, HeartbeatRecord, Launch, Outcome
+from trainer.runs.records import AttemptOutcome, HeartbeatRecord, Launch, NodeUsage, Outcome
 
 SPENT = {"import": 4.0, "start": 2.0, "build": 3.0, "train": 20.0, "data": 1.0, "validate": 2.0, "save": 1.0}
 CONFIG: dict[str, Any] = {
@@ -89,6 +89,11 @@ def make_run(
         spent=SPENT, batch_s=0.02, own_s=0.01, rate=640.0, rate_unit="samples/s", eta_s=60.0,
     )  # fmt: skip
     write_live(run.heartbeat_path(0), to_json(beat))
+    joules = {"gpu": {"train": 60_000.0}, "cpu": {"train": 4000.0}}
+    usage = NodeUsage(
+        attempt=0, node=0, host="node1", device="gpu", devices=2, measured=2, began=created, seconds=40.0, joules=joules
+    )
+    run.write_usage(usage)
     if outcome:
         ended = AttemptOutcome(attempt=0, outcome=outcome, step=steps, time=created + 45, reason=reason, host="node1")
         run.write_outcome(ended)

@@ -203,7 +203,7 @@ def test_seeds_are_averaged_and_smoothing_keeps_the_raw_line(page: Page, dashboa
     page.js(GROUP)
     page.wait("document.querySelectorAll('.legend li').length === 2")
     named = sorted(text.split(" ")[0] for text in page.texts(".legend li"))
-    assert named == ["optimizer.lr=0.001", "optimizer.lr=0.01"]
+    assert named == ["lr=0.001", "lr=0.01"]
     page.wait(DRAWN)
     page.screenshot(IMAGES / "test-groups.png")
 
@@ -241,6 +241,12 @@ def test_the_page_of_a_run(page: Page, dashboard: Dashboard) -> None:
     with log.open("a") as file:
         file.write("something new\n")
     page.wait("document.querySelector('.log').innerText.includes('something new')")
+    page.js("document.querySelector('#tab-system').click()")
+    used = page.wait(
+        "document.querySelector('#part')?.innerText.includes('gpu power') && document.querySelector('#part').innerText"
+    )
+    assert "1,500 W" in used
+    assert "0.01667 kWh" in used
     page.js("document.querySelector('#tab-checkpoints').click()")
     page.wait("document.querySelector('#part').innerText.includes('No checkpoint')")
     page.js("document.querySelector('.runhead button').click()")
@@ -249,6 +255,30 @@ def test_the_page_of_a_run(page: Page, dashboard: Dashboard) -> None:
     page.wait("!document.querySelector('dialog')")
     page.js("history.back()")
     page.wait("document.querySelector('table.runs') !== null")
+
+
+def test_the_curve_of_an_active_run_grows(page: Page, dashboard: Dashboard, runs: dict[str, Path]) -> None:
+    start(page, dashboard, "#/runs?q=alive&m=train/loss")
+    page.wait(DRAWN)
+    before = page.js("Number(document.querySelector('.panel').dataset.points)")
+    with (runs["alive"] / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 1010, "epoch": 2, "time": 4e9, "train/loss": 0.25}\n')
+    page.wait(f"Number(document.querySelector('.panel').dataset.points) === {before} + 1")
+
+
+def test_parameters_are_ranked_and_chosen(page: Page, dashboard: Dashboard) -> None:
+    start(page, dashboard, "#/runs?q=vit")
+    page.js("[...document.querySelectorAll('#header nav a')].find((one) => one.innerText === 'Parameters').click()")
+    assert page.wait("document.querySelector('#count')?.innerText") == "20 runs with val/acc"
+    assert page.texts(".importance tbody tr")[0].startswith("optimizer.lr")
+    assert page.js("document.querySelectorAll('.parallel .line').length") == 20
+    page.js("document.querySelector('.grab[data-axis=\"optimizer.lr\"]').focus()")
+    page.key("ArrowUp")
+    page.wait("document.querySelector('#count').innerText === '10 of 20 runs with val/acc'")
+    page.wait("document.querySelector('#live').innerText.startsWith('0.001')")
+    page.screenshot(IMAGES / "test-parameters.png")
+    page.key("Escape")
+    page.wait("document.querySelector('#count').innerText === '20 runs with val/acc'")
 
 
 def test_a_screen_reader_is_given_the_whole_page(page: Page, dashboard: Dashboard) -> None:

@@ -45,6 +45,7 @@ def details_of(run: RunDirectory, slurm_states: Mapping[str, str] | None = None)
         "events": [_event(event) for event in events[-_MOST_EVENTS:]],
         "events_left_out": max(0, len(events) - _MOST_EVENTS),
         "ranks": by_rank(run)[:_MOST_RANKS],
+        "nodes": _nodes(run)[-_MOST_RANKS:],
         "logs": log_names(run),
         "waits": _waits(run, facts["state"]),
     }
@@ -73,6 +74,27 @@ def _waits(run: RunDirectory, state: str) -> list[str]:
 
 def _event(event: Event) -> dict[str, Any]:
     return {name: value for name, value in to_json(event).items() if value is not None}
+
+
+def _nodes(run: RunDirectory) -> list[dict[str, Any]]:
+    """Return what each attempt has held and used on each node; watts are the mean over the time that it was held."""
+    rows = []
+    for usage in run.usage():
+        joules = {part: sum(phases.values()) for part, phases in usage.joules.items()}
+        rows.append(
+            {
+                "attempt": usage.attempt,
+                "node": usage.node,
+                "host": usage.host,
+                "device": usage.device,
+                "devices": usage.devices,
+                "seconds": usage.seconds,
+                "joules": joules,
+                "watts": {part: value / usage.seconds for part, value in joules.items()} if usage.seconds > 0 else {},
+                "missing": usage.missing,
+            }
+        )
+    return rows
 
 
 def _attempts(run: RunDirectory, events: list[Event], facts: Mapping[str, Any]) -> list[dict[str, Any]]:

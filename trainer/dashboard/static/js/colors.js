@@ -1,6 +1,7 @@
-// A color of its own for each run, which stays: it is remembered in this browser, and does not depend on what else is shown.
+// A color of its own for each run, which stays: it is remembered in this browser, and does not depend on what else is
+// shown.
 
-const NAMES = 12;  // --line-0 ... --line-11 in base.css
+const NAMES = 12; // --line-0 ... --line-11 in base.css
 const DASHES = [[], [7, 4], [2, 3]];
 const STORED = "trainer-colors";
 const MOST = 2000;
@@ -43,6 +44,8 @@ export function variable(key) {
 
 export function stroke(key) {
   const place = places.get(key) ?? 0;
-  const color = getComputedStyle(document.documentElement).getPropertyValue(`--line-${place % NAMES}`).trim();
+  const color = getComputedStyle(document.documentElement)
+    .getPropertyValue(`--line-${place % NAMES}`)
+    .trim();
   return { color, dash: DASHES[Math.floor(place / NAMES) % DASHES.length] };
 }

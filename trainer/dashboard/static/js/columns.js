@@ -90,8 +90,13 @@ export function rank(name) {
 }
 
 export function defaultColumns(rows) {
-  const settings = differing(rows).slice(0, MOST_DIFFERING).map((key) => `config:${key}`);
-  const metrics = metricNames(rows).filter((name) => rank(name) < 4).slice(0, MOST_METRICS).map((name) => `metric:${name}`);
+  const settings = differing(rows)
+    .slice(0, MOST_DIFFERING)
+    .map((key) => `config:${key}`);
+  const metrics = metricNames(rows)
+    .filter((name) => rank(name) < 4)
+    .slice(0, MOST_METRICS)
+    .map((name) => `metric:${name}`);
   const roots = new Set(rows.map((row) => row.root)).size > 1 ? ["root"] : [];
   return [...FIRST, ...roots, ...metrics, ...settings, ...LAST];
 }
@@ -101,20 +106,39 @@ export function allColumns(rows) {
     ...Object.keys(FACTS),
     ...metricNames(rows).map((name) => `metric:${name}`),
     ...differing(rows).map((key) => `config:${key}`),
-    ...Object.keys(common()).filter((key) => !NEVER_DIFFERS.test(key)).map((key) => `config:${key}`),
+    ...Object.keys(common())
+      .filter((key) => !NEVER_DIFFERS.test(key))
+      .map((key) => `config:${key}`),
   ].filter((name, place, all) => all.indexOf(name) === place);
 }
 
 export function describe(name, rows) {
   if (name.startsWith("metric:")) {
     const title = name.slice(7);
-    return { name, title, width: Math.min(18, Math.max(9, title.length + 2)), numeric: true, cell: (row) => number(row.metrics?.[title]) , value: (row) => row.metrics?.[title] };
+    return {
+      name,
+      title,
+      width: Math.min(18, Math.max(9, title.length + 2)),
+      numeric: true,
+      cell: (row) => number(row.metrics?.[title]),
+      value: (row) => row.metrics?.[title],
+    };
   }
   if (name.startsWith("config:")) {
     const key = name.slice(7);
-    const longest = rows.slice(0, 200).reduce((most, row) => Math.max(most, setting(configOf(row, key)).length), key.length);
+    const longest = rows
+      .slice(0, 200)
+      .reduce((most, row) => Math.max(most, setting(configOf(row, key)).length), key.length);
     const numeric = rows.slice(0, 50).every((row) => typeof (configOf(row, key) ?? 0) === "number");
-    return { name, title: key, short: shortened(key), width: Math.min(20, Math.max(7, Math.min(longest, shortened(key).length + 2) + 1)), numeric, cell: (row) => setting(configOf(row, key)), value: (row) => configOf(row, key) };
+    return {
+      name,
+      title: key,
+      short: shortened(key),
+      width: Math.min(20, Math.max(7, Math.min(longest, shortened(key).length + 2) + 1)),
+      numeric,
+      cell: (row) => setting(configOf(row, key)),
+      value: (row) => configOf(row, key),
+    };
   }
   const fact = FACTS[name];
   return fact && { name, ...fact, cell: (row) => shown(row, name), value: (row) => plainValue(row, name) };
@@ -128,12 +152,16 @@ export function shortened(key) {
 
 function shown(row, name) {
   const now = Date.now() / 1000;
-  if (name === "step") return row.step === null || row.step === undefined ? "" : number(row.step) + (row.max_steps ? ` / ${number(row.max_steps)}` : "");
+  if (name === "step")
+    return row.step === null || row.step === undefined
+      ? ""
+      : number(row.step) + (row.max_steps ? ` / ${number(row.max_steps)}` : "");
   if (name === "best") return number(row.best?.value);
   if (name === "created") return age(row.created, now);
   if (name === "duration") return duration(plainValue(row, "duration"));
   if (name === "eta_s") return duration(row.eta_s);
-  if (name === "goodput") return row.goodput === null || row.goodput === undefined ? "" : `${(100 * row.goodput).toFixed(1)}%`;
+  if (name === "goodput")
+    return row.goodput === null || row.goodput === undefined ? "" : `${(100 * row.goodput).toFixed(1)}%`;
   if (name === "rate") return row.rate ? `${number(row.rate, 4)} ${row.rate_unit ?? ""}` : "";
   return number(row[name]);
 }
@@ -151,7 +179,9 @@ export function sorted(rows, sort) {
   const column = describe(name, rows);
   if (!column) return rows;
   const keyed = rows.map((row) => [column.value(row), row]);
-  keyed.sort(([a, rowA], [b, rowB]) => compare(a, b, down) || rowB.created - rowA.created || (rowA.key < rowB.key ? -1 : 1));
+  keyed.sort(
+    ([a, rowA], [b, rowB]) => compare(a, b, down) || rowB.created - rowA.created || (rowA.key < rowB.key ? -1 : 1),
+  );
   return keyed.map(([, row]) => row);
 }
 
@@ -159,7 +189,10 @@ export function sorted(rows, sort) {
 function compare(a, b, down) {
   const [noneA, noneB] = [isNone(a), isNone(b)];
   if (noneA || noneB) return noneA - noneB;
-  const order = typeof a === "number" && typeof b === "number" ? a - b : String(a).localeCompare(String(b), "en", { numeric: true });
+  const order =
+    typeof a === "number" && typeof b === "number"
+      ? a - b
+      : String(a).localeCompare(String(b), "en", { numeric: true });
   return down ? -order : order;
 }
 

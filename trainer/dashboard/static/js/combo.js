@@ -12,9 +12,20 @@ export class Combo {
     this.active = -1;
     this.list = h("ul", { class: "combo-list", role: "listbox", id: `${id}-list`, hidden: true, "aria-label": label });
     this.input = h("input", {
-      type: "search", id, placeholder, autocomplete: "off", spellcheck: "false", role: "combobox", "aria-label": label, "aria-expanded": "false",
-      "aria-controls": `${id}-list`, "aria-autocomplete": "list",
-      oninput: () => this.open(), onfocus: () => this.open(), onkeydown: (event) => this.onKey(event), onblur: () => this.close(),
+      type: "search",
+      id,
+      placeholder,
+      autocomplete: "off",
+      spellcheck: "false",
+      role: "combobox",
+      "aria-label": label,
+      "aria-expanded": "false",
+      "aria-controls": `${id}-list`,
+      "aria-autocomplete": "list",
+      oninput: () => this.open(),
+      onfocus: () => this.open(),
+      onkeydown: (event) => this.onKey(event),
+      onblur: () => this.close(),
     });
     this.element = h("div", { class: "combo" }, this.input, this.list);
   }
@@ -23,12 +34,28 @@ export class Combo {
     const matching = matches(this.options(), this.input.value);
     const items = matching.slice(0, MOST);
     this.active = items.length && this.input.value ? 0 : -1;
-    this.list.replaceChildren(...items.map((text, place) => h("li", {
-      role: "option", id: `${this.input.id}-${place}`, "aria-selected": place === this.active ? "true" : "false",
-      // Before the field loses the focus.
-      onmousedown: (event) => { event.preventDefault(); this.pick(text); },
-    }, text)), matching.length > MOST ? h("li", { class: "note", role: "presentation" }, `and ${matching.length - MOST} more: type to narrow down`) : null,
-    matching.length ? null : h("li", { class: "note", role: "presentation" }, "nothing matches"));
+    this.list.replaceChildren(
+      ...items.map((text, place) =>
+        h(
+          "li",
+          {
+            role: "option",
+            id: `${this.input.id}-${place}`,
+            "aria-selected": place === this.active ? "true" : "false",
+            // Before the field loses the focus.
+            onmousedown: (event) => {
+              event.preventDefault();
+              this.pick(text);
+            },
+          },
+          text,
+        ),
+      ),
+      matching.length > MOST
+        ? h("li", { class: "note", role: "presentation" }, `and ${matching.length - MOST} more: type to narrow down`)
+        : null,
+      matching.length ? null : h("li", { class: "note", role: "presentation" }, "nothing matches"),
+    );
     this.items = items;
     this.list.hidden = false;
     this.input.setAttribute("aria-expanded", "true");
@@ -48,7 +75,10 @@ export class Combo {
   }
 
   mark() {
-    [...this.list.children].forEach((item, place) => item.role === "option" && item.setAttribute("aria-selected", place === this.active ? "true" : "false"));
+    [...this.list.children].forEach(
+      (item, place) =>
+        item.role === "option" && item.setAttribute("aria-selected", place === this.active ? "true" : "false"),
+    );
     const item = this.list.children[this.active];
     if (item) {
       this.input.setAttribute("aria-activedescendant", item.id);
@@ -62,7 +92,8 @@ export class Combo {
       const count = this.items.length;
       if (count) this.active = (this.active + (event.key === "ArrowDown" ? 1 : -1) + count) % count;
       this.mark();
-    } else if (event.key === "Enter" && this.items?.[this.active] && !this.list.hidden) this.pick(this.items[this.active]);
+    } else if (event.key === "Enter" && this.items?.[this.active] && !this.list.hidden)
+      this.pick(this.items[this.active]);
     else if (event.key === "Escape") {
       if (this.list.hidden && !this.input.value) this.input.blur();
       this.input.value = "";
@@ -77,5 +108,7 @@ export class Combo {
 export function matches(options, typed) {
   const words = typed.toLowerCase().split(/\s+/).filter(Boolean);
   const found = options.filter((option) => words.every((word) => option.toLowerCase().includes(word)));
-  return words.length ? found.sort((a, b) => Number(b.toLowerCase().startsWith(words[0])) - Number(a.toLowerCase().startsWith(words[0]))) : found;
+  return words.length
+    ? found.sort((a, b) => Number(b.toLowerCase().startsWith(words[0])) - Number(a.toLowerCase().startsWith(words[0])))
+    : found;
 }

@@ -6,7 +6,8 @@ export function h(tag, properties = {}, ...children) {
     if (value === null || value === undefined || value === false) continue;
     if (name.startsWith("on")) element.addEventListener(name.slice(2), value);
     else if (name === "style") for (const [key, one] of Object.entries(value)) element.style.setProperty(key, one);
-    else if (name === "value" || name === "checked" || name === "disabled" || name === "tabIndex") element[name] = value;
+    else if (name === "value" || name === "checked" || name === "disabled" || name === "tabIndex")
+      element[name] = value;
     else element.setAttribute(name, value === true ? "" : String(value));
   }
   element.append(...children.flat(3).filter((child) => child !== null && child !== undefined && child !== false));
@@ -36,10 +37,16 @@ export function onFrame(action) {
   return () => {
     if (asked) return;
     asked = true;
-    requestAnimationFrame(() => { asked = false; action(); });
+    requestAnimationFrame(() => {
+      asked = false;
+      action();
+    });
   };
 }
 
 export function isTyping(event) {
-  return event.target instanceof HTMLElement && event.target.matches("input:not([type=checkbox]):not([type=range]), textarea, select");
+  return (
+    event.target instanceof HTMLElement &&
+    event.target.matches("input:not([type=checkbox]):not([type=range]), textarea, select")
+  );
 }

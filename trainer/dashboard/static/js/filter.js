@@ -24,13 +24,25 @@ export function filtered(rows, text) {
 
 function holds(row, term) {
   if (term.word !== undefined) {
-    return [row.name, row.id, row.state, row.reason, row.slurm_job_id].some((value) => String(value ?? "").toLowerCase().includes(term.word))
-      || Object.values(row.config ?? {}).some((value) => typeof value === "string" && value.toLowerCase().includes(term.word));
+    return (
+      [row.name, row.id, row.state, row.reason, row.slurm_job_id].some((value) =>
+        String(value ?? "")
+          .toLowerCase()
+          .includes(term.word),
+      ) ||
+      Object.values(row.config ?? {}).some(
+        (value) => typeof value === "string" && value.toLowerCase().includes(term.word),
+      )
+    );
   }
   const value = plainValue(row, term.key);
-  if (term.operator === "~") return String(value ?? "").toLowerCase().includes(term.value.toLowerCase());
+  if (term.operator === "~")
+    return String(value ?? "")
+      .toLowerCase()
+      .includes(term.value.toLowerCase());
   if (term.operator === "!=") return !equal(value, term.value);
-  if (value === undefined || value === null) return term.operator === "=" && ["null", ""].includes(term.value) && value === null;
+  if (value === undefined || value === null)
+    return term.operator === "=" && ["null", ""].includes(term.value) && value === null;
   if (term.operator === "=") return equal(value, term.value);
   const [left, right] = [Number(value), Number(term.value)];
   if (Number.isNaN(left) || Number.isNaN(right)) return false;

@@ -1,6 +1,11 @@
 // Numbers, times and sizes as a person reads them.
 
-const UNITS = [["d", 86400], ["h", 3600], ["m", 60], ["s", 1]];
+const UNITS = [
+  ["d", 86400],
+  ["h", 3600],
+  ["m", 60],
+  ["s", 1],
+];
 
 export function number(value, digits = 5) {
   if (value === null || value === undefined || value === "") return "";
@@ -40,7 +45,8 @@ export function date(time) {
   if (!time) return "";
   const at = new Date(time * 1000);
   const two = (part) => String(part).padStart(2, "0");
-  return `${at.getFullYear()}-${two(at.getMonth() + 1)}-${two(at.getDate())} ${two(at.getHours())}:${two(at.getMinutes())}:${two(at.getSeconds())}`;
+  const day = [at.getFullYear(), two(at.getMonth() + 1), two(at.getDate())].join("-");
+  return `${day} ${[at.getHours(), at.getMinutes(), at.getSeconds()].map(two).join(":")}`;
 }
 
 export function bytes(count) {
@@ -53,7 +59,21 @@ export function bytes(count) {
   return `${Number(value.toPrecision(3))} TB`;
 }
 
-const SHORT = [[1e12, "T"], [1e9, "G"], [1e6, "M"], [1e3, "k"]];
+const SHORT = [
+  [1e12, "T"],
+  [1e9, "G"],
+  [1e6, "M"],
+  [1e3, "k"],
+];
+
+export function plural(count, word) {
+  return `${number(count)} ${word}${count === 1 ? "" : "s"}`;
+}
+
+// 3 of 7 runs
+export function share(some, all, word) {
+  return some === all ? plural(all, word) : `${number(some)} of ${plural(all, word)}`;
+}
 
 // Labels of an axis: 10k, 1.5M, 0.002
 export function tick(value) {
@@ -70,7 +90,14 @@ export function onAxis(axis, value) {
   return number(value, 7);
 }
 
-export const AXES = { step: "step", time: "time since the start", date: "date", epoch: "epoch", samples: "samples", tokens: "tokens" };
+export const AXES = {
+  step: "step",
+  time: "time since the start",
+  date: "date",
+  epoch: "epoch",
+  samples: "samples",
+  tokens: "tokens",
+};
 
 // A value of a configuration.
 export function setting(value) {

@@ -28,10 +28,27 @@ const FILTER = [
 ];
 
 export function help() {
-  const rows = (pairs) => h("table", {}, h("tbody", {}, pairs.map(([keys, text]) => h("tr", {}, h("td", {}, h("kbd", {}, keys)), h("td", {}, text)))));
-  const dialog = h("dialog", { "aria-label": "Keys and filter", onclose: () => dialog.remove() },
-    h("h2", {}, "Keys"), rows(KEYS), h("h2", {}, "In a chart"), rows(CHART), h("h2", {}, "Filter"), rows(FILTER),
-    h("div", { class: "actions" }, h("button", { type: "button", onclick: () => dialog.close() }, "Close")));
+  const rows = (pairs) =>
+    h(
+      "table",
+      {},
+      h(
+        "tbody",
+        {},
+        pairs.map(([keys, text]) => h("tr", {}, h("td", {}, h("kbd", {}, keys)), h("td", {}, text))),
+      ),
+    );
+  const dialog = h(
+    "dialog",
+    { "aria-label": "Keys and filter", onclose: () => dialog.remove() },
+    h("h2", {}, "Keys"),
+    rows(KEYS),
+    h("h2", {}, "In a chart"),
+    rows(CHART),
+    h("h2", {}, "Filter"),
+    rows(FILTER),
+    h("div", { class: "actions" }, h("button", { type: "button", onclick: () => dialog.close() }, "Close")),
+  );
   document.body.append(dialog);
   dialog.showModal();
 }

@@ -15,17 +15,42 @@ export class LogView {
     this.choice = h("select", { "aria-label": "Log", onchange: (event) => show({ log: event.target.value }) });
     this.follow = h("input", { type: "checkbox", checked: true, onchange: () => this.toEnd() });
     this.earlier = h("button", { type: "button", hidden: true, onclick: () => this.loadEarlier() }, "Earlier");
-    this.search = h("input", { type: "search", placeholder: "Only lines with", "aria-label": "Only lines with", oninput: () => this.draw() });
+    this.search = h("input", {
+      type: "search",
+      placeholder: "Only lines with",
+      "aria-label": "Only lines with",
+      oninput: () => this.draw(),
+    });
     this.size = h("span", { class: "note" });
-    this.text = h("pre", { class: "log", tabIndex: 0, role: "log", "aria-live": "off", "aria-label": "Log", onscroll: () => this.onScroll() });
-    this.element = h("div", { class: "stack" }, h("div", { class: "bar" }, h("label", {}, "log", this.choice), this.search, h("label", {}, this.follow, "follow"), this.earlier, this.size), this.text);
+    this.text = h("pre", {
+      class: "log",
+      tabIndex: 0,
+      role: "log",
+      "aria-live": "off",
+      "aria-label": "Log",
+      onscroll: () => this.onScroll(),
+    });
+    this.element = h(
+      "div",
+      { class: "stack" },
+      h(
+        "div",
+        { class: "bar" },
+        h("label", {}, "log", this.choice),
+        this.search,
+        h("label", {}, this.follow, "follow"),
+        this.earlier,
+        this.size,
+      ),
+      this.text,
+    );
     this.content = "";
     this.timer = setInterval(() => this.loadNew(), FOLLOW_MS);
   }
 
   render(names, active) {
     this.active = active;
-    const wanted = names.includes(view.log) ? view.log : names[0] ?? "";
+    const wanted = names.includes(view.log) ? view.log : (names[0] ?? "");
     if (JSON.stringify(names) !== this.names) {
       this.names = JSON.stringify(names);
       this.choice.replaceChildren(...names.map((name) => h("option", { value: name }, name)));
@@ -52,7 +77,10 @@ export class LogView {
     if (!this.name || this.end === undefined || !this.follow.checked || document.hidden || this.busy) return;
     const before = this.end;
     await this.request(`&offset=${this.end}`, (part) => {
-      if (part.start !== before) { this.content = part.text; this.start = part.start; }  // it was cut or replaced
+      if (part.start !== before) {
+        this.content = part.text;
+        this.start = part.start;
+      } // it was cut or replaced
       else if (part.text) this.content = (this.content + part.text).slice(-MOST_CHARACTERS);
       else return;
       this.draw();
@@ -63,11 +91,15 @@ export class LogView {
   async loadEarlier() {
     const height = this.text.scrollHeight;
     const start = this.start;
-    await this.request(`&before=${start}`, (part) => {
-      this.content = part.text + this.content;
-      this.start = part.start;
-      this.follow.checked = false;
-    }, true);
+    await this.request(
+      `&before=${start}`,
+      (part) => {
+        this.content = part.text + this.content;
+        this.start = part.start;
+        this.follow.checked = false;
+      },
+      true,
+    );
     this.draw();
     this.text.scrollTop += this.text.scrollHeight - height;
   }
@@ -91,7 +123,12 @@ export class LogView {
 
   draw() {
     const wanted = this.search.value.toLowerCase();
-    this.text.textContent = wanted ? this.content.split("\n").filter((line) => line.toLowerCase().includes(wanted)).join("\n") || "No such line in the part that is loaded." : this.content || "The log is empty.";
+    this.text.textContent = wanted
+      ? this.content
+          .split("\n")
+          .filter((line) => line.toLowerCase().includes(wanted))
+          .join("\n") || "No such line in the part that is loaded."
+      : this.content || "The log is empty.";
   }
 
   toEnd() {

@@ -13,11 +13,42 @@ class Panel {
     this.metric = metric;
     this.plot = new Plot(metric, (range) => owner.onZoom(range));
     this.note = h("span", { class: "note" });
-    this.tableButton = h("button", { type: "button", class: "quiet", "aria-pressed": "false", title: "Show the values as a table", onclick: () => this.toggleTable() }, "Table");
-    this.element = h("section", { class: "panel", "aria-label": metric },
-      h("header", {}, h("h3", {}, metric), this.note, h("span", { class: "push" }), this.tableButton,
-        owner.onRemove && h("button", { type: "button", class: "quiet", "aria-label": `Remove ${metric}`, title: "Remove", onclick: () => owner.onRemove(metric) }, "×")),
-      this.plot.element);
+    this.tableButton = h(
+      "button",
+      {
+        type: "button",
+        class: "quiet",
+        "aria-pressed": "false",
+        title: "Show the values as a table",
+        onclick: () => this.toggleTable(),
+      },
+      "Table",
+    );
+    this.element = h(
+      "section",
+      { class: "panel", "aria-label": metric },
+      h(
+        "header",
+        {},
+        h("h3", {}, metric),
+        this.note,
+        h("span", { class: "push" }),
+        this.tableButton,
+        owner.onRemove &&
+          h(
+            "button",
+            {
+              type: "button",
+              class: "quiet",
+              "aria-label": `Remove ${metric}`,
+              title: "Remove",
+              onclick: () => owner.onRemove(metric),
+            },
+            "×",
+          ),
+      ),
+      this.plot.element,
+    );
     this.asked = "";
     this.visible = false;
   }
@@ -50,10 +81,20 @@ class Panel {
   }
 
   show(answer, settings) {
-    const lines = answer.curves.map((curve, place) => {
-      const line = curve.key === undefined ? settings.lines[curve.group] : settings.lines.find((one) => one.key === curve.key);
-      return { x: new Float64Array(), y: new Float64Array(), ...curve, key: line?.key ?? String(place), color: line?.color, label: line?.label ?? "" };
-    }).filter((line) => line.x.length || line.not_finite);
+    const lines = answer.curves
+      .map((curve, place) => {
+        const line =
+          curve.key === undefined ? settings.lines[curve.group] : settings.lines.find((one) => one.key === curve.key);
+        return {
+          x: new Float64Array(),
+          y: new Float64Array(),
+          ...curve,
+          key: line?.key ?? String(place),
+          color: line?.color,
+          label: line?.label ?? "",
+        };
+      })
+      .filter((line) => line.x.length || line.not_finite);
     this.note.textContent = remarks(answer, lines, settings);
     this.element.classList.toggle("empty", !lines.length);
     this.plot.set(lines, answer.edges ?? [0, 1], { axis: settings.axis, logX: settings.logX, logY: settings.logY });
@@ -79,14 +120,17 @@ export class Panels {
     this.empty = empty;
     this.panels = new Map();
     this.element = h("div", { class: "panels" });
-    this.observer = new IntersectionObserver((entries) => {
-      for (const entry of entries) {
-        const panel = [...this.panels.values()].find((one) => one.element === entry.target);
-        if (!panel) continue;
-        panel.visible = entry.isIntersecting;
-        if (panel.visible) panel.load();
-      }
-    }, { rootMargin: "200px" });
+    this.observer = new IntersectionObserver(
+      (entries) => {
+        for (const entry of entries) {
+          const panel = [...this.panels.values()].find((one) => one.element === entry.target);
+          if (!panel) continue;
+          panel.visible = entry.isIntersecting;
+          if (panel.visible) panel.load();
+        }
+      },
+      { rootMargin: "200px" },
+    );
     this.refreshed = 0;
   }
 
@@ -104,7 +148,10 @@ export class Panels {
       this.panels.set(metric, panel);
     }
     const order = metrics.map((metric) => this.panels.get(metric).element);
-    if (order.some((element, place) => this.element.children[place] !== element) || this.element.children.length !== order.length) {
+    if (
+      order.some((element, place) => this.element.children[place] !== element) ||
+      this.element.children.length !== order.length
+    ) {
       this.element.replaceChildren(...(order.length ? order : [h("p", { class: "note" }, this.empty)]));
       for (const panel of this.panels.values()) this.observer.observe(panel.element);
     }
@@ -142,10 +189,12 @@ function remarks(answer, lines, settings) {
   const progress = answer.curves.filter((curve) => curve.progress < 1).map((curve) => curve.progress);
   if (progress.length) said.push(`reading ${Math.floor(100 * Math.min(...progress))}%`);
   const bad = lines.filter((line) => line.not_finite);
-  if (bad.length === 1) said.push(`${bad[0].label}: ${bad[0].first_not_finite[1]} from ${settings.axis} ${bad[0].first_not_finite[0]}`);
+  if (bad.length === 1)
+    said.push(`${bad[0].label}: ${bad[0].first_not_finite[1]} from ${settings.axis} ${bad[0].first_not_finite[0]}`);
   else if (bad.length) said.push(`${bad.length} runs with NaN or inf`);
   const missing = answer.curves.filter((curve) => curve.no_axis).length;
-  if (missing) said.push(`${missing === answer.curves.length ? "not" : `${missing} not`} recorded by ${AXES[settings.axis]}`);
+  if (missing)
+    said.push(`${missing === answer.curves.length ? "not" : `${missing} not`} recorded by ${AXES[settings.axis]}`);
   if (!answer.edges) said.push("no values");
   return said.join("; ");
 }

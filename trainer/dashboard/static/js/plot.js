@@ -1,9 +1,10 @@
-// One chart: uPlot draws axes and grid, this file the lines, the read-out and everything a keyboard and a screen reader need.
+// One chart: uPlot draws axes and grid, this file the lines, the read-out and all that a keyboard and a screen reader
+// need.
 
 import uPlot from "/static/vendor/uplot/uPlot.esm.js";
 import { stroke } from "./colors.js";
 import { announce, h } from "./dom.js";
-import { AXES, number, onAxis, setting, tick } from "./format.js";
+import { AXES, number, onAxis, plural, setting, tick } from "./format.js";
 
 const HEIGHT = 220;
 const MOST_READ = 12;
@@ -20,9 +21,15 @@ export class Plot {
     this.options = { axis: "step", logX: false, logY: false };
     this.readout = h("div", { class: "readout", hidden: true });
     this.canvas = h("div", {
-      class: "canvas", tabIndex: 0, role: "group", "aria-roledescription": "chart",
-      onkeydown: (event) => this.onKey(event), onmousemove: (event) => this.onMouse(event), onmouseleave: () => this.leave(),
-      onblur: () => this.leave(), ondblclick: () => this.onZoom(null),
+      class: "canvas",
+      tabIndex: 0,
+      role: "group",
+      "aria-roledescription": "chart",
+      onkeydown: (event) => this.onKey(event),
+      onmousemove: (event) => this.onMouse(event),
+      onmouseleave: () => this.leave(),
+      onblur: () => this.leave(),
+      ondblclick: () => this.onZoom(null),
     });
     this.tableBox = h("div", { class: "plot-table", hidden: true });
     this.element = h("div", { class: "plot" }, this.canvas, this.readout, this.tableBox);
@@ -51,32 +58,56 @@ export class Plot {
     this.plot?.destroy();
     const css = getComputedStyle(document.documentElement);
     const color = (name) => css.getPropertyValue(name).trim();
-    const line = { stroke: color("--faint"), font: "11px system-ui, sans-serif", grid: { stroke: color("--grid"), width: 1 }, ticks: { show: false } };
+    const line = {
+      stroke: color("--faint"),
+      font: "11px system-ui, sans-serif",
+      grid: { stroke: color("--grid"), width: 1 },
+      ticks: { show: false },
+    };
     const { axis, logX, logY } = this.options;
-    this.plot = new uPlot({
-      width: this.width, height: HEIGHT, mode: 1, legend: { show: false }, padding: [8, 12, 0, 0],
-      cursor: { points: { show: false }, y: false, drag: { x: true, y: false, setScale: false, dist: 5 } },
-      select: { show: true },
-      scales: {
-        x: { time: axis === "date", distr: logX ? 3 : 1, range: () => this.xRange() },
-        y: { distr: logY ? 3 : 1, range: () => this.yRange() },
+    this.plot = new uPlot(
+      {
+        width: this.width,
+        height: HEIGHT,
+        mode: 1,
+        legend: { show: false },
+        padding: [8, 12, 0, 0],
+        cursor: { points: { show: false }, y: false, drag: { x: true, y: false, setScale: false, dist: 5 } },
+        select: { show: true },
+        scales: {
+          x: { time: axis === "date", distr: logX ? 3 : 1, range: () => this.xRange() },
+          y: { distr: logY ? 3 : 1, range: () => this.yRange() },
+        },
+        series: [{}, { show: true, paths: () => null, points: { show: false } }],
+        axes: [
+          {
+            ...line,
+            size: 26,
+            gap: 4,
+            space: 70,
+            ...(axis === "date"
+              ? {}
+              : { values: (_, values) => values.map((value) => (axis === "time" ? shortTime(value) : tick(value))) }),
+          },
+          { ...line, size: 52, gap: 4, values: (_, values) => values.map(tick) },
+        ],
+        hooks: {
+          draw: [(plot) => this.draw(plot)],
+          setSelect: [(plot) => this.selected(plot)],
+        },
       },
-      series: [{}, { show: true, paths: () => null, points: { show: false } }],
-      axes: [
-        { ...line, size: 26, gap: 4, space: 70, ...(axis === "date" ? {} : { values: (_, values) => values.map((value) => axis === "time" ? shortTime(value) : tick(value)) }) },
-        { ...line, size: 52, gap: 4, values: (_, values) => values.map(tick) },
-      ],
-      hooks: {
-        draw: [(plot) => this.draw(plot)],
-        setSelect: [(plot) => this.selected(plot)],
-      },
-    }, this.frame(), this.canvas);
+      this.frame(),
+      this.canvas,
+    );
     this.plot.root.setAttribute("aria-hidden", "true");
   }
 
   // What uPlot needs to know: the edges. The lines are drawn by `draw`.
   frame() {
-    return [[this.edges[0], Math.max(this.edges[1], this.edges[0] + 1e-9)], [0, 0]];
+    return [
+      [this.edges[0], Math.max(this.edges[1], this.edges[0] + 1e-9)],
+      [0, 0],
+    ];
   }
 
   redraw() {
@@ -116,7 +147,10 @@ export class Plot {
     for (const line of this.lines) {
       see(line.x, line.y);
       see(line.raw_x, line.raw_y ?? []);
-      if (line.low) { see(line.x, line.low); see(line.x, line.high); }
+      if (line.low) {
+        see(line.x, line.low);
+        see(line.x, line.high);
+      }
     }
     if (low > high) return this.options.logY ? [0.1, 1] : [0, 1];
     if (this.options.logY) return low === high ? [low / 2, high * 2] : [low * 0.9, high * 1.1];
@@ -131,7 +165,9 @@ export class Plot {
       const of = distr === 3 ? Math.log10 : (value) => value;
       const [low, high] = [of(min), of(max)];
       const factor = size / (high - low || 1);
-      return flips ? (value) => start + size - (of(value) - low) * factor : (value) => start + (of(value) - low) * factor;
+      return flips
+        ? (value) => start + size - (of(value) - low) * factor
+        : (value) => start + (of(value) - low) * factor;
     };
     const toX = place("x", bbox.left, bbox.width, false);
     const toY = place("y", bbox.top, bbox.height, true);
@@ -161,7 +197,10 @@ export class Plot {
     const [logX, logY] = [this.options.logX, this.options.logY];
     let broken = true;
     for (let place = 0; place < x.length; place++) {
-      if ((logY && y[place] <= 0) || (logX && x[place] <= 0)) { broken = true; continue; }
+      if ((logY && y[place] <= 0) || (logX && x[place] <= 0)) {
+        broken = true;
+        continue;
+      }
       if (broken) ctx.moveTo(toX(x[place]), toY(y[place]));
       else ctx.lineTo(toX(x[place]), toY(y[place]));
       broken = false;
@@ -174,8 +213,10 @@ export class Plot {
     const floor = this.options.logY ? this.plot.scales.y.min : -Infinity;
     ctx.globalAlpha = 0.18;
     ctx.beginPath();
-    for (let place = 0; place < line.x.length; place++) ctx.lineTo(toX(line.x[place]), toY(Math.max(floor, line.high[place])));
-    for (let place = line.x.length - 1; place >= 0; place--) ctx.lineTo(toX(line.x[place]), toY(Math.max(floor, line.low[place])));
+    for (let place = 0; place < line.x.length; place++)
+      ctx.lineTo(toX(line.x[place]), toY(Math.max(floor, line.high[place])));
+    for (let place = line.x.length - 1; place >= 0; place--)
+      ctx.lineTo(toX(line.x[place]), toY(Math.max(floor, line.low[place])));
     ctx.fill();
     ctx.globalAlpha = 1;
   }
@@ -203,7 +244,13 @@ export class Plot {
       if (place < 0) continue;
       ctx.fillStyle = stroke(line.color ?? line.key).color;
       ctx.beginPath();
-      ctx.arc(toX(line.x[place]), toY(line.y[place]), (line.key === this.at.line ? 4 : 3) * devicePixelRatio, 0, 2 * Math.PI);
+      ctx.arc(
+        toX(line.x[place]),
+        toY(line.y[place]),
+        (line.key === this.at.line ? 4 : 3) * devicePixelRatio,
+        0,
+        2 * Math.PI,
+      );
       ctx.fill();
     }
   }
@@ -243,7 +290,8 @@ export class Plot {
       const place = Math.min(line.x.length - 1, Math.max(0, from + move));
       if (line.x.length) this.showAt({ x: line.x[place], line: line.key }, true);
     } else if (event.key === "ArrowUp" || event.key === "ArrowDown") {
-      const next = this.lines[(Math.max(order, 0) + (event.key === "ArrowUp" ? -1 : 1) + this.lines.length) % this.lines.length];
+      const next =
+        this.lines[(Math.max(order, 0) + (event.key === "ArrowUp" ? -1 : 1) + this.lines.length) % this.lines.length];
       const place = nearest(next.x, this.at?.x ?? next.x[0]);
       if (place >= 0) this.showAt({ x: next.x[place], line: next.key }, true);
     } else if (event.key === "+" || event.key === "-" || event.key === "=") {
@@ -282,10 +330,16 @@ export class Plot {
     if (!shown.includes(own)) shown[shown.length - 1] = own;
     this.readout.replaceChildren(
       h("div", { class: "readout-x" }, `${this.options.axis} ${x}`),
-      ...shown.map((one) => h("div", { class: one === own ? "readout-row own" : "readout-row" },
-        h("i", { class: "swatch", style: { background: stroke(one.line.color ?? one.line.key).color } }),
-        h("span", { class: "readout-name" }, one.line.label),
-        h("b", {}, number(one.y)), one.low === undefined ? null : h("small", {}, ` ${number(one.low, 4)} – ${number(one.high, 4)}`))),
+      ...shown.map((one) =>
+        h(
+          "div",
+          { class: one === own ? "readout-row own" : "readout-row" },
+          h("i", { class: "swatch", style: { background: stroke(one.line.color ?? one.line.key).color } }),
+          h("span", { class: "readout-name" }, one.line.label),
+          h("b", {}, number(one.y)),
+          one.low === undefined ? null : h("small", {}, ` ${number(one.low, 4)} – ${number(one.high, 4)}`),
+        ),
+      ),
       read.length > MOST_READ ? h("div", { class: "note" }, `and ${read.length - MOST_READ} more`) : null,
     );
     this.readout.hidden = false;
@@ -294,7 +348,9 @@ export class Plot {
     this.readout.style.left = onRight ? `${left + 14}px` : "";
     this.readout.style.right = onRight ? "" : `${this.width - left + 14}px`;
     this.plot.redraw(false);
-    if (speaks) announce(`${this.options.axis} ${x}, ${own.line.label}: ${number(own.y)}${own.low === undefined ? "" : `, from ${number(own.low, 4)} to ${number(own.high, 4)}`}. ${read.length > 1 ? `Line ${this.lines.indexOf(own.line) + 1} of ${this.lines.length}.` : ""}`);
+    const which = read.length > 1 ? [`Line ${this.lines.indexOf(own.line) + 1} of ${this.lines.length}.`] : [];
+    if (speaks)
+      announce([`${this.options.axis} ${x}, ${own.line.label}: ${number(own.y)}${band(own)}.`, ...which].join(" "));
   }
 
   // The nearest point of each line, the largest first.
@@ -302,7 +358,8 @@ export class Plot {
     const found = [];
     for (const line of this.lines) {
       const place = nearest(line.x, x);
-      if (place >= 0) found.push({ line, x: line.x[place], y: line.y[place], low: line.low?.[place], high: line.high?.[place] });
+      if (place >= 0)
+        found.push({ line, x: line.x[place], y: line.y[place], low: line.low?.[place], high: line.high?.[place] });
     }
     return found.sort((a, b) => b.y - a.y);
   }
@@ -311,8 +368,15 @@ export class Plot {
     const { axis } = this.options;
     const lines = this.lines.filter((line) => line.x.length);
     if (!lines.length) return `${this.title}: no points`;
-    const last = lines.slice(0, 5).map((line) => `${line.label} ends at ${number(line.y[line.y.length - 1])}`).join(", ");
-    return `${this.title} by ${AXES[axis]}, ${lines.length} ${lines.length === 1 ? "line" : "lines"}, from ${onAxis(axis, this.edges[0])} to ${onAxis(axis, this.edges[1])}. ${last}. Arrow keys read points, plus and minus zoom, t shows a table.`;
+    const last = lines
+      .slice(0, 5)
+      .map((line) => `${line.label} ends at ${number(line.y[line.y.length - 1])}`)
+      .join(", ");
+    const [from, to] = this.edges.map((edge) => onAxis(axis, edge));
+    return [
+      `${this.title} by ${AXES[axis]}, ${plural(lines.length, "line")}, from ${from} to ${to}.`,
+      `${last}. Arrow keys read points, plus and minus zoom, t shows a table.`,
+    ].join(" ");
   }
 
   toggleTable() {
@@ -325,7 +389,7 @@ export class Plot {
   fillTable() {
     const { axis } = this.options;
     const [low, high] = this.xRange();
-    const places = Array.from({ length: TABLE_ROWS }, (_, row) => low + (high - low) * row / (TABLE_ROWS - 1));
+    const places = Array.from({ length: TABLE_ROWS }, (_, row) => low + ((high - low) * row) / (TABLE_ROWS - 1));
     const lines = this.lines.slice(0, MOST_READ);
     const extremes = (line, of) => {
       let best = -1;
@@ -333,24 +397,48 @@ export class Plot {
       for (let place = 0; place < y.length; place++) if (best < 0 || of(y[place], y[best])) best = place;
       return best < 0 ? "" : `${number(y[best])} at ${onAxis(axis, (line.raw_x ?? line.x)[best])}`;
     };
-    const row = (title, cell) => h("tr", {}, h("th", { scope: "row" }, title), ...lines.map((line) => h("td", {}, cell(line))));
-    this.tableBox.replaceChildren(h("table", { class: "plain" },
-      h("caption", { class: "unseen" }, `${this.title} by ${AXES[axis]}`),
-      h("thead", {}, h("tr", {}, h("th", { scope: "col" }, AXES[axis]), ...lines.map((line) => h("th", { scope: "col" }, line.label)))),
-      h("tbody", {},
-        row("smallest", (line) => extremes(line, (a, b) => a < b)),
-        row("largest", (line) => extremes(line, (a, b) => a > b)),
-        row("last", (line) => line.y.length ? number(line.y[line.y.length - 1]) : ""),
-        ...places.map((x) => row(onAxis(axis, x), (line) => {
-          const place = nearest(line.x, x);
-          return place < 0 ? "" : setting(Number(line.y[place].toPrecision(6)));
-        })))));
+    const row = (title, cell) =>
+      h("tr", {}, h("th", { scope: "row" }, title), ...lines.map((line) => h("td", {}, cell(line))));
+    this.tableBox.replaceChildren(
+      h(
+        "table",
+        { class: "plain" },
+        h("caption", { class: "unseen" }, `${this.title} by ${AXES[axis]}`),
+        h(
+          "thead",
+          {},
+          h(
+            "tr",
+            {},
+            h("th", { scope: "col" }, AXES[axis]),
+            ...lines.map((line) => h("th", { scope: "col" }, line.label)),
+          ),
+        ),
+        h(
+          "tbody",
+          {},
+          row("smallest", (line) => extremes(line, (a, b) => a < b)),
+          row("largest", (line) => extremes(line, (a, b) => a > b)),
+          row("last", (line) => (line.y.length ? number(line.y[line.y.length - 1]) : "")),
+          ...places.map((x) =>
+            row(onAxis(axis, x), (line) => {
+              const place = nearest(line.x, x);
+              return place < 0 ? "" : setting(Number(line.y[place].toPrecision(6)));
+            }),
+          ),
+        ),
+      ),
+    );
   }
 
   close() {
     this.observer.disconnect();
     this.plot?.destroy();
   }
+}
+
+function band(point) {
+  return point.low === undefined ? "" : `, from ${number(point.low, 4)} to ${number(point.high, 4)}`;
 }
 
 function nearest(x, value) {

@@ -51,7 +51,13 @@ function apply(answer) {
   const news = changed.size > 0 || answer.common || !status.loaded || status.error || status.unread !== answer.unread;
   cursor = answer.cursor;
   session = answer.session;
-  Object.assign(status, { roots: answer.roots, unread: answer.unread, readOnly: answer.read_only, loaded: true, clockAhead: answer.now - Date.now() / 1000 });
+  Object.assign(status, {
+    roots: answer.roots,
+    unread: answer.unread,
+    readOnly: answer.read_only,
+    loaded: true,
+    clockAhead: answer.now - Date.now() / 1000,
+  });
   if (news) {
     status.error = "";
     listeners.forEach((listener) => listener(changed));
@@ -66,4 +72,6 @@ export async function start() {
   }
 }
 
-document.addEventListener("visibilitychange", () => { if (!document.hidden) poll(); });
+document.addEventListener("visibilitychange", () => {
+  if (!document.hidden) poll();
+});

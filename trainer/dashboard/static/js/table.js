@@ -1,6 +1,6 @@
 // The table of runs. Only the rows in view are in the document, so that ten thousand runs scroll like ten.
 
-import { describe, explain, shortened } from "./columns.js";
+import { describe, explain } from "./columns.js";
 import { variable } from "./colors.js";
 import { h, onFrame } from "./dom.js";
 
@@ -19,9 +19,19 @@ export class RunTable {
     this.head = h("thead", {});
     this.body = h("tbody", {});
     this.group = h("colgroup", {});
-    this.table = h("table", { class: "runs", role: "grid", "aria-label": "Runs", "aria-multiselectable": "true" }, this.group, this.head, this.body);
+    this.table = h(
+      "table",
+      { class: "runs", role: "grid", "aria-label": "Runs", "aria-multiselectable": "true" },
+      this.group,
+      this.head,
+      this.body,
+    );
     this.draw = onFrame(() => this.render());
-    this.element = h("div", { class: "scroller", onscroll: this.draw, onkeydown: (event) => this.onKey(event) }, this.table);
+    this.element = h(
+      "div",
+      { class: "scroller", onscroll: this.draw, onkeydown: (event) => this.onKey(event) },
+      this.table,
+    );
     this.observer = new ResizeObserver(this.draw);
     this.observer.observe(this.element);
   }
@@ -47,8 +57,19 @@ export class RunTable {
       const widths = [4, ...this.columns.map((column) => column.width)];
       this.group.replaceChildren(...widths.map((width) => h("col", { style: { width: `${width * 0.56 + 1.1}rem` } })));
       this.table.style.width = `${widths.reduce((sum, width) => sum + width * 0.56 + 1.1, 0)}rem`;
-      this.everyone = h("input", { type: "checkbox", "aria-label": "Show all runs of the table in the charts", onchange: (event) => this.calls.onToggleAll(event.target.checked) });
-      this.head.replaceChildren(h("tr", { "aria-rowindex": "1" }, h("th", { scope: "col", class: "pick" }, this.everyone), ...this.columns.map((column) => this.heading(column))));
+      this.everyone = h("input", {
+        type: "checkbox",
+        "aria-label": "Show all runs of the table in the charts",
+        onchange: (event) => this.calls.onToggleAll(event.target.checked),
+      });
+      this.head.replaceChildren(
+        h(
+          "tr",
+          { "aria-rowindex": "1" },
+          h("th", { scope: "col", class: "pick" }, this.everyone),
+          ...this.columns.map((column) => this.heading(column)),
+        ),
+      );
     }
     this.everyone.checked = all;
   }
@@ -56,9 +77,21 @@ export class RunTable {
   heading(column) {
     const down = this.sort === `-${column.name}`;
     const direction = down ? "descending" : this.sort === column.name ? "ascending" : null;
-    return h("th", { scope: "col", "aria-sort": direction, class: column.numeric ? "number" : null },
-      h("button", { type: "button", class: "heading", title: column.title, onclick: () => this.calls.onSort(down ? column.name : `-${column.name}`) },
-        h("span", {}, column.short ?? column.title), direction && h("i", { "aria-hidden": "true" }, down ? "↓" : "↑")));
+    return h(
+      "th",
+      { scope: "col", "aria-sort": direction, class: column.numeric ? "number" : null },
+      h(
+        "button",
+        {
+          type: "button",
+          class: "heading",
+          title: column.title,
+          onclick: () => this.calls.onSort(down ? column.name : `-${column.name}`),
+        },
+        h("span", {}, column.short ?? column.title),
+        direction && h("i", { "aria-hidden": "true" }, down ? "↓" : "↑"),
+      ),
+    );
   }
 
   render() {
@@ -69,28 +102,70 @@ export class RunTable {
     const hadFocus = this.body.contains(document.activeElement) && document.activeElement.closest("tr")?.dataset.key;
     const rows = [];
     for (let place = first; place < last; place++) rows.push(this.row(this.rows[place], place));
-    const space = (count) => count > 0 ? h("tr", { "aria-hidden": "true", class: "space" }, h("td", { colspan: this.columns.length + 1, style: { height: `${count * ROW}px` } })) : null;
+    const space = (count) =>
+      count > 0
+        ? h(
+            "tr",
+            { "aria-hidden": "true", class: "space" },
+            h("td", { colspan: this.columns.length + 1, style: { height: `${count * ROW}px` } }),
+          )
+        : null;
     this.body.replaceChildren(...[space(first), ...rows, space(this.rows.length - last)].filter(Boolean));
     if (hadFocus) this.body.querySelector(`tr[data-key="${CSS.escape(hadFocus)}"]`)?.focus({ preventScroll: true });
   }
 
   row(row, place) {
     const on = this.selected.has(row.key);
-    return h("tr", {
-      "data-key": row.key, "aria-rowindex": String(place + 2), "aria-selected": String(on), tabIndex: row.key === this.focused ? 0 : -1,
-      class: on ? "on" : null, onfocus: () => { this.focused = row.key; },
-    },
-    h("td", { class: "pick" }, h("input", {
-      type: "checkbox", checked: on, tabIndex: -1, "aria-label": `Show ${row.name} ${row.id} in the charts`, style: on ? { "--own": variable(row.key) } : {},
-      onclick: (event) => this.calls.onToggle(row.key, event.shiftKey),
-    })),
-    ...this.columns.map((column) => h("td", { class: column.numeric ? "number" : null, title: explain(row, column.name) || null }, this.cell(row, column))));
+    return h(
+      "tr",
+      {
+        "data-key": row.key,
+        "aria-rowindex": String(place + 2),
+        "aria-selected": String(on),
+        tabIndex: row.key === this.focused ? 0 : -1,
+        class: on ? "on" : null,
+        onfocus: () => {
+          this.focused = row.key;
+        },
+      },
+      h(
+        "td",
+        { class: "pick" },
+        h("input", {
+          type: "checkbox",
+          checked: on,
+          tabIndex: -1,
+          "aria-label": `Show ${row.name} ${row.id} in the charts`,
+          style: on ? { "--own": variable(row.key) } : {},
+          onclick: (event) => this.calls.onToggle(row.key, event.shiftKey),
+        }),
+      ),
+      ...this.columns.map((column) =>
+        h(
+          "td",
+          { class: column.numeric ? "number" : null, title: explain(row, column.name) || null },
+          this.cell(row, column),
+        ),
+      ),
+    );
   }
 
   cell(row, column) {
     if (column.name === "name") {
-      return h("a", { href: `#/run/${row.key}/charts`, tabIndex: -1, onclick: (event) => { if (event.ctrlKey || event.metaKey || event.shiftKey) return; event.preventDefault(); this.calls.onOpen(row.key); } },
-        row.name, h("small", {}, ` ${row.id}`));
+      return h(
+        "a",
+        {
+          href: `#/run/${row.key}/charts`,
+          tabIndex: -1,
+          onclick: (event) => {
+            if (event.ctrlKey || event.metaKey || event.shiftKey) return;
+            event.preventDefault();
+            this.calls.onOpen(row.key);
+          },
+        },
+        row.name,
+        h("small", {}, ` ${row.id}`),
+      );
     }
     if (column.name === "state") return row.state ? state(row.state) : h("span", { class: "note" }, "…");
     return column.cell(row);
@@ -100,7 +175,16 @@ export class RunTable {
     if (event.target.matches("button, thead *") || event.ctrlKey || event.metaKey || event.altKey) return;
     const place = this.rows.findIndex((row) => row.key === this.focused);
     const page = Math.max(1, Math.floor(this.element.clientHeight / ROW) - 2);
-    const moves = { ArrowDown: 1, j: 1, ArrowUp: -1, k: -1, PageDown: page, PageUp: -page, Home: -Infinity, End: Infinity };
+    const moves = {
+      ArrowDown: 1,
+      j: 1,
+      ArrowUp: -1,
+      k: -1,
+      PageDown: page,
+      PageUp: -page,
+      Home: -Infinity,
+      End: Infinity,
+    };
     if (event.key in moves) this.focusOn(place + moves[event.key], event.shiftKey && event.key.startsWith("Arrow"));
     else if (event.key === " " || event.key === "x") this.focused && this.calls.onToggle(this.focused, event.shiftKey);
     else if (event.key === "Enter" || event.key === "o") this.focused && this.calls.onOpen(this.focused);
@@ -116,7 +200,8 @@ export class RunTable {
     const top = this.rows.indexOf(row) * ROW;
     const head = this.head.offsetHeight;
     if (top < this.element.scrollTop) this.element.scrollTop = top;
-    else if (top + ROW + head > this.element.scrollTop + this.element.clientHeight) this.element.scrollTop = top + ROW + head - this.element.clientHeight;
+    else if (top + ROW + head > this.element.scrollTop + this.element.clientHeight)
+      this.element.scrollTop = top + ROW + head - this.element.clientHeight;
     this.render();
     this.body.querySelector(`tr[data-key="${CSS.escape(row.key)}"]`)?.focus({ preventScroll: true });
   }
@@ -125,5 +210,3 @@ export class RunTable {
 export function state(name) {
   return h("span", { class: `state ${/^[a-z]+$/.test(name) ? name : ""}` }, h("i", { "aria-hidden": "true" }), name);
 }
-
-export { shortened };

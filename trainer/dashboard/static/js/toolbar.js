@@ -8,18 +8,34 @@ const WEIGHTS = [0, 0.3, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.999
 
 export class Toolbar {
   constructor(...others) {
-    this.axis = h("select", { "aria-label": "x axis", onchange: (event) => show({ x: event.target.value, z: null }) },
-      Object.entries(AXES).map(([name, title]) => h("option", { value: name }, title)));
+    this.axis = h(
+      "select",
+      { "aria-label": "x axis", onchange: (event) => show({ x: event.target.value, z: null }) },
+      Object.entries(AXES).map(([name, title]) => h("option", { value: name }, title)),
+    );
     this.weight = h("output", {});
     this.smoothing = h("input", {
-      type: "range", min: "0", max: String(WEIGHTS.length - 1), step: "1", "aria-label": "Smoothing", title: "Exponential moving average over all points; the line before smoothing stays faint",
+      type: "range",
+      min: "0",
+      max: String(WEIGHTS.length - 1),
+      step: "1",
+      "aria-label": "Smoothing",
+      title: "Exponential moving average over all points; the line before smoothing stays faint",
       oninput: (event) => show({ sm: WEIGHTS[Number(event.target.value)] }),
     });
     this.logX = toggle("log x", "Logarithmic x axis", () => show({ lx: !view.lx }));
     this.logY = toggle("log y", "Logarithmic y axis", () => show({ ly: !view.ly }));
     this.reset = h("button", { type: "button", onclick: () => show({ z: null }) }, "Whole range");
-    this.element = h("div", { class: "bar", role: "toolbar", "aria-label": "Charts" }, ...others,
-      h("label", {}, "x", this.axis), h("label", {}, "smooth", this.smoothing, this.weight), this.logX, this.logY, this.reset);
+    this.element = h(
+      "div",
+      { class: "bar", role: "toolbar", "aria-label": "Charts" },
+      ...others,
+      h("label", {}, "x", this.axis),
+      h("label", {}, "smooth", this.smoothing, this.weight),
+      this.logX,
+      this.logY,
+      this.reset,
+    );
   }
 
   render() {
@@ -49,6 +65,8 @@ function toggle(text, title, onclick) {
 
 function nearestWeight(value) {
   let best = 0;
-  WEIGHTS.forEach((weight, place) => { if (Math.abs(weight - value) < Math.abs(WEIGHTS[best] - value)) best = place; });
+  WEIGHTS.forEach((weight, place) => {
+    if (Math.abs(weight - value) < Math.abs(WEIGHTS[best] - value)) best = place;
+  });
   return best;
 }

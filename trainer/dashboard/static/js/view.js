@@ -1,8 +1,22 @@
 // What is shown, kept in the URL: a reload, a bookmark and the back button return to it.
 
 const DEFAULTS = {
-  q: "", sort: "-created", sel: null, m: null, x: "step", sm: 0, lx: false, ly: false, group: "", band: "deviation",
-  z: null, cols: null, pane: "runs", ref: "", log: "", wide: "",
+  q: "",
+  sort: "-created",
+  sel: null,
+  m: null,
+  x: "step",
+  sm: 0,
+  lx: false,
+  ly: false,
+  group: "",
+  band: "deviation",
+  z: null,
+  cols: null,
+  pane: "runs",
+  ref: "",
+  log: "",
+  wide: "",
 };
 const LISTS = ["sel", "m", "cols"];
 
@@ -28,7 +42,8 @@ export function address(state) {
   for (const [name, usual] of Object.entries(DEFAULTS)) {
     const value = state[name];
     if (value === usual || value === null || value === undefined) continue;
-    if (LISTS.includes(name)) value.length ? value.forEach((one) => parameters.append(name, one)) : parameters.append(name, "");
+    if (LISTS.includes(name))
+      value.length ? value.forEach((one) => parameters.append(name, one)) : parameters.append(name, "");
     else if (name === "z") parameters.set(name, value.join("~"));
     else parameters.set(name, value === true ? "1" : String(value));
   }
@@ -41,7 +56,7 @@ export function readAddress() {
   const [path, query = ""] = location.hash.replace(/^#\/?/, "").split("?");
   const [page, run = "", tab = "charts"] = path.split("/");
   const parameters = new URLSearchParams(query);
-  const state = { page: ["run", "sweeps"].includes(page) ? page : "runs", run, tab, ...DEFAULTS };
+  const state = { page: ["run", "parameters"].includes(page) ? page : "runs", run, tab, ...DEFAULTS };
   for (const [name, usual] of Object.entries(DEFAULTS)) {
     if (!parameters.has(name)) continue;
     const value = parameters.get(name);
