@@ -171,7 +171,7 @@ def test_each_file_of_a_run_is_read_back_by_the_run(run: RunDirectory) -> None:
     run.write_heartbeat(11, BEAT)
     run.write_heartbeat(2, BEAT)
     assert list(run.heartbeats().items()) == [(2, BEAT), (11, BEAT)]
-    run.heartbeat_path(2).rename(run.past_heartbeat_path(3, 2))
+    run.live.path(2).rename(run.live.past_path(3, 2))
     assert (run.heartbeat(2), run.past_heartbeats(2)) == (None, [BEAT])
     run.write_failure(0, FAILURE)
     assert run.failures(0) == [FAILURE]
@@ -358,12 +358,12 @@ def test_a_heartbeat_that_cannot_be_used_is_reported_and_one_that_is_cut_is_not(
     run: RunDirectory, content: str, said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run.write_heartbeat(0, BEAT)
-    run.heartbeat_path(1).write_text(content)
+    run.live.path(1).write_text(content)
     assert run.heartbeats() == {0: BEAT}
     told = capsys.readouterr().err
-    assert told.startswith(f"trainer: {run.heartbeat_path(1)} ")
+    assert told.startswith(f"trainer: {run.live.path(1)} ")
     assert said in told
-    run.heartbeat_path(1).write_text(content[:-3])  # met while it is written, or cut by a crash
+    run.live.path(1).write_text(content[:-3])  # met while it is written, or cut by a crash
     assert run.heartbeat(1) is None
     assert capsys.readouterr().err == ""
 

@@ -70,7 +70,7 @@ def wait_until(condition: Callable[[], Any], timeout_s: float = 120) -> Any:
 
 
 def has_step(run: RunDirectory) -> bool:
-    return run.heartbeat_path(0).exists()
+    return run.live.path(0).exists()
 
 
 def end_of(run: RunDirectory, attempt: int = 0) -> AttemptOutcome:

@@ -12,7 +12,7 @@ from tests.conftest import TrainerCli
 from tests.documentation import documented
 from trainer.runs.directory import RunDirectory
 from trainer.runs.records import HeartbeatRecord
-from trainer.supervise.stragglers import Pace, StragglerWatch, read_paces, slowest
+from trainer.supervise.stragglers import Pace, StragglerWatch, paces_of, slowest
 
 SLOW_RANK_1 = [
     "experiment=quickstart",
@@ -78,12 +78,12 @@ def test_ranks_are_compared_when_all_train_and_have_trained_enough(tmp_path: Pat
     beat = HeartbeatRecord(attempt=0, phase="train", host="a", batches=16, own_s=0.1, batch_s=0.3)
     for rank in range(2):
         run.write_heartbeat(rank, beat)
-    assert [pace.measures for pace in read_paces(run, 0, 2)] == [{"own_s": 0.1}] * 2
-    assert read_paces(run, 0, 3) == []
+    assert [pace.measures for pace in paces_of(run.heartbeats(), 0, 2)] == [{"own_s": 0.1}] * 2
+    assert paces_of(run.heartbeats(), 0, 3) == []
     run.write_heartbeat(1, replace(beat, batches=15))
-    assert read_paces(run, 0, 2) == []
+    assert paces_of(run.heartbeats(), 0, 2) == []
     run.write_heartbeat(1, replace(beat, phase="validate"))
-    assert read_paces(run, 0, 2) == []
+    assert paces_of(run.heartbeats(), 0, 2) == []
 
 
 def test_a_slow_rank_is_named_where_the_others_wait_for_it_in_the_forward_pass(

@@ -19,13 +19,12 @@ from trainer.core.files import (
     fsync_folder,
     read_bytes,
     read_json,
-    read_live,
     write_atomic,
-    write_live,
     write_new,
 )
 from trainer.runs import events
 from trainer.runs.events import E, Event, StopRequested, StopRequester
+from trainer.runs.heartbeats import Heartbeats
 from trainer.runs.records import AttemptOutcome, Failure, HeartbeatRecord, Launch, NodeUsage, StepTiming, WandbRun
 
 if TYPE_CHECKING:
@@ -60,6 +59,7 @@ class RunDirectory:
         self.logs_dir = self.path / "logs"
         self.live_dir = self.path / "live"
         self.usage_dir = self.path / "usage"
+        self.live = Heartbeats(self.live_dir)
         self.wandb_dir = self.path / "wandb"
         self.wandb_path = self.path / "wandb.json"
         self.stop_request = self.path / "control" / "stop"
@@ -241,13 +241,9 @@ class RunDirectory:
         """Return the file to which a rank that has run out of GPU memory writes a memory snapshot."""
         return self.attempt_logs(attempt) / f"rank-{rank}.memory.pickle"
 
-    def heartbeat_path(self, rank: int) -> Path:
-        """Return the file to which a rank of the newest attempt writes its heartbeat."""
-        return self.live_dir / f"rank-{rank}.json"
-
-    def past_heartbeat_path(self, attempt: int, rank: int) -> Path:
-        """Return the file that keeps the last heartbeat of an attempt once a later attempt has begun."""
-        return self.live_dir / f"attempt-{attempt:02d}-rank-{rank}.json"
+    def hang_found(self, attempt: int) -> Path:
+        """Return the file by which the first node tells the others that the job hangs."""
+        return self.stop_request.with_name(f"hang-{attempt:02d}.json")
 
     def samples_path(self, attempt: int, rank: int) -> Path:
         """Return the file to which `SampleLog` writes the samples that a rank has read."""
@@ -309,21 +305,19 @@ class RunDirectory:
 
     def heartbeat(self, rank: int) -> HeartbeatRecord | None:
         """Return the last heartbeat of a rank; None if there is none, or it cannot be used."""
-        return _heartbeat(self.heartbeat_path(rank))
+        return self.live.of_rank(rank)
 
     def heartbeats(self) -> dict[int, HeartbeatRecord]:
         """Return the last heartbeat of every rank, by rank, including ranks that only an earlier attempt had."""
-        paths = _by_rank(self.live_dir.glob("rank-*.json"))
-        return {rank: beat for rank, path in paths.items() if (beat := _heartbeat(path)) is not None}
+        return self.live.newest()
 
     def past_heartbeats(self, rank: int) -> list[HeartbeatRecord]:
         """Return the last heartbeat of a rank in each earlier attempt."""
-        beats = map(_heartbeat, sorted(self.live_dir.glob(f"attempt-*-rank-{rank}.json")))
-        return [beat for beat in beats if beat is not None]
+        return self.live.past(rank)
 
     def write_heartbeat(self, rank: int, beat: HeartbeatRecord) -> None:
-        """Overwrite the heartbeat of a rank in place."""
-        write_live(self.heartbeat_path(rank), records.to_json(beat))
+        """Overwrite the heartbeat of a rank in place, in a job on one node."""
+        self.live.write(rank, beat)
 
     def usage(self) -> list[NodeUsage]:
         """Return what every attempt has used on every node, oldest attempt first.
@@ -353,15 +347,6 @@ def _by_rank(paths: Iterable[Path]) -> dict[int, Path]:
     """Return the files named `rank-R.*` by rank, in order."""
     ranks = {path.name.partition(".")[0].removeprefix("rank-"): path for path in paths}
     return dict(sorted((int(rank), path) for rank, path in ranks.items() if _NUMBER.fullmatch(rank)))
-
-
-def _heartbeat(path: Path) -> HeartbeatRecord | None:
-    content = read_live(path)
-    try:
-        return records.from_json(HeartbeatRecord, content, path) if content else None
-    except records.BadRecord as error:
-        records.skip(error)
-        return None
 
 
 def _make_folder(runs_dir: Path, name: str) -> Path:

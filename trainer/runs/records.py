@@ -200,6 +200,23 @@ class NodeUsage:
 
 
 @dataclass(frozen=True, kw_only=True)
+class NodeHeartbeats:
+    """The heartbeats of the ranks of one node of several: `live/node-N.json`, written by its node process."""
+
+    ranks: dict[str, HeartbeatRecord]
+    """By rank."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class HangFound:
+    """A hang that the first node has found: `control/hang-NN.json`, which asks the other nodes for evidence."""
+
+    still_s: float
+    """Seconds without progress."""
+    allowed_s: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class Failure:
     """The exception that ended a rank, written by the rank: `logs/attempt-NN/rank-R.failure.json`."""
 

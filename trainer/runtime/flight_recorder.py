@@ -17,6 +17,7 @@ from torch.distributed import distributed_c10d
 from trainer.config.schema import ResilienceOptions
 from trainer.core.files import write_atomic
 from trainer.runs.directory import RunDirectory
+from trainer.runs.node_folder import NodeFolder
 from trainer.runtime.process import Rank
 
 MARGIN_S = 60.0
@@ -32,7 +33,7 @@ class FlightRecorder:
     """
 
     def __init__(self, directory: RunDirectory, rank: Rank) -> None:
-        self._request = directory.collectives_request(rank.attempt)
+        self._request = (NodeFolder.of_this_rank() or directory).collectives_request(rank.attempt)
         self._trace = directory.collectives_trace(rank.attempt, rank.rank)
 
     def check(self) -> None:

@@ -1,4 +1,6 @@
-"""Write the heartbeat of a rank, `live/rank-R.json`, once a second in a thread, so that a step costs nothing.
+"""Write the heartbeat of a rank once a second in a thread, so that a step costs nothing.
+
+On one node it is `live/rank-R.json` of the run directory; on several the node process gets it (`runs/node_folder.py`).
 
 `time` shows that the process is alive, `moved` when its step or phase last changed. On a hang `time` is recent and
 `moved` is old.
@@ -6,7 +8,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import socket
 import statistics
@@ -18,6 +19,7 @@ from typing import Any, NamedTuple
 
 from trainer.core import processes
 from trainer.runs.directory import RunDirectory
+from trainer.runs.node_folder import NodeFolder
 from trainer.runs.records import HeartbeatRecord
 from trainer.runtime.process import Rank
 
@@ -47,6 +49,7 @@ class Heartbeat:
 
     def __init__(self, directory: RunDirectory, rank: Rank, every_s: float = 1.0) -> None:
         self._directory, self._rank = directory, rank
+        self._node = NodeFolder.of_this_rank()
         self.step = 0
         self.progress = 0
         """Counts progress without a step, such as a batch of a validation."""
@@ -87,7 +90,8 @@ class Heartbeat:
 
     def start(self) -> None:
         """Write the first heartbeat and start the thread."""
-        self._keep_previous()
+        if self._node is None:
+            self._directory.live.keep(self._rank.attempt, rank=self._rank.rank)
         self.write()
         self._thread.start()
 
@@ -116,7 +120,7 @@ class Heartbeat:
             self._seen, self._moved = (self.step, fields["phase"]), now
         try:
             beat = HeartbeatRecord(time=now, moved=self._moved, step=self.step, progress=self.progress, **fields)
-            self._directory.write_heartbeat(self._rank.rank, beat)
+            (self._node or self._directory).write_heartbeat(self._rank.rank, beat)
         except OSError:
             pass
 
@@ -145,15 +149,6 @@ class Heartbeat:
             if values := [value for batch in on_device if (value := getattr(batch, name)) is not None]:
                 medians[name] = round(statistics.median(values), 6)
         return medians
-
-    def _keep_previous(self) -> None:
-        """Rename the heartbeat that an earlier attempt of this rank has left."""
-        rank, before = self._rank, self._directory.heartbeat(self._rank.rank)
-        if before is None or before.attempt == rank.attempt:
-            return
-        with contextlib.suppress(OSError):
-            past = self._directory.past_heartbeat_path(before.attempt, rank.rank)
-            os.rename(self._directory.heartbeat_path(rank.rank), past)
 
     def _beat(self) -> None:
         while not self._ended.wait(self._every_s):

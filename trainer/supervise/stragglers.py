@@ -11,11 +11,11 @@ its parameters are there (`forward_s`). All times of a rank on a GPU are by the 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from trainer.runs import events
-from trainer.runs.directory import RunDirectory
+from trainer.runs.records import HeartbeatRecord
 
 LEAST_BATCHES = 16
 """Fewest batches for a meaningful median."""
@@ -121,11 +121,11 @@ def slowest(paces: Sequence[Pace], factor: float) -> Straggler | None:
     return max(stragglers, key=lambda one: one.factor, default=None)
 
 
-def read_paces(run: RunDirectory, attempt: int, world_size: int) -> list[Pace]:
+def paces_of(beats: Mapping[int, HeartbeatRecord], attempt: int, world_size: int) -> list[Pace]:
     """Return the pace of each rank, in order; empty until every rank has trained `LEAST_BATCHES` batches."""
     paces = []
     for rank in range(world_size):
-        beat = run.heartbeat(rank)
+        beat = beats.get(rank)
         if beat is None or beat.attempt != attempt or beat.phase != "train" or beat.batches < LEAST_BATCHES:
             return []
         if beat.host is None or beat.batch_s is None:

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import time
 from dataclasses import replace
+from pathlib import Path
 from typing import Literal
 
 from trainer.config.shape import LaunchShape
@@ -18,9 +19,11 @@ from trainer.core.errors import HUNG, JOB_FAILED, NEVER_RESTART, TrainerError
 from trainer.runs import cause
 from trainer.runs.directory import RunDirectory
 from trainer.runs.events import CheckpointSaved, Ended
+from trainer.runs.node_folder import NodeFolder
 from trainer.runs.records import AttemptOutcome
 from trainer.supervise import entry, rendezvous, torchrun
-from trainer.supervise.hang import HangWatcher
+from trainer.supervise.hang import HangWatcher, Watched
+from trainer.supervise.relay import Relay, interval_s
 from trainer.supervise.torchrun import Place
 from trainer.supervise.usage import UsageRecorder
 
@@ -54,7 +57,11 @@ class Supervisor:
         """Attempts of this launch, with the restarts by torchrun."""
         self._log_offset = 0
         self._closing: dict[int, float] = {}
-        self._hangs = HangWatcher(run, shape.world_size, self.node_log, records=place.node_rank == 0)
+        self._hangs: HangWatcher
+        self._relay: Relay | None = None
+        """Between the ranks of this node and the run directory, in a job on several nodes."""
+        self._interval_s = interval_s(place.nodes)
+        self._looked = 0.0
         self._stop_seen_at: float | None = None
         self._outcome_seen_at: float | None = None
 
@@ -67,7 +74,17 @@ class Supervisor:
             except TrainerError as error:
                 return self._fail("failed", JOB_FAILED, cause.Cause(str(error), [], None, None)).code
             with rendezvous.private_folder() as self._store:
+                self._start_watching(self._store)
                 return self._rounds()
+
+    def _start_watching(self, folder: Path) -> None:
+        """Make the watch on hangs and, on several nodes, the relay."""
+        place, size = self.place, self.shape.processes_per_node
+        node_folder = NodeFolder(folder) if place.nodes > 1 else None
+        if node_folder is not None:
+            self._relay = Relay(self.run, node_folder, place.node_rank, self.base)
+        own = range(place.node_rank * size, (place.node_rank + 1) * size)
+        self._hangs = HangWatcher(Watched(self.run, self.shape.world_size, own, self.node_log, node_folder))
 
     def _join(self) -> rendezvous.Link:
         """Open the server of the job on node 0, or find it.
@@ -152,18 +169,28 @@ class Supervisor:
         while child.poll() is None:
             time.sleep(POLL_S)
             self._forward(child.pid)
-            self._note_restarts()
-            self._end_survivors()
-            self._enforce_end(child)
-            if self._outcome_seen_at is None and self._stop_seen_at is None:
-                hung = self._hangs.check(self.attempt, child.pid)
-                if hung is not None and self.place.node_rank == 0:
-                    self._record_death(self.attempt, hung)
+            if time.monotonic() - self._looked >= self._interval_s:
+                self._looked = time.monotonic()
+                self._look(child)
+        if self._relay is not None:
+            self._relay.publish()
         self._note_restarts()
         if child.returncode < 0 and self._outcome() is None:
             name = cause.signal_name(-child.returncode)
             print(f"torchrun on {socket.gethostname()} was killed by {name}", flush=True)
         return int(child.returncode)
+
+    def _look(self, child: subprocess.Popen[bytes]) -> None:
+        """Look at the run directory, which several nodes share: end what should have ended, find a hang."""
+        if self._relay is not None:
+            self._relay.publish()
+        self._note_restarts()
+        self._end_survivors()
+        self._enforce_end(child)
+        if self._outcome_seen_at is None and self._stop_seen_at is None:
+            hung = self._hangs.check(self.attempt, child.pid)
+            if hung is not None and self.place.node_rank == 0:
+                self._record_death(self.attempt, hung)
 
     def _forward(self, torchrun_pid: int) -> None:
         """Forward each signal once to each worker that has a handler; a worker ignores the signal until then."""
@@ -208,7 +235,9 @@ class Supervisor:
             if now - self._outcome_seen_at > grace_s:
                 print(f"attempt {outcome.outcome}; killing the remaining ranks", flush=True)
                 processes.kill_tree(child.pid)
-        elif self.requested or self.run.stop_request.exists():
+        elif (stops := self.run.stop_request.exists()) or self.requested:
+            if stops and self._relay is not None:
+                self._relay.request_stop()
             self._stop_seen_at = self._stop_seen_at or now
             # The deadline of the ranks themselves comes first, and saves a checkpoint if it can.
             limit_s = float(self.config["resilience"]["stop_deadline_s"]) + ENDED_GRACE_S

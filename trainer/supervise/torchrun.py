@@ -18,6 +18,7 @@ from trainer.core.hardware import usable_cores
 from trainer.core.network import loopback_interface
 from trainer.core.processes import die_with_parent
 from trainer.runs.code_snapshot import import_paths
+from trainer.runs.node_folder import NODE_FOLDER_VARIABLE
 from trainer.runtime.process import STORE_VARIABLE
 from trainer.supervise import rendezvous
 from trainer.supervise.agent import LISTENER_VARIABLE, PRELOAD_VARIABLE, RENDEZVOUS_BACKEND, TOKEN_VARIABLE
@@ -117,8 +118,8 @@ def environment(
         shape: Launch shape.
         place: Position of this node.
         attempt: Number of the first attempt.
-        store: Private folder in which the ranks of a single node find each other (`rendezvous.private_folder`); not
-            used on several nodes.
+        store: Private folder of this node (`rendezvous.private_folder`): the ranks of a single node find each other
+            there, those of several exchange files with their node process.
         preload: Module that is imported once for all ranks. While it is imported, no code may start a thread, use a
             GPU or read the number of its rank.
         hash_seed: PYTHONHASHSEED (`RunDirectory.hash_seed`). Forked ranks have that of the process that forks them.
@@ -143,8 +144,10 @@ def environment(
     variables["PYTHONSAFEPATH"] = "1"
     if expandable_segments and shape.device == "cuda":
         allow_expandable_segments(variables)
-    for name in (STORE_VARIABLE, TOKEN_VARIABLE, LISTENER_VARIABLE):  # of a job around this one
+    for name in (STORE_VARIABLE, TOKEN_VARIABLE, LISTENER_VARIABLE, NODE_FOLDER_VARIABLE):  # of a job around this one
         variables.pop(name, None)
+    if place.nodes > 1 and store is not None:
+        variables[NODE_FOLDER_VARIABLE] = str(store)
     variables |= _network(inherited, place, store)
     if shape.device == "cpu":
         variables["CUDA_VISIBLE_DEVICES"] = ""

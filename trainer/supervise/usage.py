@@ -146,7 +146,7 @@ class UsageRecorder:
 
     def _shares(self) -> dict[str, float]:
         """Return the share of each phase in the time since the last reading, as the node's first rank has spent it."""
-        beat = self._run.heartbeat(self._node * self._shape.processes_per_node)
+        beat = self._run.live.of_rank(self._node * self._shape.processes_per_node, self._node)
         if beat is None or beat.attempt != self._usage.attempt or not beat.spent:
             return {self._beat.phase if self._beat else "start": 1.0}
         before = (self._beat.spent if self._beat else None) or {}

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer.runs.directory import RunDirectory
+from trainer.runs.records import HeartbeatRecord
 
 _STEPS_OF_MEDIAN = 64
 _WAITING = ("/torch/distributed/", "/torch/autograd/graph.py", "/deepspeed/comm/")
@@ -76,7 +77,7 @@ def uneven(places: list[Place]) -> str | None:
 
 
 class HangWatch:
-    """Watches one attempt. Call `check` about once a second with the result of `read_places`."""
+    """Watches one attempt. Call `check` about once a second with the result of `places_of`."""
 
     def __init__(self, allowances: Allowances, now: float) -> None:
         self._allowances = allowances
@@ -119,11 +120,11 @@ class HangWatch:
                 self._stepped = (step, now)
 
 
-def read_places(run: RunDirectory, attempt: int) -> list[Place]:
+def places_of(beats: Mapping[int, HeartbeatRecord], attempt: int) -> list[Place]:
     """Return the progress of the ranks of this attempt that have written a heartbeat, in order of rank."""
     return [
         Place(rank, beat.host, beat.pid, beat.step, beat.phase, beat.progress)
-        for rank, beat in run.heartbeats().items()
+        for rank, beat in beats.items()
         if beat.attempt == attempt and beat.host is not None and beat.pid is not None
     ]
 

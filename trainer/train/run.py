@@ -31,6 +31,7 @@ from trainer.config.schema import Config
 from trainer.core.errors import DONE, JOB_FAILED, REQUEUE, UserError
 from trainer.runs import events
 from trainer.runs.directory import RunDirectory
+from trainer.runs.node_folder import NodeFolder
 from trainer.runtime import failure, hydra_state, logs, memory, micro_batch, rng
 from trainer.runtime.abort import abort_nccl
 from trainer.runtime.attempt import Attempt
@@ -268,7 +269,7 @@ def _make_callbacks(
         BoundaryOptions(
             config.checkpoint,
             config.resilience,
-            job.directory.stop_request,
+            (NodeFolder.of_this_rank() or job.directory).stop_request,
             config.trainer.max_steps,
             seconds_of(config.trainer.max_time),
         ),
