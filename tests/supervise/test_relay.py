@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT
+from tests.conftest import ROOT, clean_environment
+from tests.train.in_process import new_run
 from trainer.core import records
 from trainer.core.errors import HUNG
+from trainer.core.network import loopback_interface
+from trainer.runs import events
 from trainer.runs.directory import RunDirectory
+from trainer.runs.ledger import ledger
 from trainer.runs.node_folder import NODE_FOLDER_VARIABLE, NodeFolder
 from trainer.runs.records import AttemptOutcome, HangFound, HeartbeatRecord
 from trainer.runtime.flight_recorder import FlightRecorder
@@ -20,6 +25,7 @@ from trainer.runtime.process import Rank
 from trainer.supervise import hang as hang_module
 from trainer.supervise.hang import HangWatcher, Watched
 from trainer.supervise.relay import Relay, interval_s
+from trainer.supervise.watchdog import main_stack
 
 BEAT = HeartbeatRecord(time=1.0, step=3, phase="train", host="here", pid=1, batches=64, own_s=0.1, batch_s=0.1)
 
@@ -140,3 +146,46 @@ def test_the_file_operations_of_a_node_do_not_grow_with_the_job(monkeypatch: pyt
     assert many["first"] - few["first"] <= 14 / 0.5  # a file of each further node
     assert many["all"] <= 16 * many["other"] + 16 / 0.5 + 10
     sys.modules.pop("watching")
+
+
+def test_a_hang_on_another_node_is_named_by_the_first_and_ends_both(workdir: Path) -> None:
+    """Two node processes of two ranks each on this machine; rank 3 stops in a step, and ignores nothing else."""
+    overrides = [
+        "experiment=quickstart",
+        "resources.cpu_processes=2",
+        "trainer.max_steps=4000",
+        "trainer.max_epochs=null",
+        "trainer.limit_val_batches=0",
+        "resilience.hang_after_s=3",
+        "+callbacks.fault._target_=trainer.faultbench.inject.InjectFault",
+        "+callbacks.fault.kind=hang",
+        "+callbacks.fault.step=400",
+        "+callbacks.fault.ranks=[3]",
+    ]
+    run = new_run(workdir, overrides)
+    place = ["--nodes=2", "--local-addr=127.0.0.1", "--rendezvous=first-node"]
+    variables = {**clean_environment(), "GLOO_SOCKET_IFNAME": loopback_interface(), "TRAINER_ATTEMPT": "0"}
+    nodes = [
+        subprocess.Popen(
+            [sys.executable, "-m", "trainer.supervise.node", str(run.path), *place, f"--node-rank={rank}"],
+            env=variables,
+            start_new_session=True,
+        )
+        for rank in (0, 1)
+    ]
+    codes = [node.wait(150) for node in nodes]
+    logs = [run.node_log(0, rank).read_text() for rank in (0, 1)]
+    assert codes == [HUNG, HUNG], "\n".join(logs)
+    (found,) = run.events_of(events.Hang)
+    assert found.rank == 3
+    assert found.where is not None
+    assert "inject.py" in found.where
+    outcome = run.outcome(0)
+    assert outcome is not None
+    assert (outcome.outcome, outcome.reason) == ("hung", found.reason)
+    assert f"hang: {found.reason}; killing its workers" in logs[1]
+    assert sorted(path.name for path in run.live_dir.glob("*.json")) == ["node-0.json", "node-1.json"]
+    assert all(run.collectives_trace(0, rank).exists() and main_stack(run.stacks(0, rank)) for rank in range(4))
+    accounts = ledger(run)
+    assert accounts is not None
+    assert accounts["seconds"]["hang"] >= 3
