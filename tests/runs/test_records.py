@@ -23,11 +23,14 @@ from trainer.runs.records import (
     BestCheckpoint,
     CommandFailure,
     Failure,
+    HangFound,
     HeartbeatRecord,
     Launch,
     LockHolder,
     NodeCheck,
+    NodeHeartbeats,
     Reduction,
+    WandbRun,
 )
 
 OUTCOME = AttemptOutcome(
@@ -106,12 +109,17 @@ RECORDS: dict[str, Any] = {
     "failure": FAILURE,
     "command failure": CommandFailure(message="no such file", fix="", code=2),
     "preflight": CHECK,
+    "heartbeats of a node": NodeHeartbeats(ranks={"8": BEAT, "9": HeartbeatRecord(phase="start")}),
+    "hang": HangFound(still_s=181.0, allowed_s=180.0),
+    "W&B run": WandbRun(id="abcdefgh", project="trainer", rewinds=False),
     "lock": LockHolder(host="node7", pid=12, attempt=3),
     "COMMIT": COMMIT,
 }
 EVENTS: list[events.Event] = [
     events.Created(overrides=["a=b"]),
     events.WandbEnvironment(mode="offline", source="WANDB_MODE"),
+    events.LoggerPositions(step=3, positions={"csv": {"metrics.csv": 12}}),
+    events.LoggerFailed(logger="MLFlowLogger", reason="Connection refused"),
     events.Queued(slurm_job_id="4711"),
     events.Resumed(overrides=[]),
     events.Preflight(bad={"node7": "no GPU"}, bytes_per_s=None),
