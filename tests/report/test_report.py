@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import shutil
 import threading
 import time
@@ -231,3 +232,21 @@ def test_reading_stops_at_the_deadline_and_says_so(tmp_path: Path) -> None:
     page = Page(report(run, deadline=time.monotonic() - 1))
     assert "Reading was stopped at step 256 to end in time; trainer report reads all." in page.text
     assert "Reading was stopped" not in Page(report(run)).text
+
+
+def test_any_values_of_metrics_are_drawn_or_left_out(tmp_path: Path) -> None:
+    """Drawn by seed; a logarithm of what is nearly 0 once cost a section."""
+    draw = random.Random(1)
+    extremes = [0, -1, 1e-300, 1e299, -1e299, 1e300, 5e-324, "nan", "inf", None, True, "x", [], {}, 10**17]
+    names = ["train/loss", "val/loss", "a", "b/", "/", "x/y/z", ""]
+    for number in range(12):
+        run = make(tmp_path / str(number))
+        lines = []
+        for at in range(draw.choice([1, 2, 30, 400])):
+            step = draw.choice([at, at, at, draw.randrange(-5, 1000), 2**60, "7", None])
+            values = {
+                draw.choice(names): draw.choice([*extremes, *(draw.gauss(0, 1) for _ in range(8))]) for _ in "1234"
+            }
+            lines.append(json.dumps({"step": step, **values}))
+        run.metrics_path.write_text("\n".join(lines))
+        assert "Not in this report" not in Page(report(run)).titles

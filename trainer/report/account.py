@@ -45,6 +45,8 @@ def account(facts: Facts) -> Markup:
     whole = [element("b", cell) for cell in _row("total", wall_s, wall_s, bill.total)[1:]]
     rows.append(("", element("b", "total"), *whole[1:]))
     header = ("", "class", "time", "share", "device-hours", "energy", "cost")
+    if not bill_text.hours(bill.total):  # of an older release: nothing but the time is known
+        header, rows = header[:4], [row[:4] for row in rows]
     sentence = ""
     if ledger:
         sentence = (
@@ -128,7 +130,11 @@ def _remarks(facts: Facts) -> Markup:
             used = bill.total.gpu_hours if key == "price_per_gpu_hour" else bill.total.cpu_core_hours
             if isinstance(price, (int, float)) and used:
                 remarks.append(f"Cost in {bill.currency or 'the unit of the price'}: {price:g} per {unit}.")
-    for key, what in (("energy_kwh", "Energy"), ("cost", "Cost"), ("co2_kg", "CO2")):
+    unknown: dict[str, list[str]] = {}
+    for key, what in (("energy_kwh", "energy"), ("cost", "cost"), ("co2_kg", "CO2")):
         if key in bill.reasons:
-            remarks.append(f"{what}: {bill.reasons[key]}.")
+            unknown.setdefault(bill.reasons[key], []).append(what)
+    for reason, names in unknown.items():
+        listed = ", ".join(names)
+        remarks.append(f"{listed[:1].upper()}{listed[1:]}: {reason}.")
     return note(" ".join(filter(None, remarks)))

@@ -52,7 +52,8 @@ def chart(
         bands: Show the range of the values in each bin.
     """
     values = [value for line in lines for value in (line.curve.low[1], line.curve.high[1])]
-    log = title.endswith(_WIDE_NAMES) and min(values) > 0 and max(values) / min(values) > _LOG_RATIO
+    low, high = min(values), max(values)
+    log = title.endswith(_WIDE_NAMES) and low > 1e-100 and high < 1e100 and high / low > _LOG_RATIO
     last = max(line.curve.last[0] for line in lines)
     first = min(line.curve.bins[0].first[0] for line in lines)
     x = Scale(0 if first < last / 5 else first, max(last, first + 1), _LEFT, WIDTH - _RIGHT)
@@ -72,7 +73,7 @@ def chart(
     svg = element(
         "svg", *drawn, viewBox=f"0 0 {WIDTH} {HEIGHT}", role="img", aria_label=label, preserveAspectRatio="xMidYMid"
     )
-    head = element("figcaption", element("b", title), element("span", "log scale", class_="dim") if log else "")
+    head = element("figcaption", element("b", title or "-"), element("span", "log scale", class_="dim") if log else "")
     return element("figure", head, svg, _legend(lines))
 
 

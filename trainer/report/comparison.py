@@ -106,8 +106,10 @@ def _curves(runs: Sequence[Facts]) -> Markup:
         ]
         drawn.append(chart.chart(name, lines, bands=len(lines) <= 2))
     left = len(names) - len(drawn)
-    remark = "Line: mean of the points of a bin." + (f" {left} more metrics are left out." if left > 0 else "")
-    return section("Curves", element("div", *drawn, class_="charts") if drawn else "", note(remark) if drawn else "")
+    is_binned = any(curve.width > 1 for one in runs for curve in one.curves.by_name.values())
+    remark = "Line: mean of the points of a bin." if is_binned else ""
+    remark += f" {left} more metrics are left out." if left > 0 else ""
+    return section("Curves", element("div", *drawn, class_="charts") if drawn else "", note(remark) if remark else "")
 
 
 def _with(runs: Sequence[Facts], name: str) -> list[Facts]:

@@ -142,14 +142,16 @@ def curves(facts: Facts) -> Markup:
         drawn.append(chart.chart(names[0] if len(names) == 1 else title, lines, resumed_at=resumed, best=mark))
     if not drawn:
         return Markup("")
-    remarks = ["Line: mean of the points of a bin; band: from the smallest to the largest of them."]
+    remarks = []
+    if any(curve.width > 1 for curve in facts.curves.by_name.values()):
+        remarks.append("Line: mean of the points of a bin; band: from the smallest to the largest of them.")
     if resumed:
         remarks.append("Dotted: a restart or resume continued here.")
     if len(groups) > MOST_CHARTS:
         remarks.append(f"{len(groups) - MOST_CHARTS} more metrics are in metrics.jsonl.")
     if facts.curves.cut_at is not None:
         remarks.append(f"Reading was stopped at step {facts.curves.cut_at:,} to end in time; trainer report reads all.")
-    return section("Curves", element("div", *drawn, class_="charts"), note(" ".join(remarks)))
+    return section("Curves", element("div", *drawn, class_="charts"), note(" ".join(remarks)) if remarks else "")
 
 
 def grouped(curves: Curves) -> list[tuple[str, list[str]]]:
