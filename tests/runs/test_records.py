@@ -128,6 +128,8 @@ EVENTS: list[events.Event] = [
     events.Started(attempt=1, step=12, world_size=8, host="node7"),
     events.Tracking(mode="online", source="key", id="abc", project="trainer", url="https://x"),
     events.LoggerVersions(versions={"csv": 1, "mlflow": "abc", "own": None}),
+    events.LoggerPositions(step=5, positions={"csv/version_0": {"metrics.csv": 3}}),
+    events.LoggerFailed(logger="mlflow", reason="Connection refused"),
     events.CheckpointSaved(attempt=1, step=20, bytes=1000),
     events.CheckpointSkipped(reason="damaged"),
     events.CheckpointFailed(reason="full"),
@@ -139,6 +141,7 @@ EVENTS: list[events.Event] = [
     events.MicroBatchFound(attempt=0, rank=1, batch_size=64, micro_batch=8, too_large=None),
     events.NodeLost(node="node7", reason="down"),
     events.Requeued(slurm_job_id="4711"),
+    events.Notified(about="failed", key="failed:0", channels=["slack"], failed={"slack": "HTTP 500"}),
     *(events.Ended(event=name, attempt=1, step=3, reason="x") for name in ("finished", "preempted", "hung")),
 ]
 

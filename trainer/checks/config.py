@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from trainer.config.environment import problems_of_secrets
 from trainer.config.limits import AtLeast, limits_of
 from trainer.config.loggers import problems_of_loggers
 from trainer.config.monitor import problems_of_monitor
+from trainer.config.notify import NotifyOptions, problems_of_notify
 from trainer.config.optimization import problems_of_accumulation, problems_of_optimization
 from trainer.config.own_loaders import problems_of_loaders
 from trainer.config.problems import as_written, raise_all
@@ -26,7 +28,7 @@ from trainer.config.targets import problems_of_targets
 from trainer.config.typed import closed_class, options_of
 from trainer.core.errors import TrainerError, UserError
 
-_LIMITED = ("trainer", "checkpoint", "tracking", "resilience", "finetune", "strategy", "cluster")
+_LIMITED = ("trainer", "checkpoint", "tracking", "notify", "resilience", "finetune", "strategy", "cluster")
 """Sections whose limits are checked here: `config/shape.py` checks `resources`."""
 _DATA = {"batch_size": AtLeast(1), "micro_batch": AtLeast(1), "num_workers": AtLeast(0)}
 """Limits of the keys of `data` that the trainer itself reads."""
@@ -60,7 +62,8 @@ def check(config: dict[str, Any], cwd: Path | None = None, fits: bool = True, ta
     # Splitting an impossible batch would be a second message about the same mistake.
     splits = not any(problem.message.startswith("data.") for problem in values)
     raise_all([*values, *found, *_launch(config, splits)])
-    raise_all([*problems_of_packages(config), *problems_of_loggers(config)])
+    of_notify = problems_of_notify(config.get("notify") or {}, os.environ)
+    raise_all([*problems_of_packages(config), *problems_of_loggers(config), *of_notify])
 
 
 def _of_targets(config: dict[str, Any], cwd: Path) -> Iterator[TrainerError]:
@@ -88,9 +91,10 @@ def _decay(config: dict[str, Any], cwd: Path) -> Iterator[UserError]:
 def _limits(config: dict[str, Any]) -> Iterator[UserError]:
     """Yield the values outside of the limits that their field declares; null is checked by type only."""
     for section in _LIMITED:
-        cls = closed_class(section, config[section])
+        node = config.get(section) or {}  # a run of an older release lacks the newer sections
+        cls = closed_class(section, node)
         for key, limit in (limits_of(cls) if cls is not None else {}).items():
-            value = config[section].get(key)
+            value = node.get(key)
             problem = limit.problem(f"{section}.{key}", value) if value is not None else None
             if problem is not None:
                 yield problem
@@ -116,6 +120,7 @@ def _sections(config: dict[str, Any]) -> Iterator[UserError]:
     """Yield the invalid combinations of values that the dataclasses report."""
     yield from options_of(TrainerOptions, config["trainer"]).problems()
     yield from options_of(CheckpointOptions, config["checkpoint"]).problems()
+    yield from options_of(NotifyOptions, config.get("notify") or {}).problems()
     yield from Config(name=config["name"], seed=config["seed"], runs_dir=config["runs_dir"]).problems()
 
 

@@ -34,6 +34,7 @@ VERBS = {
         "evaluate": "compute the metrics of a checkpoint on held-out data",
         "predict": "write the predictions of a checkpoint, in sample order",
         "export": "export weights as safetensors, ONNX or Hugging Face",
+        "notify": "send notifications that are due, or a test message",
         "sync": "upload offline runs to Weights & Biases",
         "rm": "delete runs",
     },

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from trainer.config import environment, explain, typed
 from trainer.config.bounded import bounded
 from trainer.config.hydra_node import is_multirun, problems_of_hydra, replaced, sweep_params
+from trainer.config.notify import require_own_channels
 from trainer.config.primary import load_whole
 from trainer.config.problems import raise_all
 from trainer.config.resolvers import own_resolvers
@@ -153,6 +154,7 @@ def _compose(overrides: list[str], place: Place, config_name: str, notes: list[s
         tree = load_whole(loader, config_name, groups, _load)
         explain.require_unset(tree.hydra.runtime.choices, unset, loader)
     require_own_security(tree, place.folders(), config_name, cwd)
+    require_own_channels(tree, place.folders(), config_name, cwd)
     raise_all(list(problems_of_hydra(tree)))
     move_to_logger(tree)
     tree.hydra.runtime.output_dir = _RUN

@@ -30,6 +30,7 @@ from trainer.config.limits import (
     PositiveFloat,
     PositiveInt,
 )
+from trainer.config.notify import NotifyOptions
 from trainer.core.errors import UserError
 
 MISSING: Any = "???"
@@ -423,6 +424,8 @@ class Config:
     """When to save checkpoints, and which ones to keep."""
     tracking: TrackingOptions = field(default_factory=TrackingOptions)
     """Weights & Biases."""
+    notify: NotifyOptions = field(default_factory=NotifyOptions)
+    """Notifications by webhook, mail or a command."""
     resilience: ResilienceOptions = field(default_factory=ResilienceOptions)
     """Fault tolerance."""
     finetune: FineTuneOptions = field(default_factory=FineTuneOptions)

@@ -8,6 +8,7 @@ import shlex
 import shutil
 import signal
 import socket
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -22,6 +23,7 @@ from trainer.core.files import open_regular, read_text
 from trainer.core.text import log_text, one_line
 from trainer.launch import bar, local
 from trainer.launch.jobs import is_over, states_of
+from trainer.notify.herald import Herald
 from trainer.runs import cause
 from trainer.runs.directory import RunDirectory
 from trainer.runs.events import Ended
@@ -91,6 +93,7 @@ class Follower:
         self._since = time.time()
         self._first_attempt = run.launch().attempt
         self._polled_at, self._is_in_slurm = time.monotonic(), True
+        self._herald = Herald(run, by_verb=True, output=subprocess.DEVNULL)
 
     def is_over(self) -> bool:
         """Return whether the process of the run is gone or, if it is on another machine, whether an end is recorded."""
@@ -108,7 +111,10 @@ class Follower:
         if time.monotonic() - self._polled_at >= _SLURM_POLL_S:
             self._polled_at, states = time.monotonic(), states_of([self.run])
             if states is not None or is_over(self.run):
-                self._is_in_slurm = state_of(self.run, states).is_active
+                state = state_of(self.run, states)
+                self._is_in_slurm = state.is_active
+                if state.name in ("queued", "requeued"):
+                    self._herald.remind()
         return self._is_in_slurm
 
     def show(self) -> None:
@@ -158,6 +164,8 @@ class Follower:
         step = end.step if end and end.step is not None else beat.step if beat else 0
         if outcome in ("failed", "hung", "dead"):
             self._show_failure(outcome, end)
+        if outcome == "dead":  # nothing of the job is left that could tell
+            self._herald.close(is_due=True)
         words = {"requeue": "checkpoint saved for requeueing", "dead": "died"}
         self.say(f"{words.get(outcome, outcome)} at step {step} after {bar.duration(time.time() - self._since)}")
         best = best_of_run(self.run, beat)

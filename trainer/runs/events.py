@@ -310,6 +310,20 @@ class Requeued(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Notified(Event):
+    """A message about the run was sent to people (section `notify`), or could not be."""
+
+    event: Literal["notified"] = "notified"
+    about: str
+    """Kind of the message: finished, failed, requeued, ..."""
+    key: str
+    """What the message was about; it is not sent again."""
+    channels: list[str]
+    failed: dict[str, str] = field(default_factory=dict)
+    """Channel to the reason why it did not take the message."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Ended(Event):
     """An attempt has ended. preempted: it saved a checkpoint and will be requeued."""
 

@@ -26,6 +26,7 @@ from trainer.core.errors import (
     TrainerError,
     UserError,
 )
+from trainer.notify.herald import Herald
 from trainer.runs import cause, trust
 from trainer.runs.directory import RunDirectory
 from trainer.runs.events import Allocated, CheckpointSaved, Ended, Preflight, Queued, Requeued, Resumed
@@ -301,14 +302,21 @@ def _say(attempt: int, outcome: str, step: int | None, reason: str | None) -> No
 def main(arguments: list[str]) -> int:
     """Run `begin` or `end`, and return the exit code."""
     verb, run = arguments[0], RunDirectory(Path(arguments[1]))
+    herald = Herald(run, output=sys.stderr)  # bash reads what `begin` prints
     if verb == "begin":
-        print("\n".join(begin(run)))
+        lines = begin(run)
+        if any(line.startswith("exit") for line in lines):
+            herald.close(is_due=True)
+        else:
+            herald.start()  # that it was requeued, if SLURM ended the last attempt too early for that
+        print("\n".join(lines))
         return DONE
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # SLURM sends it more than once
     code = end(run, int(arguments[2]))
     from trainer.report import write  # only at the end
 
     write.at_end(run, on_slurm=True)
+    herald.close()
     return code
 
 

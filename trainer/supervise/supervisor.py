@@ -16,6 +16,7 @@ from trainer.config.shape import LaunchShape
 from trainer.core import processes
 from trainer.core.claims import CLAIMED_VARIABLE
 from trainer.core.errors import HUNG, JOB_FAILED, NEVER_RESTART, TrainerError
+from trainer.notify.herald import Herald
 from trainer.runs import cause
 from trainer.runs.directory import RunDirectory
 from trainer.runs.events import CheckpointSaved, Ended
@@ -64,9 +65,17 @@ class Supervisor:
         self._looked = 0.0
         self._stop_seen_at: float | None = None
         self._outcome_seen_at: float | None = None
+        self._herald = Herald(run) if place.node_rank == 0 else None
 
     def supervise(self) -> int:
         """Run torchrun until the job ends, and return the exit code of the job."""
+        try:
+            return self._supervise()
+        finally:
+            if self._herald:
+                self._herald.close()
+
+    def _supervise(self) -> int:
         with UsageRecorder(self.run, self.place.node_rank, self.shape, lambda: self.attempt):
             try:
                 if self.place.nodes > 1:
@@ -172,6 +181,8 @@ class Supervisor:
             if time.monotonic() - self._looked >= self._interval_s:
                 self._looked = time.monotonic()
                 self._look(child)
+            if self._herald:
+                self._herald.poll()
         if self._relay is not None:
             self._relay.publish()
         self._note_restarts()

@@ -1,0 +1,1 @@
+"""Notifications: what happened to a run, sent to people by webhook, mail or a command (section `notify`)."""

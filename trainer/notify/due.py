@@ -1,0 +1,183 @@
+"""Which messages about a run are due: notable events, a long wait in the queue, a death that no process reported."""
+
+from __future__ import annotations
+
+import shlex
+import socket
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from trainer.notify.message import Message
+from trainer.runs.directory import RunDirectory
+from trainer.runs.events import (
+    BadStepEvent,
+    Created,
+    Ended,
+    Event,
+    Hang,
+    Notified,
+    Queued,
+    Requeued,
+    Resumed,
+    Straggler,
+    Tracking,
+)
+from trainer.runs.state import State
+
+QUIET_S = 600.0
+"""Shortest time between two messages of one of these kinds: a loss may be NaN at every step."""
+_REPEATED = ("hang", "straggler", "nan")
+NOTABLE_EVENTS = frozenset(
+    ("finished", "failed", "hung", "requeued", "hang", "straggler", "not_finite", "loss_spike"),
+)
+"""Names of the events in `events.jsonl` that may lead to a message."""
+
+
+@dataclass(frozen=True)
+class Due:
+    """A message, and the key under which it is recorded as sent."""
+
+    key: str
+    message: Message
+
+
+@dataclass(frozen=True)
+class _Found:
+    """A notable event of a kind."""
+
+    kind: str
+    key: str
+    title: str
+    """What happened, behind the name of the run."""
+    time: float
+    step: int | None = None
+    reason: str = ""
+    verb: str = "why"
+    """The verb of `trainer` to type next."""
+    state: str = "running"
+
+
+def due(
+    run: RunDirectory,
+    options: Mapping[str, Any],
+    state: State,
+    *,
+    why_it_waits: Callable[[], list[str]] | None = None,
+    now: float | None = None,
+) -> list[Due]:
+    """Return the messages to send now, oldest first.
+
+    Args:
+        run: The run.
+        options: The section `notify`.
+        state: The state of the run.
+        why_it_waits: Returns sentences on why the job is pending, the reason first.
+        now: Seconds since 1970.
+    """
+    now = time.time() if now is None else now
+    events = _since_launch(run.events())
+    sent = {event.key: event for event in events if isinstance(event, Notified)}
+    found = [*_of_events(events, int(options["after_requeues"])), *_of_death(run, events, state, now)]
+    waiting_s = _waiting_s(events, state, now)
+    if waiting_s is not None and waiting_s >= 60.0 * float(options["pending_after_minutes"]):
+        found.append(_of_queue(state, waiting_s, why_it_waits, now))
+    wanted = [one for one in found if one.kind in options["events"] and one.key not in sent]
+    return [Due(one.key, _message(run, one, events)) for one in _without_repetitions(wanted, sent.values(), now)]
+
+
+def _since_launch(events: Sequence[Event]) -> list[Event]:
+    """Return the events since the run was created, or was resumed by the user."""
+    starts = [index for index, event in enumerate(events) if isinstance(event, (Created, Resumed))]
+    return list(events[starts[-1] if starts else 0 :])
+
+
+def _of_events(events: Sequence[Event], after_requeues: int) -> Iterator[_Found]:
+    requeues, reason = 0, ""
+    for event in events:
+        if isinstance(event, Ended):
+            reason = event.reason or ""
+            if event.event in ("finished", "failed", "hung"):
+                yield _of_end(event)
+        elif isinstance(event, Requeued):
+            requeues += 1
+            if requeues % after_requeues == 0:
+                times = "once" if requeues == 1 else f"{requeues} times"
+                found = _Found("requeued", f"requeued:{requeues}", f"was requeued {times}", time=event.time)
+                yield replace(found, reason=reason, verb="show", state="requeued")
+        elif isinstance(event, (Hang, Straggler, BadStepEvent)):
+            yield _of_trouble(event)
+
+
+def _of_end(event: Ended) -> _Found:
+    kind = "finished" if event.event == "finished" else "failed"
+    title = event.event + (f" at step {event.step}" if event.step is not None else "")
+    found = _Found(kind, f"{kind}:{event.attempt}", title, time=event.time, step=event.step, state=kind)
+    return replace(found, reason=event.reason or "", verb="show" if kind == "finished" else "resume")
+
+
+def _of_trouble(event: Hang | Straggler | BadStepEvent) -> _Found:
+    if isinstance(event, Straggler):
+        kind, title, step = "straggler", f"waits for rank {event.rank} on {event.host}", None
+    elif isinstance(event, Hang):
+        kind, title, step = "hang", f"hangs at step {event.step}" if event.step is not None else "hangs", event.step
+    else:
+        what = "loss or gradient not finite" if event.event == "not_finite" else "loss spike"
+        kind, title, step = "nan", f"{what} at step {event.step}", event.step
+        title += f": {event.action}" if event.action else ""
+    return _Found(kind, f"{kind}:{event.time:.3f}", title, time=event.time, step=step, reason=event.reason or "")
+
+
+def _waiting_s(events: Sequence[Event], state: State, now: float) -> float | None:
+    """Return for how long the run has been in the queue; None if it is not there."""
+    if state.name not in ("queued", "requeued"):
+        return None
+    since = next((event.time for event in reversed(events) if isinstance(event, (Queued, Requeued, Resumed))), None)
+    return None if since is None else now - since
+
+
+def _of_queue(state: State, waiting_s: float, why_it_waits: Callable[[], list[str]] | None, now: float) -> _Found:
+    reasons = why_it_waits() if why_it_waits is not None else []
+    title, key = f"is pending for {waiting_s / 60:.0f} min", f"pending:{now - waiting_s:.3f}"
+    return _Found("pending", key, title, time=now, reason="; ".join(reasons) or state.reason, state=state.name)
+
+
+def _of_death(run: RunDirectory, events: Sequence[Event], state: State, now: float) -> Iterator[_Found]:
+    """Yield the end of a run that no process of it could report."""
+    if state.name != "dead" or not run.launch().was_made:
+        return
+    last = max((event.time for event in events if not isinstance(event, Notified)), default=0.0)
+    beat = run.heartbeat(0)
+    step = beat.step if beat else None
+    title = "died" + (f" at step {step}" if step is not None else "")
+    found = _Found("failed", f"dead:{last:.3f}", title, time=now, step=step)
+    yield replace(found, reason=state.reason, verb="resume", state="dead")
+
+
+def _without_repetitions(found: Sequence[_Found], sent: Any, now: float) -> Iterator[_Found]:
+    """Yield the events; of the repeated kinds the newest only, and none soon after the last."""
+    last = {event.about: event.time for event in sent}
+    newest = {one.kind: one for one in found}
+    for one in found:
+        if one.kind not in _REPEATED or (newest[one.kind] is one and now - last.get(one.kind, 0.0) >= QUIET_S):
+            yield one
+
+
+def _message(run: RunDirectory, one: _Found, events: Sequence[Event]) -> Message:
+    url = next((event.url for event in reversed(events) if isinstance(event, Tracking) and event.url), None)
+    launch = run.launch()
+    return Message(
+        event=one.kind,
+        title=f"{run.path.name} {one.title}",
+        run=run.path.name,
+        id=run.id,
+        state=one.state,
+        step=one.step,
+        reason=one.reason,
+        next=f"trainer {one.verb} {shlex.quote(str(run.path.absolute()))}",
+        path=str(run.path.absolute()),
+        host=launch.host or socket.gethostname(),
+        wandb=url,
+        time=one.time,
+    )
