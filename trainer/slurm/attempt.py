@@ -313,10 +313,10 @@ def main(arguments: list[str]) -> int:
         return DONE
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # SLURM sends it more than once
     code = end(run, int(arguments[2]))
+    herald.close()  # first: SLURM may end this process soon after a requeue
     from trainer.report import write  # only at the end
 
     write.at_end(run, on_slurm=True)
-    herald.close()
     return code
 
 
