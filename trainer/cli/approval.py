@@ -6,17 +6,15 @@ Only what the closed form knows is planned, which takes milliseconds; other jobs
 from __future__ import annotations
 
 import argparse
-import re
 import sys
 from dataclasses import dataclass
 from typing import Any
 
 from trainer.cli.job import Job
 from trainer.cli.plan_text import brief, gib
-from trainer.cli.planning import formula_plans, variant_of
+from trainer.cli.planning import device_of, formula_plans, variant_of
 from trainer.core.errors import UserError
-from trainer.core.gpus import inventory
-from trainer.hardware.catalogue import DEVICES, Device, known
+from trainer.hardware.catalogue import Device
 from trainer.launch import launchers
 from trainer.plan.allowance import CONTEXT
 from trainer.plan.answer import Plan
@@ -83,20 +81,6 @@ def plan_of(job: Job) -> Planned | None:
     return Planned(with_forecast(plan, around), device)
 
 
-def device_of(config: dict[str, Any]) -> Device | None:
-    """Return the GPU of the job: that of this machine, or on a cluster the one that `cluster.gpu_type` names.
-
-    Where several devices of the catalogue have that type, the one with the most memory, so that nothing is refused that
-    may fit.
-    """
-    if config["cluster"]["name"] == "local":
-        here = inventory().gpus
-        return known(here[0].name) if here else None
-    words = re.split(r"[^a-z0-9]+", str(config["cluster"].get("gpu_type") or "").lower())
-    candidates = [one for word in words for one in devices_by_word().get(word, ())]
-    return max(candidates, key=lambda one: one.memory_bytes, default=None)
-
-
 def refuse_what_cannot_fit(job: Job, found: Planned) -> None:
     """Refuse a job whose tensors alone are larger than the memory.
 
@@ -121,7 +105,7 @@ def nearest_that_fits(config: dict[str, Any], variant: Variant, device: Device) 
     return min(timed, key=_order, default=None)
 
 
-def _order(plan: Plan) -> tuple[float, tuple[int, int, int]]:
+def _order(plan: Plan) -> tuple[float, tuple[bool, int, int, int]]:
     return (float("inf") if plan.forecast is None else plan.forecast.step_s), plan.variant.order()
 
 
@@ -133,13 +117,3 @@ def gpu_hours(job: Job, found: Planned | None) -> float:
         return found.plan.forecast.device_hours
     limit_s = launchers.time_limit_s(job.config)
     return 0.0 if limit_s is None else limit_s * job.shape.world_size / 3600
-
-
-def devices_by_word() -> dict[str, list[Device]]:
-    """Return the devices by the words of their names that tell them apart, such as h100."""
-    found: dict[str, list[Device]] = {}
-    for one in DEVICES.values():
-        for word in set(re.split(r"[^a-z0-9]+", one.name.lower())):
-            if re.fullmatch(r"(?=.*[a-z])(?=.*\d)(?!\d+gb$|hbm|sxm)\w+", word):
-                found.setdefault(word, []).append(one)
-    return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -68,6 +69,8 @@ def check_all(composed: list[Composed], fits: bool = True) -> list[Job]:
             settle_loggers(one.config)
             check(one.config, fits=fits)
             shape = resolve(one.config)
+            if "auto" in (one.config["strategy"]["name"], one.config["strategy"]["activation_checkpointing"]):
+                _settle_strategy(one.config, shape, fits)
             launchers.check(one.config, shape)
             jobs.append(Job(one, shape, frozen_hydra(one), _settle_tracking(one.config["tracking"])))
         except TrainerError as error:
@@ -75,6 +78,18 @@ def check_all(composed: list[Composed], fits: bool = True) -> list[Job]:
     for job in jobs:
         _freeze_shape(job)
     return jobs
+
+
+def _settle_strategy(config: dict[str, Any], shape: LaunchShape, fits: bool) -> None:
+    """Replace `auto` by what the plan chooses, and report it; what was chosen is checked as if it had been written."""
+    from trainer.cli.auto import settle_auto  # only needed with auto
+    from trainer.cli.planning import device_of
+
+    before = config["strategy"]["name"]
+    for line in settle_auto(config, shape, device_of(config) if shape.device == "cuda" else None):
+        print(f"note: {line}", file=sys.stderr)
+    if config["strategy"]["name"] != before:
+        check(config, fits=fits)
 
 
 def describe(job: Job) -> list[tuple[str, str]]:

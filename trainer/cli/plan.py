@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 from trainer.checks.config import check
+from trainer.cli.auto import settle_auto
 from trainer.cli.deep import names_data
 from trainer.cli.initial import settle_micro_batch
 from trainer.cli.overrides import compose_all, overrides_parser
-from trainer.cli.plan_text import alternatives_table, lines
+from trainer.cli.plan_text import alternatives_table, lines, winners
 from trainer.cli.planning import on_one_machine, planned_device, planned_shape, plans, variant_of
 from trainer.core.errors import DONE, USER_MUST_CHANGE, UserError
 from trainer.hardware.catalogue import Device
 from trainer.launch import launchers
 from trainer.plan.answer import Plan
-from trainer.plan.job import alternatives
+from trainer.plan.job import on_nodes
 from trainer.plan.outlook import look_around, with_forecast
 from trainer.plan.storage import space
 
@@ -50,6 +52,12 @@ def main(argv: list[str]) -> int:
         default="auto",
         help="closed form, simulated step, or the closed form where there is one (default: auto)",
     )
+    parser.add_argument(
+        "--search",
+        metavar="nodes=A..B",
+        help="also plan these numbers of nodes, at the same global batch, and name the fastest and the cheapest",
+    )
+    parser.add_argument("--by", choices=("time", "cost"), default="time", help="order of the table (default: time)")
     parser.add_argument("--json", action="store_true", help="print one JSON object: job, alternatives, device")
     arguments = parser.parse_intermixed_args(argv)
     if arguments.network is not None and not arguments.network > 0:
@@ -64,39 +72,65 @@ def main(argv: list[str]) -> int:
     with_data = names_data(overrides)
     known = planned_device(arguments.gpu, config)
     shape = planned_shape(config, known)
+    for line in settle_auto(config, shape, known if shape.device == "cuda" else None):
+        print(f"note: {line}", file=sys.stderr)
     check(on_one_machine(config, shape), fits=with_data)
     job = variant_of(config, shape, known)
     known = known if job.device == "cuda" else None
     capacity = None if known is None else known.memory_bytes
-    others = alternatives(job, config["data"].get("batch_size"))
+    batch_size = config["data"].get("batch_size")
+    nodes = searched_nodes(arguments.search) if arguments.search else range(job.nodes, job.nodes + 1)
+    others = [one for one in on_nodes(job, batch_size, nodes) if one != job]
     plan, *rest = plans(config, with_data, [job, *others], capacity, arguments.engine)
     if plan.peak is None:
         raise UserError(f"trainer plan: {plan.reason}", "trainer fit with trainer.find_micro_batch=true measures it")
     network = arguments.network * 1e9 if arguments.network else None
     around = look_around(config, known, job.ranks_of_node, launchers.time_limit_s(config), network)
     plan, *rest = (with_forecast(one, around) for one in (plan, *rest))
-    rest = ranked(rest)
+    rest = ranked(rest, arguments.by)
     if arguments.json:
         _print_json(plan, rest, known)
     else:
         print("\n".join(lines(plan, known, config, space(Path(config["runs_dir"])))))
-        if table := alternatives_table(rest):
+        if table := alternatives_table(rest, arguments.by):
             print(f"\n{table}")
+        if arguments.search:
+            print("\n" + "\n".join(winners([plan, *rest])))
     if plan.fits is not False:
         return DONE
-    nearest = next((one for one in rest if one.fits), None)
+    fitting = [one for one in rest if one.fits]
+    nearest = min(fitting, key=lambda one: one.variant.other_nodes, default=None)
     advice = f"the nearest that fits: {nearest.variant.overrides}" if nearest else "nothing in the table fits"
     print(f"trainer: does not fit\n  {advice}", file=sys.stderr)
     return USER_MUST_CHANGE
 
 
-def ranked(rest: Sequence[Plan]) -> list[Plan]:
-    """Return the alternatives: those that fit first, then by time where all times are known."""
+def searched_nodes(text: str) -> range:
+    """Return the numbers of nodes of `--search nodes=1..64`.
+
+    Raises:
+        UserError: It is written otherwise.
+    """
+    match = re.fullmatch(r"nodes=(\d{1,5})(?:\.\.(\d{1,5}))?", text)
+    first, last = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
+    if not 1 <= first <= last:
+        raise UserError(f"--search {text}: not numbers of nodes", "write --search nodes=1..64")
+    return range(first, last + 1)
+
+
+def ranked(rest: Sequence[Plan], by: str = "time") -> list[Plan]:
+    """Return the alternatives: those that fit first, then by the time of a step or by device time, where all are known.
+
+    At one price, the cost of a step is proportional to the time of all devices.
+    """
     known = [one for one in rest if one.peak is not None]
-    by_time = all(one.forecast is not None for one in known)
+    is_timed = all(one.forecast is not None for one in known)
 
     def order(one: Plan) -> tuple[object, ...]:
-        time = (one.forecast.step_s,) if by_time and one.forecast is not None else ()
+        time: tuple[float, ...] = ()
+        if is_timed and one.forecast is not None:
+            both = one.forecast.step_s, one.forecast.step_s * one.variant.world_size
+            time = both if by == "time" else both[::-1]
         return one.fits is not True, one.peak is None, *time, *one.variant.order()
 
     return sorted(rest, key=order)

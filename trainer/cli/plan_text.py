@@ -52,8 +52,24 @@ def brief(plan: Plan, known: Device | None) -> list[str]:
     return [*lines, f"plan: {', '.join(parts)} (error: {found.error})"]
 
 
-def alternatives_table(rest: Sequence[Plan], header: str = "") -> str:
-    """Return the table of alternatives; empty if there are none."""
+def winners(plans: Sequence[Plan]) -> list[str]:
+    """Return lines that name the fastest and the cheapest plan that fits."""
+    found = [(one, one.forecast) for one in plans if one.fits and one.forecast is not None]
+    if not found:
+        return ["nothing that was searched is known to fit"]
+    fastest = min(found, key=lambda one: one[1].step_s)
+    cheapest = min(found, key=lambda one: one[1].step_s * one[0].variant.world_size)
+    rows = []
+    for title, (plan, one) in (("fastest", fastest), ("cheapest", cheapest)):
+        hours = "" if one.device_hours is None else f", {one.device_hours:,.4g} device hours"
+        price = "" if one.cost is None else f", {one.cost:,.2f} {one.currency}".rstrip()
+        nodes = f"{plan.variant.nodes} node{'' if plan.variant.nodes == 1 else 's'}"
+        rows.append(f"{title:<{_TITLE}}{nodes}: {seconds(one.step_s)} a step{hours}{price}; {plan.variant.overrides}")
+    return rows
+
+
+def alternatives_table(rest: Sequence[Plan], by: str = "time") -> str:
+    """Return the table of alternatives, in their order; empty if there are none."""
     shown = [one for one in rest if one.peak is not None][:ROWS]
     if not shown:
         return ""
@@ -72,11 +88,12 @@ def alternatives_table(rest: Sequence[Plan], header: str = "") -> str:
             row.append(str(one.variant.world_size))
         if priced and found is not None:
             row.append("" if found.cost is None else f"{found.cost:,.2f}")
-        strategy = one.variant.strategy["name"]
+        strategy = one.variant.strategy["name"] + (", cpu_offload" if one.variant.offloads else "")
         row += [strategy, str(one.variant.micro_batch), str(one.variant.accumulate), one.variant.checkpointing]
         cells.append(row)
-    order = "the fastest first" if timed else "least recomputing and traffic first"
-    return f"{header or f'At the same global batch, {order}'}:\n" + table(cells, titles)
+    order = {"time": "the fastest first", "cost": "the least device time first"}[by]
+    order = order if timed else "least recomputing and traffic first"
+    return f"At the same global batch, {order}:\n" + table(cells, titles)
 
 
 def _memory(plan: Plan, known: Device | None) -> list[Row]:

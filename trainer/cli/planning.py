@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
@@ -12,7 +13,7 @@ from trainer.config.shape import LaunchShape, resolve
 from trainer.config.strategy import STRATEGIES, ranks_per_sample
 from trainer.core.errors import UserError
 from trainer.core.gpus import inventory
-from trainer.hardware.catalogue import Device, device, names
+from trainer.hardware.catalogue import DEVICES, Device, device, known, names
 from trainer.plan.answer import Plan, of_estimate, of_simulation
 from trainer.plan.closed_form import NoFormula
 from trainer.plan.job import Variant, by_formula
@@ -43,10 +44,34 @@ def planned_device(name: str | None, config: dict[str, Any]) -> Device | None:
     return None
 
 
-def planned_shape(config: dict[str, Any], known: Device | None) -> LaunchShape:
+def device_of(config: dict[str, Any]) -> Device | None:
+    """Return the GPU of the job: that of this machine, or on a cluster the one that `cluster.gpu_type` names.
+
+    Where several devices of the catalogue have that type, the one with the most memory, so that nothing is refused that
+    may fit.
+    """
+    if config["cluster"]["name"] == "local":
+        here = inventory().gpus
+        return known(here[0].name) if here else None
+    words = re.split(r"[^a-z0-9]+", str(config["cluster"].get("gpu_type") or "").lower())
+    candidates = [one for word in words for one in devices_by_word().get(word, ())]
+    return max(candidates, key=lambda one: one.memory_bytes, default=None)
+
+
+def devices_by_word() -> dict[str, list[Device]]:
+    """Return the devices by the words of their names that tell them apart, such as h100."""
+    found: dict[str, list[Device]] = {}
+    for one in DEVICES.values():
+        for word in set(re.split(r"[^a-z0-9]+", one.name.lower())):
+            if re.fullmatch(r"(?=.*[a-z])(?=.*\d)(?!\d+gb$|hbm|sxm)\w+", word):
+                found.setdefault(word, []).append(one)
+    return found
+
+
+def planned_shape(config: dict[str, Any], gpu: Device | None) -> LaunchShape:
     """Return the launch shape; the GPUs of a named device need not be on this machine."""
     resources = dict(config["resources"])
-    if known is not None:
+    if gpu is not None:
         if not resources.get("gpus") and not resources.get("gpus_per_node"):
             resources["gpus"] = resources.get("nodes") or 1
         return resolve({**config, "resources": resources, "cluster": {**config["cluster"], "name": "planned"}})
@@ -59,7 +84,7 @@ def on_one_machine(config: dict[str, Any], shape: LaunchShape) -> dict[str, Any]
     return {**config, "resources": {**config["resources"], **ranks}}
 
 
-def variant_of(config: dict[str, Any], shape: LaunchShape, known: Device | None) -> Variant:
+def variant_of(config: dict[str, Any], shape: LaunchShape, gpu: Device | None) -> Variant:
     """Return the job as it is configured; `auto` is what it stands for without a plan."""
     strategy = dict(config["strategy"])
     if strategy["name"] == "auto" or (strategy["name"] == "ddp" and shape.world_size == 1):
@@ -74,7 +99,7 @@ def variant_of(config: dict[str, Any], shape: LaunchShape, known: Device | None)
         batch = (split.micro_batch, split.accumulate)
     precision = config["trainer"]["precision"]
     if precision == "auto":
-        has_bf16 = known is not None and shape.device == "cuda" and "bf16" in known.peak_tflops
+        has_bf16 = gpu is not None and shape.device == "cuda" and gpu.supports("bf16")
         precision = "bf16-mixed" if has_bf16 else "32-true"
     return Variant(
         strategy, *batch, shape.world_size, shape.processes_per_node, precision, shape.device, is_configured=True

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from trainer.config.limits import NonNegativeInt, PositiveInt
 from trainer.core.errors import UserError
 
-ActivationCheckpointing = Literal["none", "full", "selective"]
+ActivationCheckpointing = Literal["none", "full", "selective", "auto"]
 """Kinds of activation checkpointing."""
 CompileMode = Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"]
 """Modes of torch.compile."""
@@ -27,7 +27,7 @@ class Single:
     """Name of the strategy."""
     activation_checkpointing: ActivationCheckpointing = "none"
     """Activation checkpointing. none: keep all activations; full: keep the input of a block and recompute the rest;
-    selective: also keep matrix products."""
+    selective: also keep matrix products; auto: what the plan says is fastest and fits, else none."""
     compile: bool = False
     """Apply torch.compile to each block, before it is wrapped, and to the loss of our language models."""
     compile_mode: CompileMode = "default"
@@ -158,7 +158,7 @@ class DeepspeedZero3(_Deepspeed):
 
 @dataclass(eq=False, repr=False)
 class Auto(Single):
-    """Choice by hardware: single on one rank, else fsdp on GPUs and ddp on CPU."""
+    """Choice by the plan where its closed form is known, else by hardware: one rank single, GPUs fsdp, CPU ddp."""
 
     name: str = "auto"
     """Name of the strategy."""

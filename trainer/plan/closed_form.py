@@ -48,6 +48,8 @@ class Case:
     reduce_bytes: int = 4
     """Bytes of an element in the reduction of gradients of FSDP2."""
     frozen: frozenset[str] = frozenset()
+    offloads: bool = False
+    """`strategy.cpu_offload`: shards, gradients and optimizer states are in host memory."""
 
 
 @dataclass(frozen=True)
@@ -123,6 +125,11 @@ class _Step:
 
     def run(self) -> Estimate:
         ledger = self.ledger
+        if self.case.offloads:
+            ledger.take(PARAMETERS, self.case.model.buffer_bytes())
+            self._forward()
+            self._backward()
+            return Estimate(ledger.peak, ledger.at_peak, "passes", self.known)
         ledger.take(PARAMETERS, self.known.parameters + self.case.model.buffer_bytes())
         ledger.take(OPTIMIZER, self.known.optimizer)
         if self.keeps_buckets or self.case.accumulates:
@@ -369,7 +376,7 @@ class _Step:
         self.reducing = ledger.take(BUCKETS, self.case.reduce_bytes * self.padded[group])
         ledger.free(BUCKETS, self.compute * self.sizes[group])
         shard = self.padded[group] // layout.shards
-        if not self.case.accumulates:
+        if not self.case.accumulates and not self.case.offloads:
             ledger.take(GRADIENTS, self.weight * shard)
 
     def _update_bytes(self) -> int:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Any
 
 from trainer.config.strategy import STRATEGIES, ranks_in_group, ranks_per_sample
+from trainer.core.errors import UserError
 from trainer.plan.closed_form import Case, Estimate, NoFormula, estimate
 from trainer.plan.decoder import Decoder
 from trainer.plan.decoder_work import work_of
@@ -36,6 +37,8 @@ class Variant:
     """cuda or cpu."""
     is_configured: bool = False
     """Whether this is the job as it is configured, not an alternative."""
+    other_nodes: bool = False
+    """Whether the number of nodes is not the job's."""
 
     @property
     def checkpointing(self) -> str:
@@ -45,14 +48,27 @@ class Variant:
     @property
     def overrides(self) -> str:
         """The overrides that choose this variant."""
+        ranks = f" resources.nodes={self.nodes} resources.gpus={self.world_size}" if self.other_nodes else ""
         return (
             f"strategy={self.strategy['name']} data.micro_batch={self.micro_batch} "
             f"strategy.activation_checkpointing={self.checkpointing}"
+            f"{' strategy.cpu_offload=true' if self.offloads else ''}{ranks}"
         )
 
-    def order(self) -> tuple[int, int, int]:
-        """Return the key by which variants are ordered: less computed again, less sent, larger micro-batches."""
-        return _COST[self.checkpointing], _TRAFFIC.get(self.strategy["name"], 5), -self.micro_batch
+    @property
+    def offloads(self) -> bool:
+        """Whether FSDP2 keeps shards, gradients and optimizer states in host memory."""
+        return bool(self.strategy.get("cpu_offload")) and self.device == "cuda"
+
+    @property
+    def nodes(self) -> int:
+        """Number of nodes."""
+        return -(-self.world_size // self.ranks_of_node)
+
+    def order(self) -> tuple[bool, int, int, int]:
+        """Return the key of the order: without offloading, less computed again, less sent, larger micro-batches."""
+        traffic = _TRAFFIC.get(self.strategy["name"], 5)
+        return self.offloads, _COST[self.checkpointing], traffic, -self.micro_batch
 
     def layout(self) -> Layout:
         """Return how the parameters are spread."""
@@ -67,6 +83,37 @@ class Variant:
             bool(self.strategy.get("loss_parallel")),
             self.precision,
         )
+
+
+def on_nodes(job: Variant, batch_size: int | None, nodes: Iterable[int]) -> list[Variant]:
+    """Return the job and its alternatives on each of these numbers of nodes that divides its global batch.
+
+    Args:
+        job: The job as it is configured.
+        batch_size: The global batch; None: only the job's own number of nodes keeps it.
+        nodes: Numbers of nodes.
+    """
+    found: list[Variant] = []
+    for count in nodes:
+        world = count * job.ranks_of_node
+        readers = world // ranks_per_sample(job.strategy, job.ranks_of_node)
+        if count == job.nodes:
+            found += [job, *alternatives(job, batch_size)]
+        elif batch_size is not None and batch_size % readers == 0:
+            moved = replace(job, world_size=world, is_configured=False, other_nodes=True)
+            if moved.strategy["name"] == "single" or not _divides(moved):
+                continue
+            moved = replace(moved, micro_batch=batch_size // readers, accumulate=1)
+            found += [moved, *alternatives(moved, batch_size)]
+    return found
+
+
+def _divides(variant: Variant) -> bool:
+    try:
+        ranks_in_group(variant.strategy, variant.world_size, variant.ranks_of_node)
+    except UserError:
+        return False
+    return True
 
 
 def alternatives(job: Variant, batch_size: int | None) -> list[Variant]:
@@ -96,10 +143,13 @@ def _strategies(job: Variant) -> Iterator[dict[str, Any]]:
     else:
         several = 1 < job.ranks_of_node < job.world_size
         names = ["ddp", *(["hsdp"] if several else []), "fsdp"]
+    shared = {key: job.strategy[key] for key in vars(STRATEGIES["single"]()) if key in job.strategy}
     for name in names:
         if name != job.strategy["name"]:
-            defaults = {key: value for key, value in vars(STRATEGIES[name]()).items() if key != "name"}
-            yield {"name": name, **defaults}
+            yield {**vars(STRATEGIES[name]()), **shared, "name": name}
+    if job.device == "cuda" and not job.offloads:
+        own = job.strategy if job.strategy["name"] == "fsdp" else {**vars(STRATEGIES["fsdp"]()), **shared}
+        yield {**own, "name": "fsdp", "cpu_offload": True}
 
 
 def _micro_batches(batch_size: int, readers: int) -> list[int]:
@@ -127,7 +177,7 @@ def case_of(config: Mapping[str, Any], variant: Variant) -> Case:
     task = config["task"].get("_target_")
     if task not in (None, _LANGUAGE):
         raise NoFormula(f"the task {task} has no formula")
-    reason = _other_options(config)
+    reason = _other_options(config, variant.strategy)
     if reason is not None:
         raise NoFormula(reason)
     strategy = variant.strategy
@@ -146,6 +196,7 @@ def case_of(config: Mapping[str, Any], variant: Variant) -> Case:
         reshards=strategy.get("reshard_after_forward", True),
         reduce_bytes=2 if strategy.get("reduce_dtype") == "bfloat16" else 4,
         frozen=_frozen(model, config["finetune"]),
+        offloads=variant.offloads,
     )
 
 
@@ -159,14 +210,12 @@ def by_formula(config: Mapping[str, Any], variant: Variant) -> Estimate:
     return replace(estimate(case), work=work_of(case))
 
 
-def _other_options(config: Mapping[str, Any]) -> str | None:
-    trainer, strategy = config["trainer"], config["strategy"]
+def _other_options(config: Mapping[str, Any], strategy: Mapping[str, Any]) -> str | None:
+    trainer = config["trainer"]
     if config["finetune"].get("lora_rank"):
         return "LoRA adapters have no formula"
     if trainer.get("float8") not in (None, "none"):
         return "float8 has no formula"
-    if strategy.get("cpu_offload"):
-        return "strategy.cpu_offload has no formula"
     if strategy.get("gradient_sync") == "step":
         return "strategy.gradient_sync=step has no formula"
     if str(strategy.get("comm_hook", "none")) != "none":

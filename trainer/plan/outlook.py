@@ -82,6 +82,8 @@ def with_forecast(plan: Plan, around: Surroundings) -> Plan:
     )
     runs = past.same_jobs(Path(around.config["runs_dir"]), job) if variant.is_configured else []
     step = step_time(work, sent, variant.accumulate, found)
+    if variant.offloads and around.device is not None:
+        step = rates.offloaded(step, work, plan.state_bytes, variant.accumulate, around.device)
     calibration = correction([*around.known, *runs], kind, work, found)
     readers = max(1, variant.world_size // (variant.layout().tensor))
     batch = variant.micro_batch * variant.accumulate * readers
@@ -123,8 +125,8 @@ def roofline_of(variant: Variant, around: Surroundings) -> Rates | str:
 def traffic_of(variant: Variant, work: Work, config: Mapping[str, Any]) -> list[Traffic] | str:
     """Return the collectives of a step, or why they are not known."""
     layout, strategy = variant.layout(), variant.strategy
-    if strategy.get("cpu_offload") or _offloads(strategy):
-        return "the copies of offloading are not planned"
+    if _offloads(strategy):
+        return "the copies of DeepSpeed's offloading are not planned"
     sent = traffic(strategy, layout, variant.ranks_of_node, work)
     if layout.tensor > 1:
         model = Decoder.of(config["model"])

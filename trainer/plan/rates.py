@@ -11,7 +11,7 @@ from trainer.core.paths import cache_root
 from trainer.core.records import dumps, read_or_skip
 from trainer.hardware.catalogue import Device
 from trainer.plan.collectives import Links
-from trainer.plan.roofline import Rates
+from trainer.plan.roofline import Rates, StepTime
 from trainer.plan.work import Counts, Work
 
 MATRIX_SHARE = {"Hopper": 0.60, "Blackwell": 0.60}
@@ -35,6 +35,8 @@ which `--network` replaces."""
 _LANE = {"3": 0.985e9, "4": 1.969e9, "5": 3.938e9, "6": 7.563e9}
 """Bytes a second of a lane of PCI Express in one direction, by generation."""
 _PCIE = 16e9
+HOST_BYTES_S = 10e9
+"""Bytes a second of host memory for each rank in an update on the host. An assumption."""
 
 
 @dataclass(frozen=True)
@@ -91,6 +93,21 @@ def compiled(work: Work) -> Work:
     return replace(work, forward=fused(work.forward), backward=fused(work.backward))
 
 
+def offloaded(step: StepTime, work: Work, state_bytes: int, accumulate: int, device: Device) -> StepTime:
+    """Return the time with FSDP2's `cpu_offload`: shards and gradients cross the PCI bus, the host updates them.
+
+    Args:
+        step: The time without it.
+        work: The work of a rank, whose update moves what the host will move.
+        state_bytes: Bytes of a rank's parameters and optimizer states.
+        accumulate: Micro-batches of a step.
+        device: The GPU.
+    """
+    shard = state_bytes / 3  # with two moments
+    copies = 3 * accumulate * shard / (LINK_SHARE * _pcie(device))
+    return replace(step, update=work.update.other_bytes / HOST_BYTES_S, exposed=step.exposed + copies)
+
+
 def machine_path(hardware: str) -> Path:
     """Return the file of the measured rates of a kind of CPU rank."""
     return cache_root() / "rates" / f"{hashlib.sha256(hardware.encode()).hexdigest()[:16]}.json"
@@ -126,10 +143,15 @@ def _architecture(device: Device) -> str:
     return str(device.architecture)
 
 
+def _pcie(device: Device) -> float:
+    """Return the bytes a second of the PCI bus in one direction."""
+    generation, _, lanes = device.pcie.partition(" x")
+    return _LANE[generation] * int(lanes) if generation in _LANE and lanes.isdigit() else _PCIE
+
+
 def _link(device: Device) -> float:
     """Return the bytes a second that a GPU receives from others of its node, by the data sheet."""
     link = device.link
     if link is not None and link.reach in ("switch", "mesh"):
         return link.bytes_s / 2
-    generation, _, lanes = device.pcie.partition(" x")
-    return _LANE[generation] * int(lanes) if generation in _LANE and lanes.isdigit() else _PCIE
+    return _pcie(device)

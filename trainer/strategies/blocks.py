@@ -91,7 +91,7 @@ def prepare(module: nn.Module, options: Single, class_name: str | None = None) -
     """Apply activation checkpointing and compilation to the blocks, in place, and return the blocks."""
     blocks = blocks_of(module, class_name)
     for block in blocks:
-        if options.activation_checkpointing != "none":
+        if options.activation_checkpointing not in ("none", "auto"):
             block.forward = _checkpointed(block.forward, options.activation_checkpointing)
     if options.compile:
         _compile(module, blocks, options)
