@@ -82,6 +82,17 @@ def check_options(command: str, cwd: Path) -> None:
         assert_works(f"trainer fit --cfg job {shlex.join(overrides)}", cwd)
 
 
+def check_sweep(command: str, cwd: Path) -> None:
+    """Its options are those of the verb; a sweep that it would start passes its checks."""
+    _, _, *arguments = shlex.split(command)
+    help_text = shell(f"trainer sweep {arguments[0]} --help", cwd).stdout if arguments[0].isalpha() else ""
+    if help_text:
+        options = [argument for argument in arguments if argument.startswith("--")]
+        assert not [option for option in options if option not in help_text], command
+    else:
+        assert_works(f"{command} resources.gpus=0 --dry-run", cwd)
+
+
 def check_pin(command: str, cwd: Path) -> None:
     (pin,) = re.findall(r"\S+==\S+", command)
     assert pin in (ROOT / "tests/test_experiments.py").read_text(), command
@@ -101,6 +112,7 @@ ELSEWHERE = [
     Elsewhere(r"trainer (compare|repro)", "tests/cli/test_compare.py", check_options),
     Elsewhere(r"trainer doctor", "tests/cli/test_doctor.py", check_options),
     Elsewhere(r"trainer dashboard", "tests/dashboard/test_server.py", check_options),
+    Elsewhere(r"trainer (sweep |fit .*-m )", "tests/cli/test_sweep.py", check_sweep),
     Elsewhere(r"trainer bench", "tests/faultbench/test_faults.py", check_options),
     Elsewhere(r"trainer (notify --test|fit .*notify=)", "tests/notify/test_jobs.py", check_options),
 ]

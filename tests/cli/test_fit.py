@@ -90,18 +90,6 @@ def test_a_bad_point_of_a_sweep_is_found_before_the_first_job_starts(trainer_cli
 SMALL = ("tracking=none", "resources.gpus=0", "resources.cpu_processes=1", "trainer.log_every_n_steps=1")
 
 
-def test_a_sweep_runs_one_job_after_the_other_and_sums_up(trainer_cli: Command, workdir: Path) -> None:
-    done = trainer_cli("fit", "-m", "debug=fast", "trainer.max_steps=2", "seed=1,2", *SMALL, timeout=200)
-    assert done.returncode == 0, done.stdout + done.stderr
-    runs = sorted((workdir / "runs").iterdir())
-    assert len(runs) == 2
-    assert "job 2 of 2: seed=2\n" in done.stdout
-    summary = done.stdout.partition("2 of 2 jobs")[2]
-    for run in runs:
-        assert run.name in summary
-    assert summary.count("finished") == 2
-
-
 USERS_MODULE = """
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule

@@ -232,7 +232,7 @@ def test_an_unknown_resolver_is_refused_with_the_line_that_registers_it(workdir:
         ("hydra: {callbacks: {x: {_target_: a.B}}}", "hydra.callbacks.x", "Lightning callback"),
         ("hydra: {output_subdir: null}", "hydra.output_subdir=null", ".hydra"),
         ("defaults: [override /hydra/launcher: joblib]", "hydra/launcher=joblib", "cluster="),
-        ("defaults: [override /hydra/sweeper: optuna]", "hydra/sweeper=optuna", "-m"),
+        ("defaults: [override /hydra/sweeper: ax]", "hydra/sweeper=ax", "-m"),
         ("defaults: [override /hydra/job_logging: colorlog]", "hydra/job_logging=colorlog", "hydra-colorlog"),
     ],
 )
@@ -310,8 +310,8 @@ def test_a_sweep_in_a_file(workdir: Path, capsys: pytest.CaptureFixture[str]) ->
     assert capsys.readouterr().out.split("\n")[1::2] == ["1", "1", "2", "2"]
     assert fit([chosen, "name=a,b", "--cfg", "job", "--package", "name"]) == 0
     assert capsys.readouterr().out.count("\na\n") == 4
-    with pytest.raises(UserError, match="--detach"):
-        fit([chosen, "--detach"])
+    assert fit([chosen, "resources.gpus=0", "--dry-run"]) == 0
+    assert "grid, 4 points" in capsys.readouterr().out
 
 
 def test_the_mode_on_the_command_line(workdir: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -110,7 +110,7 @@ def wait_until(condition: Callable[[], Any], timeout_s: float = 60, why: Callabl
 
 @pytest.fixture(scope="session")
 def running_testbed(worker_number: int) -> Iterator[Testbed]:
-    settings = {"TESTBED_INSTANCE": str(50 + worker_number), **SETTINGS}
+    settings = {"TESTBED_INSTANCE": str(int(os.environ.get("TESTBED_INSTANCE", 50)) + worker_number), **SETTINGS}
     environment = {**clean_environment(), **settings}
     # Takes the cluster down when this process ends, in whatever way: its end of the pipe is closed then.
     guard = subprocess.Popen(

@@ -98,16 +98,6 @@ def test_fifty_submissions_cost_less_than_a_second_of_cpu_each_and_one_call_for_
     assert calls.read_text() == "squeue\n"
 
 
-def test_a_sweep_may_hold_its_jobs_back(cli: TrainerCli, workdir: Path, testbed: Testbed) -> None:
-    options = ["seed=range(0,4)", "cluster.sweep_at_once=2", "cluster.dependency='singleton'", "cluster.extra=[hold]"]
-    done = cli("fit", "-m", *JOB, *options, timeout=60)
-    assert done.returncode == DONE, done.stderr
-    waits = dict(line.split(maxsplit=1) for line in testbed.slurm("squeue", "--noheader", "-o", "%i %E").splitlines())
-    first, second, third, fourth = sorted(testbed.jobs(), key=int)
-    assert all("afterany" not in waits[job] for job in (first, second))
-    assert (f"afterany:{first}(" in waits[third], f"afterany:{second}(" in waits[fourth]) == (True, True), waits
-
-
 def test_a_run_is_followed_through_a_requeue_and_ends_for_good_when_it_is_stopped(
     cli: TrainerCli, workdir: Path, testbed: Testbed, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -12,6 +12,7 @@ from trainer.core.errors import ENVIRONMENT_MUST_CHANGE, INTERRUPTED, JOB_FAILED
 VERBS = {
     "Train": {
         "fit": "compose, check, launch and follow a training job",
+        "sweep": "launch, stop, resume and rank sweeps that outlive the terminal",
         "check": "check a configuration without launching anything",
         "plan": "plan memory, time and cost of a job without its GPUs",
         "time": "measure steps of a job, and what fits in a time or a budget",

@@ -23,20 +23,23 @@ _EXAMPLES = (
 
 
 def main(argv: list[str]) -> int:
-    """Run `trainer fit`; return 0 if all jobs finished, else the exit code of the first that did not."""
+    """Run `trainer fit`; return 0 if the job finished, or the sweep was started."""
     arguments = _parse(argv)
     writes_nothing = bool(arguments.cfg or arguments.dry_run)
     stream = sys.stderr if arguments.cfg else sys.stdout
     arguments.overrides = expand(arguments.overrides, arguments.config_dir, keep=not writes_nothing, stream=stream)
-    composed = compose_all(arguments)
-    _refuse_detached_sweep(arguments)  # again: a config file may request the sweep
+    composed = compose_all(arguments, every_point=bool(arguments.cfg))
+    if arguments.multirun and not arguments.cfg:
+        from trainer.cli.sweep import launch as launch_sweep
+
+        return launch_sweep(arguments)
     if arguments.cfg:
         for one in composed:
             sys.stdout.write(printed(one, arguments.cfg, arguments.package, arguments.resolve))
         return DONE
     from trainer.cli.approval import approve, planned_lines
     from trainer.cli.job import check_all  # imported late: --cfg does not need it
-    from trainer.cli.launching import launch, plan, sweep
+    from trainer.cli.launching import launch, plan
 
     jobs = check_all(composed)
     if arguments.dry_run:
@@ -46,9 +49,7 @@ def main(argv: list[str]) -> int:
     if not approve(jobs, arguments):
         print("not launched", file=sys.stderr)
         return USER_MUST_CHANGE
-    if not arguments.multirun:
-        return launch(jobs[0], arguments)[0]
-    return sweep(jobs, arguments)
+    return launch(jobs[0], arguments)[0]
 
 
 def _parse(argv: list[str]) -> argparse.Namespace:
@@ -74,10 +75,4 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     if not arguments.cfg and (arguments.package or arguments.resolve):
         option = "--package" if arguments.package else "--resolve"
         raise UserError(f"{option} changes what --cfg prints", f"add --cfg job, or leave {option} out")
-    _refuse_detached_sweep(arguments)
     return arguments
-
-
-def _refuse_detached_sweep(arguments: argparse.Namespace) -> None:
-    if arguments.multirun and arguments.detach:
-        raise UserError("--detach with --multirun: the jobs run one after the other", "leave one of the two out")

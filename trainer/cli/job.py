@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -63,21 +65,53 @@ def check_all(composed: list[Composed], fits: bool = True) -> list[Job]:
     jobs = []
     for one in composed:
         try:
-            launchers.prepare(one.config)
-            settle_start(one.config)
-            settle_micro_batch(one.config)
-            settle_loggers(one.config)
-            check(one.config, fits=fits)
-            shape = resolve(one.config)
-            if "auto" in (one.config["strategy"]["name"], one.config["strategy"]["activation_checkpointing"]):
-                _settle_strategy(one.config, shape, fits)
-            launchers.check(one.config, shape)
-            jobs.append(Job(one, shape, frozen_hydra(one), _settle_tracking(one.config["tracking"])))
+            shape, sources = check_one(one, fits=fits)
+            jobs.append(Job(one, shape, frozen_hydra(one), sources))
         except TrainerError as error:
             raise name_point(error, one.overrides, len(composed)) from None
     for job in jobs:
-        _freeze_shape(job)
+        freeze_shape(job.config, job.shape)
     return jobs
+
+
+def check_one(
+    one: Composed,
+    *,
+    fits: bool = True,
+    targets: bool = True,
+    cwd: Path | None = None,
+    ask_cluster: Callable[[str], bool] = lambda request: True,
+) -> tuple[LaunchShape, dict[str, Setting]]:
+    """Check a job, and settle the values of its configuration that are replaced once.
+
+    Args:
+        one: The composed configuration, which is changed.
+        fits: Also check that the model accepts the data.
+        targets: Also check the targets: False for code that was checked when it was frozen.
+        cwd: Folder that relative paths refer to; None: the working directory.
+        ask_cluster: Whether the cluster validates a job with these options and this shape: the jobs of a sweep share
+            most of them.
+
+    Returns:
+        The launch shape, and what W&B's environment variables and settings files filled in.
+
+    Raises:
+        UserError: With all problems of the job.
+        EnvironmentFault: This machine cannot launch the job.
+    """
+    config = one.config
+    launchers.prepare(config)
+    settle_start(config)
+    settle_micro_batch(config)
+    settle_loggers(config)
+    check(config, cwd, fits=fits, targets=targets)
+    shape = resolve(config)
+    if "auto" in (config["strategy"]["name"], config["strategy"]["activation_checkpointing"]):
+        _settle_strategy(config, shape, fits)
+    asked = json.dumps([config["cluster"], config["resources"], str(shape)], sort_keys=True, default=str)
+    if ask_cluster(asked):
+        launchers.check(config, shape)
+    return shape, _settle_tracking(config["tracking"])
 
 
 def _settle_strategy(config: dict[str, Any], shape: LaunchShape, fits: bool) -> None:
@@ -177,12 +211,12 @@ _LIMITS = {"max_steps": "steps", "max_epochs": "epochs", "max_time": "(DD:HH:MM:
 _SAVES = {"every_n_steps": "steps", "every_minutes": "minutes"}
 
 
-def _freeze_shape(job: Job) -> None:
+def freeze_shape(config: dict[str, Any], shape: LaunchShape) -> None:
     """Write the resolved shape into the configuration before it is frozen, so that every rank reads the same."""
-    resources = job.config["resources"]
-    resources["nodes"] = job.shape.nodes
-    if job.shape.device == "cuda":
-        resources["gpus"], resources["gpus_per_node"] = job.shape.world_size, job.shape.processes_per_node
+    resources = config["resources"]
+    resources["nodes"] = shape.nodes
+    if shape.device == "cuda":
+        resources["gpus"], resources["gpus_per_node"] = shape.world_size, shape.processes_per_node
     else:
         resources["gpus"], resources["gpus_per_node"] = 0, None
-        resources["cpu_processes"] = job.shape.world_size
+        resources["cpu_processes"] = shape.world_size

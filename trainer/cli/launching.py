@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from trainer.cli.common import how_to_watch, launched
 from trainer.cli.job import Job, describe
-from trainer.core.errors import DONE, INTERRUPTED
+from trainer.core.errors import DONE
 from trainer.core.text import one_line
 from trainer.launch import launchers
 from trainer.launch.follow import follow
 from trainer.runs import trust
 from trainer.runs.credentials import is_of_a_tool
 from trainer.runs.directory import RunDirectory
-from trainer.runs.summary import best as best_of_run
 from trainer.tracking.client_settings import record_environment
 
 
@@ -51,7 +49,7 @@ def launch(job: Job, arguments: argparse.Namespace, after: RunDirectory | None =
         hydra=job.hydra,
     )
     record_environment(run, job.config["tracking"])
-    _report_snapshot(run.manifest()["code"])
+    report_snapshot(run.manifest()["code"])
     if trust.why_untrusted(run) is not None:  # a file system without owners or modes; nobody had the time to write
         run.write_launch(replace(run.launch(), trusted=True))
     facts = dict(describe(job))
@@ -67,7 +65,7 @@ def launch(job: Job, arguments: argparse.Namespace, after: RunDirectory | None =
     return follow(run, detached_ok=cluster != "local"), run
 
 
-def _report_snapshot(code: dict[str, Any]) -> None:
+def report_snapshot(code: dict[str, Any]) -> None:
     """Print what is not in the code snapshot of a run, as its manifest lists it."""
     reports = {
         "left_out": "linked, not copied, into the run's code snapshot because of their size or number: {}",
@@ -81,42 +79,3 @@ def _report_snapshot(code: dict[str, Any]) -> None:
         names = [one_line(name) for name in code[key] if key != "hidden" or not is_of_a_tool(name)]
         if names:
             print(report.format(", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")))
-
-
-def sweep(jobs: list[Job], arguments: argparse.Namespace) -> int:
-    """Launch the jobs one after the other. Ctrl-C stops the current job and ends the sweep."""
-    rows: list[tuple[str, int, RunDirectory]] = []
-    code = DONE
-    varied = _varied(jobs)
-    for number, job in enumerate(jobs, start=1):
-        values = " ".join(one for one in job.composed.overrides if one in varied)
-        print(f"\njob {number} of {len(jobs)}: {values}", flush=True)
-        at_once = job.config["cluster"].get("sweep_at_once")
-        outcome, run = launch(job, arguments, rows[-at_once][2] if at_once and len(rows) >= at_once else None)
-        code = code or outcome
-        rows.append((values, outcome, run))
-        if outcome == INTERRUPTED:
-            break
-    print(f"\n{len(rows)} of {len(jobs)} jobs")
-    width = max(len(overrides) for overrides, _, _ in rows)
-    for overrides, outcome, run in rows:
-        state = f"exit code {outcome}" if outcome else _state(run)
-        print(f"  {overrides:<{width}}  {state:<22}{_best(run):<28}{run.path.name}")
-    return code
-
-
-def _varied(jobs: list[Job]) -> set[str]:
-    """Return the overrides that differ among the jobs of a sweep."""
-    counts = Counter(override for job in jobs for override in job.composed.overrides)
-    return {override for override, count in counts.items() if count < len(jobs) or len(jobs) == 1}
-
-
-def _state(run: RunDirectory) -> str:
-    """Return `finished`, `launched` or `submitted as job ID`."""
-    return "finished" if any(one.outcome == "finished" for one in run.attempts()) else launched(run)
-
-
-def _best(run: RunDirectory) -> str:
-    """Return the monitored metric of the run's best checkpoint as text."""
-    best = best_of_run(run, run.heartbeat(0))
-    return f"{best.metric} {best.value:.4g}" if best else ""

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer.cli.options import Parser, make_parser
-from trainer.config.compose import Composed, compose, points
+from trainer.config.compose import Composed, Loaded, compose, points
 from trainer.config.hydra_node import is_multirun
 from trainer.core.errors import TrainerError, UserError
 
@@ -23,9 +23,9 @@ _NOTES = (
 )
 
 
-def overrides_parser(verb: str, description: str, *examples: str) -> Parser:
-    """Return a parser with overrides and Hydra's own flags, with their meaning in Hydra."""
-    parser = make_parser(verb, description, *examples, notes=_NOTES)
+def overrides_parser(verb: str, description: str, *examples: str, more: str = "") -> Parser:
+    """Return a parser with overrides and Hydra's own flags, with their meaning in Hydra; `more` is a paragraph."""
+    parser = make_parser(verb, description, *examples, notes=f"{more}\n\n{_NOTES}" if more else _NOTES)
     parser.add_argument(
         "overrides",
         nargs="*",
@@ -53,10 +53,11 @@ def overrides_parser(verb: str, description: str, *examples: str) -> Parser:
     return parser
 
 
-def compose_all(arguments: argparse.Namespace) -> list[Composed]:
+def compose_all(arguments: argparse.Namespace, every_point: bool = True) -> list[Composed]:
     """Compose the job, or each job of a sweep, and print the notes of composing to stderr.
 
-    Sets `arguments.multirun` for a sweep, including one that a config file requests (`hydra.mode=MULTIRUN`).
+    Sets `arguments.multirun` for a sweep, including one that a config file requests (`hydra.mode=MULTIRUN`). Without
+    `every_point` the result of a sweep is empty: `cli/sweep_launch.py` composes its points one by one.
 
     Raises:
         UserError: If a configuration cannot be composed.
@@ -78,12 +79,14 @@ def compose_all(arguments: argparse.Namespace) -> list[Composed]:
     if composed and not is_multirun(composed[0].tree):
         return _print_notes(composed)
     arguments.multirun = True
+    if not every_point:
+        return []
     composed = []
-    sweep = points(arguments.overrides, **where) or []
+    sweep, loaded = points(arguments.overrides, **where) or [], Loaded()
     for number, overrides in enumerate(sweep):
         first = composed[0] if composed else None
         try:
-            composed.append(compose(overrides, number=number, after=first, **where))
+            composed.append(compose(overrides, number=number, after=first, loaded=loaded, **where))
         except TrainerError as error:
             raise name_point(error, overrides, len(sweep)) from None
     return _print_notes(composed)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trainer.config.hydra_node import SUBDIR, part_of, replaced
+from trainer.config.hydra_node import DEFAULT_SWEEP_DIR, SUBDIR, part_of, replaced
 from trainer.core.errors import UserError
 from trainer.core.secrets import mask
 
@@ -84,7 +84,7 @@ def _complete_logging(node: Any) -> None:
 
 def _link(written: Any, node: dict[str, Any], multirun: bool) -> str | None:
     """Return Hydra's output directory if a config file or the command line sets one, else None."""
-    defaults = {"run": "outputs/${now:", "sweep": "multirun/${now:"}
+    defaults = {"run": "outputs/${now:", "sweep": DEFAULT_SWEEP_DIR}
     part = "sweep" if multirun else "run"
     raw = written[part]._get_node("dir")._value()
     if str(raw).startswith(defaults[part]):

@@ -75,7 +75,7 @@ def problems_of(section: str, node: Any) -> list[UserError]:
         raise KeyError(section)
     known = key_names(cls)
     unknown = [unknown_key(f"{section}.", key, known) for key in node if key not in known]
-    wrong = [_type_problem(cls, f"{section}.", key, node[key]) for key in node if key in known]
+    wrong = [type_problem(cls, f"{section}.", key, node[key]) for key in node if key in known]
     return unknown + [problem for problem in wrong if problem]
 
 
@@ -86,7 +86,7 @@ def top_level_problems(config: dict[str, Any]) -> list[UserError]:
     """
     problems: list[UserError] = []
     plain = [key for key in key_names(Config) if key in config and _hints(Config)[key] in _EXPECTED]
-    wrong = [_type_problem(Config, "", key, config[key]) for key in plain]
+    wrong = [type_problem(Config, "", key, config[key]) for key in plain]
     for section in OPEN:
         if not isinstance(config.get(section) or {}, dict):
             fix = f"a config file of {section} holds keys, such as _target_: my_package.MyClass"
@@ -229,7 +229,8 @@ def _scalar(hint: type, value: Any) -> Any:
     return hint(value)
 
 
-def _type_problem(cls: type, prefix: str, key: str, value: Any) -> UserError | None:
+def type_problem(cls: type, prefix: str, key: str, value: Any) -> UserError | None:
+    """Return the error for a value of a wrong type of a key of this dataclass; `prefix` is its section and a dot."""
     hint = _hints(cls)[key]
     try:
         _convert(hint, value)

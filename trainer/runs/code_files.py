@@ -151,8 +151,10 @@ def _in_package(folder: Path, root: Path) -> bool:
 
 
 def _is_output(folder: Path, names: set[str], has_module: bool) -> bool:
-    """Return whether a folder is an environment, a run of this project or of W&B, or contains one."""
-    if {"config.yaml", "manifest.json", "attempts"} <= names or _WANDB_RUN.fullmatch(folder.name):
+    """Return whether a folder is an environment, a run or sweep of this project, a run of W&B, or contains one."""
+    if {"config.yaml", "manifest.json", "attempts"} <= names or {"trials", "arrays", "slots"} <= names:
+        return True
+    if _WANDB_RUN.fullmatch(folder.name):
         return True
     return "pyvenv.cfg" in names or "conda-meta" in names or (folder.name in _OUTPUTS and not has_module)
 

@@ -103,9 +103,15 @@ class RunDirectory:
         return run
 
     @classmethod
-    def new(cls, runs_dir: Path, name: str) -> RunDirectory:
-        """Create a run directory with its empty folders. Raises as `create` does."""
-        run = cls(_make_folder(runs_dir, name))
+    def new(cls, runs_dir: Path, name: str, identity: str | None = None) -> RunDirectory:
+        """Create a run directory with its empty folders. Raises as `create` does.
+
+        Args:
+            runs_dir: The folder of the runs.
+            name: The name of the run.
+            identity: An id of `new_identity`; None: a new one.
+        """
+        run = cls(_make_folder(runs_dir, name, identity))
         for folder in (run.live_dir, run.logs_dir, run.attempts_dir, run.checkpoints_dir, run.stop_request.parent):
             folder.mkdir()
         return run
@@ -349,18 +355,24 @@ def _by_rank(paths: Iterable[Path]) -> dict[int, Path]:
     return dict(sorted((int(rank), path) for rank, path in ranks.items() if _NUMBER.fullmatch(rank)))
 
 
-def _make_folder(runs_dir: Path, name: str) -> Path:
+def new_identity() -> str:
+    """Return a random id for a run."""
+    return "".join(secrets.choice(_ALPHABET) for _ in range(8))
+
+
+def _make_folder(runs_dir: Path, name: str, identity: str | None) -> Path:
     """Create `<runs_dir>/<name>-<id>`. The mkdir is exclusive, so that two launches never share one."""
     if not _NAME.fullmatch(name) or name.startswith((".", "-")):
         raise UserError(f"name={name!r} cannot name a folder", "use letters, digits, '.', '_' and '-'")
     try:
         runs_dir.mkdir(parents=True, exist_ok=True)
         while True:
-            identity = "".join(secrets.choice(_ALPHABET) for _ in range(8))
-            path = runs_dir / f"{name}-{identity}"
+            path = runs_dir / f"{name}-{identity or new_identity()}"
             try:
                 path.mkdir(mode=0o700)
             except FileExistsError:
+                if identity is not None:
+                    raise
                 continue
             fsync_folder(runs_dir)
             return path

@@ -195,6 +195,8 @@ StopRequester = Literal[
     "the command that followed this run was killed",
     "the Stop button of W&B",
     "a tag of the W&B run",
+    "trainer sweep stop",
+    "pruned by its sweep",
 ]
 """Sender of a request to save and stop; the text of `control/stop`, for readers of the run directory."""
 

@@ -64,6 +64,22 @@ def require(run: RunDirectory, trusted: bool = False) -> None:
         )
 
 
+def require_folder(path: Path) -> None:
+    """Check that a sweep may be executed: as for a run, nobody else may have written it.
+
+    Raises:
+        UserError: Somebody else may have.
+    """
+    try:
+        reason = next(_problems(path), None)
+    except OSError as error:
+        reason = f"{error.filename} cannot be read: {error.strerror}"
+    if reason is not None:
+        repair = f"chown -R {_user(os.geteuid())}" if " belongs to " in reason else "chmod -R go-w"
+        fix = f"whoever can write there can execute code as you; if it is your own: {repair} {_shown(path)}"
+        raise UserError(f"{_shown(path)} is not executed: {reason}", fix)
+
+
 def find_trusted(reference: str | None, runs_dir: Path, trusted: bool = False) -> RunDirectory:
     """Return the run that a command is about to execute.
 

@@ -20,11 +20,15 @@ def states(job_ids: Iterable[str]) -> dict[str, str]:
     if not ids:
         return {}
     try:
-        printed = run("squeue", "--noheader", "--states=all", f"--jobs={','.join(ids)}", "--format=%i|%T")
+        printed = run("squeue", "--noheader", "--states=all", f"--jobs={','.join(ids)}", "--format=%A|%i|%T")
     except SlurmRefused:
         # With unknown ids only, squeue fails with "Invalid job id specified".
         return {}
-    return dict(line.split("|", 1) for line in printed.split() if "|" in line)
+    found: dict[str, str] = {}
+    for line in printed.split():
+        job_id, name, state = [*line.split("|"), "", ""][:3]
+        found |= {job_id: state, name: state}  # a task of a job array is named ARRAY_INDEX, and has an id of its own
+    return found
 
 
 def job(job_id: str) -> dict[str, str]:

@@ -7,6 +7,7 @@ turns the outcome that the workers recorded into the exit code of the job (`trai
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import signal
 import socket
@@ -33,6 +34,8 @@ RENDEZVOUS_VARIABLE = "TRAINER_RENDEZVOUS"
 """Name of the first node."""
 PEERS_VARIABLE = "TRAINER_PEERS"
 """Names of the nodes of this attempt, separated by commas."""
+THEN_VARIABLE = "TRAINER_NODE_THEN"
+"""JSON list of a command that replaces this process once it is done: the next trial of a sweep."""
 NODES_VARIABLE = "TRAINER_NODES"
 """Number of nodes of this attempt; fewer than requested if `resources.min_nodes` allows it."""
 
@@ -162,9 +165,19 @@ def _redirect_output(log: Path) -> int:
     return terminal
 
 
-if __name__ == "__main__":
+def _main_then() -> int:
+    """Run `main`, then the command of THEN_VARIABLE in place of this process, in the environment that it had."""
+    then, environment = os.environ.pop(THEN_VARIABLE, None), dict(os.environ)
     try:
-        sys.exit(main())
+        code = main()
     except TrainerError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(error.code)
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        code = error.code
+    if then is not None:
+        command = json.loads(then)
+        os.execve(command[0], command, environment)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(_main_then())

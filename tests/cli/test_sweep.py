@@ -1,0 +1,187 @@
+"""`trainer sweep` as a command: a sweep that outlives it, kills, stopping, retrying, extending, and what it prints."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import shlex
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import TrainerCli
+from trainer.core import processes
+from trainer.runs.directory import RunDirectory
+
+SMALL = (
+    "experiment=quickstart",
+    "debug=fast",
+    "model.hidden=[8]",
+    "tracking=none",
+    "resources.gpus=0",
+    "resources.cpu_processes=1",
+    "trainer.log_every_n_steps=1",
+)
+BAD = """
+import os
+
+from lightning.pytorch import Callback
+
+
+class Fails(Callback):
+    def __init__(self, when):
+        self.when = when
+
+    def on_train_batch_end(self, trainer, *arguments):
+        if self.when:
+            raise ValueError("this trial always fails")
+"""
+
+
+@pytest.fixture
+def cli(trainer_cli: TrainerCli) -> TrainerCli:
+    return trainer_cli
+
+
+def status(cli: TrainerCli, *arguments: str) -> dict[str, Any]:
+    done = cli("sweep", "status", "--json", *arguments)
+    assert done.returncode == 0, done.stderr
+    answer: dict[str, Any] = json.loads(done.stdout)
+    return answer
+
+
+def wait(cli: TrainerCli, condition: Callable[[dict[str, Any]], Any], timeout_s: float = 300) -> dict[str, Any]:
+    deadline = time.monotonic() + timeout_s
+    while not condition(answer := status(cli)):
+        assert time.monotonic() < deadline, json.dumps(answer, indent=1)
+        time.sleep(1)
+    return answer
+
+
+def logs(workdir: Path) -> str:
+    return "".join(path.read_text() for path in workdir.glob("sweeps/*/logs/*"))
+
+
+def test_a_sweep_outlives_its_command_and_the_kill_of_what_trains_it(
+    cli: TrainerCli, workdir: Path, no_orphans: None
+) -> None:
+    (workdir / "own.py").write_text(BAD)
+    job = [*SMALL, "+callbacks.fails._target_=own.Fails", "+callbacks.fails.when=${fail}", "+fail=false,true"]
+    job += [
+        "trainer.max_steps=60",
+        "checkpoint.every_n_steps=10",
+        "resilience.max_restarts=0",
+        "optimizer.lr=0.001,0.01",
+    ]
+    done = cli("sweep", *job, "--at-once=2", "--json")
+    assert done.returncode == 0, done.stdout + done.stderr
+    sweep = Path(json.loads(done.stdout)["path"])
+    (workdir / "own.py").write_text("raise RuntimeError('edited after the launch')\n")
+
+    # Kill every slot, mid-training: whatever command comes next starts them again.
+    wait(
+        cli,
+        lambda now: any(
+            row["run"] and (workdir / "runs" / row["run"] / "live/rank-0.json").exists() for row in now["rows"]
+        ),
+    )
+    killed = 0
+    for number in range(2):
+        owner = json.loads((sweep / f"trials/{number:05d}.owner-0").read_text())
+        if processes.is_alive(owner["pid"], owner["pid_started"]):
+            os.kill(owner["pid"], signal.SIGKILL)
+            killed += 1
+    assert killed
+    answer = wait(cli, lambda now: now["is_over"])
+    assert answer["counts"] == {"finished": 2, "failed": 2}, logs(workdir)
+    failed = [row for row in answer["rows"] if row["state"] == "failed"]
+    assert all("this trial always fails" in row["reason"] for row in failed)
+    assert all(row["parameters"]["+fail"] == "True" for row in failed)
+    runs = [RunDirectory(Path(row["path"])) for row in answer["rows"]]
+    assert len({run.path for run in runs}) == 4 == len(list((workdir / "runs").iterdir())), "one run for each trial"
+    for run, row in zip(runs, answer["rows"], strict=True):
+        assert run.manifest()["sweep"] == {
+            "id": answer["id"],
+            "name": sweep.name,
+            "path": str(sweep),
+            "trial": row["trial"],
+        }
+        if row["state"] == "finished":
+            steps = [
+                json.loads(line)["step"] for line in run.metrics_path.read_text().splitlines() if "train/loss" in line
+            ]
+            assert steps == list(range(1, 61)), "each step once, over all attempts"
+
+    # What it prints.
+    table = cli("sweep", "status", env={"COLUMNS": "80"}).stdout
+    assert all(len(line) <= 80 for line in table.splitlines()[:6]), table
+    assert "2 finished, 2 failed" in table
+    listed = list(csv.DictReader(io.StringIO(cli("sweep", "status", "--csv").stdout)))
+    assert [row["state"] for row in listed] == [row["state"] for row in answer["rows"]]
+    best = json.loads(cli("sweep", "best", "--json").stdout)
+    line = cli("sweep", "best", "--overrides").stdout.strip()
+    assert shlex.split(line) == best["overrides"]
+    assert f"optimizer.lr={best['parameters']['optimizer.lr']}" in best["overrides"]
+    assert (
+        best["trial"]
+        == answer["best"]["trial"]
+        == max((row for row in answer["rows"] if row["values"]), key=lambda row: (row["values"], -row["trial"]))[
+            "trial"
+        ]
+    )
+    assert sweep.name.rpartition("-")[0] in cli("sweep", "ls").stdout
+
+    # Retried trials run again; others keep their result.
+    again = cli("sweep", "retry", "--trial", str(failed[0]["trial"]))
+    assert "1 trials are tried again" in again.stdout
+    answer = wait(cli, lambda now: now["is_over"])
+    assert answer["counts"] == {"finished": 2, "failed": 2}
+    assert len(list((workdir / "runs").iterdir())) == 5, "a failed trial is tried again from the start"
+    done = cli("sweep", "rm", answer["id"], "--runs", "--yes")
+    assert "5 runs" in done.stdout, done.stdout + done.stderr
+    assert not sweep.exists()
+    assert list((workdir / "runs").iterdir()) == []
+
+
+def test_a_stopped_sweep_is_resumed_and_extended(cli: TrainerCli, workdir: Path, no_orphans: None) -> None:
+    job = [*SMALL, "trainer.max_steps=1500", "checkpoint.every_n_steps=10", "optimizer.lr=interval(0.001,0.1)"]
+    done = cli("sweep", *job, "sweep.trials=2", "sweep.method=random", "--at-once=1")
+    assert done.returncode == 0, done.stdout + done.stderr
+    wait(cli, lambda now: any(row["values"] for row in now["rows"]))
+    done = cli("sweep", "stop")
+    assert done.returncode == 0, done.stdout + done.stderr
+    answer = status(cli)
+    assert answer["counts"] == {"interrupted": 1, "waiting": 1}, answer
+    assert answer["stopped"] == "it was stopped"
+    (run,) = [RunDirectory(path) for path in (workdir / "runs").iterdir()]
+    stopped_at = run.attempts()[-1].step or 0
+    assert 0 < stopped_at < 1500
+    done = cli("sweep", "resume")
+    assert done.returncode == 0, done.stdout + done.stderr
+    answer = wait(cli, lambda now: now["is_over"])
+    assert answer["counts"] == {"finished": 2}
+    before = [row["parameters"] for row in answer["rows"]]
+    assert "1 trials were added" in cli("sweep", "extend", "--trials=1").stdout
+    answer = wait(cli, lambda now: now["is_over"])
+    assert [row["parameters"] for row in answer["rows"]][:2] == before
+    assert len(answer["rows"]) == 3
+
+
+def test_nothing_is_made_for_a_sweep_with_an_invalid_point(cli: TrainerCli, workdir: Path) -> None:
+    done = cli("sweep", *SMALL, "data.batch_size=32,33", "resources.cpu_processes=2")
+    assert done.returncode == 2
+    assert "data.batch_size=33 of this sweep" in done.stderr
+    done = cli("sweep", *SMALL)
+    assert (done.returncode, "no parameter" in done.stderr) == (2, True)
+    assert list(workdir.iterdir()) == []
+    planned = cli("fit", "-m", *SMALL, "seed=1,2", "sweep.max_gpu_hours=4", "--dry-run")
+    assert planned.returncode == 0, planned.stderr
+    assert "grid, 2 points" in planned.stdout
+    assert "GPU hours 4" in planned.stdout
+    assert list(workdir.iterdir()) == []

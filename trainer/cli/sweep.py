@@ -1,0 +1,97 @@
+"""`trainer sweep`: launch many runs from one command; show, stop, resume, extend and rank them."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+from importlib import import_module
+
+from trainer.cli.overrides import overrides_parser
+from trainer.core.errors import DONE, USER_MUST_CHANGE, UserError
+from trainer.starter.folder import expand
+
+VERBS = {
+    "status": "the table of the trials; starts what was killed again",
+    "stop": "save checkpoints and stop the trials; none starts afterwards",
+    "resume": "continue a stopped sweep, or one whose jobs were lost",
+    "retry": "try trials again: --state failed, or --trial N",
+    "extend": "add trials (--trials N) or points of other values",
+    "best": "the best trial; --overrides prints the line that trains it",
+    "export": "write a storage that Optuna and optuna-dashboard read",
+    "ls": "list the sweeps",
+    "rm": "delete a sweep, with --runs its runs, too",
+}
+_DESCRIPTION = (
+    "Launch a sweep: each key=a,b is a parameter, each point a run of its own. Every point is checked before the first "
+    "one starts; then the command returns, and the sweep continues without it."
+)
+_EXAMPLES = (
+    "trainer sweep experiment=quickstart optimizer.lr=0.001,0.003 seed=1,2",
+    "trainer sweep optimizer.lr='interval(0.001,0.1)' sweep.method=tpe",
+    "trainer sweep status",
+)
+
+
+def main(argv: list[str]) -> int:
+    """Run `trainer sweep` and return the exit code."""
+    if argv and argv[0] in VERBS:
+        module = import_module("trainer.cli.sweep_verbs")
+        verb: Callable[[list[str]], int] = getattr(module, argv[0])
+        return verb(argv[1:])
+    arguments = _parse(argv)
+    if not arguments.overrides:
+        raise UserError("the sweep has no parameter", "give one several values: trainer sweep optimizer.lr=0.1,0.01")
+    return launch(arguments)
+
+
+def _parse(argv: list[str]) -> argparse.Namespace:
+    notes = "\n".join(["verbs:", *(f"  {name:<8} {text}" for name, text in VERBS.items())])
+    parser = overrides_parser("sweep", _DESCRIPTION, *_EXAMPLES, more=notes)
+    parser.add_argument("--dry-run", action="store_true", help="check every point, print the plan, and exit")
+    parser.add_argument("--follow", action="store_true", help="print each trial as it ends, until the sweep is over")
+    parser.add_argument("--at-once", type=int, metavar="N", help="most trials at a time, as sweep.at_once=N")
+    parser.add_argument("--json", action="store_true", help="print JSON, for scripts")
+    parser.add_argument("--anyway", action="store_true", help="start it although its plan does not fit in GPU memory")
+    parser.add_argument(
+        "--yes", "-y", action="store_true", help="do not ask about sweeps above cluster.confirm_above_gpu_hours"
+    )
+    arguments: argparse.Namespace = parser.parse_intermixed_args(argv)
+    if arguments.at_once is not None:
+        arguments.overrides.append(f"sweep.at_once={arguments.at_once}")
+    arguments.multirun = True
+    arguments.overrides = expand(
+        arguments.overrides, arguments.config_dir, keep=not arguments.dry_run, stream=sys.stderr
+    )
+    return arguments
+
+
+def launch(arguments: argparse.Namespace) -> int:
+    """Check, create and start the sweep of a command line, and return the exit code."""
+    from trainer.cli.launching import report_snapshot
+    from trainer.cli.sweep_follow import advance, follow
+    from trainer.cli.sweep_launch import confirmed, create, plan, planned_hours, prepare
+    from trainer.core.files import read_json
+
+    as_json = getattr(arguments, "json", False)
+    prepared = prepare(arguments)
+    hours = planned_hours(prepared, arguments)
+    lines = [*plan(prepared), *([f"up to {hours:.4g} GPU hours in all"] if hours else [])]
+    if arguments.dry_run:
+        print("\n".join([*lines, f"{prepared.num_checked} points checked; nothing was started"]))
+        return DONE
+    if not confirmed(prepared, hours, arguments):
+        print("not started", file=sys.stderr)
+        return USER_MUST_CHANGE
+    sweep = create(prepared)
+    if not as_json:
+        report_snapshot(read_json(sweep.manifest_path, {})["code"])
+        print("\n".join([*lines, f"{prepared.num_checked} points checked"]), flush=True)
+    advance(sweep, submit=True)
+    if as_json:
+        print(json.dumps({"id": sweep.id, "name": sweep.path.name, "path": str(sweep.path)}), flush=True)
+    else:
+        print(f"sweep {sweep.path.name} was started")
+        print(f"  its trials: trainer sweep status {sweep.id}; to stop them: trainer sweep stop {sweep.id}", flush=True)
+    return follow(sweep, stream=sys.stderr if as_json else sys.stdout) if arguments.follow else DONE

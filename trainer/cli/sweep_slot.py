@@ -1,0 +1,138 @@
+"""A slot of a local sweep: `python -m trainer.cli.sweep_slot SWEEP_DIR SLOT`.
+
+It records what has ended, claims a trial, and becomes the node process of its run; that becomes this again at its end.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+from trainer.cli.sweep_trial import begin, clear_environment, home
+from trainer.core import processes
+from trainer.core.claims import free_gpus
+from trainer.core.errors import DONE, TrainerError
+from trainer.core.gpus import inventory
+from trainer.launch.local import NODE
+from trainer.runs.directory import RunDirectory
+from trainer.supervise.node import THEN_VARIABLE, record_launch
+from trainer.sweeps import slots
+from trainer.sweeps.advance import Claim, acquire, fail
+from trainer.sweeps.directory import SweepDirectory
+from trainer.sweeps.progress import settle, views
+from trainer.sweeps.records import Spec
+
+_WAIT_S, _POLL_S = 600.0, 5.0
+"""How long a slot waits for GPUs that another program is about to free."""
+
+
+def main(arguments: list[str]) -> int:
+    """Run a slot until its sweep has no trial for it, and return the exit code."""
+    sweep, slot = SweepDirectory(Path(arguments[0])), int(arguments[1])
+    _log_to(slots.log_path(sweep, slot))
+    _reap()
+    spec = sweep.spec()
+    home(spec)
+    ended = os.environ.pop(slots.ENDED_VARIABLE, None)
+    finished = frozenset() if ended is None else frozenset({int(ended)})
+    if ended is not None:
+        _forget_process(sweep, int(ended))
+    lock = slots.take(sweep, slot)
+    if lock is None:
+        return DONE
+    slots.pin(spec, slot)
+    while True:
+        claim = _next(sweep, spec, finished)
+        if isinstance(claim, Claim):
+            finished = frozenset()
+            try:
+                run = begin(sweep, claim)
+            except TrainerError as error:
+                print(f"trial {claim.trial.number}: {error}", flush=True)
+                fail(sweep, claim, error)
+                continue
+            _train(sweep, claim, run, slot=slot, lock=lock)
+        print(f"slot {slot} ends: {claim or 'no trial is left'}", flush=True)
+        os.close(lock)
+        os.environ.pop(slots.LOCK_VARIABLE, None)
+        # A trial that ended between the look and the release of the lock found this slot busy.
+        slots.start_slots(sweep, sweep.spec(), settle(sweep, spec, views(sweep, None)))
+        return DONE
+
+
+def _next(sweep: SweepDirectory, spec: Spec, finished: frozenset[int]) -> Claim | str:
+    """Claim a trial once there are GPUs for it; start the other slots that have work now."""
+    found = settle(sweep, spec, views(sweep, None, finished))
+    deadline = time.monotonic() + _WAIT_S
+    while spec.gpus and free_gpus(inventory()) < spec.gpus:
+        if time.monotonic() > deadline:
+            return f"{spec.gpus} GPUs did not become free"
+        time.sleep(_POLL_S)
+    claim = acquire(sweep, ended=finished)
+    if finished:
+        found = settle(sweep, spec, views(sweep, None))
+        slots.start_slots(sweep, spec, found)
+    return claim
+
+
+def _train(sweep: SweepDirectory, claim: Claim, run: RunDirectory, *, slot: int, lock: int) -> None:
+    """Become the node process of the run."""
+    attempt = run.next_attempt()
+    record_launch(run, run.shape(), os.getpid(), attempt)
+    print(f"slot {slot}: trial {claim.trial.number} is {run.path.name}, attempt {attempt}", flush=True)
+    if claim.spec.prune is not None:
+        from trainer.cli.sweep_watch import start
+
+        start(sweep, claim.trial.number, run)
+    environment = clear_environment(dict(os.environ))
+    environment |= {slots.LOCK_VARIABLE: str(lock), slots.ENDED_VARIABLE: str(claim.trial.number)}
+    environment[THEN_VARIABLE] = json.dumps(
+        processes.python_module("trainer.cli.sweep_slot", str(sweep.path), str(slot))
+    )
+    environment["TRAINER_ATTEMPT"] = str(attempt)
+    command = processes.python_module(NODE, str(run.path))
+    with (run.logs_dir / "launch.log").open("ab") as log:
+        os.dup2(log.fileno(), 1)
+        os.dup2(log.fileno(), 2)
+    os.execve(command[0], command, environment)
+
+
+def _forget_process(sweep: SweepDirectory, number: int) -> None:
+    """Remove this process from the launch of the trial that it has trained: it lives on, and no longer trains it."""
+    names = sweep.names().get(number)
+    record = sweep.run_of(number, names.runs[-1]) if names and names.runs else None
+    if record is None:
+        return
+    run = RunDirectory(Path(record.path))
+    launch = run.launch()
+    if launch.pid == os.getpid():
+        from dataclasses import replace
+
+        run.write_launch(replace(launch, pid=None, pid_started=None))
+
+
+def _log_to(path: Path) -> None:
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    os.close(descriptor)
+
+
+def _reap() -> None:
+    """Collect the children that this process had as the node process of a trial."""
+    try:
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
+    except ChildProcessError:
+        pass
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except TrainerError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.code)

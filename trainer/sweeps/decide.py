@@ -1,0 +1,95 @@
+"""Decide what a sweep does next, as pure functions of its spec and the state of its trials."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from trainer.sweeps.points import points
+from trainer.sweeps.progress import TrialView
+from trainer.sweeps.records import ADAPTIVE, Spec, Trial
+from trainer.sweeps.space import overrides_of
+
+
+@dataclass(frozen=True)
+class Next:
+    """What a process that is free does next: a trial to claim, a trial to ask for, or neither."""
+
+    claim: int | None = None
+    ask: int | None = None
+    """Number of the trial whose point is to be decided first."""
+    why_not: str = ""
+    """Why no further trial starts now; empty if there is one, or all are done."""
+
+
+def next_step(spec: Spec, found: Sequence[TrialView], *, is_stopped: bool, now: float | None = None) -> Next:
+    """Return what a free process does next.
+
+    A trial that has lost its process comes first, then the first one that nobody has claimed, then a new point.
+
+    Args:
+        spec: The spec.
+        found: Every decided trial.
+        is_stopped: Whether the sweep was asked to stop.
+        now: Seconds since 1970.
+    """
+    reason = why_stopped(spec, found, is_stopped=is_stopped, now=now)
+    if reason:
+        return Next(why_not=reason)
+    free = [view for view in found if view.result is None and not view.is_alive]
+    lost = [view for view in free if view.owner is not None]
+    if lost or free:
+        return Next(claim=(lost or free)[0].number)
+    if spec.method not in ADAPTIVE or len(found) >= spec.trials:
+        return Next()
+    number = len(found)
+    if spec.generation is not None:
+        earlier = found[: number - number % spec.generation]
+        if any(view.result is None for view in earlier):
+            return Next(why_not="the next generation waits for the results of this one")
+    return Next(ask=number)
+
+
+def claimable(found: Sequence[TrialView]) -> list[int]:
+    """Return the trials that a process may claim, in the order of `next_step`."""
+    free = [view for view in found if view.result is None and not view.is_alive]
+    return [view.number for view in sorted(free, key=lambda view: (view.owner is None, view.number))]
+
+
+def why_stopped(spec: Spec, found: Sequence[TrialView], *, is_stopped: bool = False, now: float | None = None) -> str:
+    """Return why the sweep starts no further trial, although some are left; empty if it does."""
+    results = [view.result for view in found if view.result is not None]
+    if len(results) >= spec.trials:
+        return ""
+    if is_stopped:
+        return "it was stopped"
+    if spec.until is not None and (time.time() if now is None else now) >= spec.until:
+        return "sweep.until has passed"
+    used = sum(one.gpu_hours for one in results)
+    if spec.max_gpu_hours is not None and used >= spec.max_gpu_hours:
+        return f"its trials have used {used:.3g} of sweep.max_gpu_hours={spec.max_gpu_hours:g}"
+    cost = sum(one.cost or 0.0 for one in results)
+    if spec.max_cost is not None and cost >= spec.max_cost:
+        return f"its trials have cost {cost:.3g} of sweep.max_cost={spec.max_cost:g}"
+    failed = sum(one.state == "failed" for one in results)
+    if spec.max_failure_rate is not None and failed > spec.max_failure_rate * len(results):
+        return f"{failed} of {len(results)} ended trials failed (sweep.max_failure_rate={spec.max_failure_rate:g})"
+    return ""
+
+
+def planned(spec: Spec, first: int, count: int) -> list[Trial]:
+    """Return the trials `first` to `first + count` of a search that does not depend on results."""
+    values = points(spec.parameters, spec.method, spec.seed, first, count)
+    return [
+        Trial(number=first + index, values=one, overrides=overrides_of(spec.fixed, one))
+        for index, one in enumerate(values)
+    ]
+
+
+def added(spec: Spec, existing: Sequence[Trial], wanted: Sequence[Trial]) -> list[Trial]:
+    """Return the trials of a changed grid that the sweep does not have yet, numbered after those that it has."""
+    known = {tuple(sorted(one.values.items())) for one in existing}
+    new = [one for one in wanted if tuple(sorted(one.values.items())) not in known]
+    first = len(existing)
+    return [Trial(number=first + index, values=one.values, overrides=one.overrides) for index, one in enumerate(new)]
