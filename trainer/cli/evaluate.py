@@ -9,6 +9,7 @@ from trainer.cli.options import add_checkpoint_option, add_output_options, add_r
 from trainer.core.errors import DONE
 from trainer.core.files import read_json
 from trainer.runs.registry import runs_dir_from
+from trainer.runs.seal import changing
 from trainer.runs.trust import find_trusted
 from trainer.supervise import entry
 
@@ -33,7 +34,8 @@ def main(argv: list[str]) -> int:
     run = find_trusted(options.run, runs_dir_from(options.runs_dir), options.trust)
     judge(run)
     checkpoint = choose(run, options.checkpoint)
-    run_on_ranks(run, entry.EVALUATE, [checkpoint.path.name, options.split], quiet=options.json)
+    with changing(run):
+        run_on_ranks(run, entry.EVALUATE, [checkpoint.path.name, options.split], quiet=options.json)
     record = read_json(run.path / "evaluations" / f"step-{checkpoint.step:08d}-{options.split}.json")
     if options.json:
         print(json.dumps(record))

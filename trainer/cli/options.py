@@ -82,12 +82,17 @@ def add_trust(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_output_options(parser: argparse.ArgumentParser) -> None:
-    """Add `--runs-dir` and `--json`."""
+def add_output_options(parser: argparse.ArgumentParser, output: argparse._ActionsContainer | None = None) -> None:
+    """Add `--runs-dir` and `--json`.
+
+    Args:
+        parser: The parser of the verb.
+        output: The group of options that exclude `--json`.
+    """
     parser.add_argument(
         "--runs-dir", metavar="DIR", help="directory of the runs (default: $TRAINER_RUNS_DIR, else ./runs)"
     )
-    parser.add_argument("--json", action="store_true", help="print JSON, for scripts")
+    (output or parser).add_argument("--json", action="store_true", help="print JSON, for scripts")
 
 
 def add_checkpoint_option(parser: argparse.ArgumentParser) -> None:

@@ -17,10 +17,10 @@ from trainer.core.errors import DONE, UserError
 from trainer.core.text import one_line
 from trainer.launch import launchers
 from trainer.runs import trust
-from trainer.runs.comparison import mapping
 from trainer.runs.curves import first_difference
 from trainer.runs.directory import RunDirectory
 from trainer.runs.events import Resumed
+from trainer.runs.facts import mapping
 from trainer.runs.manifest import environment
 from trainer.runs.packages import requirements
 from trainer.runs.registry import reference_to, runs_dir_from

@@ -166,6 +166,7 @@ def _launch(run: RunDirectory, config: dict[str, Any], options: argparse.Namespa
     from trainer.launch.follow import follow
 
     cluster, overrides = config["cluster"]["name"], options.overrides
+    run.unseal()
     if overrides:
         shape = resolve(config)
         launchers.check(config, shape)

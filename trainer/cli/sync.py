@@ -11,6 +11,7 @@ from trainer.core.errors import DONE, ENVIRONMENT_MUST_CHANGE
 from trainer.launch.jobs import states_of
 from trainer.runs.directory import RunDirectory
 from trainer.runs.registry import all_runs, runs_dir_from
+from trainer.runs.seal import changing
 from trainer.runs.state import state_of
 from trainer.runs.trust import find_trusted, trusted_among
 from trainer.tracking.upload import upload
@@ -59,7 +60,8 @@ def main(argv: list[str]) -> int:
 
 def _upload(run: RunDirectory) -> tuple[dict[str, Any], str]:
     """Upload the segments of a run, and return the row for --json and a sentence."""
-    done = upload(run)
+    with changing(run):
+        done = upload(run)
     failed = [str(path) for path in done.failed]
     if failed:
         print(f"{done.output}\n", file=sys.stderr)

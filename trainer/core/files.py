@@ -30,10 +30,15 @@ _DEEPEST = 64
 """Nesting of JSON that is read; records have five levels at most."""
 
 
-def write_atomic(path: Path, content: str | bytes) -> None:
+def write_atomic(path: Path, content: str | bytes, *, durable: bool = True) -> None:
     """Write a file atomically: temporary file in the same folder, fsync, rename, fsync of the folder.
 
     The file is private to the user (0600). Secrets of the environment are masked in text (`secrets.py`).
+
+    Args:
+        path: The file.
+        content: Its whole content.
+        durable: False: do not wait for the disk. After a crash of the machine the file may have any content or none.
     """
     data = mask(content).encode() if isinstance(content, str) else content
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
@@ -41,12 +46,14 @@ def write_atomic(path: Path, content: str | bytes) -> None:
         with os.fdopen(descriptor, "wb") as file:
             file.write(data)
             file.flush()
-            os.fsync(file.fileno())
+            if durable:
+                os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
-    fsync_folder(path.parent)
+    if durable:
+        fsync_folder(path.parent)
 
 
 def write_new(path: Path, content: str) -> bool:

@@ -41,6 +41,8 @@ _INTEGERS = 2**63
 """Integers of records have 64 bits: a larger one could not become a number with a fraction."""
 _skipped: set[tuple[str, str]] = set()
 """(file, field) of the records that this process has reported as skipped."""
+skips = 0
+"""How many records this process has skipped, those included that it had reported before."""
 
 T = TypeVar("T")
 _Check = Callable[[Any, str], Any]
@@ -135,6 +137,8 @@ def read_or_skip(cls: type[T], path: Path, **known: Any) -> T | None:
 
 def skip(error: BadRecord) -> None:
     """Report a skipped record on stderr, once per file and field in this process."""
+    global skips
+    skips += 1
     key = (error.source, error.place)
     if key not in _skipped:
         _skipped.add(key)
@@ -156,6 +160,8 @@ def newer(source: Path | str, key: str, version: int, known: int) -> BadRecord:
 
 
 def _plain(value: Any) -> Any:
+    if value is None or type(value) in (str, int, float, bool):
+        return value
     if is_dataclass(value):
         return to_json(value)
     if isinstance(value, dict):
@@ -206,6 +212,8 @@ def _check_of(kind: Any) -> _Check:
         return functools.partial(_one_of, arguments)
     if origin is list:
         return functools.partial(_list, _check_of(arguments[0]))
+    if origin is dict and arguments[1] is Any:
+        return _object
     if origin is dict:
         return functools.partial(_dict, _check_of(arguments[1]))
     if origin in (Union, types.UnionType):

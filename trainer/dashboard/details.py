@@ -11,9 +11,9 @@ from trainer.core.secrets import mask_inside
 from trainer.dashboard.logs import log_names
 from trainer.dashboard.rows import config_leaves
 from trainer.launch.jobs import states_of, why_it_waits
-from trainer.runs.comparison import mapping
 from trainer.runs.directory import RunDirectory
 from trainer.runs.events import Event, Started
+from trainer.runs.facts import mapping
 from trainer.runs.ledger import by_rank
 from trainer.runs.summary import summary
 

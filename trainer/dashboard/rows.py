@@ -8,8 +8,8 @@ from typing import Any
 from trainer.config.hydra_node import replaced
 from trainer.core.errors import TrainerError
 from trainer.core.secrets import mask_inside
-from trainer.runs.comparison import flat, mapping
 from trainer.runs.directory import RunDirectory
+from trainer.runs.facts import flat, mapping
 from trainer.runs.state import ACTIVE
 from trainer.runs.summary import summary
 

@@ -22,10 +22,11 @@ from trainer.core.errors import DONE, ENVIRONMENT_MUST_CHANGE, INTERRUPTED, JOB_
 from trainer.core.files import open_regular, read_text
 from trainer.core.text import log_text, one_line
 from trainer.launch import bar, local
-from trainer.launch.jobs import is_over, states_of
+from trainer.launch.jobs import states_of
 from trainer.notify.herald import Herald
 from trainer.runs import cause
 from trainer.runs.directory import RunDirectory
+from trainer.runs.ending import is_over
 from trainer.runs.events import Ended
 from trainer.runs.records import AttemptOutcome, HeartbeatRecord, Outcome
 from trainer.runs.registry import reference_to, shortest

@@ -8,19 +8,28 @@ from collections.abc import Iterable, Mapping
 from trainer.core.errors import EnvironmentFault
 from trainer.core.records import BadRecord
 from trainer.runs.directory import RunDirectory
+from trainer.runs.ending import is_over
 
 _JOB_ID = re.compile(r"[0-9]+([_+][0-9]+)?")
 
 
 def states_of(runs: Iterable[RunDirectory]) -> Mapping[str, str] | None:
     """Return SLURM job id to state of the runs on SLURM; None without any, or when SLURM does not respond."""
-    job_ids = [job_id for run in runs if (job_id := _job_of(run)) and not is_over(run)]
-    if not job_ids:
+    return states_of_jobs([job_id for run in runs if (job_id := _job_of(run)) and not is_over(run)])
+
+
+def states_of_jobs(job_ids: Iterable[str]) -> Mapping[str, str] | None:
+    """Return the states of SLURM jobs; None without any, or when SLURM does not respond.
+
+    A text that is no job id (`123`, `123_4`, `123+1`) is left out: it would be an argument of SLURM's commands.
+    """
+    asked = [job_id for job_id in job_ids if _JOB_ID.fullmatch(job_id)]
+    if not asked:
         return None
     from trainer.slurm import query
 
     try:
-        return query.states(job_ids)
+        return query.states(asked)
     except EnvironmentFault:
         return None
 
@@ -37,12 +46,6 @@ def why_it_waits(run: RunDirectory) -> list[str]:
     from trainer.slurm import pending
 
     return pending.explain(job_id)
-
-
-def is_over(run: RunDirectory) -> bool:
-    """Return whether the newest attempt of the last launch recorded an end after which the job does not run again."""
-    ends = [end for end in run.attempts() if end.attempt >= run.launch().attempt]
-    return bool(ends) and ends[-1].outcome in ("finished", "stopped") and not ends[-1].restarted
 
 
 def _job_of(run: RunDirectory) -> str | None:

@@ -17,7 +17,7 @@ from trainer.config import typed, yaml_limits
 from trainer.config.schema import Config
 from trainer.core.paths import conf_dir
 from trainer.core.secrets import MASK
-from trainer.runs.comparison import flat
+from trainer.runs.facts import flat
 
 UNKNOWN = object()
 """The default of a key that has none, or whose default is not known."""

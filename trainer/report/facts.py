@@ -11,10 +11,11 @@ from trainer.core.errors import TrainerError
 from trainer.core.files import parse_json, read_text
 from trainer.report.defaults import Difference, chosen, command, differences
 from trainer.runs.bill import Bill, Charge, bill
-from trainer.runs.comparison import devices_of, mapping
+from trainer.runs.comparison import devices_of
 from trainer.runs.curves import Curves, read_curves
 from trainer.runs.directory import RunDirectory
 from trainer.runs.events import Event, Started
+from trainer.runs.facts import mapping
 from trainer.runs.ledger import ledger
 from trainer.runs.records import AttemptOutcome, BestCheckpoint, HeartbeatRecord, Launch
 from trainer.runs.state import State, state_of

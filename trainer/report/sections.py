@@ -10,7 +10,6 @@ from trainer.report.chart import Line
 from trainer.report.facts import Facts
 from trainer.report.markup import Markup, element, join, note, pairs, section, table
 from trainer.runs import bill_text
-from trainer.runs.comparison import mapping
 from trainer.runs.curves import Curve, Curves, is_measured_time
 from trainer.runs.events import (
     BadStepEvent,
@@ -23,6 +22,7 @@ from trainer.runs.events import (
     Preflight,
     Straggler,
 )
+from trainer.runs.facts import mapping
 
 MOST_CHARTS = 24
 MOST_ROWS = 200

@@ -6,16 +6,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from trainer.config.hydra_node import replaced
 from trainer.runs.code_comparison import code_files, diff_of
 from trainer.runs.curves import first_difference, is_measured_time
 from trainer.runs.directory import RunDirectory
 from trainer.runs.events import Started
+from trainer.runs.facts import Facts, flat, flat_config, mapping
 from trainer.runs.packages import normalized
 from trainer.runs.summary import summary
 
-Facts = dict[str, Any]
-"""Key to a value that can be compared."""
 _MOST_DIFFS = 200
 
 
@@ -59,7 +57,9 @@ def compare(
     manifests = [mapping(run.manifest()) for run in runs]
     code = [code_files(run) for run in runs]
     sections = {
-        "config": _section(labels, [_config(run, one) for run, one in zip(runs, manifests, strict=True)]),
+        "config": _section(
+            labels, [flat_config(run, run.config(), one) for run, one in zip(runs, manifests, strict=True)]
+        ),
         "code": _section(labels, [{**_commit(one), **files} for one, files in zip(manifests, code, strict=True)]),
         "packages": _packages(labels, manifests),
         "hardware": _section(labels, [_hardware(run, one) for run, one in zip(runs, manifests, strict=True)]),
@@ -74,16 +74,6 @@ def compare(
         for label, run in zip(labels[1:], runs[1:], strict=True)
     }
     return Comparison(labels, sections, curves, texts)
-
-
-def flat(value: Any, key: str = "") -> Facts:
-    """Return the leaves of nested mappings by their dotted keys. An empty mapping is a leaf, as are lists."""
-    if not isinstance(value, dict) or not value:
-        return {key: value}
-    leaves: Facts = {}
-    for name, inner in value.items():
-        leaves.update(flat(inner, f"{key}.{name}" if key else str(name)))
-    return leaves
 
 
 def _labels(runs: Sequence[RunDirectory]) -> list[str]:
@@ -107,17 +97,8 @@ def _all_equal(values: list[Any]) -> bool:
     return all(value == values[0] or repr(value) == repr(values[0]) for value in values[1:])  # nan != nan
 
 
-def mapping(value: Any) -> dict[str, Any]:
-    """Return a value of a manifest if it is a mapping, else an empty one: the file may be of any origin."""
-    return value if isinstance(value, dict) else {}
-
-
 def _config(run: RunDirectory, manifest: Facts) -> Facts:
-    """Return the chosen groups and the frozen values. The path of the run is the same text in all runs."""
-    values = replaced(run.config(), str(run.path), "RUN_DIRECTORY")
-    choices = {str(group): option for group, option in mapping(manifest.get("choices")).items()}
-    leaves = {key: value for key, value in flat(values).items() if key}
-    return {**{group: option for group, option in choices.items() if group not in leaves}, **leaves}
+    return flat_config(run, run.config(), manifest)
 
 
 def _commit(manifest: Facts) -> Facts:

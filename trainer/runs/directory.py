@@ -53,6 +53,7 @@ class RunDirectory:
         self.launch_path = self.path / "launch.json"
         self.events_path = self.path / "events.jsonl"
         self.metrics_path = self.path / "metrics.jsonl"
+        self.summary_path = self.path / "summary.json"
         self.code_dir = self.path / "code"
         self.attempts_dir = self.path / "attempts"
         self.checkpoints_dir = self.path / "checkpoints"
@@ -60,6 +61,7 @@ class RunDirectory:
         self.live_dir = self.path / "live"
         self.usage_dir = self.path / "usage"
         self.live = Heartbeats(self.live_dir)
+        self.evaluations_dir = self.path / "evaluations"
         self.wandb_dir = self.path / "wandb"
         self.wandb_path = self.path / "wandb.json"
         self.stop_request = self.path / "control" / "stop"
@@ -168,7 +170,8 @@ class RunDirectory:
         return shape
 
     def write_launch(self, launch: Launch) -> None:
-        """Replace `launch.json`."""
+        """Replace `launch.json`. What was sealed about the run is no longer true (`runs/seal.py`)."""
+        self.unseal()
         write_atomic(self.launch_path, records.dumps(launch, indent=1))
 
     def wandb(self) -> WandbRun | None:
@@ -185,6 +188,10 @@ class RunDirectory:
             self.stop_request.parent.mkdir(exist_ok=True)
             write_atomic(self.stop_request, who + "\n")
             self.add_event(StopRequested(reason=who))
+
+    def unseal(self) -> None:
+        """Delete `summary.json`, before something that it is derived from changes."""
+        self.summary_path.unlink(missing_ok=True)
 
     def manifest(self) -> dict[str, Any]:
         """Return `manifest.json`; empty if there is none."""
@@ -284,6 +291,7 @@ class RunDirectory:
 
     def write_outcome(self, outcome: AttemptOutcome, *, replace: bool = True) -> bool:
         """Record how an attempt ended. Without `replace` an existing record stays; returns whether it was written."""
+        self.unseal()
         self.attempts_dir.mkdir(exist_ok=True)
         path, text = self.attempt_record(outcome.attempt), records.dumps(outcome)
         if not replace:
@@ -339,6 +347,7 @@ class RunDirectory:
 
     def write_usage(self, usage: NodeUsage) -> None:
         """Replace the record of what an attempt has used on a node."""
+        self.unseal()
         self.usage_dir.mkdir(exist_ok=True)
         write_atomic(self.usage_dir / f"attempt-{usage.attempt:02d}-node-{usage.node}.json", records.dumps(usage))
 

@@ -263,6 +263,18 @@ class CommandFailure:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """What `trainer evaluate` measured: `evaluations/step-NNNNNNNN-SPLIT.json`."""
+
+    step: int
+    split: str
+    metrics: dict[str, float | str | None]
+    world_size: int | None = None
+    time: float | None = None
+    """Seconds since 1970."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Reduction:
     """The all-reduce of the preflight, as measured by one node."""
 

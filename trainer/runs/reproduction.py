@@ -17,10 +17,11 @@ from trainer.core.errors import EnvironmentFault, UserError
 from trainer.core.files import read_text, write_atomic
 from trainer.runs import events
 from trainer.runs.code_snapshot import Snapshot, import_paths
-from trainer.runs.comparison import devices_of, mapping
+from trainer.runs.comparison import devices_of
 from trainer.runs.credentials import is_of_a_tool
 from trainer.runs.data_files import data_files, facts_of
 from trainer.runs.directory import RunDirectory
+from trainer.runs.facts import mapping
 from trainer.runs.manifest import manifest_of
 from trainer.runs.packages import normalized
 

@@ -18,6 +18,9 @@ STATES: tuple[StateName, ...] = get_args(StateName)
 ACTIVE = ("queued", "starting", "running", "stopping", "requeued")
 SILENT_AFTER_S = 60.0
 """A heartbeat is written every second. On another host, a run whose heartbeats are older is dead."""
+WAITING_JOB = ("PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT", "RESV_DEL_HOLD")
+RUNNING_JOB = ("RUNNING", "CONFIGURING", "RESIZING", "SUSPENDED", "STOPPED", "SIGNALING", "STAGE_OUT")
+"""SLURM's long names of the states of a job that waits, or has processes."""
 _ENDS: dict[Outcome, StateName] = {
     "finished": "finished",
     "stopped": "stopped",
@@ -52,7 +55,7 @@ def state_of(run: RunDirectory, slurm_states: Mapping[str, str] | None = None) -
     launch = run.launch()
     if launch.slurm_job_id and slurm_states is not None:
         return _slurm_state(run, launch, slurm_states.get(launch.slurm_job_id))
-    return _living_state(run, launch) if is_alive(run, launch) else _ended_state(run, launch)
+    return _living_state(run, launch) if is_alive(run, launch) else ended_state(run, launch)
 
 
 def is_alive(run: RunDirectory, launch: Launch) -> bool:
@@ -74,7 +77,8 @@ def _has_started(run: RunDirectory, launch: Launch) -> bool:
     return any(event.attempt >= launch.attempt for event in run.events_of(Started))
 
 
-def _ended_state(run: RunDirectory, launch: Launch) -> State:
+def ended_state(run: RunDirectory, launch: Launch) -> State:
+    """Return the state of a run whose processes are gone, or are about to be: its last outcome, else `dead`."""
     if not launch.was_made:
         return State("dead", "it was never launched")
     final = [end for end in run.attempts() if end.attempt >= launch.attempt and not end.restarted]
@@ -85,15 +89,15 @@ def _ended_state(run: RunDirectory, launch: Launch) -> State:
 
 def _slurm_state(run: RunDirectory, launch: Launch, job: str | None) -> State:
     """Return the state for squeue's long state name: PENDING, RUNNING, COMPLETING, ..."""
-    if job in ("PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT", "RESV_DEL_HOLD"):
+    if job in WAITING_JOB:
         return State("requeued" if run.attempts() else "queued", job.lower())
-    if job in ("RUNNING", "CONFIGURING", "RESIZING", "SUSPENDED", "STOPPED", "SIGNALING", "STAGE_OUT"):
+    if job in RUNNING_JOB:
         return _living_state(run, launch)
     if job == "COMPLETING":
-        ended = _ended_state(run, launch)
+        ended = ended_state(run, launch)
         last = run.attempts()[-1:]
         # After a save for a requeue SLURM shows the job as pending only once the processes of the attempt are gone.
         if ended.name == "dead" or (last and last[0].outcome == "requeue"):
             return State("stopping", "SLURM is ending this attempt")
         return ended
-    return _ended_state(run, launch)
+    return ended_state(run, launch)

@@ -5,6 +5,7 @@ Published keys keep their meaning; unknown values are null.
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections.abc import Mapping
@@ -15,13 +16,13 @@ from trainer.checkpoint import commit
 from trainer.checkpoint.store import BEFORE_END, Checkpoint, CheckpointStore, best_of, is_named_as_checkpoint, step_of
 from trainer.checkpoint.tiers import local_folder
 from trainer.core.files import parse_json, read_bytes
-from trainer.core.records import to_json
+from trainer.core.records import read_or_skip, to_json
 from trainer.runs.bill import bill
 from trainer.runs.directory import RunDirectory
 from trainer.runs.events import Ended, Event, Started, Straggler, Tracking, WandbEnvironment
 from trainer.runs.ledger import ledger
-from trainer.runs.records import BestCheckpoint, HeartbeatRecord, Launch
-from trainer.runs.state import state_of
+from trainer.runs.records import BestCheckpoint, Evaluation, HeartbeatRecord, Launch
+from trainer.runs.state import State, state_of
 
 _TAIL_BYTES = 64 * 1024
 _TRACKING = ("mode", "source", "project", "url", "dir")
@@ -39,16 +40,19 @@ def summary(run: RunDirectory, slurm_states: Mapping[str, str] | None = None) ->
         run: The run.
         slurm_states: As in `state_of`.
     """
-    state = state_of(run, slurm_states)
+    return summary_in_state(run, state_of(run, slurm_states), run.config())
+
+
+def summary_in_state(run: RunDirectory, state: State, config: dict[str, Any]) -> dict[str, Any]:
+    """Return everything that is known about a run whose state and configuration are known."""
     live = run.heartbeat(0)
     launch = run.launch()
-    config = run.config()
     events = run.events()
     metrics, last_line = last_metrics(run.metrics_path)
     started = [event.time for event in events if isinstance(event, Started)]
     tracked = next((event for event in reversed(events) if isinstance(event, Tracking)), None)
     attempts = run.attempts()
-    saved, best_checkpoint = checkpoints(run), best(run, live)
+    saved, best_checkpoint = checkpoints(run, config), best(run, live)
     charged = bill(run, config)
     step = live.step if live else last_line.get("step")
     if live and live.phase == "start":  # an attempt that has not chosen its checkpoint yet
@@ -73,6 +77,8 @@ def summary(run: RunDirectory, slurm_states: Mapping[str, str] | None = None) ->
         "tracking": {name: getattr(tracked, name) for name in _TRACKING} if tracked else None,
         "slurm_job_id": launch.slurm_job_id,
         "checkpoints": saved,
+        "evaluations": evaluations(run),
+        "tags": _tags(config),
         "created": run.created_at(),
         "started": started[0] if started else None,
         "ended": None if state.is_active else _ended(events, live),
@@ -122,6 +128,10 @@ def last_metrics(path: Path) -> tuple[dict[str, float], dict[str, Any]]:
     return values, {name: value for name, value in last.items() if _is_metric(value)}
 
 
+def _plain(value: Any) -> Any:
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def _is_metric(value: Any) -> bool:
     """Return whether a value is a number that can be shown, or one of the names for those that JSON does not have."""
     if isinstance(value, str):
@@ -129,17 +139,33 @@ def _is_metric(value: Any) -> bool:
     return type(value) in (int, float) and not abs(value) > _LARGEST
 
 
-def checkpoints(run: RunDirectory) -> list[dict[str, Any]]:
+def evaluations(run: RunDirectory) -> list[dict[str, Any]]:
+    """Return what `trainer evaluate` has measured: step, split and metrics of each, sorted by step."""
+    found = []
+    for path in sorted(run.evaluations_dir.glob("step-*.json")):
+        record = read_or_skip(Evaluation, path)
+        if record is not None:
+            metrics = {name: _plain(value) for name, value in record.metrics.items() if _is_metric(value)}
+            found.append({"step": record.step, "split": record.split, "metrics": metrics})
+    return sorted(found, key=lambda one: one["step"])
+
+
+def local_checkpoints(run: RunDirectory, config: Mapping[str, Any]) -> Path | None:
+    """Return the folder of this node's own checkpoints of a run; None without `checkpoint.local_dir`."""
+    local_dir = _option(config, "checkpoint", "local_dir")
+    try:
+        return local_folder(local_dir, run.path.name) if isinstance(local_dir, str) else None
+    except RuntimeError:  # the home directory of an unknown user
+        return None
+
+
+def checkpoints(run: RunDirectory, config: Mapping[str, Any] | None = None) -> list[dict[str, Any]]:
     """Return every checkpoint folder, including those without COMMIT, sorted by step.
 
     `verified` is null because only sizes were compared; `trainer show --verify` compares checksums.
     """
     rows = []
-    local_dir = _option(run.config(), "checkpoint", "local_dir")
-    try:
-        local = local_folder(local_dir, run.path.name) if isinstance(local_dir, str) else None
-    except RuntimeError:  # the home directory of an unknown user
-        local = None
+    local = local_checkpoints(run, run.config() if config is None else config)
     folders = [run.checkpoints_dir] + ([local] if local else [])
     committed = {one.path: one for folder in folders for one in _committed(folder)}
     paths = [path for folder in folders for path in folder.glob("step-*") if is_named_as_checkpoint(path)]
@@ -168,7 +194,13 @@ def _committed(folder: Path) -> list[Checkpoint]:
         return []
 
 
-def _option(config: dict[str, Any], section: str, key: str) -> Any:
+def _tags(config: Mapping[str, Any]) -> list[str]:
+    options = config.get("tracking")
+    tags = options.get("tags") if isinstance(options, dict) else None
+    return [tag for tag in tags if isinstance(tag, str)] if isinstance(tags, list) else []
+
+
+def _option(config: Mapping[str, Any], section: str, key: str) -> Any:
     """Return a value of the configuration; None if a damaged configuration lacks the section, or has more there."""
     options = config.get(section)
     value = options.get(key) if isinstance(options, dict) else None

@@ -29,6 +29,7 @@ from trainer.core.errors import (
 from trainer.notify.herald import Herald
 from trainer.runs import cause, trust
 from trainer.runs.directory import RunDirectory
+from trainer.runs.ending import seal_ended
 from trainer.runs.events import Allocated, CheckpointSaved, Ended, Preflight, Queued, Requeued, Resumed
 from trainer.runs.records import AttemptOutcome, Outcome
 from trainer.slurm import ending, lost_nodes, preflight, query
@@ -121,6 +122,7 @@ def _bad_nodes(run: RunDirectory, nodes: list[str], is_restart: bool) -> dict[st
 def _end_here(run: RunDirectory, outcome: Outcome, code: int, reason: str) -> list[str]:
     """Record an attempt that is not started, and make the script exit."""
     _record(run, run.next_attempt(), outcome, code, reason)
+    seal_ended(run)
     print(f"{run.path.name} {outcome}: {reason}", file=sys.stderr)
     return [f"exit {code}"]
 
@@ -317,6 +319,8 @@ def main(arguments: list[str]) -> int:
     from trainer.report import write  # only at the end
 
     write.at_end(run, on_slurm=True)
+    if code != REQUEUE:
+        seal_ended(run)
     return code
 
 

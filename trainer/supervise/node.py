@@ -24,6 +24,7 @@ from trainer.core.errors import TrainerError
 from trainer.core.install import refuse_malicious
 from trainer.runs import trust
 from trainer.runs.directory import RunDirectory
+from trainer.runs.ending import seal_ended
 from trainer.runs.lock import RunLock
 from trainer.supervise.supervisor import Supervisor
 from trainer.supervise.torchrun import Place
@@ -147,6 +148,8 @@ def main(arguments: list[str] | None = None) -> int:
 
         write.at_end(run, on_slurm=False)
     print(f"node {place.node_rank} ends with code {code}", flush=True)
+    if place.nodes == 1 and "SLURM_JOB_ID" not in os.environ:  # else slurm/attempt.py, or a reader once all have ended
+        seal_ended(run)
     try:
         os.write(terminal, f"attempt {node.attempt} ended with code {code}; log: {node.node_log}\n".encode())
     except OSError:  # the terminal or pipe is closed

@@ -6,7 +6,6 @@ folder in `checkpoints/`. The only file written to the run directory is `evaluat
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -19,9 +18,11 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from trainer.checkpoint.io import CheckpointWriter, RunCheckpointIO
 from trainer.checkpoint.store import CheckpointStore, step_of
+from trainer.core import records
 from trainer.core.errors import UserError
 from trainer.core.files import write_atomic
 from trainer.runs.directory import RunDirectory
+from trainer.runs.records import Evaluation
 from trainer.runtime import hydra_state, logs, rng
 from trainer.runtime.process import Rank, die_with_parent
 from trainer.runtime.torch_setup import init_process_group, silence_known_warnings
@@ -47,10 +48,11 @@ def main() -> int:
     metrics = evaluate(run, checkpoint, split)
     rank = Rank.from_environment()
     if rank.is_first:
-        record = {"step": step, "split": split, "metrics": metrics, "world_size": rank.world_size, "time": time.time()}
-        folder = run.path / "evaluations"
+        size = rank.world_size
+        record = Evaluation(step=step, split=split, metrics={**metrics}, world_size=size, time=time.time())
+        folder = run.evaluations_dir
         folder.mkdir(exist_ok=True)
-        write_atomic(folder / f"step-{step:08d}-{split}.json", json.dumps(record))
+        write_atomic(folder / f"step-{step:08d}-{split}.json", records.dumps(record))
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
     return 0
