@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from trainer.report import words
 from trainer.report.facts import Facts
@@ -37,14 +37,14 @@ def account(facts: Facts) -> Markup:
         return Markup("")
     seconds: Mapping[str, float] = ledger["seconds"] if ledger else {}
     wall_s = ledger["wall_s"] if ledger else 0.0
-    rows = [
+    rows: list[Sequence[object]] = [
         _row(name, seconds.get(name, 0.0), wall_s, bill.by_class.get(name))
         for name in _MEANINGS
         if seconds.get(name, 0.0) >= 0.0005 or name in bill.by_class
     ]
     whole = [element("b", cell) for cell in _row("total", wall_s, wall_s, bill.total)[1:]]
     rows.append(("", element("b", "total"), *whole[1:]))
-    header = ("", "class", "time", "share", "device-hours", "energy", "cost")
+    header: Sequence[str] = ("", "class", "time", "share", "device-hours", "energy", "cost")
     if not bill_text.hours(bill.total):  # of an older release: nothing but the time is known
         header, rows = header[:4], [row[:4] for row in rows]
     sentence = ""

@@ -222,12 +222,19 @@ def place(facts: Facts) -> Markup:
                 ("System", manifest.get("platform")),
                 ("SLURM jobs", ", ".join(jobs)),
                 ("Launched by", _by(manifest)),
+                ("Sweep", _sweep(manifest)),
+                ("Reproduces", mapping(manifest.get("reproduces")).get("name")),
                 ("Python", manifest.get("python")),
                 ("Packages", packages),
                 ("Code", f"commit {code['commit']}{changed}" if code.get("commit") else None),
             ]
         ),
     )
+
+
+def _sweep(manifest: dict[str, Any]) -> str | None:
+    sweep = mapping(manifest.get("sweep"))
+    return f"{sweep.get('name')}, trial {sweep.get('trial')}" if sweep else None
 
 
 def _by(manifest: dict[str, Any]) -> str | None:
