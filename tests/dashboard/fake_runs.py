@@ -13,8 +13,6 @@ from typing import Any
 import yaml
 
 from trainer.core import processes
-from trainer.core.files import write_live
-from trainer.core.records import to_json
 from trainer.runs import events
 from trainer.runs.directory import RunDirectory
 from trainer.runs.records import AttemptOutcome, HeartbeatRecord, Launch, NodeUsage, Outcome
@@ -88,7 +86,7 @@ def make_run(
         time=created + 40, step=steps, pid=pid, host="node1", device="cpu", phase=outcome or "train", began=created + 1,
         spent=SPENT, batch_s=0.02, own_s=0.01, rate=640.0, rate_unit="samples/s", eta_s=60.0,
     )  # fmt: skip
-    write_live(run.heartbeat_path(0), to_json(beat))
+    run.write_heartbeat(0, beat)
     joules = {"gpu": {"train": 60_000.0}, "cpu": {"train": 4000.0}}
     usage = NodeUsage(
         attempt=0, node=0, host="node1", device="gpu", devices=2, measured=2, began=created, seconds=40.0, joules=joules

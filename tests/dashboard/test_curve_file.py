@@ -160,6 +160,18 @@ def test_nan_and_infinity_are_counted_not_drawn(source: Path, tmp_path: Path) ->
     assert curve.facts["first_not_finite"] == [1.0, "nan"]
 
 
+def test_what_nobody_uses_is_deleted(tmp_path: Path) -> None:
+    for name in ("gone", "kept", "new"):
+        write(tmp_path / name, range(1, 1001))
+        points(CurveFile(tmp_path / name, tmp_path / "cache" / name))
+        if name != "new":
+            os.utime(tmp_path / "cache" / name / "index.json", (1e9, 1e9))
+        if name != "kept":
+            (tmp_path / name).unlink()
+    Curves(tmp_path / "cache").prune()
+    assert {path.name for path in (tmp_path / "cache").iterdir()} == {"kept", "new"}
+
+
 @pytest.mark.parametrize(
     "damage", ["", "{", '{"version": 99}', '{"points": "../../etc/passwd", "source": "", "inode": 1}']
 )

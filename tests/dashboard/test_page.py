@@ -111,10 +111,38 @@ def test_typing_filters_without_asking_the_server(page: Page, dashboard: Dashboa
     curves = [url for url in after[len(before) :] if "/api/curves" not in url and "/api/metrics" not in url]
     assert curves == []
     assert page.js("window.made") <= 12 * 60  # rows in view only, once for each letter
-    assert "q=vit+lr%3E0.005" in page.js("location.hash")
+    page.wait("location.hash.includes('q=vit+lr%3E0.005')")
     page.reload()
     assert page.wait("document.querySelector('#count')?.innerText === '10 of 42 runs'")
     assert page.js("document.querySelector('#filter').value") == "vit lr>0.005"
+
+
+@pytest.mark.parametrize(
+    ("text", "count"),
+    [
+        ("state=failed", 1),
+        ("state=failed,running", 2),
+        ("state!=finished", 2),
+        ("name=v*", 20),
+        ("name~esne", 20),
+        ("optimizer.lr<=0.001 name=resnet", 10),
+        ("seed=3", 1),
+        ("step>=1000", 42),
+        ("train/loss>", 42),
+        ("nowhere=1", 0),
+        ('"vit"', 20),
+        ("(((", 0),
+    ],
+)
+def test_the_filter(page: Page, dashboard: Dashboard, text: str, count: int) -> None:
+    if page.js("document.querySelector('#filter') === null"):
+        start(page, dashboard)
+    page.js(
+        f"(() => {{ const one = document.querySelector('#filter'); one.value = {text!r};"
+        " one.dispatchEvent(new Event('input')); })()"
+    )
+    expected = "42 runs" if count == 42 else f"{count} of 42 runs"
+    page.wait(f"document.querySelector('#count').innerText === {expected!r}")
 
 
 def test_only_the_rows_in_view_are_in_the_document(page: Page, dashboard: Dashboard) -> None:

@@ -173,6 +173,10 @@ class CurveFile:
         chunks = self.index.chunks.get(name, []) if self.index else []
         return sum(int(one[2]) for one in chunks) + len(self._tail.values.get(name, ()))
 
+    def __len__(self) -> int:
+        """Return the number of points in memory."""
+        return len(self._tail)
+
     def bounds(self, name: str, axis: Axis) -> tuple[float, float] | None:
         """Return the first and the last x of a metric; None without points."""
         steps, times, _ = self._tail.arrays(name)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
+import shutil
+import time
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -23,7 +25,9 @@ from trainer.dashboard.smoothing import Smoother
 
 IN_PROCESS_BYTES = 8 << 20
 """What is larger is converted by a process of its own."""
-_MOST_FILES = 32
+_MOST_FILES, _MOST_POINTS = 512, 1_500_000
+"""Ends of files that stay in memory: so many, or with so many points."""
+_UNUSED_S = 30 * 86400.0
 _CONVERSIONS, _READERS = 2, 2
 
 
@@ -119,6 +123,17 @@ class Curves:
         x, mean, low, high = await asyncio.to_thread(aggregate, members, edges, request.pixels, request.band)
         return Curve(x, mean, low=low, high=high, facts={"runs": len(members), "count": len(x)})
 
+    def prune(self) -> None:
+        """Delete what was converted of files that do not exist any more, and was not used for a month."""
+        for path in self._cache.glob("*/index.json"):
+            try:
+                is_old = time.time() - path.stat().st_mtime > _UNUSED_S
+                source = CurveFile(Path(), path.parent).index if is_old else None
+                if source and not os.path.exists(source.source):
+                    shutil.rmtree(path.parent)
+            except OSError:
+                continue
+
     async def close(self) -> None:
         """End the conversions."""
         for task in self._conversions.values():
@@ -134,8 +149,6 @@ class Curves:
         if file is None:
             file = await asyncio.to_thread(CurveFile, source, self._folder(source))
             self._files[source] = file
-            while len(self._files) > _MOST_FILES:
-                self._files.popitem(last=False)
         self._files.move_to_end(source)
         if source in self._conversions:
             await asyncio.to_thread(file.load)
@@ -146,6 +159,10 @@ class Curves:
             else:
                 self._conversions[source] = asyncio.create_task(self._convert(source))
         await asyncio.to_thread(file.refresh)
+        while len(self._files) > _MOST_FILES or sum(map(len, self._files.values())) > _MOST_POINTS:
+            if len(self._files) == 1:
+                break
+            self._files.popitem(last=False)
         return file
 
     async def _convert(self, source: Path) -> None:

@@ -61,6 +61,7 @@ class Server:
 
     async def _background(self, app: web.Application) -> Any:
         task = asyncio.create_task(self._refresh())
+        await asyncio.to_thread(self.curves.prune)
         yield
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)

@@ -49,10 +49,23 @@ function holds(row, term) {
   return { ">": left > right, "<": left < right, ">=": left >= right, "<=": left <= right }[term.operator];
 }
 
+// One of several values with commas between them; * is any text.
 function equal(value, text) {
   if (value === undefined) return false;
   if (typeof value === "number" && text !== "" && Number(text) === value) return true;
-  return String(value).toLowerCase() === text.toLowerCase();
+  const own = String(value).toLowerCase();
+  return (
+    own === text.toLowerCase() ||
+    text
+      .toLowerCase()
+      .split(",")
+      .some((one) => (one.includes("*") ? pattern(one).test(own) : own === one || Number(one || NaN) === value))
+  );
+}
+
+function pattern(text) {
+  const escaped = text.split("*").map((part) => part.replace(/[.*+?^${}()|[\]\\]/g, "\\$&"));
+  return new RegExp(`^${escaped.join(".*")}$`, "s");
 }
 
 function unquoted(text) {

@@ -21,7 +21,7 @@ const CHART = [
 ];
 const FILTER = [
   ["resnet", "in the name, id, state, reason or a setting"],
-  ["state=running", "equal; != not equal; ~ contains"],
+  ["state=failed,dead", "equal to one of them; * is any text; != not equal; ~ contains"],
   ["lr>0.001", "a setting by its key, or the end of it"],
   ["val/acc>=0.9", "the last value of a metric"],
   ['name="two words"', "quotes around blanks; all terms must hold"],

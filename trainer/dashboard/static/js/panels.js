@@ -6,6 +6,7 @@ import { AXES } from "./format.js";
 import { Plot } from "./plot.js";
 
 const REFRESH_MS = 2000;
+const SOON_MS = 60;
 
 class Panel {
   constructor(owner, metric) {
@@ -57,13 +58,21 @@ class Panel {
     this.tableButton.setAttribute("aria-pressed", String(this.plot.toggleTable()));
   }
 
+  // Asks for the points soon: a slider that is dragged asks once.
+  load(force = false) {
+    clearTimeout(this.soon);
+    this.isForced ||= force;
+    this.soon = setTimeout(() => this.loadNow(), this.asked ? SOON_MS : 0);
+  }
+
   // Asks for the points unless they are those that were asked for last.
-  async load(force = false) {
+  async loadNow() {
     if (!this.visible || !this.element.isConnected) return;
     const settings = this.owner.settings();
     const body = this.owner.body(this.metric, this.plot.width);
     const wanted = JSON.stringify([body, settings.logY, settings.lines]);
-    if (wanted === this.asked && !force) return;
+    if (wanted === this.asked && !this.isForced) return;
+    this.isForced = false;
     this.asked = wanted;
     this.abort?.abort();
     this.abort = new AbortController();
@@ -106,6 +115,7 @@ class Panel {
 
   close() {
     clearTimeout(this.again);
+    clearTimeout(this.soon);
     this.abort?.abort();
     this.plot.close();
   }

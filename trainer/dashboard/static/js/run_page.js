@@ -271,7 +271,7 @@ export class RunPage {
       this.body.replaceChildren(h("p", { class: "stack note" }, this.problem || "Reading …"));
       return;
     }
-    const key = JSON.stringify([tab, view.ref, this.details, this.element.clientWidth]);
+    const key = JSON.stringify([tab, view.ref, shownBy(tab, this.details, row), this.element.clientWidth]);
     if (key === this.bodyOf && this.body.dataset.tab === tab && this.body.firstChild?.classList?.contains("stack"))
       return;
     this.bodyOf = key;
@@ -282,7 +282,9 @@ export class RunPage {
       config: () => configTab(row, this.details),
       checkpoints: () => checkpointsTab(this.details),
     };
+    const open = [...this.body.querySelectorAll("details")].map((one) => one.open);
     this.body.replaceChildren(h("div", { class: "stack" }, parts[tab]()));
+    this.body.querySelectorAll("details").forEach((one, place) => (one.open ||= open[place] ?? false));
   }
 
   onKey(event) {
@@ -301,6 +303,13 @@ export class RunPage {
     this.panels.close();
     this.log?.close();
   }
+}
+
+// What a part shows: it is drawn again when this changes.
+function shownBy(tab, details, row) {
+  if (tab === "config") return [details.config, details.manifest, row.name];
+  if (tab === "checkpoints") return [details.facts.checkpoints, details.facts.best];
+  return [details.facts.ledger, details.attempts, details.events.length, details.ranks];
 }
 
 function timelineTab(details) {

@@ -330,7 +330,7 @@ export class RunsPage {
 
   close() {
     this.panels.close();
-    this.table.observer.disconnect();
+    this.table.close();
   }
 }
 

@@ -15,7 +15,6 @@ export class RunTable {
     this.columns = [];
     this.selected = new Set();
     this.focused = null;
-    this.renders = 0;
     this.head = h("thead", {});
     this.body = h("tbody", {});
     this.group = h("colgroup", {});
@@ -27,6 +26,18 @@ export class RunTable {
       this.body,
     );
     this.draw = onFrame(() => this.render());
+    // A row that is replaced while the button of the mouse is down would lose the click.
+    this.isHeld = false;
+    this.table.addEventListener("pointerdown", () => {
+      this.isHeld = true;
+    });
+    this.onRelease = () => {
+      if (!this.isHeld) return;
+      this.isHeld = false;
+      setTimeout(this.draw);
+    };
+    addEventListener("pointerup", this.onRelease);
+    addEventListener("pointercancel", this.onRelease);
     this.element = h(
       "div",
       { class: "scroller", onscroll: this.draw, onkeydown: (event) => this.onKey(event) },
@@ -47,6 +58,12 @@ export class RunTable {
     if (!rows.some((row) => row.key === this.focused)) this.focused = rows[0]?.key ?? null;
     this.renderHead();
     this.render();
+  }
+
+  close() {
+    this.observer.disconnect();
+    removeEventListener("pointerup", this.onRelease);
+    removeEventListener("pointercancel", this.onRelease);
   }
 
   renderHead() {
@@ -95,7 +112,7 @@ export class RunTable {
   }
 
   render() {
-    this.renders += 1;
+    if (this.isHeld) return;
     const height = this.element.clientHeight || 400;
     const first = Math.max(0, Math.floor(this.element.scrollTop / ROW) - SPARE);
     const last = Math.min(this.rows.length, Math.ceil((this.element.scrollTop + height) / ROW) + SPARE);

@@ -263,9 +263,6 @@ function told(event) {
     .filter(
       ([name, value]) => !["event", "time"].includes(name) && value !== "" && !(Array.isArray(value) && !value.length),
     )
-    .map(
-      ([name, value]) =>
-        `${name} ${typeof value === "object" ? JSON.stringify(value) : number(value)}`,
-    )
+    .map(([name, value]) => `${name} ${typeof value === "object" ? JSON.stringify(value) : number(value)}`)
     .join(", ");
 }

@@ -21,7 +21,9 @@ const DEFAULTS = {
 const LISTS = ["sel", "m", "cols"];
 
 export const view = { page: "runs", run: "", tab: "charts", ...DEFAULTS };
+const WRITE_MS = 200;
 let listeners = [];
+let later = null;
 
 export function onView(listener) {
   listeners.push(listener);
@@ -32,10 +34,21 @@ export function show(patch) {
   const opens = ("page" in patch && patch.page !== view.page) || ("run" in patch && patch.run !== view.run);
   const before = { ...view };
   Object.assign(view, patch);
-  const hash = address(view);
-  if (hash !== location.hash) history[opens ? "pushState" : "replaceState"](null, "", hash);
+  if (opens) {
+    clearTimeout(later);
+    later = null;
+    history.pushState(null, "", address(view));
+  } else later ??= setTimeout(write, WRITE_MS);
   listeners.forEach((listener) => listener(before));
 }
+
+// Browsers refuse more than some hundred changes of the URL in half a minute: a slider makes as many in a second.
+function write() {
+  later = null;
+  if (address(view) !== location.hash) history.replaceState(null, "", address(view));
+}
+
+addEventListener("pagehide", () => later && write());
 
 export function address(state) {
   const parameters = new URLSearchParams();
