@@ -6,8 +6,11 @@ so on. `model` and `data` are not added, because they define the job.
 
 from __future__ import annotations
 
+import pickle
 import re
 from collections.abc import Callable
+from copy import deepcopy
+from functools import partial
 from typing import Any
 
 from trainer.core.paths import conf_dir
@@ -68,3 +71,11 @@ def _shipped_groups() -> dict[str, str]:
     written = yaml.safe_load((conf_dir() / "config.yaml").read_text(encoding="utf-8"))["defaults"]
     chosen = {group: option for one in written if isinstance(one, dict) for group, option in one.items()}
     return {group: option for group, option in chosen.items() if option is not None and group not in _OF_THE_JOB}
+
+
+def copier(tree: Any) -> Callable[[], Any]:
+    """Return what makes copies of a tree: through a pickle in memory, which takes a fifth of the time of a deepcopy."""
+    try:
+        return partial(pickle.loads, pickle.dumps(tree))
+    except (pickle.PicklingError, TypeError, AttributeError):  # structured configs of conf/resolvers.py
+        return partial(deepcopy, tree)
