@@ -7,6 +7,7 @@ are read from their directories each time; of a run that ended, the row comes fr
 
 from __future__ import annotations
 
+import functools
 import os
 import threading
 import time
@@ -22,9 +23,9 @@ from trainer.runs.directory import RunDirectory
 from trainer.runs.ending import is_over, waits_ns_of
 from trainer.runs.facts import Facts, flat_config
 from trainer.runs.metric_ranges import Ranges, RangeScan
-from trainer.runs.row import Details, Row
+from trainer.runs.row import Row
 from trainer.runs.row_cache import CachedRow, RowCache
-from trainer.runs.seal import Signature, signature
+from trainer.runs.seal import SealedSummary, Signature, signature
 from trainer.runs.state import RUNNING_JOB, WAITING_JOB, state_of
 from trainer.runs.summary import summary_in_state
 
@@ -143,7 +144,7 @@ class Index:
         cached = self._cached.get(name) if known is None else None
         if cached is None or not self._holds(name, cached.seen):
             return False
-        row = Row(f"{self._prefix}{name}", cached.facts, lambda: self._cached_details(name, cached))
+        row = self._row(name, cached.facts, lambda: seal.parse(cached.content))
         self._known[name] = _Known(row, cached.seen, cached.is_over)
         self._mark_changed(name)
         return True
@@ -152,18 +153,26 @@ class Index:
         folder = f"{self._prefix}{name}"
         return all(signature(f"{folder}/{file}") == found for file, found in seen.items())
 
-    def _cached_details(self, name: str, cached: CachedRow) -> Details:
-        summary = seal.parse(cached.content)
-        return self._details(name) if summary is None else self._with_ranges(name, summary.config, summary.ranges)
+    def _row(self, name: str, facts: Facts, read: Callable[[], SealedSummary | None] = lambda: None) -> Row:
+        """Return a row; what `read` does not return is read from the run directory, once it is needed."""
+        run = f"{self._prefix}{name}"
+        summary = functools.cache(read)
 
-    def _with_ranges(self, name: str, config: dict[str, Any], ranges: Ranges | None) -> Details:
-        return config, RangeScan(self.root / name / "metrics.jsonl").read() if ranges is None else ranges
+        def config() -> Mapping[str, Any]:
+            found = summary()
+            return self._config_of(RunDirectory(Path(run)), self._entry(name))[1] if found is None else found.config
 
-    def _details(self, name: str) -> Details:
-        """Read the configuration, and what was appended to the metrics since this was called before."""
-        run, known = RunDirectory(self.root / name), self._known.setdefault(name, _Known())
-        known.scan = known.scan or RangeScan(run.metrics_path)
-        return self._config_of(run, known)[1], known.scan.read()
+        def ranges() -> Ranges:
+            found, known = summary(), self._entry(name)
+            if found is not None and found.ranges is not None:
+                return found.ranges
+            known.scan = known.scan or RangeScan(Path(run, "metrics.jsonl"))
+            return known.scan.read()
+
+        return Row(run, facts, config, ranges)
+
+    def _entry(self, name: str) -> _Known:
+        return self._known.setdefault(name, _Known())
 
     def _asks_slurm(self, name: str) -> bool:
         """Return whether a scheduler may run the job of this run again, although it ended."""
@@ -198,13 +207,11 @@ class Index:
 
     def _read_sealed(self, name: str) -> bool:
         """Take the row from the sealed summary, if there is one that is true."""
-        folder = f"{self._prefix}{name}"
-        found = seal.read(folder)
+        found = seal.read(f"{self._prefix}{name}")
         if found is None:
             return False
         summary = found.summary
-        row = Row(folder, summary.facts, lambda: self._with_ranges(name, summary.config, summary.ranges))
-        self._set(name, row, found.seen, summary.is_over)
+        self._set(name, self._row(name, summary.facts, lambda: summary), found.seen, summary.is_over)
         self._keep(name, CachedRow(found.seen, summary.is_over, summary.facts, found.content))
         self._problems.pop(name, None)
         return True
@@ -213,11 +220,11 @@ class Index:
         """Derive the facts from the run directory; seal them, or remember them, if the run has ended for good."""
         name = run.path.name
         sources, skips = seal.signatures(run), records.skips
-        known = self._known.setdefault(name, _Known())
+        known = self._entry(name)
         config, flat = self._config_of(run, known)
         state = state_of(run, jobs)
         facts = summary_in_state(run, state, config)
-        self._set(name, Row(str(run.path), facts, lambda: self._details(name)), {}, False)
+        self._set(name, self._row(name, facts), {}, False)
         self._cached.pop(name, None)
         is_own = os.stat(run.path).st_uid == os.geteuid()
         if state.is_active and is_own:
@@ -232,7 +239,7 @@ class Index:
             return
         if not seal.is_being_changed(run) and seal.signatures(run) == sources:  # of somebody else, or read-only
             seen = {seal.FILE: signature(run.summary_path), **sources}
-            self._set(name, Row(str(run.path), facts, lambda: self._details(name)), seen, summary.is_over)
+            self._set(name, self._row(name, facts), seen, summary.is_over)
             self._keep(name, CachedRow(seen, summary.is_over, facts, seal.content_of(summary)))
 
     def _keep(self, name: str, row: CachedRow) -> None:
@@ -249,7 +256,7 @@ class Index:
         return known.config[1], known.config[2]
 
     def _set(self, name: str, row: Row, seen: dict[str, Signature], over: bool) -> None:
-        known = self._known.setdefault(name, _Known())
+        known = self._entry(name)
         before, known.row, known.seen, known.is_over = known.row, row, seen, over
         self._gone.pop(name, None)
         if before is not None and before.facts == row.facts:

@@ -8,11 +8,12 @@ import os
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from trainer.core.files import open_regular
 
-_CHUNK_BYTES = 4 << 20
+_LONGEST_LINE, _MOST_BYTES = 1 << 20, 2 << 30
+"""Lines behind the first 2 GB are not read."""
 _MARK_BYTES = 256
 _OWN_NAMES = ("step", "epoch", "time")
 _NOT_FINITE = ("nan", "inf", "-inf")
@@ -80,21 +81,19 @@ class RangeScan:
         _add(growing, last)
         return {name: MetricRange(*values) for name, values in growing.items() if name not in _OWN_NAMES}
 
-    def _read_on(self, file: Any) -> bytes:
-        """Add all lines but the last complete one, which is returned."""
+    def _read_on(self, file: BinaryIO) -> bytes:
+        """Add all lines but the last complete one, which is returned. Parts of an overlong line are lines of no use."""
         file.seek(self._offset)
-        rest = b""
-        while chunk := file.read(_CHUNK_BYTES):
-            *lines, rest = (rest + chunk).split(b"\n")
-            if not lines:
-                continue
-            for line in lines[:-1]:
-                _add(self._growing, line)
-                self._offset += len(line) + 1
-            rest = lines[-1] + b"\n" + rest  # it may be the last one
-        return rest.partition(b"\n")[0] if b"\n" in rest else b""
+        last = b""
+        while self._offset < _MOST_BYTES and (line := file.readline(_LONGEST_LINE)):
+            if not line.endswith(b"\n") and len(line) < _LONGEST_LINE:  # it is being written
+                break
+            _add(self._growing, last)
+            self._offset += len(last)
+            last = line
+        return last
 
-    def _checksum(self, file: Any) -> int:
+    def _checksum(self, file: BinaryIO) -> int:
         start = max(0, self._offset - _MARK_BYTES)
         file.seek(start)
         return zlib.crc32(file.read(self._offset - start))

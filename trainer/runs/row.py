@@ -11,21 +11,20 @@ from trainer.runs.facts import Facts
 from trainer.runs.metric_ranges import Ranges
 from trainer.runs.state import ACTIVE
 
-Details = tuple[Mapping[str, Any], Ranges]
-"""The flat configuration, and the values of each metric."""
-
 
 class Row:
     """What is known about a run."""
 
-    def __init__(self, folder: str, facts: Facts, details: Callable[[], Details]) -> None:
+    def __init__(
+        self, folder: str, facts: Facts, config: Callable[[], Mapping[str, Any]], ranges: Callable[[], Ranges]
+    ) -> None:
         self.folder = folder
         """The run directory."""
         self.facts = facts
         """The keys of `trainer show --json`."""
         self.cursor = 0
         """Position of its last change; see `Index.since`."""
-        self._read_details = details
+        self._read_config, self._read_ranges = config, ranges
 
     @property
     def path(self) -> Path:
@@ -76,15 +75,11 @@ class Row:
         return ended
 
     @cached_property
-    def _details(self) -> Details:
-        return self._read_details()
-
-    @property
     def config(self) -> Mapping[str, Any]:
         """The chosen groups, and the leaves of the frozen configuration by their dotted keys."""
-        return self._details[0]
+        return self._read_config()
 
-    @property
+    @cached_property
     def ranges(self) -> Ranges:
         """The last, lowest and highest value of each metric. Of an active run they are read when this is called."""
-        return self._details[1]
+        return self._read_ranges()
