@@ -18,7 +18,7 @@ VERBS = {
         "time": "measure steps of a job, and what fits in a time or a budget",
         "init": "create a project with a model, data and configs to edit",
         "verify-resume": "check that a killed and resumed job ends bit for bit the same",
-        "bench": "run jobs with injected faults and check how they end",
+        "bench": "run jobs with injected faults, or one step on each device",
     },
     "Data": {"data": "tokenize text into token shards"},
     "Runs": {

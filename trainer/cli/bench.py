@@ -1,4 +1,7 @@
-"""`trainer bench faults`: run jobs with injected faults and compare each bit for bit with an undisturbed job."""
+"""`trainer bench faults`: run jobs with injected faults and compare each bit for bit with an undisturbed job.
+
+`trainer bench devices` is in `bench_devices.py`.
+"""
 
 from __future__ import annotations
 
@@ -18,12 +21,17 @@ from trainer.faultbench.cases import KINDS
 
 _DESCRIPTION = (
     "Run small training jobs of two ranks, inject one fault into each, and compare its final state bit for bit with "
-    "that of an undisturbed job. The exit code is 0 if every job ended as required, else 1."
+    "that of an undisturbed job. The exit code is 0 if every job ended as required, else 1. `trainer bench devices` "
+    "compares the devices of this machine; it has options of its own."
 )
 
 
 def main(argv: list[str]) -> int:
     """Run `trainer bench` and return the exit code."""
+    if argv[:1] == ["devices"]:
+        from trainer.cli.bench_devices import main as devices
+
+        return devices(argv[1:])
     options = _parse(argv)
     strategies = options.strategies.split(",")
     kinds = options.kinds.split(",") if options.kinds else []
