@@ -13,7 +13,6 @@ from typing import Any, Literal
 import torch.distributed
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import Logger, WandbLogger
-from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.utilities import rank_zero_only
 
 from trainer.config.schema import Config
@@ -25,6 +24,7 @@ from trainer.runtime.steps import steps_taken
 from trainer.tracking import user_loggers
 from trainer.tracking.client_settings import DEFAULT_PROJECT
 from trainer.tracking.metrics_file import MetricsFile
+from trainer.tracking.no_logger import NoLogger, Nothing
 from trainer.tracking.wandb_facts import KEY as FACTS
 from trainer.tracking.wandb_facts import Extremes, facts_of
 from trainer.tracking.wandb_identity import identity
@@ -96,6 +96,11 @@ class WandbCurves(WandbLogger):
         if self._extremes is not None:
             self._extremes.add(metrics)
 
+    @property
+    def experiment(self) -> Any:
+        """Wandb's Run; on the other ranks an object that accepts any call at any depth."""
+        return super().experiment if getattr(rank_zero_only, "rank", 0) == 0 else Nothing()
+
     @rank_zero_only
     def save(self) -> None:
         """Update the extremes in the summary of the W&B run, at each checkpoint and at the end."""
@@ -107,32 +112,6 @@ class WandbCurves(WandbLogger):
     def log_hyperparams(self, params: Any) -> None:
         """Log hyperparameters with secrets masked."""
         super().log_hyperparams(masked(dict(params) if isinstance(params, Mapping) else vars(params)))
-
-
-class NoLogger(DummyLogger):
-    """`self.logger` if nothing is tracked: accepts every call and does nothing, on every rank.
-
-    Its name and version are those of Lightning's default logger, because ModelCheckpoint derives its folder from them.
-    """
-
-    def __init__(self, run: RunDirectory) -> None:
-        super().__init__()
-        self._run = run
-
-    @property
-    def name(self) -> str:
-        """Name of the logger."""
-        return "lightning_logs"
-
-    @property
-    def version(self) -> int:  # type: ignore[override]
-        """Version of the logger."""
-        return 0
-
-    @property
-    def save_dir(self) -> str:
-        """The run directory."""
-        return str(self._run.path)
 
 
 class Loggers:
@@ -175,7 +154,8 @@ class Loggers:
                 torch.distributed.broadcast_object_list(shared, src=0, group=group)
             names = shared[0]
             shown.append(WandbCurves(self._experiment, self.axis, run, names))
-        self.all: list[Logger] = [*(shown or [NoLogger(run)]), MetricsFile(run.metrics_path, self.axis.completed_steps)]
+        shown = shown or [NoLogger(run, self.axis.completed_steps)]
+        self.all: list[Logger] = [*shown, MetricsFile(run.metrics_path, self.axis.completed_steps)]
 
     def describe(self, facts: Mapping[str, Any]) -> None:
         """Add facts that are known only once everything is built, such as the number of parameters."""

@@ -29,7 +29,7 @@ from trainer.runs.directory import RunDirectory
 from trainer.runtime.process import Rank
 from trainer.runtime.torch_setup import apply_settings, device_of
 from trainer.strategies.deferred import Deferral
-from trainer.tracking.loggers import NoLogger
+from trainer.tracking.no_logger import NoLogger
 from trainer.train import deferred_modules, fine_tuning, float8
 from trainer.train.data import Data, Group
 from trainer.train.exact_means import use_exact_means
