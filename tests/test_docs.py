@@ -114,6 +114,7 @@ ELSEWHERE = [
     Elsewhere(r"trainer dashboard", "tests/dashboard/test_server.py", check_options),
     Elsewhere(r"trainer (sweep |fit .*-m )", "tests/cli/test_sweep.py", check_sweep),
     Elsewhere(r"trainer bench devices", "tests/cli/test_bench_devices.py", check_nothing),
+    Elsewhere(r"wandb (sweep|agent)", "tests/tracking/test_wandb_agent.py", check_nothing),
     Elsewhere(r"trainer bench", "tests/faultbench/test_faults.py", check_options),
     Elsewhere(r"trainer (notify --test|fit .*notify=)", "tests/notify/test_jobs.py", check_options),
 ]

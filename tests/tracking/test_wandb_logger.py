@@ -126,3 +126,57 @@ def test_the_same_module_where_nothing_is_sent(
         run, _ = in_process.fit(project, *JOB)
         assert not server.requests
     assert len(list(run.wandb_dir.glob("offline-run-*"))) == (variables["WANDB_MODE"] == "offline")
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_artifacts_histograms_and_an_alert(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = ["tracking.code=true", "tracking.artifacts=all", "tracking.watch=all", "tracking.watch_every_n_steps=4"]
+    saves = ["checkpoint.every_n_steps=3", "checkpoint.keep_last=1", "checkpoint.monitor=val_loss"]
+    with WandbServer() as server:
+        for name, value in server.environment().items():
+            monkeypatch.setenv(name, value)
+        run, _ = in_process.fit(project, *JOB, *asked, *saves)
+        assert server.unknown == []
+        (served,) = server.runs.values()
+        (code,) = server.named("code")
+        models = server.named("model")
+    module = f"code/{project.name and next(project.glob('*.py')).name}"
+    assert code.files[module].decode() == (run.path / module).read_text()
+    steps = [model.metadata["step"] for model in models]
+    assert steps == sorted(steps)
+    assert {3, 6, 8} <= set(steps)  # those that were deleted since are there, too
+    assert all(f"step-{model.metadata['step']}" in model.aliases for model in models)
+    assert all("latest" in model.aliases for model in models)
+    best = [model for model in models if "best" in model.aliases]
+    assert best
+    last = models[-1]
+    folder = run.checkpoints_dir / f"step-{steps[-1]:08d}"
+    assert set(last.manifest["contents"]) == {
+        str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()
+    }
+    assert sum(map(len, last.files.values())) == sum(
+        path.stat().st_size for path in folder.rglob("*") if path.is_file()
+    )
+    for name in ("gradients/net.weight", "parameters/net.bias"):
+        rows = {row["trainer/global_step"]: row[name] for row in served.history if name in row}
+        assert list(rows) == [0, 4]
+        assert all(sum(row["values"]) == (4 if "weight" in name else 1) for row in rows.values())
+    assert not server.alerts
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_failure_sends_an_alert_if_asked(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (module,) = project.glob("wandb_project_*.py")
+    module.write_text(
+        module.read_text().replace("loss = self.net", "assert batch_idx < 2, 'no more'\n        loss = self.net")
+    )
+    with WandbServer() as server:
+        for name, value in server.environment().items():
+            monkeypatch.setenv(name, value)
+        run = in_process.new_run(project, [*JOB, "tracking.alerts=true"])
+        in_process.attempt(run, project, outcome="failed")
+        (served,) = server.runs.values()
+        (alert,) = server.alerts
+    assert served.exit_code == 1
+    assert (alert["title"], alert["severity"]) == (f"{run.path.name} failed", "ERROR")
+    assert "AssertionError: no more" in alert["text"]

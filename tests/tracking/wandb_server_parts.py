@@ -52,6 +52,9 @@ class Artifacts:
         """The committed artifacts of a type, oldest first."""
         return [one for one in self.artifacts.values() if one.type == kind and one.committed]
 
+    def _do_ArtifactType(self, variables: dict[str, Any]) -> Any:
+        return {"project": {"artifact": None}}  # no artifact of this name yet
+
     def _do_FetchArtifactDigestAlgorithm(self, variables: dict[str, Any]) -> Any:
         return {"project": {"artifactType": None}}
 

@@ -13,7 +13,7 @@ from trainer.cli.job import Job, describe
 from trainer.core.errors import DONE
 from trainer.core.text import one_line
 from trainer.launch import launchers
-from trainer.launch.follow import follow
+from trainer.launch.follow import follow, is_under_agent
 from trainer.runs import trust
 from trainer.runs.credentials import is_of_a_tool
 from trainer.runs.directory import RunDirectory
@@ -57,7 +57,8 @@ def launch(job: Job, arguments: argparse.Namespace, after: RunDirectory | None =
     print(f"run {run.path.name}: {facts['shape']}; {facts['batch']}; until {facts['until']}{validated}", flush=True)
     cluster = job.config["cluster"]["name"]
     launchers.launcher(cluster, detached=arguments.detach, after=after).launch(run)
-    if arguments.detach or (cluster != "local" and not arguments.follow):
+    # The end of the command is the end of the trial for `wandb agent`.
+    if arguments.detach or (cluster != "local" and not arguments.follow and not is_under_agent()):
         if "cost" in facts:
             print(f"it may use {facts['cost']}")
         print(f"{launched(run)}; {how_to_watch(run)}")

@@ -106,6 +106,12 @@ def _strategy(job: Job) -> Iterator[UserError]:
             f"trainer.channels_last=true: strategy={job.strategy} flattens or shards the weights, layout included",
             "use strategy=ddp, or trainer.channels_last=false",
         )
+    watch = job.config["tracking"].get("watch")
+    if watch is not None and (job.is_sharded or job.strategy == "tp"):
+        yield UserError(
+            f"tracking.watch={watch}: with strategy={job.strategy} no rank has a whole parameter or gradient",
+            "use strategy=ddp, or tracking.watch=null",
+        )
     yield from _profiler(job)
     yield from _compile(job)
 

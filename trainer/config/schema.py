@@ -278,6 +278,19 @@ class TrackingOptions:
     """Job type of the W&B run; null: from WANDB_JOB_TYPE or W&B's settings files."""
     dir: str | None = None
     """Directory in which W&B creates its `wandb` directory; null: from WANDB_DIR, else the run directory."""
+    code: bool = False
+    """Log the frozen code and the job script as an artifact of the W&B run."""
+    artifacts: Literal["none", "best", "all"] = "none"
+    """Checkpoints to log as artifacts of the W&B run: none; best: each new best; all. Their aliases are latest, best
+    and step-N."""
+    watch: Literal["gradients", "parameters", "all"] | None = None
+    """Histograms to log to W&B: of gradients, of parameters, or of both (all); null: none. Not for sharded models."""
+    watch_every_n_steps: PositiveInt = 100
+    """Optimizer steps between two histograms."""
+    alerts: bool = False
+    """Send a W&B alert when the run fails."""
+    stop_tag: str | None = "stop"
+    """Tag that stops the run when it is added to the W&B run; null: none."""
     init_timeout_s: PositiveInt = 20
     """Seconds to wait for the W&B server before continuing offline."""
     finish_timeout_s: PositiveInt = 60

@@ -23,6 +23,7 @@ from trainer.core.files import open_regular, read_text
 from trainer.core.text import log_text, one_line
 from trainer.launch import bar, local
 from trainer.launch.jobs import states_of
+from trainer.launch.launchers import cancel, signal_stop
 from trainer.notify.herald import Herald
 from trainer.runs import cause
 from trainer.runs.directory import RunDirectory
@@ -39,6 +40,8 @@ _SLURM_POLL_S = 3.0
 _NOTABLE = re.compile(r"\b(warning|error|skipped)\b|Warning:|Error:", re.IGNORECASE)
 """Lines of the log that are shown on a terminal, above the progress bar."""
 _SHOWN_LINES = 12
+AGENT_WAITS_S = 25.0
+"""`wandb agent` kills the command of a trial 30 s after it has asked it to stop."""
 _CHUNK_BYTES = 8 * 1024**2
 """Largest part of a log that is read at a time."""
 
@@ -47,20 +50,28 @@ def follow(run: RunDirectory, *, detached_ok: bool = False, stream: TextIO | Non
     """Show `run` until it ends; return the exit code of the command.
 
     Ctrl-C (or SIGTERM, SIGHUP) tells the run to save a checkpoint and stop; a second one kills it. With `detached_ok`,
-    Ctrl-C only stops following.
+    Ctrl-C only stops following, except under `wandb agent`: the run is its trial.
     """
-    follower = Follower(run, stream or sys.stdout)
+    agent = is_under_agent()
+    follower = Follower(run, stream or sys.stdout, kills_after_s=AGENT_WAITS_S if agent else None)
     with _signals(follower):
         while not follower.is_over():
             follower.show()
-            if follower.interrupts and detached_ok:
+            if follower.interrupts and detached_ok and not agent:
                 follower.say(f"no longer following; the run continues. To stop: {_command()} stop {reference_to(run)}")
                 return INTERRUPTED
             follower.act_on_interrupts()
             time.sleep(POLL_S)
         follower.show()
         local.reap()
-        return follower.conclude()
+        code = follower.conclude()
+        # The agent gives up after three trials that fail in the first minute: one that it has stopped has not failed.
+        return DONE if agent and code == INTERRUPTED else code
+
+
+def is_under_agent() -> bool:
+    """Return whether `wandb agent` has started this command for a trial of a sweep."""
+    return bool(os.environ.get("WANDB_SWEEP_ID") and os.environ.get("WANDB_RUN_ID"))
 
 
 @contextmanager
@@ -79,10 +90,18 @@ def _signals(follower: Follower) -> Iterator[None]:
 
 
 class Follower:
-    """Shows the progress of a run, and remembers what it has shown."""
+    """Shows the progress of a run, and remembers what it has shown.
 
-    def __init__(self, run: RunDirectory, stream: TextIO) -> None:
+    Args:
+        run: The run.
+        stream: Where it is shown.
+        kills_after_s: Seconds after the request to stop at which the run is killed; None: only on a second request.
+    """
+
+    def __init__(self, run: RunDirectory, stream: TextIO, kills_after_s: float | None = None) -> None:
         self.run = run
+        self._kills_after_s = kills_after_s
+        self._asked_at = 0.0
         self.interrupts = 0
         self._stream = stream
         self._is_terminal = stream.isatty()
@@ -132,24 +151,29 @@ class Follower:
 
     def act_on_interrupts(self) -> None:
         """Stop the run after the first interrupt, kill it after the second."""
-        if self.interrupts == 0 or self._acted >= 2 or self._acted == self.interrupts:
+        if self.interrupts == 0 or self._acted >= 2:
             return
         if self._acted == 0:
-            self._acted = 1
+            self._acted, self._asked_at = 1, time.monotonic()
             self.run.request_stop("the command that follows it was interrupted")
             self.say("stopping: saving a checkpoint first (Ctrl-C again kills the run at once)")
-        if self.interrupts >= 2:
+            signal_stop(self.run)
+        is_late = self._kills_after_s is not None and time.monotonic() - self._asked_at > self._kills_after_s
+        if self.interrupts >= 2 or is_late:
             self._acted = 2
             self._kill()
 
     def _kill(self) -> None:
         self.say("killing the run")
         launch = self.run.launch()
-        if launch.pid is not None and processes.is_alive(launch.pid, launch.pid_started):
+        if launch.slurm_job_id:
+            cancel(self.run)
+        elif launch.pid is not None and processes.is_alive(launch.pid, launch.pid_started):
             processes.kill_tree(launch.pid)
         attempt = self._newest_attempt() or 0
         if self._end() is None:
-            reason = "killed by a second Ctrl-C: progress since the last checkpoint is lost"
+            by = "a second Ctrl-C" if self.interrupts >= 2 else "the agent's limit for a stop"
+            reason = f"killed by {by}: progress since the last checkpoint is lost"
             beat = self.run.heartbeat(0)
             step = beat.step if beat else None
             end = AttemptOutcome(

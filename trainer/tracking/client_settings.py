@@ -75,6 +75,8 @@ def read(environ: Mapping[str, str], cwd: Path) -> dict[str, Setting]:
                 break
     if environ.get("WANDB_DISABLED", "").strip().lower() in _TRUE:
         settings["mode"] = Setting("disabled", "WANDB_DISABLED")
+    if environ.get("WANDB_SWEEP_ID") and "dir" in settings and Path(settings["dir"].value) == cwd:
+        del settings["dir"]  # set by `wandb agent`, not by the user: a trial keeps its files in its run directory
     mode = settings.get("mode")
     if mode is not None:
         if mode.value not in MODES:
@@ -159,6 +161,9 @@ def settle(tracking: dict[str, Any], environ: Mapping[str, str], cwd: Path) -> d
     """Fill the null options of the section `tracking` from W&B's variables and files; return what was filled."""
     settings = read(environ, cwd)
     filled = {name: settings[name] for name in IDENTITY if tracking.get(name) is None and name in settings}
+    for name, value in sweep_of(environ).items():
+        if name in ("project", "entity"):  # the client takes those of the sweep, whatever the config says
+            filled[name] = Setting(value, SWEEP[name])
     for name, setting in filled.items():
         tracking[name] = setting.value.split(",") if name == "tags" else setting.value
     if "dir" in filled:

@@ -7,27 +7,34 @@ experiment accepts any call.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch.distributed
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
+from trainer.checkpoint.store import Checkpoint
 from trainer.config.schema import Config
+from trainer.core.secrets import mask
 from trainer.runs.bill import in_summary
 from trainer.runs.directory import RunDirectory
+from trainer.runs.events import Tracking
 from trainer.runs.summary import best as best_of_run
 from trainer.runtime.process import Rank
 from trainer.runtime.steps import steps_taken
-from trainer.tracking import user_loggers
+from trainer.tracking import user_loggers, wandb_artifacts
 from trainer.tracking.client_settings import DEFAULT_PROJECT
+from trainer.tracking.histograms import Histograms
 from trainer.tracking.metrics_file import MetricsFile
 from trainer.tracking.no_logger import NoLogger, Nothing
 from trainer.tracking.wandb_facts import KEY as FACTS
 from trainer.tracking.wandb_facts import Extremes, facts_of
 from trainer.tracking.wandb_identity import identity
+from trainer.tracking.wandb_stop import TagWatch
 from trainer.tracking.weights_and_biases import Position, finish, masked, start
 
 AttemptEnd = Literal["finished", "stopped", "preempted", "failed"]
@@ -114,6 +121,15 @@ class WandbCurves(WandbLogger):
         super().log_hyperparams(masked(dict(params) if isinstance(params, Mapping) else vars(params)))
 
 
+@contextmanager
+def _reported(what: str) -> Iterator[None]:
+    """Print an exception of W&B's client instead of raising it: it is no reason to fail the training."""
+    try:
+        yield
+    except Exception as error:
+        print(f"wandb: {what} was not logged: {type(error).__name__}: {error}", flush=True)
+
+
 class Loggers:
     """The loggers of one attempt; `all` is passed to Lightning's Trainer. The constructor is collective.
 
@@ -140,6 +156,8 @@ class Loggers:
         self._run = run
         self._experiment: Any = None
         self._facts: dict[str, Any] = {}
+        self._options = config.tracking
+        self._tags: TagWatch | None = None
         own = user_loggers.build(config.logger, run, counted(), rank.is_first, group)
         shown = [user_loggers.at_steps(logger, self.axis.step) for logger in own]
         if config.tracking.name == "wandb":
@@ -149,6 +167,7 @@ class Loggers:
                 self._facts = facts_of(run, rank.world_size)
                 self._experiment = start(run, config.tracking, {**run.config(), FACTS: self._facts}, position)
                 names = {**names, "project": self._experiment.project, "id": self._experiment.id}
+                self._begin()
             shared = [names]
             if group is not None:  # under `wandb agent` only the client knows them
                 torch.distributed.broadcast_object_list(shared, src=0, group=group)
@@ -156,6 +175,32 @@ class Loggers:
             shown.append(WandbCurves(self._experiment, self.axis, run, names))
         shown = shown or [NoLogger(run, self.axis.completed_steps)]
         self.all: list[Logger] = [*shown, MetricsFile(run.metrics_path, self.axis.completed_steps)]
+
+    def _begin(self) -> None:
+        """Log what the W&B run has once, and listen to it."""
+        if self._experiment.disabled:
+            return
+        if self._options.code and len(self._run.events_of(Tracking)) == 1:
+            with _reported("the code artifact"):
+                wandb_artifacts.log_code(self._experiment, self._run)
+        if self._options.stop_tag and not self._experiment.offline:
+            self._tags = TagWatch(
+                self._experiment, self._options.stop_tag, lambda: self._run.request_stop("a tag of the W&B run")
+            )
+
+    def callbacks(self) -> list[Callback]:
+        """Return the callbacks that log to W&B on this rank."""
+        if self._experiment is None or self._options.watch is None:
+            return []
+        return [Histograms(self._experiment, self._options.watch, self._options.watch_every_n_steps)]
+
+    def checkpoint_saved(self, checkpoint: Checkpoint, is_best: Callable[[], bool]) -> None:
+        """Log a committed checkpoint as an artifact, if `tracking.artifacts` asks for it. Called in any thread."""
+        if self._experiment is not None and not self._experiment.disabled and self._options.artifacts != "none":
+            with _reported("the checkpoint artifact"):
+                wandb_artifacts.log_checkpoint(
+                    self._experiment, self._run, checkpoint, is_best(), self._options.artifacts
+                )
 
     def describe(self, facts: Mapping[str, Any]) -> None:
         """Add facts that are known only once everything is built, such as the number of parameters."""
@@ -169,7 +214,14 @@ class Loggers:
             logger.finalize("success" if end == "finished" else "failed")
             if isinstance(logger, WandbCurves):
                 logger.save()
+        if self._tags is not None:
+            self._tags.end()
         if self._experiment is not None:
+            error = sys.exc_info()[1]
+            if end == "failed" and self._options.alerts:
+                with _reported("the alert"):
+                    text = mask(f"{type(error).__name__}: {error}" if error else "it ended with an error")
+                    self._experiment.alert(title=f"{self._run.path.name} failed", text=text, level="ERROR")
             if end == "preempted":
                 self._experiment.mark_preempting()  # with an exit code other than 0: W&B shows it as preempted
             finish(self._experiment, 0 if end in ("finished", "stopped") else 1, in_summary(self._run))

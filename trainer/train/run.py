@@ -25,7 +25,7 @@ from trainer.callbacks.transient_state import TransientState
 from trainer.checkpoint import tiers
 from trainer.checkpoint.host_copies import MIB, CopyOptions
 from trainer.checkpoint.io import CheckpointWriter, RunCheckpointIO, SaveFailed, SaveTiming
-from trainer.checkpoint.store import Checkpoint, CheckpointStore
+from trainer.checkpoint.store import Checkpoint, CheckpointStore, best_of
 from trainer.config.batch import BatchPlan
 from trainer.config.schema import Config
 from trainer.core.errors import DONE, JOB_FAILED, REQUEUE, UserError
@@ -165,7 +165,8 @@ def train(config: Config, attempt: Attempt, group: Group | None) -> None:
     deferred_modules.call_when_built(module, lambda: flops.set_mfu(saver.metrics, module, config, rank, data.facts))
     callbacks.extend(ordered)
     loggers = Loggers(config, attempt.directory, rank, counted=lambda: heartbeat.step, unsure=unsure_lines, group=group)
-    build.complete(trainer, callbacks, loggers.all)
+    writer.on_committed = lambda checkpoint: _after_commit(job, checkpoint, writer.timing, loggers)
+    build.complete(trainer, [*loggers.callbacks(), *callbacks], loggers.all)
     loggers.axis.trainer = trainer
     manual_optimization.configure(trainer, module, data.plan)
     save_points.set_save_point_handler(trainer, boundary)
@@ -224,7 +225,7 @@ def _choose_checkpoint(job: _Job) -> Checkpoint | None:
 
 
 def _make_writer(job: _Job) -> CheckpointWriter:
-    """Return the writer of checkpoints, which calls `_after_commit` for each."""
+    """Return the writer of checkpoints."""
     options = job.config.checkpoint
     writer = CheckpointWriter(
         job.stores.run,
@@ -236,7 +237,7 @@ def _make_writer(job: _Job) -> CheckpointWriter:
     return writer
 
 
-def _after_commit(job: _Job, checkpoint: Checkpoint, timing: SaveTiming) -> None:
+def _after_commit(job: _Job, checkpoint: Checkpoint, timing: SaveTiming, loggers: Loggers | None = None) -> None:
     """Record a committed checkpoint, and delete old ones."""
     # The supervisor counts restarts from the attempt that got this far (trainer/supervise/supervisor.py).
     saved = events.CheckpointSaved(
@@ -251,7 +252,14 @@ def _after_commit(job: _Job, checkpoint: Checkpoint, timing: SaveTiming) -> None
     if local is not None and checkpoint.path.parent == local.directory:
         local.prune(options.local_keep_last)
         return
+    if loggers is not None:
+        loggers.checkpoint_saved(checkpoint, lambda: _is_best(job, checkpoint))
     job.stores.run.prune(options.keep_last, options.keep_best, keep_every_n_steps=options.keep_every_n_steps)
+
+
+def _is_best(job: _Job, checkpoint: Checkpoint) -> bool:
+    best = best_of(job.stores.run.committed(), mode=checkpoint.mode or "min")
+    return best is not None and best.step == checkpoint.step
 
 
 def _make_callbacks(
