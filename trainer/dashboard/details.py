@@ -37,7 +37,7 @@ def details_of(run: RunDirectory, slurm_states: Mapping[str, str] | None = None)
     events = run.events()
     details = {
         "facts": facts,
-        "config": config_leaves(run, run.config()),
+        "config": config_leaves(run),
         "overrides": _overrides(run),
         "manifest": {name: manifest.get(name) for name in _MANIFEST},
         "commit": {name: mapping(manifest.get("code")).get(name) for name in ("commit", "dirty")},

@@ -2,61 +2,62 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
 from typing import Any
 
-from trainer.config.hydra_node import replaced
-from trainer.core.errors import TrainerError
 from trainer.core.secrets import mask_inside
 from trainer.runs.directory import RunDirectory
-from trainer.runs.facts import flat, mapping
-from trainer.runs.state import ACTIVE
-from trainer.runs.summary import summary
+from trainer.runs.facts import flat_config, mapping
+from trainer.runs.row import Row
 
 _KEPT = (
-    *("id", "name", "path", "state", "reason", "step", "max_steps", "epoch", "metrics", "best", "attempts"),
-    *("world_size", "strategy", "cluster", "slurm_job_id", "created", "started", "ended"),
+    *("id", "name", "path", "state", "reason", "step", "max_steps", "epoch", "metrics", "best", "attempts", "tags"),
+    *("world_size", "strategy", "cluster", "slurm_job_id", "created", "started", "ended", "energy_kwh", "cost"),
 )
+_SCANNED_BYTES = 8 << 20
 _MOST_KEYS = 2000
 _LONGEST = 500
 
 
-def row_of(run: RunDirectory, slurm_states: Mapping[str, str] | None) -> dict[str, Any]:
-    """Return the row of a run; of one that cannot be read, a row that says so.
-
-    Args:
-        run: The run.
-        slurm_states: As in `runs.state.state_of`.
-    """
-    try:
-        facts = summary(run, slurm_states)
-        row = {name: facts[name] for name in _KEPT}
-        row["checkpoints"] = sum(bool(one["committed"]) for one in facts["checkpoints"])
-        row["goodput"] = mapping(facts["ledger"]).get("goodput")
-        row["wall_s"] = mapping(facts["ledger"]).get("wall_s")
-        beat = run.heartbeat(0) if row["state"] in ACTIVE else None
-        row["rate"], row["rate_unit"], row["eta_s"] = (
-            (beat.rate, beat.rate_unit, beat.eta_s) if beat else (None, None, None)
-        )
-        config = run.config()
-        row["config"] = config_leaves(run, config)
-        batch = mapping(config.get("data")).get("batch_size")
-        row["batch_size"] = batch if type(batch) is int and batch > 0 else None
-    except Exception as error:  # whatever it is, the other runs are shown
-        reason = error.message if isinstance(error, TrainerError) else f"{type(error).__name__}: {error}"
-        row = {"id": run.id, "name": run.name, "path": str(run.path), "state": "unreadable", "reason": reason}
-        row |= {"metrics": {}, "config": {}, "created": run.created_at()}
-    masked: dict[str, Any] = mask_inside(row)
+def table_row(row: Row) -> dict[str, Any]:
+    """Return what the table shows of a run that can be read."""
+    run, facts = RunDirectory(row.path), row.facts
+    shown = {name: facts[name] for name in _KEPT}
+    shown["checkpoints"] = sum(bool(one["committed"]) for one in facts["checkpoints"])
+    shown["goodput"] = mapping(facts["ledger"]).get("goodput")
+    beat = run.heartbeat(0) if row.is_active else None
+    shown["rate"], shown["rate_unit"], shown["eta_s"] = (
+        (beat.rate, beat.rate_unit, beat.eta_s) if beat else (None, None, None)
+    )
+    shown["config"] = config_leaves(run) if row.is_active or _is_long(run) else _leaves(row.config)
+    batch = shown["config"].get("data.batch_size")
+    shown["batch_size"] = batch if type(batch) is int and batch > 0 else None
+    masked: dict[str, Any] = mask_inside(shown)
     return masked
 
 
-def config_leaves(run: RunDirectory, config: dict[str, Any]) -> dict[str, Any]:
+def unreadable_row(run: RunDirectory, reason: str) -> dict[str, Any]:
+    """Return the row of a run that cannot be read, which says why."""
+    row = {"id": run.id, "name": run.name, "path": str(run.path), "state": "unreadable", "reason": reason}
+    masked: dict[str, Any] = mask_inside({**row, "metrics": {}, "config": {}, "created": run.created_at()})
+    return masked
+
+
+def config_leaves(run: RunDirectory) -> dict[str, Any]:
     """Return the frozen values and the chosen groups by their dotted keys. The path of the run is the same in all."""
-    leaves = flat(replaced(config, str(run.path), "RUN_DIRECTORY"))
-    choices = mapping(mapping(run.manifest()).get("choices"))
-    found = {key: value for key, value in leaves.items() if key}
-    found |= {str(group): option for group, option in choices.items() if str(group) not in leaves}
-    return {key: _short(value) for key, value in list(found.items())[:_MOST_KEYS]}
+    return _leaves(flat_config(run, run.config(), run.manifest()))
+
+
+def _is_long(run: RunDirectory) -> bool:
+    """Return whether `Row.config` might read all metrics: it comes with their ranges."""
+    try:
+        return os.stat(run.metrics_path).st_size > _SCANNED_BYTES
+    except OSError:
+        return False
+
+
+def _leaves(config: Any) -> dict[str, Any]:
+    return {str(key): _short(value) for key, value in list(config.items())[:_MOST_KEYS] if key}
 
 
 def _short(value: Any) -> Any:

@@ -18,7 +18,6 @@ from trainer.core.paths import cache_root
 from trainer.dashboard.catalogue import Catalogue
 from trainer.dashboard.curves import Curves
 from trainer.dashboard.guard import Guard
-from trainer.dashboard.rows import row_of
 from trainer.dashboard.server import Server
 
 HOST = "127.0.0.1"
@@ -52,7 +51,7 @@ async def _serve(
     port = listener.getsockname()[1]
     token = secrets.token_urlsafe(32)
     curves = Curves(cache_root() / "dashboard")
-    server = Server(Catalogue(roots, row_of), curves, Guard(port, token), read_only=read_only)
+    server = Server(Catalogue(roots), curves, Guard(port, token), read_only=read_only)
     runner = web.AppRunner(server.app, access_log=None, handle_signals=False, shutdown_timeout=2.0)
     await runner.setup()
     ended = asyncio.Event()

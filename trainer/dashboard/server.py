@@ -149,7 +149,7 @@ class Server:
             raise web.HTTPForbidden
         await _body(request)
         answer = await act(action, entry.run)
-        await asyncio.to_thread(self.catalogue.look, entry.key)
+        await asyncio.to_thread(self.catalogue.look)
         return _json(answer)
 
     def _entry(self, request: web.Request) -> Entry:
