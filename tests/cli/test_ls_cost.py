@@ -12,22 +12,24 @@ import pytest
 import yaml
 
 from tests.runs.test_bill import NOVEMBER_ENDS, PRICES, usage
+from trainer.cli import ls_cost
 from trainer.cli.ls import main
 from trainer.runs.bill import NOT_RECORDED
 from trainer.runs.directory import RunDirectory
 
 
-def make(name: str, *usages: Any, **cluster: Any) -> None:
+def make(name: str, *usages: Any, sweep: str = "", **cluster: Any) -> None:
     run = RunDirectory(Path("runs") / name)
     run.path.mkdir(parents=True)
     run.config_path.write_text(yaml.safe_dump({"cluster": {**PRICES, **cluster}}))
+    run.manifest_path.write_text(json.dumps({"sweep": {"name": sweep}} if sweep else {}))
     for one in usages:
         run.write_usage(one)
 
 
 @pytest.fixture
 def runs(workdir: Path) -> None:
-    make("small-aaaaaaaa", usage())
+    make("small-aaaaaaaa", usage(), sweep="lr-cccccccc")
     make("over-bbbbbbbb", usage(began=NOVEMBER_ENDS - 1800), currency="USD")
     make("bare-cccccccc", usage(measured=0, joules={}, devices=8), price_per_gpu_hour=None)
     make("cpu-dddddddd", usage(device="cpu", devices=100, measured=100, joules={"cpu": {"train": 3.6e5}}))
@@ -75,8 +77,8 @@ def test_runs_are_summed_up_by_month_user_and_sweep(capsys: pytest.CaptureFixtur
     assert by_user["user"] == pwd.getpwuid(os.getuid()).pw_name
     assert by_user["cost"] == [{"amount": 13.0, "currency": "EUR"}, {"amount": 8.0, "currency": "USD"}]
     assert by_user["not_known_runs"] == {"energy_kwh": 1, "cost": 1, "co2_kg": 1}
-    (by_sweep,) = json.loads(printed(capsys, "--by", "sweep", "--json"))
-    assert (by_sweep["sweep"], by_sweep["runs"]) == ("(no sweep)", 4)
+    by_sweep = json.loads(printed(capsys, "--by", "sweep", "--json"))
+    assert {row["sweep"]: row["runs"] for row in by_sweep} == {"lr-cccccccc": 1, "(no sweep)": 3}
 
 
 def test_runs_without_a_record_are_not_free(workdir: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -85,3 +87,14 @@ def test_runs_without_a_record_are_not_free(workdir: Path, capsys: pytest.Captur
     assert lines[1].split() == ["old-aaaaaaaa", "-", "-", "-", "-"]
     assert lines[2] == f"energy: {NOT_RECORDED} (1 run)"
     assert printed(capsys, "--by", "month").strip() == "no run has recorded what it used"
+
+
+def test_a_damaged_summary_is_not_trusted(capsys: pytest.CaptureFixture[str]) -> None:
+    bills: list[Any] = [None, [], {"gpu_hours": "x", "cost": -1, "by_month": [1], "reasons": 5, "currency": {}}]
+    bills.append(
+        {"gpu_hours": 1, "cost": float("nan"), "by_month": {"2026-11": None}, "reasons": {"cost": ["\x1b[2J"]}}
+    )
+    for by in ls_cost.GROUPINGS:
+        rows = [{"path": "runs/a", "bill": bill, "sweep": None} for bill in bills]
+        assert ls_cost.show(rows, by, False) == 0
+    assert "\x1b" not in capsys.readouterr().out

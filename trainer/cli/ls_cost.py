@@ -12,8 +12,9 @@ from typing import Any
 
 from trainer.cli.common import table
 from trainer.core.errors import DONE
+from trainer.core.text import one_line
 from trainer.runs import bill_text
-from trainer.runs.bill import Charge
+from trainer.runs.bill import Charge, sound_number
 
 GROUPINGS = ("run", "user", "month", "sweep")
 _SOME = " +?"
@@ -84,6 +85,7 @@ def show(rows: Sequence[Mapping[str, Any]], by: str, as_json: bool) -> int:
         by: One of `GROUPINGS`.
         as_json: Print JSON instead of a table.
     """
+    rows = [{**row, "bill": _sound(row.get("bill"))} for row in rows]
     groups: dict[str, _Sum] = {}
     for row in rows:
         for name, charge in _CHARGES[by](row):
@@ -126,7 +128,7 @@ def _total(sums: Iterable[_Sum]) -> _Sum:
 def _reasons(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """Return why values are not known, each reason once, with the number of runs."""
     counted = Counter(
-        (title, row["bill"]["reasons"][key])
+        (title, one_line(row["bill"]["reasons"].get(key, "not known")))
         for row in rows
         for key, title in (("energy_kwh", "energy"), ("cost", "cost"), ("co2_kg", "CO2"))
         if row["bill"][key] is None
@@ -136,6 +138,24 @@ def _reasons(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     ]
     left = len(counted) - len(most)
     return most + ([f"and {left} more reasons: trainer show RUN"] if left else [])
+
+
+def _sound(bill: Any) -> dict[str, Any]:
+    """Return a bill with all of its keys and types: it may be from a sealed summary, a file of any origin."""
+    given = bill if isinstance(bill, dict) else {}
+    months, reasons = given.get("by_month"), given.get("reasons")
+    return {
+        **_charge(given),
+        "currency": given["currency"] if isinstance(given.get("currency"), str) else None,
+        "by_month": {str(month): _charge(one) for month, one in (months if isinstance(months, dict) else {}).items()},
+        "reasons": {key: str(reason) for key, reason in (reasons if isinstance(reasons, dict) else {}).items()},
+    }
+
+
+def _charge(charge: Any) -> dict[str, Any]:
+    given = charge if isinstance(charge, dict) else {}
+    hours = {key: sound_number(given.get(key)) or 0.0 for key in ("gpu_hours", "cpu_core_hours")}
+    return {**hours, **{key: sound_number(given.get(key)) for key in ("energy_kwh", "cost", "co2_kg")}}
 
 
 def _of_run(row: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from trainer.core.errors import TrainerError
-from trainer.core.files import parse_json, read_text
+from trainer.core.files import read_text
 from trainer.report.defaults import Difference, chosen, command, differences
 from trainer.runs.bill import Bill, Charge, bill
 from trainer.runs.comparison import devices_of
@@ -18,12 +18,11 @@ from trainer.runs.events import Event, Started
 from trainer.runs.facts import mapping
 from trainer.runs.ledger import ledger
 from trainer.runs.records import AttemptOutcome, BestCheckpoint, HeartbeatRecord, Launch
-from trainer.runs.state import State, state_of
-from trainer.runs.summary import best, checkpoints
+from trainer.runs.state import State, ended_state, state_of
+from trainer.runs.summary import best, checkpoints, evaluations
 
 BINS = 120
 """Bins of a curve; at most twice as many are kept. A chart has about 370 pixels."""
-_MOST_EVALUATIONS = 50
 
 T = TypeVar("T")
 
@@ -130,8 +129,8 @@ def gather(run: RunDirectory, slurm_states: Mapping[str, str] | None = None, *, 
         bill=read("bill", lambda: bill(run, config), Bill(total=Charge())),
         curves=read("metrics", lambda: read_curves(run.metrics_path, BINS, limit), Curves()),
         best=read("best checkpoint", lambda: best(run, beats.get(0)), None),
-        checkpoints=read("checkpoints", lambda: checkpoints(run), []),
-        evaluations=read("evaluations", lambda: _evaluations(run), []),
+        checkpoints=read("checkpoints", lambda: checkpoints(run, config), []),
+        evaluations=read("evaluations", lambda: evaluations(run), []),
         problems=problems,
     )
 
@@ -141,16 +140,5 @@ def _state(
 ) -> State:
     """Return the state; of a run that is about to end, how it ends: its node process writes the report last."""
     ends = [end for end in attempts if end.attempt >= launch.attempt and not end.restarted]
-    if ends and ends[-1].outcome in ("finished", "stopped", "failed"):
-        return State(ends[-1].outcome, ends[-1].reason)
-    return state_of(run, slurm_states)
-
-
-def _evaluations(run: RunDirectory) -> list[dict[str, Any]]:
-    """Return what `trainer evaluate` has measured: step, split and metrics of each, by step."""
-    found = []
-    for path in sorted((run.path / "evaluations").glob("step-*.json"))[:_MOST_EVALUATIONS]:
-        content = mapping(parse_json(read_text(path)))
-        if isinstance(content.get("step"), int) and isinstance(content.get("metrics"), dict):
-            found.append(content)
-    return found
+    is_over = bool(ends) and ends[-1].outcome != "requeue"
+    return ended_state(run, launch) if is_over else state_of(run, slurm_states)

@@ -21,6 +21,7 @@ from trainer.runs.events import (
     OutOfMemory,
     Preflight,
     Straggler,
+    Tracking,
 )
 from trainer.runs.facts import mapping
 
@@ -221,6 +222,10 @@ def place(facts: Facts) -> Markup:
                 ("Processor", machine.get("cpu")),
                 ("System", manifest.get("platform")),
                 ("SLURM jobs", ", ".join(jobs)),
+                (
+                    "W&B",
+                    next((one.url for one in reversed(facts.events) if isinstance(one, Tracking) and one.url), None),
+                ),
                 ("Launched by", _by(manifest)),
                 ("Sweep", _sweep(manifest)),
                 ("Reproduces", mapping(manifest.get("reproduces")).get("name")),

@@ -91,7 +91,7 @@ class Prices:
         cluster = config.get("cluster")
         cluster = cluster if isinstance(cluster, Mapping) else {}
         keys = ("price_per_gpu_hour", "price_per_cpu_core_hour", "grid_gco2_per_kwh")
-        gpu_hour, core_hour, intensity = (_number(cluster.get(key)) for key in keys)
+        gpu_hour, core_hour, intensity = (sound_number(cluster.get(key)) for key in keys)
         currency = cluster.get("currency")
         named = one_line(currency)[:16] if isinstance(currency, str) and currency else None
         return cls(gpu_hour, core_hour, intensity, named)
@@ -211,7 +211,7 @@ def _classes(usage: NodeUsage, attempt: AttemptTime | None, before: str, after: 
     if attempt is None:
         return {before: _Part(usage.seconds, {part: sum(phases.values()) for part, phases in usage.joules.items()})}
     gap_s = min(max(0.0, attempt.began - usage.began), usage.seconds)
-    spent = {phase: seconds for phase, seconds in attempt.spent.items() if _number(seconds) is not None}
+    spent = {phase: seconds for phase, seconds in attempt.spent.items() if sound_number(seconds) is not None}
     tail_s = max(0.0, usage.seconds - gap_s - sum(spent.values()))
     started_s = spent.get("start", 0.0)
     total = gap_s + sum(spent.values()) + tail_s
@@ -277,10 +277,10 @@ def _is_sound(usage: NodeUsage) -> bool:
     """Return whether a record has no number that only damage can give it."""
     numbers = [usage.began, usage.seconds, usage.devices, usage.measured]
     numbers += [joules for phases in usage.joules.values() for joules in phases.values()]
-    return all(_number(number) is not None for number in numbers) and max(usage.began, usage.seconds) < _LATEST
+    return all(sound_number(number) is not None for number in numbers) and max(usage.began, usage.seconds) < _LATEST
 
 
-def _number(value: Any) -> float | None:
-    """Return a finite number of at least 0; None for anything else."""
+def sound_number(value: Any) -> float | None:
+    """Return a value of a file that is a finite number of at least 0; None for anything else."""
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
     return float(value) if is_number and 0 <= value < _MOST and math.isfinite(value) else None

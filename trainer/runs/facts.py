@@ -27,6 +27,7 @@ _FORMS: dict[str, tuple[type, ...]] = {
     "strategy": (str, int, float, _NONE),
     "cluster": (str, int, float, _NONE),
     "slurm_job_id": (str, _NONE),
+    "sweep": (str, _NONE),
     "checkpoints": (list,),
     "evaluations": (list,),
     "tags": (list,),

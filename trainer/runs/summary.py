@@ -15,6 +15,7 @@ from typing import Any
 from trainer.checkpoint import commit
 from trainer.checkpoint.store import BEFORE_END, Checkpoint, CheckpointStore, best_of, is_named_as_checkpoint, step_of
 from trainer.checkpoint.tiers import local_folder
+from trainer.core.errors import UserError
 from trainer.core.files import parse_json, read_bytes
 from trainer.core.records import read_or_skip, to_json
 from trainer.runs.bill import bill
@@ -76,6 +77,7 @@ def summary_in_state(run: RunDirectory, state: State, config: dict[str, Any]) ->
         "wandb": to_json(wandb) if (wandb := run.wandb()) else None,
         "tracking": {name: getattr(tracked, name) for name in _TRACKING} if tracked else None,
         "slurm_job_id": launch.slurm_job_id,
+        "sweep": _sweep(run),
         "checkpoints": saved,
         "evaluations": evaluations(run),
         "tags": _tags(config),
@@ -192,6 +194,16 @@ def _committed(folder: Path) -> list[Checkpoint]:
         return CheckpointStore(folder).committed()
     except OSError:
         return []
+
+
+def _sweep(run: RunDirectory) -> str | None:
+    """Return the name of the sweep that made the run; None for any other run."""
+    try:
+        sweep = run.manifest().get("sweep")
+    except (UserError, AttributeError):  # damaged
+        return None
+    name = sweep.get("name") if isinstance(sweep, dict) else None
+    return name if isinstance(name, str) else None
 
 
 def _tags(config: Mapping[str, Any]) -> list[str]:
