@@ -129,7 +129,7 @@ class Run:
         checkpoint = CheckpointOptions(every_n_steps=options.pop("every", EVERY))
         max_steps = options.get("max_steps")
         metrics = TrainMetrics(EVERY, BatchWork(MICRO_BATCH), max_steps, self.heartbeat, None)
-        resilience = ResilienceOptions(agree_every_s=1e-6)
+        resilience = ResilienceOptions(agree_every_s=options.pop("agree_every_s", 1e-6))
         boundary = Boundary(saver, BoundaryOptions(checkpoint, resilience, folder / "stop", max_steps), None)
         clock = StepClock(metrics, boundary, self.heartbeat, Timeouts(ResilienceOptions()))
         self.watch = Watch(self.heartbeat)
@@ -203,6 +203,20 @@ def test_one_meaning_of_step(tmp_path: Path, name: str) -> None:
     expected = due(steps)
     assert run.logged == expected
     assert run.saved == (expected if expected[-1] == steps[-1] else [*expected, steps[-1]])
+
+
+def test_the_boundary_is_called_only_when_it_asked_to_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also once steps were skipped: it is counted in steps, and a number that lags behind would always be due."""
+    called: list[int] = []
+    on_step = Boundary.on_step
+
+    def recorded(self: Boundary, trainer: Trainer, module: LightningModule, step: int, *rest: Any) -> None:
+        called.append(step)
+        on_step(self, trainer, module, step, *rest)
+
+    monkeypatch.setattr(Boundary, "on_step", recorded)
+    Run(tmp_path, Net(), max_epochs=120, every=None, agree_every_s=3600).fit()  # 1,200 steps
+    assert called == [1, 2, 1002]  # the interval is at most 1,000
 
 
 def test_the_scheduler_of_accumulation(tmp_path: Path) -> None:

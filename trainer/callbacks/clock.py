@@ -105,7 +105,7 @@ class StepClock(Callback):
         if added and step >= metrics.next_step:
             metrics.on_step(trainer, module, step)
         # The ranks must agree at the same boundary, and need not step in the same batches: so batches are counted.
-        self._boundary_number += 1 if self._is_manual else added
+        self._boundary_number = self._boundary_number + 1 if self._is_manual else step
         if self._is_manual:
             self._heartbeat.progress += 1
         if self._is_manual or step >= boundary.next_step:
