@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +12,9 @@ import pytest
 from tests.dashboard.chromium import PROGRAM, Page, chromium
 from tests.dashboard.conftest import Dashboard, running
 from tests.dashboard.fake_runs import make_run
+from trainer.dashboard.catalogue import key_of
+from trainer.sweeps.directory import SweepDirectory
+from trainer.sweeps.records import Owner, Parameter, Result, Spec, Trial, TrialRun
 
 pytestmark = pytest.mark.skipif(PROGRAM is None, reason="Debian's package chromium is not installed")
 
@@ -49,6 +53,30 @@ def runs(folder: Path) -> dict[str, Path]:
 
 
 @pytest.fixture(scope="module")
+def sweep(folder: Path, runs: dict[str, Path]) -> str:
+    """A sweep of ten trials beside the runs: eight that ended, one that runs, one that waits; its key."""
+    made = SweepDirectory.new(folder.parent / "sweeps", "search")
+    keys = ("optimizer.lr", "+model.depth")
+    space = [Parameter(key=keys[0], kind="float", low=1e-4, high=1.0, log=True)]
+    space.append(Parameter(key=keys[1], kind="choice", choices=["2", "4"]))
+    spec = Spec(
+        revision=0, id=made.id, name="search", command=[], fixed=[], parameters=space, method="random", trials=10,
+        metric=["val/acc"], direction=["maximize"], cwd="/", runs_dir=str(folder),
+    )  # fmt: skip
+    made.write_spec(spec)
+    values = [{keys[0]: str(10 ** (number / 4 - 3)), keys[1]: str(2 + 2 * (number % 2))} for number in range(10)]
+    made.add_trials([Trial(number=number, values=one, overrides=[]) for number, one in enumerate(values)])
+    paths = [path for name, path in runs.items() if name.startswith("vit")]
+    for number in range(8):
+        result = Result(state="finished", values=[0.8 + number / 100], step=9, run=str(paths[number]), time=1e9)
+        made.add_result(number, 0, result)
+    owner = Owner(number=0, host="elsewhere", boot_id="x", pid=1, pid_started=1, time=time.time())
+    made.add_owner(8, owner)
+    made.add_run(8, 0, TrialRun(path=str(runs["alive"]), first_attempt=0))
+    return key_of(made.path)
+
+
+@pytest.fixture(scope="module")
 def dashboard(folder: Path, runs: dict[str, Path]) -> Iterator[Dashboard]:
     with running(str(folder), cache=folder.parent / "cache") as one:
         one.rows()
@@ -72,7 +100,7 @@ def start(page: Page, dashboard: Dashboard, address: str = "") -> None:
         page.wait(f"document.querySelectorAll({ROWS!r}).length > 0")
     page.open("about:blank")
     page.open(f"http://127.0.0.1:{dashboard.port}/{address}")
-    page.wait(f"document.querySelectorAll({ROWS!r}).length > 0")
+    page.wait(f"document.querySelectorAll({ROWS!r}).length > 0 || document.querySelector('.parallel svg') !== null")
 
 
 def test_the_table_and_the_curves(page: Page, dashboard: Dashboard) -> None:
@@ -307,6 +335,20 @@ def test_parameters_are_ranked_and_chosen(page: Page, dashboard: Dashboard) -> N
     page.screenshot(IMAGES / "test-parameters.png")
     page.key("Escape")
     page.wait("document.querySelector('#count').innerText === '20 runs with val/acc'")
+
+
+def test_the_trials_of_a_sweep(page: Page, dashboard: Dashboard, sweep: str) -> None:
+    start(page, dashboard, f"#/parameters?sweep={sweep}")
+    page.wait("document.querySelector('#count')?.innerText === '9 runs with val/acc'")
+    assert page.texts(".importance tbody tr")[0].startswith("optimizer.lr")
+    assert "running" in page.text(".stack section:last-child")  # the state of its run
+    rows = page.texts(".stack table tbody tr:has(a), .stack table tbody tr:has(.state)")
+    assert rows[0].startswith("vit-")
+    assert "trial 7" in rows[0]
+    assert "0.87" in rows[0]
+    assert page.js("document.querySelector('[aria-label=Sweep]').selectedOptions[0].innerText").startswith("search ")
+    page.js("document.querySelector('.stack table a').click()")
+    page.wait("document.querySelector('.runhead h1')?.innerText.startsWith('vit')")
 
 
 def test_a_screen_reader_is_given_the_whole_page(page: Page, dashboard: Dashboard) -> None:

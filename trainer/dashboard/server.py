@@ -21,7 +21,9 @@ from trainer.dashboard.curves import Curve, Curves, Request
 from trainer.dashboard.details import details_of
 from trainer.dashboard.guard import Guard
 from trainer.dashboard.logs import log_path, read_log
+from trainer.dashboard.sweep_tables import sweep_table, sweeps_of
 from trainer.dashboard.wire import packed
+from trainer.sweeps.directory import SweepDirectory
 
 STATIC = Path(__file__).with_name("static")
 MOST_LINES = 200
@@ -48,11 +50,14 @@ class Server:
         self._asked = time.monotonic()
         self._session = f"{time.time():.6f}"
         self._details: dict[str, asyncio.Lock] = {}
+        self._sweeps: dict[str, SweepDirectory] = {}
         self.app = web.Application(middlewares=[guard.middleware()], client_max_size=1 << 20)
         self.app.router.add_get("/", self._page)
         self.app.router.add_get("/api/rows", self._rows)
         self.app.router.add_post("/api/curves", self._curves)
         self.app.router.add_post("/api/metrics", self._metrics)
+        self.app.router.add_get("/api/sweeps", self._list_sweeps)
+        self.app.router.add_get("/api/sweeps/{key}", self._sweep)
         self.app.router.add_get("/api/runs/{key}", self._run)
         self.app.router.add_get("/api/runs/{key}/log", self._log)
         self.app.router.add_post("/api/runs/{key}/{action}", self._act)
@@ -127,6 +132,22 @@ class Server:
             except TrainerError as error:
                 return _json({"error": printable(error.message)}, status=422)
         return _json({"key": entry.key, **details})
+
+    async def _list_sweeps(self, request: web.Request) -> web.Response:
+        self._sweeps = await asyncio.to_thread(sweeps_of, self.catalogue.roots)
+        return _json({"sweeps": [{"key": key, "name": f"{one.name} {one.id}"} for key, one in self._sweeps.items()]})
+
+    async def _sweep(self, request: web.Request) -> web.Response:
+        """Return the trials of a sweep; one that was not listed before is looked for."""
+        key = request.match_info["key"]
+        if key not in self._sweeps:
+            self._sweeps = await asyncio.to_thread(sweeps_of, self.catalogue.roots)
+        if key not in self._sweeps:
+            raise web.HTTPNotFound
+        try:
+            return _json(await asyncio.to_thread(sweep_table, self._sweeps[key]))
+        except TrainerError as error:
+            return _json({"error": printable(error.message)}, status=422)
 
     async def _log(self, request: web.Request) -> web.Response:
         entry = self._entry(request)

@@ -1,17 +1,20 @@
 // Runs of a sweep, or any others: parallel coordinates, the importance of each setting, and a table.
 
 import { configOf, metricNames, rank } from "./columns.js";
+import { getJson } from "./api.js";
 import { announce, h, onFrame, svg } from "./dom.js";
 import { filtered } from "./filter.js";
 import { number, setting, share } from "./format.js";
 import { mostImportant, points, scaleOf } from "./parameters.js";
 import { allRows } from "./store.js";
 import { state } from "./table.js";
+import { betterOf, trialRows, withImportance } from "./trials.js";
 import { show, view } from "./view.js";
 
 const [TOP, BOTTOM, HEIGHT] = [34, 22, 360];
 const MOST_LINES = 2000;
 const MOST_ROWS = 200;
+const REFRESH_MS = 3000;
 const SMALLER_IS_BETTER = /loss|error|perplexity|ppl|mse|mae|rmse|wer|cer|fid/i;
 
 export class ParametersPage {
@@ -26,6 +29,15 @@ export class ParametersPage {
       autocomplete: "off",
       oninput: () => show({ q: this.filter.value }),
     });
+    this.sweep = h("select", {
+      "aria-label": "Sweep",
+      onchange: (event) => {
+        this.limits.clear();
+        show({ sweep: event.target.value, m: null });
+      },
+    });
+    this.sweepLabel = h("label", { hidden: true }, "of", this.sweep);
+    this.trials = null; // of the chosen sweep
     this.metric = h("select", { "aria-label": "Result", onchange: (event) => show({ m: [event.target.value] }) });
     this.count = h("span", { class: "note", role: "status", id: "count" });
     this.clear = h(
@@ -50,6 +62,7 @@ export class ParametersPage {
         "div",
         { class: "bar" },
         h("div", { class: "filter" }, this.filter),
+        this.sweepLabel,
         h("label", {}, "result", this.metric),
         this.count,
         this.clear,
@@ -75,6 +88,37 @@ export class ParametersPage {
     this.later = onFrame(() => this.render());
     this.observer = new ResizeObserver(() => this.rendered && this.draw());
     this.observer.observe(this.chart);
+    this.loadSweeps();
+  }
+
+  async loadSweeps() {
+    try {
+      const { sweeps } = await getJson("/api/sweeps");
+      this.sweepLabel.hidden = !sweeps.length;
+      this.sweep.replaceChildren(
+        h("option", { value: "" }, "all runs"),
+        ...sweeps.map((one) => h("option", { value: one.key }, one.name)),
+      );
+      this.sweep.value = view.sweep;
+    } catch {
+      this.sweepLabel.hidden = true; // the banner says why
+    }
+  }
+
+  // Asks for the trials of the chosen sweep, which change while it runs.
+  async loadTrials() {
+    const key = view.sweep;
+    if (!key || (this.trials?.key === key && Date.now() - this.loadedAt < REFRESH_MS)) return;
+    this.loadedAt = Date.now();
+    try {
+      const table = await getJson(`/api/sweeps/${encodeURIComponent(key)}`);
+      if (key !== view.sweep) return;
+      this.trials = { key, table };
+      this.later();
+    } catch (error) {
+      this.trials = { key, table: null, problem: error.message };
+      this.later();
+    }
   }
 
   title() {
@@ -86,12 +130,15 @@ export class ParametersPage {
   }
 
   render() {
-    const rows = filtered(allRows(), view.q);
+    this.loadTrials();
+    const table = view.sweep && this.trials?.key === view.sweep ? this.trials.table : null;
+    const rows = filtered(table ? trialRows(table) : view.sweep ? [] : allRows(), view.q);
+    this.sweep.value = view.sweep;
     if (document.activeElement !== this.filter) this.filter.value = view.q;
-    const names = metricNames(rows);
+    const names = table ? table.metrics : metricNames(rows);
     const metric = names.includes(view.m?.[0])
       ? view.m[0]
-      : (bestMetric(rows) ?? names.find((name) => rank(name) < 2) ?? names[0]);
+      : ((table ? names[0] : bestMetric(rows)) ?? names.find((name) => rank(name) < 2) ?? names[0]);
     const wanted = JSON.stringify([names, metric]);
     if (wanted !== this.namesOf) {
       this.namesOf = wanted;
@@ -100,7 +147,9 @@ export class ParametersPage {
     }
     const { known, keys } = points(rows, metric);
     this.span = null;
-    this.data = { metric, known, keys, ...mostImportant(known, keys), better: betterIs(rows, metric) };
+    const important = mostImportant(known, keys);
+    const better = table ? betterOf(table, metric) : betterIs(rows, metric);
+    this.data = { metric, known, keys, ...(table ? withImportance(important, table, metric) : important), better };
     this.rendered = true;
     this.draw();
     this.drawImportance();
@@ -380,22 +429,7 @@ export class ParametersPage {
             h(
               "tr",
               {},
-              h(
-                "td",
-                {},
-                h(
-                  "a",
-                  {
-                    href: `#/run/${one.row.key}/charts`,
-                    onclick: (event) => {
-                      event.preventDefault();
-                      show({ page: "run", run: one.row.key, tab: "charts", m: null });
-                    },
-                  },
-                  one.row.name,
-                  h("small", {}, ` ${one.row.id}`),
-                ),
-              ),
+              h("td", {}, link(one.row)),
               h("td", {}, one.row.state ? state(one.row.state) : ""),
               h("td", { class: "number" }, number(one.result)),
               keys.map((key) => h("td", {}, setting(configOf(one.row, key)))),
@@ -416,6 +450,16 @@ export class ParametersPage {
   close() {
     this.observer.disconnect();
   }
+}
+
+function link(row) {
+  const text = [row.name, h("small", {}, ` ${row.id}`)];
+  if (row.hasRun === false) return h("span", {}, text);
+  const open = (event) => {
+    event.preventDefault();
+    show({ page: "run", run: row.key, tab: "charts", m: null });
+  };
+  return h("a", { href: `#/run/${row.key}/charts`, onclick: open }, text);
 }
 
 function bestMetric(rows) {

@@ -16,7 +16,7 @@ const DEFAULTS = {
   pane: "runs",
   ref: "",
   log: "",
-  wide: "",
+  sweep: "",
 };
 const LISTS = ["sel", "m", "cols"];
 
