@@ -91,7 +91,7 @@ def test_an_unknown_verb_is_corrected(capsys: pytest.CaptureFixture[str]) -> Non
     assert main(["resumee"]) == USER_MUST_CHANGE
     first, second = capsys.readouterr().err.splitlines()
     assert first == "trainer: unknown verb resumee"
-    assert second.startswith("  did you mean resume? verbs: bench, check, ")
+    assert second.startswith("  did you mean resume? verbs: bench, best, check, ")
 
 
 def test_paragraphs_are_wrapped_and_examples_are_not() -> None:

@@ -25,6 +25,8 @@ VERBS = {
         "ls": "list runs and their states",
         "show": "show the steps, metrics, checkpoints and attempts of a run",
         "dashboard": "show runs, curves and logs in a browser",
+        "best": "find the run with the best value of a metric",
+        "diff": "show what differs between two runs",
         "compare": "show what differs between runs: config, code, packages, results",
         "report": "write a page about a run, or one that compares several",
         "why": "explain why a run is queued, or how and where it failed",
@@ -46,7 +48,7 @@ VERBS = {
 }
 """Help of each verb by group. The verb `x` is the module `trainer.cli.x`, imported when it is used."""
 
-_READING = ("ls", "show", "why", "logs", "stop", "rm", "init", "data", "compare", "dashboard", "report")
+_READING = ("ls", "show", "why", "logs", "stop", "rm", "init", "data", "compare", "diff", "best", "dashboard", "report")
 """Verbs that start no process that imports Lightning."""
 
 _USAGE = """usage: trainer VERB [options] [key=value ...]

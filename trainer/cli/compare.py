@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import shutil
 from dataclasses import asdict
@@ -35,9 +36,22 @@ def main(argv: list[str]) -> int:
     """Run `trainer compare` and return the exit code."""
     parser = make_parser("compare", _DESCRIPTION, "trainer compare k3v9 p7ab", "trainer compare k3v9 p7ab --files")
     parser.add_argument("runs", nargs="+", metavar="RUN", help=f"two or more runs, each by {RUN_HELP}")
+    add_options(parser)
+    return show(parser.parse_args(argv))
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `compare` and `diff`."""
     parser.add_argument("--files", action="store_true", help="name the files of the code that differ, without a diff")
     add_output_options(parser)
-    options = parser.parse_args(argv)
+
+
+def show(options: argparse.Namespace) -> int:
+    """Print what differs between `options.runs`, and return the exit code.
+
+    Raises:
+        UserError: It is only one run, or one cannot be found or read.
+    """
     runs_dir = runs_dir_from(options.runs_dir)
     runs = list({run.path.resolve(): run for run in (find(name, runs_dir) for name in options.runs)}.values())
     if len(runs) < 2:

@@ -40,7 +40,8 @@ def _parser() -> Parser:
         "ls",
         _DESCRIPTION,
         "trainer ls --state running --state queued",
-        "trainer ls --where 'state=finished model=resnet18 val/acc>0.9' --sort val/acc --columns +optimizer.lr,val/acc",
+        "trainer ls --where 'state=finished model=resnet18 val/acc>0.9'",
+        "trainer ls --sort val/acc --columns +optimizer.lr,val/acc",
     )
     parser.add_argument(
         "--state",
@@ -49,20 +50,13 @@ def _parser() -> Parser:
         metavar="STATE",
         help=f"list only runs in this state; may be repeated: {', '.join(STATES)}",
     )
-    parser.add_argument(
-        "--where",
-        metavar="CONDITIONS",
-        action="append",
-        default=[],
-        help="list only runs that meet all conditions KEY=VALUE, separated by blanks; also != < <= > >=; "
-        "state=failed,dead is either; name=res* any text",
-    )
+    add_where(parser)
     parser.add_argument(
         "--sort", metavar="KEY", help="sort by a key: metrics the better value first, all else ascending"
     )
     parser.add_argument("--reverse", action="store_true", help="reverse the order")
     parser.add_argument("--columns", metavar="KEY,...", help="columns to show; +KEY,... in addition to the usual ones")
-    parser.add_argument("-n", "--limit", type=_count, metavar="N", help="list only the first N runs")
+    parser.add_argument("-n", "--limit", type=positive, metavar="N", help="list only the first N runs")
     parser.add_argument(
         "--cost", action="store_true", help="list the device-hours, the energy and the cost of each run"
     )
@@ -75,10 +69,29 @@ def _parser() -> Parser:
     return parser
 
 
-def _count(text: str) -> int:
+def add_where(parser: argparse.ArgumentParser) -> None:
+    """Add `--where`."""
+    parser.add_argument(
+        "--where",
+        metavar="CONDITIONS",
+        action="append",
+        default=[],
+        help="only runs that meet all conditions KEY=VALUE, separated by blanks; also != < <= > >=; state=failed,dead "
+        "is either; name=res* any text",
+    )
+
+
+def positive(text: str) -> int:
+    """Parse a number of runs."""
     if not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text} is not a number of runs")
     return int(text)
+
+
+def report_problems(index: Index) -> None:
+    """Print the runs that cannot be read to stderr."""
+    for path, reason in sorted(index.problems().items()):
+        print(f"trainer: skipped {one_line(path.name)}: {printable(reason)}", file=sys.stderr)
 
 
 def main(argv: list[str]) -> int:
@@ -106,8 +119,7 @@ def _chosen(index: Index, options: argparse.Namespace) -> list[Row]:
     """Return the runs to list, in order. Those that cannot be read are reported on stderr."""
     conditions = [condition for text in options.where for condition in parse(text)]
     index.refresh()
-    for path, reason in sorted(index.problems().items()):
-        print(f"trainer: skipped {one_line(path.name)}: {printable(reason)}", file=sys.stderr)
+    report_problems(index)
     everything = index.rows()[::-1]
     rows = [row for row in everything if not options.state or row.state in options.state]
     require_keys([one.key for one in conditions], everything, "--where")

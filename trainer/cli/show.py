@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from trainer.checkpoint import commit
 from trainer.checkpoint.store import BEFORE_END
 from trainer.cli.common import age, duration, number, size
 from trainer.cli.options import add_output_options, add_run, make_parser
+from trainer.cli.sparkline import sparkline
 from trainer.core.errors import DONE, JOB_FAILED
 from trainer.core.text import indented
 from trainer.launch.follow import typed
@@ -24,7 +26,11 @@ from trainer.runs.ledger import by_rank
 from trainer.runs.records import AttemptOutcome
 from trainer.runs.registry import find, reference_to, runs_dir_from, shortest
 from trainer.runs.reproduction import first_of
+from trainer.runs.sampled import sampled_curves
 from trainer.runs.summary import summary
+
+_INDENT, _NARROWEST, _WIDEST = 15, 8, 30
+"""Columns before a metric, and of its curve."""
 
 
 def main(argv: list[str]) -> int:
@@ -83,7 +89,8 @@ def _sheet(run: RunDirectory, facts: dict[str, Any]) -> list[str]:
     lines += _block("bill", bill_text.sheet(bill(run)))
     lines += _block("stragglers", [event["reason"] for event in facts["stragglers"]])
     lines += _block("ranks", _ranks(facts.get("ranks", [])))
-    lines += _block("metrics", [f"{name}  {number(value)}" for name, value in sorted(facts["metrics"].items())])
+    lines += _block("metrics", _metric_lines(run, facts["metrics"]))
+    lines += _block("evaluated", [_evaluation(one) for one in facts["evaluations"]])
     lines += _block("checkpoints", _checkpoints(facts["checkpoints"]))
     lines += _block("attempts", [_attempt(outcome) for outcome in run.attempts()])
     if os.path.isfile(run.path / REPORT):
@@ -111,6 +118,26 @@ def _classes(spent: dict[str, float]) -> str:
     return ", ".join(
         f"{name.replace('_', ' ')} {_seconds(seconds)}" for name, seconds in spent.items() if seconds >= 0.05
     )
+
+
+def _metric_lines(run: RunDirectory, metrics: dict[str, Any]) -> list[str]:
+    """Return the last value of each metric, and its curve where that fits beside it."""
+    curves = sampled_curves(run.metrics_path)
+    names, values = (
+        max((len(text) for text in texts), default=0) for texts in (metrics, map(number, metrics.values()))
+    )
+    room = min(shutil.get_terminal_size((80, 24)).columns, 80) - _INDENT - names - values - 4
+    drawn = {name: sparkline(curves.get(name, []), min(room, _WIDEST)) for name in metrics if room >= _NARROWEST}
+    if not any(drawn.values()):
+        return [f"{name}  {number(value)}" for name, value in sorted(metrics.items())]
+    return [
+        f"{name:<{names}}  {number(value):<{values}}  {drawn[name]}".rstrip() for name, value in sorted(metrics.items())
+    ]
+
+
+def _evaluation(evaluation: dict[str, Any]) -> str:
+    metrics = ", ".join(f"{name} {number(value)}" for name, value in sorted(evaluation["metrics"].items()))
+    return f"step {evaluation['step']}, {evaluation['split']}: {metrics}"
 
 
 def _ranks(rows: list[dict[str, Any]]) -> list[str]:

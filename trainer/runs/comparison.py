@@ -167,5 +167,7 @@ def _results(runs: Sequence[RunDirectory], states: Mapping[str, str] | None) -> 
         row: Facts = {name: known[name] for name in ("state", "step", "epoch", "attempts")}
         row |= {f"best {name}": known["best"][name] for name in ("metric", "value", "step")} if known["best"] else {}
         row |= {name: known["metrics"][name] for name in sorted(known["metrics"], key=is_measured_time)}
+        for one in known["evaluations"]:
+            row |= {f"{name} (evaluated on {one['split']})": value for name, value in one["metrics"].items()}
         facts.append({**row, "wall seconds": mapping(known["ledger"]).get("wall_s")})
     return facts
