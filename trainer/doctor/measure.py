@@ -16,10 +16,12 @@ import torch
 from trainer.core import nvml
 from trainer.doctor.facts import DeviceFacts, Facts
 from trainer.doctor.gpu_state import throttle_reasons
+from trainer.hardware.catalogue import known as known_device
+from trainer.hardware.device import Arithmetic
 from trainer.runtime import speed
 
 _LIBRARIES = re.compile(r"(/\S*/(lib(?:nccl|cudart|cublas|rccl))\.so\S*)")
-_ON_GPU = ("fp64", "fp32", "tf32", "bf16", "fp16", "fp8")
+_ON_GPU: tuple[Arithmetic, ...] = ("fp64", "fp32", "tf32", "bf16", "fp16", "fp8")
 _ON_CPU = ("fp32", "bf16")
 
 
@@ -75,7 +77,7 @@ def _gpu(index: int, busy: set[str]) -> DeviceFacts:
         multiprocessors=known.multi_processor_count,
         is_busy=uuid in busy,
     )
-    works = {kind: speed.works(device, kind) for kind in _ON_GPU}
+    works: dict[str, str] = {kind: speed.works(device, kind) for kind in _ON_GPU}
     if found.is_busy:
         return replace(found, works=works)
     seen = [0]
@@ -83,7 +85,10 @@ def _gpu(index: int, busy: set[str]) -> DeviceFacts:
     def look() -> None:
         seen[0] |= _throttling(uuid)
 
-    rates = {kind: speed.matrix_flops(device, kind, look) for kind in _ON_GPU if not works[kind]}
+    entry = known_device(found.name)
+    # What the matrix units lack is emulated, and takes many times as long.
+    kinds = [kind for kind in _ON_GPU if not works[kind] and (entry is None or kind == "fp64" or entry.supports(kind))]
+    rates: dict[str, float] = {kind: speed.matrix_flops(device, kind, look) for kind in kinds}
     memory, host = speed.memory_bytes_s(device), speed.host_bytes_s(device)
     torch.cuda.empty_cache()
     return replace(found, works=works, matrix_flops=rates, throttling=seen[0], memory_bytes_s=memory, host_bytes_s=host)

@@ -20,7 +20,7 @@ from trainer.doctor.probe import Probe, give_up
 from trainer.doctor.storage import existing
 from trainer.hardware import baseline
 
-_TORCH_S, _GPU_S, _STORAGE_S, _REDUCE_S = 60.0, 15.0, 60.0, 90.0
+_TORCH_S, _GPU_S, _STORAGE_S, _REDUCE_S = 60.0, 30.0, 60.0, 90.0
 """Seconds until a process is given up; for torch and per GPU. Most of it is for a first import from a slow disk."""
 _MEGABYTES = 128
 _MOST_CPU_RANKS = 2
@@ -97,7 +97,12 @@ def _reduce(device: str, ranks: int, variables: dict[str, str]) -> list[str]:
                 pass_fds=given,
             )
             started.append(process)
-        return [_answer_of(process) for process in started]
+        try:
+            return [_answer_of(process) for process in started]
+        except BaseException:
+            for process in started:
+                give_up(process)
+            raise
 
 
 def _answer_of(process: subprocess.Popen[str]) -> str:
@@ -129,6 +134,9 @@ def _ask(cls: type[T], module: str, arguments: Sequence[str], timeout_s: float) 
         except subprocess.TimeoutExpired:
             give_up(process)
             return f"no answer within {timeout_s:.0f} s"
+        except BaseException:
+            give_up(process)
+            raise
         errors.seek(0)
         lines = errors.read().strip().splitlines()
     if process.returncode != 0:

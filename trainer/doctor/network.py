@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +16,7 @@ _MOST_SKEW_S, _SOME_SKEW_S = 5.0, 0.5
 _LEAST_PORTS = 1000
 _WANDB_S = 5.0
 _WANDB = "https://api.wandb.ai"
+_CREDENTIALS = re.compile(r"://[^/@\s]*@")
 
 
 def hostname(probe: Probe) -> Iterator[Finding]:
@@ -107,6 +109,7 @@ def weights_and_biases(probe: Probe) -> Iterator[Finding]:
         return
     url = settings["base_url"].value if "base_url" in settings else _WANDB
     problem_text = probe.fetch(url, _WANDB_S)
+    url = _CREDENTIALS.sub("://", url)
     if problem_text:
         fix = "tracking.mode=offline, and `trainer sync` from a machine with a network; or set HTTPS_PROXY"
         yield warning(f"{url} cannot be reached: {problem_text}", fix)

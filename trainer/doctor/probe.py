@@ -91,6 +91,8 @@ def is_clock_synchronized() -> bool | None:
 
 def fetch(url: str, timeout_s: float) -> str:
     """Open a URL and return an empty text, or why it cannot be reached. Any answer of a server counts as reached."""
+    if not url.startswith(("https://", "http://")):
+        return "not an address of a server"
     try:
         with urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=timeout_s):
             return ""

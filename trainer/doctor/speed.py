@@ -26,8 +26,9 @@ def measurements(probe: Probe) -> dict[str, float]:
     values: dict[str, float] = {}
     facts = probe.facts
     if facts is not None and facts.cpu is not None:
-        values |= {f"cpu matrix {kind}": rate for kind, rate in facts.cpu.matrix_flops.items()}
-        values["cpu memory"] = facts.cpu.memory_bytes_s
+        threads = f"of {facts.threads} threads"
+        values |= {f"cpu matrix {kind} {threads}": rate for kind, rate in facts.cpu.matrix_flops.items()}
+        values[f"cpu memory {threads}"] = facts.cpu.memory_bytes_s
     for one in facts.devices if facts is not None else ():
         values |= {f"matrix {kind} GPU {one.index}": rate for kind, rate in one.matrix_flops.items()}
         values[f"memory GPU {one.index}"] = one.memory_bytes_s

@@ -40,7 +40,7 @@ class Baseline:
 
     host: str
     hardware: str
-    """What the measurements depend on: the devices, and how many."""
+    """What the measurements depend on: `hardware_of`."""
     samples: dict[str, list[Sample]] = field(default_factory=dict)
     """Measurement, such as `matrix bf16 GPU 0`, to its samples, oldest first."""
 
@@ -67,8 +67,11 @@ class Baseline:
 
 
 def hardware_of(gpus: Sequence[str]) -> str:
-    """Return what the speed of a machine depends on: its GPUs by name, or the cores of its CPU."""
-    return ", ".join(f"{index} {name}" for index, name in enumerate(gpus)) or f"{os.cpu_count()} cores"
+    """Return what the speed of a machine depends on: the names of its GPUs, or the cores of its CPU.
+
+    Not how many of them: a job may get any part of a node.
+    """
+    return ", ".join(sorted(set(gpus))) or f"{os.cpu_count()} cores"
 
 
 def path_of(host: str) -> Path:

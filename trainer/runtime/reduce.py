@@ -50,7 +50,12 @@ def main(device: str, timeout_s: str, token: str, listener: str | None = None) -
             torch.cuda.synchronize()
         best_s = min(best_s, time.perf_counter() - began)
     kind = "fp32" if device == "cpu" else "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
-    print(f"{_BYTES[device] / best_s:.0f} {kind} {speed.matrix_flops(place, kind):.0f}", flush=True)
+    print(f"{_BYTES[device] / best_s:.0f}", end="", flush=True)
+    try:
+        print(f" {kind} {speed.matrix_flops(place, kind):.0f}", flush=True)
+    except RuntimeError as problem:  # no memory left, no such product: the ranks can train all the same
+        print(flush=True)
+        print(f"no matrix rate: {problem}", file=sys.stderr)
     torch.distributed.destroy_process_group()
 
 

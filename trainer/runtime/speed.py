@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import torch
 
-_SIZES = {"cuda": {"fp64": 4096, "fp32": 4096}, "cpu": {"fp32": 1024}}
+_SIZES = {"cuda": {"fp64": 2048, "fp32": 4096, "tf32": 4096}, "cpu": {"fp32": 1024}}
 _USUAL = {"cuda": 8192, "cpu": 512}
 """Rows and columns of the matrices, large enough for the peak and done within about 0.1 s."""
 _REPEATS = {"cuda": 10, "cpu": 3}

@@ -25,7 +25,7 @@ from typing import IO, Any
 from trainer.checkpoint.store import CheckpointStore
 from trainer.config.shape import LaunchShape
 from trainer.core import processes, records
-from trainer.core.errors import EnvironmentFault
+from trainer.core.errors import EnvironmentFault, UserError
 from trainer.core.files import write_atomic
 from trainer.core.gpus import inventory
 from trainer.core.hardware import count_gpus
@@ -165,11 +165,11 @@ def reduce_over(
             complaints.append(waited if unfit() is None else f"{unfit()} is unfit")
         elif child.returncode:
             complaints += _content(errors).strip().splitlines()[-1:]
-    measured = [text.split()[1:] for text in texts if text.startswith("joined") and len(text.split()) == 4]
-    speeds = [float(bytes_per_s) for bytes_per_s, _, _ in measured]
+    measured = [text.split()[1:] for text in texts if text.startswith("joined") and len(text.split()) > 1]
+    speeds = [float(words[0]) for words in measured]
     names = ["matrix {} GPU {}", "cpu matrix {} of rank {}"]
     name = names[together.shape.device == "cpu"]
-    rates = {name.format(kind, rank): float(flops) for rank, (_, kind, flops) in enumerate(measured)}
+    rates = {name.format(words[1], rank): float(words[2]) for rank, words in enumerate(measured) if len(words) == 3}
     return Reduction(
         joined=sum(text.startswith("joined") for text in texts),
         bytes_per_s=min(speeds) if len(speeds) == len(children) else None,
@@ -264,16 +264,16 @@ def judge(run: RunDirectory, nodes: list[str]) -> tuple[dict[str, str], float | 
 def slower(reduced: Reduction, together: Together) -> list[str]:
     """Return what is slower than this node's baseline, which then has the other measurements."""
     gpus = [gpu.name for gpu in inventory().gpus] if together.shape.device == "cuda" else []
-    kept = baseline.read(socket.gethostname(), baseline.hardware_of(gpus))
     values = dict(reduced.rates or {})
     if reduced.bytes_per_s:
         kind = "all-reduce" if gpus else "cpu all-reduce"
         values[f"{kind} of {together.shape.world_size} on {len(together.nodes)} nodes"] = reduced.bytes_per_s
-    shares = {name: kept.slower(name, value) for name, value in values.items()}
     try:
+        kept = baseline.read(socket.gethostname(), baseline.hardware_of(gpus))
+        shares = {name: kept.slower(name, value) for name, value in values.items()}
         baseline.write(kept.with_measured(values))
-    except OSError:  # a home that is not writable on the nodes: no comparison
-        pass
+    except (OSError, RuntimeError, UserError):  # no home on the nodes, or one that is not writable: no comparison
+        return []
     return [f"{name} has {share:.0%} of the usual" for name, share in shares.items() if share is not None]
 
 
