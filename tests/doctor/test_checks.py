@@ -64,6 +64,15 @@ def test_unknown_hardware_is_measured_and_not_judged(tmp_path: Path) -> None:
     assert "not in the catalogue" in found[0].text
 
 
+def test_a_password_in_an_address_is_neither_printed_nor_sent(tmp_path: Path) -> None:
+    asked = []
+    environment = {"WANDB_BASE_URL": "https://me:hunter2@wandb.site", "WANDB_MODE": "online"}
+    probe = healthy(tmp_path, environment=environment, fetch=lambda url, timeout_s: asked.append(url) or "refused")
+    (found,) = of("W&B", probe)
+    assert asked == ["https://wandb.site"]
+    assert "hunter2" not in found.text
+
+
 def test_a_machine_without_gpus_is_no_fault(tmp_path: Path) -> None:
     probe = healthy(
         tmp_path,

@@ -82,3 +82,6 @@ def test_a_node_that_got_slower_is_named_and_used(
     write(run, "n1", reduced=usual)
     assert preflight.judge(run, ["n0", "n1"]) == ({}, 0.9e9)
     assert preflight.slow(run, ["n0", "n1"]) == {"n0": [f"{rate} has 10% of the usual"]}
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    assert preflight.slower(now, together) == [], "a node without a home can be used"

@@ -107,9 +107,8 @@ def weights_and_biases(probe: Probe) -> Iterator[Finding]:
     if mode.value in ("offline", "disabled"):
         yield skipped(f"runs log {'offline' if mode.value == 'offline' else 'nothing'} ({mode.source})")
         return
-    url = settings["base_url"].value if "base_url" in settings else _WANDB
+    url = _CREDENTIALS.sub("://", settings["base_url"].value if "base_url" in settings else _WANDB)
     problem_text = probe.fetch(url, _WANDB_S)
-    url = _CREDENTIALS.sub("://", url)
     if problem_text:
         fix = "tracking.mode=offline, and `trainer sync` from a machine with a network; or set HTTPS_PROXY"
         yield warning(f"{url} cannot be reached: {problem_text}", fix)
