@@ -37,6 +37,7 @@ def test_the_wheel_holds_what_a_job_needs(wheel: zipfile.ZipFile) -> None:
     modules = {str(path.relative_to(ROOT)) for path in (ROOT / "trainer").rglob("*.py")}
     assert modules <= names
     assert any(name.startswith("trainer/cli/templates/") for name in names)
+    assert "trainer/report/style.css" in names
     static = {str(path.relative_to(ROOT)) for path in (ROOT / "trainer/dashboard/static").rglob("*") if path.is_file()}
     assert {"trainer/dashboard/static/index.html", "trainer/dashboard/static/vendor/uplot/LICENSE"} <= static <= names
 
