@@ -114,6 +114,7 @@ def test_only_the_gpus_of_the_job_count(tmp_path: Path) -> None:
         device["joules"] += joules
     assert counters.used()["gpu"] == pytest.approx(1010)
     assert counters.measured("gpu") == 2
+    assert [one.name for one in on_gpus(library, 2, tmp_path).counters] == ["0", "1"]  # one rank on each of the first
     assert list(counters.missing) == ["cpu"]
 
 

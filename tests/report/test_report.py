@@ -15,7 +15,11 @@ import pytest
 
 from tests.report.made import Page, make, points
 from trainer.report import write
+from trainer.report.chart import Line, chart
+from trainer.report.markup import element
 from trainer.report.page import MOST_BYTES, report, report_of_several
+from trainer.report.page import page as page_of
+from trainer.runs.curves import Curve
 from trainer.runs.directory import RunDirectory
 
 HOSTILE = "\"'><script>alert(1)</script><img src=x onerror=alert(1)>\x1b[31m\u202e&amp;</svg></style>"
@@ -169,6 +173,22 @@ def test_a_huge_run_stays_below_one_megabyte(tmp_path: Path) -> None:
     assert len(page.figures) == 24
     assert "276 more metrics are in metrics.jsonl." in page.text
     assert "100 more rows are left out." in page.text
+
+
+def test_what_does_not_fit_is_left_out_from_the_end() -> None:
+    parts = [element("p", "x" * 3000) for _ in range(400)]
+    html = page_of("title", parts, "here")
+    assert MOST_BYTES - 10_000 < len(html.encode()) < MOST_BYTES
+    assert "because the report would be larger than 1 MB." in Page(html).text
+
+
+@pytest.mark.parametrize("smallest", [5e-324, 1e-5, 0.0, -1.0])
+def test_a_loss_over_decades_has_a_logarithmic_axis_where_there_is_a_logarithm(smallest: float) -> None:
+    curve = Curve(8)
+    curve.add(1, smallest)
+    curve.add(2, 1.0)
+    html = chart("loss", [Line("train/loss", curve, 0)])
+    assert ("log scale" in html) == (smallest == 1e-5)
 
 
 def test_several_runs_are_compared(tmp_path: Path) -> None:

@@ -84,6 +84,18 @@ def test_energy_goes_to_the_phases_as_the_rank_has_spent_its_time(workdir: Path,
     assert record.joules["cpu"] == pytest.approx({"start": 100.0, "train": 150.0, "data": 150.0}, abs=0.1)
 
 
+def test_the_time_before_the_first_heartbeat_is_the_start(workdir: Path, sysfs: Powercap) -> None:
+    run = make_run(workdir)
+    readings = recorder(run, sysfs, [0])
+    readings._begin()
+    readings._since -= 4.0
+    beat(run, 0, train=1.0)
+    sysfs.set(100)
+    readings._read()
+    (record,) = run.usage()
+    assert record.joules["cpu"] == pytest.approx({"start": 75.0, "train": 25.0}, abs=2)
+
+
 def test_each_node_follows_its_own_first_rank(workdir: Path, sysfs: Powercap) -> None:
     run = make_run(workdir)
     beat(run, 0, rank=0, validate=9.0)
