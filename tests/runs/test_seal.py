@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -124,8 +125,10 @@ def test_a_seal_has_every_fact(run: RunDirectory) -> None:
     assert set(summary(run)) == {"id", "name", "path", *facts._FORMS}, "a new key needs its type in runs/facts.py"
     assert sealed.summary.config["model"] == "mlp"
     assert sealed.summary.config["trainer.max_steps"] == 3
-    assert sealed.summary.ranges is not None
-    assert sealed.summary.ranges["val/acc"].best("max") == (0.9, 2)
+    ranges = seal.ranges_of(sealed.summary)
+    assert ranges is not None
+    assert ranges["val/acc"].best("max") == (0.9, 2)
+    assert seal.ranges_of(replace(sealed.summary, ranges={"val/acc": {"last": []}})) is None
     assert sealed.summary.facts["best"]["value"] == 0.9
 
 

@@ -164,8 +164,9 @@ class Index:
 
         def ranges() -> Ranges:
             found, known = summary(), self._entry(name)
-            if found is not None and found.ranges is not None:
-                return found.ranges
+            sealed = None if found is None else seal.ranges_of(found)
+            if sealed is not None:
+                return sealed
             known.scan = known.scan or RangeScan(Path(run, "metrics.jsonl"))
             return known.scan.read()
 

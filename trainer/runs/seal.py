@@ -86,14 +86,14 @@ class SealedSummary:
     inode: int
     is_over: bool
     """Whether no scheduler runs the job again; otherwise it is asked each time."""
-    sources: dict[str, list[int]]
+    sources: dict[str, Any]
     """The signatures of `SOURCES` before they were read."""
     facts: dict[str, Any]
     """`summary()`; paths of checkpoints are relative to the run directory."""
     config: dict[str, Any] = field(default_factory=dict)
     """The chosen groups, and the leaves of the frozen configuration by their dotted keys."""
-    ranges: dict[str, MetricRange] | None = None
-    """The values of each metric; null if there were too many to read in passing."""
+    ranges: dict[str, Any] | None = None
+    """The `MetricRange` of each metric, validated by `ranges_of`; null if there were too many to read in passing."""
 
 
 def signature(path: str | Path) -> Signature:
@@ -142,10 +142,26 @@ def read(folder: str) -> Sealed | None:
     return Sealed(summary, {FILE: [summary.written, len(content), summary.inode], **seen}, content)
 
 
-def _ranges_to_seal(run: RunDirectory) -> Ranges | None:
+def ranges_of(summary: SealedSummary) -> Ranges | None:
+    """Return the values of each metric; None if they are not sealed. Most lists of runs do not need them."""
+    try:
+        sealed = records.from_json(_Sealed, {"ranges": summary.ranges}, FILE)
+    except records.BadRecord:
+        return None
+    return sealed.ranges
+
+
+@dataclass(frozen=True)
+class _Sealed:
+    ranges: dict[str, MetricRange] | None
+
+
+def _ranges_to_seal(run: RunDirectory) -> dict[str, Any] | None:
     """Return the ranges of the metrics, unless there are too many to read in passing."""
     found = signature(run.metrics_path)
-    return read_ranges(run.metrics_path) if not found or found[1] <= SCANNED_BYTES else None
+    if found and found[1] > SCANNED_BYTES:
+        return None
+    return {name: records.to_json(values) for name, values in read_ranges(run.metrics_path).items()}
 
 
 def summary_of(
