@@ -9,6 +9,7 @@ import pytest
 from tests.conftest import TrainerCli
 from tests.slurm.conftest import Testbed, wait_until
 from tests.slurm.jobs import LIMITED_JOB, LIMITED_STEPS, curve, logged_steps, story, submit, wait_for_event, weights
+from tests.tracking.wandb_server import WandbServer
 from trainer.runs.bill import bill
 from trainer.runs.directory import RunDirectory
 from trainer.runs.events import Allocated
@@ -38,6 +39,13 @@ def test_a_training_longer_than_its_time_limit_ends_as_if_it_had_had_the_time(
     assert curve(limited) == curve(untouched)
     assert weights(limited, LIMITED_STEPS, workdir / "a") == weights(untouched, LIMITED_STEPS, workdir / "b")
     assert {path.name.rpartition("-")[2] for path in limited.wandb_dir.glob("**/offline-run-*")} == {limited.id}
+    with WandbServer() as server:
+        synced = cli("sync", str(limited.path), env=server.environment(), timeout=180)
+        assert synced.returncode == 0, synced.stdout + synced.stderr
+        (served,) = server.runs.values()
+    rows = [(row["trainer/global_step"], row["train/loss"]) for row in served.history if "train/loss" in row]
+    assert [step for step, _ in rows] == list(range(1, LIMITED_STEPS + 1))
+    assert [loss for _, loss in rows] == pytest.approx([line["train/loss"] for line in curve(limited)], rel=1e-6)
     beat = limited.heartbeat(0)
     assert beat is not None
     assert beat.step == LIMITED_STEPS

@@ -132,8 +132,13 @@ def test_offline_and_synced(trainer_cli: TrainerCli, workdir: Path, server: Wand
     # The shell by now is about other runs; and its settings say offline, as W&B's own `wandb sync` may be told.
     shell = {"WANDB_PROJECT": "another", "WANDB_ENTITY": "nobody", "WANDB_MODE": "disabled", "WANDB_RUN_ID": "x"}
     synced = trainer_cli("sync", run.name, env={**shell, **server.environment()}, timeout=120)
-    assert (synced.returncode, synced.stdout) == (0, f"{run.name}: {whole} uploaded\n"), synced.stderr
+    (served,) = server.runs.values()
+    url = f"{server.url}/somebody/proof/runs/{served.id}"
+    told = f"{run.name}: {whole} uploaded, {len(served.history)} rows accepted: {url}\n"
+    assert (synced.returncode, synced.stdout) == (0, told), synced.stderr
     check_served(server, run)
+    assert json.loads(trainer_cli("show", "--json").stdout)["wandb"]["url"] == url
     again = trainer_cli("sync", "--json", env=server.environment(), timeout=60)
     (found,) = json.loads(again.stdout)
-    assert found == {"id": run.name.rpartition("-")[2], "uploaded": 0, "already": whole, "failed": []}
+    expected = {"id": run.name.rpartition("-")[2], "uploaded": 0, "already": whole, "failed": []}
+    assert found == {**expected, "rows": None, "served": None}

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+import threading
+from collections.abc import Callable, Mapping
 from typing import Any
 
 MASK = "***"
@@ -79,6 +80,8 @@ def mask_inside(value: Any, environ: Mapping[str, str] | None = None) -> Any:
 class MaskedStream:
     """A text stream that masks secrets in what is written to it; all else is that of the stream.
 
+    A library that replaces `write` to see what is written (wandb, for its console log) sees masked text.
+
     Args:
         stream: The stream that is written to.
     """
@@ -86,14 +89,26 @@ class MaskedStream:
     def __init__(self, stream: Any) -> None:
         self._stream = stream
         self._secrets = tuple(known())
+        self._replaced: Callable[[str], int] | None = None
+        self._inside = threading.local()
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set an attribute; a replacement of `write` is called by `write`, with the masked text."""
+        object.__setattr__(self, "_replaced" if name == "write" else name, value)
 
     def write(self, text: str) -> int:
         """Write `text`, masked."""
         for value in self._secrets:
             if value in text:
                 text = text.replace(value, MASK)
-        written: int = self._stream.write(text)
-        return written
+        if self._replaced is None or getattr(self._inside, "write", False):  # the replacement calls this method
+            written: int = self._stream.write(text)
+            return written
+        self._inside.write = True
+        try:
+            return self._replaced(text)
+        finally:
+            self._inside.write = False
 
     def writelines(self, lines: Any) -> None:
         """Write each line, masked."""

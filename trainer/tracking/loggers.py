@@ -41,6 +41,15 @@ AttemptEnd = Literal["finished", "stopped", "preempted", "failed"]
 """How an attempt ended."""
 
 
+@contextmanager
+def reported(what: str) -> Iterator[None]:
+    """Print an exception of W&B's client instead of raising it: it is no reason to fail the training."""
+    try:
+        yield
+    except Exception as error:
+        print(f"wandb: {what} was not logged: {type(error).__name__}: {error}", flush=True)
+
+
 class StepAxis:
     """The x axis of every logger: completed optimizer steps, for training and validation alike.
 
@@ -113,21 +122,13 @@ class WandbCurves(WandbLogger):
         """Update the extremes in the summary of the W&B run, at each checkpoint and at the end."""
         if self._extremes is not None:
             best = best_of_run(self._run_directory, self._run_directory.heartbeat(0))
-            self.experiment.summary.update(self._extremes.summary(best))
+            with reported("the summary"):
+                self.experiment.summary.update(self._extremes.summary(best))
 
     @rank_zero_only
     def log_hyperparams(self, params: Any) -> None:
         """Log hyperparameters with secrets masked."""
         super().log_hyperparams(masked(dict(params) if isinstance(params, Mapping) else vars(params)))
-
-
-@contextmanager
-def _reported(what: str) -> Iterator[None]:
-    """Print an exception of W&B's client instead of raising it: it is no reason to fail the training."""
-    try:
-        yield
-    except Exception as error:
-        print(f"wandb: {what} was not logged: {type(error).__name__}: {error}", flush=True)
 
 
 class Loggers:
@@ -181,7 +182,7 @@ class Loggers:
         if self._experiment.disabled:
             return
         if self._options.code and len(self._run.events_of(Tracking)) == 1:
-            with _reported("the code artifact"):
+            with reported("the code artifact"):
                 wandb_artifacts.log_code(self._experiment, self._run)
         if self._options.stop_tag and not self._experiment.offline:
             self._tags = TagWatch(
@@ -197,7 +198,7 @@ class Loggers:
     def checkpoint_saved(self, checkpoint: Checkpoint, is_best: Callable[[], bool]) -> None:
         """Log a committed checkpoint as an artifact, if `tracking.artifacts` asks for it. Called in any thread."""
         if self._experiment is not None and not self._experiment.disabled and self._options.artifacts != "none":
-            with _reported("the checkpoint artifact"):
+            with reported("the checkpoint artifact"):
                 wandb_artifacts.log_checkpoint(
                     self._experiment, self._run, checkpoint, is_best(), self._options.artifacts
                 )
@@ -206,7 +207,8 @@ class Loggers:
         """Add facts that are known only once everything is built, such as the number of parameters."""
         self._facts.update(facts)
         if self._experiment is not None:
-            self._experiment.config.update({FACTS: self._facts}, allow_val_change=True)
+            with reported("the config"):
+                self._experiment.config.update({FACTS: self._facts}, allow_val_change=True)
 
     def finish(self, end: AttemptEnd) -> None:
         """Finalize all loggers; the W&B run last."""
@@ -219,7 +221,7 @@ class Loggers:
         if self._experiment is not None:
             error = sys.exc_info()[1]
             if end == "failed" and self._options.alerts:
-                with _reported("the alert"):
+                with reported("the alert"):
                     text = mask(f"{type(error).__name__}: {error}" if error else "it ended with an error")
                     self._experiment.alert(title=f"{self._run.path.name} failed", text=text, level="ERROR")
             if end == "preempted":

@@ -11,6 +11,7 @@ because a killed client loses what it has not written yet. Missing steps are rea
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections import Counter
@@ -208,7 +209,8 @@ class OneCurve:
         self._number += 1
 
     def _record(self, row: Row) -> None:
-        os.write(self._file, _line(row).encode() + b"\n")
+        with contextlib.suppress(OSError):  # a full disk: no reason to end the training
+            os.write(self._file, _line(row).encode() + b"\n")
 
     def close(self) -> None:
         """Close the file."""

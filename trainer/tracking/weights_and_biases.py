@@ -189,6 +189,9 @@ def finish(experiment: Any, exit_code: int, bill: Mapping[str, float] | None = N
     try:
         experiment.summary.update(dict(bill or {}))
         experiment.finish(exit_code=exit_code)
+        curve = getattr(experiment.log, "__self__", None)
+        if isinstance(curve, OneCurve):
+            curve.close()
     except Exception as error:
         print(f"wandb: not finished cleanly ({error}); the rows are in {experiment.dir}", flush=True)
 
