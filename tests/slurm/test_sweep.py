@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import time
 from pathlib import Path
 from typing import Any
@@ -142,3 +143,79 @@ def test_a_submission_whose_note_was_lost_is_found_by_its_comment(
 def test_a_list_of_indices_is_short() -> None:
     assert compact([7, 0, 1, 2, 9]) == "0-2,7,9"
     assert expanded("0-2,7,9") == [0, 1, 2, 7, 9]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["grid", "random", "sobol", "tpe"])
+def test_twenty_four_trials_end_as_unharmed_ones(
+    cli: TrainerCli, workdir: Path, testbed: Testbed, method: str, report: list[str]
+) -> None:
+    """Two processes are killed, a node crashes, the controller goes away, one trial always fails; serially: nothing."""
+    (workdir / "own.py").write_text(BAD.replace("if self.when:", "if self.when in ('0.003-0.2-0', '0.003-0.0-7'):"))
+    bad = ["+callbacks.fails._target_=own.Fails", "model.dropout=0.0"]
+    bad += ["+callbacks.fails.when=${optimizer.lr}-${model.dropout}-${seed}"]
+    rates = "optimizer.lr=0.001,0.002,0.003,0.004,0.006,0.01"
+    space = [rates, "model.dropout=0.0,0.1,0.2,0.3"] if method == "grid" else [rates, "seed=range(0,40)"]
+    space += [] if method == "grid" else ["sweep.trials=24", f"sweep.method={method}"]
+    space += ["sweep.generation=4"] if method == "tpe" else []
+    if method == "tpe":
+        pytest.importorskip("optuna")
+    done = cli("sweep", *SWEEP, *bad, *space, "--at-once=4", "--json", timeout=120)
+    assert done.returncode == DONE, done.stderr
+    sweep = SweepDirectory(Path(json.loads(done.stdout)["path"]))
+
+    def running() -> list[tuple[int, RunDirectory]]:
+        found = []
+        for number, names in sweep.names().items():
+            record = sweep.run_of(number, names.runs[-1]) if names.runs and not names.is_over else None
+            run = RunDirectory(Path(record.path)) if record else None
+            if run is not None and (beat := run.heartbeat(0)) is not None and beat.step >= 1:
+                found.append((number, run))
+        return found
+
+    for harm in ("kill", "crash", "controller", "kill"):
+        _, run = wait_until(running, timeout_s=300, why=testbed.queue)[0]
+        job = str(run.launch().slurm_job_id)
+        if harm == "kill":
+            for pid in [one for one in _pids() if f"sweep_task begin {sweep.path}" in one[1]][:1] or [
+                one for one in _pids() if str(run.path) in one[1] and "supervise.node" in one[1]
+            ][:1]:
+                os.kill(pid[0], signal.SIGKILL)
+        elif harm == "crash":
+            testbed("crash", testbed.slurm("squeue", "-h", "-j", job, "-o", "%N").strip() or "node0")
+        else:
+            testbed("controller", "stop")
+            time.sleep(10)
+            testbed("controller", "start")
+        time.sleep(2)
+    deadline = time.monotonic() + 2400
+    while not (answer := status(cli))["is_over"]:
+        assert time.monotonic() < deadline, json.dumps(answer, indent=1)
+        testbed.mend()
+        cli("sweep", "resume", timeout=120)
+        time.sleep(10)
+    failed = [row for row in answer["rows"] if row["state"] == "failed"]
+    assert len(answer["rows"]) == 24
+    assert all(row["parameters"]["optimizer.lr"] == "0.003" for row in failed)
+    assert len(failed) == 1 or method != "grid"
+    for row in answer["rows"]:
+        if row["state"] == "finished":
+            assert steps_of(RunDirectory(Path(row["path"]))) == list(range(1, 13)), row
+    serial = [*SWEEP, "cluster=local", "resources.nodes=1", *bad, *space, "name=serial", "--at-once=1", "--follow"]
+    cli("sweep", *[one for one in serial if one not in ("cluster=slurm", "cluster.preflight=false")], timeout=2400)
+    unharmed = json.loads(cli("sweep", "status", "--json", timeout=60).stdout)
+    report.append(f"{method}: {answer['counts']}; best {answer['best']['trial']}, unharmed {unharmed['best']['trial']}")
+    print(report[-1])
+    assert unharmed["counts"] == answer["counts"]
+    assert unharmed["best"]["trial"] == answer["best"]["trial"]
+    assert [row["values"] for row in unharmed["rows"]] == [row["values"] for row in answer["rows"]]
+
+
+def _pids() -> list[tuple[int, str]]:
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            found.append((int(folder.name), (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode()))
+        except OSError:
+            continue
+    return found

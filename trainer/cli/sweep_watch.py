@@ -23,7 +23,8 @@ from trainer.sweeps.outcome import final_outcome, history, mode_of
 from trainer.sweeps.pruning import why_pruned
 from trainer.sweeps.records import Prune, Spec
 
-_POLL_S = 1.0
+_POLL_S, _SHARE = 0.2, 50
+"""Seconds between two looks, and how many times as long as a look they are at least."""
 _started: list[subprocess.Popen[bytes]] = []
 
 
@@ -42,6 +43,7 @@ def main(arguments: list[str]) -> int:
     mine = sweep.names()[number]
     curves = Curves(sweep, spec)
     while True:
+        began = time.monotonic()
         names = sweep.names().get(number)
         if names is None or names.is_over or names.owners != mine.owners or final_outcome(run, first) is not None:
             return DONE
@@ -54,7 +56,7 @@ def main(arguments: list[str]) -> int:
             print(f"trial {number} is pruned: {decision.reason}", flush=True)
             run.request_stop("pruned by its sweep")
             signal_stop(run)
-        time.sleep(_POLL_S)
+        time.sleep(max(_POLL_S, _SHARE * (time.monotonic() - began)))
 
 
 def _decide(spec: Spec, number: int, curves: Curves, run: RunDirectory) -> Prune | None:
