@@ -136,6 +136,9 @@ def test_a_sweep_outlives_its_command_and_the_kill_of_what_trains_it(
         ]
     )
     assert sweep.name.rpartition("-")[0] in cli("sweep", "ls").stdout
+    listed = json.loads(cli("ls", "--sweep", answer["id"], "--json").stdout)
+    assert {row["id"] for row in listed} == {run.id for run in runs}
+    assert json.loads(cli("ls", "--sweep", "another", "--json").stdout) == []
 
     # Retried trials run again; others keep their result.
     again = cli("sweep", "retry", "--trial", str(failed[0]["trial"]))
@@ -162,6 +165,7 @@ def test_a_stopped_sweep_is_resumed_and_extended(cli: TrainerCli, workdir: Path,
     (run,) = [RunDirectory(path) for path in (workdir / "runs").iterdir()]
     stopped_at = run.attempts()[-1].step or 0
     assert 0 < stopped_at < 1500
+    assert cli("resume", run.id, "--detach").returncode == 0  # by hand: the sweep must not start it a second time
     done = cli("sweep", "resume")
     assert done.returncode == 0, done.stdout + done.stderr
     answer = wait(cli, lambda now: now["is_over"])

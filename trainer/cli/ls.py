@@ -54,6 +54,7 @@ def _parser() -> Parser:
     parser.add_argument(
         "--sort", metavar="KEY", help="sort by a key: metrics the better value first, all else ascending"
     )
+    parser.add_argument("--sweep", metavar="SWEEP", help="only the runs of a sweep: its id, its name or a prefix")
     parser.add_argument("--reverse", action="store_true", help="reverse the order")
     parser.add_argument("--columns", metavar="KEY,...", help="columns to show; +KEY,... in addition to the usual ones")
     parser.add_argument("-n", "--limit", type=positive, metavar="N", help="list only the first N runs")
@@ -122,6 +123,7 @@ def _chosen(index: Index, options: argparse.Namespace) -> list[Row]:
     report_problems(index)
     everything = index.rows()[::-1]
     rows = [row for row in everything if not options.state or row.state in options.state]
+    rows = [row for row in rows if options.sweep is None or _is_of_sweep(row, options.sweep)]
     require_keys([one.key for one in conditions], everything, "--where")
     rows = select(rows, conditions) if rows else rows
     if options.sort:
@@ -129,6 +131,11 @@ def _chosen(index: Index, options: argparse.Namespace) -> list[Row]:
         rows = ordered(rows, options.sort)
     require_keys(_columns(options), everything, "--columns")
     return (rows[::-1] if options.reverse else rows)[: options.limit]
+
+
+def _is_of_sweep(row: Row, reference: str) -> bool:
+    name = str(row.facts.get("sweep") or "")
+    return bool(name) and (name.startswith(reference) or name.rpartition("-")[2].startswith(reference))
 
 
 def _columns(options: argparse.Namespace) -> list[str]:

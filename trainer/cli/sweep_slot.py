@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 from trainer.cli.sweep_trial import begin, clear_environment, home
-from trainer.core import processes
+from trainer.core import claims, processes
 from trainer.core.claims import free_gpus
 from trainer.core.errors import DONE, TrainerError
 from trainer.core.gpus import inventory
@@ -25,6 +25,8 @@ from trainer.sweeps.directory import SweepDirectory
 from trainer.sweeps.progress import settle, views
 from trainer.sweeps.records import Spec
 
+_CLAIM_VARIABLE = "TRAINER_SWEEP_CLAIM"
+"""JSON of the locks of the GPUs that this process has taken, and of the variables that it has replaced."""
 _WAIT_S, _POLL_S = 600.0, 5.0
 """How long a slot waits for GPUs that another program is about to free."""
 
@@ -34,6 +36,7 @@ def main(arguments: list[str]) -> int:
     sweep, slot = SweepDirectory(Path(arguments[0])), int(arguments[1])
     _log_to(slots.log_path(sweep, slot))
     _reap()
+    _release_gpus()
     spec = sweep.spec()
     home(spec)
     ended = os.environ.pop(slots.ENDED_VARIABLE, None)
@@ -54,7 +57,11 @@ def main(arguments: list[str]) -> int:
                 print(f"trial {claim.trial.number}: {error}", flush=True)
                 fail(sweep, claim, error)
                 continue
-            _train(sweep, claim, run, slot=slot, lock=lock)
+            try:
+                _train(sweep, claim, run, slot=slot, lock=lock)  # returns only with an error
+            except TrainerError as error:  # somebody was faster to take the GPUs
+                print(f"trial {claim.trial.number}: {error}", flush=True)
+                claim = error.message
         print(f"slot {slot} ends: {claim or 'no trial is left'}", flush=True)
         os.close(lock)
         os.environ.pop(slots.LOCK_VARIABLE, None)
@@ -93,11 +100,41 @@ def _train(sweep: SweepDirectory, claim: Claim, run: RunDirectory, *, slot: int,
         processes.python_module("trainer.cli.sweep_slot", str(sweep.path), str(slot))
     )
     environment["TRAINER_ATTEMPT"] = str(attempt)
+    environment |= _claim_gpus(run)
     command = processes.python_module(NODE, str(run.path))
     with (run.logs_dir / "launch.log").open("ab") as log:
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)
     os.execve(command[0], command, environment)
+
+
+def _claim_gpus(run: RunDirectory) -> dict[str, str]:
+    """Lock GPUs for the run, and return the variables of its node process, whose locks outlive exec(2).
+
+    Raises:
+        EnvironmentFault: Too few GPUs are free.
+    """
+    shape = run.shape()
+    if shape.device != "cuda":
+        return {}
+    claim = claims.claim(shape.processes_per_node, run.config()["resources"].get("devices"))
+    for lock in claim.locks:
+        os.set_inheritable(lock, True)
+    variables = claim.variables()
+    before = {name: os.environ.get(name) for name in variables}
+    return {**variables, _CLAIM_VARIABLE: json.dumps({"locks": claim.locks, "before": before})}
+
+
+def _release_gpus() -> None:
+    """Unlock the GPUs of the trial that has ended, and restore the variables that showed them."""
+    written = os.environ.pop(_CLAIM_VARIABLE, None)
+    if written is None:
+        return
+    record = json.loads(written)
+    for lock in record["locks"]:
+        os.close(lock)
+    for name, value in record["before"].items():
+        os.environ.pop(name, None) if value is None else os.environ.update({name: value})
 
 
 def _forget_process(sweep: SweepDirectory, number: int) -> None:

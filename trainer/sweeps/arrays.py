@@ -95,7 +95,7 @@ def _submit(
     free = [view for view in found if view.result is None and not view.is_alive]
     lost = [view.number for view in free if view.owner is not None]
     if spec.method in ADAPTIVE:
-        undecided = 0 if only_lost else max(0, spec.trials - len(found))
+        undecided = _undecided(spec, found, only_lost=only_lost)
         left = len(lost if only_lost else free) + undecided - _waiting_tasks(sweep, states)
         if left > 0:
             _submit_array(sweep, spec, 0, list(range(left)))
@@ -107,6 +107,20 @@ def _submit(
         part = [number - begin for number in wanted if begin <= number < begin + most]
         if part:
             _submit_array(sweep, spec, begin, part)
+
+
+def _undecided(spec: Spec, found: list[TrialView], *, only_lost: bool) -> int:
+    """Return how many trials are to be asked for: all that are left, or those of the generation that may begin.
+
+    The end of a generation submits the next one, also where only lost trials are submitted.
+    """
+    left = max(0, spec.trials - len(found))
+    if spec.generation is None:
+        return 0 if only_lost else left
+    into = len(found) % spec.generation
+    if into == 0 and any(view.result is None for view in found):
+        return 0
+    return min(left, spec.generation - into)
 
 
 def _covered(sweep: SweepDirectory, states: Mapping[str, str]) -> set[int]:

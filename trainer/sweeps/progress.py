@@ -105,12 +105,14 @@ def _lives(view: TrialView, runs: list[int], slurm_states: Mapping[str, str] | N
     assert owner is not None
     if owner.slurm_job_id is not None:
         return slurm_states is None or slurm_states.get(owner.slurm_job_id, _GONE[0]) not in _GONE
+    if view.run is not None and view.run.launch_path.exists() and is_alive(view.run, view.run.launch()):
+        return True  # also if it was resumed by hand
     if owner.host == socket.gethostname() and owner.boot_id == processes.boot_id():
         return processes.is_alive(owner.pid, owner.pid_started)
     if owner.host == socket.gethostname():  # before this boot
         return False
     if view.run is not None and runs[-1] == owner.number and view.run.launch_path.exists():
-        return is_alive(view.run, view.run.launch())
+        return False
     return time.time() - owner.time < _CLAIM_S
 
 
@@ -139,7 +141,10 @@ def _ended(sweep: SweepDirectory, spec: Spec, view: TrialView) -> Result | None:
     names, run = view.names, view.run
     first = sweep.retry(view.number, names.retries).first_owner if names.retries else 0
     record = sweep.run_of(view.number, names.runs[-1]) if run is not None and names.runs else None
-    end = final_outcome(run, record.first_attempt) if run is not None and record is not None else None
+    end = None
+    if run is not None and record is not None:
+        # An outcome before the newest launch is not the end: somebody has resumed the run.
+        end = final_outcome(run, max(record.first_attempt, run.launch().attempt))
     if end is not None and names.runs[-1] != names.owners - 1:
         end = end if not view.is_alive and end.outcome in ("finished", "failed", "hung") else None
     if end is not None and end.outcome == "finished":
