@@ -85,8 +85,12 @@ def test_fifty_submissions_cost_less_than_a_second_of_cpu_each_and_one_call_for_
     assert done.returncode == DONE, done.stderr
     cpu_s = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     assert cpu_s / count < 1
-    assert len(testbed.jobs()) == count
+    assert len(testbed.jobs()) == 1, "one job array"
+    assert len(testbed.slurm("squeue", "--array", "--noheader").splitlines()) == count + len(testbed.kept)
 
+    count = 4
+    for seed in range(count):
+        assert cli("fit", *JOB, f"seed={seed}", "cluster.extra=[hold]", timeout=60).returncode == DONE
     calls = workdir / "calls"
     for program in ("squeue", "scontrol", "sacct", "sinfo"):
         shim = workdir / "bin" / program
