@@ -153,6 +153,7 @@ def submit_limited(testbed: Testbed, folder: Path) -> RunDirectory:
     options += ["cluster.attempts_without_progress=20"]
     options += ["cluster.exclude='node0,node1'", *on_slurm(ranks=2)]
     options += [*paced(1.0, attempts=2), "+callbacks.pace.counted=SLURM_RESTART_COUNT"]
+    options += ["notify=command", f"notify.command=[sh,-c,'cat >> {folder}/told.jsonl']", "notify.after_requeues=1"]
 
     run = submit(partial(command_line, testbed), folder, *LIMITED_JOB, *options)
     job_id = str(run.launch().slurm_job_id)
