@@ -13,7 +13,7 @@ from trainer.notify.deliver import deliver
 from trainer.notify.due import QUIET_S, Due, due
 from trainer.runs import events
 from trainer.runs.directory import RunDirectory
-from trainer.runs.records import Launch
+from trainer.runs.records import AttemptOutcome, Launch
 from trainer.runs.state import State
 
 RUNNING = State("running")
@@ -69,12 +69,14 @@ def test_every_nth_requeue(run: RunDirectory) -> None:
     for number in range(1, 7):
         run.add_event(events.Ended(event="preempted", attempt=number, step=number, reason=f"saved: {number}"))
         run.add_event(events.Requeued(slurm_job_id="7"))
+    reason = "saved: its time limit was near"
+    run.write_outcome(AttemptOutcome(attempt=3, outcome="requeue", reason=reason, time=1.0))
     first, second = messages(run)
     assert [one.message.title for one in (first, second)] == [
         "digits-abcd1234 was requeued 3 times",
         "digits-abcd1234 was requeued 6 times",
     ]
-    assert first.message.reason == "saved: 3"
+    assert (first.message.reason, second.message.reason) == (reason, "saved: 6")
     assert titles(run, after_requeues=5) == ["was requeued 5 times"]
     assert len(titles(run, after_requeues=1)) == 6
 
@@ -116,10 +118,14 @@ def test_hangs_and_stragglers(run: RunDirectory) -> None:
 
 def test_a_run_that_died_with_its_machine(run: RunDirectory) -> None:
     run.add_event(events.Started(time=time.time()))
-    (one,) = messages(run, State("dead", "its processes are gone"))
+    dead = State("dead", "its processes are gone")
+    assert titles(run, dead) == []  # SLURM may be about to requeue it
+    (one,) = due(run, vars(NotifyOptions()), dead, now=time.time() + 200)
     assert (one.message.event, one.message.reason) == ("failed", "its processes are gone")
+    run.write_launch(Launch(cluster="local", pid=1))
+    (one,) = messages(run, dead)
     run.add_event(events.Notified(about="failed", key=one.key, channels=["slack"]))
-    assert titles(run, State("dead", "its processes are gone")) == []
+    assert titles(run, dead) == []
 
 
 def test_a_run_of_an_older_release_has_no_channel(run: RunDirectory) -> None:

@@ -23,7 +23,12 @@ def test_a_training_longer_than_its_time_limit_ends_as_if_it_had_had_the_time(
     wait_until(lambda: requeues(limited) >= 2, 450, lambda: story(limited) + testbed.queue())
     # On a busy machine the start alone may take the minute that the job has.
     job_id = str(limited.launch().slurm_job_id)
-    if job_id in testbed.slurm("squeue", "-t", "PENDING,RUNNING", "-ho", "%i").split():  # else it has ended by now
+
+    def is_listed(states: str) -> bool:
+        return job_id in testbed.slurm("squeue", "-t", states, "-ho", "%i").split()
+
+    wait_until(lambda: not is_listed("COMPLETING"), 60)  # it is just being requeued
+    if is_listed("PENDING,RUNNING"):  # else it has ended by now
         testbed.slurm("scontrol", "update", f"JobId={job_id}", "TimeLimit=20")
     untouched = submit(cli, workdir, *LIMITED_JOB, "resources.cpu_processes=2")
     wait_for_event(limited, "finished", 400)

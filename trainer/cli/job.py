@@ -17,6 +17,7 @@ from trainer.config.batch import BatchPlan
 from trainer.config.compose import Composed, frozen_hydra
 from trainer.config.hydra_files import HydraFiles
 from trainer.config.loggers import settle_loggers
+from trainer.config.notify import channel_names
 from trainer.config.problems import raise_all
 from trainer.config.shape import LaunchShape, resolve
 from trainer.config.strategy import ranks_per_sample
@@ -150,6 +151,7 @@ def describe(job: Job) -> list[tuple[str, str]]:
         ("validation", _validation(options)),
         ("checkpoint", _checkpoints(checkpoint, saves)),
         ("tracking", ", and ".join([_tracking(config["tracking"], job.tracking_sources), *_own_loggers(config)])),
+        *([("notify", told)] if (told := _notify(config["notify"])) else []),
         *([("cost", cost)] if (cost := launchers.cost(config, job.shape)) else []),
     ]
 
@@ -170,6 +172,12 @@ def _settle_tracking(options: dict[str, Any]) -> dict[str, Setting]:
     if mode_of(options["mode"], os.environ, Path.cwd()).value != "disabled":
         raise_all(problems_of(options, os.environ, sources))
     return sources
+
+
+def _notify(options: dict[str, Any]) -> str:
+    """Describe who is told of what: `slack, mail: failed, hang`; empty without a channel."""
+    names = channel_names(options)
+    return f"{', '.join(names)}: {', '.join(options['events'])}" if names else ""
 
 
 def _own_loggers(config: dict[str, Any]) -> list[str]:

@@ -13,17 +13,16 @@ from pathlib import Path
 from typing import Any
 
 from trainer.cli.options import RUN_HELP, add_output_options, add_trust, make_parser
-from trainer.config.notify import problems_of_notify
+from trainer.config.notify import channel_names, problems_of_notify, secrets_of
 from trainer.config.problems import raise_all
 from trainer.core.errors import DONE, ENVIRONMENT_MUST_CHANGE, EnvironmentFault, UserError
 from trainer.core.text import printable
 from trainer.launch.jobs import states_of, why_it_waits
-from trainer.notify.channels import channels, secrets_of, send
 from trainer.notify.deliver import deliver, options_of, report
 from trainer.notify.message import Message, clean
 from trainer.runs.directory import RunDirectory
 from trainer.runs.registry import all_runs, runs_dir_from
-from trainer.runs.state import state_of
+from trainer.runs.state import State, state_of
 from trainer.runs.trust import find_trusted, trusted_among
 
 _DESCRIPTION = (
@@ -65,10 +64,13 @@ def _pass(options: argparse.Namespace) -> int:
     states = states_of(runs)
     rows: list[dict[str, Any]] = []
     for run in runs:
-        for message, failures in deliver(run, state_of(run, states), why_it_waits=lambda run=run: _reasons(run)):  # type: ignore[misc]
+        # Without an answer of SLURM, a job in its queue would look dead.
+        is_known = states is not None or not run.launch().slurm_job_id
+        state = state_of(run, states) if is_known else State("running")
+        for message, failures in deliver(run, state, why_it_waits=lambda run=run: _reasons(run)):  # type: ignore[misc]
             rows.append({"id": run.id, "event": message.event, "title": message.title, "failed": failures})
             if not options.json:
-                print(printable(report(message, failures, sorted(channels(options_of(run) or {})))), flush=True)
+                print(printable(report(message, failures, channel_names(options_of(run) or {}))), flush=True)
     if options.json:
         print(json.dumps(rows, indent=1), flush=True)
     return ENVIRONMENT_MUST_CHANGE if any(row["failed"] for row in rows) else DONE
@@ -85,7 +87,7 @@ def _test(options: argparse.Namespace) -> int:
     """Send a test message to the channels of a run, or of what is composed here."""
     run, section = _section(options)
     raise_all(list(problems_of_notify(section, os.environ)))
-    if not channels(section):
+    if not channel_names(section):
         raise UserError("notify: there is no channel", "choose one, such as notify=slack, and try it again")
     path = str(run.path.absolute()) if run else str(Path.cwd())
     message = Message(
@@ -102,8 +104,10 @@ def _test(options: argparse.Namespace) -> int:
         wandb=None,
         time=time.time(),
     )
-    failures = send(clean(message, secrets_of(section)), section)
-    names = sorted(channels(section))
+    from trainer.notify.channels import send
+
+    failures = send(clean(message, secrets_of(section, os.environ)), section)
+    names = channel_names(section)
     if options.json:
         print(json.dumps({"channels": names, "failed": failures}, indent=1))
     for name in [] if options.json else names:

@@ -93,6 +93,24 @@ class NotifyOptions:
             yield UserError("notify.command is empty", "use notify.command=[PROGRAM,ARGUMENT], or null")
 
 
+def channel_names(options: Mapping[str, Any]) -> list[str]:
+    """Return the channels that a section `notify` configures, in the order of their names."""
+    keys = {
+        "command": "command",
+        "discord": "discord_env",
+        "mail": "mail_to",
+        "slack": "slack_env",
+        "webhook": "webhook_env",
+    }
+    return [name for name, key in keys.items() if options.get(key)]
+
+
+def secrets_of(options: Mapping[str, Any], environ: Mapping[str, str]) -> tuple[str, ...]:
+    """Return the values of the environment variables that the section names: no message or log holds one."""
+    names = [value for key, value in options.items() if key.endswith("_env") and value]
+    return tuple(environ[name].strip() for name in names if environ.get(name, "").strip())
+
+
 def problems_of_notify(options: Mapping[str, Any], environ: Mapping[str, str]) -> Iterator[UserError]:
     """Yield the variables that the section names and that are not set, or hold no address."""
     for key in _VARIABLES:
@@ -101,7 +119,9 @@ def problems_of_notify(options: Mapping[str, Any], environ: Mapping[str, str]) -
             continue
         value = environ.get(name, "").strip()
         if not value:
-            yield UserError(f"notify.{key}={name}: this variable is not set", f"export {name}=..., or use notify=none")
+            yield UserError(
+                f"notify.{key}={name}: this variable is not set", f"export {name}=..., or set notify.{key}=null"
+            )
         elif key in ("slack_env", "discord_env", "webhook_env") and not re.match(r"https?://[^/\s]", value):
             yield UserError(
                 f"notify.{key}={name}: this variable does not hold an address", f"export {name}=https://..."

@@ -7,8 +7,8 @@ import signal
 import sys
 from pathlib import Path
 
+from trainer.config.notify import channel_names
 from trainer.core.errors import TrainerError
-from trainer.notify.channels import channels
 from trainer.notify.deliver import deliver, options_of, report
 from trainer.runs.directory import RunDirectory
 from trainer.runs.state import State
@@ -21,7 +21,7 @@ def main(arguments: list[str]) -> int:
         signal.signal(signum, signal.SIG_IGN)
     run = RunDirectory(Path(arguments[0]))
     for message, failures in deliver(run, State("running")):
-        print(report(message, failures, sorted(channels(options_of(run) or {}))), flush=True)
+        print(report(message, failures, channel_names(options_of(run) or {})), flush=True)
     return 0
 
 

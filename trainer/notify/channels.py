@@ -21,6 +21,7 @@ from urllib.error import HTTPError
 from urllib.parse import urlsplit
 from urllib.request import HTTPRedirectHandler, Request, build_opener
 
+from trainer.config.notify import channel_names, secrets_of
 from trainer.core.secrets import MASK, mask
 from trainer.core.text import one_line
 from trainer.notify.message import Message
@@ -42,21 +43,12 @@ class _Failed(Exception):
 def channels(options: Mapping[str, Any], environ: Mapping[str, str] = os.environ) -> dict[str, Send]:
     """Return the channels that are configured: name to a function that sends, or raises."""
     timeout_s = float(options["timeout_s"])
-    found: dict[str, Send] = {}
-    for name, body in _WEBHOOKS.items():
-        if options.get(f"{name}_env"):
-            found[name] = _webhook(options, name, body, environ, timeout_s)
-    if options.get("mail_to"):
-        found["mail"] = lambda message: _mail(message, options, environ, timeout_s)
-    if options.get("command"):
-        found["command"] = lambda message: _command(message, options["command"], environ, timeout_s)
-    return found
-
-
-def secrets_of(options: Mapping[str, Any], environ: Mapping[str, str] = os.environ) -> tuple[str, ...]:
-    """Return the values of the environment variables that the section names: no message or log holds one."""
-    names = [value for key, value in options.items() if key.endswith("_env") and value]
-    return tuple(environ[name].strip() for name in names if environ.get(name, "").strip())
+    every: dict[str, Send] = {
+        **{name: _webhook(options, name, body, environ, timeout_s) for name, body in _WEBHOOKS.items()},
+        "mail": lambda message: _mail(message, options, environ, timeout_s),
+        "command": lambda message: _command(message, options["command"], environ, timeout_s),
+    }
+    return {name: every[name] for name in channel_names(options)}
 
 
 def send(message: Message, options: Mapping[str, Any], environ: Mapping[str, str] = os.environ) -> dict[str, str]:
@@ -104,7 +96,7 @@ def _webhook(
     environ: Mapping[str, str],
     timeout_s: float,
 ) -> Send:
-    variable = str(options[f"{name}_env"])
+    variable = str(options.get(f"{name}_env"))
 
     def post(message: Message) -> None:
         address = environ.get(variable, "").strip()

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from trainer.notify.channels import channels, secrets_of, send
+from trainer.config.notify import channel_names, secrets_of
 from trainer.notify.due import due
 from trainer.notify.message import Message, clean
 from trainer.runs.directory import RunDirectory
@@ -22,7 +22,7 @@ _PATIENCE_S = 5.0
 def options_of(run: RunDirectory) -> Mapping[str, Any] | None:
     """Return the section `notify` of a run; None if it names no channel, or the run is older than the section."""
     options = run.config().get("notify")
-    return options if options and channels(options) else None
+    return options if options and channel_names(options) else None
 
 
 def deliver(
@@ -32,14 +32,14 @@ def deliver(
     options = options_of(run)
     if options is None:
         return []
+    from trainer.notify.channels import send  # the network's modules: for the process that sends only
+
     sent = []
     with _only_one(run) as is_mine:
         for one in due(run, options, state, why_it_waits=why_it_waits) if is_mine else []:
-            message = clean(one.message, secrets_of(options))
+            message = clean(one.message, secrets_of(options, os.environ))
             failures = send(message, options)
-            run.add_event(
-                Notified(about=message.event, key=one.key, channels=sorted(channels(options)), failed=failures)
-            )
+            run.add_event(Notified(about=message.event, key=one.key, channels=channel_names(options), failed=failures))
             sent.append((message, failures))
     return sent
 

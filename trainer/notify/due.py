@@ -28,6 +28,8 @@ from trainer.runs.state import State
 
 QUIET_S = 600.0
 """Shortest time between two messages of one of these kinds: a loss may be NaN at every step."""
+_SURE_S = 180.0
+"""Seconds of silence after which a job that SLURM no longer lists is dead: it may be about to be requeued."""
 _REPEATED = ("hang", "straggler", "nan")
 NOTABLE_EVENTS = frozenset(
     ("finished", "failed", "hung", "requeued", "hang", "straggler", "not_finite", "loss_spike"),
@@ -79,7 +81,7 @@ def due(
     now = time.time() if now is None else now
     events = _since_launch(run.events())
     sent = {event.key: event for event in events if isinstance(event, Notified)}
-    found = [*_of_events(events, int(options["after_requeues"])), *_of_death(run, events, state, now)]
+    found = [*_of_events(run, events, int(options["after_requeues"])), *_of_death(run, events, state, now)]
     waiting_s = _waiting_s(events, state, now)
     if waiting_s is not None and waiting_s >= 60.0 * float(options["pending_after_minutes"]):
         found.append(_of_queue(state, waiting_s, why_it_waits, now))
@@ -93,11 +95,13 @@ def _since_launch(events: Sequence[Event]) -> list[Event]:
     return list(events[starts[-1] if starts else 0 :])
 
 
-def _of_events(events: Sequence[Event], after_requeues: int) -> Iterator[_Found]:
+def _of_events(run: RunDirectory, events: Sequence[Event], after_requeues: int) -> Iterator[_Found]:
     requeues, reason = 0, ""
     for event in events:
         if isinstance(event, Ended):
-            reason = event.reason or ""
+            # The rank that saves knows only that it was asked to; the job script has written down why.
+            outcome = run.outcome(event.attempt) if event.attempt is not None and event.event == "preempted" else None
+            reason = (outcome.reason if outcome else event.reason) or ""
             if event.event in ("finished", "failed", "hung"):
                 yield _of_end(event)
         elif isinstance(event, Requeued):
@@ -145,10 +149,12 @@ def _of_queue(state: State, waiting_s: float, why_it_waits: Callable[[], list[st
 
 def _of_death(run: RunDirectory, events: Sequence[Event], state: State, now: float) -> Iterator[_Found]:
     """Yield the end of a run that no process of it could report."""
-    if state.name != "dead" or not run.launch().was_made:
+    launch, beat = run.launch(), run.heartbeat(0)
+    if state.name != "dead" or not launch.was_made:
         return
     last = max((event.time for event in events if not isinstance(event, Notified)), default=0.0)
-    beat = run.heartbeat(0)
+    if launch.slurm_job_id and now - max(last, beat.time if beat else 0.0) < _SURE_S:
+        return
     step = beat.step if beat else None
     title = "died" + (f" at step {step}" if step is not None else "")
     found = _Found("failed", f"dead:{last:.3f}", title, time=now, step=step)
