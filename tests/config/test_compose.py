@@ -108,7 +108,7 @@ def test_each_mistake_is_reported_with_a_fix(workdir: Path, override: str, mista
 
 
 def test_unknown_group_option_lists_all_options(workdir: Path) -> None:
-    assert "choose one of: none, wandb" in refused("tracking=wanddb")
+    assert "choose one of: csv, mlflow, none, tensorboard, trackio, wandb" in refused("tracking=wanddb")
 
 
 def test_all_wrong_types_are_reported_at_once(workdir: Path) -> None:

@@ -35,7 +35,9 @@ def test_composes_and_passes_check(path: Path, workdir: Path, monkeypatch: pytes
         monkeypatch.setattr(f"trainer.config.{module}.find_spec", lambda name: True)
     monkeypatch.setattr(locations, "EMOJI", ("somewhere/font.ttf",))
     paths = re.findall(r"^(\w+): \?\?\?", path.read_text(), re.MULTILINE)
-    filled = [f"{group}.{key}=somewhere" for key in paths]
+    filled = [f"{group}.{key}={'[me@example.org]' if str(group) == 'notify' else 'somewhere'}" for key in paths]
+    for variable in re.findall(r"^\w+_env: (\w+)$", path.read_text(), re.MULTILINE):
+        monkeypatch.setenv(variable, "https://example.org")
     beside = ["model=transformer"] if names(path) == "strategy/tp.yaml" else []  # the default cannot be split
     job = compose([f"{group}={option}", *beside, *filled, *elsewhere], config_dirs=[])
     if names(path) == "data/none.yaml":  # needs a model with its own loaders, which no shipped model has
