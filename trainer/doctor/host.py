@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import resource
 from collections.abc import Iterator
 from pathlib import Path
 
-from trainer.core.hardware import usable_cores
 from trainer.core.host_memory import available_bytes
 from trainer.doctor.finding import Finding, error, ok, skipped, warning
 from trainer.doctor.probe import Probe
@@ -14,6 +14,7 @@ from trainer.doctor.probe import Probe
 _LEAST_SHM, _LITTLE_SHM = 128 << 20, 1 << 30
 _LEAST_FILES, _FEW_FILES = 1024, 4096
 _LEAST_PROCESSES = 4096
+_MOST_CORES = 1 << 16
 _LITTLE_MEMORY = 2 << 30
 _NVIDIA, _AMD = "0x10de", "0x1002"
 
@@ -67,7 +68,7 @@ def cpu_binding(probe: Probe) -> Iterator[Finding]:
     """Check how many cores this process may use, and the number of threads that is set."""
     bound = probe.affinity()
     there = _count(probe.read("sys/devices/system/cpu/online")) or len(bound)
-    cores = min(usable_cores(probe.environment, probe.root), len(bound)) if probe.environment else len(bound)
+    cores = min(len(bound), _quota(probe))
     threads = probe.environment.get("OMP_NUM_THREADS", "")
     needed = max(2, len(probe.gpus.gpus))
     is_good = True
@@ -87,6 +88,12 @@ def cpu_binding(probe: Probe) -> Iterator[Finding]:
         yield warning("the cores run at their lowest clock (powersave)", "sudo cpupower frequency-set -g performance")
     if is_good:
         yield ok(f"{cores} of {there} cores may be used" + (f", OMP_NUM_THREADS={threads}" if threads else ""))
+
+
+def _quota(probe: Probe) -> int:
+    """Return the cores that a container's quota leaves, at least 1."""
+    quota, _, period = probe.read("sys/fs/cgroup/cpu.max").partition(" ")
+    return max(1, math.ceil(int(quota) / int(period))) if quota.isdigit() and period.isdigit() else _MOST_CORES
 
 
 def memory(probe: Probe) -> Iterator[Finding]:
@@ -143,7 +150,7 @@ def numbers(text: str) -> set[int]:
     for part in filter(None, text.split(",")):
         first, _, last = part.partition("-")
         if first.isdigit() and (last or first).isdigit():
-            found.update(range(int(first), int(last or first) + 1))
+            found.update(range(int(first), min(int(last or first), _MOST_CORES) + 1))
     return found
 
 
