@@ -112,6 +112,14 @@ FAULTS = [
     fault(
         "limits", "locked memory", "error", "InfiniBand needs it unlimited", "ulimit -l", limit=limits(MEMLOCK=65536)
     ),
+    with_file(
+        "CPU binding",
+        "quota of a container",
+        "warning",
+        "1 of 16 cores",
+        "raise --cpus",
+        **{"sys__fs__cgroup__cpu.max": "50000 100000"},
+    ),
     fault("CPU binding", "one core", "warning", "1 of 16 cores", "taskset", affinity=lambda: {3}),
     with_variables(
         "CPU binding", "threads", "warning", "OMP_NUM_THREADS=64", "unset OMP_NUM_THREADS", OMP_NUM_THREADS="64"
