@@ -76,7 +76,9 @@ def cpu_binding(probe: Probe) -> Iterator[Finding]:
         is_good = False
         in_step = "SLURM_STEP_ID" in probe.environment
         fix = (
-            "srun --cpus-per-task=N (cluster.cpus_per_process=N)" if in_step else "taskset -cp 0-N $$, or docker --cpus"
+            "srun --cpus-per-task=N (cluster.cpus_per_process=N)"
+            if in_step
+            else f"taskset -cp 0-{there - 1} $$; in a container, raise --cpus"
         )
         yield warning(f"this process may use {cores} of {there} cores: ranks and data workers share them", fix)
     if threads.isdigit() and int(threads) > cores:
