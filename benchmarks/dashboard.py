@@ -4,13 +4,14 @@
     .venv/bin/python benchmarks/dashboard.py             about three minutes, and 2 GB in the temporary directory
     .venv/bin/python benchmarks/dashboard.py --keep      also writes benchmarks/results/dashboard.md
 
-Times are from the navigation, or from the key, to the frame in which it is on the screen: the median of seven. The
-conversion of the metrics.jsonl into columns happens once, and is measured apart.
+Times are from the navigation, or from the key, to the frame in which it is on the screen: the median of seven; CPU time
+is that of the server in one of them. The conversion of metrics.jsonl into columns happens once and is measured apart.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import statistics
 import sys
@@ -78,21 +79,30 @@ def write_points(path: Path, count: int) -> None:
             file.write("".join(lines))
 
 
-def opened(page: Page, address: str) -> tuple[float, float]:
-    """Milliseconds until rows, and until all curves, are on the screen: medians."""
-    found = []
+def cpu_ms(server: Dashboard) -> float:
+    """CPU time of the server and of the conversions that have ended."""
+    fields = Path(f"/proc/{server.process.pid}/stat").read_text().rpartition(")")[2].split()
+    return sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK") * 1000
+
+
+def opened(page: Page, server: Dashboard, address: str) -> tuple[float, float, float]:
+    """Milliseconds until rows, until all curves are on the screen, and of the server's CPU: two medians and a mean."""
+    found, before = [], cpu_ms(server)
     for _ in range(TIMES):
         page.open("about:blank")
         page.open(address)
         page.wait("window.seen.drawn", 120)
         found.append(page.js("[window.seen.rows, window.seen.drawn]"))
-    return statistics.median(one[0] for one in found), statistics.median(one[1] for one in found)
+    medians = (statistics.median(one[place] for one in found) for place in (0, 1))
+    return (*medians, (cpu_ms(server) - before) / TIMES)  # type: ignore[return-value]
 
 
-def zoomed(page: Page) -> tuple[float, float]:
-    """Milliseconds of a zoom: the median and the largest of all steps into the curve and out of it."""
+def zoomed(page: Page, server: Dashboard) -> str:
+    """Times of all steps into the curve and out of it."""
+    before = cpu_ms(server)
     took = [page.js(KEY.format(key=key)) for key in "++++++------++++++0"]
-    return statistics.median(took), max(took)
+    cpu = (cpu_ms(server) - before) / len(took)
+    return f"{statistics.median(took):.0f} ms, {max(took):.0f} ms; {cpu:.0f} ms"
 
 
 def memory_mb(server: Dashboard, name: str) -> float:
@@ -117,30 +127,30 @@ def measure(folder: Path, num_runs: int, num_points: int) -> list[tuple[str, str
             first = server.get("/api/rows")
         named = time.monotonic() - begun
         entries = server.rows()["rows"]
-        rows.append(("first start: all runs named, all rows read", f"{named:.2f} s, {time.monotonic() - begun:.2f} s"))
+        read = f"{named:.2f} s, {time.monotonic() - begun:.2f} s; {cpu_ms(server) / 1000:.1f} s"
+        rows.append(("first start: all runs named, all rows read; CPU", read))
         (key,) = [one["key"] for one in entries if one["name"] == "big"]
-        begun = time.monotonic()
+        begun, before = time.monotonic(), cpu_ms(server)
         while True:
             (curve,) = server.curves(metric="train/loss", runs=[key], pixels=700)["curves"] or [{"progress": 0}]
             if curve["progress"] == 1 and curve["count"] == num_points:
                 break
             time.sleep(0.2)
-        rows.append(("conversion, once", f"{time.monotonic() - begun:.1f} s"))
+        converted = f"{time.monotonic() - begun:.1f} s; {(cpu_ms(server) - before) / 1000:.1f} s"
+        rows.append(("conversion, once; CPU", converted))
         home = f"http://127.0.0.1:{server.port}/"
         page.open(server.url)
         page.wait(ROWS)
         page.command("Page.addScriptToEvaluateOnNewDocument", source=WATCH)
-        table, curves = opened(page, f"{home}#/runs?sel={key}&m=train/loss")
-        rows.append(("page: rows, curve of all points", f"{table:.0f} ms, {curves:.0f} ms"))
-        median, most = zoomed(page)
-        rows.append(("zoom: median, largest", f"{median:.0f} ms, {most:.0f} ms"))
-        _, curves = opened(page, f"{home}#/runs?sel={key}&m=train/loss&sm=0.99")
-        rows.append(("page: the curve smoothed over all points", f"{curves:.0f} ms"))
-        median, most = zoomed(page)
-        rows.append(("zoom, smoothed: median, largest", f"{median:.0f} ms, {most:.0f} ms"))
+        table, curves, cpu = opened(page, server, f"{home}#/runs?sel={key}&m=train/loss")
+        rows.append(("page: rows, curve of all points; CPU", f"{table:.0f} ms, {curves:.0f} ms; {cpu:.0f} ms"))
+        rows.append(("zoom: median, largest; CPU", zoomed(page, server)))
+        _, curves, cpu = opened(page, server, f"{home}#/runs?sel={key}&m=train/loss&sm=0.99")
+        rows.append(("page: the curve smoothed over all points; CPU", f"{curves:.0f} ms; {cpu:.0f} ms"))
+        rows.append(("zoom, smoothed: median, largest; CPU", zoomed(page, server)))
         chosen = "&".join(f"sel={one['key']}" for one in entries[1:51])
-        _, curves = opened(page, f"{home}#/runs?{chosen}")
-        rows.append(("page: 50 runs in two panels", f"{curves:.0f} ms"))
+        _, curves, cpu = opened(page, server, f"{home}#/runs?{chosen}")
+        rows.append(("page: 50 runs in two panels; CPU", f"{curves:.0f} ms; {cpu:.0f} ms"))
         took = statistics.median(page.js(FILTER) for _ in range(TIMES))
         rows.append((f"filter over {num_runs:,} runs, to the second frame", f"{took:.0f} ms"))
         resident, peak = memory_mb(server, "VmRSS"), memory_mb(server, "VmHWM")
@@ -160,6 +170,7 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="trainer-dashboard-") as folder:
         rows = measure(Path(folder), options.runs, options.points)
+    rows.append(("load average of the machine", f"{os.getloadavg()[1]:.1f} on {os.cpu_count()} cores"))
     lines = [f"| {options.runs:,} runs, one of {options.points:,} points | |", "|---|---|"]
     text = "\n".join([*lines, *(f"| {name} | {value} |" for name, value in rows)])
     print(text)

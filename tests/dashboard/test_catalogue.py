@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ from tests.dashboard.fake_runs import make_run
 from trainer.dashboard import catalogue as module
 from trainer.dashboard.catalogue import ACTIVE_EVERY_S, ENDED_EVERY_S, Catalogue
 from trainer.runs.events import StopRequested
+from trainer.runs.index import Index
 
 
 @pytest.fixture(autouse=True)
@@ -56,14 +59,18 @@ def test_new_changed_and_deleted_runs_are_told_once(runs: Path) -> None:
 
 def test_ended_runs_are_not_read_every_two_seconds(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     catalogue = Catalogue([runs])
-    catalogue.refresh(0.0)
-    read: list[str] = []
-    real = module.table_row
-    monkeypatch.setattr(module, "table_row", lambda row: read.append(row.name) or real(row))
-    make_run(runs, "alive", outcome=None)
-    for tick in range(1, 14):
-        catalogue.refresh(tick * ACTIVE_EVERY_S)
-    assert set(read) == {"alive"}
+    looks: list[bool] = []
+    real = module.Index.refresh
+
+    def refresh(index: module.Index, only_active: bool = False) -> None:
+        looks.append(only_active)
+        real(index, only_active)
+
+    monkeypatch.setattr(module.Index, "refresh", refresh)
+    for second in range(60):
+        catalogue.refresh(float(second))
+    assert len(looks) == 60 / ACTIVE_EVERY_S
+    assert looks.count(False) == 60 / ENDED_EVERY_S
 
 
 def test_a_look_is_not_repeated_within_two_seconds(runs: Path) -> None:
@@ -90,6 +97,10 @@ def test_roots_may_be_folders_runs_and_missing(runs: Path, tmp_path: Path) -> No
 
 
 def test_nothing_is_written_into_the_runs(runs: Path) -> None:
+    hour_ago = time.time() - 3600
+    for path in [*runs.rglob("*"), *runs.iterdir()]:
+        os.utime(path, (hour_ago, hour_ago))
+
     def files() -> dict[Path, int]:
         return {path: path.stat().st_mtime_ns for path in runs.rglob("*")}
 
@@ -98,6 +109,8 @@ def test_nothing_is_written_into_the_runs(runs: Path) -> None:
     catalogue.refresh(0.0)
     catalogue.refresh(ENDED_EVERY_S)
     assert files() == before
+    Index(runs, use_cache=False).refresh()  # which would have
+    assert files() != before
 
 
 def test_slurm_is_asked_once_for_all_and_not_at_each_look(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:

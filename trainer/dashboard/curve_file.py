@@ -4,7 +4,7 @@ A cache folder has two files. `index.json` says which part of `metrics.jsonl` ha
 of each metric are in the file of points: per chunk the steps, then the times, then the values, as 64-bit floats. The
 end of `metrics.jsonl` is parsed whenever it is read: its last line may change (`tracking/metrics_file.py` merges into
 it).
-A file that was rewritten, as a resume does, is converted anew.
+A file that a resume has cut is still good for what was converted before; one with another content is converted anew.
 """
 
 from __future__ import annotations
@@ -44,7 +44,6 @@ class CurveIndex:
 
     source: str
     """Path of the `metrics.jsonl`."""
-    inode: int
     parsed: int = 0
     """Bytes of it that were converted."""
     check: str = ""
@@ -100,7 +99,7 @@ class CurveFile:
             with file:
                 is_current = self._is_current(self.index, file.fileno())
                 if self.index is None or not is_current or _most_chunks(self.index) > MOST_CHUNKS:
-                    self._start_anew(os.fstat(file.fileno()).st_ino)
+                    self._start_anew()
                 size = os.fstat(file.fileno()).st_size
                 written = time.monotonic()
                 while self.index is not None and self.index.parsed + TAIL_BYTES < size:
@@ -133,7 +132,7 @@ class CurveFile:
 
     def names(self) -> list[str]:
         """Return the names of the metrics, in the order in which they were first logged."""
-        names = dict.fromkeys([*(self.index.chunks if self.index else ()), *self._tail.values])
+        names = dict.fromkeys([*(self.index.chunks if self.index else ()), *self._tail.metrics])
         return list(names)[:MOST_METRICS]
 
     @property
@@ -171,7 +170,7 @@ class CurveFile:
     def count(self, name: str) -> int:
         """Return the number of points of a metric."""
         chunks = self.index.chunks.get(name, []) if self.index else []
-        return sum(int(one[2]) for one in chunks) + len(self._tail.values.get(name, ()))
+        return sum(int(one[2]) for one in chunks) + len(self._tail.arrays(name)[0])
 
     def __len__(self) -> int:
         """Return the number of points in memory."""
@@ -222,7 +221,7 @@ class CurveFile:
         output = os.open(self._folder / self.index.points, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         with os.fdopen(output, "ab") as file:
             offset = file.seek(0, os.SEEK_END)
-            for name in columns.values:
+            for name in columns.metrics:
                 steps, times, values = columns.arrays(name)
                 if not len(steps) or (name not in chunks and len(chunks) >= MOST_METRICS):
                     continue
@@ -238,7 +237,6 @@ class CurveFile:
                     offset += file.write(column.tobytes())
         self.index = CurveIndex(
             source=str(self.source),
-            inode=self.index.inode,
             parsed=parsed,
             check=_check(descriptor, parsed),
             points=self.index.points,
@@ -274,10 +272,10 @@ class CurveFile:
             kept.append(one)
         return kept
 
-    def _start_anew(self, inode: int) -> None:
+    def _start_anew(self) -> None:
         for old in self._folder.glob("points-*"):
             old.unlink(missing_ok=True)  # a reader that has it open reads on
-        self.index = CurveIndex(source=str(self.source), inode=inode, points=f"points-{secrets.token_hex(4)}")
+        self.index = CurveIndex(source=str(self.source), points=f"points-{secrets.token_hex(4)}")
         self._tail_of = (-1, -1)
 
     def _read_index(self) -> CurveIndex | None:
@@ -292,12 +290,7 @@ class CurveFile:
         """Return whether the converted part is still the beginning of the file."""
         if index is None:
             return False
-        status = os.fstat(descriptor)
-        return (
-            status.st_ino == index.inode
-            and status.st_size >= index.parsed
-            and _check(descriptor, index.parsed) == index.check
-        )
+        return os.fstat(descriptor).st_size >= index.parsed and _check(descriptor, index.parsed) == index.check
 
     @contextmanager
     def _locked(self) -> Iterator[None]:

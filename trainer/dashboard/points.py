@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from array import array
+from bisect import bisect_left
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -25,9 +26,8 @@ LONGEST_NAME = 300
 class Columns:
     """The points of the metrics of a part of a run."""
 
-    steps: dict[str, array[float]] = field(default_factory=dict)
-    times: dict[str, array[float]] = field(default_factory=dict)
-    values: dict[str, array[float]] = field(default_factory=dict)
+    metrics: dict[str, tuple[array[float], array[float], array[float]]] = field(default_factory=dict)
+    """Steps, times and values by metric."""
     epochs: list[list[float]] = field(default_factory=list)
     """`[epoch, last step of it]`, ascending."""
     first_time: float | None = None
@@ -38,7 +38,7 @@ class Columns:
 
     def add(self, line: dict[str, Any]) -> None:
         """Add the values of a line. One without a step is left out, as is a value that is no number."""
-        step, time, epoch = (_number(line.get(name)) for name in ("step", "time", "epoch"))
+        step, time, epoch = _number(line.get("step")), _number(line.get("time")), _number(line.get("epoch"))
         if step is None or not math.isfinite(step):
             return
         if step < self.last_step:
@@ -55,17 +55,18 @@ class Columns:
                 self._add(name, step, number)
 
     def _add(self, name: str, step: float, value: float) -> None:
-        if name not in self.values:
-            if len(self.values) >= MOST_METRICS or len(name) > LONGEST_NAME:
+        columns = self.metrics.get(name)
+        if columns is None:
+            if len(self.metrics) >= MOST_METRICS or len(name) > LONGEST_NAME:
                 return
-            self.steps[name], self.times[name], self.values[name] = array("d"), array("d"), array("d")
-        steps = self.steps[name]
+            columns = self.metrics[name] = array("d"), array("d"), array("d")
+        steps, times, values = columns
         if steps and steps[-1] == step:  # two lines of a step: the later value counts
-            self.times[name][-1], self.values[name][-1] = self.last_time, value
+            times[-1], values[-1] = self.last_time, value
             return
         steps.append(step)
-        self.times[name].append(self.last_time)
-        self.values[name].append(value)
+        times.append(self.last_time)
+        values.append(value)
 
     def _add_epoch(self, epoch: float, step: float) -> None:
         if self.epochs and epoch <= self.epochs[-1][0]:
@@ -76,21 +77,20 @@ class Columns:
     def _rewind(self, step: float) -> None:
         """Drop what was logged at `step` and later: a resume logs these steps again."""
         self.rewound_to = min(self.rewound_to, step)
-        for name, steps in self.steps.items():
-            keep = int(np.searchsorted(np.frombuffer(steps), step)) if len(steps) else 0
-            for column in (self.times[name], self.values[name], steps):
+        for columns in self.metrics.values():
+            keep = bisect_left(columns[0], step)
+            for column in columns:
                 del column[keep:]
         self.epochs = [[epoch, last] for epoch, last in self.epochs if last < step]
 
     def arrays(self, name: str) -> tuple[Array, Array, Array]:
         """Return steps, times and values of a metric."""
-        empty = array("d")
-        found = (columns.get(name, empty) for columns in (self.steps, self.times, self.values))
-        steps, times, values = (np.array(column, dtype=np.float64) for column in found)
+        columns = self.metrics.get(name, (array("d"),) * 3)
+        steps, times, values = (np.array(column, dtype=np.float64) for column in columns)
         return steps, times, values
 
     def __len__(self) -> int:
-        return sum(map(len, self.values.values()))
+        return sum(len(values) for _, _, values in self.metrics.values())
 
 
 def parse_lines(lines: list[bytes]) -> Iterator[dict[str, Any]]:
@@ -117,7 +117,9 @@ def _one_by_one(lines: Iterable[bytes]) -> Iterator[dict[str, Any]]:
 
 
 def _number(value: Any) -> float | None:
-    if type(value) in (float, int):
+    if type(value) is float:
+        return value
+    if type(value) is int:
         try:
             return float(value)
         except OverflowError:
