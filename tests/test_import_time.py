@@ -30,6 +30,8 @@ print("\\n" + json.dumps({{"code": code, "heavy": loaded, "cpu_s": time.process_
         ["fit", "--dry-run"],
         ["check", "experiment=quickstart", "callbacks=early_stopping"],
         ["init", "a-new-project"],
+        ["sweep", "seed=1,2", "resources.gpus=0", "--dry-run"],
+        ["sweep", "ls"],
     ],
     ids=" ".join,
 )

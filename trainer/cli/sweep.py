@@ -9,7 +9,7 @@ from collections.abc import Callable
 from importlib import import_module
 
 from trainer.cli.overrides import overrides_parser
-from trainer.core.errors import DONE, USER_MUST_CHANGE, UserError
+from trainer.core.errors import DONE, USER_MUST_CHANGE, TrainerError, UserError
 from trainer.starter.folder import expand
 
 VERBS = {
@@ -88,7 +88,11 @@ def launch(arguments: argparse.Namespace) -> int:
     if not as_json:
         report_snapshot(read_json(sweep.manifest_path, {})["code"])
         print("\n".join([*lines, f"{prepared.num_checked} points checked"]), flush=True)
-    advance(sweep, submit=True)
+    try:
+        advance(sweep, submit=True)
+    except TrainerError as error:
+        error.fix += f"; the sweep is kept: trainer sweep resume {sweep.id} starts it"
+        raise
     if as_json:
         print(json.dumps({"id": sweep.id, "name": sweep.path.name, "path": str(sweep.path)}), flush=True)
     else:
