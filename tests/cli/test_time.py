@@ -27,6 +27,7 @@ def rank(*each_s: float, cpu_s: float = 0.1, threads: int = 1, device: str | Non
         wall_s=sum(each_s),
         cpu_s=cpu_s * len(each_s),
         each_s=list(each_s),
+        each_cpu_s=[cpu_s] * len(each_s),
         threads=threads,
         steps_per_epoch=10,
         device=device,

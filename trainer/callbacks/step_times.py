@@ -34,8 +34,7 @@ class StepTimes(Callback):
     def __init__(self, warmup: int, steps: int) -> None:
         self._warmup, self._steps = warmup, steps
         self._walls: list[float] = []
-        self._cpu = 0.0
-        self._started = 0.0
+        self._cpus: list[float] = []
         self._first: int | None = None
         self._seen = 0
         self._is_over = False
@@ -52,27 +51,31 @@ class StepTimes(Callback):
             return
         if self._first is None:
             _wait(trainer)
-            self._first, self._cpu, self._started = step, time.process_time(), time.perf_counter()
+            self._first = step
+            self._note()
             return
         done = step - self._first
         if done >= self._steps:
             _wait(trainer)
-        self._walls.append(time.perf_counter())
+        self._note()
         if done >= self._steps:
             self._is_over = True
             self._write(trainer, done)
 
+    def _note(self) -> None:
+        self._walls.append(time.perf_counter())
+        self._cpus.append(time.thread_time())
+
     def _write(self, trainer: Trainer, done: int) -> None:
-        cpu_s = time.process_time() - self._cpu
-        edges = [self._started, *self._walls]
         batches, epochs = trainer.num_training_batches, None
         if batches != float("inf"):
             epochs = max(1, -(-int(batches) // trainer.accumulate_grad_batches))
         timing = StepTiming(
             steps=done,
-            wall_s=edges[-1] - edges[0],
-            cpu_s=cpu_s,
-            each_s=[round(after - before, 7) for before, after in itertools.pairwise(edges)],
+            wall_s=self._walls[-1] - self._walls[0],
+            cpu_s=self._cpus[-1] - self._cpus[0],
+            each_s=_differences(self._walls),
+            each_cpu_s=_differences(self._cpus),
             threads=torch.get_num_threads(),
             steps_per_epoch=epochs,
             device=torch.cuda.get_device_name() if trainer.strategy.root_device.type == "cuda" else None,
@@ -80,6 +83,10 @@ class StepTimes(Callback):
         path = RunDirectory(run_folder(trainer)).timing_path(Rank.from_environment().rank)
         path.parent.mkdir(exist_ok=True)
         write_atomic(path, dumps(timing, indent=1) + "\n")
+
+
+def _differences(edges: list[float]) -> list[float]:
+    return [round(after - before, 7) for before, after in itertools.pairwise(edges)]
 
 
 def _wait(trainer: Trainer) -> None:

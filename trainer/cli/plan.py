@@ -15,7 +15,7 @@ from trainer.cli.deep import names_data
 from trainer.cli.initial import settle_micro_batch
 from trainer.cli.overrides import compose_all, overrides_parser
 from trainer.cli.plan_text import alternatives_table, lines, winners
-from trainer.cli.planning import on_one_machine, planned_device, planned_shape, plans, variant_of
+from trainer.cli.planning import SIMULATED, on_one_machine, planned_device, planned_shape, plans, variant_of
 from trainer.core.errors import DONE, USER_MUST_CHANGE, UserError
 from trainer.hardware.catalogue import Device
 from trainer.launch import launchers
@@ -57,6 +57,13 @@ def main(argv: list[str]) -> int:
         metavar="nodes=A..B",
         help="also plan these numbers of nodes, at the same global batch, and name the fastest and the cheapest",
     )
+    parser.add_argument(
+        "--alternatives",
+        type=int,
+        default=SIMULATED,
+        metavar="N",
+        help=f"number of alternatives to simulate, which takes seconds for each (default: {SIMULATED})",
+    )
     parser.add_argument("--by", choices=("time", "cost"), default="time", help="order of the table (default: time)")
     parser.add_argument("--json", action="store_true", help="print one JSON object: job, alternatives, device")
     arguments = parser.parse_intermixed_args(argv)
@@ -81,7 +88,8 @@ def main(argv: list[str]) -> int:
     batch_size = config["data"].get("batch_size")
     nodes = searched_nodes(arguments.search) if arguments.search else range(job.nodes, job.nodes + 1)
     others = [one for one in on_nodes(job, batch_size, nodes) if one != job]
-    plan, *rest = plans(config, with_data, [job, *others], capacity, arguments.engine)
+    engine, simulated = arguments.engine, arguments.alternatives
+    plan, *rest = plans(config, with_data, [job, *others], capacity, engine, simulated=simulated)
     if plan.peak is None:
         raise UserError(f"trainer plan: {plan.reason}", "trainer fit with trainer.find_micro_batch=true measures it")
     network = arguments.network * 1e9 if arguments.network else None

@@ -131,9 +131,23 @@ def formula_plans(
 
 
 def plans(
-    config: dict[str, Any], with_data: bool, variants: Sequence[Variant], capacity: int | None, engine: str
+    config: dict[str, Any],
+    with_data: bool,
+    variants: Sequence[Variant],
+    capacity: int | None,
+    engine: str,
+    *,
+    simulated: int = SIMULATED,
 ) -> list[Plan]:
     """Return the plan of each variant, the job's first: in closed form if it has one, else simulated in one process.
+
+    Args:
+        config: The composed configuration.
+        with_data: Whether to read the data.
+        variants: What to plan.
+        capacity: Memory of the device.
+        engine: auto, formula or simulation.
+        simulated: Most alternatives that are simulated.
 
     Raises:
         UserError: `engine` is formula, and the job has none.
@@ -150,7 +164,7 @@ def plans(
             raise UserError(f"--engine formula: {reasons[0]}", "use --engine simulation")
     # Where the job itself has a formula, alternatives without one are left out: simulating takes seconds for each.
     left = [index for index in range(len(variants)) if index not in found] if 0 not in found else []
-    left = [index for index in left if not index or index <= SIMULATED]
+    left = [index for index in left if index <= simulated]
     if left:
         answers = _simulate(config, with_data, [variants[index] for index in left])
         for index, answer in zip(left, answers, strict=True):

@@ -107,6 +107,7 @@ def report_of(found: Timed, plan: Plan | Unplanned, run: RunDirectory, job: Job)
         "fastest_s": found.fastest_s,
         "slowest_s": found.slowest_s,
         "cpu_s": found.cpu_s,
+        "mean_cpu_s": found.mean_cpu_s,
         "is_busy": found.is_busy,
         "calibrating_s": found.calibrating_s,
         "samples_s": samples_s,

@@ -273,11 +273,8 @@ class _Step:
         self._free_copy(down)
         ledger.free(REST, gradient)
         if model.is_gated:
-            # What is computed again is freed as it is used: one factor of the product before the other is needed.
-            early = self.hidden if self.case.checkpointing == "full" else 0
-            ledger.free(REST, early)
             ledger.take(REST, 2 * self.hidden)
-            ledger.free(REST, product + 2 * self.hidden - early)
+            ledger.free(REST, product + 3 * self.hidden)  # two of the saved factors are now gradients
         else:
             ledger.take(REST, self.hidden)
             ledger.free(REST, product + self.hidden)

@@ -29,7 +29,10 @@ class Timed:
     fastest_s: float
     slowest_s: float
     cpu_s: float | None
-    """CPU time of a step of the busiest rank; None: a GPU, or several threads, which are not all busy all the time."""
+    """Median CPU time of a step of the busiest rank; None: a GPU, or several threads, which are not busy all the
+    time."""
+    mean_cpu_s: float | None
+    """The mean, with logged steps and ends of epochs."""
     ranks: int
     units: int
     """What is paid for: GPUs, or cores that the ranks compute with."""
@@ -71,6 +74,7 @@ def timed(ranks: Sequence[StepTiming]) -> Timed:
         sorted(ranks[slowest].each_s)[len(ranks[slowest].each_s) // 10],
         min(ranks[slowest].each_s),
         max(ranks[slowest].each_s),
+        max(statistics.median(one.each_cpu_s) for one in ranks) if single and device is None else None,
         max(one.cpu_s / one.steps for one in ranks) if single and device is None else None,
         len(ranks),
         len(ranks) if device else sum(one.threads for one in ranks),

@@ -241,9 +241,11 @@ class StepTiming:
     wall_s: float
     """Seconds of all of them."""
     cpu_s: float
-    """CPU time of the rank's process in them, of all its threads."""
+    """CPU time of the thread that trains, in all of them."""
     each_s: list[float]
     """Seconds of each; on a GPU those of the host, which may be ahead of the device."""
+    each_cpu_s: list[float]
+    """CPU time of the thread that trains, of each: without the threads of the heartbeat and of loggers."""
     threads: int
     """Threads that the rank computes with on a CPU."""
     steps_per_epoch: int | None
