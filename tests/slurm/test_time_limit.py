@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from tests.slurm.jobs import LIMITED_JOB, LIMITED_STEPS, curve, logged_steps, st
 from tests.tracking.wandb_server import WandbServer
 from trainer.runs.bill import bill
 from trainer.runs.directory import RunDirectory
-from trainer.runs.events import Allocated
+from trainer.runs.events import Allocated, Notified
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(900)]
 
@@ -51,9 +52,8 @@ def test_a_training_longer_than_its_time_limit_ends_as_if_it_had_had_the_time(
     rows = [(row["trainer/global_step"], row["train/loss"]) for row in served.history if "train/loss" in row]
     assert [step for step, _ in rows] == list(range(1, LIMITED_STEPS + 1))
     assert [loss for _, loss in rows] == pytest.approx([line["train/loss"] for line in curve(limited)], rel=1e-6)
-    beat = limited.heartbeat(0)
-    assert beat is not None
-    assert beat.step == LIMITED_STEPS
+    check_notifications(limited, len(reasons))
+    wait_until(lambda: last_step(limited) == LIMITED_STEPS, 60)  # the relay of the node publishes the last heartbeat
     allocations = {one.attempt: one.since for one in limited.events_of(Allocated)}
     records = limited.usage()
     assert len({one.attempt for one in records}) >= 2
@@ -65,6 +65,22 @@ def test_a_training_longer_than_its_time_limit_ends_as_if_it_had_had_the_time(
     report = limited.path / "report.html"
     wait_until(report.exists, 60, lambda: story(limited))
     assert "survived." in report.read_text()
+
+
+def last_step(run: RunDirectory) -> int | None:
+    beat = run.heartbeat(0)
+    return beat.step if beat else None
+
+
+def check_notifications(run: RunDirectory, count: int) -> None:
+    """Each requeue and the end were told once, in their order, by the job itself."""
+    wait_until(lambda: any(event.about == "finished" for event in run.events_of(Notified)), 60, lambda: story(run))
+    told = [json.loads(line) for line in (run.path.parents[1] / "told.jsonl").read_text().splitlines()]
+    times = ["once", *(f"{number} times" for number in range(2, count + 1))]
+    titles = [f"{run.path.name} was requeued {word}" for word in times]
+    assert [one["title"] for one in told] == [*titles, f"{run.path.name} finished at step {LIMITED_STEPS}"]
+    assert all("its time limit was" in one["reason"] for one in told[:-1])
+    assert not any(event.failed for event in run.events_of(Notified))
 
 
 def requeues(run: RunDirectory) -> int:
