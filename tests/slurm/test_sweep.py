@@ -156,6 +156,7 @@ def test_twenty_four_trials_end_as_unharmed_ones(
     bad += ["+callbacks.fails.when=${optimizer.lr}-${model.dropout}-${seed}"]
     rates = "optimizer.lr=0.001,0.002,0.003,0.004,0.006,0.01"
     space = [rates, "model.dropout=0.0,0.1,0.2,0.3"] if method == "grid" else [rates, "seed=range(0,40)"]
+    space += ["sweep.metric=train/loss"]
     space += [] if method == "grid" else ["sweep.trials=24", f"sweep.method={method}"]
     space += ["sweep.generation=4"] if method == "tpe" else []
     if method == "tpe":
