@@ -30,7 +30,7 @@ def test_several_channels_at_once() -> None:
 @pytest.mark.parametrize(
     ("options", "problem"),
     [
-        ({"events": ["finised"]}, "did you mean finished"),
+        ({"events": ["finish"]}, "did you mean finished"),
         ({"slack_env": "https://hooks.slack.com/services/T0/B0/secret"}, "MY_VARIABLE"),
         ({"mail_to": ["me@example.org\nBcc: you"]}, "me@example.org"),
         ({"smtp_user": "me"}, "smtp_password_env"),
