@@ -66,12 +66,15 @@ def test_only_what_a_server_lacks_is_sent(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     lines = [
         {"step": 1, "epoch": 0, "time": 1.0, "loss": 1.5},
-        {"step": 2, "epoch": 0, "time": 2.0, "loss": "nan", "logged/time": 0.5},
+        {"step": 2, "epoch": 0, "time": 2.0, "loss": "nan", "logged/time": 0.5, "by_samples": 1.0},
         {"step": 3, "epoch": 0, "time": 3.0, "loss": 0.5},
     ]
     path.write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"step": 4, "lo')
-    sent = SentSteps({"loss": 1, "epoch": 1})
+    lines[0]["logged/time"] = 0.25
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"step": 4, "lo')
+    sent = SentSteps({"loss": 1, "epoch": 1, "time": 1, "by_samples": 1000})
     ((step, metrics),) = list(sent.missing(path, 2))
+    assert "by_samples" not in metrics
     assert (step, metrics["time"], metrics["epoch"], metrics["loss"] != metrics["loss"]) == (2, 0.5, 0, True)
     assert sent.new({"loss": 1.0, "new": 2.0}, 2) == {"new": 2.0}
     assert sent.new({"loss": 1.0}, 3) == {"loss": 1.0}

@@ -33,10 +33,12 @@ class SentSteps:
     def missing(self, path: Path, until: int) -> Iterator[tuple[int, dict[str, Any]]]:
         """Yield the step and the metrics of each line of `metrics.jsonl` up to `until` that the server lacks.
 
-        They count as sent once the next one is asked for.
+        They count as sent once the next one is asked for. Only metrics whose last step on the server is that of a line:
+        others were logged with a step of their own, which the file does not have.
         """
+        on_axis = {name for step, metrics in _lines(path) for name in metrics if self._last.get(name) == step}
         for step, metrics in _lines(path):
-            new = self.new(metrics, step) if step <= until else {}
+            new = self.new({name: metrics[name] for name in metrics.keys() & on_axis}, step) if step <= until else {}
             if new and new.keys() != {"epoch"}:
                 yield step, new
                 self._last.update(dict.fromkeys(new, step))
@@ -55,5 +57,7 @@ def _lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
                 step, epoch = int(line["step"]), line.get("epoch")
                 metrics = {name.removeprefix(APART): float(line[name]) for name in line if name not in OWN_NAMES}
             except (ValueError, KeyError, TypeError, AttributeError):
+                continue
+            if f"{APART}step" in line:  # `self.log("step", x)`: the loggers got x as the step
                 continue
             yield step, {**metrics, **({"epoch": epoch} if epoch is not None else {})}
