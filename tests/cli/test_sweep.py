@@ -142,7 +142,7 @@ def test_a_sweep_outlives_its_command_and_the_kill_of_what_trains_it(
 
     # Retried trials run again; others keep their result.
     again = cli("sweep", "retry", "--trial", str(failed[0]["trial"]))
-    assert "1 trials are tried again" in again.stdout
+    assert "1 trial is tried again" in again.stdout
     answer = wait(cli, lambda now: now["is_over"])
     assert answer["counts"] == {"finished": 2, "failed": 2}
     assert len(list((workdir / "runs").iterdir())) == 5, "a failed trial is tried again from the start"
@@ -171,7 +171,7 @@ def test_a_stopped_sweep_is_resumed_and_extended(cli: TrainerCli, workdir: Path,
     answer = wait(cli, lambda now: now["is_over"])
     assert answer["counts"] == {"finished": 2}
     before = [row["parameters"] for row in answer["rows"]]
-    assert "1 trials were added" in cli("sweep", "extend", "--trials=1").stdout
+    assert "1 trial was added" in cli("sweep", "extend", "--trials=1").stdout
     answer = wait(cli, lambda now: now["is_over"])
     assert [row["parameters"] for row in answer["rows"]][:2] == before
     assert len(answer["rows"]) == 3

@@ -237,7 +237,7 @@ def retry(argv: list[str]) -> int:
         sweep.add_retry(view.number, view.names.retries + 1, record)
     spec, found = advance(sweep, submit=True)
     if not options.json:
-        print(f"{len(chosen)} trials are tried again")
+        print("1 trial is tried again" if len(chosen) == 1 else f"{len(chosen)} trials are tried again")
     return _report(sweep, spec, found, options)
 
 
@@ -263,7 +263,7 @@ def extend(argv: list[str]) -> int:
     number = extended(sweep, options.trials, options.changes)
     spec, found = advance(sweep, submit=True)
     if not options.json:
-        print(f"{number} trials were added")
+        print("1 trial was added" if number == 1 else f"{number} trials were added")
     return _report(sweep, spec, found, options)
 
 

@@ -41,6 +41,8 @@ def main(arguments: list[str]) -> int:
     sweep, number, run = SweepDirectory(Path(arguments[0])), int(arguments[1]), RunDirectory(Path(arguments[2]))
     spec, first = sweep.spec(), run.next_attempt()
     mine = sweep.names()[number]
+    if mine.retries:  # somebody wants this one to be trained
+        return DONE
     curves = Curves(sweep, spec)
     while True:
         began = time.monotonic()
