@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from tests.conftest import clean_environment
 from tests.tracking.wandb_server import ServedRun, WandbServer
 from trainer.runs.directory import RunDirectory
 from trainer.tracking.upload import upload
+from trainer.tracking.wandb_rows import OneCurve, Sent
 from trainer.tracking.wandb_segment import last_row
 
 ATTEMPT = '''
@@ -190,3 +192,52 @@ def test_the_last_row_of_a_segment_is_that_of_wandbs_own_reader(tmp_path: Path) 
     assert last_row(path) == -1
     assert last_row(path.with_name("missing")) is None
     assert upload(run).uploaded == 0
+
+
+class Client:
+    """Stands for wandb's Run: keeps what it is told to log."""
+
+    def __init__(self, folder: Path, starting_step: int) -> None:
+        self.id, self.starting_step, self.rows = "abcd1234", starting_step, []  # type: ignore[var-annotated]
+        self.settings = type("Settings", (), {"sync_dir": str(folder)})
+
+    def log(self, data: dict[str, Any], commit: bool | None = None, **more: Any) -> None:
+        self.rows.append(data["trainer/global_step"])
+
+
+def lines_to(last: int) -> Callable[[int], list[dict[str, Any]]]:
+    return lambda step: [{"step": number, "time": 0.0, "loss": 1.0} for number in range(step + 1, last + 1)]
+
+
+@pytest.mark.parametrize(("ended_well", "logged"), [(True, [5, 6, 7, 8]), (False, [7, 8])])
+def test_rows_of_somebody_else_are_not_taken_for_those_of_a_crashed_machine(
+    tmp_path: Path, ended_well: bool, logged: list[int]
+) -> None:
+    """The server has two rows more than the file: of a script that adds to the W&B run, or lost with the machine."""
+    path, step = tmp_path / "rows.jsonl", 0
+    first = OneCurve(Client(tmp_path, 0), path, "online", lambda: step)
+    for step in range(1, 5):
+        first.log({"loss": 1.0, "trainer/global_step": step})
+    first.close()
+    client = Client(tmp_path, 6)
+    sent = Sent.read(path)
+    second = OneCurve(client, path, "online", lambda: step)
+    second.continue_from(sent, 4, lines_to(4), ended_well=ended_well)
+    for step in range(5, 9):
+        second.log({"loss": 1.0, "trainer/global_step": step})
+    second.close()
+    assert client.rows == logged
+
+
+def test_an_attempt_that_was_told_not_to_log_is_not_made_up_for(tmp_path: Path) -> None:
+    path, step = tmp_path / "rows.jsonl", 0
+    first = OneCurve(Client(tmp_path, 0), path, "online", lambda: step)
+    for step in range(1, 5):
+        first.log({"loss": 1.0, "trainer/global_step": step})
+    first.close()
+    client = Client(tmp_path, 2)  # the server has got two of the four
+    sent = Sent.read(path)
+    third = OneCurve(client, path, "online", lambda: step)
+    third.continue_from(sent, 8, lines_to(8), only_sent=True)
+    third.close()
+    assert client.rows == [3, 4]

@@ -164,7 +164,9 @@ class Loggers:
         if config.tracking.name == "wandb":
             names = {"project": DEFAULT_PROJECT, "id": run.id, **identity(run, config.tracking)}
             if rank.is_first:
-                position = Position(counted(), self.axis.completed_steps, unsure)
+                before = run.outcome(rank.attempt - 1)
+                ended_well = before is not None and before.outcome in ("finished", "stopped", "requeue")
+                position = Position(counted(), self.axis.completed_steps, unsure, ended_well)
                 self._facts = facts_of(run, rank.world_size)
                 self._experiment = start(run, config.tracking, {**run.config(), FACTS: self._facts}, position)
                 names = {**names, "project": self._experiment.project, "id": self._experiment.id}

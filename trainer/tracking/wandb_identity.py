@@ -38,7 +38,8 @@ def set_environment(run: RunDirectory, events: Sequence[Event]) -> None:
     Under `wandb agent` the client takes the run that the variables name. So they are set where the job's environment
     did not come with it, and removed where they belong to another run.
     """
-    os.environ.pop("SLURM_JWT", None)
+    for variable in ("SLURM_JWT", "WANDB_RESUME", "WANDB_RESUME_FROM", "WANDB_FORK_FROM"):
+        os.environ.pop(variable, None)  # a credential, and what is decided here
     for variable in ("WANDB_DATA_DIR", "WANDB_CACHE_DIR"):
         os.environ.setdefault(variable, str(run.wandb_dir))
     run.wandb_dir.mkdir(exist_ok=True)

@@ -154,13 +154,24 @@ class OneCurve:
         self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         os.write(self._file, b"\n" + dumps(header).encode() + b"\n")  # the last line may have been cut short
 
-    def continue_from(self, sent: Sent, step: int, lines: Callable[[int], Sequence[Mapping[str, Any]]]) -> None:
+    def continue_from(
+        self,
+        sent: Sent,
+        step: int,
+        lines: Callable[[int], Sequence[Mapping[str, Any]]],
+        *,
+        ended_well: bool = False,
+        only_sent: bool = False,
+    ) -> None:
         """Log what is missing up to `step`, and leave out later what is there already.
 
         Args:
             sent: What earlier attempts have sent.
             step: The step from which this attempt resumes.
             lines: Returns the lines of `metrics.jsonl` after a step.
+            ended_well: Whether the last attempt has ended by itself. Then it repeats nothing, and rows that the file
+                does not know of are somebody else's.
+            only_sent: Log only steps that an attempt had meant for W&B: another one was told not to log to it.
         """
         next_number = self._first if self._is_online else None
         there: list[Row] = []
@@ -171,10 +182,13 @@ class OneCurve:
             after = max((row.number + 1 for row in rows), default=0)
             end = max(end, after) if segment.is_online else end + after
         self._there.update(row.step for row in there if row.step > step)
-        self._unknown = max(0, self._first - end)
+        self._unknown = 0 if ended_well else max(0, self._first - end)
         self._last_known = max((row.step for row in there), default=0)
         last_line = max((row.step for row in there if row.has_metrics), default=-1)
+        meant = max((row.step for one in sent.segments for row in one.rows), default=-1)
         for line in lines(last_line):
+            if only_sent and line["step"] > meant:
+                continue
             values = {name: _number(value) for name, value in line.items() if name not in ("step", "time")}
             self._send({**values, AXIS: line["step"]}, Row(self._number, line["step"], True))
 

@@ -28,6 +28,7 @@ from trainer.config.schema import TrackingOptions
 from trainer.core.errors import UserError
 from trainer.core.secrets import mask_inside
 from trainer.runs.directory import RunDirectory
+from trainer.runs.events import Tracking
 from trainer.runs.metrics_lines import lines_after
 from trainer.runs.records import WandbRun
 from trainer.runs.registry import reference_to
@@ -50,6 +51,8 @@ class Position:
     """Returns the completed optimizer steps."""
     unsure: Sequence[Mapping[str, Any]] = ()
     """Lines of metrics.jsonl that a killed attempt of an older release may not have sent to W&B."""
+    ended_well: bool = False
+    """Whether the attempt before this one has ended by itself."""
 
 
 def start(run: RunDirectory, options: TrackingOptions, config: dict[str, Any], position: Position | None = None) -> Any:
@@ -175,7 +178,8 @@ def _join(run: RunDirectory, experiment: Any, mode: Setting, sent: Sent, positio
     if not sent.segments:  # the earlier attempts were of an older release
         curve.continue_from(sent, position.step, lambda step: position.unsure)
     else:
-        curve.continue_from(sent, position.step, lines)
+        was_off = any(event.mode == "disabled" for event in run.events_of(Tracking))
+        curve.continue_from(sent, position.step, lines, ended_well=position.ended_well, only_sent=was_off)
 
 
 def finish(experiment: Any, exit_code: int, bill: Mapping[str, float] | None = None) -> None:
