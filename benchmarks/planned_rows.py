@@ -7,6 +7,7 @@ with selective checkpointing. Rows that no strategy of this trainer can train ar
 from __future__ import annotations
 
 import argparse
+import functools
 import sys
 from dataclasses import dataclass, replace
 from typing import Any
@@ -105,7 +106,7 @@ def main() -> int:
         name = row.name + (f" ({row.note})" if row.note else "")
         memory = f"| {row.gib or ''} | "
         if arguments.simulate and row.gib is not None:
-            gib = simulated_gib(row)
+            gib = simulated_gib(replace(row, name="", compile=False, tokens_s=0.0, gib=None))  # as without compiling
             memory += f"{gib:.1f} GiB | {gib / row.gib - 1:+.1%}"
         else:
             memory += "| "
@@ -164,6 +165,7 @@ def tokens_s(row: Row) -> float:
     return tokens / step_time(work, sent, 1, rates).total
 
 
+@functools.cache
 def simulated_gib(row: Row) -> float:
     """Return the planned memory of a GPU with its allowance, by simulation."""
     import torch

@@ -88,7 +88,7 @@ def main(argv: list[str]) -> int:
     batch_size = config["data"].get("batch_size")
     nodes = searched_nodes(arguments.search) if arguments.search else range(job.nodes, job.nodes + 1)
     others = [one for one in on_nodes(job, batch_size, nodes) if one != job]
-    engine, simulated = arguments.engine, arguments.alternatives
+    engine, simulated = arguments.engine, max(0, arguments.alternatives)
     plan, *rest = plans(config, with_data, [job, *others], capacity, engine, simulated=simulated)
     if plan.peak is None:
         raise UserError(f"trainer plan: {plan.reason}", "trainer fit with trainer.find_micro_batch=true measures it")

@@ -53,8 +53,8 @@ def brief(plan: Plan, known: Device | None) -> list[str]:
 
 
 def winners(plans: Sequence[Plan]) -> list[str]:
-    """Return lines that name the fastest and the cheapest plan that fits."""
-    found = [(one, one.forecast) for one in plans if one.fits and one.forecast is not None]
+    """Return lines that name the fastest and the cheapest plan that is not known to be too large."""
+    found = [(one, one.forecast) for one in plans if one.fits is not False and one.forecast is not None]
     if not found:
         return ["nothing that was searched is known to fit"]
     fastest = min(found, key=lambda one: one[1].step_s)
