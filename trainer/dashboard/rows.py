@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from trainer.core.secrets import mask_inside
+from trainer.core.secrets import MASK, known
 from trainer.runs.directory import RunDirectory
 from trainer.runs.facts import flat_config, mapping
 from trainer.runs.row import Row
@@ -32,20 +32,32 @@ def table_row(row: Row) -> dict[str, Any]:
     shown["config"] = config_leaves(run) if row.is_active or _is_long(run) else _leaves(row.config)
     batch = shown["config"].get("data.batch_size")
     shown["batch_size"] = batch if type(batch) is int and batch > 0 else None
-    masked: dict[str, Any] = mask_inside(shown)
+    masked: dict[str, Any] = _masked(shown, tuple(known()))
     return masked
 
 
 def unreadable_row(run: RunDirectory, reason: str) -> dict[str, Any]:
     """Return the row of a run that cannot be read, which says why."""
     row = {"id": run.id, "name": run.name, "path": str(run.path), "state": "unreadable", "reason": reason}
-    masked: dict[str, Any] = mask_inside({**row, "metrics": {}, "config": {}, "created": run.created_at()})
+    whole = {**row, "metrics": {}, "config": {}, "created": run.created_at()}
+    masked: dict[str, Any] = _masked(whole, tuple(known()))
     return masked
 
 
 def config_leaves(run: RunDirectory) -> dict[str, Any]:
     """Return the frozen values and the chosen groups by their dotted keys. The path of the run is the same in all."""
     return _leaves(flat_config(run, run.config(), run.manifest()))
+
+
+def _masked(value: Any, secrets: tuple[str, ...]) -> Any:
+    """As `core.secrets.mask_inside`, which looks the secrets up for each of some hundred texts of a row."""
+    if isinstance(value, str):
+        for secret in secrets:
+            value = value.replace(secret, MASK)
+        return value
+    if isinstance(value, dict):
+        return {key: _masked(item, secrets) for key, item in value.items()}
+    return [_masked(item, secrets) for item in value] if isinstance(value, list) else value
 
 
 def _is_long(run: RunDirectory) -> bool:
