@@ -25,7 +25,6 @@ MISTAKES = [
     ("export --format gguf", r"--format: invalid choice: 'gguf'"),
     ("fit --package trainer", r"--package changes what --cfg prints\n  add --cfg job, or leave --package out"),
     ("fit --resolve", r"--resolve changes what --cfg prints"),
-    ("fit -m --detach seed=1,2", r"--detach with --multirun"),
     ("fit --follow --detach", r"--detach: not allowed with argument --follow"),
     ("fit --trainer.max_epochs 5", r"unrecognized arguments: .*\n  write trainer\.max_epochs=5$"),
     ("fit --config job.yaml", r"\n  write experiment=job; job\.yaml becomes conf/experiment/job\.yaml, "),

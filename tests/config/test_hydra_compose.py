@@ -114,7 +114,18 @@ def test_a_tree_equals_the_one_of_hydra(project: Path, name: str) -> None:
     assert isinstance(expected, dict)
     assert {key: actual.get(key, "absent") for key in expected} == expected
     added = set(actual) - set(expected)
-    shipped = {"name", "runs_dir", "task", "scheduler", "strategy", "cluster", "checkpoint", "tracking", "callbacks"}
+    shipped = {
+        "name",
+        "runs_dir",
+        "task",
+        "scheduler",
+        "strategy",
+        "cluster",
+        "checkpoint",
+        "tracking",
+        "notify",
+        "callbacks",
+    }
     assert added <= shipped | {"optimizer"}, added
 
 

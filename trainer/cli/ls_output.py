@@ -12,6 +12,7 @@ from typing import Any, TextIO
 
 from trainer.cli.common import age, duration, number
 from trainer.core.errors import EnvironmentFault, UserError
+from trainer.core.install import pip_install
 from trainer.core.text import one_line
 from trainer.runs.columns import COLUMNS, TIMES, differing, metrics_of, value_of
 from trainer.runs.row import Row
@@ -91,7 +92,7 @@ def write_parquet(rows: Sequence[Row], keys: Sequence[str], path: Path) -> None:
         import pyarrow
         from pyarrow import parquet
     except ImportError:
-        raise EnvironmentFault("--parquet needs pyarrow", "pip install 'trainer[datasets]', or use --csv") from None
+        raise EnvironmentFault("--parquet needs pyarrow", f"{pip_install('datasets')}, or use --csv") from None
     table = pyarrow.table({key: _column([value_of(row, key) for row in rows]) for key in keys})
     try:
         descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from trainer.core.errors import EnvironmentFault
+from trainer.core.install import pip_install
 from trainer.sweeps.evolution import evolve
 from trainer.sweeps.past import Past, fits, seed_of
 from trainer.sweeps.records import Direction, Parameter, Spec
@@ -93,7 +94,7 @@ def load() -> Any:
             warnings.simplefilter("ignore")
             import optuna
     except ImportError:
-        fix = "pip install 'trainer[sweep]'; grid, random and sobol need nothing"
+        fix = f"{pip_install('sweep')}; grid, random and sobol need nothing"
         raise EnvironmentFault("tpe, cmaes and gp need the package optuna", fix) from None
     return optuna
 

@@ -11,6 +11,7 @@ import random
 from collections.abc import Sequence
 
 from trainer.core.errors import EnvironmentFault
+from trainer.core.install import pip_install
 from trainer.sweeps.past import Past, fits, seed_of
 from trainer.sweeps.points import scaled
 from trainer.sweeps.records import Direction, Parameter, Spec
@@ -39,7 +40,7 @@ def _asked(numeric: list[Parameter], past: Sequence[Past], direction: Direction,
         import cmaes
         import numpy as np
     except ImportError:
-        raise EnvironmentFault("cmaes needs a package", "pip install 'trainer[sweep]'") from None
+        raise EnvironmentFault("cmaes needs a package", pip_install("sweep")) from None
     sign = -1 if direction == "maximize" else 1
     told = [
         (np.array([share_of(parameter, one.values[parameter.key]) for parameter in numeric]), sign * one.objective[0])
