@@ -20,6 +20,7 @@ EXTRAS = {
     "tensorboard": ("tensorboard>=2.19",),
     "mlflow": ("mlflow-skinny>=3.1",),
     "trackio": ("trackio>=0.43,<1",),
+    "sweep": ("optuna>=4.5,<6", "cmaes>=0.12"),
     "export": ("onnx>=1.18,<2", "onnxscript>=0.5,<1", "onnxruntime>=1.22,<2"),
 }
 """The optional dependencies of pyproject.toml by extra."""
