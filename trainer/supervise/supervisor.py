@@ -208,6 +208,7 @@ class Supervisor:
         for signum in self.requested:
             for pid in torchrun.workers(torchrun_pid):
                 if (pid, signum) not in self._forwarded and processes.handles(pid, signum):
+                    self._pass_stop_on()  # a rank that gets the signal first would ask to be requeued
                     self._forwarded.add((pid, signum))
                     processes.send(pid, signum)
 
@@ -247,8 +248,8 @@ class Supervisor:
                 print(f"attempt {outcome.outcome}; killing the remaining ranks", flush=True)
                 processes.kill_tree(child.pid)
         elif (stops := self.run.stop_request.exists()) or self.requested:
-            if stops and self._relay is not None:
-                self._relay.request_stop()
+            if stops:
+                self._pass_stop_on()
             self._stop_seen_at = self._stop_seen_at or now
             # The deadline of the ranks themselves comes first, and saves a checkpoint if it can.
             limit_s = float(self.config["resilience"]["stop_deadline_s"]) + ENDED_GRACE_S
@@ -256,6 +257,11 @@ class Supervisor:
                 root_cause = cause.Cause(f"still running {limit_s:.0f} s after a request to stop", [], None, None)
                 self._fail("hung", HUNG, root_cause)
                 processes.kill_tree(child.pid)
+
+    def _pass_stop_on(self) -> None:
+        """Pass a request to stop on to the ranks, which on several nodes do not look for it in the run directory."""
+        if self._relay is not None and self.run.stop_request.exists():
+            self._relay.request_stop()
 
     def _finish_timeout_s(self) -> float:
         return float(self.config["tracking"].get("finish_timeout_s", 0))
