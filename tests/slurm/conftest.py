@@ -86,6 +86,13 @@ class Testbed:
             if state.startswith(("down", "drain")):
                 self.slurm("scontrol", "update", f"nodename={node}", "state=resume")
         wait_until(lambda: not any(mark in self("status").stdout.split("JOBID")[0] for mark in ("down", "*")))
+        wait_until(self._takes_jobs)
+
+    def _takes_jobs(self) -> bool:
+        """Return whether the controller knows its nodes again: after a restart it refuses jobs until they register."""
+        environment = {**self._environment, "SLURM_CONF": self.conf}
+        command = ["sbatch", "--test-only", f"--nodes={NODES}", "--wrap=true"]
+        return subprocess.run(command, env=environment, capture_output=True, timeout=60, check=False).returncode == 0
 
     def _is_up(self, node: str) -> bool:
         return (Path(self.conf).parents[1] / "run" / f"{node}.init").exists()

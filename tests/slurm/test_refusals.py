@@ -166,6 +166,7 @@ def test_a_submission_while_the_controller_is_away_is_kept_and_submitted_later(
         assert f"the run is kept: trainer resume {run.id} submits it again" in message
     finally:
         testbed("controller", "start")
+        testbed.mend()
     monkeypatch.setattr(submit, "submit", checks)
     assert main(["resume", run.id]) == DONE
     assert f"submitted as job {run.launch().slurm_job_id}" in capsys.readouterr().out
