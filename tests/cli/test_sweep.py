@@ -128,13 +128,9 @@ def test_a_sweep_outlives_its_command_and_the_kill_of_what_trains_it(
     line = cli("sweep", "best", "--overrides").stdout.strip()
     assert shlex.split(line) == best["overrides"]
     assert f"optimizer.lr={best['parameters']['optimizer.lr']}" in best["overrides"]
-    assert (
-        best["trial"]
-        == answer["best"]["trial"]
-        == max((row for row in answer["rows"] if row["values"]), key=lambda row: (row["values"], -row["trial"]))[
-            "trial"
-        ]
-    )
+    ranked = [row for row in answer["rows"] if row["values"]]
+    first = max(ranked, key=lambda row: (row["values"], -row["trial"]))
+    assert best["trial"] == answer["best"]["trial"] == first["trial"]
     assert sweep.name.rpartition("-")[0] in cli("sweep", "ls").stdout
     listed = json.loads(cli("ls", "--sweep", answer["id"], "--json").stdout)
     assert {row["id"] for row in listed} == {run.id for run in runs}

@@ -138,5 +138,5 @@ def test_a_command_gets_the_message_and_no_more_time_than_the_others(tmp_path: P
     child = int(marker.read_text())
     deadline = time.monotonic() + 10
     while Path(f"/proc/{child}").exists() and "Z" not in Path(f"/proc/{child}/stat").read_text().split()[2]:
-        assert time.monotonic() < deadline, "what the command has started goes on"
+        assert time.monotonic() < deadline, "what the command has started is still running"
         time.sleep(0.02)

@@ -16,7 +16,7 @@ from trainer.runs.summary import summary_in_state
 READER_WAITS_NS = 5 * 10**9
 """A reader seals what nobody has changed for this long."""
 DEAD_WAITS_NS = 60 * 10**9
-"""The same for a run that recorded no outcome: whoever killed it may still record one."""
+"""The delay for a run without a recorded outcome: the process that killed it may still record one."""
 
 
 def is_over(run: RunDirectory) -> bool:

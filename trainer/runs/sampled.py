@@ -1,4 +1,4 @@
-"""Read a curve of every metric in `metrics.jsonl` for a small picture: of a large file only parts, evenly spread."""
+"""Read a curve of every metric in `metrics.jsonl` for a small plot: of a large file only parts, evenly spread."""
 
 from __future__ import annotations
 
