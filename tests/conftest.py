@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
@@ -27,6 +28,7 @@ SLURM_PROGRAMS = ("slurmctld", "slurmd", "sbatch", "munged")
 # another must not keep it from its core. A job of two threads takes 16 s alone, and took 90 s among the others.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+OWN_THREADS = ("heartbeat", "usage", "checkpoint-writer")
 ROOT = Path(__file__).parents[1]
 CPU_TABLE, CPU_ROWS = "CPU seconds, and seconds in all, by file: the most expensive", 25
 FIRST = (
@@ -73,6 +75,15 @@ def cpu_seconds(request: pytest.FixtureRequest, tables: dict[str, list[str]]) ->
     yield
     took, took_in_all = _cpu_s() - began, time.monotonic() - began_at
     tables.setdefault(CPU_TABLE, []).append(f"{took:7.1f} {took_in_all:7.1f}  {request.path.relative_to(ROOT)}")
+
+
+@pytest.fixture(autouse=True)
+def no_thread_is_left() -> Iterator[None]:
+    """A heartbeat that outlives its test writes into the next one."""
+    before = set(threading.enumerate())
+    yield
+    left = [one.name for one in threading.enumerate() if one not in before and one.name in OWN_THREADS]
+    assert not left
 
 
 def _cpu_s() -> float:

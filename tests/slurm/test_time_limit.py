@@ -45,9 +45,12 @@ def test_a_training_longer_than_its_time_limit_ends_as_if_it_had_had_the_time(
     assert curve(limited) == curve(untouched)
     assert weights(limited, LIMITED_STEPS, workdir / "a") == weights(untouched, LIMITED_STEPS, workdir / "b")
     assert {path.name.rpartition("-")[2] for path in limited.wandb_dir.glob("**/offline-run-*")} == {limited.id}
+    job_script = "report.html, which the job script writes after the training"
+    wait_until(lambda: not is_listed("RUNNING,COMPLETING"), 60, lambda: job_script + testbed.queue())
     with WandbServer() as server:
         synced = cli("sync", str(limited.path), env=server.environment(), timeout=180)
         assert synced.returncode == 0, synced.stdout + synced.stderr
+        assert server.runs, synced.stdout + synced.stderr
         (served,) = server.runs.values()
     rows = [(row["trainer/global_step"], row["train/loss"]) for row in served.history if "train/loss" in row]
     assert [step for step, _ in rows] == list(range(1, LIMITED_STEPS + 1))

@@ -84,7 +84,9 @@ def test_heartbeats_are_kept_when_the_number_of_nodes_changes(run: RunDirectory,
     folder.write_heartbeat(0, replace(BEAT, attempt=1, step=2, time=0.5))  # another host's clock may be behind
     relay.publish()
     assert run.heartbeat(0) == replace(BEAT, attempt=1, step=2, time=0.5)
-    Heartbeat(run, Rank(0, 0, 1, 1, attempt=2), every_s=60).start()
+    heartbeat = Heartbeat(run, Rank(0, 0, 1, 1, attempt=2), every_s=60)
+    heartbeat.start()
+    heartbeat.stop("finished")
     newest = run.heartbeat(0)
     assert newest is not None
     assert newest.attempt == 2
