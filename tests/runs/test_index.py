@@ -135,7 +135,7 @@ DAMAGES: dict[str, Callable[[bytes], bytes]] = {
     "another state": lambda content: content.replace(b'"state": "finished"', b'"state": "danced"'),
     "deeply nested": lambda content: content.split(b"\n")[0] + b"\n" + b"[" * 100_000,
     "of another folder": lambda content: content.replace(b'"root": "', b'"root": "/other'),
-    "newer": lambda content: content.replace(b'"version": 1', b'"version": 2', 1),
+    "newer": lambda content: content.replace(b'"version": 2', b'"version": 3', 1),
 }
 
 
@@ -155,13 +155,14 @@ def test_a_damaged_cache_is_read_anew(root: Path, damage: str) -> None:
     assert row.ranges["val/acc"].highest == 0.9
 
 
-def test_a_damaged_second_line_is_read_from_the_run(root: Path) -> None:
+def test_a_damaged_configuration_is_read_from_the_run(root: Path) -> None:
     ended_run(root)
     for _ in range(2):
         rows(root)
     (cache,) = (root.parent / "cache" / "trainer").iterdir()
-    head, first, second = cache.read_bytes().split(b"\n")
-    cache.write_bytes(b"\n".join([head, first, second.replace(b'"mlp"', b'"cnn"')]))
+    content = cache.read_bytes()
+    assert content.count(b'"model": "mlp"') == 1
+    cache.write_bytes(content.replace(b'"model": "mlp"', b'"model": "cnn"'))
     assert rows(root)[0].config["model"] == "mlp"
 
 

@@ -6,8 +6,6 @@ which is somebody else's.
 
 from __future__ import annotations
 
-from importlib import metadata
-
 from trainer.core.errors import EnvironmentFault
 
 EXTRAS = {
@@ -39,6 +37,8 @@ def refuse_malicious() -> None:
     Raises:
         EnvironmentFault: One is installed.
     """
+    from importlib import metadata  # a tenth of the CPU time of `trainer ls`
+
     for package, releases in MALICIOUS.items():
         try:
             version = metadata.version(package)

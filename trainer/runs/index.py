@@ -7,7 +7,6 @@ are read from their directories each time; of a run that ended, the row comes fr
 
 from __future__ import annotations
 
-import functools
 import os
 import threading
 import time
@@ -24,8 +23,8 @@ from trainer.runs.ending import is_over, waits_ns_of
 from trainer.runs.facts import Facts, flat_config
 from trainer.runs.metric_ranges import Ranges, RangeScan
 from trainer.runs.row import Row
-from trainer.runs.row_cache import CachedRow, RowCache
-from trainer.runs.seal import SealedSummary, Signature, signature
+from trainer.runs.row_cache import RowCache
+from trainer.runs.seal import Sealed, Signature, signature
 from trainer.runs.state import RUNNING_JOB, WAITING_JOB, state_of
 from trainer.runs.summary import summary_in_state
 
@@ -81,7 +80,7 @@ class Index:
         self._query_jobs = query_jobs
         self._seal_runs = seal_runs
         self._cache = RowCache(self.root) if use_cache else None
-        self._cached: dict[str, CachedRow] = {}
+        self._cached: dict[str, Sealed] = {}
         self._known: dict[str, _Known] = {}
         self._unsaved: set[str] = set()
         """Names of the rows that the cache does not have yet."""
@@ -144,7 +143,7 @@ class Index:
         cached = self._cached.get(name) if known is None else None
         if cached is None or not self._holds(name, cached.seen):
             return False
-        row = self._row(name, cached.facts, lambda: seal.parse(cached.content))
+        row = self._row(name, cached.facts, cached.content)
         self._known[name] = _Known(row, cached.seen, cached.is_over)
         self._mark_changed(name)
         return True
@@ -153,17 +152,16 @@ class Index:
         folder = f"{self._prefix}{name}"
         return all(signature(f"{folder}/{file}") == found for file, found in seen.items())
 
-    def _row(self, name: str, facts: Facts, read: Callable[[], SealedSummary | None] = lambda: None) -> Row:
-        """Return a row; what `read` does not return is read from the run directory, once it is needed."""
+    def _row(self, name: str, facts: Facts, content: bytes = b"") -> Row:
+        """Return a row; what the content of a sealed summary lacks is read from the run directory when it is needed."""
         run = f"{self._prefix}{name}"
-        summary = functools.cache(read)
 
         def config() -> Mapping[str, Any]:
-            found = summary()
+            found = seal.parse(content)
             return self._config_of(RunDirectory(Path(run)), self._entry(name))[1] if found is None else found.config
 
         def ranges() -> Ranges:
-            found, known = summary(), self._entry(name)
+            found, known = seal.parse(content), self._entry(name)
             sealed = None if found is None else seal.ranges_of(found)
             if sealed is not None:
                 return sealed
@@ -211,9 +209,8 @@ class Index:
         found = seal.read(f"{self._prefix}{name}")
         if found is None:
             return False
-        summary = found.summary
-        self._set(name, self._row(name, summary.facts, lambda: summary), found.seen, summary.is_over)
-        self._keep(name, CachedRow(found.seen, summary.is_over, summary.facts, found.content))
+        self._set(name, self._row(name, found.facts, found.content), found.seen, found.is_over)
+        self._keep(name, found)
         self._problems.pop(name, None)
         return True
 
@@ -240,10 +237,11 @@ class Index:
             return
         if not seal.is_being_changed(run) and seal.signatures(run) == sources:  # of somebody else, or read-only
             seen = {seal.FILE: signature(run.summary_path), **sources}
-            self._set(name, self._row(name, facts), seen, summary.is_over)
-            self._keep(name, CachedRow(seen, summary.is_over, facts, seal.content_of(summary)))
+            kept = Sealed(seen, summary.is_over, facts, seal.content_of(summary))
+            self._set(name, self._row(name, facts, kept.content), seen, summary.is_over)
+            self._keep(name, kept)
 
-    def _keep(self, name: str, row: CachedRow) -> None:
+    def _keep(self, name: str, row: Sealed) -> None:
         """Add a row to those that are written to the cache."""
         self._cached[name] = row
         self._unsaved.add(name)

@@ -1,9 +1,10 @@
 """Keep rows of ended runs outside the run directories, so that a list of runs opens one file for all of them.
 
     $XDG_CACHE_HOME/trainer/rows-HASH.jsonl    one file per folder of runs; its name is a hash of the folder's path
-        {"version": 1, "release": "0.2.0", "root": "/home/me/runs"}
-        {"folder": "mlp-k3v9abcd", "seen": ..., "is_over": true, "facts": ...}    two lines per run; the second is the
-        {"folder": "mlp-k3v9abcd", "written": ..., ...}       sealed summary, which is parsed only when it is needed
+        {"version": 2, "release": "0.2.0", "root": "/home/me/runs"}
+        {"folder": "mlp-k3v9abcd", "seen": ...}    three lines per run: when its row is true, and the sealed summary
+        {"release": "0.2.0", ..., "facts": ...,    with the facts, which are parsed,
+        "config": ..., "ranges": ..., ...}         and the rest, which is parsed only when it is needed
 
 Everything in it can be derived anew: what cannot be used is left out. Several processes may write; the file of the last
 one counts, and what it lacks is read from the run directories again.
@@ -16,32 +17,19 @@ import json
 import os
 import stat
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from trainer import __version__
 from trainer.core.files import parse_json, read_bytes, write_atomic
-from trainer.runs.facts import Facts, is_well_formed
+from trainer.runs.seal import Sealed, sealed_from
 
-VERSION = 1
+VERSION = 2
 MOST_BYTES = 256 << 20
 """Largest file. Rows beyond it are not kept: about 50,000."""
 MOST_FILES = 50
 """Of more folders of runs the rows that were not written for the longest time are deleted."""
 _PREFIX, _SUFFIX = "rows-", ".jsonl"
-
-
-@dataclass(frozen=True)
-class CachedRow:
-    """What is known about a run that ended."""
-
-    seen: dict[str, list[int]]
-    """The signatures of files and folders under which it is true."""
-    is_over: bool
-    facts: Facts
-    content: bytes
-    """The sealed summary, as `seal.content_of` returns it."""
 
 
 def folder() -> Path:
@@ -58,11 +46,11 @@ class RowCache:
     """
 
     def __init__(self, root: Path) -> None:
-        self._root = os.path.realpath(root)
+        self._folder, self._root = str(root), os.path.realpath(root)
         self._heads: dict[str, bytes] = {}
         """The first lines of the rows that were read, by the names of their run directories."""
 
-    def load(self) -> dict[str, CachedRow]:
+    def load(self) -> dict[str, Sealed]:
         """Return the rows by the names of the run directories; empty if there is no file that can be used."""
         try:
             lines = read_bytes(self._path(), MOST_BYTES).split(b"\n")
@@ -72,15 +60,15 @@ class RowCache:
         except (OSError, ValueError, RuntimeError):
             return {}
         rows = {}
-        for head, content in zip(lines[1::2], lines[2::2], strict=False):
-            read = _parsed(head)
-            if read is not None:
-                name, seen, is_over, facts = read
-                rows[name] = CachedRow(seen, is_over, facts, content)
-                self._heads[name] = head
+        for head, facts, rest in zip(lines[1::3], lines[2::3], lines[3::3], strict=False):
+            if (parsed := _parsed(head)) is not None:
+                name, seen = parsed
+                row = sealed_from(facts + b"\n" + rest, seen, f"{self._folder}{os.sep}{name}")
+                if row is not None:
+                    rows[name], self._heads[name] = row, head
         return rows
 
-    def save(self, rows: Mapping[str, CachedRow], changed: set[str]) -> None:
+    def save(self, rows: Mapping[str, Sealed], changed: set[str]) -> None:
         """Replace the file. What cannot be written is not kept.
 
         Args:
@@ -114,18 +102,16 @@ class RowCache:
         return path
 
 
-def _head(name: str, row: CachedRow) -> bytes:
-    content = {"folder": name, "seen": row.seen, "is_over": row.is_over, "facts": row.facts}
-    return json.dumps(content).encode()
+def _head(name: str, row: Sealed) -> bytes:
+    return json.dumps({"folder": name, "seen": row.seen}).encode()
 
 
-def _parsed(head: bytes) -> tuple[str, dict[str, list[int]], bool, Facts] | None:
-    """Return the parts of a first line; None if it is damaged."""
+def _parsed(head: bytes) -> tuple[str, dict[str, list[int]]] | None:
+    """Return the parts of the line before a sealed summary; None if it is damaged."""
     try:
         content = parse_json(head.decode())
-        name, seen, is_over, facts = content["folder"], content["seen"], content["is_over"], content["facts"]
-        usable = isinstance(name, str) and isinstance(seen, dict) and isinstance(is_over, bool)
-        return (name, seen, is_over, facts) if usable and is_well_formed(facts) else None
+        name, seen = content["folder"], content["seen"]
+        return (name, seen) if isinstance(name, str) and isinstance(seen, dict) else None
     except (ValueError, KeyError, TypeError, AttributeError):
         return None
 

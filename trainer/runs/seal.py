@@ -19,6 +19,7 @@ Nothing waits for the disk: a summary that a crash of the machine damages fails 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import socket
@@ -28,7 +29,7 @@ import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 from trainer import __version__
 from trainer.core import processes, records
@@ -71,11 +72,14 @@ _MOST_BYTES = 16 << 20
 _CHUNK = 1 << 18
 _CHECKSUM = re.compile(rb', "crc32": ([0-9]{1,10})\}\s*')
 _63_BITS = (1 << 63) - 1
+_END_OF_FACTS = b",\n"
+"""No text of JSON has a line feed."""
+_Part = TypeVar("_Part", bound="SealedFacts")
 
 
 @dataclass(frozen=True, kw_only=True)
-class SealedSummary:
-    """What is known about a run that ended: `summary.json`."""
+class SealedFacts:
+    """The first line of `summary.json`, which is all that most lists of runs need."""
 
     release: str
     """The version of trainer: another one may derive other facts."""
@@ -90,6 +94,12 @@ class SealedSummary:
     """The signatures of `SOURCES` before they were read."""
     facts: dict[str, Any]
     """`summary()`; paths of checkpoints are relative to the run directory."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SealedSummary(SealedFacts):
+    """What is known about a run that ended: `summary.json`."""
+
     config: dict[str, Any] = field(default_factory=dict)
     """The chosen groups, and the leaves of the frozen configuration by their dotted keys."""
     ranges: dict[str, Any] | None = None
@@ -115,31 +125,42 @@ def signatures(run: RunDirectory) -> dict[str, Signature]:
     return seen_now(str(run.path), SOURCES)
 
 
-@dataclass(frozen=True)
-class Sealed:
+class Sealed(NamedTuple):
     """A sealed summary that was read."""
 
-    summary: SealedSummary
-    """Its paths are absolute."""
     seen: dict[str, Signature]
     """The signatures of files and folders under which it is true."""
+    is_over: bool
+    """As in `SealedFacts`."""
+    facts: Facts
+    """Paths are absolute."""
     content: bytes
-    """The content of the file."""
+    """The content of the file, for `parse`."""
 
 
 def read(folder: str) -> Sealed | None:
     """Return the sealed summary of a run directory; None if there is none that is true now. Three calls."""
     content = _read_file(folder) or b""
-    summary = parse(content)
-    if summary is None or summary.release != __version__ or summary.folder != os.path.basename(folder):
-        return None
-    if not is_well_formed(summary.facts):
+    found = _first_line(content) if _is_whole(content) else None
+    if found is None or found.release != __version__ or found.folder != os.path.basename(folder):
         return None
     seen = seen_now(folder, COMPARED)
-    if any(found != summary.sources.get(name) for name, found in seen.items()):
+    if any(now != found.sources.get(name) for name, now in seen.items()):
         return None
-    summary = replace(summary, facts=with_absolute_paths(summary.facts, folder))
-    return Sealed(summary, {FILE: [summary.written, len(content), summary.inode], **seen}, content)
+    return _sealed(content, found, {FILE: [found.written, len(content), found.inode], **seen}, folder)
+
+
+def sealed_from(content: bytes, seen: dict[str, Signature], folder: str) -> Sealed | None:
+    """Return the sealed summary of a run directory from its content, which is kept elsewhere; None: it is damaged."""
+    found = _first_line(content)
+    return None if found is None else _sealed(content, found, seen, folder)
+
+
+def _sealed(content: bytes, found: SealedFacts, seen: dict[str, Signature], folder: str) -> Sealed | None:
+    """Return the sealed summary with absolute paths; None if its facts are not those of this release."""
+    if not is_well_formed(found.facts):
+        return None
+    return Sealed(seen, found.is_over, with_absolute_paths(found.facts, folder), content)
 
 
 def ranges_of(summary: SealedSummary) -> Ranges | None:
@@ -253,19 +274,33 @@ def _read_file(folder: str) -> bytes | None:
 
 def parse(content: bytes) -> SealedSummary | None:
     """Return the record in the bytes of a `summary.json`; None if they are damaged, or of a newer version."""
+    return _record(SealedSummary, content) if _is_whole(content) else None
+
+
+def _is_whole(content: bytes) -> bool:
+    """Return whether the checksum is that of the rest."""
     head, mark, tail = content.rpartition(b', "crc32": ')
     match = _CHECKSUM.fullmatch(mark + tail)
-    if match is None or zlib.crc32(head + b"}") != int(match[1]):
-        return None
+    return match is not None and zlib.crc32(head + b"}") == int(match[1])
+
+
+def _first_line(content: bytes) -> SealedFacts | None:
+    """Return the facts, without parsing the configuration and the ranges."""
+    return _record(SealedFacts, content[: content.find(_END_OF_FACTS)] + b"}")
+
+
+def _record(cls: type[_Part], content: bytes) -> _Part | None:
     try:
-        return records.from_json(SealedSummary, parse_json((head + b"}").decode()), FILE)
+        return records.from_json(cls, parse_json(content.decode()), FILE)
     except (ValueError, records.BadRecord):
         return None
 
 
 def content_of(summary: SealedSummary) -> bytes:
-    """Return the bytes that `parse` reads."""
-    text = mask(records.dumps(summary))
+    """Return the bytes that `parse` reads: an object of two lines, the first one with the facts."""
+    content = records.to_json(summary)
+    rest = {name: content.pop(name) for name in ("config", "ranges")}
+    text = mask(f"{json.dumps(content)[:-1]}{_END_OF_FACTS.decode()}{json.dumps(rest)[1:]}")
     return f'{text[:-1]}, "crc32": {zlib.crc32(text.encode())}}}\n'.encode()
 
 
