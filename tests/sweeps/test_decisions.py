@@ -146,7 +146,7 @@ def test_a_question_depends_on_files_seed_and_number_only(method: str) -> None:
     def search(spec: Spec) -> list[Past]:
         past: list[Past] = []
         for number in range(30):
-            values = adaptive.suggest(spec, past[::-1], ["minimize"], number)
+            values = adaptive.suggest(spec, past[::-1], ["minimize"], number).values
             loss = abs(math.log10(float(values["lr"])) + 2) + abs(int(values["width"]) - 20) / 20
             past.append(Past(number, values, None if number == 3 else [loss]))
         return past

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from importlib import import_module
 
 from trainer.cli.overrides import overrides_parser
-from trainer.core.errors import DONE, USER_MUST_CHANGE, TrainerError, UserError
+from trainer.core.errors import DONE, USER_MUST_CHANGE, TrainerError
 from trainer.starter.folder import expand
 
 VERBS = {
@@ -40,10 +40,7 @@ def main(argv: list[str]) -> int:
         module = import_module("trainer.cli.sweep_verbs")
         verb: Callable[[list[str]], int] = getattr(module, argv[0])
         return verb(argv[1:])
-    arguments = _parse(argv)
-    if not arguments.overrides:
-        raise UserError("the sweep has no parameter", "give one several values: trainer sweep optimizer.lr=0.1,0.01")
-    return launch(arguments)
+    return launch(_parse(argv))
 
 
 def _parse(argv: list[str]) -> argparse.Namespace:

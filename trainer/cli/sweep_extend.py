@@ -7,7 +7,7 @@ from dataclasses import replace
 from trainer.config.compose import Loaded, compose, swept
 from trainer.core.errors import UserError
 from trainer.sweeps import decide
-from trainer.sweeps.advance import revised
+from trainer.sweeps.advance import custom_of, revised
 from trainer.sweeps.directory import SweepDirectory
 from trainer.sweeps.records import ADAPTIVE, Spec, Trial
 from trainer.sweeps.space import size, space_of
@@ -28,6 +28,7 @@ def extend(sweep: SweepDirectory, trials: int | None, changes: list[str]) -> int
         raise UserError(f"--trials {trials}: nothing to add", "write --trials 10")
     before = sweep.spec()
     spec = _changed(sweep, before, changes) if changes else before
+    custom = custom_of(sweep, spec)
     if spec.method == "grid":
         if not changes:
             raise UserError("a grid has no further points", "add values: trainer sweep extend SWEEP optimizer.lr=0.1,1")
@@ -37,7 +38,7 @@ def extend(sweep: SweepDirectory, trials: int | None, changes: list[str]) -> int
     elif spec.method in ADAPTIVE:
         new, total = [], before.trials + (trials or 0)
     else:
-        new = decide.planned(spec, before.trials, trials or 0)
+        new = decide.planned(spec, before.trials, trials or 0, custom)
         total = before.trials + len(new)
     _check(sweep, spec, new)
     if not sweep.write_spec(revised(before, parameters=spec.parameters, fixed=spec.fixed, trials=total)):

@@ -11,7 +11,7 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from trainer.cli.job import Job, check_one, describe, freeze_shape
 from trainer.cli.overrides import name_point
@@ -25,6 +25,9 @@ from trainer.sweeps.options import SweepOptions, deadline, read_options
 from trainer.sweeps.points import scaled
 from trainer.sweeps.records import ADAPTIVE, Method, Spec, Trial
 from trainer.sweeps.space import Space, overrides_of, size, space_of
+
+if TYPE_CHECKING:
+    from trainer.sweeps.custom import CustomSpace
 
 _DEFAULT_TRIALS = 20
 
@@ -54,12 +57,13 @@ def prepare(arguments: argparse.Namespace) -> Prepared:
     seed = read_options(tree, space_of(overrides, 0).control).seed
     space = space_of(overrides, seed)
     options = read_options(tree, space.control)
-    if not space.parameters:
+    if not space.parameters and options.custom_search_space is None:
         raise UserError("the sweep has no parameter", "give one several values: optimizer.lr=0.1,0.01")
     method, count = _search(space, options)
     draft = _spec(arguments, space, options, method, count)
-    trials = [] if method in ADAPTIVE else decide.planned(draft, 0, count)
-    checked = [one.overrides for one in trials] or _corners(space)
+    custom = _custom(draft, where)
+    trials = [] if method in ADAPTIVE else decide.planned(draft, 0, count, custom)
+    checked = [one.overrides for one in trials] or _corners(space, custom)
     first, widest, notes = _check_points(checked, where)
     for note in notes:
         print(f"note: {note}", file=sys.stderr)
@@ -78,7 +82,11 @@ def _search(space: Space, options: SweepOptions) -> tuple[Method, int]:
         UserError: The method cannot search this space.
     """
     points = size(space.parameters)
+    if options.custom_search_space is not None:
+        points = None
     method = options.method or ("grid" if points is not None and options.trials is None else "sobol")
+    if method == "grid" and options.custom_search_space is not None:
+        raise UserError("custom_search_space: what a function adds has no grid", "write sweep.method=sobol")
     if method == "grid":
         if points is None:
             key = next(one.key for one in space.parameters if not one.choices)
@@ -118,6 +126,7 @@ def _spec(arguments: argparse.Namespace, space: Space, options: SweepOptions, me
         max_cost=options.max_cost,
         until=until,
         startup_trials=options.startup_trials,
+        custom_search_space=options.custom_search_space,
         cwd=os.getcwd(),
         config_name=arguments.config_name,
         config_dirs=[str(folder) for folder in arguments.config_dir],
@@ -125,14 +134,33 @@ def _spec(arguments: argparse.Namespace, space: Space, options: SweepOptions, me
     )
 
 
-def _corners(space: Space) -> list[list[str]]:
-    """Return points that show what an adaptive search may try: each choice, and both ends of each range."""
+def _custom(draft: Spec, where: dict[str, Any]) -> CustomSpace | None:
+    """Return the function that adds parameters to the trials; None if there is none."""
+    if draft.custom_search_space is None:
+        return None
+    from trainer.sweeps.custom import CustomSpace
+
+    return CustomSpace(draft.custom_search_space, draft.fixed, Path.cwd(), **where)
+
+
+def _corners(space: Space, custom: CustomSpace | None) -> list[list[str]]:
+    """Return points that show what an adaptive search may try: each choice, and both ends of each range.
+
+    Of what a function adds: the middle at each of these points, and both ends at the first.
+    """
     middle = {one.key: scaled(one, 0.5) for one in space.parameters}
     points = [middle]
     for one in space.parameters:
         ends = one.choices if one.kind == "choice" else [scaled(one, 0.0), scaled(one, 1.0)]
         points += [{**middle, one.key: value} for value in ends]
+    if custom is not None:
+        shares = [(point, 0.5) for point in points] + [(middle, 0.0), (middle, 1.0)]
+        points = [{**point, **_added(custom, point, share)} for point, share in shares]
     return [overrides_of(space.fixed, point) for point in points]
+
+
+def _added(custom: CustomSpace, point: dict[str, str], share: float) -> dict[str, str]:
+    return custom.extended(0, point, lambda one: scaled(one, share)).added
 
 
 def _check_points(points: list[list[str]], where: dict[str, Any]) -> tuple[Job, tuple[int, int], list[str]]:
@@ -263,6 +291,7 @@ def plan(prepared: Prepared) -> list[str]:
     drawn = "points" if spec.method == "grid" else "trials"
     lines = [("sweep", f"{spec.method}, {spec.trials} {drawn}" + (f", pruned by {spec.prune}" if spec.prune else ""))]
     lines += [("  " + one.key, _range(one.choices, one.low, one.high, one.log)) for one in spec.parameters]
+    lines += [("  and", f"what {spec.custom_search_space} adds")] if spec.custom_search_space else []
     at_once = str(spec.at_once) if spec.at_once else _slots_here(spec)
     lines.append(("at once", at_once))
     limits = {

@@ -42,12 +42,29 @@ class FileConfigSource(file_config_source.FileConfigSource):
         except GrammarParseError as error:
             fix = "correct the expression in ${...}, or put a backslash before the dollar sign"
             raise UserError(f"{path}: {str(error).splitlines()[0]}", fix) from None
+        _keep_own_content(content)
         return ConfigResult(
             config=content,
             path=f"{self.scheme()}://{self.path}",
             provider=self.provider,
             header=ConfigSource._get_header_dict(text[:512]),
         )
+
+
+def _keep_own_content(content: Any) -> None:
+    """Write the `_self_` that Hydra means where a defaults list has overrides only.
+
+    Hydra 1.3 forgets it, and so the whole content of the file, once a group is added (`+model=mlp`).
+    """
+    from omegaconf import DictConfig, ListConfig
+
+    written = content.get("defaults") if isinstance(content, DictConfig) else None
+    if isinstance(written, ListConfig) and len(written) and all(_is_override(one) for one in written):
+        written.insert(0, "_self_")
+
+
+def _is_override(entry: Any) -> bool:
+    return hasattr(entry, "keys") and all(str(key).startswith("override ") for key in entry)
 
 
 class ConfigLoader(config_loader_impl.ConfigLoaderImpl):

@@ -31,6 +31,9 @@ SAMPLERS: dict[str, tuple[str, dict[str, Any]]] = {
     "grid": ("optuna.samplers.GridSampler", {"_partial_": True}),
 }
 """Sampler to its class and its keys beside `seed`."""
+_UNSET = ("storage", "study_name", "search_space", "params", "custom_search_space")
+KEYS = frozenset(("_target_", "defaults", "sampler", "direction", "n_trials", "n_jobs", "max_failure_rate", *_UNSET))
+"""The keys of the sweeper."""
 
 
 def register() -> None:
@@ -44,7 +47,7 @@ def register() -> None:
         "_target_": TARGET,
         "defaults": [{"sampler": "tpe"}, "_self_"],
         "direction": "minimize",
-        **dict.fromkeys(("storage", "study_name", "search_space", "params", "custom_search_space")),
+        **dict.fromkeys(_UNSET),
         "n_trials": 20,
         "n_jobs": 2,
         "max_failure_rate": 0.0,

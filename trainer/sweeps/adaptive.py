@@ -8,34 +8,50 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from trainer.core.errors import EnvironmentFault
 from trainer.core.install import pip_install
+from trainer.sweeps import decide
 from trainer.sweeps.evolution import evolve
 from trainer.sweeps.past import Past, fits, seed_of
-from trainer.sweeps.records import Direction, Parameter, Spec
+from trainer.sweeps.records import Direction, Parameter, Spec, Trial
+
+if TYPE_CHECKING:
+    from trainer.sweeps.custom import CustomSpace
 
 
-def suggest(spec: Spec, past: Sequence[Past], directions: Sequence[Direction], number: int) -> dict[str, str]:
-    """Return the point of trial `number`.
+def suggest(
+    spec: Spec,
+    past: Sequence[Past],
+    directions: Sequence[Direction],
+    number: int,
+    custom: CustomSpace | None = None,
+) -> Trial:
+    """Return trial `number`, with its point.
 
     Args:
         spec: The spec, with an adaptive method.
         past: The earlier trials. TPE keeps away from those that are not over.
         directions: One for each objective.
         number: Number of the trial.
+        custom: Adds parameters.
 
     Raises:
         EnvironmentFault: Optuna is not installed.
+        UserError: The user's function raises an exception.
     """
     if spec.method == "cmaes":
-        return evolve(spec, past, directions[0], number)
+        return decide.trial_of(spec, number, evolve(spec, past, directions[0], number), custom)
     study = study_of(spec, past, directions, sampler=_sampler(spec, number, len(directions)))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        chosen = study.ask({one.key: distribution(one) for one in spec.parameters}).params
-    return {one.key: _written(one, chosen[one.key]) for one in spec.parameters}
+        asked = study.ask({one.key: distribution(one) for one in spec.parameters})
+        values = {one.key: _written(one, asked.params[one.key]) for one in spec.parameters}
+        if custom is None:
+            return decide.trial_of(spec, number, values)
+        added = custom.extended(number, values, lambda one: _written(one, asked._suggest(one.key, distribution(one))))
+    return decide.extended(spec, number, values, added)
 
 
 def study_of(spec: Spec, past: Sequence[Past], directions: Sequence[Direction], sampler: Any = None) -> Any:
@@ -55,9 +71,8 @@ def trial_of(spec: Spec, one: Past) -> Any:
     """Return a trial as Optuna's frozen trial."""
     optuna = load()
     states = optuna.trial.TrialState
-    known = {
-        parameter.key: parameter for parameter in spec.parameters if fits(parameter, one.values.get(parameter.key, ""))
-    }
+    space = [*spec.parameters, *one.added]
+    known = {parameter.key: parameter for parameter in space if fits(parameter, one.values.get(parameter.key, ""))}
     params = {key: _read(parameter, one.values[key]) for key, parameter in known.items()}
     state = states.PRUNED if one.pruned else states.COMPLETE if one.objective is not None else states.FAIL
     state = state if one.is_over else states.RUNNING

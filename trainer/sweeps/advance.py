@@ -10,9 +10,10 @@ import socket
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from trainer.core import processes
-from trainer.core.errors import TrainerError
+from trainer.core.errors import TrainerError, UserError
 from trainer.runs.directory import RunDirectory
 from trainer.sweeps import decide
 from trainer.sweeps.directory import SweepDirectory
@@ -20,7 +21,9 @@ from trainer.sweeps.outcome import directions_of, history, open_run
 from trainer.sweeps.past import Past
 from trainer.sweeps.progress import TrialView, one_view, settle, views
 from trainer.sweeps.records import Direction, Owner, Result, Spec, Trial
-from trainer.sweeps.space import overrides_of
+
+if TYPE_CHECKING:
+    from trainer.sweeps.custom import CustomSpace
 
 
 @dataclass(frozen=True)
@@ -123,8 +126,24 @@ def ask(sweep: SweepDirectory, spec: Spec, found: Sequence[TrialView], number: i
     generation = spec.generation
     earlier = found if generation is None else found[: number - number % generation]
     past = [past_of(sweep, spec, view) for view in earlier]
-    values = suggest(spec, past, directions(spec, found), number)
-    sweep.add_trials([Trial(number=number, values=values, overrides=overrides_of(spec.fixed, values))])
+    custom = custom_of(sweep, spec)
+    try:
+        sweep.add_trials([suggest(spec, past, directions(spec, found), number, custom)])
+    except UserError as error:  # of the user's function: a failed trial, as if its training had failed
+        # The result first: a trial without one could be trained.
+        sweep.add_result(number, 0, Result(state="failed", reason=error.message, time=time.time()))
+        sweep.add_trials([Trial(number=number, values={}, overrides=list(spec.fixed))])
+
+
+def custom_of(sweep: SweepDirectory, spec: Spec) -> CustomSpace | None:
+    """Return the function that adds parameters to the trials of a sweep; None if it has none."""
+    if spec.custom_search_space is None:
+        return None
+    from trainer.sweeps.custom import CustomSpace
+
+    folders = [sweep.path / folder for folder in spec.config_dirs]
+    where = {"config_dirs": folders, "config_name": spec.config_name}
+    return CustomSpace(spec.custom_search_space, spec.fixed, sweep.path / spec.code, **where)
 
 
 def directions(spec: Spec, found: Sequence[TrialView]) -> list[Direction]:
@@ -135,17 +154,17 @@ def directions(spec: Spec, found: Sequence[TrialView]) -> list[Direction]:
 
 def past_of(sweep: SweepDirectory, spec: Spec, view: TrialView) -> Past:
     """Return a trial as the searches see it."""
-    result = view.result
-    values = view.trial(sweep).values
+    result, trial = view.result, view.trial(sweep)
+    values, added = trial.values, trial.parameters
     if result is None:
-        return Past(view.number, values, None, is_over=False)
+        return Past(view.number, values, None, is_over=False, added=added)
     pruned = result.state == "pruned"
     curve: Sequence[tuple[int, float]] = ()
     if pruned and result.run is not None and result.metric is not None:
         seen = history(open_run(result.run), result.metric)
         curve = [(index, value) for index, (_, value) in enumerate(seen, start=1)]
     objective = result.values if result.state in ("finished", "pruned") else None
-    return Past(view.number, values, objective, curve=curve, pruned=pruned)
+    return Past(view.number, values, objective, curve=curve, pruned=pruned, added=added)
 
 
 def fail(sweep: SweepDirectory, claim: Claim, error: TrainerError, run: RunDirectory | None = None) -> None:

@@ -73,6 +73,7 @@ def table_of(sweep: SweepDirectory, spec: Spec, found: Sequence[TrialView], *, l
         live: Also read the values so far of trials that run.
     """
     rows, metric, mode = [], None, None
+    space = {one.key: one for one in spec.parameters}
     for view in found:
         result = view.result
         if result is not None and result.metric is not None and metric is None:
@@ -83,11 +84,14 @@ def table_of(sweep: SweepDirectory, spec: Spec, found: Sequence[TrialView], *, l
             so_far = objective(view.run, spec)
             values, step = (so_far.values, so_far.step) if so_far is not None else ((), None)
         run = result.run if result is not None else str(view.run.path) if view.run is not None else None
+        trial = view.trial(sweep)
+        for one in trial.parameters:
+            space.setdefault(one.key, one)
         rows.append(
             Row(
                 number=view.number,
                 state=view.state,
-                parameters=view.trial(sweep).values,
+                parameters=trial.values,
                 values=tuple(values),
                 step=step,
                 run=run,
@@ -97,8 +101,7 @@ def table_of(sweep: SweepDirectory, spec: Spec, found: Sequence[TrialView], *, l
             )
         )
     metrics = list(spec.metric) or [metric or "value"]
-    parameters = [one.key for one in spec.parameters]
-    return Table(rows, metrics, directions_of(spec, mode), parameters, list(spec.parameters))
+    return Table(rows, metrics, directions_of(spec, mode), list(space), list(space.values()))
 
 
 def read_table(sweep: SweepDirectory) -> Table:
@@ -138,12 +141,12 @@ def importance(rows: Table, bins: int = 4) -> dict[str, float]:
     The first-order effect of a functional ANOVA (Hutter et al. 2014, https://proceedings.mlr.press/v32/hutter14.html),
     estimated without a model: the variance of the means of groups with similar values of the parameter, corrected for
     chance (epsilon squared, Kelley 1935), over the total variance. Values of numeric parameters are grouped into `bins`
-    of equal numbers. Empty with fewer than four finished trials, or if all have the same value.
+    of equal numbers. Without parameters that fewer than four finished trials have, or if all have the same value.
     """
     found: dict[str, float] = {}
     for one in slices(rows):
         if len(one.points) < 4:
-            return {}
+            continue
         groups = _groups(one, bins)
         found[one.key] = _explained(list(groups.values()))
     return dict(sorted(found.items(), key=lambda item: -item[1]))

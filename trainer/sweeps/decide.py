@@ -5,11 +5,15 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from trainer.sweeps.points import points
 from trainer.sweeps.progress import TrialView
 from trainer.sweeps.records import ADAPTIVE, Spec, Trial
 from trainer.sweeps.space import overrides_of
+
+if TYPE_CHECKING:
+    from trainer.sweeps.custom import CustomSpace, CustomTrial
 
 
 @dataclass(frozen=True)
@@ -78,13 +82,36 @@ def why_stopped(spec: Spec, found: Sequence[TrialView], *, is_stopped: bool = Fa
     return ""
 
 
-def planned(spec: Spec, first: int, count: int) -> list[Trial]:
-    """Return the trials `first` to `first + count` of a search that does not depend on results."""
+def planned(spec: Spec, first: int, count: int, custom: CustomSpace | None = None) -> list[Trial]:
+    """Return the trials `first` to `first + count` of a search that does not depend on results.
+
+    Args:
+        spec: The spec.
+        first: Number of the first trial.
+        count: Number of trials.
+        custom: Adds parameters to each.
+
+    Raises:
+        UserError: The user's function raises an exception.
+    """
     values = points(spec.parameters, spec.method, spec.seed, first, count)
-    return [
-        Trial(number=first + index, values=one, overrides=overrides_of(spec.fixed, one))
-        for index, one in enumerate(values)
-    ]
+    return [trial_of(spec, number, one, custom) for number, one in enumerate(values, start=first)]
+
+
+def trial_of(spec: Spec, number: int, values: dict[str, str], custom: CustomSpace | None = None) -> Trial:
+    """Return the trial of a point, to which `custom` adds values that are drawn at random."""
+    if custom is None:
+        return Trial(number=number, values=values, overrides=overrides_of(spec.fixed, values))
+    from trainer.sweeps.custom import drawn
+
+    added = custom.extended(number, values, drawn(spec.seed, number))
+    return extended(spec, number, values, added)
+
+
+def extended(spec: Spec, number: int, values: dict[str, str], added: CustomTrial) -> Trial:
+    """Return the trial of a point with the parameters that were added to it."""
+    whole = {**values, **added.added}
+    return Trial(number=number, values=whole, parameters=added.parameters, overrides=overrides_of(spec.fixed, whole))
 
 
 def added(spec: Spec, existing: Sequence[Trial], wanted: Sequence[Trial]) -> list[Trial]:

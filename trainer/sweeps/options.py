@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
 from datetime import datetime
 from typing import Annotated, Any
 
 from trainer.config.hydra_node import part_of
 from trainer.config.limits import AtLeast, NonNegativeInt, PositiveFloat, PositiveInt, limits_of
-from trainer.config.optuna_sweeper import TARGET
+from trainer.config.optuna_sweeper import KEYS, SAMPLERS, TARGET
 from trainer.config.problems import raise_all
 from trainer.config.typed import key_names, options_of, type_problem, unknown_key
 from trainer.core.errors import UserError
@@ -49,6 +50,9 @@ class SweepOptions:
     limit."""
     until: str | None = None
     """Start no trial after this time of this machine, such as 2026-01-31 or '2026-01-31 18:00'; null: no limit."""
+    custom_search_space: str | None = None
+    """Dotted path of a function of this project, called with the configuration and the trial, that adds parameters to
+    each trial by `trial.suggest_float` and the like; null: none."""
     startup_trials: PositiveInt = 10
     """Trials that tpe and gp draw at random first."""
 
@@ -127,6 +131,23 @@ def deadline(text: str | None) -> float | None:
         raise UserError(f"sweep.until={text}: not a date", "write 2026-01-31 or '2026-01-31 18:00'") from None
 
 
+def _unused(node: dict[str, Any], sampler: dict[str, Any]) -> Iterator[UserError]:
+    """Yield an error for each key of Hydra's Optuna sweeper that was set and would have no effect."""
+    for key in node.keys() - KEYS:
+        yield UserError(f"hydra.sweeper.{key}: not supported", "remove it")
+    defaults = {key: value for _, keys in SAMPLERS.values() for key, value in keys.items()}
+    for key, value in sampler.items():
+        if key not in _SAMPLERS_KEYS and value is not None and value != defaults.get(key):
+            yield UserError(f"hydra.sweeper.sampler.{key}={value}: not supported", "remove it")
+
+
+_SAMPLERS_KEYS = (
+    *("_target_", "_partial_", "seed", "n_startup_trials"),
+    *("multivariate", "constant_liar", "warn_independent_sampling"),
+)
+"""Keys of a sampler that are read, or whose effect tpe always has."""
+
+
 def _of_hydra(tree: Any) -> dict[str, Any]:
     """Return the options that `hydra/sweeper=optuna` sets."""
     node = part_of(tree.hydra, "sweeper")
@@ -135,20 +156,23 @@ def _of_hydra(tree: Any) -> dict[str, Any]:
     sampler = node.get("sampler") or {}
     name = str(sampler.get("_target_")).rpartition(".")[2]
     if name not in _METHODS:
-        raise UserError(f"hydra/sweeper/sampler: {name} is not supported", f"use one of {', '.join(_METHODS.values())}")
+        fix = "use one of tpe, which also takes several metrics, random, cmaes, gp, qmc, grid"
+        raise UserError(f"hydra/sweeper/sampler: {name} is not supported", fix)
+    raise_all(list(_unused(node, sampler)))
     if node.get("search_space"):
         raise UserError(
             "hydra.sweeper.search_space: replaced by hydra.sweeper.params in Hydra 1.2",
             "write hydra.sweeper.params with entries such as optimizer.lr: interval(0.001, 0.1)",
         )
-    for key in ("storage", "custom_search_space"):
-        if node.get(key) is not None:
-            raise UserError(f"hydra.sweeper.{key}: not supported", _INSTEAD[key])
+    if node.get("storage") is not None:
+        fix = "remove it: the files of the sweep are its storage; trainer sweep export SWEEP writes one of Optuna"
+        raise UserError("hydra.sweeper.storage: not supported", fix)
     options: dict[str, Any] = {
         "method": _METHODS[name],
         "trials": node.get("n_trials"),
         "at_once": node.get("n_jobs"),
         "max_failure_rate": node.get("max_failure_rate"),
+        "custom_search_space": node.get("custom_search_space"),
         _HYDRAS_DIRECTION: node.get("direction")
         if isinstance(node.get("direction"), list)
         else [str(node["direction"])],
@@ -158,9 +182,3 @@ def _of_hydra(tree: Any) -> dict[str, Any]:
     if sampler.get("n_startup_trials") is not None:
         options["startup_trials"] = sampler["n_startup_trials"]
     return options
-
-
-_INSTEAD = {
-    "storage": "remove it: the files of the sweep are its storage; trainer sweep export SWEEP writes one of Optuna",
-    "custom_search_space": "write the space as overrides, and a sweep for each branch of a conditional one",
-}

@@ -22,6 +22,8 @@ class Past:
     curve: Sequence[tuple[int, float]] = ()
     """(validation, value) so far."""
     pruned: bool = False
+    added: Sequence[Parameter] = ()
+    """Parameters that this trial has beside those of the spec."""
 
 
 def seed_of(spec: Spec, number: int) -> int:

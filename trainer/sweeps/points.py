@@ -29,7 +29,7 @@ def points(parameters: list[Parameter], method: Method, seed: int, first: int, c
         product = itertools.product(*(one.choices for one in parameters))
         keys = [one.key for one in parameters]
         return [dict(zip(keys, values, strict=True)) for values in itertools.islice(product, first, first + count)]
-    if method == "sobol":
+    if method == "sobol" and parameters:
         rows = _sobol(len(parameters), seed, first, count)
     else:
         rows = [_uniform(len(parameters), seed, number) for number in range(first, first + count)]
@@ -44,6 +44,10 @@ def scaled(parameter: Parameter, share: float) -> str:
     if parameter.choices:
         return parameter.choices[min(int(share * len(parameter.choices)), len(parameter.choices) - 1)]
     low, high = parameter.low, parameter.high
+    if parameter.step:
+        steps = math.floor((high - low) / parameter.step + 1e-9)
+        value = low + min(int(share * (steps + 1)), steps) * parameter.step
+        return str(int(value)) if parameter.kind == "int" else repr(value)
     if parameter.kind == "int":  # half a step on both sides, so that the ends are as likely as the rest
         low, high = low - 0.5, high + 0.5
     value = math.exp(math.log(low) + share * math.log(high / low)) if parameter.log else low + share * (high - low)

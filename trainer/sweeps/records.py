@@ -56,6 +56,8 @@ class Spec:
     """Adaptive methods: trials that are asked for together, from the results of earlier generations only."""
     at_once: int | None = None
     """Most trials that run at the same time; null: as many as fit."""
+    custom_search_space: str | None = absent()
+    """Dotted path of a function of the project that adds parameters to each trial."""
     prune: Pruner | None = None
     prune_after: int = 1
     """Validations before a trial may be pruned: the first rung of asha and hyperband."""
@@ -92,6 +94,8 @@ class Trial:
     number: int = not_stored()
     values: dict[str, str]
     """Parameter to its value, as written in an override."""
+    parameters: list[Parameter] = field(default_factory=list)
+    """What `custom_search_space` has added, and from which limits."""
     overrides: list[str]
     """The whole command line of the trial."""
 
