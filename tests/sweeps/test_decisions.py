@@ -44,7 +44,8 @@ def view(
 ) -> TrialView:
     result = Result(state=state, time=0.0, **more) if state else None
     someone = Owner(number=0, host="h", boot_id="b", pid=1, pid_started=1, time=0.0) if owner else None
-    return TrialView(number, Names(), result, someone, None, alive)
+    spent = {"gpu_hours": more.get("gpu_hours", 0.0), "cost": more.get("cost", 0.0)}
+    return TrialView(number, Names(), result, someone, None, alive, **spent)
 
 
 def _link_many(path: Path, count: int) -> int:
@@ -101,9 +102,29 @@ def test_a_generation_waits_for_the_results_of_the_earlier_ones() -> None:
 def test_limits_start_no_further_trial(spec: Spec, why: str) -> None:
     found = [view(0, "finished", gpu_hours=1.5, cost=3.0), view(1, "failed", gpu_hours=1.0, cost=2.5), view(2)]
     assert why in decide.next_step(spec, found, is_stopped=False, now=11.0).why_not
-    loose = replace(spec, max_gpu_hours=3.0, max_cost=6.0, max_failure_rate=0.5, until=12.0)
+    loose = replace(spec, max_gpu_hours=4.0, max_cost=8.5, max_failure_rate=0.5, until=12.0)
     assert decide.next_step(loose, found, is_stopped=False, now=11.0).claim == 2
     assert "stopped" in decide.next_step(loose, found, is_stopped=True).why_not
+
+
+@pytest.mark.parametrize("key", ["gpu_hours", "cost"])
+def test_a_limit_counts_what_runs_and_what_another_trial_would_take(key: str) -> None:
+    def why_not(limit: float, found: list[TrialView], plan: float | None = None) -> str:
+        limits: dict[str, Any] = {f"max_{key}": limit, f"planned_{key}": plan}
+        spec = replace(SPEC, **limits)
+        return decide.next_step(spec, found, is_stopped=False).why_not
+
+    running = [view(0, owner=True, alive=True), view(1, owner=True, alive=True), view(2)]
+    for one in running[:2]:
+        setattr(one, key, 1.0)
+    assert not why_not(2.1, running)
+    assert why_not(2.0, running) == f"its trials have used 2 of sweep.max_{key}=2"
+    assert not why_not(12.0, running, plan=4.0), "both end at 4, and a third one"
+    reason = f"its trials have used 2, those that run may use 6 more, and another one 4: beyond sweep.max_{key}=11"
+    assert why_not(11.0, running, plan=4.0) == reason
+    ended = [*running, view(3, "finished", **{key: 2.0}), view(4, "failed", **{key: 0.1}), view(5, "pruned")]
+    assert not why_not(8.1, ended, plan=100.0), "measured, not planned: 1 + 1 + 2 + 0.1, 1 + 1 more, 2"
+    assert "another one 2: beyond" in why_not(8.0, ended, plan=100.0)
 
 
 def test_asha_keeps_one_of_three_at_each_rung() -> None:

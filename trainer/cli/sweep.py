@@ -68,12 +68,11 @@ def launch(arguments: argparse.Namespace) -> int:
     """Check, create and start the sweep of a command line, and return the exit code."""
     from trainer.cli.launching import report_snapshot
     from trainer.cli.sweep_follow import advance, follow
-    from trainer.cli.sweep_launch import confirmed, create, plan, planned_hours, prepare
+    from trainer.cli.sweep_launch import confirmed, create, plan, prepare, with_plan
     from trainer.core.files import read_json
 
     as_json = getattr(arguments, "json", False)
-    prepared = prepare(arguments)
-    hours = planned_hours(prepared, arguments)
+    prepared, hours = with_plan(prepare(arguments), arguments)
     lines = [*plan(prepared), *([f"up to {hours:.4g} GPU hours in all"] if hours else [])]
     if arguments.dry_run:
         print("\n".join([*lines, f"{prepared.num_checked} points checked; nothing was started"]))

@@ -9,7 +9,7 @@ import shutil
 import socket
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -197,8 +197,6 @@ def _check_points(points: list[list[str]], where: dict[str, Any]) -> tuple[Job, 
 
 
 def _completed(draft: Spec, first: Job, widest: tuple[int, int]) -> Spec:
-    from dataclasses import replace
-
     config = first.config
     cluster = str(config["cluster"]["name"])
     metric, direction = draft.metric, draft.direction
@@ -227,8 +225,6 @@ def create(prepared: Prepared) -> SweepDirectory:
     Raises:
         EnvironmentFault: It cannot be written.
     """
-    from dataclasses import replace
-
     from trainer.runs.code_snapshot import snapshot
     from trainer.runs.manifest import manifest_of
 
@@ -262,8 +258,8 @@ def _freeze_configs(sweep: SweepDirectory, number: int, folder: Path) -> str:
     return name
 
 
-def planned_hours(prepared: Prepared, arguments: argparse.Namespace) -> float:
-    """Return the most GPU hours of all trials, by the plan of the first; 0 where it is not known.
+def with_plan(prepared: Prepared, arguments: argparse.Namespace) -> tuple[Prepared, float]:
+    """Return the sweep with what the first trial is planned to take, and the most GPU hours of all; 0: not known.
 
     Raises:
         UserError: It cannot fit in memory, and the command line has no `--anyway`.
@@ -273,7 +269,13 @@ def planned_hours(prepared: Prepared, arguments: argparse.Namespace) -> float:
     found = plan_of(prepared.first)
     if found is not None and not arguments.anyway:
         refuse_what_cannot_fit(prepared.first, found)
-    return gpu_hours(prepared.first, found) * prepared.spec.trials
+    hours = gpu_hours(prepared.first, found) * prepared.spec.trials
+    forecast = None if found is None else found.plan.forecast
+    if forecast is None:
+        return prepared, hours
+    on_gpu = prepared.first.shape.device == "cuda"
+    each = forecast.device_hours if on_gpu else None
+    return replace(prepared, spec=replace(prepared.spec, planned_gpu_hours=each, planned_cost=forecast.cost)), hours
 
 
 def confirmed(prepared: Prepared, hours: float, arguments: argparse.Namespace) -> bool:

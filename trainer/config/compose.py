@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -345,12 +345,10 @@ def swept(
 
 def _split(loader: Any, overrides: list[str]) -> tuple[list[str], list[Any], list[Any]]:
     """Split into overrides for Hydra (groups, `hydra.*`) as text, values as parsed overrides, and `group=null` ones."""
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-
     groups: list[str] = []
     values: list[Any] = []
     unset: list[Any] = []
-    for override in OverridesParser.create().parse_overrides(overrides):
+    for override in map(_parsed, overrides):
         explain.refuse_sweep(override)
         is_group = loader.repository.group_exists(override.key_or_group)
         if is_group and override.value() is None and not override.is_delete():
@@ -360,6 +358,14 @@ def _split(loader: Any, overrides: list[str]) -> tuple[list[str], list[Any], lis
         else:
             values.append(override)
     return groups, values, unset
+
+
+@lru_cache(maxsize=1024)
+def _parsed(override: str) -> Any:
+    """Return a parsed override, which nobody changes. Most overrides of a sweep are those of every point."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    return OverridesParser.create().parse_overrides([override])[0]
 
 
 def _load(loader: Any, config_name: str, groups: list[str], sweep: bool = False) -> Any:

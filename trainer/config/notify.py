@@ -148,10 +148,9 @@ def require_own_channels(tree: Any, folders: list[Path], config_name: str, cwd: 
     composed = OmegaConf.to_container(section, resolve=False)
     if not isinstance(composed, dict):
         return
-    known = list(_own_sections(folders, config_name, cwd))
-    for key, value in ((str(name), value) for name, value in composed.items()):
-        if key in _FREE or value in (None, []):
-            continue
+    chosen = {str(key): value for key, value in composed.items() if key not in _FREE and value not in (None, [])}
+    known = list(_own_sections(folders, config_name, cwd)) if chosen else []
+    for key, value in chosen.items():
         if "${" in str(value) or not any(key in own and own[key] == value for own in known):
             raise UserError(
                 f"notify.{key}: a config file must not choose who is told of a run, or what is executed",

@@ -97,7 +97,7 @@ def table_of(sweep: SweepDirectory, spec: Spec, found: Sequence[TrialView], *, l
                 run=run,
                 reason=result.reason if result is not None else "",
                 hours=result.hours if result is not None else 0.0,
-                gpu_hours=result.gpu_hours if result is not None else 0.0,
+                gpu_hours=result.gpu_hours if result is not None else view.gpu_hours,
             )
         )
     metrics = list(spec.metric) or [metric or "value"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -70,16 +70,36 @@ def why_stopped(spec: Spec, found: Sequence[TrialView], *, is_stopped: bool = Fa
         return "it was stopped"
     if spec.until is not None and (time.time() if now is None else now) >= spec.until:
         return "sweep.until has passed"
-    used = sum(one.gpu_hours for one in results)
-    if spec.max_gpu_hours is not None and used >= spec.max_gpu_hours:
-        return f"its trials have used {used:.3g} of sweep.max_gpu_hours={spec.max_gpu_hours:g}"
-    cost = sum(one.cost or 0.0 for one in results)
-    if spec.max_cost is not None and cost >= spec.max_cost:
-        return f"its trials have cost {cost:.3g} of sweep.max_cost={spec.max_cost:g}"
+    limits = (
+        ("max_gpu_hours", spec.max_gpu_hours, spec.planned_gpu_hours, lambda view: view.gpu_hours),
+        ("max_cost", spec.max_cost, spec.planned_cost, lambda view: view.cost),
+    )
+    for key, limit, plan, amount in limits:
+        if limit is not None and (reason := _why_beyond(f"sweep.{key}={limit:g}", limit, plan, found, amount)):
+            return reason
     failed = sum(one.state == "failed" for one in results)
     if spec.max_failure_rate is not None and failed > spec.max_failure_rate * len(results):
         return f"{failed} of {len(results)} ended trials failed (sweep.max_failure_rate={spec.max_failure_rate:g})"
     return ""
+
+
+def _why_beyond(
+    name: str, limit: float, plan: float | None, found: Sequence[TrialView], amount: Callable[[TrialView], float]
+) -> str:
+    """Return why another trial would exceed a limit; empty if it would not, as far as is known.
+
+    A trial is expected to take the mean of the finished ones, else what the plan says; those that run, too.
+    """
+    used = sum(amount(view) for view in found)
+    if used >= limit:
+        return f"its trials have used {used:.3g} of {name}"
+    finished = [amount(view) for view in found if view.result is not None and view.result.state == "finished"]
+    each = sum(finished) / len(finished) if finished else plan or 0.0
+    left = sum(max(0.0, each - amount(view)) for view in found if view.is_alive)
+    if used + left + each <= limit:
+        return ""
+    running = f", those that run may use {left:.3g} more" if left else ""
+    return f"its trials have used {used:.3g}{running}, and another one {each:.3g}: beyond {name}"
 
 
 def planned(spec: Spec, first: int, count: int, custom: CustomSpace | None = None) -> list[Trial]:

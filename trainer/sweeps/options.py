@@ -44,10 +44,9 @@ class SweepOptions:
     max_failure_rate: Annotated[float, AtLeast(0)] | None = None
     """Start no further trial once more than this share of the ended ones has failed; null: no limit."""
     max_gpu_hours: PositiveFloat | None = None
-    """Start no further trial once the ended ones have used so many GPU hours; null: no limit."""
+    """Start no further trial that would exceed so many GPU hours, with those that run; null: no limit."""
     max_cost: PositiveFloat | None = None
-    """Start no further trial once the ended ones have cost so much, in the currency of cluster prices; null: no
-    limit."""
+    """Start no further trial that would exceed this cost, in the currency of cluster prices; null: no limit."""
     until: str | None = None
     """Start no trial after this time of this machine, such as 2026-01-31 or '2026-01-31 18:00'; null: no limit."""
     custom_search_space: str | None = None

@@ -116,6 +116,14 @@ def result_of(
     )
 
 
+def spent(run: RunDirectory, spec: Spec) -> tuple[float, float]:
+    """Return the GPU hours and the cost of a run so far; without prices the cost is 0."""
+    if not run.exists():
+        return 0.0, 0.0
+    hours = _hours(run)
+    return hours * spec.gpus, _cost(run, spec, hours) or 0.0
+
+
 def _hours(run: RunDirectory) -> float:
     """Return the hours of allocated time, without the queue and the time between attempts."""
     account = ledger(run)

@@ -12,7 +12,7 @@ from trainer.core.records import BadRecord, skip
 from trainer.runs.directory import RunDirectory
 from trainer.runs.state import is_alive
 from trainer.sweeps.directory import Names, SweepDirectory
-from trainer.sweeps.outcome import final_outcome, open_run, result_of
+from trainer.sweeps.outcome import final_outcome, open_run, result_of, spent
 from trainer.sweeps.records import Owner, Result, Spec, Trial
 
 MOST_OWNERS = 10
@@ -39,6 +39,9 @@ class TrialView:
     """The newest run of this round."""
     is_alive: bool = False
     """Whether the owner trains, or is about to."""
+    gpu_hours: float = 0.0
+    """What all its runs have used so far, where the sweep has a limit; else those of its result."""
+    cost: float = 0.0
     _trial: Trial | None = field(default=None, repr=False)
 
     @property
@@ -133,7 +136,21 @@ def settle(sweep: SweepDirectory, spec: Spec, found: list[TrialView]) -> list[Tr
             sweep.add_result(view.number, view.names.retries, result)
             view.result = sweep.result(view.number, view.names.retries)
             view.is_alive = False
+    for view in found:
+        view.gpu_hours, view.cost = _spent(sweep, spec, view)
     return found
+
+
+def _spent(sweep: SweepDirectory, spec: Spec, view: TrialView) -> tuple[float, float]:
+    """Return the GPU hours and the cost of a trial, with the runs whose results were voided."""
+    if view.result is not None and not view.names.retries:
+        return view.result.gpu_hours, view.result.cost or 0.0
+    if spec.max_gpu_hours is None and spec.max_cost is None:
+        return 0.0, 0.0
+    records = [sweep.run_of(view.number, index) for index in view.names.runs]
+    paths = dict.fromkeys(record.path for record in records if record is not None)
+    amounts = [spent(open_run(path), spec) for path in paths]
+    return sum(hours for hours, _ in amounts), sum(cost for _, cost in amounts)
 
 
 def _ended(sweep: SweepDirectory, spec: Spec, view: TrialView) -> Result | None:

@@ -74,6 +74,9 @@ class Spec:
     world_size: int = 1
     gpus: int = 0
     """GPUs of a trial."""
+    planned_gpu_hours: float | None = absent()
+    """What a trial takes by the plan of the first."""
+    planned_cost: float | None = absent()
     host: str | None = absent()
     """Where the trials of a local sweep run."""
     cwd: str
