@@ -5,17 +5,29 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch.utils.data import Sampler
 
 from trainer.config.batch import BatchPlan
 from trainer.core.errors import UserError
+from trainer.data.permutation import KeyedPermutation
 from trainer.data.randomness import mix
 
 Order = Callable[[int], torch.Tensor]
 """Maps an epoch to the sample ids of that epoch, the same on every rank."""
+Lookup = Callable[[int, torch.Tensor], torch.Tensor]
+"""Maps an epoch and `(count,)` positions in it to the sample ids there, the same on every rank."""
+MOST_IN_TABLE = 2**22
+"""Samples up to which the order of an epoch is a table, drawn with `torch.randperm`: 16 MB and 0.2 s.
+
+Larger data get a `KeyedPermutation`. Runs from before there was one continue with a table: their checkpoints do not
+have `KEYED` under "shuffle".
+"""
+KEYED: Literal["keyed"] = "keyed"
+_LOOKED_UP = 2**14
+"""Positions that are looked up together: per position, few take fifty times as long as many."""
 
 
 class Batches(Sampler[Any], ABC):
@@ -109,6 +121,24 @@ class Batches(Sampler[Any], ABC):
             self.seek(state["epoch"], state["step"])
 
 
+class _Block(NamedTuple):
+    """Micro-batches of a rank that follow one another."""
+
+    epoch: int
+    first: int
+    rows: torch.Tensor
+    """Ids of the full micro-batches, `(batches, micro_batch)`."""
+    rest: tuple[torch.Tensor, ...] = ()
+    """Ids of each micro-batch of a smaller last step, which follow the full ones."""
+
+    def get(self, epoch: int, batch: int) -> torch.Tensor | None:
+        """Return the ids of a micro-batch; None if it is not in the block."""
+        index = batch - self.first
+        if epoch != self.epoch or not 0 <= index < len(self.rows) + len(self.rest):
+            return None
+        return self.rows[index] if index < len(self.rows) else self.rest[index - len(self.rows)]
+
+
 class GlobalBatchSampler(Batches):
     """The micro-batches of one rank.
 
@@ -117,8 +147,8 @@ class GlobalBatchSampler(Batches):
     `drop_last`, or if the plan allows whole steps only, they are left out of that epoch. If they are not a multiple of
     the world size, the first samples of the epoch are repeated in that step, as in torch's DistributedSampler.
 
-    Needs 4 bytes per sample while an epoch's order is drawn (8 from 2^31 samples), and that divided by the world size
-    afterwards; 10^8 samples take about two seconds per epoch.
+    Up to `MOST_IN_TABLE` samples, and with a custom `order`, an epoch's order is a table. Beyond, it is looked up for
+    some micro-batches at a time, and neither memory nor time to the first batch depends on the number of samples.
 
     Args:
         num_samples: Samples in the dataset.
@@ -127,6 +157,7 @@ class GlobalBatchSampler(Batches):
         seed: Seed of the run.
         shuffle: Draw a new permutation in each epoch; else read in order.
         order: Replaces the built-in order, for a custom sampler.
+        lookup: Replaces the built-in order, for a dataset that shuffles itself (`seeded.SupportsShuffle`).
         drop_last: Leave out the samples after the last full global batch.
 
     Raises:
@@ -142,6 +173,7 @@ class GlobalBatchSampler(Batches):
         shuffle: bool = True,
         *,
         order: Order | None = None,
+        lookup: Lookup | None = None,
         drop_last: bool = True,
     ) -> None:
         drop_last = drop_last or plan.whole_steps
@@ -152,8 +184,12 @@ class GlobalBatchSampler(Batches):
             )
         super().__init__(plan.accumulate)
         self.num_samples, self.plan, self.rank, self.seed = num_samples, plan, rank, seed
-        self.shuffle = shuffle
-        self._order = order or self._built_in_order
+        self._is_keyed = shuffle and order is None and lookup is None and num_samples > MOST_IN_TABLE
+        self._order, self._lookup = order, lookup
+        if self._is_keyed:
+            self._lookup = self._permuted
+        elif order is None and lookup is None:
+            self._order, self._lookup = (self._table, None) if shuffle else (None, _in_order)
         self.batch_size = plan.micro_batch
         """Lightning's DeepSpeed strategy reads it."""
         self.drop_last = drop_last
@@ -164,7 +200,7 @@ class GlobalBatchSampler(Batches):
         self.steps_per_epoch = self._most_steps
         self.tag = 0
         """If not 0, yield `epoch * tag + i` for i, so that a loader's worker processes know the epoch."""
-        self._rows: tuple[int, torch.Tensor, tuple[torch.Tensor, ...]] | None = None
+        self._block: _Block | None = None
 
     def __len__(self) -> int:
         return self._batches_of(self.steps_per_epoch)
@@ -181,12 +217,25 @@ class GlobalBatchSampler(Batches):
     def limit_steps(self, steps: int) -> None:
         """End an epoch after `steps` optimizer steps at most."""
         self.steps_per_epoch = min(steps, self._most_steps)
-        self._rows = None
+        self._block = None
 
     def ids(self, epoch: int, batch: int) -> list[int]:
         """Return the sample ids of a micro-batch."""
-        ids: list[int] = self._row(epoch, batch).tolist()
-        return ids
+        ids = None if self._block is None else self._block.get(epoch, batch)
+        if ids is None and self._lookup is not None:  # leaves the block that is being read
+            ids = self._look_up(self._lookup, epoch, batch, 1).get(epoch, batch)
+        found: list[int] = (self._row(epoch, batch) if ids is None else ids).tolist()
+        return found
+
+    def state(self, not_trained: int, epoch_is_complete: bool) -> dict[str, Any]:
+        """Return the state that `load` takes; it names the kind of shuffling unless that is a table."""
+        return super().state(not_trained, epoch_is_complete) | ({"shuffle": KEYED} if self._is_keyed else {})
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Restore the position of `state`, and the order in which its run has read large data so far."""
+        if self._is_keyed and state.get("shuffle") != KEYED:
+            self._is_keyed, self._order, self._lookup, self._block = False, self._table, None, None
+        super().load(state)
 
     def rows(self) -> Iterator[tuple[int, torch.Tensor]]:
         """Yield (epoch, ids of a micro-batch) from the position to the end of its epoch.
@@ -207,27 +256,59 @@ class GlobalBatchSampler(Batches):
 
         There are fewer if an epoch ends with a smaller step.
         """
-        if self._rows is None or self._rows[0] != epoch:
-            plan, order = self.plan, self._order(epoch)
-            steps = min(self.steps_per_epoch, self._full_steps)
-            full = order[: steps * plan.global_batch].view(steps, plan.world_size, plan.accumulate * plan.micro_batch)
-            mine = full[:, self.rank].reshape(-1, plan.micro_batch)
-            has_rest = self.steps_per_epoch > self._full_steps
-            self._rows = epoch, mine, torch.split(self._rest_of(order), plan.micro_batch) if has_rest else ()
-        _, rows, rest = self._rows
-        return rows[batch] if batch < len(rows) else rest[batch - len(rows)]
+        ids = None if self._block is None else self._block.get(epoch, batch)
+        if ids is None:
+            count = max(1, _LOOKED_UP // self.plan.micro_batch)
+            if self._lookup is None:
+                self._block = self._whole_epoch(epoch)
+            else:
+                self._block = self._look_up(self._lookup, epoch, batch - batch % count, count)
+            ids = self._block.get(epoch, batch)
+            assert ids is not None, "a micro-batch beyond the epoch"
+        return ids
 
-    def _rest_of(self, order: torch.Tensor) -> torch.Tensor:
-        """Return this rank's part of the samples after the full global batches, shape `(_rest,)`."""
+    def _whole_epoch(self, epoch: int) -> _Block:
+        """Return all micro-batches of an epoch by its table."""
+        assert self._order is not None
+        plan, order = self.plan, self._order(epoch)
+        steps = min(self.steps_per_epoch, self._full_steps)
+        full = order[: steps * plan.global_batch].view(steps, plan.world_size, plan.accumulate * plan.micro_batch)
+        rows = full[:, self.rank].reshape(-1, plan.micro_batch)
+        rest = torch.split(order[self._positions_of_rest()], plan.micro_batch) if self._has_rest else ()
+        return _Block(epoch, 0, rows, rest)
+
+    def _look_up(self, lookup: Lookup, epoch: int, first: int, count: int) -> _Block:
+        """Return up to `count` micro-batches of an epoch, and the smaller last step if it follows them."""
+        plan, end = self.plan, min(self.steps_per_epoch, self._full_steps) * self.plan.accumulate
+        batches = torch.arange(min(first, end), min(first + count, end))
+        begins = batches // plan.accumulate * plan.global_batch
+        begins += (self.rank * plan.accumulate + batches % plan.accumulate) * plan.micro_batch
+        positions = (begins[:, None] + torch.arange(plan.micro_batch)).flatten()
+        rows = lookup(epoch, positions).view(-1, plan.micro_batch)
+        is_end = self._has_rest and first + count > end
+        rest = torch.split(lookup(epoch, self._positions_of_rest()), plan.micro_batch) if is_end else ()
+        return _Block(epoch, min(first, end), rows, rest)
+
+    @property
+    def _has_rest(self) -> bool:
+        return self.steps_per_epoch > self._full_steps
+
+    def _positions_of_rest(self) -> torch.Tensor:
+        """Return this rank's positions after the full global batches, shape `(_rest,)`."""
         first = self._full_steps * self.plan.global_batch + self.rank * self._rest
-        return order[torch.arange(first, first + self._rest) % len(order)]
+        return torch.arange(first, first + self._rest) % self.num_samples
 
-    def _built_in_order(self, epoch: int) -> torch.Tensor:
-        kind = torch.int32 if self.num_samples < 2**31 else torch.int64
-        if not self.shuffle:
-            return torch.arange(self.num_samples, dtype=kind)
+    def _table(self, epoch: int) -> torch.Tensor:
         generator = torch.Generator().manual_seed(mix(self.seed, epoch) >> 1)
+        kind = torch.int32 if self.num_samples < 2**31 else torch.int64
         return torch.randperm(self.num_samples, generator=generator, dtype=kind)
+
+    def _permuted(self, epoch: int, positions: torch.Tensor) -> torch.Tensor:
+        return KeyedPermutation(self.num_samples, self.seed, epoch)(positions)
+
+
+def _in_order(epoch: int, positions: torch.Tensor) -> torch.Tensor:
+    return positions
 
 
 class ListedBatches(Batches):

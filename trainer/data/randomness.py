@@ -36,6 +36,15 @@ def mix(*numbers: int) -> int:
     return state
 
 
+def hashed(numbers: numpy.ndarray, key: int | numpy.ndarray) -> numpy.ndarray:
+    """Hash uint64 numbers to 64 well-mixed bits: the number `numbers` of the splitmix64 generator seeded with `key`."""
+    state = numbers * numpy.uint64(_GOLDEN) + numpy.asarray(key, dtype=numpy.uint64)
+    state = (state ^ (state >> numpy.uint64(30))) * numpy.uint64(_FIRST)
+    state = (state ^ (state >> numpy.uint64(27))) * numpy.uint64(_SECOND)
+    state ^= state >> numpy.uint64(31)
+    return state
+
+
 def uniform(seed: int, epoch: int, indices: torch.Tensor, draws: int) -> torch.Tensor:
     """Draw uniform numbers in [0, 1) for each sample id.
 
@@ -50,11 +59,10 @@ def uniform(seed: int, epoch: int, indices: torch.Tensor, draws: int) -> torch.T
     Returns:
         Tensor of shape `(batch, draws)`, float64.
     """
-    keys = indices.numpy().astype(numpy.uint64)[:, None] * numpy.uint64(_GOLDEN)
-    state = keys + numpy.array([mix(seed, epoch, draw) for draw in range(draws)], dtype=numpy.uint64)
-    state = (state ^ (state >> numpy.uint64(30))) * numpy.uint64(_FIRST)
-    state = (state ^ (state >> numpy.uint64(27))) * numpy.uint64(_SECOND)
-    state ^= state >> numpy.uint64(31)
+    state = hashed(
+        indices.numpy().astype(numpy.uint64)[:, None],
+        numpy.array([mix(seed, epoch, draw) for draw in range(draws)], dtype=numpy.uint64),
+    )
     return torch.from_numpy((state >> numpy.uint64(11)).astype(numpy.float64) * 2.0**-53)
 
 

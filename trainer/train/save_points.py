@@ -140,7 +140,7 @@ class SavePointFitLoop(_FitLoop):
         assert self._combined_loader is not None
         loaders = self._combined_loader.flattened
         if len(loaders) == 1 and isinstance(loaders[0], OrderedLoader):
-            loaders[0].load_state_dict({"epoch": self.trainer.current_epoch, "step": 0})
+            loaders[0].begin_with(self.trainer.current_epoch)
 
     def _load_combined_loader_states(self) -> None:
         """Restore the loaders' states, which Lightning skips if the checkpoint was written at the end of an epoch."""
