@@ -105,6 +105,7 @@ def check_nothing(command: str, cwd: Path) -> None:
 ELSEWHERE = [
     Elsewhere(r"\./launch/", "tests/launch/test_launch.py", check_script),
     Elsewhere(r"trainer fit .*cluster=slurm", "tests/slurm/test_pages.py", check_options),
+    Elsewhere(r"trainer fit .*data\.root=s3://", "tests/data/test_remote_shards.py", check_options),
     Elsewhere(r'(sudo |eval "\$\()?slurm/testbed/testbed ', "tests/slurm/conftest.py", check_testbed),
     Elsewhere(r"srun ", "tests/slurm/conftest.py", check_nothing),
     Elsewhere(r"pip (download|install) .*==", "tests/test_experiments.py", check_pin),

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from trainer.core.errors import UserError
+from trainer.data import mixture as module
 from trainer.data.arrays import ArrayDataModule, Arrays
 from trainer.data.digits import Digits
 from trainer.data.image_folder import ImageFolder
@@ -44,6 +45,19 @@ def test_each_epoch_has_the_shares_and_each_pass_every_sample_once() -> None:
     assert [counts[number] for number in range(6)] == [4] * 6
     assert sum(counts[number] > 1 for number in range(100, 150)) == 0
     assert sum(number >= 100 for number in counts) == 36
+
+
+def test_large_sources_are_shuffled_without_a_table_unless_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = [epoch(GatherMixture([numbers(0, 6), numbers(100, 50)], [8, 12], 3), number) for number in range(9)]
+    monkeypatch.setattr(module, "MOST_IN_TABLE", 10)
+    tables, looked_up = (
+        GatherMixture([numbers(0, 6), numbers(100, 50)], [8, 12], 3, shuffle) for shuffle in ("table", "keyed")
+    )
+    assert [sorted(epoch(tables, number)) for number in range(9)] == [sorted(part) for part in before]
+    read = [epoch(looked_up, number) for number in range(25)]
+    assert [sorted(part)[:8] for part in read[:9]] == [sorted(part)[:8] for part in before]
+    assert set(Counter(one for part in read for one in part if one >= 100).values()) == {6}
+    assert sorted(read[0]) != sorted(before[0])
 
 
 def test_a_batch_is_in_the_order_of_its_ids_and_a_function_of_seed_and_epoch() -> None:

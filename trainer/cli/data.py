@@ -1,4 +1,4 @@
-"""`trainer data tokenize`: write text files as token shards."""
+"""`trainer data tokenize`: write text files as token shards; `trainer data index`: list the files of such a folder."""
 
 from __future__ import annotations
 
@@ -19,9 +19,28 @@ _EXAMPLE = "trainer data tokenize texts/ shards/ --tokenizer bpe --vocab-size 16
 def main(argv: list[str]) -> int:
     """Run `trainer data` and return the exit code."""
     parser = make_parser("data", "Prepare data for training.", _EXAMPLE, allow_abbrev=True)
-    verbs = parser.add_subparsers(dest="what", required=True, metavar="tokenize")
+    verbs = parser.add_subparsers(dest="what", required=True, metavar="tokenize|index")
     _add_tokenize(verbs)
-    return _tokenize(parser.parse_args(argv))
+    _add_index(verbs)
+    options = parser.parse_args(argv)
+    return _tokenize(options) if options.what == "tokenize" else _index(options.folder)
+
+
+def _add_index(verbs: argparse._SubParsersAction[Parser]) -> None:
+    text = (
+        "write sizes and checksums of the files of a folder of token shards into its index.json, which a remote copy "
+        "needs; tokenize writes it, too"
+    )
+    parser = verbs.add_parser("index", help=text, description=f"{text[0].upper()}{text[1:]}.")
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help="output folder of trainer data tokenize")
+
+
+def _index(folder: Path) -> int:
+    from trainer.data.locations import INDEX, token_shards
+    from trainer.data.shard_index import add_index
+
+    print(f"{add_index(token_shards(str(folder))):,} files in {folder / INDEX}")
+    return DONE
 
 
 def _add_tokenize(verbs: argparse._SubParsersAction[Parser]) -> None:

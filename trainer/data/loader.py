@@ -26,7 +26,7 @@ from trainer.core.errors import UserError
 from trainer.data.order import Batches, EvaluationBatches, GlobalBatchSampler, ListedBatches
 from trainer.data.randomness import generators_untouched, mix, seed_sample
 from trainer.data.ranks import Ranks, Shares
-from trainer.data.seeded import SeededBatches, SeededUnits, supports_gather
+from trainer.data.seeded import SeededBatches, SeededUnits, lookup_order, supports_gather
 from trainer.data.stream import Stream, is_stateful
 
 _log = logging.getLogger(__name__)
@@ -150,7 +150,10 @@ def resumable(
     shuffle = _shuffles(inner)
     if shuffle is not None:
         samples: int = len(getattr(inner, "data_source", loader.dataset))  # type: ignore[arg-type]
-        batches: Batches = GlobalBatchSampler(samples, plan, rank, seed, shuffle, drop_last=sampler.drop_last)
+        lookup = lookup_order(loader.dataset, seed) if shuffle else None
+        batches: Batches = GlobalBatchSampler(
+            samples, plan, rank, seed, shuffle, lookup=lookup, drop_last=sampler.drop_last
+        )
         return _rebuild(loader, batches, seed)
     if sized_len(inner) is None:
         return Stream(loader, ranks, seed, name)

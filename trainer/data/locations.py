@@ -6,15 +6,23 @@ it does not exist they raise UserError, which names the argument `data.root` or 
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
+from urllib.parse import urlsplit
 
-from trainer.core.errors import UserError
+from trainer.core.errors import EnvironmentFault, UserError
+from trainer.core.near import did_you_mean
+from trainer.core.text import one_line
 
 FASHION_MNIST = ("/usr/share/datasets/fashion-mnist", "data/fashion-mnist")
 """Folder of Debian's package, and the usual folder in a project."""
+_WITH_FSSPEC = ("fsspec", "aiohttp")
+"""Packages of protocols that are always installed."""
 EMOJI = ("/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf",)
 SHARDS = "meta.json"
 """Written last into a folder of token shards."""
+INDEX = "index.json"
+"""Sizes and checksums of the files in a folder of token shards."""
 
 
 def text(given: str, cwd: Path = Path()) -> Path:
@@ -34,12 +42,45 @@ def class_folders(given: str, cwd: Path = Path()) -> Path:
 
 
 def token_shards(given: str, cwd: Path = Path()) -> Path:
-    """Return the folder of finished token shards."""
+    """Return the folder of finished token shards; of a URL only the protocol is checked."""
+    if is_remote(given):
+        require_remote(given)
+        return Path(given)
     path = cwd / Path(given).expanduser()
     if not (path / SHARDS).is_file():
         problem = f"data.root={given}: no finished token shards ({SHARDS} is missing)"
         raise UserError(problem, f"trainer data tokenize TEXT_FOLDER {given}")
     return path
+
+
+def is_remote(root: str) -> bool:
+    """Return whether `root` is a URL, not a path."""
+    return "://" in root
+
+
+def require_remote(url: str) -> None:
+    """Check the protocol of a URL, without a connection.
+
+    Raises:
+        UserError: Nothing reads the protocol, or the URL holds a password.
+        EnvironmentFault: The package that reads it is not installed.
+    """
+    from fsspec.registry import known_implementations, registry
+
+    protocol, known = url.partition("://")[0], [*known_implementations, *registry]
+    if protocol not in known:
+        fix = did_you_mean(f"{protocol}://", [f"{one}://" for one in known])
+        raise UserError(
+            f"data.root={one_line(url)}: no protocol is called {one_line(protocol)}", f"{fix}use s3:// or https://"
+        )
+    if urlsplit(url).password is not None:
+        problem = f"data.root={protocol}://...: the URL holds a password, which the run directory would keep"
+        raise UserError(problem, "remove it; credentials come from the environment")
+    if protocol in registry:
+        return
+    package = known_implementations[protocol]["class"].partition(".")[0]
+    if package not in _WITH_FSSPEC and find_spec(package) is None:
+        raise EnvironmentFault(f"data.root={one_line(url)} needs {package}", f"pip install {package}")
 
 
 def fashion_mnist(given: str | None, cwd: Path = Path()) -> Path:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any, Literal
 
 import numpy
 import torch
@@ -15,9 +16,12 @@ from trainer.core.errors import UserError
 from trainer.data.arrays import ArrayDataModule
 from trainer.data.files import SPLITS
 from trainer.data.mixture_weights import problems_of_weights
+from trainer.data.order import KEYED, MOST_IN_TABLE, Lookup
+from trainer.data.permutation import KeyedPermutation
 from trainer.data.randomness import mix
-from trainer.data.seeded import SupportsGather, supports_gather
+from trainer.data.seeded import SupportsGather, lookup_order, supports_gather
 
+TABLE: Literal["table"] = "table"
 SHARED = ("input_shape", "output_shape", "num_classes", "vocab_size", "sequence_length", "pad_id", "document_end")
 """Facts on which the sources must agree so that their samples can share a batch and a model."""
 
@@ -33,12 +37,22 @@ class MixtureOrder:
         lengths: Samples of each source.
         counts: Samples per epoch of each source.
         seed: Seed of the orders.
+        shuffle: As in `Mixture`.
+        lookups: For each source its own order by pass and position, or None.
     """
 
-    def __init__(self, lengths: Sequence[int], counts: Sequence[int], seed: int) -> None:
-        self.lengths, self.counts, self.seed = list(lengths), list(counts), seed
+    def __init__(
+        self,
+        lengths: Sequence[int],
+        counts: Sequence[int],
+        seed: int,
+        shuffle: str = TABLE,
+        lookups: Sequence[Lookup | None] | None = None,
+    ) -> None:
+        self.lengths, self.counts, self.seed, self.shuffle = list(lengths), list(counts), seed, shuffle
+        self.lookups = list(lookups or [None] * len(self.lengths))
         self._ends = numpy.cumsum(counts)
-        self._orders: dict[tuple[int, int], torch.Tensor] = {}
+        self._orders: dict[tuple[int, int], Callable[[torch.Tensor], torch.Tensor]] = {}
         """(source, pass) to its order, for the passes that were read last."""
 
     def __len__(self) -> int:
@@ -58,17 +72,24 @@ class MixtureOrder:
                 in_pass = passes == number
                 order = self._order(source, number)
                 used[source, number] = order
-                yield source, number, order[before[in_pass] % length].long(), mine[in_pass]
+                yield source, number, order(before[in_pass] % length).long(), mine[in_pass]
         sources_read = {source for source, _ in used}
         self._orders = {key: order for key, order in self._orders.items() if key[0] not in sources_read} | used
 
-    def _order(self, source: int, number: int) -> torch.Tensor:
+    def _order(self, source: int, number: int) -> Callable[[torch.Tensor], torch.Tensor]:
+        """Return a function from positions in a pass over a source to its samples."""
         order = self._orders.get((source, number))
         if order is not None:
             return order
-        generator = torch.Generator().manual_seed(mix(self.seed, source + 1, number) >> 1)
-        length = self.lengths[source]
-        return torch.randperm(length, generator=generator, dtype=torch.int32 if length < 2**31 else torch.int64)
+        lookup = self.lookups[source]
+        if lookup is not None:
+            return partial(lookup, number)
+        length, key = self.lengths[source], (self.seed, source + 1, number)
+        if self.shuffle == KEYED and length > MOST_IN_TABLE:
+            return KeyedPermutation(length, *key)
+        generator = torch.Generator().manual_seed(mix(*key) >> 1)
+        kind = torch.int32 if length < 2**31 else torch.int64
+        return torch.randperm(length, generator=generator, dtype=kind).__getitem__
 
 
 class GatherMixture(Dataset[Any]):
@@ -80,13 +101,17 @@ class GatherMixture(Dataset[Any]):
         sources: Datasets whose batches have the same shapes but for the batch size.
         counts: Samples per epoch of each source.
         seed: Seed of the orders.
+        shuffle: As in `Mixture`.
     """
 
     random = False
 
-    def __init__(self, sources: Sequence[SupportsGather], counts: Sequence[int], seed: int) -> None:
+    def __init__(
+        self, sources: Sequence[SupportsGather], counts: Sequence[int], seed: int, shuffle: str = TABLE
+    ) -> None:
         self.sources = list(sources)
-        self.order = MixtureOrder([len(source) for source in sources], counts, seed)
+        lookups = [lookup_order(source, mix(seed, number)) for number, source in enumerate(sources, 1)]
+        self.order = MixtureOrder([len(source) for source in sources], counts, seed, shuffle, lookups)
 
     def __len__(self) -> int:
         return len(self.order)
@@ -113,11 +138,12 @@ class ItemMixture(Dataset[Any]):
         sources: Map-style datasets.
         counts: Samples per epoch of each source.
         seed: Seed of the orders.
+        shuffle: As in `Mixture`.
     """
 
-    def __init__(self, sources: Sequence[Any], counts: Sequence[int], seed: int) -> None:
+    def __init__(self, sources: Sequence[Any], counts: Sequence[int], seed: int, shuffle: str = TABLE) -> None:
         self.sources = list(sources)
-        self.order = MixtureOrder([len(source) for source in sources], counts, seed)
+        self.order = MixtureOrder([len(source) for source in sources], counts, seed, shuffle)
         self.random = any(getattr(source, "random", True) for source in sources)
 
     def __len__(self) -> int:
@@ -166,6 +192,8 @@ class Mixture(ArrayDataModule):
         samples: Samples per epoch; None: as many as the sources have together.
         seed: Seed of the order within a source.
         num_workers: Worker processes per rank that read sources item by item.
+        shuffle: How a source of more than 4,194,304 samples is shuffled: `keyed` computes its order piece by piece,
+            `table` holds all of it in memory, as mixtures did before there was `keyed`.
     """
 
     def __init__(
@@ -177,8 +205,10 @@ class Mixture(ArrayDataModule):
         samples: int | None = None,
         seed: int = 0,
         num_workers: int = 0,
+        shuffle: Literal["keyed", "table"] = TABLE,
     ) -> None:
         super().__init__(batch_size)
+        self.shuffle = shuffle
         self.sources, self.samples, self.seed, self.num_workers = dict(sources), samples, seed, num_workers
         if weights is not None:
             raise_all(list(problems_of_weights(weights, self.sources)))
@@ -202,10 +232,10 @@ class Mixture(ArrayDataModule):
         weights = sizes if self.weights is None else [self.weights[name] for name in self.sources]
         counts = apportion(weights, self.samples or sum(sizes))
         if self._read_by_batch(parts["train"]):
-            self.train = GatherMixture(parts["train"], counts, self.seed)
+            self.train = GatherMixture(parts["train"], counts, self.seed, self.shuffle)
             self.val, self.test = GatherConcat(parts["val"]), GatherConcat(parts["test"])
         else:
-            self.train = ItemMixture(parts["train"], counts, self.seed)
+            self.train = ItemMixture(parts["train"], counts, self.seed, self.shuffle)
             self.val, self.test = ConcatDataset(parts["val"]), ConcatDataset(parts["test"])
 
     def _read_by_batch(self, parts: Sequence[Any]) -> bool:

@@ -46,6 +46,24 @@ def supports_gather(dataset: object) -> bool:
 
 
 @runtime_checkable
+class SupportsShuffle(Protocol):
+    """A dataset that knows a better order than any, such as one in which samples of the same file are near."""
+
+    def lookup_order(self, seed: int) -> Callable[[int, torch.Tensor], torch.Tensor] | None:
+        """Return a function from an epoch and `(count,)` positions in it to sample ids; None: any order will do.
+
+        Each epoch is a permutation of the samples, the same in every process.
+        """
+        ...
+
+
+def lookup_order(dataset: object, seed: int) -> Callable[[int, torch.Tensor], torch.Tensor] | None:
+    """Return the order of a dataset that is a `SupportsShuffle`; None: any order will do."""
+    is_one = isinstance(dataset, SupportsShuffle) and hasattr(type(dataset), "lookup_order")
+    return dataset.lookup_order(seed) if is_one else None  # type: ignore[attr-defined]
+
+
+@runtime_checkable
 class SupportsOfEpoch(Protocol):
     """A dataset in which an index refers to a different sample in each epoch."""
 

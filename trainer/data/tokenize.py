@@ -1,7 +1,7 @@
 """Tokenisation of text, JSON lines, Parquet and Arrow into token shards: `trainer data tokenize`. Imports no torch.
 
 A shard is made from a unit of input files by one worker process, written to a temporary file and renamed. Existing
-shards are kept, so a killed job resumes where it was. `meta.json` is written last.
+shards are kept, so a killed job resumes where it was. `index.json` and, last, `meta.json` are written at the end.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from pathlib import Path
 from trainer.core.errors import UserError
 from trainer.data.files import NOT_SOURCES, SPLITS, read_text
 from trainer.data.locations import SHARDS
+from trainer.data.shard_index import sha256, write_index
 from trainer.data.tables import BESIDE_TABLES, SUFFIXES, column_of
 from trainer.data.tokenizers import BytePairs, Bytes, Tokenizer, write_tokens
 from trainer.data.untrusted import has_hole, limit_bytes, open_regular, shown
@@ -39,6 +40,8 @@ class Shard:
 
     tokens: dict[str, int] = field(default_factory=dict)
     bytes: dict[str, int] = field(default_factory=dict)
+    sha256: dict[str, str] = field(default_factory=dict)
+    """File of tokens to its checksum; of the totals, those of all files."""
     documents: int = 0
     bad: int = 0
     bad_names: list[str] = field(default_factory=list)
@@ -67,7 +70,7 @@ class Settings:
 def tokenize(
     inputs: Sequence[Path], out: Path, settings: Settings, workers: int, progress: Callable[[int, int, Shard], None]
 ) -> Shard:
-    """Write `out/{train,val,test}-NNNNN.bin` and `out/meta.json`.
+    """Write `out/{train,val,test}-NNNNN.bin`, `out/index.json` and `out/meta.json`.
 
     Args:
         inputs: Files and folders.
@@ -94,7 +97,9 @@ def tokenize(
         for done, future in enumerate(as_completed(futures), 1):
             _add(totals, future.result())
             progress(done, len(units), totals)
-    meta = {"vocab_size": _load(tokenizer_path).vocab_size, "shards": len(units), **asdict(totals)}
+    counts = asdict(totals)
+    index = write_index(out, counts.pop("sha256"))
+    meta = {"vocab_size": _load(tokenizer_path).vocab_size, "shards": len(units), **counts, "index": index}
     _write(out / SHARDS, json.dumps(meta, indent=1))
     return totals
 
@@ -110,9 +115,10 @@ def _make_shard(number: int, unit: list[Path], out: Path, settings: Settings, to
             parts[_split_of(name, settings.held_out)].append(text)
             shard.documents += 1
     for split, texts in parts.items():
-        temporary = out / f".{split}-{number:05d}"
+        temporary, name = out / f".{split}-{number:05d}", f"{split}-{number:05d}.bin"
         shard.tokens[split], shard.bytes[split] = write_tokens(temporary, texts, tokenizer)
-        temporary.rename(out / f"{split}-{number:05d}.bin")
+        shard.sha256[name] = sha256(temporary)
+        temporary.rename(out / name)
     _write(record, json.dumps(asdict(shard)))
     return shard
 
@@ -238,6 +244,7 @@ def _add(totals: Shard, shard: Shard) -> None:
     for split in SPLITS:
         totals.tokens[split] = totals.tokens.get(split, 0) + shard.tokens[split]
         totals.bytes[split] = totals.bytes.get(split, 0) + shard.bytes[split]
+    totals.sha256 |= shard.sha256
     totals.documents += shard.documents
     totals.bad += shard.bad
     totals.bad_names += shard.bad_names[: NAMED - len(totals.bad_names)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy
@@ -10,7 +10,9 @@ import torch
 from torch.utils.data import Dataset
 
 from trainer.core.errors import UserError
-from trainer.data.untrusted import open_regular, shown
+from trainer.data.order import Lookup
+from trainer.data.shard_order import ShardOrder
+from trainer.data.token_files import TokenFiles
 
 IGNORED = -100
 """A target that the loss ignores, as in `trainer.tasks.language_modelling`."""
@@ -33,11 +35,10 @@ class TokenWindows(Dataset[tuple[torch.Tensor, torch.Tensor]]):
     Window i of a file has tokens [i*L, i*L+L) as input, and the tokens one position later as target: every token but
     the first is a target once per epoch, except fewer than L at the end of each file.
 
-    The files are memory-mapped: the ranks of a node share one copy in the page cache, which the system reclaims when it
-    needs memory. Supports `gather`, see `seeded.SupportsGather`.
+    Supports `gather`, see `seeded.SupportsGather`, and `lookup_order`, see `seeded.SupportsShuffle`.
 
     Args:
-        paths: Files of unsigned integers.
+        files: The files, or the paths of files in one folder.
         sequence_length: Tokens per window.
         kind: Type of the integers.
         document_end: With `data.document_mask` the token that ends a document: it has no target, because the next
@@ -52,27 +53,50 @@ class TokenWindows(Dataset[tuple[torch.Tensor, torch.Tensor]]):
 
     def __init__(
         self,
-        paths: Sequence[Path],
+        files: TokenFiles | Sequence[Path],
         sequence_length: int,
         kind: type[numpy.unsignedinteger],
         document_end: int | None = None,
         vocab_size: int | None = None,
     ) -> None:
-        # asarray: indexing a plain view costs half of indexing a memmap. An empty file cannot be mapped.
-        self.files = [numpy.asarray(_mapped(path, kind)) for path in paths if path.stat().st_size]
+        if not isinstance(files, TokenFiles):
+            folder = files[0].parent if files else Path()
+            files = TokenFiles.local(folder, [path.name for path in files], kind)
+        self.files = files
         can_exceed = vocab_size is not None and vocab_size <= numpy.iinfo(kind).max
         self.vocab_size = vocab_size if can_exceed else None
-        windows = [max(0, len(file) - 1) // sequence_length for file in self.files]
-        if not sum(windows):
-            tokens, names = sum(len(file) for file in self.files), ", ".join(path.name for path in paths[:3])
+        self.windows = numpy.maximum(0, self.files.lengths - 1) // sequence_length
+        """Windows of each file."""
+        if not self.windows.sum():
+            names = ", ".join(self.files.names[:3])
             raise UserError(
-                f"{names or 'the data'}: {tokens} tokens, fewer than data.sequence_length={sequence_length} + 1",
+                f"{names or 'the data'}: {self.files.lengths.sum()} tokens, fewer than "
+                f"data.sequence_length={sequence_length} + 1",
                 "use a smaller data.sequence_length, or more text",
             )
         self.sequence_length, self.document_end = sequence_length, document_end
-        self._ends = numpy.cumsum(windows)
-        self._begins = self._ends - windows
+        self._ends = numpy.cumsum(self.windows)
+        self._begins = self._ends - self.windows
         self._offsets = numpy.arange(sequence_length + 1)
+        self._group: int | None = None
+        self._prefetch: Callable[[Sequence[int], Sequence[int]], None] | None = None
+        self._order: ShardOrder | None = None
+        self._announced: tuple[int, set[int]] = (-1, set())
+
+    def shuffle_shards(self, group: int) -> None:
+        """Shuffle the windows of `group` shards at a time, see `ShardOrder`."""
+        self._group = group
+
+    def announce(self, prefetch: Callable[[Sequence[int], Sequence[int]], None]) -> None:
+        """Call `prefetch` with the files that are read now, and those that are read next, whenever they change."""
+        self._prefetch = prefetch
+
+    def lookup_order(self, seed: int) -> Lookup | None:
+        """Return the order of `shuffle_shards`; None: all windows are shuffled together."""
+        if self._group is None:
+            return None
+        self._order = ShardOrder(self.windows, self._group, seed)
+        return self._order
 
     def __len__(self) -> int:
         return int(self._ends[-1])
@@ -85,11 +109,14 @@ class TokenWindows(Dataset[tuple[torch.Tensor, torch.Tensor]]):
         """Return two `(batch, sequence_length)` int64 tensors, inputs and targets, for the `(batch,)` sample ids."""
         ids = indices.numpy().astype(numpy.int64)
         if len(self.files) == 1:
+            self._announce(epoch, [0])
             window = self._windows(0, ids).astype(numpy.int64)
         else:
             window = numpy.empty((len(ids), self.sequence_length + 1), numpy.int64)
             owners = numpy.searchsorted(self._ends, ids, side="right")
-            for owner in numpy.unique(owners):
+            files = numpy.unique(owners).tolist()
+            self._announce(epoch, files)
+            for owner in files:
                 mine = owners == owner
                 window[mine] = self._windows(owner, ids[mine] - self._begins[owner])
         if self.vocab_size is not None and window.max() >= self.vocab_size:  # an embedding would fail on the device
@@ -104,10 +131,14 @@ class TokenWindows(Dataset[tuple[torch.Tensor, torch.Tensor]]):
     def _windows(self, file: int, ids: numpy.ndarray) -> numpy.ndarray:
         return self.files[file][(ids * self.sequence_length)[:, None] + self._offsets]
 
-
-def _mapped(path: Path, kind: type[numpy.unsignedinteger]) -> numpy.ndarray:
-    try:
-        with open_regular(path) as file:
-            return numpy.memmap(file, kind, mode="r")
-    except (OSError, ValueError) as error:
-        raise UserError(f"{shown(path)} cannot be read: {error}", "write the tokens again") from None
+    def _announce(self, epoch: int, files: list[int]) -> None:
+        if self._prefetch is None or (epoch == self._announced[0] and self._announced[1].issuperset(files)):
+            return
+        last = files[-1]
+        if self._order is None:
+            now, following = files, [last + 1] if last + 1 < len(self.files) else []
+        else:
+            now, following = self._order.needed(epoch, last)
+            now = sorted({*now, *files})  # a batch may end one group and begin the next
+        self._announced = epoch, set(now)
+        self._prefetch(now, following)

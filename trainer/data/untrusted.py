@@ -88,17 +88,25 @@ def read_object(path: Path, fix: str) -> dict[str, Any]:
     try:
         with open_regular(path) as file:
             text = file.read(JSON_BYTES + 1)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{shown(path)} cannot be read: {error}", fix) from None
+    return object_of(text, path, fix)
+
+
+def object_of(text: bytes, source: object, fix: str) -> dict[str, Any]:
+    """Return the JSON object in a text that was read from `source`; raises as `read_object` does."""
+    try:
         if len(text) > JSON_BYTES:
             raise ValueError(f"larger than {JSON_BYTES:,} bytes")
         content = json.loads(text)
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{shown(path)} is not valid JSON: {error}", fix) from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{shown(source)} is not valid JSON: {error}", fix) from None
     if not isinstance(content, dict):
-        raise UserError(f"{shown(path)} holds no JSON object", fix)
+        raise UserError(f"{shown(source)} holds no JSON object", fix)
     return content
 
 
-def natural(content: Mapping[str, Any], source: Path, *keys: str, largest: int = 2**62) -> int:
+def natural(content: Mapping[str, Any], source: object, *keys: str, largest: int = 2**62) -> int:
     """Return the integer in `0..largest` under nested keys of a JSON object, or raise UserError."""
     value: Any = content
     for key in keys:
