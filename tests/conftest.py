@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from tests.warm import WARM
 from trainer.core.hardware import count_gpus
 from trainer.core.processes import children
 from trainer.runs.directory import RunDirectory
@@ -167,7 +168,7 @@ def no_orphans(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setenv(MARK, mark)
     yield
     deadline = time.monotonic() + 10
-    while (left := marked_processes(mark)) and time.monotonic() < deadline:
+    while (left := {*marked_processes(mark), *WARM.left()}) and time.monotonic() < deadline:
         time.sleep(0.05)
     for pid in left:
         try:
@@ -199,19 +200,24 @@ TrainerCli = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
 @pytest.fixture
-def trainer_cli(workdir: Path, no_orphans: None) -> TrainerCli:
+def trainer_cli(request: pytest.FixtureRequest, workdir: Path, no_orphans: None) -> TrainerCli:
     """`trainer_cli("fit", "a=b", timeout=60)`: the command in a process of its own, with a clean environment.
 
     `env` adds variables, `cwd` is another directory than `workdir`. Returns the CompletedProcess, output as text.
-    Much of the suite's CPU time is the start of jobs, some 5 s each, on two ranks as on one: what can share one does.
+    Much of the suite's CPU time is the start of jobs, some 5 s each, on two ranks as on one: what can share one does,
+    and tests marked `warm` have it forked from a process that has imported torch (`warm.py`).
     """
+    is_warm = request.node.get_closest_marker("warm") is not None
 
     def run(
         *arguments: str, timeout: float = 120, env: Mapping[str, str] | None = None, cwd: Path | None = None
     ) -> subprocess.CompletedProcess[str]:
+        environment = {**clean_environment(), **(env or {})}
+        if is_warm:
+            return WARM.run(arguments, environment, cwd or workdir, timeout)
         return subprocess.run(
             [sys.executable, "-m", "trainer", *arguments],
-            env={**clean_environment(), **(env or {})},
+            env=environment,
             cwd=cwd or workdir,
             stdin=subprocess.DEVNULL,
             capture_output=True,

@@ -13,6 +13,8 @@ import torch
 from tests.conftest import TrainerCli
 from trainer.checkpoint.store import CheckpointStore
 
+pytestmark = pytest.mark.warm
+
 KILLER = '''
 import os
 import signal

@@ -17,6 +17,8 @@ from trainer.runs.directory import RunDirectory
 from trainer.runs.ledger import ledger
 from trainer.runs.records import HeartbeatRecord
 
+pytestmark = pytest.mark.warm
+
 KILLER = """
 import os
 import signal
