@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from trainer.sweeps import decide
+from trainer.sweeps.advance import Claim, acquire, revised
 from trainer.sweeps.analysis import Row, Table, importance, slices
 from trainer.sweeps.directory import Names, SweepDirectory
 from trainer.sweeps.directory import decide as link
@@ -187,6 +188,22 @@ def test_an_edited_grid_gets_only_the_points_that_are_new() -> None:
     wider = replace(spec, parameters=[replace(lr, choices=["3", "1", "2"]), KIND])
     new = decide.added(wider, before, decide.planned(wider, 0, 6))
     assert [(one.number, one.values["lr"]) for one in new] == [(4, "3"), (5, "3")]
+
+
+@pytest.mark.parametrize("method", ["grid", "random"])
+def test_an_extension_that_was_killed_is_completed(tmp_path: Path, method: Any) -> None:
+    lr = Parameter(key="lr", kind="choice", choices=["1", "2"])
+    spec = replace(SPEC, method=method, parameters=[lr, KIND], trials=4)
+    sweep = SweepDirectory.new(tmp_path / "sweeps", "s")
+    sweep.add_trials(decide.planned(spec, 0, 4))
+    sweep.write_spec(spec)
+    wider = replace(lr, choices=["3", "1", "2"]) if method == "grid" else lr
+    sweep.write_spec(revised(spec, parameters=[wider, KIND], trials=6))
+    claims = [acquire(sweep) for _ in range(6)]
+    assert [claim.trial.number for claim in claims if isinstance(claim, Claim)] == list(range(6))
+    points = [tuple(sweep.trial(number).values.items()) for number in range(6)]
+    assert len(set(points)) == 6 or method == "random"
+    assert acquire(sweep) == ""
 
 
 def rows(*trials: tuple[str, str, float]) -> Table:

@@ -132,6 +132,7 @@ def test_hydras_optuna_sweeper_is_read() -> None:
         ("sweep.method=tpee", "did you mean sweep.method=tpe"),
         ("sweep.direction=minimize", "sweep.metric"),
         ("sweep.prune_factor=1", "at least 2"),
+        ("sweep.max_failure_rate=20", "from 0 to 1"),
         ("hydra/sweeper=optuna hydra/sweeper/sampler=nsgaii", "use one of"),
         ("hydra/sweeper=optuna hydra.sweeper.storage=sqlite:///a.db", "export"),
     ],

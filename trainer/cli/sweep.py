@@ -9,7 +9,8 @@ from collections.abc import Callable
 from importlib import import_module
 
 from trainer.cli.overrides import overrides_parser
-from trainer.core.errors import DONE, USER_MUST_CHANGE, TrainerError
+from trainer.core.errors import DONE, USER_MUST_CHANGE, TrainerError, UserError
+from trainer.core.near import did_you_mean
 from trainer.starter.folder import expand
 
 VERBS = {
@@ -40,6 +41,9 @@ def main(argv: list[str]) -> int:
         module = import_module("trainer.cli.sweep_verbs")
         verb: Callable[[list[str]], int] = getattr(module, argv[0])
         return verb(argv[1:])
+    if argv and "=" not in argv[0] and not argv[0].startswith("-"):
+        fix = f"{did_you_mean(argv[0], VERBS)}verbs: {', '.join(VERBS)}; parameters are written as key=a,b"
+        raise UserError(f"trainer sweep {argv[0]}: no such verb", fix)
     return launch(_parse(argv))
 
 

@@ -10,6 +10,7 @@ from trainer.cli.sweep_table import headline, is_over
 from trainer.core.errors import DONE, INTERRUPTED, JOB_FAILED
 from trainer.core.text import one_line
 from trainer.sweeps import slots
+from trainer.sweeps.advance import completed
 from trainer.sweeps.analysis import table_of
 from trainer.sweeps.decide import why_stopped
 from trainer.sweeps.directory import SweepDirectory
@@ -31,7 +32,7 @@ def advance(sweep: SweepDirectory, *, submit: bool = False) -> tuple[Spec, list[
         from trainer.sweeps import arrays
 
         return spec, arrays.advance(sweep, spec, submit="all" if submit else "lost")
-    found = settle(sweep, spec, views(sweep, None))
+    found = completed(sweep, spec, settle(sweep, spec, views(sweep, None)))
     if spec.host == socket.gethostname():
         slots.start_slots(sweep, spec, found)
     return spec, found

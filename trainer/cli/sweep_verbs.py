@@ -225,6 +225,10 @@ def retry(argv: list[str]) -> int:
     unknown = [number for number in options.trial if number not in {view.number for view in found}]
     if unknown:
         raise UserError(f"there is no trial {unknown[0]}", f"trials: 0 to {len(found) - 1}")
+    for view in found:
+        if view.number in options.trial and view.result is None:
+            fix = f"only a trial that has ended can be tried again; trainer sweep status {sweep.id} shows them"
+            raise UserError(f"trial {view.number} is {view.state}", fix)
     chosen = [
         view
         for view in found

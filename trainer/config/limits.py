@@ -41,6 +41,17 @@ class AtLeast(Limit):
 
 
 @dataclass(frozen=True)
+class Share(Limit):
+    """A number from 0 to 1."""
+
+    def problem(self, key: str, value: Any) -> UserError | None:
+        """Return the error for another number."""
+        if 0 <= value <= 1:
+            return None
+        return UserError(f"{key}={as_written(value)}: must be from 0 to 1", f"for 20% write {key}=0.2")
+
+
+@dataclass(frozen=True)
 class MoreThan(Limit):
     """A number greater than `low`."""
 

@@ -20,7 +20,8 @@ from trainer.sweeps.directory import SweepDirectory
 from trainer.sweeps.outcome import directions_of, history, open_run
 from trainer.sweeps.past import Past
 from trainer.sweeps.progress import TrialView, one_view, settle, views
-from trainer.sweeps.records import Direction, Owner, Result, Spec, Trial
+from trainer.sweeps.records import ADAPTIVE, Direction, Owner, Result, Spec, Trial
+from trainer.sweeps.space import size
 
 if TYPE_CHECKING:
     from trainer.sweeps.custom import CustomSpace
@@ -60,7 +61,7 @@ def acquire(
     """
     while True:
         spec = sweep.spec()
-        found = settle(sweep, spec, views(sweep, slurm_states, ended))
+        found = completed(sweep, spec, settle(sweep, spec, views(sweep, slurm_states, ended)))
         step = decide.next_step(spec, found, is_stopped=sweep.stop_request.exists())
         if step.ask is not None and only is None:
             ask(sweep, spec, found, step.ask)
@@ -99,6 +100,28 @@ def _to_resume(sweep: SweepDirectory, view: TrialView) -> RunDirectory | None:
         record = sweep.run_of(view.number, names.runs[-1])
         run = open_run(record.path) if record else None
     return run if run is not None and run.exists() and run.launch_path.exists() else None
+
+
+def completed(sweep: SweepDirectory, spec: Spec, found: list[TrialView]) -> list[TrialView]:
+    """Decide the trials of an extension whose process died after it had written the spec, and return all trials.
+
+    Raises:
+        UserError: The user's function raises an exception.
+    """
+    if spec.method in ADAPTIVE or len(found) >= spec.trials:
+        return found
+    known = set(sweep.names())
+    if spec.method == "grid":
+        wanted = decide.planned(spec, 0, size(spec.parameters) or 0)
+        missing = decide.added(spec, [sweep.trial(number) for number in known], wanted)[: spec.trials - len(known)]
+    else:
+        custom = custom_of(sweep, spec)
+        numbers = [number for number in range(spec.trials) if number not in known]
+        missing = [one for number in numbers for one in decide.planned(spec, number, 1, custom)]
+    if not missing:
+        return found
+    sweep.add_trials(missing)
+    return sorted([*found, *(one_view(sweep, one.number) for one in missing)], key=lambda view: view.number)
 
 
 def myself(number: int, job: str | None) -> Owner:

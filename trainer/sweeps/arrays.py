@@ -24,7 +24,7 @@ from trainer.slurm.commands import SlurmRefused
 from trainer.slurm.commands import run as call
 from trainer.slurm.submit import submit
 from trainer.sweeps import decide
-from trainer.sweeps.advance import myself
+from trainer.sweeps.advance import completed, myself
 from trainer.sweeps.directory import SweepDirectory
 from trainer.sweeps.progress import TrialView, settle, views
 from trainer.sweeps.records import ADAPTIVE, Array, ArrayJob, Spec
@@ -46,7 +46,7 @@ def advance(sweep: SweepDirectory, spec: Spec, *, submit: Submit) -> list[TrialV
         submit: Also submit arrays for the trials that no job will train: for all, or for those that lost theirs.
     """
     states = states_of(sweep)
-    found = settle(sweep, spec, views(sweep, states))
+    found = completed(sweep, spec, settle(sweep, spec, views(sweep, states)))
     if states is None:
         return found
     _note_jobs(sweep, states)

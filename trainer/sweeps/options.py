@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import Annotated, Any
 
 from trainer.config.hydra_node import part_of
-from trainer.config.limits import AtLeast, NonNegativeInt, PositiveFloat, PositiveInt, limits_of
+from trainer.config.limits import AtLeast, NonNegativeInt, PositiveFloat, PositiveInt, Share, limits_of
 from trainer.config.optuna_sweeper import KEYS, SAMPLERS, TARGET
 from trainer.config.problems import raise_all
 from trainer.config.typed import key_names, options_of, type_problem, unknown_key
@@ -41,7 +41,7 @@ class SweepOptions:
     """Validations before a trial may be pruned."""
     prune_factor: Annotated[int, AtLeast(2)] = 3
     """asha and hyperband keep one of so many trials at each rung."""
-    max_failure_rate: Annotated[float, AtLeast(0)] | None = None
+    max_failure_rate: Annotated[float, Share()] | None = None
     """Start no further trial once more than this share of the ended ones has failed; null: no limit."""
     max_gpu_hours: PositiveFloat | None = None
     """Start no further trial that would exceed so many GPU hours, with those that run; null: no limit."""
