@@ -29,7 +29,7 @@ def table_row(row: Row) -> dict[str, Any]:
     shown["rate"], shown["rate_unit"], shown["eta_s"] = (
         (beat.rate, beat.rate_unit, beat.eta_s) if beat else (None, None, None)
     )
-    shown["config"] = config_leaves(run) if row.is_active or _is_long(run) else _leaves(row.config)
+    shown["config"] = config_leaves(run) if row.is_active or _is_long(run) else _leaves(row.read_config())
     batch = shown["config"].get("data.batch_size")
     shown["batch_size"] = batch if type(batch) is int and batch > 0 else None
     masked: dict[str, Any] = _masked(shown, tuple(known()))

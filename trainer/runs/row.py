@@ -24,7 +24,9 @@ class Row:
         """The keys of `trainer show --json`."""
         self.cursor = 0
         """Position of its last change; see `Index.since`."""
-        self._read_config, self._read_ranges = config, ranges
+        self.read_config = config
+        """Returns `config` without keeping it: of a thousand runs it takes as much memory as all else."""
+        self._read_ranges = ranges
 
     @property
     def path(self) -> Path:
@@ -77,7 +79,7 @@ class Row:
     @cached_property
     def config(self) -> Mapping[str, Any]:
         """The chosen groups, and the leaves of the frozen configuration by their dotted keys."""
-        return self._read_config()
+        return self.read_config()
 
     @cached_property
     def ranges(self) -> Ranges:

@@ -58,11 +58,13 @@ class Panel {
     this.tableButton.setAttribute("aria-pressed", String(this.plot.toggleTable()));
   }
 
-  // Asks for the points soon: a slider that is dragged asks once.
+  // Asks for the points at once, or soon if something else has just changed: a slider that is dragged asks twice.
   load(force = false) {
     clearTimeout(this.soon);
     this.isForced ||= force;
-    this.soon = setTimeout(() => this.loadNow(), this.asked ? SOON_MS : 0);
+    const isFirst = performance.now() - (this.changed ?? -SOON_MS) >= SOON_MS;
+    this.changed = performance.now();
+    this.soon = setTimeout(() => this.loadNow(), isFirst ? 0 : SOON_MS);
   }
 
   // Asks for the points unless they are those that were asked for last.
