@@ -12,7 +12,9 @@ import torch.distributed
 
 from trainer.callbacks.gpu_metrics import GpuMetrics
 from trainer.callbacks.metrics import BatchWork, TrainMetrics
+from trainer.callbacks.node_metrics import NodeMetrics
 from trainer.runtime.gpu_load import GpuLoad, Load
+from trainer.runtime.process import Rank
 
 LOADS = (Load(90.0, 600.0), Load(None, 500.0), Load(30.0, None))
 """By rank: all, as a MIG instance, without power."""
@@ -28,11 +30,11 @@ def main() -> None:
     load.sample()
     gpus = GpuMetrics(torch.device("cuda", 0), load)
     heartbeat: Any = None
-    metrics = TrainMetrics(1, BatchWork(1), None, heartbeat, group, gpus)
+    memory.memory_reserved = lambda device: (80 - rank) * 1e9
+    nodes = NodeMetrics(Rank(rank, 0, 3, 1, 0), torch.device("cuda", 0), root=Path(sys.argv[1]))
+    metrics = TrainMetrics(1, BatchWork(1), None, heartbeat, group, gpus, nodes=nodes)
     metrics._sums, metrics._counts = {"loss": torch.tensor(2.0 * rank)}, {"loss": 2}
-    values, loads = metrics._averages(gpus.loads())
-    values.update(gpus.metrics(loads, group))
-    (Path(sys.argv[1]) / f"found-{rank}.json").write_text(json.dumps(values))
+    (Path(sys.argv[1]) / f"found-{rank}.json").write_text(json.dumps(metrics._reduced()))
     torch.distributed.destroy_process_group()
 
 

@@ -17,6 +17,7 @@ from tests.train.two_loops import Net
 from trainer.callbacks.clock import StepClock
 from trainer.callbacks.gpu_metrics import GpuMetrics
 from trainer.callbacks.metrics import BatchWork, TrainMetrics
+from trainer.callbacks.node_metrics import NodeMetrics
 from trainer.core import nvml
 from trainer.runs.directory import RunDirectory
 from trainer.runtime import gpu_load
@@ -70,8 +71,46 @@ def test_over_ranks_memory_is_the_largest_utilization_the_mean_and_power_the_sum
                 "gpu/peak_reserved_gb": 90.0,
                 "gpu/utilization": 60.0,  # of the two ranks that know it
                 "gpu/power_w": 1100.0,
+                "system/node-0/gpu_memory_gb": 80.0,
+                "system/node-0/gpu_power_w": 600.0,
+                "system/node-0/gpu_utilization": 90.0,
+                "system/node-1/gpu_memory_gb": 79.0,
+                "system/node-1/gpu_power_w": 500.0,
+                "system/node-2/gpu_memory_gb": 78.0,
+                "system/node-2/gpu_utilization": 30.0,
             }
         )
+
+
+def host(root: Path, ticks: str, available_kb: int) -> Path:
+    (root / "proc").mkdir(parents=True, exist_ok=True)
+    (root / "proc/stat").write_text(f"cpu  {ticks}\ncpu0 1 1 1 1\n")
+    (root / "proc/meminfo").write_text(f"MemTotal:  2000000 kB\nMemAvailable:  {available_kb} kB\nHugePages_Total: 0\n")
+    return root
+
+
+def test_load_of_two_nodes_of_two_ranks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 30e9)
+    before = "100 0 100 800 0 0 0 0 0 0"
+    roots = [host(tmp_path / "busy", before, 500_000), host(tmp_path / "idle", before, 1_500_000)]
+    ranks = [NodeMetrics(Rank(rank, rank % 2, 4, 2, 0), DEVICE, roots[rank // 2]) for rank in range(4)]
+    host(roots[0], "180 0 100 815 5 0 0 0 0 0", 500_000)  # 80 of 100 ticks in user code
+    gpus = [[50.0, 1.0, 300.0, 1.0], [100.0, 1.0, 500.0, 1.0], [20.0, 1.0, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0]]
+    loads = [nodes.loads(gpu) for nodes, gpu in zip(ranks, gpus, strict=True)]
+    means = [sum(values) / 4 for values in zip(*loads, strict=True)]
+    assert ranks[3].metrics(means) == pytest.approx(
+        {
+            "system/node-0/cpu_percent": 80.0,
+            "system/node-0/memory_gb": 1.536,
+            "system/node-0/gpu_utilization": 75.0,
+            "system/node-0/gpu_memory_gb": 60.0,
+            "system/node-0/gpu_power_w": 800.0,
+            "system/node-1/memory_gb": 0.512,
+            "system/node-1/gpu_utilization": 20.0,  # of the rank that knows it
+            "system/node-1/gpu_memory_gb": 60.0,
+        }
+    )
+    assert set(loads[1]) == {0.0, 1.0, 100.0, 30.0, 500.0}  # the host is that of the first rank of a node
 
 
 def test_a_load_is_the_mean_since_the_last_one_taken() -> None:

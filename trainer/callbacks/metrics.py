@@ -13,6 +13,7 @@ import torch.distributed
 from lightning.pytorch import LightningModule, Trainer
 
 from trainer.callbacks.gpu_metrics import GpuMetrics
+from trainer.callbacks.node_metrics import NodeMetrics
 from trainer.runtime.heartbeat import Heartbeat
 from trainer.runtime.steps import has_optimizer
 
@@ -83,6 +84,8 @@ class TrainMetrics:
         heartbeat: Heartbeat,
         group: torch.distributed.ProcessGroup | None,
         gpus: GpuMetrics | None = None,
+        *,
+        nodes: NodeMetrics | None = None,
     ) -> None:
         """Create the metrics of an attempt.
 
@@ -93,6 +96,7 @@ class TrainMetrics:
             heartbeat: The heartbeat of this rank, which also gets the metrics.
             group: CPU (gloo) group of all ranks; None for one rank.
             gpus: Memory, utilization and power of the GPUs; None on CPU.
+            nodes: Load of each node; None: there is one.
         """
         self.every_n_steps = every_n_steps
         self.next_step = 0
@@ -100,7 +104,7 @@ class TrainMetrics:
         self._max_steps = max_steps
         self._heartbeat = heartbeat
         self._group = group
-        self._gpus = gpus
+        self._gpus, self._nodes = gpus, nodes
         self.peak_s_per_sample: float | None = None
         """Seconds in which all devices together would do the FLOPs of a sample at their peak rate; None: no MFU."""
         self._sums: dict[str, torch.Tensor] = {}
@@ -143,10 +147,7 @@ class TrainMetrics:
     def on_step(self, trainer: Trainer, module: LightningModule, step: int) -> None:
         """Log the averages of this step."""
         self.next_step = step + self.every_n_steps - step % self.every_n_steps
-        gpus = self._gpus
-        values, loads = self._averages(gpus.loads() if gpus else ())
-        if gpus:
-            values.update(gpus.metrics(loads, self._group))
+        values = self._reduced()
         if has_optimizer(trainer):
             values["train/lr"] = float(trainer.optimizers[0].param_groups[0]["lr"])
         rate, eta_s = self._measure_rate(trainer, step)
@@ -155,6 +156,16 @@ class TrainMetrics:
         self._report(Progress(step, self._max_steps, values, rate, self._work.unit, eta_s), trainer.is_global_zero)
         for logger in trainer.loggers:
             logger.log_metrics({**values, "epoch": trainer.current_epoch}, step=step)
+
+    def _reduced(self) -> dict[str, float]:
+        """Return what is known only over all ranks: averages, and the load of GPUs and nodes."""
+        own = self._gpus.loads() if self._gpus else []
+        values, loads = self._averages([*own, *(self._nodes.loads(own) if self._nodes else ())])
+        if self._gpus:
+            values.update(self._gpus.metrics(loads[: len(own)], self._group))
+        if self._nodes:
+            values.update(self._nodes.metrics(loads[len(own) :]))
+        return values
 
     def _rates(self, rate: float) -> dict[str, float]:
         """Return the throughput in tokens, if a sample has them, and in samples, and the MFU if it is known."""

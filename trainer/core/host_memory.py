@@ -14,13 +14,24 @@ def available_bytes(root: Path = _ROOT) -> int | None:
     It is the smaller of `MemAvailable` of /proc/meminfo and what the cgroups (v2) of this process leave, whose page
     cache can be freed. SLURM and containers set such limits.
     """
-    try:
-        lines = (root / "proc/meminfo").read_text().splitlines()
-    except OSError:
-        return None
-    free = [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")]
-    free += _free_of_groups(root)
+    available = _memory(root).get("MemAvailable")
+    free = [*([available] if available is not None else []), *_free_of_groups(root)]
     return max(0, min(free)) if free else None
+
+
+def used_bytes(root: Path = _ROOT) -> int | None:
+    """Return the bytes in use on this machine that cannot be freed; None if that is not known."""
+    memory = _memory(root)
+    return memory["MemTotal"] - memory["MemAvailable"] if {"MemTotal", "MemAvailable"} <= memory.keys() else None
+
+
+def _memory(root: Path) -> dict[str, int]:
+    """Return the bytes of /proc/meminfo by name; empty if it cannot be read."""
+    try:
+        lines = [line.split() for line in (root / "proc/meminfo").read_text().splitlines()]
+    except OSError:
+        return {}
+    return {line[0].rstrip(":"): int(line[1]) * 1024 for line in lines if len(line) == 3 and line[1].isdigit()}
 
 
 def _free_of_groups(root: Path) -> list[int]:
