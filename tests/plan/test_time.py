@@ -20,6 +20,7 @@ from trainer.plan.states import Layout
 from trainer.plan.work import Counts, Work
 from trainer.runs.directory import RunDirectory
 from trainer.runs.events import CheckpointSaved
+from trainer.runs.sampled import sampled_curves, step_seconds
 
 LINKS = Links(100e9, 10e9, 0.0, 0.0)
 GPU = Rates(1e12, 1e10, 1e-6, True, LINKS, "")
@@ -215,10 +216,12 @@ def test_measured_saves_of_past_runs(tmp_path: Path) -> None:
 
 def test_the_step_time_of_a_run_is_that_of_its_throughput(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
-    lines = ['{"step": 1, "train/samples_per_s": 1}', "{broken", '{"val/loss": 1}']
-    path.write_text("\n".join([*lines, *(f'{{"train/samples_per_s": {rate}}}' for rate in (60, 64, 70))]))
-    assert past.step_seconds(path, 32) == 0.5
-    assert past.step_seconds(tmp_path / "missing", 32) is None
+    lines = ['{"step": 1, "train/samples_per_s": 1}', "{broken", '{"step": 1, "val/loss": 1}']
+    lines += [f'{{"step": {step}, "train/samples_per_s": {rate}}}' for step, rate in ((2, 60), (3, 64), (4, 70))]
+    path.write_text("\n".join(lines))
+    assert step_seconds(sampled_curves(path), 32) == 0.5
+    assert step_seconds(sampled_curves(path), None) is None
+    assert step_seconds(sampled_curves(tmp_path / "missing"), 32) is None
 
 
 def test_quota_and_free_space(tmp_path: Path) -> None:

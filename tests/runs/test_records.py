@@ -29,6 +29,7 @@ from trainer.runs.records import (
     LockHolder,
     NodeCheck,
     NodeHeartbeats,
+    PlannedRun,
     Reduction,
     WandbRun,
 )
@@ -107,6 +108,7 @@ RECORDS: dict[str, Any] = {
     "heartbeat": BEAT,
     "heartbeat, first": HeartbeatRecord(phase="start"),
     "failure": FAILURE,
+    "plan": PlannedRun(engine="formula", device="NVIDIA A40", peak_bytes=2**30, step_s=0.5, steps=100, cost=1.5),
     "command failure": CommandFailure(message="no such file", fix="", code=2),
     "preflight": CHECK,
     "heartbeats of a node": NodeHeartbeats(ranks={"8": BEAT, "9": HeartbeatRecord(phase="start")}),

@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import argparse
 import sys
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from trainer.cli.job import Job
-from trainer.cli.plan_text import brief, gib
+from trainer.cli.plan_text import brief
 from trainer.cli.planning import device_of, formula_plans, variant_of
 from trainer.core.errors import UserError
+from trainer.core.units import gib
 from trainer.hardware.catalogue import Device
 from trainer.launch import launchers
 from trainer.plan.allowance import CONTEXT
@@ -21,6 +23,7 @@ from trainer.plan.answer import Plan
 from trainer.plan.closed_form import NoFormula
 from trainer.plan.job import Variant, alternatives
 from trainer.plan.outlook import look_around, with_forecast
+from trainer.runs.records import PlannedRun
 
 
 @dataclass(frozen=True)
@@ -30,20 +33,47 @@ class Planned:
     plan: Plan
     device: Device | None
 
+    def record(self) -> PlannedRun:
+        """Return what the run directory keeps of it."""
+        plan, found = self.plan, self.plan.forecast
+        assert plan.engine is not None
+        record = PlannedRun(
+            engine=plan.engine,
+            device=self.device.name if self.device else None,
+            peak_bytes=plan.peak,
+            needed_bytes=plan.needed,
+            capacity_bytes=plan.capacity,
+        )
+        if found is None:
+            return record
+        return replace(
+            record,
+            step_s=found.step_s,
+            step_error=found.correction.error,
+            samples_per_s=found.samples_s,
+            tokens_per_s=found.tokens_s,
+            steps=found.steps,
+            train_s=found.train_s,
+            device_hours=found.device_hours,
+            energy_kwh=found.energy_kwh,
+            cost=found.cost,
+            currency=found.currency or None,
+        )
 
-def approve(jobs: list[Job], arguments: argparse.Namespace) -> bool:
+
+def approve(jobs: list[Job], plans: Sequence[Planned | None], arguments: argparse.Namespace) -> bool:
     """Print the plans of the jobs and ask where they are expensive; return whether to launch them.
 
     Args:
         jobs: The checked jobs.
+        plans: `plan_of` each.
         arguments: `anyway`: launch what cannot fit; `yes`: do not ask.
 
     Raises:
         UserError: A job cannot fit in memory.
     """
     hours = 0.0
-    for job in jobs:
-        found = plan_of(job)
+    for job, found in zip(jobs, plans, strict=True):
         if found is not None:
             if len(jobs) == 1:
                 print("\n".join(brief(found.plan, found.device)), flush=True)

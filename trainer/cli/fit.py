@@ -37,7 +37,7 @@ def main(argv: list[str]) -> int:
         for one in composed:
             sys.stdout.write(printed(one, arguments.cfg, arguments.package, arguments.resolve))
         return DONE
-    from trainer.cli.approval import approve, planned_lines
+    from trainer.cli.approval import approve, plan_of, planned_lines
     from trainer.cli.job import check_all  # imported late: --cfg does not need it
     from trainer.cli.launching import launch, plan
 
@@ -46,10 +46,11 @@ def main(argv: list[str]) -> int:
         for job in jobs:
             print("\n".join([*planned_lines(job), plan(job)]))
         return DONE
-    if not approve(jobs, arguments):
+    plans = [plan_of(job) for job in jobs]
+    if not approve(jobs, plans, arguments):
         print("not launched", file=sys.stderr)
         return USER_MUST_CHANGE
-    return launch(jobs[0], arguments)[0]
+    return launch(jobs[0], arguments, planned=plans[0].record() if plans[0] else None)[0]
 
 
 def _parse(argv: list[str]) -> argparse.Namespace:

@@ -17,6 +17,7 @@ from trainer.launch.follow import follow, is_under_agent
 from trainer.runs import trust
 from trainer.runs.credentials import is_of_a_tool
 from trainer.runs.directory import RunDirectory
+from trainer.runs.records import PlannedRun
 from trainer.tracking.client_settings import record_environment
 
 
@@ -30,13 +31,19 @@ def plan(job: Job) -> str:
     return "\n".join([*lines, f"{'command':<11}{command}", ""])
 
 
-def launch(job: Job, arguments: argparse.Namespace, after: RunDirectory | None = None) -> tuple[int, RunDirectory]:
+def launch(
+    job: Job,
+    arguments: argparse.Namespace,
+    after: RunDirectory | None = None,
+    planned: PlannedRun | None = None,
+) -> tuple[int, RunDirectory]:
     """Create the run, launch it and, unless detached, follow it.
 
     Args:
         job: The checked job.
         arguments: The options of `trainer fit`.
         after: On SLURM, start only after this run has ended (`afterany`).
+        planned: The plan of the job, which the run keeps.
 
     Returns:
         The exit code, and the run.
@@ -48,6 +55,8 @@ def launch(job: Job, arguments: argparse.Namespace, after: RunDirectory | None =
         code_root=Path.cwd(),
         hydra=job.hydra,
     )
+    if planned is not None:
+        run.write_plan(planned)
     record_environment(run, job.config["tracking"])
     report_snapshot(run.manifest()["code"])
     if trust.why_untrusted(run) is not None:  # a file system without owners or modes; nobody had the time to write

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from trainer.cli.common import size, table
+from trainer.core.units import duration, gib, seconds
 from trainer.hardware.catalogue import Device
 from trainer.plan.answer import ALLOWANCE_ERROR, ERRORS, Plan
 from trainer.plan.forecast import POWER_SHARE, START_S, Forecast
@@ -197,25 +198,3 @@ def _bill(found: Forecast) -> list[Row]:
     if found.co2_kg is not None:
         rows.append(("CO2", f"{found.co2_kg:.3g} kg"))
     return rows
-
-
-def gib(num_bytes: int) -> str:
-    """Format bytes as `12.34 GiB`, small ones in MiB."""
-    return f"{num_bytes / 2**30:.2f} GiB" if num_bytes >= 2**27 else f"{num_bytes / 2**20:.1f} MiB"
-
-
-def seconds(value: float) -> str:
-    """Format seconds with three significant digits."""
-    return f"{value:.3g} s" if value >= 0.1 else f"{value * 1000:.3g} ms"
-
-
-def duration(value: float) -> str:
-    """Format seconds as `3 d 4 h`, `2 h 5 min`, `40 s`."""
-    minutes, rest = divmod(round(value), 60)
-    hours, minutes = divmod(minutes, 60)
-    days, hours = divmod(hours, 24)
-    if days:
-        return f"{days} d {hours} h"
-    if hours:
-        return f"{hours} h {minutes} min"
-    return f"{minutes} min {rest} s" if minutes else f"{rest} s"

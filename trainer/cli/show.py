@@ -20,9 +20,10 @@ from trainer.launch.follow import typed
 from trainer.launch.jobs import states_of
 from trainer.report.write import FILE as REPORT
 from trainer.runs import bill_text
-from trainer.runs.bill import bill
+from trainer.runs.bill import Bill, bill
 from trainer.runs.directory import RunDirectory
 from trainer.runs.ledger import by_rank
+from trainer.runs.planned import Figure, plan_beside_run
 from trainer.runs.records import AttemptOutcome
 from trainer.runs.registry import find, reference_to, runs_dir_from, shortest
 from trainer.runs.reproduction import first_of
@@ -54,18 +55,23 @@ def main(argv: list[str]) -> int:
     run = find(options.run, runs_dir_from(options.runs_dir))
     facts = summary(run, states_of([run]))
     facts["reproduces"] = first_of(run)
+    charged = bill(run)
+    figures = plan_beside_run(run, run.config(), charged.total, facts["ledger"])
+    facts["plan"] = [{"name": one.name, "planned": one.planned, "measured": one.measured} for one in figures] or None
     if options.verify:
         for checkpoint in facts["checkpoints"]:
             checkpoint["problems"] = commit.verify(Path(checkpoint["path"]))
             checkpoint["verified"] = not checkpoint["problems"]
     if options.ranks:
         facts["ranks"] = by_rank(run)
-    print(json.dumps(facts, indent=1) if options.json else "\n".join(map(indented, _sheet(run, facts))))
+    print(
+        json.dumps(facts, indent=1) if options.json else "\n".join(map(indented, _sheet(run, facts, charged, figures)))
+    )
     damaged = any(checkpoint["verified"] is False for checkpoint in facts["checkpoints"])
     return JOB_FAILED if damaged else DONE
 
 
-def _sheet(run: RunDirectory, facts: dict[str, Any]) -> list[str]:
+def _sheet(run: RunDirectory, facts: dict[str, Any], charged: Bill, figures: list[Figure]) -> list[str]:
     lines = [f"{facts['name']}  {facts['id']}  {facts['state']}" + (f": {facts['reason']}" if facts["reason"] else "")]
     lines.append(f"  directory    {facts['path']}")
     lines.append(f"  command      trainer fit {typed(run)}")
@@ -86,7 +92,8 @@ def _sheet(run: RunDirectory, facts: dict[str, Any]) -> list[str]:
         lines.append(f"  best         {best['metric']} {number(best['value'])} at step {best['step']}")
     if facts["ledger"]:
         lines += _block("time", _time(facts["ledger"]))
-    lines += _block("bill", bill_text.sheet(bill(run)))
+    lines += _block("bill", bill_text.sheet(charged))
+    lines += _block("plan", _plan(figures))
     lines += _block("stragglers", [event["reason"] for event in facts["stragglers"]])
     lines += _block("ranks", _ranks(facts.get("ranks", [])))
     lines += _block("metrics", _metric_lines(run, facts["metrics"]))
@@ -118,6 +125,16 @@ def _classes(spent: dict[str, float]) -> str:
     return ", ".join(
         f"{name.replace('_', ' ')} {_seconds(seconds)}" for name, seconds in spent.items() if seconds >= 0.05
     )
+
+
+def _plan(figures: list[Figure]) -> list[str]:
+    """Return a line for each planned figure: `step  12.3 ms planned, 13.1 ms measured (+7%)`."""
+    width = max((len(one.name) for one in figures), default=0)
+    lines = []
+    for name, planned, measured, difference in (one.cells() for one in figures):
+        found = measured if measured == "not measured" else f"{measured} measured"
+        lines.append(f"{name:<{width}}  {planned} planned, {found}" + (f" ({difference})" if difference else ""))
+    return lines
 
 
 def _metric_lines(run: RunDirectory, metrics: dict[str, Any]) -> list[str]:

@@ -8,9 +8,9 @@ from typing import Any
 
 from trainer.cli.common import size
 from trainer.cli.job import Job
-from trainer.cli.plan_text import duration, seconds
 from trainer.cli.planning import plans, variant_of
 from trainer.core.errors import TrainerError
+from trainer.core.units import duration, seconds
 from trainer.hardware.catalogue import known as known_device
 from trainer.plan import calibration
 from trainer.plan.answer import Plan

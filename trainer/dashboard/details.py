@@ -11,10 +11,12 @@ from trainer.core.secrets import mask_inside
 from trainer.dashboard.logs import log_names
 from trainer.dashboard.rows import config_leaves
 from trainer.launch.jobs import states_of, why_it_waits
+from trainer.runs.bill import bill
 from trainer.runs.directory import RunDirectory
 from trainer.runs.events import Event, Started
 from trainer.runs.facts import mapping
 from trainer.runs.ledger import by_rank
+from trainer.runs.planned import plan_beside_run
 from trainer.runs.summary import summary
 
 _MOST_EVENTS, _MOST_RANKS = 2000, 256
@@ -33,7 +35,7 @@ def details_of(run: RunDirectory, slurm_states: Mapping[str, str] | None = None)
     """
     states = slurm_states if slurm_states is not None else states_of([run])
     facts = summary(run, states)
-    manifest = mapping(run.manifest())
+    config, manifest = run.config(), mapping(run.manifest())
     events = run.events()
     details = {
         "facts": facts,
@@ -46,6 +48,7 @@ def details_of(run: RunDirectory, slurm_states: Mapping[str, str] | None = None)
         "events_left_out": max(0, len(events) - _MOST_EVENTS),
         "ranks": by_rank(run)[:_MOST_RANKS],
         "nodes": _nodes(run)[-_MOST_RANKS:],
+        "plan": [one.cells() for one in plan_beside_run(run, config, bill(run, config).total, facts["ledger"])],
         "logs": log_names(run),
         "waits": _waits(run, facts["state"]),
     }

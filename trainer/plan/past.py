@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import math
 import socket
-import statistics
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,18 +10,16 @@ from pathlib import Path
 from typing import Any
 
 from trainer.core.errors import TrainerError
-from trainer.core.files import read_text
 from trainer.plan.calibration import Kind, Measurement
 from trainer.plan.collectives import Traffic
 from trainer.plan.work import Work
 from trainer.runs.directory import RunDirectory
 from trainer.runs.events import CheckpointSaved
 from trainer.runs.registry import all_runs
+from trainer.runs.sampled import sampled_curves, step_seconds
 
 _MOST_RUNS = 50
 """Runs that are read: the newest."""
-_MOST_BYTES = 4 * 2**20
-"""Largest `metrics.jsonl` that is read."""
 _SAME = ("model", "data", "task", "optimizer", "strategy", "finetune")
 """Sections that must be equal for a past run to be this job."""
 
@@ -71,7 +66,7 @@ def same_jobs(runs_dir: Path, job: Workload) -> list[Measurement]:
             beat.device.endswith(f", {job.hardware}") if shape.device == "cuda" else launch.host == socket.gethostname()
         ):
             continue
-        seconds = step_seconds(run.path / "metrics.jsonl", job.config["data"].get("batch_size"))
+        seconds = step_seconds(sampled_curves(run.metrics_path), job.config["data"].get("batch_size"))
         if seconds is None:
             continue
         found.append(
@@ -115,27 +110,6 @@ def slowest_save(known: list[Save], size: int) -> tuple[float, str] | None:
         return None
     slowest = max(comparable, key=lambda one: one.seconds * max(1.0, size / one.bytes))
     return slowest.seconds * max(1.0, size / slowest.bytes), slowest.run
-
-
-def step_seconds(path: Path, batch_size: int | None) -> float | None:
-    """Return the median seconds of a step by the logged throughput, without the first line; None: not logged."""
-    if not batch_size:
-        return None
-    try:
-        if path.stat().st_size > _MOST_BYTES:
-            return None
-        lines = read_text(path).splitlines()
-    except (OSError, ValueError):
-        return None
-    rates = []
-    for line in lines:
-        try:
-            rate = json.loads(line).get("train/samples_per_s")
-        except (ValueError, AttributeError):
-            continue
-        if isinstance(rate, (int, float)) and math.isfinite(rate) and rate > 0:
-            rates.append(float(rate))
-    return batch_size / statistics.median(rates[1:]) if len(rates) >= 4 else None
 
 
 def _newest(runs_dir: Path) -> list[RunDirectory]:

@@ -62,6 +62,15 @@ def account(facts: Facts) -> Markup:
     )
 
 
+def plan(facts: Facts) -> Markup:
+    """Return what the plan at the launch expected, beside what was measured; empty without a plan."""
+    if not facts.plan:
+        return Markup("")
+    header = ("", "planned", "measured", "difference")
+    remark = "The plan knows of training steps only: no validation, no saving, no starts."
+    return section("Plan and run", table(header, [one.cells() for one in facts.plan], numbers=(1, 2, 3)), note(remark))
+
+
 def _row(name: str, seconds: float, wall_s: float, charge: Charge | None) -> tuple[object, ...]:
     used = charge or Charge()
     hours = used.gpu_hours + used.cpu_core_hours

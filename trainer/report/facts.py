@@ -17,6 +17,7 @@ from trainer.runs.directory import RunDirectory
 from trainer.runs.events import Event, Started
 from trainer.runs.facts import mapping
 from trainer.runs.ledger import ledger
+from trainer.runs.planned import Figure, plan_beside_run
 from trainer.runs.records import AttemptOutcome, BestCheckpoint, HeartbeatRecord, Launch
 from trainer.runs.state import State, ended_state, state_of
 from trainer.runs.summary import best, checkpoints, evaluations
@@ -48,6 +49,8 @@ class Facts:
     devices: list[str]
     ledger: dict[str, Any] | None
     bill: Bill
+    plan: list[Figure]
+    """What was planned, beside what was measured."""
     curves: Curves
     best: BestCheckpoint | None
     checkpoints: list[dict[str, Any]]
@@ -112,6 +115,9 @@ def gather(run: RunDirectory, slurm_states: Mapping[str, str] | None = None, *, 
     beats: dict[int, HeartbeatRecord] = read("heartbeats", run.heartbeats, {})
     state = read("state", lambda: _state(run, launch, attempts, slurm_states), State("dead", "not known"))
     limit = float("inf") if deadline is None else deadline
+    now = time.time() if state.is_active else None
+    spent: dict[str, Any] | None = read("time ledger", lambda: ledger(run, now), None)
+    charged = read("bill", lambda: bill(run, config), Bill(total=Charge()))
     return Facts(
         run=run,
         state=state,
@@ -125,8 +131,9 @@ def gather(run: RunDirectory, slurm_states: Mapping[str, str] | None = None, *, 
         attempts=attempts,
         beats=beats,
         devices=read("devices", lambda: devices_of(run), []),
-        ledger=read("time ledger", lambda: ledger(run, time.time() if state.is_active else None), None),
-        bill=read("bill", lambda: bill(run, config), Bill(total=Charge())),
+        ledger=spent,
+        bill=charged,
+        plan=read("plan", lambda: plan_beside_run(run, config, charged.total, spent), []),
         curves=read("metrics", lambda: read_curves(run.metrics_path, BINS, limit), Curves()),
         best=read("best checkpoint", lambda: best(run, beats.get(0)), None),
         checkpoints=read("checkpoints", lambda: checkpoints(run, config), []),

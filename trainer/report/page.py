@@ -8,7 +8,7 @@ from pathlib import Path
 
 from trainer import __version__
 from trainer.report import comparison, sections, words
-from trainer.report.account import account
+from trainer.report.account import account, plan
 from trainer.report.facts import Facts, gather
 from trainer.report.markup import Markup, element, join
 from trainer.runs.directory import RunDirectory
@@ -36,6 +36,7 @@ def report(run: RunDirectory, slurm_states: Mapping[str, str] | None = None, *, 
             sections.results,
             sections.curves,
             account,
+            plan,
             sections.faults,
             sections.asked,
             sections.place,

@@ -25,7 +25,16 @@ from trainer.core.files import (
 from trainer.runs import events
 from trainer.runs.events import E, Event, StopRequested, StopRequester
 from trainer.runs.heartbeats import Heartbeats
-from trainer.runs.records import AttemptOutcome, Failure, HeartbeatRecord, Launch, NodeUsage, StepTiming, WandbRun
+from trainer.runs.records import (
+    AttemptOutcome,
+    Failure,
+    HeartbeatRecord,
+    Launch,
+    NodeUsage,
+    PlannedRun,
+    StepTiming,
+    WandbRun,
+)
 
 if TYPE_CHECKING:
     from trainer.config.hydra_files import HydraFiles
@@ -64,6 +73,7 @@ class RunDirectory:
         self.evaluations_dir = self.path / "evaluations"
         self.wandb_dir = self.path / "wandb"
         self.wandb_path = self.path / "wandb.json"
+        self.plan_path = self.path / "plan.json"
         self.stop_request = self.path / "control" / "stop"
 
     @classmethod
@@ -181,6 +191,14 @@ class RunDirectory:
     def write_wandb(self, record: WandbRun) -> None:
         """Replace `wandb.json`."""
         write_atomic(self.wandb_path, records.dumps(record, indent=1))
+
+    def plan(self) -> PlannedRun | None:
+        """Return what was planned at the launch; None: it was not known, or the record cannot be used."""
+        return records.read_or_skip(PlannedRun, self.plan_path)
+
+    def write_plan(self, record: PlannedRun) -> None:
+        """Write `plan.json`."""
+        write_atomic(self.plan_path, records.dumps(record, indent=1))
 
     def request_stop(self, who: StopRequester) -> None:
         """Ask the ranks to save a checkpoint and exit; `who` is recorded for the reader of the run directory."""

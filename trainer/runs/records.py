@@ -312,3 +312,30 @@ class LockHolder:
     host: str
     pid: int
     attempt: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlannedRun:
+    """What the plan of a run expected when it was launched: `plan.json`; null where it was not known."""
+
+    engine: str
+    """formula or simulation."""
+    device: str | None = None
+    """The GPU that was planned for; null: CPU."""
+    peak_bytes: int | None = None
+    """Peak of the tensors on each rank."""
+    needed_bytes: int | None = None
+    """The peak with what CUDA and fragmentation add, which is assumed."""
+    capacity_bytes: int | None = None
+    step_s: float | None = None
+    step_error: float | None = None
+    """Known relative error of the time of a step."""
+    samples_per_s: float | None = None
+    tokens_per_s: float | None = None
+    steps: int | None = None
+    train_s: float | None = None
+    """Seconds of training steps."""
+    device_hours: float | None = None
+    energy_kwh: float | None = None
+    cost: float | None = None
+    currency: str | None = None

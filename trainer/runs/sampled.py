@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterator
+import statistics
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import BinaryIO
 
@@ -15,6 +16,7 @@ WHOLE_BYTES = 4 << 20
 """Larger files are sampled."""
 _PARTS, _PART_BYTES = 64, 32 << 10
 _OWN_NAMES = ("step", "epoch", "time")
+_LEAST_RATES = 4
 
 Curve = list[tuple[int, float]]
 """Steps and finite values."""
@@ -30,6 +32,17 @@ def sampled_curves(path: Path) -> dict[str, Curve]:
     except OSError:
         return {}
     return curves
+
+
+def step_seconds(curves: Mapping[str, Curve], batch_size: int | None) -> float | None:
+    """Return the median seconds of a step by the logged throughput, without the first one; None: too little is logged.
+
+    Args:
+        curves: `sampled_curves` of a run.
+        batch_size: Its global batch.
+    """
+    rates = [rate for _, rate in sorted(curves.get("train/samples_per_s", [])) if rate > 0]
+    return batch_size / statistics.median(rates[1:]) if batch_size and len(rates) >= _LEAST_RATES else None
 
 
 def _lines(file: BinaryIO) -> Iterator[bytes]:

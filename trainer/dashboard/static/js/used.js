@@ -1,4 +1,4 @@
-// What a run has used: energy, money and CO2 in all, and the devices and the power of each node.
+// What a run has used: energy, money and CO2 in all, what its plan expected, the devices and the power of each node.
 
 import { h } from "./dom.js";
 import { duration, number } from "./format.js";
@@ -29,9 +29,32 @@ export function usedParts(details) {
       ),
     );
   }
+  if (details.plan.length) parts.push(h("section", { class: "sheet" }, h("h2", {}, "Plan"), planTable(details.plan)));
   if (details.nodes.length)
     parts.push(h("section", { class: "sheet" }, h("h2", {}, "Nodes"), nodesTable(details.nodes)));
   return parts;
+}
+
+function planTable(rows) {
+  const cell = (text, place) => (place ? h("td", {}, text) : h("th", { scope: "row" }, text));
+  return h(
+    "table",
+    { class: "plain" },
+    h(
+      "thead",
+      {},
+      h(
+        "tr",
+        {},
+        ["", "Planned", "Measured", "Difference"].map((name) => h("th", { scope: "col" }, name)),
+      ),
+    ),
+    h(
+      "tbody",
+      {},
+      rows.map((row) => h("tr", {}, row.map(cell))),
+    ),
+  );
 }
 
 function nodesTable(nodes) {
