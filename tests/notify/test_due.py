@@ -7,14 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
+from tests.notify.servers import HttpServer
 from trainer.config.notify import NotifyOptions
 from trainer.notify.deliver import deliver
-from trainer.notify.due import QUIET_S, Due, due
+from trainer.notify.due import Due, due
 from trainer.runs import events
 from trainer.runs.directory import RunDirectory
 from trainer.runs.records import AttemptOutcome, Launch
 from trainer.runs.state import State
+from trainer.runs.trouble import QUIET_S
 
 RUNNING = State("running")
 
@@ -132,3 +135,32 @@ def test_a_run_of_an_older_release_has_no_channel(run: RunDirectory) -> None:
     (run.path / "config.yaml").write_text("name: x\n")
     run.add_event(events.Ended(event="failed", attempt=0))
     assert deliver(run, RUNNING) == []
+
+
+PENDING = State("queued", "SLURM reports 7 PENDING")
+KINDS: dict[str, tuple[list[events.Event], State]] = {
+    "finished": ([events.Ended(event="finished", attempt=0, step=12)], State("finished")),
+    "failed": ([events.Ended(event="failed", attempt=0, step=12, reason="ValueError: no")], State("failed")),
+    "requeued": ([events.Requeued()] * 3, State("requeued")),
+    "pending": ([events.Queued(time=time.time() - 7200, slurm_job_id="7")], PENDING),
+    "hang": ([events.Hang(attempt=0, step=12, still_s=60)], RUNNING),
+    "straggler": ([events.Straggler(attempt=0, rank=1, host="node1", reason="slow data")], RUNNING),
+    "nan": ([events.BadStepEvent(event="not_finite", step=12)], RUNNING),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_server_is_told_of_each_kind_once(kind: str, run: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert set(KINDS) == set(NotifyOptions().events)
+    happened, state = KINDS[kind]
+    for event in happened:
+        run.add_event(event)
+    with HttpServer() as server:
+        monkeypatch.setenv("HOOK", server.url)
+        notify = {**vars(NotifyOptions()), "webhook_env": "HOOK"}
+        run.config_path.write_text(yaml.safe_dump({"name": "digits", "notify": notify}))
+        for _ in range(2):
+            deliver(run, state, why_it_waits=lambda: ["Priority: 3 jobs are before it"])
+        (post,) = server.posts
+    assert post.body["event"] == kind
+    assert (post.body["reason"] == "Priority: 3 jobs are before it") is (kind == "pending")

@@ -80,6 +80,7 @@ def check_told(served: ServedRun, lines: list[dict[str, Any]]) -> None:
     assert served.summary["min/train/loss"] == pytest.approx(min(losses), rel=1e-6)
     assert served.summary["max/train/loss"] == pytest.approx(max(losses), rel=1e-6)
     assert served.summary["best/val/acc"] == pytest.approx(max(accuracies), rel=1e-6)
+    assert served.summary["best/val/loss"] == served.summary["min/val/loss"]  # not monitored: by its name
     assert "parameters, ddp on" in served.log or "parameters, single on" in served.log
 
 

@@ -10,6 +10,7 @@ import pytest
 
 from tests.tracking.wandb_server import WandbServer
 from tests.train import in_process
+from trainer.runs.events import BadStepEvent, Hang, Notified, Straggler
 
 MODULE = """
 import torch
@@ -165,7 +166,7 @@ def test_artifacts_histograms_and_an_alert(project: Path, monkeypatch: pytest.Mo
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_a_failure_sends_an_alert_if_asked(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_trouble_sends_an_alert_if_asked(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (module,) = project.glob("wandb_project_*.py")
     module.write_text(
         module.read_text().replace("loss = self.net", "assert batch_idx < 2, 'no more'\n        loss = self.net")
@@ -174,9 +175,22 @@ def test_a_failure_sends_an_alert_if_asked(project: Path, monkeypatch: pytest.Mo
         for name, value in server.environment().items():
             monkeypatch.setenv(name, value)
         run = in_process.new_run(project, [*JOB, "tracking.alerts=true"])
+        # What the supervisor wrote of the attempt before, whose ranks could not tell anybody.
+        run.add_event(Hang(attempt=0, step=1, still_s=60, reason="rank 1 on node1 does not enter all_reduce"))
+        run.add_event(Straggler(attempt=0, rank=1, host="node1", reason="its data takes 2 s"))
+        for step in (1, 2):
+            run.add_event(BadStepEvent(event="not_finite", step=step, reason="the loss is NaN", action="skipped"))
         in_process.attempt(run, project, outcome="failed")
         (served,) = server.runs.values()
-        (alert,) = server.alerts
+        assert server.unknown == []
     assert served.exit_code == 1
-    assert (alert["title"], alert["severity"]) == (f"{run.path.name} failed", "ERROR")
-    assert "AssertionError: no more" in alert["text"]
+    name = run.path.name
+    told = [(alert["title"].removeprefix(f"{name} "), alert["severity"], alert["text"]) for alert in server.alerts]
+    assert told[:3] == [
+        ("hangs at step 1", "ERROR", "rank 1 on node1 does not enter all_reduce"),
+        ("waits for rank 1 on node1", "WARN", "its data takes 2 s"),
+        ("loss or gradient not finite at step 2: skipped", "WARN", "the loss is NaN"),
+    ]
+    assert [title for title, _, _ in told[3:]] == ["failed"]
+    assert "AssertionError: no more" in told[3][2]
+    assert [event.about for event in run.events_of(Notified)] == ["wandb:hang", "wandb:straggler", "wandb:nan"]

@@ -288,7 +288,7 @@ class TrackingOptions:
     watch_every_n_steps: PositiveInt = 100
     """Optimizer steps between two histograms."""
     alerts: bool = False
-    """Send a W&B alert when the run fails."""
+    """Send a W&B alert when the run fails, hangs, waits for a slow rank, or has a loss that is not finite."""
     stop_tag: str | None = "stop"
     """Tag that stops the run when it is added to the W&B run; null: none."""
     init_timeout_s: PositiveInt = 20

@@ -12,25 +12,20 @@ from typing import Any
 from trainer.notify.message import Message
 from trainer.runs.directory import RunDirectory
 from trainer.runs.events import (
-    BadStepEvent,
     Created,
     Ended,
     Event,
-    Hang,
     Notified,
     Queued,
     Requeued,
     Resumed,
-    Straggler,
     Tracking,
 )
 from trainer.runs.state import State
+from trainer.runs.trouble import trouble_of, without_repetitions
 
-QUIET_S = 600.0
-"""Shortest time between two messages of one of these kinds: a loss may be NaN at every step."""
 _SURE_S = 180.0
 """Seconds of silence after which a job that SLURM no longer lists is dead: it may be about to be requeued."""
-_REPEATED = ("hang", "straggler", "nan")
 NOTABLE_EVENTS = frozenset(
     ("finished", "failed", "hung", "requeued", "hang", "straggler", "not_finite", "loss_spike"),
 )
@@ -86,7 +81,8 @@ def due(
     if waiting_s is not None and waiting_s >= 60.0 * float(options["pending_after_minutes"]):
         found.append(_of_queue(state, waiting_s, why_it_waits, now))
     wanted = [one for one in found if one.kind in options["events"] and one.key not in sent]
-    return [Due(one.key, _message(run, one, events)) for one in _without_repetitions(wanted, sent.values(), now)]
+    last = {event.about: event.time for event in sent.values()}
+    return [Due(one.key, _message(run, one, events)) for one in without_repetitions(wanted, last, now)]
 
 
 def _since_launch(events: Sequence[Event]) -> list[Event]:
@@ -110,8 +106,8 @@ def _of_events(run: RunDirectory, events: Sequence[Event], after_requeues: int) 
                 times = "once" if requeues == 1 else f"{requeues} times"
                 found = _Found("requeued", f"requeued:{requeues}", f"was requeued {times}", time=event.time)
                 yield replace(found, reason=reason, verb="show", state="requeued")
-        elif isinstance(event, (Hang, Straggler, BadStepEvent)):
-            yield _of_trouble(event)
+        elif (one := trouble_of(event)) is not None:
+            yield _Found(one.kind, one.key, one.title, time=one.time, step=one.step, reason=one.reason)
 
 
 def _of_end(event: Ended) -> _Found:
@@ -119,18 +115,6 @@ def _of_end(event: Ended) -> _Found:
     title = event.event + (f" at step {event.step}" if event.step is not None else "")
     found = _Found(kind, f"{kind}:{event.attempt}", title, time=event.time, step=event.step, state=kind)
     return replace(found, reason=event.reason or "", verb="show" if kind == "finished" else "resume")
-
-
-def _of_trouble(event: Hang | Straggler | BadStepEvent) -> _Found:
-    if isinstance(event, Straggler):
-        kind, title, step = "straggler", f"waits for rank {event.rank} on {event.host}", None
-    elif isinstance(event, Hang):
-        kind, title, step = "hang", f"hangs at step {event.step}" if event.step is not None else "hangs", event.step
-    else:
-        what = "loss or gradient not finite" if event.event == "not_finite" else "loss spike"
-        kind, title, step = "nan", f"{what} at step {event.step}", event.step
-        title += f": {event.action}" if event.action else ""
-    return _Found(kind, f"{kind}:{event.time:.3f}", title, time=event.time, step=step, reason=event.reason or "")
 
 
 def _waiting_s(events: Sequence[Event], state: State, now: float) -> float | None:
@@ -159,15 +143,6 @@ def _of_death(run: RunDirectory, events: Sequence[Event], state: State, now: flo
     title = "died" + (f" at step {step}" if step is not None else "")
     found = _Found("failed", f"dead:{last:.3f}", title, time=now, step=step)
     yield replace(found, reason=state.reason, verb="resume", state="dead")
-
-
-def _without_repetitions(found: Sequence[_Found], sent: Any, now: float) -> Iterator[_Found]:
-    """Yield the events; of the repeated kinds the newest only, and none soon after the last."""
-    last = {event.about: event.time for event in sent}
-    newest = {one.kind: one for one in found}
-    for one in found:
-        if one.kind not in _REPEATED or (newest[one.kind] is one and now - last.get(one.kind, 0.0) >= QUIET_S):
-            yield one
 
 
 def _message(run: RunDirectory, one: _Found, events: Sequence[Event]) -> Message:

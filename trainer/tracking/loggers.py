@@ -31,6 +31,7 @@ from trainer.tracking.client_settings import DEFAULT_PROJECT
 from trainer.tracking.histograms import Histograms
 from trainer.tracking.metrics_file import MetricsFile
 from trainer.tracking.no_logger import NoLogger, Nothing
+from trainer.tracking.wandb_alerts import TroubleAlerts
 from trainer.tracking.wandb_facts import KEY as FACTS
 from trainer.tracking.wandb_facts import Extremes, facts_of
 from trainer.tracking.wandb_identity import identity
@@ -159,6 +160,7 @@ class Loggers:
         self._facts: dict[str, Any] = {}
         self._options = config.tracking
         self._tags: TagWatch | None = None
+        self._alerts: TroubleAlerts | None = None
         own = user_loggers.build(config.logger, run, counted(), rank.is_first, group)
         shown = [user_loggers.at_steps(logger, self.axis.step) for logger in own]
         if config.tracking.name == "wandb":
@@ -186,6 +188,8 @@ class Loggers:
         if self._options.code and len(self._run.events_of(Tracking)) == 1:
             with reported("the code artifact"):
                 wandb_artifacts.log_code(self._experiment, self._run)
+        if self._options.alerts:
+            self._alerts = TroubleAlerts(self._experiment, self._run)
         if self._options.stop_tag and not self._experiment.offline:
             self._tags = TagWatch(
                 self._experiment, self._options.stop_tag, lambda: self._run.request_stop("a tag of the W&B run")
@@ -220,6 +224,8 @@ class Loggers:
                 logger.save()
         if self._tags is not None:
             self._tags.end()
+        if self._alerts is not None:
+            self._alerts.end()
         if self._experiment is not None:
             error = sys.exc_info()[1]
             if end == "failed" and self._options.alerts:

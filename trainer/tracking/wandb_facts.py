@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from trainer.config.direction import direction_of
 from trainer.core.errors import UserError
 from trainer.core.files import read_json, read_text
 from trainer.core.secrets import mask_inside
@@ -75,7 +76,7 @@ def facts_of(run: RunDirectory, world_size: int | None = None) -> dict[str, Any]
 def _plan(run: RunDirectory) -> Any:
     """Return `plan.json`, which the command line may have written before the launch."""
     try:
-        return read_json(run.path / "plan.json")
+        return read_json(run.plan_path)
     except UserError:
         return None
 
@@ -113,13 +114,16 @@ class Extremes:
                 self._range[name] = min(low, number), max(high, number)
 
     def summary(self, best: BestCheckpoint | None) -> dict[str, float]:
-        """Return `min/NAME` and `max/NAME`, and of the monitored metric `best/NAME` and `best/step`.
+        """Return `min/NAME`, `max/NAME` and, where it is known which is better, `best/NAME` of each metric.
 
         Args:
-            best: The best checkpoint, by the direction of its metric.
+            best: The best checkpoint, which adds `best/step`; its value is that of the monitored metric.
         """
         values = {f"min/{name}": low for name, (low, _) in self._range.items()}
         values |= {f"max/{name}": high for name, (_, high) in self._range.items()}
+        for name, extremes in self._range.items():
+            if (direction := direction_of(name)) is not None:
+                values[f"best/{name}"] = extremes[direction == "max"]
         if best is not None and best.metric:
             values |= {f"best/{best.metric}": best.value, "best/step": best.step}
         return values
