@@ -16,6 +16,8 @@ from trainer.core import processes
 from trainer.runs import events
 from trainer.runs.directory import RunDirectory
 from trainer.runs.records import AttemptOutcome, HeartbeatRecord, Launch, NodeUsage, Outcome
+from trainer.sweeps.directory import SweepDirectory
+from trainer.sweeps.records import Parameter, Result, Spec, Trial
 
 SPENT = {"import": 4.0, "start": 2.0, "build": 3.0, "train": 20.0, "data": 1.0, "validate": 2.0, "save": 1.0}
 CONFIG: dict[str, Any] = {
@@ -110,3 +112,22 @@ def write_metrics(run: RunDirectory, steps: int, every: int, start: float, lr: f
             line |= {"val/acc": 1 - loss / 3}
         lines.append(json.dumps(line))
     run.metrics_path.write_text("\n".join(lines) + "\n")
+
+
+def make_sweep(folder: Path, paths: list[Path]) -> SweepDirectory:
+    """Make a sweep beside the runs: of its ten trials, eight have ended, in the first eight of `paths`."""
+    made = SweepDirectory.new(folder.parent / "sweeps", "search")
+    keys = ("optimizer.lr", "+model.depth")
+    space = [Parameter(key=keys[0], kind="float", low=1e-4, high=1.0, log=True)]
+    space.append(Parameter(key=keys[1], kind="choice", choices=["2", "4"]))
+    spec = Spec(
+        revision=0, id=made.id, name="search", command=[], fixed=[], parameters=space, method="random", trials=10,
+        metric=["val/acc"], direction=["maximize"], cwd="/", runs_dir=str(folder),
+    )  # fmt: skip
+    made.write_spec(spec)
+    values = [{keys[0]: str(10 ** (number / 4 - 3)), keys[1]: str(2 + 2 * (number % 2))} for number in range(10)]
+    made.add_trials([Trial(number=number, values=one, overrides=[]) for number, one in enumerate(values)])
+    for number in range(8):
+        result = Result(state="finished", values=[0.8 + number / 100], step=9, run=str(paths[number]), time=1e9)
+        made.add_result(number, 0, result)
+    return made

@@ -11,10 +11,9 @@ import pytest
 
 from tests.dashboard.chromium import PROGRAM, Page, chromium
 from tests.dashboard.conftest import Dashboard, running
-from tests.dashboard.fake_runs import make_run
+from tests.dashboard.fake_runs import make_run, make_sweep
 from trainer.dashboard.catalogue import key_of
-from trainer.sweeps.directory import SweepDirectory
-from trainer.sweeps.records import Owner, Parameter, Result, Spec, Trial, TrialRun
+from trainer.sweeps.records import Owner, TrialRun
 
 pytestmark = pytest.mark.skipif(PROGRAM is None, reason="Debian's package chromium is not installed")
 
@@ -55,21 +54,7 @@ def runs(folder: Path) -> dict[str, Path]:
 @pytest.fixture(scope="module")
 def sweep(folder: Path, runs: dict[str, Path]) -> str:
     """A sweep of ten trials beside the runs: eight that ended, one that runs, one that waits; its key."""
-    made = SweepDirectory.new(folder.parent / "sweeps", "search")
-    keys = ("optimizer.lr", "+model.depth")
-    space = [Parameter(key=keys[0], kind="float", low=1e-4, high=1.0, log=True)]
-    space.append(Parameter(key=keys[1], kind="choice", choices=["2", "4"]))
-    spec = Spec(
-        revision=0, id=made.id, name="search", command=[], fixed=[], parameters=space, method="random", trials=10,
-        metric=["val/acc"], direction=["maximize"], cwd="/", runs_dir=str(folder),
-    )  # fmt: skip
-    made.write_spec(spec)
-    values = [{keys[0]: str(10 ** (number / 4 - 3)), keys[1]: str(2 + 2 * (number % 2))} for number in range(10)]
-    made.add_trials([Trial(number=number, values=one, overrides=[]) for number, one in enumerate(values)])
-    paths = [path for name, path in runs.items() if name.startswith("vit")]
-    for number in range(8):
-        result = Result(state="finished", values=[0.8 + number / 100], step=9, run=str(paths[number]), time=1e9)
-        made.add_result(number, 0, result)
+    made = make_sweep(folder, [path for name, path in runs.items() if name.startswith("vit")])
     owner = Owner(number=0, host="elsewhere", boot_id="x", pid=1, pid_started=1, time=time.time())
     made.add_owner(8, owner)
     made.add_run(8, 0, TrialRun(path=str(runs["alive"]), first_attempt=0))

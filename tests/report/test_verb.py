@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.dashboard.fake_runs import make_run, make_sweep
 from tests.report.made import Page, make
 from trainer.cli.report import main
 from trainer.core.errors import EnvironmentFault, UserError
@@ -31,6 +32,25 @@ def test_one_run_and_several(runs: list[str], capsys: pytest.CaptureFixture[str]
     files = json.loads(capsys.readouterr().out)["files"]
     assert files == [str(Path.cwd() / "report-aaaaaaaa-bbbbbbbb.html")]
     assert "2 runs compared" in Page(Path(files[0]).read_text()).text
+
+
+def test_a_sweep(workdir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (workdir / "runs").mkdir()
+    sweep = make_sweep(workdir / "runs", [make_run(workdir / "runs", f"trial{number}").path for number in range(8)])
+    assert main(["--sweep", sweep.id]) == 0
+    assert capsys.readouterr().out == f"sweeps/{sweep.path.name}/report.html\n"
+    html = (sweep.path / "report.html").read_text()
+    text = Page(html).text
+    assert "10 trials of 10 by random: 8 finished, 2 " in text
+    assert "Best val/acc 0.87 in trial 7." in text
+    assert "Importance parameter explains" in text
+    assert html.count("<title>trial ") == 8  # a line of each in the parallel coordinates
+    assert text.index("trial 7: val/acc 0.87") > text.index("trial 0: val/acc 0.8")  # the best is drawn last
+    assert "Parallel coordinates of 8 trials over optimizer.lr, +model.depth and val/acc." in html
+    rows = text.partition("trial state val/acc step optimizer.lr +model.depth run")[2]
+    assert rows.split()[:3] == ["7", "finished", "0.87"]
+    with pytest.raises(UserError, match="a sweep, not runs"):
+        main(["--sweep", sweep.id, "aaaaaaaa"])
 
 
 def test_what_it_refuses(runs: list[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -61,11 +61,16 @@ def chart(
     marks = [at for at in sorted(set(resumed_at)) if x.low < at < x.high]
     drawn = [
         *_grid(x, y),
-        *(void("line", class_="resume", x1=_n(x(at)), x2=_n(x(at)), y1=_TOP, y2=HEIGHT - _BOTTOM) for at in marks),
+        *(
+            void("line", class_="resume", x1=number_of(x(at)), x2=number_of(x(at)), y1=_TOP, y2=HEIGHT - _BOTTOM)
+            for at in marks
+        ),
         *(_band(line, x, y) for line in lines if bands),
         *(_line(line, x, y) for line in lines),
         *([_mark(best, lines, x, y)] if best else []),
-        element("text", "optimizer step", x=_n((_LEFT + WIDTH - _RIGHT) / 2), y=HEIGHT - 6, class_="axis middle"),
+        element(
+            "text", "optimizer step", x=number_of((_LEFT + WIDTH - _RIGHT) / 2), y=HEIGHT - 6, class_="axis middle"
+        ),
     ]
     names = ", ".join(line.label for line in lines)
     ends = "; ".join(f"{line.label} ends at {_value(line.curve.last[1])}" for line in lines)
@@ -100,15 +105,15 @@ def _legend(lines: Sequence[Line]) -> Markup:
 def _grid(x: Scale, y: Scale) -> Iterable[Markup]:
     bottom = HEIGHT - _BOTTOM
     for value in y.ticks(5):
-        at = _n(y(value))
+        at = number_of(y(value))
         yield void("line", class_="grid", x1=_LEFT, x2=WIDTH - _RIGHT, y1=at, y2=at)
-        yield element("text", short(value), x=_LEFT - 6, y=_n(y(value) + 4), class_="axis end")
+        yield element("text", short(value), x=_LEFT - 6, y=number_of(y(value) + 4), class_="axis end")
     yield void("line", class_="frame", x1=_LEFT, x2=WIDTH - _RIGHT, y1=bottom, y2=bottom)
     for value in x.ticks(5):
         if value != int(value):
             continue
-        yield void("line", class_="frame", x1=_n(x(value)), x2=_n(x(value)), y1=bottom, y2=bottom + 4)
-        yield element("text", short(value), x=_n(x(value)), y=bottom + 17, class_="axis middle")
+        yield void("line", class_="frame", x1=number_of(x(value)), x2=number_of(x(value)), y1=bottom, y2=bottom + 4)
+        yield element("text", short(value), x=number_of(x(value)), y=bottom + 17, class_="axis middle")
 
 
 def _band(line: Line, x: Scale, y: Scale) -> Markup:
@@ -124,7 +129,13 @@ def _line(line: Line, x: Scale, y: Scale) -> Markup:
     class_ = f"line s{line.number % NUM_COLORS} {_dash(line)}".rstrip()
     points = [(x(_middle(one)), y(one.mean)) for one in line.curve.bins]
     if len(points) == 1:
-        return void("circle", class_=f"dot s{line.number % NUM_COLORS}", cx=_n(points[0][0]), cy=_n(points[0][1]), r=3)
+        return void(
+            "circle",
+            class_=f"dot s{line.number % NUM_COLORS}",
+            cx=number_of(points[0][0]),
+            cy=number_of(points[0][1]),
+            r=3,
+        )
     return void("path", class_=class_, d=_path(points))
 
 
@@ -139,8 +150,16 @@ def _mark(best: tuple[str, int, float], lines: Sequence[Line], x: Scale, y: Scal
     up = y(value) - 9 if y(value) > _TOP + 22 else y(value) + 18
     return join(
         [
-            void("circle", class_=f"best s{line.number % NUM_COLORS}", cx=_n(x(step)), cy=_n(y(value)), r=4),
-            element("text", words, x=_n(x(step)), y=_n(up), class_=f"axis strong {'end' if at_right else 'middle'}"),
+            void(
+                "circle", class_=f"best s{line.number % NUM_COLORS}", cx=number_of(x(step)), cy=number_of(y(value)), r=4
+            ),
+            element(
+                "text",
+                words,
+                x=number_of(x(step)),
+                y=number_of(up),
+                class_=f"axis strong {'end' if at_right else 'middle'}",
+            ),
         ]
     )
 
@@ -156,10 +175,10 @@ def _dash(line: Line) -> str:
 
 
 def _path(points: Sequence[tuple[float, float]]) -> Markup:
-    return Markup("M" + "L".join(f"{_n(x)} {_n(y)}" for x, y in points))
+    return Markup("M" + "L".join(f"{number_of(x)} {number_of(y)}" for x, y in points))
 
 
-def _n(value: float) -> str:
+def number_of(value: float) -> str:
     """Return a coordinate with a tenth of a pixel."""
     return f"{value:.1f}".removesuffix(".0") if math.isfinite(value) else "0"
 
