@@ -48,6 +48,8 @@ class Testbed:
     def __init__(self, settings: dict[str, str]) -> None:
         # Without the mark of a test: what is started here belongs to the cluster.
         self._environment = {name: value for name, value in clean_environment().items() if name != MARK} | settings
+        self.host = f"10.77.{settings['TESTBED_INSTANCE']}.1"
+        """The address of this machine on the bridge, under which jobs reach it."""
         self.kept: set[str] = set()
         """Jobs that outlive the tests beside which they run."""
         self.conf = self("env").stdout.strip().removeprefix("export SLURM_CONF=")

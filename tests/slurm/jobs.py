@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from tests.conftest import TrainerCli, clean_environment
 from tests.slurm.conftest import Testbed, wait_until
 from trainer.checkpoint.store import CheckpointStore
 from trainer.export.weights import export_safetensors
+from trainer.runs.curves import is_measured_time
 from trainer.runs.directory import RunDirectory
 from trainer.runs.events import Event
 
@@ -78,12 +80,15 @@ def command_line(testbed: Testbed, *arguments: str, cwd: Path, timeout: float) -
     )
 
 
-def submit(cli: TrainerCli, cwd: Path, *overrides: str) -> RunDirectory:
-    """`trainer fit` with these overrides in `cwd`; the one run that is new there."""
+def submit(cli: TrainerCli, cwd: Path, *overrides: str, env: Mapping[str, str] | None = None) -> RunDirectory:
+    """`trainer fit` with these overrides in `cwd`; the one run that is new there.
+
+    `env`: variables for the command, and so for its job.
+    """
     cwd.mkdir(exist_ok=True)
     (cwd / "pace.py").write_text(PACE)
     before = set((cwd / "runs").glob("*"))
-    done = cli("fit", *JOB, *overrides, cwd=cwd, timeout=300)
+    done = cli("fit", *JOB, *overrides, cwd=cwd, timeout=300, **({"env": dict(env)} if env else {}))
     assert done.returncode == 0, done.stdout + done.stderr
     (path,) = set((cwd / "runs").iterdir()) - before
     return RunDirectory(path)
@@ -131,7 +136,7 @@ def logged_steps(run: RunDirectory) -> list[int]:
 def curve(run: RunDirectory) -> list[dict[str, Any]]:
     """metrics.jsonl without what depends on the clock."""
     lines = [json.loads(line) for line in run.metrics_path.read_text().splitlines()]
-    return [{name: value for name, value in line.items() if name != "time" and "_per_s" not in name} for line in lines]
+    return [{name: value for name, value in line.items() if not is_measured_time(name)} for line in lines]
 
 
 def kill(testbed: Testbed, node: str, *which: str) -> None:

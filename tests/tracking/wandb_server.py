@@ -70,10 +70,11 @@ class ServedRun:
 class WandbServer(Artifacts, Sweeps):
     """Use as a context manager; `environment()` sends a client here.
 
-    `rewinds`: whether it can rewind a run, as only some of W&B's servers can. `fails`: answers nothing but 503.
+    `host`: an address of this machine that the client can reach. `rewinds`: whether it can rewind a run, as only some
+    of W&B's servers can. `fails`: answers nothing but 503.
     """
 
-    def __init__(self, rewinds: bool = False) -> None:
+    def __init__(self, rewinds: bool = False, host: str = "127.0.0.1") -> None:
         super().__init__()
         self.rewinds, self.fails = rewinds, False
         self.alerts: list[dict[str, Any]] = []
@@ -111,8 +112,8 @@ class WandbServer(Artifacts, Sweeps):
             def handle_error(self, request: Any, client_address: Any) -> None:
                 pass  # the client drops idle connections
 
-        self._server = Server(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self._server.server_port}"
+        self._server = Server((host, 0), Handler)
+        self.url = f"http://{host}:{self._server.server_port}"
 
     def __enter__(self) -> WandbServer:
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
