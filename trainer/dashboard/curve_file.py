@@ -25,7 +25,8 @@ import numpy as np
 from trainer.core import records
 from trainer.core.files import open_regular, write_atomic
 from trainer.dashboard.axes import Axis
-from trainer.dashboard.points import MOST_METRICS, Array, Columns, parse_lines
+from trainer.dashboard.points import Array, Columns, parse_lines
+from trainer.runs.metrics_lines import MOST_METRICS
 
 READ_BYTES = 4 << 20
 """Bytes of `metrics.jsonl` that are parsed at once, and then form a chunk of each metric."""

@@ -13,12 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from trainer.runs.metrics_lines import MOST_METRICS, NOT_FINITE, OWN_NAMES
+
 Array = NDArray[np.float64]
-_NOT_METRICS = {"step", "epoch", "time"}
-_NAMED = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
-"""How `tracking/metrics_file.py` writes what JSON does not have."""
-MOST_METRICS = 2000
-"""Further metrics of a run are not shown: a name that holds a step number would make a metric of each line."""
 LONGEST_NAME = 300
 
 
@@ -51,7 +48,7 @@ class Columns:
         if epoch is not None and math.isfinite(epoch):
             self._add_epoch(epoch, step)
         for name, value in line.items():
-            if name not in _NOT_METRICS and (number := _number(value)) is not None:
+            if name not in OWN_NAMES and (number := _number(value)) is not None:
                 self._add(name, step, number)
 
     def _add(self, name: str, step: float, value: float) -> None:
@@ -124,4 +121,4 @@ def _number(value: Any) -> float | None:
             return float(value)
         except OverflowError:
             return None
-    return _NAMED.get(value) if isinstance(value, str) else None
+    return NOT_FINITE.get(value) if isinstance(value, str) else None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 from trainer.core.secrets import MASK, known
@@ -14,7 +13,6 @@ _KEPT = (
     *("id", "name", "path", "state", "reason", "step", "max_steps", "epoch", "metrics", "best", "attempts", "tags"),
     *("world_size", "strategy", "cluster", "slurm_job_id", "created", "started", "ended", "energy_kwh", "cost"),
 )
-_SCANNED_BYTES = 8 << 20
 _MOST_KEYS = 2000
 _LONGEST = 500
 
@@ -29,7 +27,7 @@ def table_row(row: Row) -> dict[str, Any]:
     shown["rate"], shown["rate_unit"], shown["eta_s"] = (
         (beat.rate, beat.rate_unit, beat.eta_s) if beat else (None, None, None)
     )
-    shown["config"] = config_leaves(run) if row.is_active or _is_long(run) else _leaves(row.read_config())
+    shown["config"] = _leaves(row.read_config())
     batch = shown["config"].get("data.batch_size")
     shown["batch_size"] = batch if type(batch) is int and batch > 0 else None
     masked: dict[str, Any] = _masked(shown, tuple(known()))
@@ -58,14 +56,6 @@ def _masked(value: Any, secrets: tuple[str, ...]) -> Any:
     if isinstance(value, dict):
         return {key: _masked(item, secrets) for key, item in value.items()}
     return [_masked(item, secrets) for item in value] if isinstance(value, list) else value
-
-
-def _is_long(run: RunDirectory) -> bool:
-    """Return whether `Row.config` might read all metrics: it comes with their ranges."""
-    try:
-        return os.stat(run.metrics_path).st_size > _SCANNED_BYTES
-    except OSError:
-        return False
 
 
 def _leaves(config: Any) -> dict[str, Any]:

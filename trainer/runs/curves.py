@@ -10,18 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from trainer.core.files import open_regular, parse_json
+from trainer.runs.metrics_lines import MOST_METRICS, NOT_FINITE, OWN_NAMES
 
 _OF_THE_CLOCK = ("_per_s", "mfu", "_ms", "_seconds")
 """Ends of the names of metrics that differ between any two runs."""
 _LONGEST_LINE, _MOST_BYTES = 1 << 22, 2 << 30
 """Lines behind the first 2 GB are not read."""
-
-
 _LARGEST_STEP = 1 << 53
-_OWN_NAMES = ("step", "epoch", "time")
-_MOST_METRICS = 2000
-_NOT_FINITE = ("nan", "inf", "-inf")
-"""How `metrics.jsonl` writes the numbers that JSON does not have."""
 
 Point = tuple[int, float]
 """Step and value."""
@@ -148,15 +143,15 @@ def read_curves(path: Path, most: int, deadline: float = math.inf) -> Curves:
             curves.cut_at = step
             break
         for name, value in line.items():
-            if name in _OWN_NAMES:
+            if name in OWN_NAMES:
                 continue
             curve = curves.by_name.get(name)
             if curve is None:
-                if len(curves.by_name) >= _MOST_METRICS or not _is_value(value):
+                if len(curves.by_name) >= MOST_METRICS or not _is_value(value):
                     continue
                 curve = curves.by_name[name] = Curve(most)
             if isinstance(value, str):
-                if value in _NOT_FINITE:
+                if value in NOT_FINITE:
                     curve.not_finite += 1
                     curve.first_not_finite = step if curve.first_not_finite is None else curve.first_not_finite
             elif _is_value(value):
@@ -169,7 +164,7 @@ def _value(point: Point) -> float:
 
 
 def _is_value(value: Any) -> bool:
-    return value in _NOT_FINITE if isinstance(value, str) else type(value) in (int, float) and abs(value) < 1e300
+    return value in NOT_FINITE if isinstance(value, str) else type(value) in (int, float) and abs(value) < 1e300
 
 
 def is_measured_time(name: str) -> bool:

@@ -11,13 +11,11 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from trainer.core.files import open_regular
+from trainer.runs.metrics_lines import NOT_FINITE, OWN_NAMES
 
 _LONGEST_LINE, _MOST_BYTES = 1 << 20, 2 << 30
 """Lines behind the first 2 GB are not read."""
 _MARK_BYTES = 256
-_OWN_NAMES = ("step", "epoch", "time")
-_NOT_FINITE = ("nan", "inf", "-inf")
-"""Values that JSON cannot hold are logged by these names."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +77,7 @@ class RangeScan:
             self._mark = self._checksum(file)
         growing = {name: list(values) for name, values in self._growing.items()}
         _add(growing, last)
-        return {name: MetricRange(*values) for name, values in growing.items() if name not in _OWN_NAMES}
+        return {name: MetricRange(*values) for name, values in growing.items() if name not in OWN_NAMES}
 
     def _read_on(self, file: BinaryIO) -> bytes:
         """Add all lines but the last complete one, which is returned. Parts of an overlong line are lines of no use."""
@@ -117,7 +115,7 @@ def _add(growing: _Growing, text: bytes) -> None:
 def _add_value(growing: _Growing, name: str, value: Any, step: int) -> None:
     before = growing.get(name)
     if type(value) not in (float, int):
-        if value not in _NOT_FINITE:
+        if not isinstance(value, str) or value not in NOT_FINITE:
             return
     elif not math.isfinite(value):
         value = str(value)

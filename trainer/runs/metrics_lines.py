@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from trainer.core.files import parse_json, read_bytes, write_atomic
 
+OWN_NAMES = ("step", "epoch", "time")
+"""Names in a line that are no metrics."""
+NOT_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
+"""How a line has the numbers that JSON does not have."""
+MOST_METRICS = 2000
+"""Readers ignore further metrics of a run: a name that holds a step number would make a metric of each line."""
 _MOST_BYTES = 4 * 1024**3
 RECENT_S = 5.0
 """Longer than the client of W&B buffers a row (tracking/weights_and_biases.py sets 1 s)."""

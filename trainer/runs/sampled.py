@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import BinaryIO
 
 from trainer.core.files import open_regular
+from trainer.runs.metrics_lines import OWN_NAMES
 
 WHOLE_BYTES = 4 << 20
 """Larger files are sampled."""
 _PARTS, _PART_BYTES = 64, 32 << 10
-_OWN_NAMES = ("step", "epoch", "time")
 _LEAST_RATES = 4
 
 Curve = list[tuple[int, float]]
@@ -64,5 +64,5 @@ def _add(curves: dict[str, Curve], text: bytes) -> None:
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
         return
     for name, value in values.items():
-        if name not in _OWN_NAMES and math.isfinite(value):
+        if name not in OWN_NAMES and math.isfinite(value):
             curves.setdefault(name, []).append((step, value))

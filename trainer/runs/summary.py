@@ -22,13 +22,13 @@ from trainer.runs.bill import bill
 from trainer.runs.directory import RunDirectory
 from trainer.runs.events import Ended, Event, Started, Straggler, Tracking, WandbEnvironment
 from trainer.runs.ledger import ledger
+from trainer.runs.metrics_lines import OWN_NAMES
 from trainer.runs.records import BestCheckpoint, Evaluation, HeartbeatRecord, Launch
 from trainer.runs.state import State, state_of
 
 _TAIL_BYTES = 64 * 1024
 _TRACKING = ("mode", "source", "project", "url", "dir")
 """Fields of the event `tracking` of the newest attempt that logged to W&B."""
-_NOT_METRICS = ("step", "epoch", "time")
 _LARGEST = sys.float_info.max
 
 
@@ -126,7 +126,7 @@ def last_metrics(path: Path) -> tuple[dict[str, float], dict[str, Any]]:
         if not isinstance(parsed, dict):
             continue
         last = parsed
-        values.update({name: value for name, value in last.items() if name not in _NOT_METRICS and _is_metric(value)})
+        values.update({name: value for name, value in last.items() if name not in OWN_NAMES and _is_metric(value)})
     return values, {name: value for name, value in last.items() if _is_metric(value)}
 
 

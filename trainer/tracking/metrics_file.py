@@ -16,9 +16,8 @@ from lightning.pytorch.loggers.logger import DummyExperiment
 from lightning.pytorch.utilities import rank_zero_only
 
 from trainer.core.files import open_regular, parse_json
+from trainer.runs.metrics_lines import OWN_NAMES
 
-OWN_NAMES = ("step", "epoch", "time")
-"""Keys that each line has in addition to metrics."""
 _LONGEST_LINE = 1 << 20
 APART = "logged/"
 """Prefix of a user's metric with one of those names: `self.log("time", x)` becomes `logged/time`."""

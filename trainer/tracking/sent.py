@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from trainer.core.files import open_regular, parse_json
-from trainer.tracking.metrics_file import APART, OWN_NAMES
+from trainer.runs.metrics_lines import OWN_NAMES
+from trainer.tracking.metrics_file import APART
 
 _LONGEST_LINE = 1 << 22
 

@@ -14,7 +14,7 @@ from trainer.core.errors import UserError
 from trainer.core.files import read_json, read_text
 from trainer.core.secrets import mask_inside
 from trainer.runs.directory import RunDirectory
-from trainer.runs.metrics_lines import lines_after
+from trainer.runs.metrics_lines import OWN_NAMES, lines_after
 from trainer.runs.records import BestCheckpoint
 from trainer.tracking.wandb_rows import AXIS
 
@@ -30,7 +30,6 @@ _SLURM = {
     "slurm_restarts": "SLURM_RESTART_COUNT",
 }
 _CODE = ("commit", "dirty")
-_NOT_METRICS = ("step", "epoch", "time")
 
 
 def command_of(run: RunDirectory) -> list[str]:
@@ -103,7 +102,7 @@ class Extremes:
     def add(self, metrics: Mapping[str, Any]) -> None:
         """Add logged values; what is not a finite number is left out."""
         for name, value in metrics.items():
-            if name in _NOT_METRICS or name == AXIS or isinstance(value, (str, bool)):
+            if name in OWN_NAMES or name == AXIS or isinstance(value, (str, bool)):
                 continue
             try:
                 number = float(value)
