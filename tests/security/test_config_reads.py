@@ -36,10 +36,10 @@ def composed(*overrides: str, **options: Any) -> dict[str, Any]:
 
 
 def refused(*overrides: str) -> UserError:
-    began = time.monotonic()
+    began = time.process_time()
     with pytest.raises(UserError) as caught:
         composed(*overrides)
-    assert time.monotonic() - began < MOST_S
+    assert time.process_time() - began < MOST_S
     return caught.value
 
 

@@ -26,7 +26,6 @@ from trainer.config.hydra_node import (
     sweep_params,
     without_parts,
 )
-from trainer.config.notify import require_own_channels
 from trainer.config.primary import copier, load_whole
 from trainer.config.problems import raise_all
 from trainer.config.resolvers import own_resolvers
@@ -190,7 +189,7 @@ def require_free_link(composed: Composed) -> None:
 
 
 def _compose(overrides: list[str], place: Place, config_name: str, notes: list[str], loaded: Loaded | None) -> Any:
-    from trainer.config.files import require_own_security
+    from trainer.config.own_sections import Project, require_own_sections
 
     cwd = place.cwd
     loader = loaded.loader(place) if loaded else _loader(_search_path(list(place.config_dirs), cwd))
@@ -198,8 +197,7 @@ def _compose(overrides: list[str], place: Place, config_name: str, notes: list[s
         groups, values, unset = _split(loader, overrides)
         tree = (loaded.tree if loaded else partial(load_whole, load=_load))(loader, config_name, groups)
         explain.require_unset(tree.hydra.runtime.choices, unset, loader)
-    require_own_security(tree, place.folders(), config_name, cwd)
-    require_own_channels(tree, place.folders(), config_name, cwd)
+    require_own_sections(tree, Project(place.folders(), config_name, cwd))
     raise_all(list(problems_of_hydra(tree)))
     move_to_logger(tree)
     tree.hydra.runtime.output_dir = _RUN

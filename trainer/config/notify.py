@@ -9,17 +9,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
-from trainer.config import yaml_limits
 from trainer.config.limits import PositiveFloat, PositiveInt
 from trainer.core.errors import UserError
 from trainer.core.near import did_you_mean
-from trainer.core.paths import conf_dir
 
-_FREE = ("events", "after_requeues", "pending_after_minutes", "timeout_s")
-"""Options that any config file may set."""
 _VARIABLES = ("slack_env", "discord_env", "webhook_env", "webhook_token_env", "smtp_password_env")
 
 NOTABLE = ("finished", "failed", "requeued", "pending", "hang", "straggler", "nan")
@@ -126,55 +121,3 @@ def problems_of_notify(options: Mapping[str, Any], environ: Mapping[str, str]) -
             yield UserError(
                 f"notify.{key}={name}: this variable does not hold an address", f"export {name}=https://..."
             )
-
-
-def require_own_channels(tree: Any, folders: list[Path], config_name: str, cwd: Path) -> None:
-    """Refuse channels that come from elsewhere than the group `notify` and the primary config of the project.
-
-    Args:
-        tree: The composed tree, before the values of the command line are set.
-        folders: The directories that are searched for the primary config, in order.
-        config_name: Name of the primary config.
-        cwd: Folder of the project.
-
-    Raises:
-        UserError: Another config file sets a channel.
-    """
-    from omegaconf import OmegaConf
-
-    section = tree.get("notify") if "notify" in set(tree.keys()) else None
-    if not section:
-        return
-    composed = OmegaConf.to_container(section, resolve=False)
-    if not isinstance(composed, dict):
-        return
-    chosen = {str(key): value for key, value in composed.items() if key not in _FREE and value not in (None, [])}
-    known = list(_own_sections(folders, config_name, cwd)) if chosen else []
-    for key, value in chosen.items():
-        if "${" in str(value) or not any(key in own and own[key] == value for own in known):
-            raise UserError(
-                f"notify.{key}: a config file must not choose who is told of a run, or what is executed",
-                f"set it on the command line, in conf/notify/ or in {config_name}.yaml of your project",
-            )
-
-
-def _own_sections(folders: list[Path], config_name: str, cwd: Path) -> Iterator[Mapping[str, Any]]:
-    """Yield the section as the shipped files, the project's own files of the group and its primary config have it."""
-    own = [folder for folder in folders if folder.resolve().is_relative_to(cwd.resolve())]
-    for path in (path for folder in [*own, conf_dir()] for path in sorted((folder / "notify").glob("*.yaml"))):
-        if any(path.resolve().is_relative_to(place.resolve()) for place in [*own, conf_dir()]):
-            yield from _plain(path, None)
-    primary = next((path for path in (folder / f"{config_name}.yaml" for folder in folders) if path.is_file()), None)
-    if primary is not None and primary.resolve().is_relative_to(cwd.resolve()):
-        yield from _plain(primary, "notify")
-
-
-def _plain(path: Path, section: str | None) -> Iterator[Mapping[str, Any]]:
-    from omegaconf import OmegaConf
-
-    if not path.is_file():
-        return
-    content = OmegaConf.to_container(OmegaConf.create(yaml_limits.read(path)), resolve=False)
-    content = content.get(section) if section and isinstance(content, dict) else content
-    if isinstance(content, dict):
-        yield {str(name): value for name, value in content.items()}
