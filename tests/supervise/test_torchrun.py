@@ -78,3 +78,13 @@ def test_the_allocator_of_a_gpu_process_has_expandable_segments(tmp_path: Path) 
         variables = environment(os.environ, tmp_path, GPU, Place(), attempt=0, expandable_segments=is_on)
         done = subprocess.run([sys.executable, "-c", code], env=variables, capture_output=True, text=True, check=True)
         assert done.stdout.strip() == str(is_on)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "given", "expected"), [(16, {}, None), (17, {}, "1"), (17, {"TORCH_GLOO_LAZY_INIT": "0"}, "0")]
+)
+def test_the_ranks_of_a_large_job_are_not_all_connected_to_each_other(
+    tmp_path: Path, nodes: int, given: dict[str, str], expected: str | None
+) -> None:
+    variables = environment(given, tmp_path, LaunchShape(nodes, 8, "cuda"), Place(nodes), attempt=0)
+    assert variables.get("TORCH_GLOO_LAZY_INIT") == expected

@@ -31,7 +31,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from trainer.callbacks.best import BestMetric
 from trainer.callbacks.last_weights import FinalWeights
 from trainer.config.schema import CheckpointOptions, ResilienceOptions
-from trainer.runtime import stop
+from trainer.runtime import cpu_groups, stop
 from trainer.runtime.steps import steps_taken
 from trainer.runtime.stop import Request
 
@@ -89,8 +89,8 @@ class _Agreement:
     """Number of the boundary at which it was started."""
     votes: torch.Tensor
     """The largest request, whether to save, minus the number of boundaries until the next agreement."""
-    work: Any
-    """Handle to wait for; None: one rank, nothing to wait for."""
+    wait: Callable[[], object] | None
+    """Waits for the result; None: one rank, nothing to wait for."""
 
 
 @dataclass
@@ -281,20 +281,19 @@ class Boundary(Callback):
         save = minutes is not None and now - self._saved_at >= 60 * minutes
         # The maximum of a negative number: the fewest boundaries that any rank requests.
         votes = torch.tensor([int(self._own_request(now)), int(save), -ahead])
-        work = None
+        wait = None
         if self._group is not None:
-            biggest = torch.distributed.ReduceOp.MAX
-            work = torch.distributed.all_reduce(votes, biggest, group=self._group, async_op=True)
+            wait = cpu_groups.start_all_reduce(votes, torch.distributed.ReduceOp.MAX, self._group)
         self._last_start = (number, now)
-        self._pending = _Agreement(number, votes, work)
+        self._pending = _Agreement(number, votes, wait)
 
     def _finish_agreement(self) -> tuple[bool, Request]:
         """Wait for the pending agreement; returns whether to save and the request, or nothing if none is pending."""
         if self._pending is None:
             return False, Request.NOTHING
         agreement, self._pending = self._pending, None
-        if agreement.work is not None:
-            agreement.work.wait()
+        if agreement.wait is not None:
+            agreement.wait()
         request, save, negative_ahead = agreement.votes.tolist()
         self._interval = -negative_ahead
         self._next_agreement = agreement.boundary + self._interval

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 import torch.distributed
 
+from trainer.runtime import cpu_groups
 from trainer.runtime.gpu_load import GpuLoad
 
 GIGABYTE = 1e9
@@ -42,7 +43,7 @@ class GpuMetrics:
         )
         num_ranks = 1
         if group is not None:
-            torch.distributed.all_reduce(peaks, torch.distributed.ReduceOp.MAX, group=group)
+            cpu_groups.all_reduce(peaks, torch.distributed.ReduceOp.MAX, group)
             num_ranks = torch.distributed.get_world_size(group)
         allocated, reserved = (peaks / GIGABYTE).tolist()
         metrics = {"gpu/peak_allocated_gb": allocated, "gpu/peak_reserved_gb": reserved}

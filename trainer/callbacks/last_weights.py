@@ -11,6 +11,8 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
+from trainer.runtime import cpu_groups
+
 
 class FinalWeights:
     """Compares checksums of the weights. `group` is the CPU (gloo) group of all ranks; None for one rank."""
@@ -30,7 +32,7 @@ class FinalWeights:
             return False
         changed = torch.tensor(int(_checksum(trainer.lightning_module) != self._saved))
         if self._group is not None:
-            torch.distributed.all_reduce(changed, torch.distributed.ReduceOp.MAX, group=self._group)
+            cpu_groups.all_reduce(changed, torch.distributed.ReduceOp.MAX, self._group)
         return bool(changed)
 
 

@@ -14,6 +14,7 @@ from lightning.pytorch import LightningModule, Trainer
 
 from trainer.callbacks.gpu_metrics import GpuMetrics
 from trainer.callbacks.node_metrics import NodeMetrics
+from trainer.runtime import cpu_groups
 from trainer.runtime.heartbeat import Heartbeat
 from trainer.runtime.steps import has_optimizer
 
@@ -196,7 +197,7 @@ class TrainMetrics:
         values = [*values, *loads]
         if self._group is not None:
             reduced = torch.tensor(values, dtype=torch.float64)
-            torch.distributed.all_reduce(reduced, group=self._group)
+            cpu_groups.all_reduce(reduced, torch.distributed.ReduceOp.SUM, self._group)
             values = (reduced / torch.distributed.get_world_size(self._group)).tolist()
         self._sums.clear()
         self._counts.clear()

@@ -7,7 +7,7 @@ from typing import Any
 import torch.distributed
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from trainer.runtime import rng
+from trainer.runtime import cpu_groups, rng
 from trainer.runtime.steps import steps_taken
 
 
@@ -35,12 +35,7 @@ class RngState(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """Gather the states of all ranks. Collective: Lightning calls this on every rank, and only the first writes."""
-        states: list[Any] = [rng.state()]
-        if self._group is not None:
-            mine = states[0]
-            states = [None] * torch.distributed.get_world_size(self._group)
-            torch.distributed.all_gather_object(states, mine, group=self._group)
-        return {"ranks": states}
+        return {"ranks": cpu_groups.gather(rng.state(), self._group)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keep the states for `on_train_start`."""

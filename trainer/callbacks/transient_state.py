@@ -21,6 +21,8 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torchmetrics import Metric
 
+from trainer.runtime import cpu_groups
+
 
 class TransientState(Callback):
     """Saves the state of every rank; each rank restores its own.
@@ -59,13 +61,9 @@ class TransientState(Callback):
             "metrics": _metric_states(module),
             "buffers": {name: _buffer(module, name) for name in self._changed_buffers(module)},
         }
-        ranks: list[Any] = [mine]
-        if self._group is not None:
-            ranks = [None] * torch.distributed.get_world_size(self._group)
-            torch.distributed.all_gather_object(ranks, mine, group=self._group)
         logged = trainer._logger_connector._callback_metrics
         return {
-            "ranks": ranks,
+            "ranks": cpu_groups.gather(mine, self._group),
             "callback_metrics": {name: torch.as_tensor(value).detach().cpu() for name, value in logged.items()},
             "frozen": [name for name, parameter in module.named_parameters() if not parameter.requires_grad],
             "gradients": {} if module.automatic_optimization else _gradients(module),

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import pickle
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from enum import Enum
 from typing import Any
 
@@ -19,6 +19,7 @@ import torch.distributed
 from torch import Tensor
 
 from trainer.core.errors import UserError
+from trainer.runtime import cpu_groups
 
 _log = logging.getLogger(__name__)
 _MAX_HASHED = 1 << 20
@@ -102,22 +103,21 @@ class Ranks:
         if (
             self._watch is None
         ):  # a separate group: other collectives may come between the start of the check and its result
-            self._watch = torch.distributed.new_group(backend="gloo")
+            self._watch = cpu_groups.new_group(with_tree=True)
         result = torch.tensor(int(has_more))
-        work = torch.distributed.all_reduce(result, torch.distributed.ReduceOp.MIN, group=self._watch, async_op=True)
-        return PendingCheck(result, work)
+        return PendingCheck(result, cpu_groups.start_all_reduce(result, torch.distributed.ReduceOp.MIN, self._watch))
 
 
 class PendingCheck:
     """A pending check that every rank has another batch."""
 
-    def __init__(self, result: Tensor, work: Any) -> None:
-        self._result, self._work = result, work
+    def __init__(self, result: Tensor, wait: Callable[[], object] | None) -> None:
+        self._result, self._wait = result, wait
 
     def result(self) -> bool:
         """Wait for the result, and return whether every rank has another batch."""
-        if self._work is not None:
-            self._work.wait()
+        if self._wait is not None:
+            self._wait()
         return bool(self._result)
 
 

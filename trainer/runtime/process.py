@@ -20,6 +20,12 @@ PR_SET_PDEATHSIG = 1
 STORE_VARIABLE = "TRAINER_STORE"
 """Where the ranks find each other: `file:FOLDER` on one node, `tcp:TOKEN` on several; read by `store.py`."""
 
+FULL_MESH_UP_TO = 128
+"""Largest number of ranks that gloo connects each with each other (`cpu_groups.py`).
+
+A job has up to four groups of all ranks, so that each rank then has 508 sockets. Many systems allow a process 1,024
+open files."""
+
 
 @dataclass(frozen=True)
 class Rank:

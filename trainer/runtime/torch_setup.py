@@ -11,7 +11,8 @@ import torch.distributed
 
 from trainer.config.schema import Config, TrainerOptions
 from trainer.core.errors import EnvironmentFault
-from trainer.runtime.process import Rank
+from trainer.runtime import cpu_groups
+from trainer.runtime.process import FULL_MESH_UP_TO, Rank
 from trainer.runtime.store import use_private_store
 
 Group = torch.distributed.ProcessGroup
@@ -51,8 +52,9 @@ def init_process_group(config: Config, rank: Rank, timeout_s: float | None = Non
         torch.distributed.init_process_group("cpu:gloo,cuda:nccl", timeout=timeout, device_id=device)
     else:
         torch.distributed.init_process_group("gloo", timeout=timeout)
-    group: Group = torch.distributed.new_group(backend="gloo", timeout=timeout)
-    return group
+    if rank.world_size > FULL_MESH_UP_TO:
+        cpu_groups.connect()
+    return cpu_groups.new_group(timeout, with_tree=True)
 
 
 def apply_settings(options: TrainerOptions) -> None:

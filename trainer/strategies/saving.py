@@ -24,6 +24,7 @@ from trainer.checkpoint.io import RunCheckpointIO, info_of, is_users, save_as_li
 from trainer.checkpoint.named import by_number, named_groups, plain_name
 from trainer.checkpoint.stored import MODEL, OPTIMIZERS, PARAMETER_NAMES, Optimizers, StoredCheckpoint
 from trainer.core.errors import UserError
+from trainer.runtime import cpu_groups
 from trainer.strategies.ending import EndsInPlace
 
 log = logging.getLogger(__name__)
@@ -145,7 +146,7 @@ class ShardedCheckpoints(EndsInPlace):
         """Return a gloo group for the background writer alone: two users of one group would mix up their messages."""
         if self._checkpoint_group is None and dist.is_initialized() and dist.get_world_size() > 1:
             timeout = getattr(self, "_timeout", None) or timedelta(minutes=10)
-            self._checkpoint_group = dist.new_group(backend="gloo", timeout=timeout)
+            self._checkpoint_group = cpu_groups.new_group(timeout)
         return self._checkpoint_group
 
 

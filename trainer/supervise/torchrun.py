@@ -19,7 +19,7 @@ from trainer.core.network import loopback_interface
 from trainer.core.processes import die_with_parent
 from trainer.runs.code_snapshot import import_paths
 from trainer.runs.node_folder import NODE_FOLDER_VARIABLE
-from trainer.runtime.process import STORE_VARIABLE
+from trainer.runtime.process import FULL_MESH_UP_TO, STORE_VARIABLE
 from trainer.supervise import rendezvous
 from trainer.supervise.agent import LISTENER_VARIABLE, PRELOAD_VARIABLE, RENDEZVOUS_BACKEND, TOKEN_VARIABLE
 from trainer.supervise.rendezvous import Link
@@ -149,6 +149,8 @@ def environment(
     if place.nodes > 1 and store is not None:
         variables[NODE_FOLDER_VARIABLE] = str(store)
     variables |= _network(inherited, place, store)
+    if shape.world_size > FULL_MESH_UP_TO:
+        variables.setdefault("TORCH_GLOO_LAZY_INIT", "1")
     if shape.device == "cpu":
         variables["CUDA_VISIBLE_DEVICES"] = ""
     if preload:
