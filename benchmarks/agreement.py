@@ -5,7 +5,8 @@ Groups: ranks are forked from one process, and run the set-up of a rank (`torch_
 agreements, once with all ranks connected to each other and once with the tree of large jobs (`cpu_groups.py`). Requests
 to the store, sockets and CPU seconds are counted; times depend on the number of cores, which all ranks share.
 
-Launch: the torchrun agents of all nodes are threads of this process, with a store that counts.
+Launch: the torchrun agents of all nodes are threads of this process, with a store that counts. Saves: see
+`agreement_save.py`.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
 import torch.distributed as dist
+from agreement_save import save_table
 from kept import keep
 from torch.distributed import HashStore, Store, TCPStore
 from torch.distributed.elastic.agent.server.api import SimpleElasticAgent
@@ -263,7 +265,7 @@ def main() -> None:
     parser.add_argument("--ranks", type=int, nargs="+", default=list(RANKS), help="sizes of the groups; at least two")
     parser.add_argument("--keep", action="store_true", help="write results/agreement.md")
     options = parser.parse_args()
-    parts = {"Groups": groups_table(sorted(options.ranks)), "Launch": launch_table()}
+    parts = {"Groups": groups_table(sorted(options.ranks)), "Launch": launch_table(), "Saves": save_table()}
     text = "\n\n".join(f"## {title}\n\n{table}" for title, table in parts.items())
     print(text)
     if options.keep:

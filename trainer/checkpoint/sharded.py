@@ -185,8 +185,8 @@ class ShardedWrite:
         try:
             parts = self._together(prepare)[self._rank]
             needed = sum(part.local.nbytes for part in parts.values())
-            total_bytes = sum(self._together(lambda: needed))
-            if not self._together(lambda: self._begin(staging, total_bytes))[0]:
+            sizes = self._together(lambda: needed)
+            if not self._together(lambda: self._begin(staging, sizes))[0]:
                 return False
             self._together(lambda: self._write_shards(staging, parts))
             files = self._together(lambda: self._own_files(staging, write_rest))
@@ -202,9 +202,10 @@ class ShardedWrite:
         return 0 if self.group is None else dist.get_rank(self.group)
 
     def _together(self, step: Callable[[], Result]) -> list[Result]:
-        """Run `step` on every rank and return the results of all ranks.
+        """Run `step` on every rank and return the results of all ranks; on other ranks than 0 only some of them.
 
-        If it raises on one rank, SaveFailed is raised on all ranks, so that none is left waiting in a collective.
+        Every rank has its own result and that of rank 0, under their numbers. If a step raises on one rank, SaveFailed
+        is raised on all ranks, so that none is left waiting in a collective.
         """
         try:
             outcome: tuple[str | None, Any] = (None, step())
@@ -217,22 +218,27 @@ class ShardedWrite:
         # The shards stay on their rank; only small objects are sent.
         small = outcome if not isinstance(outcome[1], dict) or outcome[0] else (None, _without_parts(outcome[1]))
         gathered: list[Any] = [None] * dist.get_world_size(self.group)
-        dist.all_gather_object(gathered, small, group=self.group)
-        problems = [f"rank {rank}: {error}" for rank, (error, _) in enumerate(gathered) if error is not None]
-        if problems:
-            raise SaveFailed("; ".join(problems), "See the logs of those ranks.")
-        results = [result for _, result in gathered]
+        dist.gather_object(small, gathered if self._rank == 0 else None, dst=0, group=self.group)
+        verdict: list[Any] = [None, None]
+        if self._rank == 0:
+            problems = [f"rank {rank}: {error}" for rank, (error, _) in enumerate(gathered) if error is not None]
+            verdict = ["; ".join(problems), small[1]]
+        dist.broadcast_object_list(verdict, src=0, group=self.group)
+        if verdict[0]:
+            raise SaveFailed(verdict[0], "See the logs of those ranks.")
+        results: list[Any] = [one and one[1] for one in gathered]
+        results[0] = verdict[1]
         results[self._rank] = outcome[1]
         return results
 
-    def _begin(self, staging: Staging, total_bytes: int) -> bool:
+    def _begin(self, staging: Staging, sizes: list[int]) -> bool:
         if self._rank != 0:
             return True
         fault_point("save.begin")
         CheckpointStore(staging.target.parent, staging.run).clean_leftovers(self.attempt)
         if commit.already_committed(staging.target):
             return False
-        commit.require_space(staging.target.parent, total_bytes)
+        commit.require_space(staging.target.parent, sum(sizes))
         staging.create()
         return True
 
@@ -289,6 +295,7 @@ class _Writer(FileSystemWriter):
                 chunks.append(Chunk(tuple(chunk.offsets), tuple(chunk.sizes), *position))
             tensors[name] = shard_index.Tensor(entry.size, entry.properties.dtype, chunks)
         shard_index.write(Path(self.path) / shard_index.NAME, tensors)
+        metadata.state_dict_metadata = {}  # torch sends it to every rank, which has no use for it
 
 
 class _Reader(FileSystemReader):

@@ -97,7 +97,7 @@ def new_group(timeout: timedelta | None = None, with_tree: bool = False) -> Grou
 
     Args:
         timeout: Timeout of its collectives; None: torch's default.
-        with_tree: Whether `all_reduce` and `gather` will be used on it.
+        with_tree: Whether `all_reduce` and `gather` will be used on it, in place of torch's.
     """
     group: Group = dist.new_group(backend="gloo", timeout=timeout)
     world_size = dist.get_world_size(group)
@@ -106,6 +106,8 @@ def new_group(timeout: timedelta | None = None, with_tree: bool = False) -> Grou
         if with_tree:
             _trees[group] = _Tree(_branches(dist.get_rank(group), world_size, timeout))
             all_reduce(torch.zeros(1), dist.ReduceOp.MAX, group)
+        else:
+            _gather(None, group, 0)
     return group
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import resource
 import warnings
 from datetime import timedelta
 
@@ -16,6 +17,7 @@ from trainer.runtime.process import FULL_MESH_UP_TO, Rank
 from trainer.runtime.store import use_private_store
 
 Group = torch.distributed.ProcessGroup
+_OPEN_FILES = 65536
 
 
 def device_of(config: Config, rank: Rank) -> torch.device:
@@ -53,8 +55,15 @@ def init_process_group(config: Config, rank: Rank, timeout_s: float | None = Non
     else:
         torch.distributed.init_process_group("gloo", timeout=timeout)
     if rank.world_size > FULL_MESH_UP_TO:
+        _allow_many_files()
         cpu_groups.connect()
     return cpu_groups.new_group(timeout, with_tree=True)
+
+
+def _allow_many_files() -> None:
+    """Raise the limit of open files, which is 1,024 on many systems: in a save each rank is connected to rank 0."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(most, _OPEN_FILES) if most >= 0 else _OPEN_FILES, most))
 
 
 def apply_settings(options: TrainerOptions) -> None:
