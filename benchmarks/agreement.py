@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""What it costs that ranks find each other and agree: `benchmarks/agreement.py [--ranks 16 64 128 256] [--keep]`.
+"""What it costs that ranks find each other and agree: `benchmarks/agreement.py [--keep]`.
 
 Groups: ranks are forked from one process, and run the set-up of a rank (`torch_setup.init_process_group`) and then
 agreements, once with all ranks connected to each other and once with the tree of large jobs (`cpu_groups.py`). Requests
@@ -30,7 +30,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
 import torch.distributed as dist
-from agreement_save import save_table
+from agreement_save import SIZES, save_table
 from kept import keep
 from torch.distributed import HashStore, Store, TCPStore
 from torch.distributed.elastic.agent.server.api import SimpleElasticAgent
@@ -263,9 +263,14 @@ def main() -> None:
     """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--ranks", type=int, nargs="+", default=list(RANKS), help="sizes of the groups; at least two")
+    parser.add_argument("--saves", type=int, nargs="+", default=list(SIZES), help="simulated ranks of a save")
     parser.add_argument("--keep", action="store_true", help="write results/agreement.md")
     options = parser.parse_args()
-    parts = {"Groups": groups_table(sorted(options.ranks)), "Launch": launch_table(), "Saves": save_table()}
+    parts = {
+        "Groups": groups_table(sorted(options.ranks)),
+        "Launch": launch_table(),
+        "Saves": save_table(options.saves),
+    }
     text = "\n\n".join(f"## {title}\n\n{table}" for title, table in parts.items())
     print(text)
     if options.keep:

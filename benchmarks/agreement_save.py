@@ -12,7 +12,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from trainer.checkpoint.io import CheckpointWriter
 from trainer.checkpoint.shard_index import NAME, SHARDS
 from trainer.checkpoint.store import CheckpointStore
 
-SIZES = (8, 64, 512, 4096)
+SIZES = (8, 64, 512)
 TENSORS = 8
 _STACK_BYTES = 512 << 10
 
@@ -166,7 +166,7 @@ def save(ranks: int, folder: Path) -> dict[str, float]:
     }
 
 
-def save_table(sizes: tuple[int, ...] = SIZES) -> str:
+def save_table(sizes: Sequence[int]) -> str:
     """Return the table of saves."""
     lines = [
         "| ranks | files | collectives | KB to rank 0 | KB to another rank | index KB | COMMIT KB | CPU s of rank 0 |"
