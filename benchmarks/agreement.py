@@ -221,7 +221,10 @@ def groups_table(sizes: list[int]) -> str:
         few, many = measured[sizes[-2], with_tree], measured[sizes[-1], with_tree]
         per_hop_ms = measured[sizes[-1], False]["agree_ms"] / hops(sizes[-1], False)
         for ranks in EXTRAPOLATED:
-            values = {key: _line(ranks, sizes, few[key], many[key], with_tree) for key in ("sockets", "requests", "kb")}
+            values = {
+                key: _line(ranks, sizes, few[key], many[key], with_tree, power)
+                for key, power in {"sockets": 1, "requests": 1, "kb": 2}.items()
+            }
             cells = [f"{ranks:,}", f"{name}, extrapolated", "", "", f"{values['sockets']:,.0f}"]
             cells += [f"{values['requests']:,.0f}", f"{values['kb']:,.1f}"]
             cells += [f"{many['server_us'] * values['requests'] * ranks / 1e6:,.1f}"]
@@ -230,9 +233,9 @@ def groups_table(sizes: list[int]) -> str:
     return "\n".join(lines)
 
 
-def _line(ranks: int, sizes: list[int], few: float, many: float, with_tree: bool) -> float:
-    """Extrapolate: linear in the number of ranks, with the tree in its logarithm."""
-    scale = math.log2 if with_tree else float
+def _line(ranks: int, sizes: list[int], few: float, many: float, with_tree: bool, power: int) -> float:
+    """Extrapolate: linear in the number of ranks, the bytes with its square; with the tree in its logarithm."""
+    scale = math.log2 if with_tree else (lambda count: float(count**power))
     slope = (many - few) / (scale(sizes[-1]) - scale(sizes[-2]))
     return many + slope * (scale(ranks) - scale(sizes[-1]))
 
