@@ -11,7 +11,7 @@ import torch
 
 FOLDER = Path(__file__).with_name("golden")
 RECORD = "TRAINER_RECORD_GOLDEN"
-HOW = f"{RECORD}=1 pytest tests/distributed -k golden   writes the file of this machine type"
+HOW = f"TRAINER_ALL_PAIRS=1 {RECORD}=1 pytest tests/distributed -k golden   writes the file of this machine type"
 Curves = dict[str, list[float]]
 
 
