@@ -32,6 +32,7 @@ import yaml
 
 from tests.conftest import clean_environment
 from tests.documentation import PAGES, ROOT, Block, blocks
+from tests.warm import WARM
 
 SHORT = " trainer.max_epochs=null trainer.max_steps=30 resources.cpu_processes=1 tracking=none"
 APART = Path(sys.prefix) / "transformers"
@@ -244,15 +245,7 @@ def shell(command: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), environment["PATH"]])
     if re.search(r"model=hf|lora", command) and APART.is_dir():
         environment["PYTHONPATH"] = str(APART)
-    return subprocess.run(
-        ["bash", "-euo", "pipefail", "-c", command],
-        cwd=cwd,
-        env=environment,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=800,
-    )
+    return WARM.shell(command, environment, cwd, timeout_s=800)
 
 
 def assert_works(command: str, cwd: Path) -> None:
