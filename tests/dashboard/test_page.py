@@ -13,6 +13,7 @@ from tests.dashboard.chromium import PROGRAM, Page, chromium
 from tests.dashboard.conftest import Dashboard, running
 from tests.dashboard.fake_runs import make_run, make_sweep
 from trainer.dashboard.catalogue import key_of
+from trainer.runs.records import PlannedRun
 from trainer.sweeps.records import Owner, TrialRun
 
 pytestmark = pytest.mark.skipif(PROGRAM is None, reason="Debian's package chromium is not installed")
@@ -47,7 +48,9 @@ def runs(folder: Path) -> dict[str, Path]:
         made[f"{name}-{seed}"] = run.path
     made["failed"] = make_run(folder, "failed", outcome="failed", reason=f"ValueError: {SCRIPT}", ago_s=100).path
     more = {SCRIPT: 1.0, "gpu/power_w": 300.0}
-    made["alive"] = make_run(folder, "alive", outcome=None, ago_s=60, model__note=SCRIPT, metrics=more).path
+    alive = make_run(folder, "alive", outcome=None, ago_s=60, model__note=SCRIPT, metrics=more)
+    alive.write_plan(PlannedRun(engine="formula", device="NVIDIA A40", peak_bytes=2**30, steps=5000, train_s=300.0))
+    made["alive"] = alive.path
     return made
 
 
@@ -287,6 +290,11 @@ def test_the_page_of_a_run(page: Page, dashboard: Dashboard) -> None:
         "document.querySelector('#part')?.innerText.includes('gpu power') && document.querySelector('#part').innerText"
     )
     assert "1,500 W" in used
+    rows = page.texts("#part section.sheet:nth-of-type(2) tbody tr")
+    assert [" ".join(row.split()) for row in rows] == [
+        "memory, tensors 1.00 GiB not measured",
+        "training 5 min 0 s 21 s so far",
+    ]
     assert "0.01667 kWh" in used
     page.js("document.querySelector('#tab-checkpoints').click()")
     page.wait("document.querySelector('#part').innerText.includes('No checkpoint')")

@@ -29,7 +29,7 @@ def test_one_curve_over_a_requeue(testbed: Testbed, cli: TrainerCli, workdir: Pa
         wait_until(lambda: served(server).exit_code is not None, 60, lambda: story(run))
         assert server.unknown == []
         check_rows(run, served(server))
-    assert [(event.attempt, event.mode) for event in run.events_of(Tracking)] == [(0, "online"), (1, "online")]
+    assert [event.mode for event in run.events_of(Tracking)] == ["online", "online"]  # one for each attempt
     assert list(run.wandb_dir.glob("offline-run-*")) == []
 
 
