@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import math
 import multiprocessing
 import time
@@ -11,10 +12,11 @@ from typing import Any
 
 import pytest
 
+from trainer.core.errors import EnvironmentFault
 from trainer.sweeps import decide
 from trainer.sweeps.advance import Claim, acquire, revised
 from trainer.sweeps.analysis import Row, Table, importance, slices
-from trainer.sweeps.directory import Names, SweepDirectory
+from trainer.sweeps.directory import Names, SweepDirectory, request_stop
 from trainer.sweeps.directory import decide as link
 from trainer.sweeps.evolution import share_of
 from trainer.sweeps.past import Past
@@ -73,6 +75,20 @@ def test_a_link_whose_reply_is_lost_counts_as_made(tmp_path: Path, monkeypatch: 
     record = Prune(step=1, value=0.0, reason="", time=0.0)
     assert link(tmp_path / "a", record)
     assert not link(tmp_path / "a", record)
+
+
+def test_a_full_disk_is_an_error_of_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sweep = SweepDirectory.new(tmp_path / "sweeps", "s")
+
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    for write in (lambda: request_stop(sweep, "stop"), lambda: sweep.write_spec(SPEC)):
+        with pytest.raises(EnvironmentFault, match="cannot be written: No space left"):
+            write()
+    assert not sweep.exists()
+    assert [path for path in sweep.path.iterdir() if path.is_file()] == []
 
 
 def test_interrupted_trials_come_first_then_new_ones_then_questions() -> None:

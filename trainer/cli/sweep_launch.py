@@ -235,8 +235,11 @@ def create(prepared: Prepared) -> SweepDirectory:
     copied = snapshot(root, sweep.path / "code", leave_out=runs_dir)
     choices = {group: option for group, option in prepared.first.composed.choices.items() if option is not None}
     manifest = manifest_of(choices, copied, config.get("data"), root)
-    write_atomic(sweep.manifest_path, json.dumps(manifest, indent=1))
-    write_atomic(sweep.path / "base.yaml", freeze(config))
+    try:
+        write_atomic(sweep.manifest_path, json.dumps(manifest, indent=1))
+        write_atomic(sweep.path / "base.yaml", freeze(config))
+    except OSError as error:
+        raise EnvironmentFault(f"{sweep.path}: cannot be written: {error.strerror}", "free space") from None
     folders = [_freeze_configs(sweep, number, root / folder) for number, folder in enumerate(spec.config_dirs)]
     sweep.add_trials(prepared.trials)
     sweep.write_spec(replace(spec, id=sweep.id, code=copied.paths[0], config_dirs=folders))

@@ -302,8 +302,15 @@ def find(reference: str | None, sweeps_dir: Path) -> SweepDirectory:
 
 
 def request_stop(sweep: SweepDirectory, reason: str) -> None:
-    """Let no further trial of the sweep start."""
-    write_atomic(sweep.stop_request, reason + "\n")
+    """Let no further trial of the sweep start.
+
+    Raises:
+        EnvironmentFault: The request cannot be written.
+    """
+    try:
+        write_atomic(sweep.stop_request, reason + "\n")
+    except OSError as error:
+        raise EnvironmentFault(f"{sweep.path}: cannot be written: {error.strerror}", "free space") from None
 
 
 def _created(sweep: SweepDirectory) -> float:
