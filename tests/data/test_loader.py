@@ -370,3 +370,28 @@ def test_own_generators_keep_their_place_and_leave_the_others_theirs(
             assert _drawn() == expected[turn]
         assert _drawn() == outside[turn]
         own = OwnGenerators.from_plain(own.plain())
+
+
+class Drawing:
+    """A loader of one's own, whose batches are random numbers."""
+
+    def __iter__(self) -> Iterator[list[float]]:
+        for _ in range(3):
+            yield _drawn()
+
+
+class NotRandom(Drawing):
+    random = False
+
+
+def test_a_loader_that_says_that_it_is_not_random_sees_the_generators_as_they_are() -> None:
+    def batches(source: Drawing) -> list[Any]:
+        seed_sample(1, 2, 3)
+        return list(Stream(source, Ranks(0, 1), seed=0, name="it"))
+
+    seed_sample(1, 2, 3)
+    outside = [_drawn() for _ in range(3)]
+    assert batches(NotRandom()) == outside
+    own = batches(Drawing())
+    assert all(one != other for one, other in zip(own, outside, strict=True))
+    assert _drawn() == outside[0]

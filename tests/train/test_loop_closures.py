@@ -14,6 +14,7 @@ from torch import Tensor
 
 from tests.train.test_loop import MICRO_BATCHES, both
 from tests.train.two_loops import At, Net, Trace, WithOptimizer, train
+from trainer.train.loop_plan import evaluates_closure_first
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*isinstance\\(treespec, LeafSpec\\)"),
@@ -65,6 +66,70 @@ class ScalerFirst(torch.optim.SGD):
 @pytest.mark.parametrize("kind", [KeywordOnly, ScalerFirst])
 def test_the_closure_is_given_by_keyword(kind: type[torch.optim.Optimizer]) -> None:
     assert both(lambda: WithOptimizer(kind)).steps[0] == 2 * MICRO_BATCHES
+
+
+class HookedBefore(Net):
+    """Its optimizer has a hook that torch calls before the step, and so before the closure."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.notes: list[Any] = []
+
+    def training_step(self, batch: list[Tensor], batch_idx: int) -> Any:
+        self.notes.append("forward")
+        return super().training_step(batch, batch_idx)
+
+    def configure_optimizers(self) -> Any:
+        optimizer = torch.optim.AdamW(self.parameters(), lr=0.01)
+        optimizer.register_step_pre_hook(lambda *_: self.notes.append("hook"))
+        return optimizer
+
+
+def test_a_hook_before_the_step_is_called_before_the_closure() -> None:
+    assert both(HookedBefore).module_notes[:4] == ["hook", "forward", "hook", "forward"]
+
+
+TORCHS_OPTIMIZERS = [
+    kind
+    for kind in vars(torch.optim).values()
+    if isinstance(kind, type) and issubclass(kind, torch.optim.Optimizer) and kind is not torch.optim.Optimizer
+]
+
+
+def test_which_optimizers_evaluate_the_closure_first() -> None:
+    """Of all others the loop does not evaluate it itself."""
+    first = []
+    for kind in TORCHS_OPTIMIZERS:
+        calls: list[str] = []
+        matrix = torch.ones(2, 2, requires_grad=True)
+        optimizer = kind([matrix])  # type: ignore[call-arg]
+
+        def closure(matrix: Tensor = matrix, calls: list[str] = calls, kind: type = kind) -> Tensor:
+            assert torch.equal(matrix, torch.ones(2, 2))
+            assert torch.is_grad_enabled()
+            calls.append("closure")
+            gradient = torch.ones(2, 2)
+            matrix.grad = gradient.to_sparse() if kind is torch.optim.SparseAdam else gradient
+            return matrix.sum()
+
+        if evaluates_closure_first(optimizer):
+            optimizer.step(closure)
+            assert calls == ["closure"], kind
+            first.append(kind)
+    assert set(TORCHS_OPTIMIZERS) - set(first) == {torch.optim.LBFGS}
+
+    class Own(torch.optim.SGD):
+        pass
+
+    weights = [torch.ones(2, requires_grad=True)]
+    assert not evaluates_closure_first(Own(weights))
+    replaced = torch.optim.SGD(weights)
+    replaced.step = lambda closure=None: closure()  # type: ignore[assignment,method-assign,misc]
+    assert not evaluates_closure_first(replaced)
+    scheduled = torch.optim.SGD(weights)
+    torch.optim.lr_scheduler.StepLR(scheduled, 1)
+    assert "step" in vars(scheduled)
+    assert evaluates_closure_first(scheduled)
 
 
 class LooksAtTheClosure(Net):

@@ -112,7 +112,14 @@ class FiniteGradientCheck:
             if parameter.grad is not None and not math.isfinite(abs(parameter.grad.sum().item())):
                 return False
         if self._small:
-            self._check_together(list(map(_GRADIENT, self._small)))
+            try:
+                torch._amp_foreach_non_finite_check_and_unscale_(
+                    list(map(_GRADIENT, self._small)), self._flag, self._one
+                )
+            except TypeError:  # a parameter without a gradient is rare
+                gradients = [one.grad for one in self._small if one.grad is not None]
+                if gradients:
+                    torch._amp_foreach_non_finite_check_and_unscale_(gradients, self._flag, self._one)
             if self._flag.item():
                 self._flag.zero_()
                 return False
@@ -121,14 +128,6 @@ class FiniteGradientCheck:
             shards = [shard for shard in map(_real_values, gradients) if shard.numel()]
             return not shards or math.isfinite(non_finite_flag(shards).item())
         return True
-
-    def _check_together(self, gradients: list[Any]) -> None:
-        """Set `_flag` if a gradient is not finite; parameters without one are rare enough for an exception."""
-        try:
-            torch._amp_foreach_non_finite_check_and_unscale_(gradients, self._flag, self._one)
-        except TypeError:
-            if present := [gradient for gradient in gradients if gradient is not None]:
-                torch._amp_foreach_non_finite_check_and_unscale_(present, self._flag, self._one)
 
     def _partition(self) -> None:
         """Assign each parameter to a bucket, to the joint check, or to a separate sum.

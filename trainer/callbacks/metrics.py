@@ -139,7 +139,10 @@ class TrainMetrics:
             values["loss"] = loss if accumulate == 1 else loss * accumulate
         values.update(getattr(module, "step_metrics", None) or {})
         for name, value in values.items():
-            value = value.detach().float()
+            if value.requires_grad:
+                value = value.detach()
+            if value.dtype is not torch.float32:
+                value = value.float()
             if value.numel() != 1:  # manual optimization may return any tensor
                 value = value.mean()
             self._sums[name] = self._sums[name] + value if name in self._sums else value
@@ -187,7 +190,9 @@ class TrainMetrics:
         names = sorted(self._sums)
         if not names and not loads:
             return {}, []
-        means = [self._sums[name] / self._counts[name] for name in names]
+        means = [
+            self._sums[name] if self._counts[name] == 1 else self._sums[name] / self._counts[name] for name in names
+        ]
         # One wait for the device; on the CPU there is none to save.
         values = (
             [mean.item() for mean in means]

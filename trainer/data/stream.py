@@ -43,6 +43,9 @@ class Stream:
 
     Other attributes (`dataset`, `batch_size`, `sampler`) are those of the source.
 
+    While a batch is read, Python's, NumPy's and torch's generators are replaced by the source's own. A source that
+    draws no random numbers may set `random = False`: then they are not.
+
     Args:
         source: The user's loader.
         ranks: This rank's position among the data-parallel ranks.
@@ -79,7 +82,8 @@ class Stream:
         # torchdata's loaders are in mid-epoch once they are iterated. Others may read up to there together with the
         # next batch, and need the random numbers of the epoch's beginning.
         self._continues_inside = any(kind.__module__.startswith("torchdata.") for kind in type(source).__mro__)
-        self._draws_here = not (isinstance(source, DataLoader) and source.num_workers > 0)
+        may_draw = getattr(source, "random", True) is not False
+        self._draws_here = may_draw and not (isinstance(source, DataLoader) and source.num_workers > 0)
 
     @property
     def on_batch(self) -> Callable[[int, int, list[Any]], None] | None:
@@ -115,7 +119,8 @@ class Stream:
             self._epoch, self._delivered = self._epoch + 1, 0
         self._sought = False
         self._states.clear()
-        for batch in self._end_together(self._own_batches()):
+        batches = self._own_batches()
+        for batch in batches if self.ranks.world_size == 1 else self._end_together(batches):
             self._first = None if self._has_begun else (self._epoch, self._delivered, batch)
             self._has_begun = True
             if self._on_batch is not None:
@@ -132,7 +137,8 @@ class Stream:
                 mine = batch
             if number % stride == stride - 1:
                 read += 1
-                self._remember(read)
+                if self._is_stateful:
+                    self._remember(read)
                 yield mine
 
     def _source_batches(self, stride: int) -> Iterator[Any]:
@@ -219,9 +225,6 @@ class Stream:
             )
 
     def _end_together(self, batches: Iterator[Any]) -> Iterator[Any]:
-        if self.ranks.world_size == 1:
-            yield from batches
-            return
         try:
             length = len(self)
         except (TypeError, NotImplementedError):
@@ -258,7 +261,7 @@ class Stream:
 
     def _remember(self, read: int) -> None:
         """Keep the source's state after `read` batches: the source may be ahead of the training when that is saved."""
-        if self._is_stateful and self.fetches_ahead:
+        if self.fetches_ahead:
             self._states[read] = self._state_now()
             self._states.pop(read - 4, None)
 

@@ -47,6 +47,10 @@ class MetricsFile(Logger):
         self._line: dict[str, Any] = {}
         self._written: tuple[int, bytes] | None = None
         """Offset of the current step's line on disk, and its content there."""
+        self._descriptor: int | None = None
+        """The open file: opening and closing it for each line would take as long as the rest of a logged step."""
+        self._end = 0
+        """Size of the file."""
         self._unsynced = False
         self._epoch: int | None = None
         self._is_open = False
@@ -116,33 +120,32 @@ class MetricsFile(Logger):
     def save(self) -> None:
         """Write the line that is held back, or its additions since it was written, and wait for the disk."""
         self._write()
-        if self._unsynced:
-            descriptor = os.open(self._path, os.O_WRONLY)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
+        if self._unsynced and self._descriptor is not None:
+            os.fsync(self._descriptor)
             self._unsynced = False
 
     def _write(self) -> None:
         line = json.dumps(self._line).encode() + b"\n"
         if not self._line or (self._written and self._written[1] == line):
             return
-        descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT, 0o600)
-        try:
-            start = self._written[0] if self._written else os.fstat(descriptor).st_size
-            os.pwrite(descriptor, line, start)
-            if self._written:
-                os.ftruncate(descriptor, start + len(line))
-        finally:
-            os.close(descriptor)
+        if self._descriptor is None:
+            self._descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT, 0o600)
+            self._end = os.fstat(self._descriptor).st_size
+        start = self._written[0] if self._written else self._end
+        os.pwrite(self._descriptor, line, start)
+        if start + len(line) < self._end:
+            os.ftruncate(self._descriptor, start + len(line))
+        self._end = start + len(line)
         self._written = (start, line)
         self._unsynced = True
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
-        """Write the last line."""
+        """Write the last line, and close the file."""
         self.save()
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
 
 
 def run_folder(trainer: Trainer) -> Path:

@@ -35,7 +35,9 @@ from typing import Any
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.loops.fetchers import _DataFetcher
+from lightning.pytorch.loops.training_epoch_loop import RestartStage, _TrainingEpochLoop
 
+from trainer.train.loop_originals import original
 from trainer.train.loop_plan import Plan, make_plan, why_not_lean
 from trainer.train.loop_step import FX, LeanOptimization
 from trainer.train.prefetch import CopyStream
@@ -90,9 +92,25 @@ class LeanTrainingEpochLoop(LeanOptimization):
             self._has_logged = True
 
     def run(self, data_fetcher: _DataFetcher) -> None:
-        """Train one epoch."""
+        """Train one epoch: Lightning's own loop over `advance`, without the calls that have nothing to do."""
         try:
-            super().run(data_fetcher)
+            if _TrainingEpochLoop.run is not original(_TrainingEpochLoop, "run"):
+                super().run(data_fetcher)
+                return
+            self.reset()
+            self.on_run_start(data_fetcher)
+            while not self.done:
+                try:
+                    self.advance(data_fetcher)
+                    self.on_advance_end(data_fetcher)
+                except StopIteration:
+                    break
+                finally:
+                    if self.plan is None:
+                        self.on_iteration_done()
+                    else:
+                        self._restarting = self._loaded_from_state_dict = self._resuming_from_checkpoint = False
+                        self._restart_stage = RestartStage.NONE
         finally:
             self.plan = None
 
@@ -160,7 +178,7 @@ class LeanTrainingEpochLoop(LeanOptimization):
         if plan is not None and (
             trainer.callbacks != plan.callbacks  # type: ignore[attr-defined]
             or plan.strategy._optimizers != plan.optimizers
-            or len(plan.module.__dict__) != plan.num_attributes
+            or len(plan.names) != plan.num_attributes
         ):
             plan = self._replan_between_batches(data_fetcher)
         if plan is None or self._restarting:
@@ -179,7 +197,11 @@ class LeanTrainingEpochLoop(LeanOptimization):
         batch = plan.to_device(batch)
         total.ready += 1
         current.ready += 1
-        self._begin_batch(batch)
+        connector, results = trainer._logger_connector, self._results  # `_LoggerConnector.on_batch_start`, inlined
+        connector._first_loop_iter = connector._first_loop_iter is None
+        results.batch = batch
+        results.batch_size = None
+        results.dataloader_idx = None
 
         outputs: dict[str, Any] | None = None
         skips_epoch = False
@@ -202,36 +224,27 @@ class LeanTrainingEpochLoop(LeanOptimization):
             self._step_schedulers(plan, batch_idx)
         if skips_epoch:
             raise StopIteration
-        if trainer.callbacks != plan.callbacks or len(plan.module.__dict__) != plan.num_attributes:  # type: ignore[attr-defined]
+        if trainer.callbacks != plan.callbacks or len(plan.names) != plan.num_attributes:  # type: ignore[attr-defined]
             plan = self._replan_in_batch(data_fetcher)
         self._call(plan, "on_train_batch_end", outputs, batch, batch_idx)
-        results = self._results
         if results:
-            collect(trainer._logger_connector, results)
+            collect(connector, results)
         else:  # no `self.log`, so no metrics to collect
             results.batch = None
         total.completed += 1
         current.completed += 1
         if results:
-            trainer._logger_connector.update_train_step_metrics()
-
-    def _begin_batch(self, batch: Any) -> None:
-        """Do what `_LoggerConnector.on_batch_start` does, without its five property lookups."""
-        connector, results = self.trainer._logger_connector, self._results
-        connector._first_loop_iter = connector._first_loop_iter is None
-        results.batch = batch
-        results.batch_size = None
-        results.dataloader_idx = None
+            connector.update_train_step_metrics()
 
     def _call_start_hooks(self, plan: Plan, batch: Any, batch_idx: int) -> Any:
         """Call `on_train_batch_start`; returns the module's result; -1 skips the rest of the epoch."""
         self._call(plan, "on_train_batch_start", batch, batch_idx)
         answer = None
         if plan.module_batch_start is not None:
-            module = plan.module.__dict__
-            outer, module[FX] = module[FX], "on_train_batch_start"
+            names = plan.names
+            outer, names[FX] = names[FX], "on_train_batch_start"
             answer = plan.module_batch_start(batch, batch_idx)
-            module[FX] = outer
+            names[FX] = outer
         plan.strategy.on_train_batch_start(batch, batch_idx)
         return answer
 

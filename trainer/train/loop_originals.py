@@ -97,6 +97,9 @@ INLINED_METHODS: dict[Any, tuple[str, ...]] = {
         "advance",
         "done",
         "on_advance_end",
+        "on_iteration_done",
+        "reset_restart_stage",
+        "run",
         "update_lr_schedulers",
     ),
     _AutomaticOptimization: (

@@ -12,6 +12,7 @@ unknown strategy is correct, too.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -34,12 +35,13 @@ from lightning.pytorch.utilities.combined_loader import CombinedLoader, _MaxSize
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 from lightning.pytorch.utilities.types import LRSchedulerConfig
-from torch.optim import Optimizer
+from torch.optim import LBFGS, Optimizer
 
 from trainer.train import prefetch
 from trainer.train.loop_originals import HOOKS, TRANSFER_HOOKS, first_patched, original
 from trainer.train.prefetch import Prefetcher
 
+_CPU = torch.device("cpu")
 _KNOWN_PACKAGES = ("lightning", "pytorch_lightning", "trainer")
 """Packages whose callbacks do not read gradients in `on_exception`."""
 
@@ -49,6 +51,8 @@ class Plan:
     """Results of the lookups for one epoch."""
 
     module: LightningModule
+    names: dict[str, Any]
+    """The attributes of the module, its `__dict__`."""
     strategy: Strategy
     next_batch: Callable[[], Any]
     prefetcher: Prefetcher | None
@@ -65,7 +69,11 @@ class Plan:
     strategy_accumulates: bool
     """Whether the strategy decides itself when to step (DeepSpeed), and is called for every micro-batch."""
     plain_backward: bool
+    plain_module_backward: bool
+    """Whether the module's `backward` is `loss.backward()`."""
     plain_optimizer_step: bool
+    closure_comes_first: bool
+    """Whether the optimizer would evaluate the closure once, before anything else."""
     plain_zero_grad: bool
     frees_gradients_early: bool
     """Whether gradients are not read when they are zeroed, so that they need not live through the forward pass."""
@@ -90,7 +98,7 @@ class Plan:
         return (
             trainer.callbacks == self.callbacks  # type: ignore[attr-defined]
             and self.strategy._optimizers == self.optimizers
-            and len(self.module.__dict__) == self.num_attributes
+            and len(self.names) == self.num_attributes
         )
 
 
@@ -126,6 +134,7 @@ def make_plan(trainer: Trainer, data_fetcher: _DataFetcher) -> Plan:
     module_batch_start = _override("on_train_batch_start", module, LightningModule)
     return Plan(
         module=module,
+        names=module.__dict__,
         strategy=strategy,
         next_batch=_make_fetch(data_fetcher) if prefetcher is None else prefetcher.next_batch,
         prefetcher=prefetcher,
@@ -139,7 +148,9 @@ def make_plan(trainer: Trainer, data_fetcher: _DataFetcher) -> Plan:
         takes_batch_idx=is_param_in_hook_signature(module.training_step, "batch_idx", min_args=2),
         strategy_accumulates=strategy.handles_gradient_accumulation,
         plain_backward=_plain_backward(strategy, precision),
+        plain_module_backward=module._fabric is None and not _override("backward", module, LightningModule),
         plain_optimizer_step=_plain_optimizer_step(strategy, precision, module),
+        closure_comes_first=evaluates_closure_first(optimizer),
         plain_zero_grad=plain_zero_grad,
         frees_gradients_early=plain_zero_grad
         and not hooks["on_before_zero_grad"]
@@ -235,6 +246,20 @@ def _plain_optimizer_step(strategy: Strategy, precision: Precision, module: Ligh
         and not averages
         and _plain_precision(precision, "optimizer_step", "_wrap_closure", "_after_closure", "_clip_gradients")
     )
+
+
+def evaluates_closure_first(optimizer: Optimizer) -> bool:
+    """Return whether `step(closure)` equals `closure()`, then `step()`: torch's own optimizers except LBFGS.
+
+    A scheduler of torch replaces `step` of the instance to note that it was called. Any other replacement may evaluate
+    the closure as it likes.
+    """
+    kind = type(optimizer)
+    step = vars(optimizer).get("step")
+    if step is not None and not (getattr(step, "_wrapped_by_lr_sched", False) and step.__wrapped__ is kind.step):
+        return False
+    modules = kind.__module__, inspect.unwrap(kind.step).__module__
+    return kind is not LBFGS and all(f"{module}.".startswith("torch.optim.") for module in modules)
 
 
 def _make_fetch(fetcher: _DataFetcher) -> Callable[[], Any]:
@@ -341,7 +366,8 @@ def _make_transfer(trainer: Trainer) -> Callable[[Any], Any]:
         trainer.precision_plugin, "convert_input", FabricPrecision
     )
     if plain_parts and not overridden:
-        return partial(_move, device=strategy.root_device)
+        device = strategy.root_device
+        return _keep_on_cpu if device.type == "cpu" else partial(_move, device=device)
 
     def transfer(batch: Any) -> Any:
         batch = trainer.precision_plugin.convert_input(batch)
@@ -349,6 +375,17 @@ def _make_transfer(trainer: Trainer) -> Callable[[Any], Any]:
         return call._call_strategy_hook(trainer, "batch_to_device", batch, dataloader_idx=0)
 
     return transfer
+
+
+def _keep_on_cpu(batch: Any) -> Any:
+    """Return a list or tuple of tensors of the CPU as it is (a list as a new one); move everything else to the CPU."""
+    kind = type(batch)
+    if kind is not tuple and kind is not list:
+        return move_data_to_device(batch, _CPU)
+    for one in batch:
+        if type(one) is not torch.Tensor or not one.is_cpu:
+            return move_data_to_device(batch, _CPU)
+    return batch if kind is tuple else list(batch)
 
 
 def _move(batch: Any, device: torch.device) -> Any:
