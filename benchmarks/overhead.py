@@ -27,7 +27,7 @@ from allocator import ALLOCATOR
 from kept import keep
 
 HERE = Path(__file__).resolve().parent
-TARGET = 1.005
+TARGET = 1.003
 ON = "on"
 CASES = {"watching": False, "watching and agreeing": True}
 """Whether the ranks agree every second, as they do."""

@@ -1,4 +1,7 @@
-"""One case of `benchmarks/parity`: a model on a number of ranks. Started by it, writes `found.json` in a folder."""
+"""One case of `benchmarks/parity`: a model on a number of ranks. Started by it, writes a file in a folder.
+
+That is `found.json`, or `memory.json` if the number of rounds is 0.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +11,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import parity_peers
 from parity_data import CASES
 from parity_turns import Blocks, Ranks
-from parity_variants import VARIANTS, Ended, train
+from parity_variants import VARIANTS, Ended, train, train_alone
 
 from trainer.train import run
 
@@ -41,6 +45,22 @@ def measure(name: str, ranks: int, rounds: int, blocks: Blocks, folder: Path) ->
     return {"costs": costs, "weights": weights.pop(), "losses": losses[0]}
 
 
+STEPS_ALONE = 25
+
+
+def measure_memory(name: str, ranks: int, folder: Path) -> dict[str, float]:
+    """{variant: MB at the peak of a rank}, each in new processes without a twin."""
+    peaks = {}
+    for variant in VARIANTS:
+        running = Ranks(partial(train_alone, variant, name), ranks, STEPS_ALONE, folder / "memory" / variant)
+        try:
+            peaks[variant] = running.reached()[0]
+            running.results()
+        finally:
+            running.kill()
+    return peaks
+
+
 def mean_over_ranks(losses: list[dict[int, float]]) -> dict[int, float]:
     return {step: sum(one[step] for one in losses) / len(losses) for step in losses[0]}
 
@@ -50,6 +70,10 @@ def main() -> None:
     run.silence_known_warnings()
     planned = CASES[name].blocks[ranks]
     blocks = Blocks(int(count) or planned.count, planned.settle, planned.measured)
+    parity_peers.load()
+    if not rounds:
+        (folder / "memory.json").write_text(json.dumps(measure_memory(name, ranks, folder)))
+        return
     found = measure(name, ranks, rounds, blocks, folder)
     (folder / "found.json").write_text(json.dumps({"blocks": blocks.count, "steps": blocks.steps, **found}))
 

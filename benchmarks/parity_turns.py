@@ -11,6 +11,7 @@ import socket
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing.connection import Connection, Pipe
 from multiprocessing.context import ForkProcess
 from pathlib import Path
@@ -93,27 +94,52 @@ class Pace:
         ]
 
 
+class Alone:
+    """In the place of `Pace`: trains without a twin, and tells the peak of the memory of its own."""
+
+    def __init__(self, steps: int, conductor: Connection) -> None:
+        self.steps = steps
+        self._conductor = conductor
+
+    def at_fetch(self, number: int) -> None:
+        """Reset the peak of the process at the first batch, tell it at the last."""
+        if number == 0:
+            Path("/proc/self/clear_refs").write_text("5")
+        elif number == self.steps - 1:
+            self._conductor.send((_anonymous_peak_mb(),))
+
+
+def _anonymous_peak_mb() -> float:
+    """The peak of the resident memory, without files that are mapped, such as libraries: which of their pages are
+    resident depends on what has run, and all processes share them."""
+    lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    peak, files = (int(lines[name].split()[0]) for name in ("VmHWM", "RssFile"))
+    return (peak - files) / 1024
+
+
 def _now() -> Cost:
     return time.process_time(), time.perf_counter(), resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 
 
-Train = Callable[[Pace, Path], Any]
+Train = Callable[[Any, Path], Any]
 """Trains a variant as this rank, with files in the folder; what it returns is handed to the conductor."""
 
 
 class Ranks:
     """The side of the conductor: all ranks of one variant."""
 
-    def __init__(self, train: Train, world_size: int, blocks: Blocks, folder: Path) -> None:
+    def __init__(self, train: Train, world_size: int, blocks: Blocks | int, folder: Path) -> None:
+        """Start them; `blocks` is a number of steps if they train alone."""
         self._processes: list[ForkProcess] = []
         self._ends: list[Connection] = []
         port = _free_port()
+        pace = partial(Alone if isinstance(blocks, int) else Pace, blocks)
         folder.mkdir(parents=True)
         for rank in range(world_size):
             mine, theirs = Pipe()
             process = ForkProcess(
                 target=_child,
-                args=(train, _torchrun(rank, world_size, port), Pace(blocks, theirs), theirs, folder),
+                args=(train, _torchrun(rank, world_size, port), pace(theirs), theirs, folder),
                 daemon=True,
             )
             process.start()
@@ -145,7 +171,7 @@ class Ranks:
             process.join(WAIT_S)
 
 
-def _child(train: Train, environment: dict[str, str], pace: Pace, conductor: Connection, folder: Path) -> None:
+def _child(train: Train, environment: dict[str, str], pace: Any, conductor: Connection, folder: Path) -> None:
     die_with_parent()
     os.environ.update(environment)
     log = os.open(folder / f"rank-{environment['RANK']}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)

@@ -1,4 +1,7 @@
-"""The variants of `benchmarks/parity`: a bare loop, ours, Lightning. Each trains one rank, at the pace it is given."""
+"""The variants of `benchmarks/parity`: a bare loop, ours, and the peers (`parity_peers.py`).
+
+Each trains one rank, at the pace it is given.
+"""
 
 from __future__ import annotations
 
@@ -10,47 +13,31 @@ from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
+import parity_peers
 import torch
 import torch.distributed as distributed
-from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.loggers import CSVLogger
-from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch import LightningModule
 from parity_data import CASES, Batch, Batches, Stream, batches_of
-from parity_turns import Pace
-from torch import Tensor, nn
-from torch.nn import functional
+from parity_peers import BUCKETS, LEARNING_RATE, SEED, Trained, loss_of, model_of
+from parity_turns import Alone, Pace
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from trainer.config.instantiate import freeze, instantiate
+from trainer.config.instantiate import freeze
 from trainer.config.schema import Config
 from trainer.config.typed import to_config
 from trainer.core.files import write_atomic
 from trainer.runs.directory import RunDirectory
-from trainer.runtime import rng
 from trainer.runtime.heartbeat import Heartbeat
 from trainer.runtime.process import Rank
 from trainer.train import run
-
-SEED = 0
-LEARNING_RATE = 1e-3
-BUCKETS = {"gradient_as_bucket_view": True, "find_unused_parameters": False}
-"""Our default of DDP, so given to the others, too."""
-
-Trained = tuple[nn.Module, dict[int, float]]
-"""The model, and the loss after each logged step."""
-
-
-def loss_of(outputs: Tensor, targets: Tensor) -> Tensor:
-    """Cross entropy of (n, classes), or of (n, length, vocabulary) for each next token."""
-    return functional.cross_entropy(outputs.flatten(0, -2), targets.flatten())
 
 
 class Bare:
     """What one would write by hand, reading the loss on the same steps."""
 
     def __init__(self, name: str, rank: Rank) -> None:
-        rng.seed_all(SEED)
-        self.model = instantiate(CASES[name].model)
+        self.model = model_of(name)
         self._wrapped = self.model if rank.world_size == 1 else DistributedDataParallel(self.model, **BUCKETS)
         self._optimizer = torch.optim.AdamW(self.model.parameters(), lr=LEARNING_RATE)
         self._log_every = CASES[name].log_every
@@ -138,45 +125,14 @@ def config_of(name: str, steps: int, rank: Rank, folder: Path) -> Config:
     )
 
 
-class Plain(LightningModule):
-    """As in Lightning's own first example."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        inputs, targets = batch
-        loss = loss_of(self.model(inputs), targets)
-        self.log("train_loss", loss)
-        return loss
-
-    def configure_optimizers(self) -> Any:
-        return torch.optim.AdamW(self.parameters(), lr=LEARNING_RATE)
-
-
-def lightning(name: str, steps: int, rank: Rank, pace: Pace, folder: Path) -> Trained:
-    """Lightning's Trainer with its CSV logger; no bar, no checkpoints, which would only make it slower."""
-    stream = Stream(batches_of(name, rank.rank), pace, steps)
-    rng.seed_all(SEED)
-    model = instantiate(CASES[name].model)
-    trainer = Trainer(
-        accelerator="cpu",
-        devices=rank.world_size,
-        strategy="auto" if rank.world_size == 1 else DDPStrategy(process_group_backend="gloo", **BUCKETS),
-        max_steps=steps,
-        log_every_n_steps=CASES[name].log_every,
-        logger=CSVLogger(folder),
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        use_distributed_sampler=False,
-    )
-    trainer.fit(Plain(model), stream)
-    return model, {}
-
-
-VARIANTS: dict[str, Callable[..., Trained]] = {"bare": bare, "ours": ours, "lightning": lightning}
+VARIANTS: dict[str, Callable[..., Trained]] = {
+    "bare": bare,
+    "ours": ours,
+    "fabric": parity_peers.fabric,
+    "accelerate": parity_peers.accelerate,
+    "huggingface": parity_peers.hugging_face,
+    "lightning": parity_peers.lightning,
+}
 
 
 def fingerprint(model: nn.Module) -> str:
@@ -210,3 +166,9 @@ def train(variant: str, name: str, pace: Pace, folder: Path) -> Ended:
     pace.make_twin = make_twin
     model, losses = VARIANTS[variant](name, pace.blocks.steps, rank, pace, folder)
     return Ended({fingerprint(model), fingerprint(twins[0].model)}, losses, twins[0].losses)
+
+
+def train_alone(variant: str, name: str, pace: Alone, folder: Path) -> None:
+    """In the process of one rank, without a twin."""
+    torch.set_num_threads(1)
+    VARIANTS[variant](name, pace.steps, Rank.from_environment(), pace, folder)

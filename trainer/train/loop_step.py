@@ -83,7 +83,8 @@ class LeanOptimization(SavePointEpochLoop):
                 self._step_closure(plan, batch, batch_idx)
                 strategy._optimizers[0].step()
             else:
-                strategy._optimizers[0].step(closure=partial(self._step_closure, plan, batch, batch_idx))
+                evaluate: Any = partial(self._step_closure, plan, batch, batch_idx)
+                strategy._optimizers[0].step(closure=evaluate)
             if not accumulates:
                 total.completed += 1
                 current.completed += 1
