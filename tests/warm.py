@@ -58,6 +58,7 @@ _PR_SET_CHILD_SUBREAPER = 36
 _LARGEST_MESSAGE, _MOST_DESCRIPTORS, _OWN_DESCRIPTOR = 1 << 17, 32, 500
 _OF_THE_INTERPRETER = ("PYTHON", "LC_", "LANG", "LD_", "OMP_WAIT_POLICY", "MALLOC_")
 _SET_HERE = {"PYTHONPATH", "PYTHONSAFEPATH", "PYTHONUNBUFFERED", "PYTHONHASHSEED"}
+_PYTHON = [sys.executable, "-P"] if sys.version_info >= (3, 11) else [sys.executable]
 _EXECUTE_CHILD = subprocess.Popen._execute_child  # type: ignore[attr-defined]
 _PARAMETERS = list(inspect.signature(_EXECUTE_CHILD).parameters)[1:]
 
@@ -109,6 +110,8 @@ _spares: list[tuple[int, socket.socket]] = []
 def serve(number: int, parent: int) -> None:
     """Run the commands that come through the socket `number`, one after another."""
     processes.die_with_parent(signal.SIGKILL, parent)
+    if sys.version_info < (3, 11):
+        sys.path.pop(0)  # the folder of this file
     ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1)  # what a command leaves behind is found below this process
     _import()
     channel = socket.socket(fileno=number)
@@ -298,7 +301,8 @@ def _set_up_python(command: Command, module: str) -> None:
     import torch
 
     path = [os.path.abspath(entry) for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep) if entry]
-    if "-P" not in command.arguments and not os.environ.get("PYTHONSAFEPATH"):
+    is_safe = "-P" in command.arguments or bool(os.environ.get("PYTHONSAFEPATH"))
+    if not is_safe or sys.version_info < (3, 11):  # Python 3.10 knows neither
         path.insert(0, os.path.dirname(module) if module.endswith(".py") else os.getcwd())
     sys.path[:] = [*path, *_fresh.path]
     sys.orig_argv = list(command.arguments)
@@ -362,10 +366,10 @@ def _sendable(function: Callable[[], object] | None) -> tuple[str, bytes, list[A
 
 # In the process of pytest.
 
-_SCRIPT = """#!{python} -IS
+_SCRIPT = """#!{interpreter} -IS
 import os, pickle, socket, sys
 channel = socket.socket(fileno=int(os.environ.pop("{variable}")))
-arguments = ["{python}", "-P", "-m", "trainer", *sys.argv[1:]]
+arguments = [*{python}, "-m", "trainer", *sys.argv[1:]]
 message = pickle.dumps({{"arguments": arguments, "environment": dict(os.environ), "cwd": os.getcwd()}})
 socket.send_fds(channel, [message], [0, 1, 2])
 channel.recv({largest})
@@ -415,7 +419,9 @@ class Warm:
         with tempfile.TemporaryDirectory() as folder:
             script = Path(folder) / "trainer"
             script.write_text(
-                _SCRIPT.format(python=sys.executable, variable=_CHANNEL_VARIABLE, largest=_LARGEST_MESSAGE)
+                _SCRIPT.format(
+                    python=_PYTHON, interpreter=sys.executable, variable=_CHANNEL_VARIABLE, largest=_LARGEST_MESSAGE
+                )
             )
             script.chmod(0o755)
             path = os.pathsep.join([folder, environment["PATH"]])
@@ -452,7 +458,7 @@ class Warm:
             self._channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             with theirs:
                 self._server = subprocess.Popen(
-                    [sys.executable, "-P", __file__, str(theirs.fileno()), str(os.getpid())],
+                    [*_PYTHON, __file__, str(theirs.fileno()), str(os.getpid())],
                     env={**_environment(), "PYTHONHASHSEED": "0", "PYTHONUNBUFFERED": "1"},
                     pass_fds=[theirs.fileno()],
                     start_new_session=True,

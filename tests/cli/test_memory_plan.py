@@ -12,22 +12,25 @@ from typing import Any
 
 import pytest
 
-from trainer.cli import main
+from tests.conftest import TrainerCli
 from trainer.hardware.catalogue import device
 from trainer.plan import closed_form, parts
+
+pytestmark = pytest.mark.warm
 
 LLAMA = ["plan", "model=llama3_8b", "resources.gpus=8", "data.batch_size=8", "--json"]
 
 
-def planned(arguments: list[str], capsys: pytest.CaptureFixture[str], code: int = 0) -> dict[str, Any]:
+def planned(arguments: list[str], trainer_cli: TrainerCli) -> dict[str, Any]:
     """The JSON of a plan."""
-    assert main(arguments) == code
-    answer: dict[str, Any] = json.loads(capsys.readouterr().out)
+    done = trainer_cli(*arguments, timeout=600)
+    assert done.returncode == 0, done.stderr
+    answer: dict[str, Any] = json.loads(done.stdout)
     return answer
 
 
-def test_8b_fits_on_eight_gpus_with_fsdp(workdir: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    answer = planned([*LLAMA, "strategy=fsdp", "--gpu", "NVIDIA H200"], capsys)
+def test_8b_fits_on_eight_gpus_with_fsdp(trainer_cli: TrainerCli, workdir: Path) -> None:
+    answer = planned([*LLAMA, "strategy=fsdp", "--gpu", "NVIDIA H200"], trainer_cli)
     job = answer["job"]
     assert job["fits"] is True
     assert job["engine"] == "formula"
@@ -39,14 +42,14 @@ def test_8b_fits_on_eight_gpus_with_fsdp(workdir: Path, capsys: pytest.CaptureFi
     assert "not known" in job["peak_error"]
 
 
-def test_what_does_not_fit_ends_with_2_and_names_what_does(workdir: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([*LLAMA, "strategy=ddp", "--gpu", "NVIDIA H100 80GB HBM3"]) == 2
-    out, err = capsys.readouterr()
-    answer = json.loads(out)
+def test_what_does_not_fit_ends_with_2_and_names_what_does(trainer_cli: TrainerCli, workdir: Path) -> None:
+    done = trainer_cli(*LLAMA, "strategy=ddp", "--gpu", "NVIDIA H100 80GB HBM3")
+    assert done.returncode == 2
+    answer = json.loads(done.stdout)
     assert answer["job"]["fits"] is False
     fitting = [one for one in answer["alternatives"] if one["fits"]]
     assert fitting
-    assert f"the nearest that fits: {fitting[0]['overrides']}" in err
+    assert f"the nearest that fits: {fitting[0]['overrides']}" in done.stderr
     for one in answer["alternatives"]:
         assert one["micro_batch"] * one["accumulate"] * 8 == 8, "the same global batch"
 
@@ -63,9 +66,9 @@ def test_a_plan_in_closed_form_imports_no_torch_and_takes_less_than_2_s(workdir:
     assert re.search(r"^speed +[\d,]+ tokens/s, MFU \d+\.\d%$", done.stdout, re.MULTILINE)
 
 
-def test_a_shipped_experiment_is_simulated(workdir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_shipped_experiment_is_simulated(trainer_cli: TrainerCli, workdir: Path) -> None:
     arguments = ["plan", "experiment=quickstart", "resources.gpus=0", "resources.cpu_processes=2", "--json"]
-    job = planned(arguments, capsys)["job"]
+    job = planned(arguments, trainer_cli)["job"]
     assert job["engine"] == "simulation"
     assert job["fits"] is None
     assert (job["strategy"], job["micro_batch"]) == ("ddp", 16)
@@ -74,20 +77,18 @@ def test_a_shipped_experiment_is_simulated(workdir: Path, capsys: pytest.Capture
     assert job["parts"][parts.OPTIMIZER] >= 2 * weights * 0.9
 
 
-def test_text_is_planned_from_its_data(workdir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_text_is_planned_from_its_data(trainer_cli: TrainerCli, workdir: Path) -> None:
     (workdir / "texts").mkdir()
     for index in range(4):
         (workdir / "texts" / f"{index}.txt").write_text("To be, or not to be. " * 600)
     arguments = ["plan", "experiment=text_transformer", "data.root=texts", "data.patterns=null", "data.batch_size=8"]
-    answer = planned([*arguments, "strategy=fsdp", "resources.gpus=2", "--gpu", "Tesla T4", "--json"], capsys)
+    answer = planned([*arguments, "strategy=fsdp", "resources.gpus=2", "--gpu", "Tesla T4", "--json"], trainer_cli)
     assert answer["job"]["fits"] is True
     assert answer["job"]["parts"][parts.BUCKETS] > 0
     assert {one["strategy"] for one in answer["alternatives"]} >= {"ddp", "fsdp"}
 
 
-def test_a_module_of_ones_own_is_simulated(
-    workdir: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_module_of_ones_own_is_simulated(trainer_cli: TrainerCli, workdir: Path) -> None:
     (workdir / "mine.py").write_text(
         textwrap.dedent("""
         import lightning, torch
@@ -107,7 +108,7 @@ def test_a_module_of_ones_own_is_simulated(
         """)
     )
     arguments = ["plan", "model._target_=mine.Mine", "data=none", "resources.gpus=0", "strategy=single", "--json"]
-    job = planned(arguments, capsys)["job"]
+    job = planned(arguments, trainer_cli)["job"]
     assert job["parts"][parts.PARAMETERS] == pytest.approx(4e6, rel=0.01)
     assert job["parts"][parts.OPTIMIZER] == pytest.approx(4e6, rel=0.01)
 
