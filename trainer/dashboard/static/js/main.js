@@ -89,7 +89,8 @@ function renderHeader() {
 
 function render(before) {
   const wanted = view.page === "run" ? `run ${view.run}` : view.page;
-  if (wanted !== pageOf) {
+  const isNew = wanted !== pageOf;
+  if (isNew) {
     page?.close();
     page =
       view.page === "run" ? new RunPage(view.run) : view.page === "parameters" ? new ParametersPage() : new RunsPage();
@@ -97,7 +98,7 @@ function render(before) {
     main.replaceChildren(page.element);
     if (before) main.focus({ preventScroll: true });
   }
-  page.render();
+  page.render(isNew ? undefined : before);
   document.title = `${page.title()} · trainer`;
 }
 

@@ -58,13 +58,12 @@ class Panel {
     this.tableButton.setAttribute("aria-pressed", String(this.plot.toggleTable()));
   }
 
-  // Asks for the points at once, or soon if something else has just changed: a slider that is dragged asks twice.
+  // Asks for the points at once, or soon while an answer is awaited: a slider that is dragged asks for few.
   load(force = false) {
     clearTimeout(this.soon);
     this.isForced ||= force;
-    const isFirst = performance.now() - (this.changed ?? -SOON_MS) >= SOON_MS;
-    this.changed = performance.now();
-    this.soon = setTimeout(() => this.loadNow(), isFirst ? 0 : SOON_MS);
+    const isBusy = this.element.getAttribute("aria-busy") === "true";
+    this.soon = setTimeout(() => this.loadNow(), isBusy ? SOON_MS : 0);
   }
 
   // Asks for the points unless they are those that were asked for last.

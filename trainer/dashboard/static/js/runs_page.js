@@ -16,10 +16,16 @@ import { RunTable } from "./table.js";
 import { chartKey, Toolbar } from "./toolbar.js";
 import { show, view } from "./view.js";
 
+const OF_CHARTS = ["z", "x", "sm", "lx", "ly"];
 const AUTOMATIC = 8;
 const MOST_SELECTED = 100;
 const FIRST_METRICS = 4;
 const MOST_NAMED = 24;
+
+// Returns whether nothing but what charts show has changed.
+function isOfCharts(before) {
+  return Object.keys(view).every((name) => OF_CHARTS.includes(name) || view[name] === before[name]);
+}
 
 export class RunsPage {
   constructor() {
@@ -128,7 +134,13 @@ export class RunsPage {
     if (active) this.panels.refresh();
   }
 
-  render() {
+  // `before`: the view before a change. A zoom is drawn without another look at the table.
+  render(before) {
+    if (before && this.rows?.length && isOfCharts(before)) {
+      this.toolbar.render();
+      this.panels.show(this.shown);
+      return;
+    }
     const all = allRows();
     this.empty.hidden = all.length > 0;
     this.split.hidden = this.panes.hidden = all.length === 0;
