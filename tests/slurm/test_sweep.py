@@ -152,6 +152,7 @@ def test_harmed_trials_end_as_unharmed_ones(
     cli: TrainerCli, workdir: Path, testbed: Testbed, method: str, trials: int, report: list[str]
 ) -> None:
     """Two processes are killed, a node crashes, the controller goes away, one trial always fails; serially: nothing."""
+    job = [*SWEEP, "resilience.max_restarts=3"]  # else a killed node process is a failed trial, as the option says
     fails = "0.003-0.2-" if method == "grid" else "0.003-"
     (workdir / "own.py").write_text(BAD.replace("if self.when:", f"if self.when.startswith({fails!r}):"))
     bad = ["+callbacks.fails._target_=own.Fails", "model.dropout=0.0"]
@@ -163,7 +164,7 @@ def test_harmed_trials_end_as_unharmed_ones(
     space += ["sweep.generation=4"] if method == "tpe" else []
     if method == "tpe":
         pytest.importorskip("optuna")
-    done = cli("sweep", *SWEEP, *bad, *space, "--at-once=4", "--json", timeout=120)
+    done = cli("sweep", *job, *bad, *space, "--at-once=4", "--json", timeout=120)
     assert done.returncode == DONE, done.stderr
     sweep = SweepDirectory(Path(json.loads(done.stdout)["path"]))
 
@@ -180,14 +181,14 @@ def test_harmed_trials_end_as_unharmed_ones(
         _, run = wait_until(running, timeout_s=300, why=testbed.queue)[0]
         done_before = len([names for names in sweep.names().values() if names.is_over])
         print(f"{method}: {harm} after {done_before} of {trials} trials", flush=True)
-        job = str(run.launch().slurm_job_id)
+        allocation = str(run.launch().slurm_job_id)
         if harm == "kill":
             for pid in [one for one in _pids() if f"sweep_task begin {sweep.path}" in one[1]][:1] or [
                 one for one in _pids() if str(run.path) in one[1] and "supervise.node" in one[1]
             ][:1]:
                 os.kill(pid[0], signal.SIGKILL)
         elif harm == "crash":
-            testbed("crash", testbed.slurm("squeue", "-h", "-j", job, "-o", "%N").strip() or "node0")
+            testbed("crash", testbed.slurm("squeue", "-h", "-j", allocation, "-o", "%N").strip() or "node0")
         else:
             testbed("controller", "stop")
             time.sleep(10)
@@ -208,7 +209,7 @@ def test_harmed_trials_end_as_unharmed_ones(
     for row in answer["rows"]:
         if row["state"] == "finished":
             assert steps_of(RunDirectory(Path(row["path"]))) == list(range(1, 13)), row
-    serial = [*SWEEP, "cluster=local", "resources.nodes=1", *bad, *space, "name=serial", "--at-once=1", "--follow"]
+    serial = [*job, "cluster=local", "resources.nodes=1", *bad, *space, "name=serial", "--at-once=1", "--follow"]
     cli("sweep", *[one for one in serial if one not in ("cluster=slurm", "cluster.preflight=false")], timeout=2400)
     unharmed = json.loads(cli("sweep", "status", "--json", timeout=60).stdout)
     report.append(f"{method}: {answer['counts']}; best {answer['best']['trial']}, unharmed {unharmed['best']['trial']}")
