@@ -166,3 +166,17 @@ def test_the_page_has_the_tables_of_the_catalogue() -> None:
     page = (ROOT / "docs/hardware.md").read_text()
     for lines in (table.rates(), table.sources()):
         assert "\n".join(lines) in page, "python -m trainer.hardware.table"
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("H100", "did you mean NVIDIA H100 80GB HBM3 or NVIDIA H100 NVL or NVIDIA H100 PCIe? "),
+        ("rtx4090", "did you mean NVIDIA GeForce RTX 4090? "),
+        ("a fast one", ""),
+    ],
+)
+def test_an_unknown_name_gets_those_near_it_and_how_to_list_all(name: str, expected: str) -> None:
+    with pytest.raises(UserError) as raised:
+        device(name)
+    assert raised.value.fix == f"{expected}python -m trainer.hardware.table lists all"

@@ -9,12 +9,17 @@ from typing import Any
 import pytest
 
 from tests.plan.drawn import by_simulation, case_of, draw
+from trainer.cli.initial import settle_micro_batch
+from trainer.cli.planning import formula_plans, planned_shape, variant_of
+from trainer.config.compose import compose
 from trainer.core.records import dumps, from_json, to_json
 from trainer.hardware.catalogue import device
 from trainer.plan import calibration, forecast, past, rates, storage
 from trainer.plan.calibration import Kind, Measurement, correction
 from trainer.plan.collectives import Links, Traffic, seconds, traffic
 from trainer.plan.decoder_work import work_of
+from trainer.plan.job import alternatives
+from trainer.plan.outlook import Surroundings, roofline_of, with_forecasts
 from trainer.plan.roofline import Rates, StepTime, step_time
 from trainer.plan.states import Layout
 from trainer.plan.work import Counts, Work
@@ -233,3 +238,48 @@ def test_quota_and_free_space(tmp_path: Path) -> None:
     found = storage.space(tmp_path / "runs" / "not" / "yet")
     assert found.free_bytes is not None
     assert storage.Space(5, 3).least == 3
+
+
+def test_past_runs_of_the_job_calibrate_its_alternatives_too(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The job's own row and those beside it: else the slower one may seem faster."""
+    gpu = device("NVIDIA A100-SXM4-40GB")
+    job_words = ["model=gpt2_124m", "data=text", "resources.gpus=4", f"runs_dir={tmp_path}", "strategy=ddp"]
+    config = compose(job_words, config_dirs=[]).config
+    settle_micro_batch(config)
+    job = variant_of(config, planned_shape(config, gpu), gpu)
+    others = [one for one in alternatives(job, config["data"]["batch_size"]) if one != job]
+    plans = formula_plans(config, [job, *others], gpu.memory_bytes, skip=True)
+    around = Surroundings(config, gpu)
+    before = with_forecasts(plans, around)
+
+    def runs(runs_dir: Path, one: past.Workload) -> list[Measurement]:
+        found = from_work(one)
+        rate = roofline_of(job, around)
+        assert isinstance(rate, Rates)
+        return [replace(found, step_s=3 * found.step_s / found.ratio(rate))]
+
+    monkeypatch.setattr(past, "same_jobs", runs)
+    after = with_forecasts(plans, around)
+    ratios = [
+        two.forecast.step_s / one.forecast.step_s
+        for one, two in zip(before, after, strict=True)
+        if one.forecast is not None and two.forecast is not None
+    ]
+    assert len(ratios) > 3
+    assert ratios == pytest.approx([3.0] * len(ratios))
+
+
+def from_work(job: past.Workload) -> Measurement:
+    return Measurement(
+        hardware=job.hardware,
+        kind=job.kind,
+        ranks=job.ranks,
+        micro_batch=job.micro_batch,
+        accumulate=job.accumulate,
+        work=job.work,
+        sent=job.sent,
+        step_s=1.0,
+        steps=1,
+        source="a run",
+        time=0.0,
+    )

@@ -22,7 +22,7 @@ from trainer.plan.allowance import CONTEXT
 from trainer.plan.answer import Plan
 from trainer.plan.closed_form import NoFormula
 from trainer.plan.job import Variant, alternatives
-from trainer.plan.outlook import look_around, with_forecast
+from trainer.plan.outlook import look_around, with_forecast, with_forecasts
 from trainer.runs.records import PlannedRun
 
 
@@ -131,8 +131,7 @@ def nearest_that_fits(config: dict[str, Any], variant: Variant, device: Device) 
     others = alternatives(variant, config["data"].get("batch_size"))
     plans = [one for one in formula_plans(config, others, device.memory_bytes, skip=True) if one.fits]
     around = look_around(config, device, variant.ranks_of_node, None)
-    timed = [with_forecast(one, around) for one in plans]
-    return min(timed, key=_order, default=None)
+    return min(with_forecasts(plans, around), key=_order, default=None)
 
 
 def _order(plan: Plan) -> tuple[float, tuple[bool, int, int, int]]:

@@ -15,7 +15,7 @@ from trainer.config.shape import LaunchShape
 from trainer.hardware.catalogue import Device
 from trainer.plan.answer import Plan
 from trainer.plan.job import Variant, alternatives
-from trainer.plan.outlook import look_around, with_forecast
+from trainer.plan.outlook import look_around, with_forecasts
 
 MARGIN = 0.05
 """Share of the memory that `auto` leaves free beside the allowance."""
@@ -69,8 +69,8 @@ def best(config: dict[str, Any], shape: LaunchShape, device: Device, is_free: bo
     variants = [one for one in [job, *alternatives(job, config["data"].get("batch_size"))] if may_be(one)]
     capacity = int(device.memory_bytes * (1 - MARGIN))
     around = look_around(config, device, job.ranks_of_node, None)
-    found = [with_forecast(one, around) for one in formula_plans(config, variants, capacity, skip=True) if one.fits]
-    timed = [one for one in found if one.forecast is not None]
+    fitting = [one for one in formula_plans(config, variants, capacity, skip=True) if one.fits]
+    timed = [one for one in with_forecasts(fitting, around) if one.forecast is not None]
     return min(timed, key=lambda one: (_seconds(one), one.variant.order()), default=None)
 
 

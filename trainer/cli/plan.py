@@ -21,7 +21,7 @@ from trainer.hardware.catalogue import Device
 from trainer.launch import launchers
 from trainer.plan.answer import Plan
 from trainer.plan.job import on_nodes
-from trainer.plan.outlook import look_around, with_forecast
+from trainer.plan.outlook import look_around, with_forecasts
 from trainer.plan.storage import space
 
 _DESCRIPTION = (
@@ -94,7 +94,7 @@ def main(argv: list[str]) -> int:
         raise UserError(f"trainer plan: {plan.reason}", "trainer fit with trainer.find_micro_batch=true measures it")
     network = arguments.network * 1e9 if arguments.network else None
     around = look_around(config, known, job.ranks_of_node, launchers.time_limit_s(config), network)
-    plan, *rest = (with_forecast(one, around) for one in (plan, *rest))
+    plan, *rest = with_forecasts([plan, *rest], around)
     rest = ranked(rest, arguments.by)
     if arguments.json:
         _print_json(plan, rest, known)

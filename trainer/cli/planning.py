@@ -13,7 +13,7 @@ from trainer.config.shape import LaunchShape, resolve
 from trainer.config.strategy import STRATEGIES, ranks_per_sample
 from trainer.core.errors import UserError
 from trainer.core.gpus import inventory
-from trainer.hardware.catalogue import DEVICES, Device, device, known, names
+from trainer.hardware.catalogue import DEVICES, Device, device, known, names, suggestion
 from trainer.plan.answer import Plan, of_estimate, of_simulation
 from trainer.plan.closed_form import NoFormula
 from trainer.plan.job import Variant, by_formula
@@ -38,9 +38,13 @@ def planned_device(name: str | None, config: dict[str, Any]) -> Device | None:
     if here and here[0].name in names():
         return device(here[0].name)
     if here:
-        raise UserError(f"the hardware catalogue does not have {here[0].name}", f"--gpu NAME: {', '.join(names())}")
+        raise UserError(
+            f"the hardware catalogue does not have {here[0].name}", f"--gpu NAME; {suggestion(here[0].name)}"
+        )
     if config["resources"].get("gpus") or config["resources"].get("gpus_per_node"):
-        raise UserError("this machine has no GPU to plan for", f"name one: --gpu NAME, of {', '.join(names())}")
+        raise UserError(
+            "this machine has no GPU to plan for", f"name one: --gpu 'NVIDIA H100 80GB HBM3'; {suggestion()}"
+        )
     return None
 
 

@@ -7,12 +7,17 @@ is left out. Intel's Gaudi is, too: torch shows it as `hpu`, which this trainer 
 
 from __future__ import annotations
 
+import re
+
 from trainer.core.errors import UserError
 from trainer.core.near import did_you_mean
 from trainer.hardware import amd, nvidia_data_center, nvidia_workstation
 from trainer.hardware.device import GIB as GIB
 from trainer.hardware.device import Device as Device
 
+LIST_ALL = "python -m trainer.hardware.table"
+"""The command that prints the catalogue."""
+_MOST_NEAR = 6
 DEVICES: dict[str, Device] = {
     one.name: one for one in (*nvidia_data_center.DEVICES, *nvidia_workstation.DEVICES, *amd.DEVICES)
 }
@@ -34,9 +39,23 @@ def device(name: str) -> Device:
     """
     found = known(name)
     if found is None:
-        fix = f"{did_you_mean(name, DEVICES)}known: {', '.join(names())}"
-        raise UserError(f"--gpu {name!r}: the hardware catalogue does not have this device", fix)
+        raise UserError(f"--gpu {name!r}: the hardware catalogue does not have this device", suggestion(name))
     return found
+
+
+def suggestion(name: str = "") -> str:
+    """Return the devices whose names are near `name`, and the command that lists all."""
+    words = {word for word in _words(name) if any(character.isdigit() for character in word)}
+    shared = {one: len(words & set(_words(one))) for one in names()}
+    most = max(shared.values(), default=0)
+    near = [one for one in names() if most and shared[one] == most][:_MOST_NEAR]
+    hint = f"did you mean {' or '.join(near)}? " if near else did_you_mean(name, DEVICES)
+    return f"{hint}{LIST_ALL} lists all"
+
+
+def _words(name: str) -> list[str]:
+    """Return the words of a name in lower case; RTX4090 has the words rtx and 4090."""
+    return re.findall(r"[a-z]+\d+\w*|\d+\w*|[a-z]+", re.sub(r"(rtx|gtx)(?=\d)", r"\1 ", name.lower()))
 
 
 def names() -> list[str]:

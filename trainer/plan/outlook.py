@@ -67,24 +67,49 @@ def threads_of(ranks_of_node: int) -> int:
 
 def with_forecast(plan: Plan, around: Surroundings) -> Plan:
     """Return the plan with its forecast, or with the reason why there is none."""
+    return with_forecasts([plan], around)[0]
+
+
+def with_forecasts(plans: Sequence[Plan], around: Surroundings) -> list[Plan]:
+    """Return the plans with their forecasts, all calibrated by the same measurements.
+
+    These include past runs of the configured job: what they took beyond the roofline, its alternatives would, too.
+    """
+    runs: list[Measurement] = []
+    for plan in plans:
+        job = _workload(plan, around) if plan.variant.is_configured else ""
+        if not isinstance(job, str):
+            runs += past.same_jobs(Path(around.config["runs_dir"]), job)
+    around = replace(around, known=[*around.known, *runs])
+    return [_with_forecast(plan, around) for plan in plans]
+
+
+def _workload(plan: Plan, around: Surroundings) -> Workload | str:
+    """Return what a rank does in a step, or why it is not known."""
     variant, work = plan.variant, plan.work
     if work is None or not work.is_known:
-        return replace(plan, no_forecast=plan.reason or "what a step computes was not counted")
-    found = roofline_of(variant, around)
+        return plan.reason or "what a step computes was not counted"
     sent = traffic_of(variant, work, around.config)
-    if isinstance(found, str) or isinstance(sent, str):
-        return replace(plan, no_forecast=next(one for one in (found, sent) if isinstance(one, str)))
+    if isinstance(sent, str):
+        return sent
     kind = kind_of(variant, around.config)
     work = rates.compiled(work) if kind.compile and variant.device == "cuda" else work
     hardware = hardware_of(around.device, variant.ranks_of_node)
-    job = Workload(
+    return Workload(
         around.config, hardware, kind, variant.world_size, variant.micro_batch, variant.accumulate, work, sent
     )
-    runs = past.same_jobs(Path(around.config["runs_dir"]), job) if variant.is_configured else []
-    step = step_time(work, sent, variant.accumulate, found)
+
+
+def _with_forecast(plan: Plan, around: Surroundings) -> Plan:
+    variant, job = plan.variant, _workload(plan, around)
+    found = roofline_of(variant, around) if not isinstance(job, str) else job
+    if isinstance(job, str) or isinstance(found, str):
+        return replace(plan, no_forecast=str(found))
+    work = job.work
+    step = step_time(work, job.sent, variant.accumulate, found)
     if variant.offloads and around.device is not None:
         step = rates.offloaded(step, work, plan.state_bytes, variant.accumulate, around.device)
-    calibration = correction([*around.known, *runs], kind, work, found)
+    calibration = correction(around.known, job.kind, work, found)
     readers = max(1, variant.world_size // (variant.layout().tensor))
     batch = variant.micro_batch * variant.accumulate * readers
     layout = variant.layout()
