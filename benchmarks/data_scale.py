@@ -83,8 +83,7 @@ def read_shards(root: Path, as_table: bool) -> dict[str, float]:
     found |= {"wall_s": time.perf_counter() - began, "memory_mb": own_memory() - before}
     for _ in range(BATCHES):
         next(batches)
-    peak = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
-    return found | {"later_mb": own_memory() - before, "peak_mb": int(peak.split()[1]) / 1000}
+    return found | {"later_mb": own_memory() - before}
 
 
 class Rows:
@@ -175,8 +174,8 @@ def sizes() -> tuple[list[str], list[str]]:
     """The table of sizes, and what is not as it should be."""
     lines = [
         "| token shards | order | shards | windows | CPU s to the first batch | its memory, MB "
-        f"| after {BATCHES} batches more, MB | peak of the process, MB |",
-        "|---|---|---|---|---|---|---|---|",
+        f"| after {BATCHES} batches more, MB |",
+        "|---|---|---|---|---|---|---|",
     ]
     found = {}
     for name, num_bytes in SIZES.items():
@@ -187,7 +186,7 @@ def sizes() -> tuple[list[str], list[str]]:
                 row = found[name, order] = in_process(str(root), order)
                 lines.append(
                     f"| {name} | {order} | {num_bytes // SHARD_BYTES + 1:,} | {row['windows']:,} | {row['cpu_s']:.2f} "
-                    f"| {row['memory_mb']:.0f} | {row['later_mb']:.0f} | {row['peak_mb']:.0f} |"
+                    f"| {row['memory_mb']:.0f} | {row['later_mb']:.0f} |"
                 )
                 print(lines[-1], file=sys.stderr, flush=True)
     first, last = found["10 MB", "ours"], found["1 TB", "ours"]
@@ -222,8 +221,8 @@ def main() -> int:
     text = "\n\n".join("\n".join(lines) for lines in tables)
     text += (
         f"\n\nWindows of {LENGTH:,} tokens (uint16), {BATCH} a batch, shards of {SHARD_BYTES / 1e6:.0f} MB, sparse; "
-        f'load {load:.1f} at the beginning. "A table" is `torch.randperm` of all windows, as before 0.2. Workers\' start '
-        f"and end are counted, over {SAMPLES:,} samples; medians of {ROUNDS} turns."
+        f'load {load:.1f} at the beginning. "A table" is `torch.randperm` of all windows, as before 0.2. Workers\' '
+        f"start and end are counted, over {SAMPLES:,} samples; medians of {ROUNDS} turns."
     )
     print(text)
     if options.keep:
