@@ -8,9 +8,9 @@ is left out. Intel's Gaudi is, too: torch shows it as `hpu`, which this trainer 
 from __future__ import annotations
 
 import re
+from difflib import get_close_matches
 
 from trainer.core.errors import UserError
-from trainer.core.near import did_you_mean
 from trainer.hardware import amd, nvidia_data_center, nvidia_workstation
 from trainer.hardware.device import GIB as GIB
 from trainer.hardware.device import Device as Device
@@ -49,7 +49,8 @@ def suggestion(name: str = "") -> str:
     shared = {one: len(words & set(_words(one))) for one in names()}
     most = max(shared.values(), default=0)
     near = [one for one in names() if most and shared[one] == most][:_MOST_NEAR]
-    hint = f"did you mean {' or '.join(near)}? " if near else did_you_mean(name, DEVICES)
+    near = near or get_close_matches(name, names())
+    hint = f"did you mean {' or '.join(near)}? " if near else ""
     return f"{hint}{LIST_ALL} lists all"
 
 
