@@ -23,7 +23,7 @@ from trainer.core.errors import UserError
 
 RANKS = Path(__file__).with_name("sharded_ranks.py")
 NOT_IN_THIS_SAVE = ("prune.renamed", "prune.removed")
-OF_EVERY_RANK = ("file.written", "file.synced")
+OF_EVERY_RANK = ("file.created", "file.write", "file.written", "file.synced")
 
 
 def run_cases(folder: Path, cases: list[tuple[str | None, int]]) -> list[dict[str, Any]]:
@@ -40,7 +40,7 @@ def run_cases(folder: Path, cases: list[tuple[str | None, int]]) -> list[dict[st
 
 def test_a_kill_on_any_rank_at_any_moment_leaves_a_good_newest_checkpoint(tmp_path: Path) -> None:
     first = [(point, 0) for point in POINTS if point not in NOT_IN_THIS_SAVE]
-    found = run_cases(tmp_path, [(None, 0), *first, *((point, 1) for point in OF_EVERY_RANK)])
+    *found, layouts = run_cases(tmp_path, [(None, 0), *first, *((point, 1) for point in OF_EVERY_RANK)])
     whole = found.pop(0)
     assert (whole["codes"], whole["step"], whole["good"]) == ([0, 0], 20, True)
     assert len(found) == len(first) + len(OF_EVERY_RANK)
@@ -52,6 +52,22 @@ def test_a_kill_on_any_rank_at_any_moment_leaves_a_good_newest_checkpoint(tmp_pa
         committed = case["victim"] == 0 and POINTS.index(case["point"]) >= POINTS.index("folder.renamed")
         assert case["step"] == (20 if committed else 10), case
         assert case["b"] == [float(case["step"])] * 3
+    written_once(layouts)
+
+
+def written_once(found: dict[str, Any]) -> None:
+    """Check that four ranks, replicas or not, save the state once, copy what they save, and verify their own files."""
+    assert found["codes"] == [0] * 4
+    assert found["good"] == {"fsdp": True, "hsdp": True}
+    for name, size in found["disk"].items():
+        assert 1 <= size / found["state"] < 1.02, f"{name}: {size} bytes of {found['state']}"
+    for rank, seen in enumerate(found["ranks"]):
+        assert (seen["fsdp"], seen["hsdp"]) == (found["state"] / 4, found["state"] / 4)
+        reason = "step-00000002 is damaged (shards/__3_0.distcp: checksum differs)"
+        assert seen["newest good"] == [1, [reason]]
+        own = [f"__{rank}_0.distcp"] * 2  # of step 2, then of step 1
+        assert [name for name in seen["verified"] if name == own[0]] == (own if rank else [own[0]] * 3)
+        assert rank == 0 or seen["verified"] == own, "a rank has read the files of another"
 
 
 @pytest.fixture

@@ -22,6 +22,7 @@ from torch.distributed.checkpoint.state_dict_saver import save as dcp_save
 from trainer.checkpoint import commit, data_file, shard_index
 from trainer.checkpoint.commit import CommitInfo, Staging
 from trainer.checkpoint.foreign import read_pickled
+from trainer.checkpoint.hashing import sha256
 from trainer.checkpoint.io import CheckpointWriter, RunCheckpointIO, load_state
 from trainer.checkpoint.store import CheckpointStore
 from trainer.checkpoint.stored import StoredCheckpoint
@@ -82,7 +83,7 @@ def rewrite(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
 def seal(path: Path) -> None:
     """Make COMMIT list the files that are there, with their sizes and checksums."""
     listed = {
-        one.relative_to(path).as_posix(): {"bytes": one.stat().st_size, "sha256": commit.sha256(one)}
+        one.relative_to(path).as_posix(): {"bytes": one.stat().st_size, "sha256": sha256(one)}
         for one in path.rglob("*")
         if one.is_file() and one.name != "COMMIT"
     }

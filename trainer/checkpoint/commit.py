@@ -17,16 +17,19 @@ import hashlib
 import json
 import math
 import os
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import Any, Literal
 
 from trainer.checkpoint import wellformed
 from trainer.checkpoint.faults import fault_point
+from trainer.checkpoint.hashing import HashingFile
+from trainer.checkpoint.hashing import checksums as checksums_of
 from trainer.checkpoint.wellformed import BadCheckpoint
 from trainer.core.errors import EnvironmentFault, UserError
 from trainer.core.records import BadRecord, from_json, to_json
@@ -40,7 +43,8 @@ COMMIT = "COMMIT"
 STAGING = ".staging-attempt-"
 DELETING = ".deleting-"
 BAD = "bad-"
-_CHUNK_BYTES = 4 << 20
+_SHARD = re.compile(r"shards/__([0-9]{1,9})_[0-9]+\.distcp")
+"""Name that torch.distributed.checkpoint gives a file; the group is the rank."""
 
 
 class SaveFailed(EnvironmentFault):
@@ -88,31 +92,6 @@ class Commit(CommitInfo):
     """Files by path, relative to the folder."""
 
 
-class _HashingFile:
-    """A writable file that is hashed while it is written, so that checksums need no second read."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self.file = file
-        self.digest = hashlib.sha256()
-        self.bytes = 0
-        self.os_error: OSError | None = None
-        """First error of the filesystem: torch.save replaces it by one that does not name the cause."""
-
-    def write(self, data: Any) -> int:
-        self.digest.update(data)
-        try:
-            fault_point("file.write")
-            written = self.file.write(data)
-        except OSError as error:
-            self.os_error = self.os_error or error
-            raise
-        self.bytes += written
-        return written
-
-    def flush(self) -> None:
-        self.file.flush()
-
-
 class Staging:
     """The folder in which a checkpoint is assembled. Not thread-safe."""
 
@@ -130,13 +109,12 @@ class Staging:
         fault_point("staging.created")
 
     @contextmanager
-    def file(self, relative: str) -> Iterator[_HashingFile]:
+    def file(self, relative: str) -> Iterator[HashingFile]:
         """Open a new file for writing; at the end of the block it is synced and its checksum recorded."""
         path = self.path / relative
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(path, "xb") as raw:
+        with open(path, "xb") as raw, HashingFile(raw) as hashing:
             fault_point("file.created")
-            hashing = _HashingFile(raw)
             try:
                 yield hashing
             except Exception as error:
@@ -146,15 +124,7 @@ class Staging:
             raw.flush()
             fault_point("file.written")
             os.fsync(raw.fileno())
-        self.files[relative] = StoredFile(hashing.bytes, hashing.digest.hexdigest())
-        fault_point("file.synced")
-
-    def adopt(self, relative: str) -> None:
-        """Sync and hash a file that a library wrote into the folder."""
-        path = self.path / relative
-        fault_point("file.written")
-        sync(path)
-        self.files[relative] = StoredFile(path.stat().st_size, sha256(path))
+        self.files[relative] = StoredFile(hashing.bytes, hashing.hexdigest())
         fault_point("file.synced")
 
     def discard(self) -> None:
@@ -258,7 +228,7 @@ def set_aside(path: Path) -> None:
     os.rename(path, bad)
 
 
-def verify(path: Path, checksums: bool = True) -> list[str]:
+def verify(path: Path, checksums: bool = True, only: Callable[[str], bool] = lambda relative: True) -> list[str]:
     """Return the problems of a checkpoint folder; an empty list if it is intact.
 
     Files that COMMIT does not list are ignored.
@@ -266,8 +236,9 @@ def verify(path: Path, checksums: bool = True) -> list[str]:
     Args:
         path: Folder of the checkpoint.
         checksums: False compares only sizes, which costs one `stat` per file.
+        only: Whether the checksum of a file is compared, by its path relative to the folder.
     """
-    problems = _problems(path, checksums)
+    problems = _problems(path, only if checksums else lambda relative: False)
     return [problem.message if isinstance(problem, BadCheckpoint) else problem for problem in problems]
 
 
@@ -277,12 +248,12 @@ def refuse_malformed(path: Path) -> None:
     Raises:
         BadCheckpoint: With the first problem that waiting or a restart does not cure.
     """
-    for problem in _problems(path, checksums=False):
+    for problem in _problems(path, lambda relative: False):
         if isinstance(problem, BadCheckpoint):
             raise problem
 
 
-def _problems(path: Path, checksums: bool) -> Iterator[BadCheckpoint | str]:
+def _problems(path: Path, compares: Callable[[str], bool]) -> Iterator[BadCheckpoint | str]:
     """Yield the problems: as BadCheckpoint what is malformed, as text what is missing or damaged."""
     try:
         content = read_commit(path)
@@ -292,17 +263,30 @@ def _problems(path: Path, checksums: bool) -> Iterator[BadCheckpoint | str]:
     except (OSError, ValueError) as error:
         yield f"{COMMIT}: {error}"
         return
+    right_size = []
     for relative, expected in content.files.items():
         try:
             size = wellformed.size_of(path, relative)
             if size != expected.bytes:
                 yield f"{relative}: {size} bytes instead of {expected.bytes}"
-            elif checksums and sha256(path / relative) != expected.sha256:
-                yield f"{relative}: checksum differs"
+            elif compares(relative):
+                right_size.append(relative)
         except BadCheckpoint as error:
             yield error
         except OSError as error:
             yield f"{relative}: {error.strerror}"
+    found = checksums_of(path / relative for relative in right_size)
+    for relative, checksum in zip(right_size, found, strict=True):
+        if isinstance(checksum, OSError):
+            yield f"{relative}: {checksum.strerror}"
+        elif checksum != content.files[relative].sha256:
+            yield f"{relative}: checksum differs"
+
+
+def writer_of(relative: str) -> int:
+    """Return the number of the rank that wrote a file of a checkpoint, from its path relative to the folder."""
+    match = _SHARD.fullmatch(relative)
+    return int(match[1]) if match else 0
 
 
 def is_committed(path: Path) -> bool:
@@ -400,15 +384,6 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def sha256(path: Path) -> str:
-    """Return the SHA-256 of a file as hexadecimal digits."""
-    digest = hashlib.sha256()
-    with open(os.open(path, wellformed.READ), "rb") as file:
-        while chunk := file.read(_CHUNK_BYTES):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def _digest(content: dict[str, Any]) -> str:

@@ -117,11 +117,12 @@ class CheckpointWriter:
             group: A gloo group of all ranks that nothing else uses; None for one process.
             is_private: Whether the tensors are copies in host memory that nothing else uses.
         """
-        from trainer.checkpoint.sharded import HostShard, ShardedWrite, in_place, local_bytes, to_host
+        from trainer.checkpoint.sharded import HostShard, ShardedWrite, in_place, local_bytes, owned, to_host
 
         started = time.monotonic()
         self.wait()
         read = threading.Event()
+        tensors = owned(tensors)
         copies = not is_private and self._takes_snapshot(local_bytes(tensors), self._copies.ranks_on_node)
         first = group is None or torch.distributed.get_rank(group) == 0
         problem: Exception | None = None

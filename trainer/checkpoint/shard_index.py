@@ -55,8 +55,8 @@ class Tensor:
     chunks: list[Chunk]
 
 
-def write(path: Path, tensors: dict[str, Tensor]) -> None:
-    """Write the index file at `path`. Names of files are numbered, because each occurs with many tensors."""
+def encoded(tensors: dict[str, Tensor]) -> bytes:
+    """Return the content of an index file. Names of files are numbered, because each occurs with many tensors."""
     files = sorted({chunk.file for tensor in tensors.values() for chunk in tensor.chunks})
     number = {file: place for place, file in enumerate(files)}
     content = {
@@ -71,7 +71,7 @@ def write(path: Path, tensors: dict[str, Tensor]) -> None:
             for name, tensor in tensors.items()
         },
     }
-    path.write_text(json.dumps(content, separators=(",", ":")), encoding="utf-8")
+    return json.dumps(content, separators=(",", ":")).encode()
 
 
 def read(path: Path) -> dict[str, Tensor]:

@@ -11,10 +11,14 @@ torch.distributed.checkpoint, but for its pickles: the index is JSON, and a shar
 
 from __future__ import annotations
 
+import math
+import os
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
@@ -23,7 +27,7 @@ import torch.distributed as dist
 from torch.distributed._shard._utils import narrow_tensor_by_index
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner, DefaultSavePlanner
-from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter, _StorageInfo
+from torch.distributed.checkpoint.filesystem import FileSystem, FileSystemReader, FileSystemWriter, _StorageInfo
 from torch.distributed.checkpoint.metadata import (
     ChunkStorageMetadata,
     Metadata,
@@ -44,7 +48,7 @@ from torch.distributed.checkpoint.state_dict_loader import load as dcp_load
 from torch.distributed.checkpoint.state_dict_saver import save as dcp_save
 from torch.distributed.tensor import DTensor
 
-from trainer.checkpoint import commit, data_file, shard_index
+from trainer.checkpoint import commit, data_file, hashing, shard_index
 from trainer.checkpoint.commit import CommitInfo, SaveFailed, Staging, StoredFile
 from trainer.checkpoint.faults import fault_point
 from trainer.checkpoint.host_copies import HostBuffers, StreamBuffer, is_on_device
@@ -121,6 +125,29 @@ def host_shard(tensor: torch.Tensor, copy: Callable[[torch.Tensor], torch.Tensor
         (chunk,) = tensor.__create_chunk_list__()  # type: ignore[no-untyped-call]
         return HostShard(copy(tensor.to_local().detach()), torch.Size(chunk.offsets), tensor.shape)
     return HostShard(copy(tensor.detach()), torch.Size([0] * tensor.dim()), tensor.shape)
+
+
+def owned(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return the tensors of which this rank saves its part.
+
+    Of replicated shards (HSDP) each replica group saves about the same number of bytes, and each shard is saved once.
+    All ranks decide alike, from names and shapes, so that a shard is copied to the host only where it is saved.
+    """
+    kept, assigned = {}, {}  # type: dict[str, torch.Tensor], dict[tuple[Any, tuple[int, ...]], list[int]]
+    for name, tensor in sorted(tensors.items()):
+        if isinstance(tensor, DTensor) and (coordinate := tensor.device_mesh.get_coordinate()) is not None:
+            replicated = tuple(number for number, placed in enumerate(tensor.placements) if placed.is_replicate())
+            sizes = [tensor.device_mesh.size(number) for number in replicated]
+            load = assigned.setdefault((tensor.device_mesh, replicated), [0] * math.prod(sizes))
+            owner = load.index(min(load))
+            load[owner] += tensor.numel() * tensor.element_size()
+            own = 0
+            for number, size in zip(replicated, sizes, strict=True):
+                own = own * size + coordinate[number]
+            if own != owner:
+                continue
+        kept[name] = tensor
+    return kept
 
 
 def to_host(tensors: dict[str, torch.Tensor], buffers: HostBuffers) -> dict[str, HostShard]:
@@ -243,12 +270,7 @@ class ShardedWrite:
         return True
 
     def _write_shards(self, staging: Staging, parts: dict[str, HostShard]) -> None:
-        writer = _Writer(
-            staging.path / SHARDS,
-            single_file_per_rank=True,
-            sync_files=True,
-            per_thread_copy_ahead=0,  # one chunk at a time: the planner's buffer has only one
-        )
+        writer = _Writer(staging)
         with _quiet(self.group is None):
             dcp_save(
                 parts,
@@ -260,11 +282,8 @@ class ShardedWrite:
         self.on_read()
 
     def _own_files(self, staging: Staging, write_rest: Callable[[Staging], None]) -> dict[str, StoredFile]:
-        """Hash the files that this rank wrote."""
-        for path in sorted((staging.path / SHARDS).glob(f"__{self._rank}_*")):
-            staging.adopt(f"{SHARDS}/{path.name}")
+        """Return the files that this rank wrote, with their checksums."""
         if self._rank == 0:
-            staging.adopt(f"{SHARDS}/{shard_index.NAME}")
             write_rest(staging)
         return staging.files
 
@@ -279,8 +298,32 @@ def _without_parts(value: dict[str, Any]) -> dict[str, Any]:
     return {name: item for name, item in value.items() if not isinstance(item, HostShard)}
 
 
+class _StagedFiles(FileSystem):
+    """The files of a staging folder, which are hashed while torch writes them, and then synced."""
+
+    def __init__(self, staging: Staging) -> None:
+        self._staging = staging
+
+    @contextmanager
+    def create_stream(self, path: str | os.PathLike[str], mode: str) -> Generator[Any, None, None]:
+        """Open a new file in `shards/`."""
+        assert mode == "wb", mode
+        with self._staging.file(f"{SHARDS}/{Path(path).name}") as file:
+            yield file
+
+
 class _Writer(FileSystemWriter):
-    """Writes the index as JSON."""
+    """Writes one file per rank into a staging folder, and the index as JSON."""
+
+    def __init__(self, staging: Staging) -> None:
+        super().__init__(
+            staging.path / SHARDS,
+            single_file_per_rank=True,
+            sync_files=False,  # `Staging.file` does
+            per_thread_copy_ahead=0,  # one chunk at a time: the planner's buffer has only one
+        )
+        self._staging = staging
+        self.fs = _StagedFiles(staging)
 
     def finish(self, metadata: Metadata, results: list[list[Any]]) -> None:
         """Write `index.json` in place of the pickle; called on one rank with the results of all."""
@@ -294,7 +337,8 @@ class _Writer(FileSystemWriter):
                 position = (place.relative_path, place.offset, place.length)
                 chunks.append(Chunk(tuple(chunk.offsets), tuple(chunk.sizes), *position))
             tensors[name] = shard_index.Tensor(entry.size, entry.properties.dtype, chunks)
-        shard_index.write(Path(self.path) / shard_index.NAME, tensors)
+        with self._staging.file(f"{SHARDS}/{shard_index.NAME}") as file:
+            file.write(shard_index.encoded(tensors))
         metadata.state_dict_metadata = {}  # torch sends it to every rank, which has no use for it
 
 
@@ -317,17 +361,27 @@ class _Reader(FileSystemReader):
         return Metadata(state_dict_metadata=tensors, storage_data=places)
 
     def read_data(self, plan: LoadPlan, planner: LoadPlanner) -> torch.futures.Future[None]:
-        """Fill the tensors of the plan; those of one file are read with the file opened once."""
-        per_file: dict[str, list[ReadItem]] = {}
-        for item in plan.items:
-            per_file.setdefault(self.storage_data[item.storage_index].relative_path, []).append(item)
-        for file, items in per_file.items():
+        """Fill the tensors of the plan, with several threads, each of which reads a part of the files in order."""
+
+        def place(item: ReadItem) -> _StorageInfo:
+            found: _StorageInfo = self.storage_data[item.storage_index]
+            return found
+
+        items = sorted(plan.items, key=lambda item: (place(item).relative_path, place(item).offset))
+        shares = _dealt(items, [place(item).length for item in items], hashing.threads(_ranks_on_node()))
+        with ThreadPoolExecutor(len(shares), "checkpoint-read") as pool:
+            for done in [pool.submit(self._read_items, share, planner) for share in shares]:
+                done.result()
+        filled: torch.futures.Future[None] = torch.futures.Future()
+        filled.set_result(None)
+        return filled
+
+    def _read_items(self, items: list[ReadItem], planner: LoadPlanner) -> None:
+        """Read the items, which are sorted by file. At most one chunk of a tensor is in memory."""
+        for file, of_file in groupby(items, lambda item: self.storage_data[item.storage_index].relative_path):
             with open(commit.listed_file(self._checkpoint, f"{SHARDS}/{file}"), "rb") as opened:
-                for item in items:
+                for item in of_file:
                     self._read_item(opened, item, planner)
-        done: torch.futures.Future[None] = torch.futures.Future()
-        done.set_result(None)
-        return done
 
     def _read_item(self, opened: BinaryIO, item: ReadItem, planner: LoadPlanner) -> None:
         if item.type != LoadItemType.TENSOR:
@@ -343,6 +397,22 @@ class _Reader(FileSystemReader):
             )
         target.copy_(part)
         planner.commit_tensor(item, target)
+
+
+def _dealt(items: list[ReadItem], sizes: list[int], count: int) -> list[list[ReadItem]]:
+    """Return up to `count` runs of consecutive items, of about the same size in bytes; at least one run."""
+    per_run, runs, filled = max(1, -(-sum(sizes) // count)), [[]], 0  # type: int, list[list[ReadItem]], int
+    for item, size in zip(items, sizes, strict=True):
+        if filled >= per_run * len(runs):
+            runs.append([])
+        runs[-1].append(item)
+        filled += size
+    return runs
+
+
+def _ranks_on_node() -> int:
+    """Return how many ranks of this job read at the same time on this node."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if dist.is_initialized() else 1
 
 
 def shapes(path: Path) -> dict[str, tuple[torch.Size, torch.dtype]]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -28,6 +28,8 @@ _LEFTOVER = re.compile(
     rf"(?:{re.escape(commit.DELETING)}|{re.escape(commit.STAGING)}([0-9]+)-){_NAME.pattern}(?:\.([a-z0-9]+))?"
 )
 """Name of a staged or half deleted checkpoint; the groups: attempt, step, suffix, id of the run."""
+Verify = Callable[[Path], list[str]]
+"""Returns the problems of a checkpoint folder; an empty list if it is intact."""
 
 
 @dataclass(frozen=True)
@@ -114,18 +116,21 @@ class CheckpointStore:
         checkpoints = []
         for path in self._folders():
             try:
-                if not _problems(path, checksums=False):
+                if not _problems(path, _sizes):
                     checkpoints.append(Checkpoint.read(path))
             except (OSError, ValueError, UserError):
                 continue  # deleted in the meantime, or of a newer format
         return sorted(checkpoints, key=lambda checkpoint: (checkpoint.step, not checkpoint.is_before_end))
 
-    def newest_good(self, set_aside: bool = False) -> tuple[Checkpoint | None, list[str]]:
+    def newest_good(
+        self, set_aside: bool = False, verify: Verify = commit.verify
+    ) -> tuple[Checkpoint | None, list[str]]:
         """Return the newest checkpoint whose checksums match, and a message for each that was skipped.
 
         Args:
             set_aside: Rename the skipped ones to `bad-...`, so that the same step can be saved again and `prune` does
                 not count them. Only the process that writes the run's checkpoints may do so.
+            verify: Returns the problems of a checkpoint folder, as `commit.verify`.
 
         Returns:
             `(None, [])` if there was never a checkpoint. `(None, messages)` if all are damaged: do not start from
@@ -141,7 +146,7 @@ class CheckpointStore:
             if self.strict and not self._is_own(_read(path)):
                 skipped.append(f"{path.name} is not of this run")
                 continue
-            problems = _problems(path)
+            problems = _problems(path, verify)
             if not problems:
                 return Checkpoint.read(path), skipped
             skipped.append(f"{path.name} is damaged ({'; '.join(problems)})")
@@ -274,11 +279,15 @@ def _is_named(path: Path) -> bool:
     return _NAME.fullmatch(name) is not None and (not number or number.isdigit())
 
 
-def _problems(path: Path, checksums: bool = True) -> list[str]:
-    """Return the problems of a checkpoint in a store: those of `commit.verify`, and that another one has its name."""
+def _sizes(path: Path) -> list[str]:
+    return commit.verify(path, checksums=False)
+
+
+def _problems(path: Path, verify: Verify) -> list[str]:
+    """Return the problems of a checkpoint in a store: those of `verify`, and that another one has its name."""
     if path.is_symlink():
         return ["a symbolic link, not a folder"]
-    problems = commit.verify(path, checksums)
+    problems = verify(path)
     if not problems and (step := commit.read_commit(path).step) != step_of(path):
         problems = [f"{commit.COMMIT}: it is of step {step}"]
     return problems

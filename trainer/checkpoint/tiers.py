@@ -14,7 +14,8 @@ import stat
 from collections.abc import Iterable
 from pathlib import Path
 
-from trainer.checkpoint.store import Checkpoint, CheckpointStore
+from trainer.checkpoint import commit
+from trainer.checkpoint.store import Checkpoint, CheckpointStore, Verify
 from trainer.core.errors import UserError
 
 
@@ -43,7 +44,10 @@ def own_folder(folder: Path) -> Path:
 
 
 def newest_good(
-    shared: CheckpointStore, local: CheckpointStore | None, starts: Iterable[tuple[float, int]]
+    shared: CheckpointStore,
+    local: CheckpointStore | None,
+    starts: Iterable[tuple[float, int]],
+    verify: Verify = commit.verify,
 ) -> tuple[Checkpoint | None, list[str]]:
     """Return the newest checkpoint of both tiers whose checksums match, and a message for each that was set aside.
 
@@ -51,14 +55,15 @@ def newest_good(
         shared: The checkpoints in the run directory.
         local: The node-local checkpoints, if any.
         starts: Time and first step of each attempt; they show whether a local checkpoint is superseded.
+        verify: Returns the problems of a checkpoint folder.
 
     Raises:
         UserError: The newest has a newer format.
     """
-    shared_newest, skipped = shared.newest_good(set_aside=True)
+    shared_newest, skipped = shared.newest_good(set_aside=True, verify=verify)
     if local is None:
         return shared_newest, skipped
-    local_newest, local_skipped = local.newest_good(set_aside=True)
+    local_newest, local_skipped = local.newest_good(set_aside=True, verify=verify)
     skipped += [f"local {message}" for message in local_skipped]
     if local_newest is None or (shared_newest is not None and local_newest.step <= shared_newest.step):
         return shared_newest, skipped

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.distributed
@@ -29,7 +28,7 @@ from trainer.checkpoint.io import CheckpointWriter, RunCheckpointIO, SaveFailed,
 from trainer.checkpoint.store import Checkpoint, CheckpointStore, best_of
 from trainer.config.batch import BatchPlan
 from trainer.config.schema import Config
-from trainer.core.errors import DONE, JOB_FAILED, REQUEUE, UserError
+from trainer.core.errors import DONE, JOB_FAILED, REQUEUE
 from trainer.runs import events
 from trainer.runs.directory import RunDirectory
 from trainer.runs.node_folder import NodeFolder
@@ -49,6 +48,7 @@ from trainer.train import (
     fine_tuning,
     flops,
     manual_optimization,
+    newest_checkpoint,
     resume_callbacks,
     save_points,
 )
@@ -57,10 +57,6 @@ from trainer.train.data import Data
 from trainer.train.precision import precision_note
 
 _ENDS: dict[Request, AttemptEnd] = {Request.STOP: "stopped", Request.REQUEUE: "preempted"}
-_NO_GOOD_CHECKPOINT = (
-    "every checkpoint of this run is damaged; starting again from step 0 would hide that",
-    "the damaged ones are kept as checkpoints/bad-*; start a new run, or restore one from a backup",
-)
 
 
 def run(run_path: Path) -> int:
@@ -131,7 +127,7 @@ def train(config: Config, attempt: Attempt, group: Group | None) -> None:
     rank, heartbeat, run_path = attempt.rank, attempt.heartbeat, attempt.directory.path
     job = _Job(config, attempt, group, _open_stores(config, attempt.directory))
 
-    checkpoint = _choose_checkpoint(job)
+    checkpoint = newest_checkpoint.choose(attempt, job.stores, group)
     attempt.first_step = checkpoint.step if checkpoint else 0
     heartbeat.update(step=attempt.first_step, phase="build")
     unsure_lines = attempt.begin(checkpoint) if rank.is_first else []
@@ -202,27 +198,6 @@ def _open_stores(config: Config, directory: RunDirectory) -> Stores:
     run = directory.identity()
     local = CheckpointStore(tiers.own_folder(folder), run, strict=True) if folder else None
     return Stores(CheckpointStore(directory.checkpoints_dir, run), local)
-
-
-def _choose_checkpoint(job: _Job) -> Checkpoint | None:
-    """Return the newest good checkpoint; None: start from step 0. Collective.
-
-    Rank 0 verifies and chooses, the other ranks follow, so that all load the same step.
-    """
-    choice: list[Any] = [None]
-    if job.rank.is_first:
-        starts = [(event.time, event.step) for event in job.directory.events_of(events.Started)]
-        newest, skipped = tiers.newest_good(job.stores.run, job.stores.local, starts)
-        for message in skipped:
-            print(f"checkpoint skipped: {message}", flush=True)
-            job.directory.add_event(events.CheckpointSkipped(reason=message))
-        choice = [UserError(*_NO_GOOD_CHECKPOINT) if skipped and newest is None else newest]
-    if job.group is not None:
-        torch.distributed.broadcast_object_list(choice, src=0, group=job.group)
-    chosen: Checkpoint | UserError | None = choice[0]
-    if isinstance(chosen, UserError):
-        raise chosen
-    return chosen
 
 
 def _make_writer(job: _Job) -> CheckpointWriter:

@@ -1,0 +1,123 @@
+"""Checksums of files: computed while they are written, and by several threads when they are verified.
+
+hashlib releases the interpreter lock for large buffers, so a thread hashes what another writes or reads. This module
+does not import torch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from trainer.checkpoint import wellformed
+from trainer.checkpoint.faults import fault_point
+
+MOST_THREADS = 8
+"""More threads of one process read a checkpoint no faster: the ranks of a node read at the same time."""
+_CHUNK_BYTES = 4 << 20
+_SMALL_BYTES = 1 << 20
+"""Less is hashed by the thread that writes: handing it over costs as much."""
+
+
+class HashingFile:
+    """A writable file that is hashed while it is written, so that checksums need no second read.
+
+    A thread hashes a large buffer while it is written. Closing ends the thread and leaves the file open.
+    """
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file = file
+        self.bytes = 0
+        self.os_error: OSError | None = None
+        """First error of the filesystem: torch.save replaces it by one that does not name the cause."""
+        self._digest = hashlib.sha256()
+        self._exit = ExitStack()
+        self._thread: ThreadPoolExecutor | None = None
+
+    def __enter__(self) -> HashingFile:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the thread."""
+        self._exit.close()
+
+    def write(self, data: Any) -> int:
+        """Write all of `data`, and return its size in bytes."""
+        view = memoryview(data).cast("B")
+        if view.nbytes < _SMALL_BYTES:
+            self._digest.update(view)
+            self._write(view)
+        else:
+            if self._thread is None:
+                self._thread = self._exit.enter_context(ThreadPoolExecutor(1, "checkpoint-hash"))
+            hashed = self._thread.submit(self._digest.update, view)
+            try:
+                self._write(view)
+            finally:
+                hashed.result()  # `data` may change once this returns
+        self.bytes += view.nbytes
+        return view.nbytes
+
+    def _write(self, view: memoryview) -> None:
+        try:
+            fault_point("file.write")
+            self.file.write(view)
+        except OSError as error:
+            self.os_error = self.os_error or error
+            raise
+
+    def flush(self) -> None:
+        """Flush the file."""
+        self.file.flush()
+
+    def tell(self) -> int:
+        """Return the number of bytes written."""
+        return self.bytes
+
+    def hexdigest(self) -> str:
+        """Return the SHA-256 of what was written as hexadecimal digits."""
+        return self._digest.hexdigest()
+
+
+def sha256(path: Path) -> str:
+    """Return the SHA-256 of a file as hexadecimal digits."""
+    digest = hashlib.sha256()
+    with open(os.open(path, wellformed.READ), "rb", buffering=0) as file:
+        buffer = memoryview(bytearray(_CHUNK_BYTES))
+        while count := file.readinto(buffer):
+            digest.update(buffer[:count])
+    return digest.hexdigest()
+
+
+def checksums(paths: Iterable[Path]) -> Iterator[str | OSError]:
+    """Yield the SHA-256 of each file, or the error that reading it gave, in order.
+
+    Several threads read; each holds a few megabytes.
+    """
+
+    def hashed(path: Path) -> str | OSError:
+        try:
+            return sha256(path)
+        except OSError as error:
+            return error
+
+    given = list(paths)
+    if len(given) < 2:
+        yield from map(hashed, given)
+        return
+    with ThreadPoolExecutor(threads(), "checkpoint-verify") as pool:
+        yield from pool.map(hashed, given)
+
+
+def threads(ranks_on_node: int = 1) -> int:
+    """Return how many threads of one process read a checkpoint."""
+    cores = len(os.sched_getaffinity(0))
+    return max(1, min(MOST_THREADS, cores // max(1, ranks_on_node)))
