@@ -1,0 +1,216 @@
+#!/usr/bin/env python3
+"""What a checkpoint costs: how long a save stops the training, what hashing adds to it, and how long a restore reads.
+
+    .venv/bin/python benchmarks/checkpoints.py             1 GiB in one process; about three minutes on two quiet cores
+    .venv/bin/python benchmarks/checkpoints.py --keep      also writes benchmarks/results/checkpoints.md
+
+The variants take turns, so that what else the machine does hits all; the table has medians. A restore reads from the
+disk: the page cache of its files is dropped first. The first asynchronous save, which allocates the host memory that
+later saves reuse, is reported apart. Exit code 1 when the stall misses its target.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import resource
+import shutil
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from kept import keep
+
+from trainer.checkpoint import commit, hashing
+from trainer.checkpoint.commit import CommitInfo
+from trainer.checkpoint.io import CheckpointWriter
+from trainer.checkpoint.store import CheckpointStore
+from trainer.checkpoint.stored import StoredCheckpoint
+
+TARGET = 0.04
+"""Stall of an asynchronous save as a share of a synchronous one."""
+TENSOR_BYTES = 16 << 20
+
+
+class NoDigest:
+    """In the place of a hash: what writing costs alone."""
+
+    def update(self, data: object) -> None:
+        pass
+
+    def hexdigest(self) -> str:
+        return "0" * 64
+
+
+def tensors_of(total_bytes: int) -> dict[str, torch.Tensor]:
+    return {f"model/{number}": torch.randn(TENSOR_BYTES // 4) for number in range(total_bytes // TENSOR_BYTES)}
+
+
+def save(writer: CheckpointWriter, tensors: dict[str, torch.Tensor], step: int, layout: str) -> dict[str, float]:
+    """Seconds for which training would have waited, and until the commit; CPU seconds of the waiting thread."""
+    started, cpu = time.perf_counter(), time.thread_time()
+    target = writer.store.path(step)
+    if layout == "sharded":
+        state = {"optimizers": {"groups": [], "values": {}}}
+        writer.save_sharded(tensors, state, target, CommitInfo(step=step, layout="sharded"), None)
+    else:
+        writer.save({"state_dict": tensors}, target, CommitInfo(step=step))
+    found = {"stall": time.perf_counter() - started, "cpu": time.thread_time() - cpu}
+    writer.wait()
+    writer.raise_if_failed()
+    found["whole"] = time.perf_counter() - started
+    return found
+
+
+def stalls(folder: Path, tensors: dict[str, torch.Tensor], rounds: int) -> list[dict[str, Any]]:
+    """A row for each layout: synchronous and asynchronous saves in turn."""
+    rows = []
+    for layout in ("file", "sharded"):
+        writers = {
+            name: CheckpointWriter(CheckpointStore(folder / name), asynchronous=name == "async")
+            for name in ("sync", "async")
+        }
+        found: dict[str, list[dict[str, float]]] = {"sync": [], "async": []}
+        for step in range(rounds + 1):
+            for name, writer in writers.items():
+                found[name].append(save(writer, tensors, step, layout))
+                shutil.rmtree(writer.store.path(step))
+        first = found["async"][0]["stall"]
+        medians = {
+            (name, key): statistics.median(one[key] for one in of_name[1:])
+            for name, of_name in found.items()
+            for key in of_name[0]
+        }
+        rows.append({"layout": layout, "first": first, **medians})
+    return rows
+
+
+def hashing_costs(folder: Path, tensors: dict[str, torch.Tensor], rounds: int) -> dict[str, float]:
+    """Seconds of a synchronous sharded save: without checksums, with them while writing, and read again afterwards."""
+    found: dict[str, list[float]] = {"none": [], "while": [], "after": []}
+    original = hashing.hashlib.sha256
+    for step in range(rounds):
+        for name in ("none", "while"):
+            writer = CheckpointWriter(CheckpointStore(folder / name), asynchronous=False)
+            if name == "none":
+                hashing.hashlib = _Hashlib  # type: ignore[assignment]
+            try:
+                found[name].append(save(writer, tensors, step, "sharded")["whole"])
+            finally:
+                hashing.hashlib = __import__("hashlib")
+            if name == "none":
+                started = time.perf_counter()
+                for path in sorted((writer.store.path(step) / "shards").iterdir()):
+                    digest = original()
+                    with open(path, "rb") as file:
+                        while chunk := file.read(4 << 20):
+                            digest.update(chunk)
+                found["after"].append(found["none"][-1] + time.perf_counter() - started)
+            shutil.rmtree(writer.store.path(step))
+    return {name: statistics.median(times) for name, times in found.items()}
+
+
+class _Hashlib:
+    sha256 = NoDigest
+
+
+def restores(folder: Path, tensors: dict[str, torch.Tensor], rounds: int) -> list[dict[str, Any]]:
+    """A row for each number of threads: verifying, then reading into tensors that exist."""
+    store = CheckpointStore(folder / "restore")
+    names = sorted(tensors)
+    paths = []
+    for part in range(4):  # a file each: one process writes one
+        writer = CheckpointWriter(store, asynchronous=False)
+        paths.append(store.path(part + 1))
+        save(writer, {name: tensors[name] for name in names[part::4]}, part + 1, "sharded")
+    into = {name: torch.empty_like(tensor) for name, tensor in tensors.items()}
+    most = hashing.MOST_THREADS
+    found: dict[int, list[dict[str, float]]] = {1: [], most: []}
+    for _ in range(rounds):
+        for count in found:
+            hashing.MOST_THREADS = count
+            drop_cache(folder)
+            before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+            started = time.perf_counter()
+            problems = [problem for path in paths for problem in commit.verify(path)]
+            verified = time.perf_counter() - started
+            drop_cache(folder)
+            started = time.perf_counter()
+            for part, path in enumerate(paths):
+                StoredCheckpoint(path).read({name: into[name] for name in names[part::4]})
+            read = time.perf_counter() - started
+            more = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+            assert not problems
+            assert all(torch.equal(into[name], tensors[name]) for name in names)
+            found[count].append({"verify": verified, "read": read, "mib": more})
+    hashing.MOST_THREADS = most
+    return [
+        {
+            "threads": min(count, hashing.threads()),
+            **{key: statistics.median(one[key] for one in rows) for key in rows[0]},
+        }
+        for count, rows in found.items()
+    ]
+
+
+def drop_cache(folder: Path) -> None:
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with open(path, "rb") as file:
+                os.fsync(file.fileno())
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def table(size_gb: float, rows: list[dict[str, Any]], hashed: dict[str, float], read: list[dict[str, Any]]) -> str:
+    lines = [
+        f"A state of {size_gb:g} GiB.",
+        "",
+        "| layout | synchronous save, s | stall of an asynchronous one, s | stall, % | CPU of the stall, s | until the "
+        "commit, s | first stall, s | target |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        share = row["async", "stall"] / row["sync", "stall"]
+        lines.append(
+            f"| {row['layout']} | {row['sync', 'stall']:.2f} | {row['async', 'stall']:.3f} | {100 * share:.1f} "
+            f"| {row['async', 'cpu']:.3f} | {row['async', 'whole']:.2f} | {row['first']:.2f} "
+            f"| {100 * TARGET:g} {'met' if share <= TARGET else 'MISSED'} |"
+        )
+    lines += [
+        "",
+        "| checksums of a synchronous save | s |",
+        "|---|---|",
+        f"| none | {hashed['none']:.2f} |",
+        f"| by a thread while the files are written | {hashed['while']:.2f} |",
+        f"| from the files, once they are written (before) | {hashed['after']:.2f} |",
+        "",
+        "| threads | verify, s | read, s | more memory than the tensors, MiB |",
+        "|---|---|---|---|",
+        *(f"| {one['threads']} | {one['verify']:.2f} | {one['read']:.2f} | {one['mib']:.0f} |" for one in read),
+    ]
+    return "\n".join(lines)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--gib", type=float, default=1.0, help="size of the state; default: 1")
+    parser.add_argument("--rounds", type=int, default=5, help="of each variant; default: 5")
+    parser.add_argument("--folder", type=Path, help="on the file system to measure; default: the temporary directory")
+    parser.add_argument("--keep", action="store_true", help="write the tables to benchmarks/results")
+    options = parser.parse_args()
+    tensors = tensors_of(int(options.gib * 2**30))
+    with tempfile.TemporaryDirectory(dir=options.folder) as name:
+        found = [measured(Path(name), tensors, options.rounds) for measured in (stalls, hashing_costs, restores)]
+    text = f"Load {os.getloadavg()[0]:.1f}. " + table(options.gib, *found)
+    print(text)
+    if options.keep:
+        keep("checkpoints", "What checkpoints cost", text)
+    return 0 if all(row["async", "stall"] <= TARGET * row["sync", "stall"] for row in found[0]) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
