@@ -28,7 +28,7 @@ from trainer.checkpoint.hashing import sha256
 from trainer.checkpoint.io import CheckpointWriter
 from trainer.checkpoint.store import CheckpointStore
 from trainer.checkpoint.stored import StoredCheckpoint
-from trainer.train.newest_checkpoint import with_shared_verification
+from trainer.train.newest_checkpoint import Ranks
 
 BOUND_S = 90.0
 WHOLE = {name: torch.arange(2.0**18).view(512, 512) + number for number, name in enumerate("abcd")}
@@ -82,7 +82,7 @@ def layout_main(folder: Path, rank: int) -> None:
     dist.barrier(group)
     read: list[str] = []
     hashing.sha256 = lambda path: read.append(path.name) or sha256(path)  # type: ignore[assignment, func-returns-value]
-    found = with_shared_verification(lambda verify: CheckpointStore(folder / "fsdp").newest_good(verify=verify), group)
+    found = (ranks := Ranks(group)).lead(lambda: CheckpointStore(folder / "fsdp").newest_good(verify=ranks.verify))
     seen["newest good"] = [found[0] and found[0].step, found[1]]
     seen["verified"] = read
     if rank == 0:  # as Lightning: the other ranks do not call the plugin

@@ -107,7 +107,7 @@ class StepClock(Callback):
         # The ranks must agree at the same boundary, and need not step in the same batches: so batches are counted.
         self._boundary_number = self._boundary_number + 1 if self._is_manual else step
         if self._is_manual:
-            self._heartbeat.progress += 1
+            self._heartbeat.count_progress()
         if self._is_manual or step >= boundary.next_step:
             boundary.on_step(trainer, module, step, self._boundary_number, bool(added))
             self.start_batch_timer()
@@ -125,7 +125,7 @@ class StepClock(Callback):
 
     def on_validation_batch_end(self, *arguments: Any) -> None:
         """Report progress, so that a long validation does not count as a hang."""
-        self._heartbeat.progress += 1
+        self._heartbeat.count_progress()
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Resume measuring the training."""

@@ -147,9 +147,14 @@ def commit(staging: Staging, info: CommitInfo) -> None:
     # In microseconds: beyond them a changed digit may give the same float, which the digest could not detect.
     content = to_json(Commit(**given, format=version, time=round(time.time(), 6), files=files))
     content["digest"] = _digest(content)
+    publish(staging, json.dumps(content, indent=1).encode())
+
+
+def publish(staging: Staging, content: bytes) -> None:
+    """Make the staged files visible at their target path, with this COMMIT. Raises as `commit`."""
     temporary = staging.path / f"{COMMIT}.tmp"
-    with open(temporary, "w", encoding="utf-8") as file:
-        json.dump(content, file, indent=1)
+    with open(temporary, "wb") as file:
+        file.write(content)
         file.flush()
         os.fsync(file.fileno())
     fault_point("commit.written")
@@ -303,7 +308,14 @@ def read_commit(path: Path) -> Commit:
         BadCheckpoint: COMMIT is malformed: not a regular file, or with a path that leads out of the folder.
         UserError: A newer version of trainer wrote it.
     """
-    content = wellformed.read_json(path, COMMIT)
+    return parsed(wellformed.read_json(path, COMMIT), path)
+
+
+def parsed(content: Any, path: Path) -> Commit:
+    """Return the content of the COMMIT of the folder `path`, which may be in an object store, checked.
+
+    Raises as `read_commit`.
+    """
     if not isinstance(content, dict) or content.pop("digest", None) != _digest(content):
         raise ValueError("digest mismatch")
     if isinstance(content.get("format"), int) and content["format"] > FORMAT:
@@ -384,6 +396,11 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def new_digest() -> Any:
+    """Return a new hash object of the algorithm of COMMIT's checksums."""
+    return hashlib.sha256()
 
 
 def _digest(content: dict[str, Any]) -> str:

@@ -30,6 +30,8 @@ POINTS = (
     "prune.removed",
 )
 """All points, in the order in which a save with pruning reaches them."""
+UPLOAD_POINTS = ("upload.begin", "upload.file", "upload.files", "upload.committed", "remote.removed")
+"""Those of an upload to an object store with pruning."""
 
 _reached: dict[str, int] = {}
 
@@ -39,7 +41,7 @@ def fault_point(name: str) -> None:
     spec = os.environ.get(VARIABLE)
     if spec is None:
         return
-    assert name in POINTS, name
+    assert name in (*POINTS, *UPLOAD_POINTS), name
     point, count, error = [*spec.split(":"), "", ""][:3]
     if point != name:
         return

@@ -9,13 +9,15 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from trainer.checkpoint import wellformed
 from trainer.checkpoint.faults import fault_point
+
+if TYPE_CHECKING:
+    from concurrent.futures import ThreadPoolExecutor
 
 MOST_THREADS = 8
 """More threads of one process read a checkpoint no faster: the ranks of a node read at the same time."""
@@ -57,6 +59,8 @@ class HashingFile:
             self._write(view)
         else:
             if self._thread is None:
+                from concurrent.futures import ThreadPoolExecutor  # not for commands that only list checkpoints
+
                 self._thread = self._exit.enter_context(ThreadPoolExecutor(1, "checkpoint-hash"))
             hashed = self._thread.submit(self._digest.update, view)
             try:
@@ -113,6 +117,8 @@ def checksums(paths: Iterable[Path]) -> Iterator[str | OSError]:
     if len(given) < 2:
         yield from map(hashed, given)
         return
+    from concurrent.futures import ThreadPoolExecutor
+
     with ThreadPoolExecutor(threads(), "checkpoint-verify") as pool:
         yield from pool.map(hashed, given)
 

@@ -23,6 +23,7 @@ from trainer.checkpoint.commit import CommitInfo, SaveFailed, Staging
 from trainer.checkpoint.host_copies import MIB, CopyOptions, HostBuffers, StreamBuffer, choose, nbytes
 from trainer.checkpoint.plain import plain_checkpoint
 from trainer.checkpoint.store import Checkpoint, CheckpointStore
+from trainer.checkpoint.uploads import MOST_WAITING, Uploads
 from trainer.checkpoint.wellformed import BadCheckpoint
 from trainer.core.errors import TrainerError, UserError
 
@@ -55,12 +56,15 @@ class CheckpointWriter:
         on_committed: Callable[[Checkpoint], None] | None = None,
         attempt: int = 0,
         copies: CopyOptions = CopyOptions(),  # noqa: B008  frozen
+        uploads: Uploads | None = None,
     ) -> None:
         self.store = store
         self.asynchronous = asynchronous
         self.on_committed = on_committed
         """Called after each commit, in the background thread if asynchronous."""
         self.attempt = attempt
+        self.uploads = uploads
+        """Where the checkpoints of `store` are uploaded to; None: nowhere."""
         self.timing = SaveTiming()
         self._copies = copies
         self._buffers = HostBuffers()
@@ -75,7 +79,7 @@ class CheckpointWriter:
         Returns as soon as the tensors may change again. Errors are logged, and raised by `raise_if_failed`.
         """
         started = time.monotonic()
-        self.wait()
+        self._wait_for_room()
         read = threading.Event()
         copies = self._takes_snapshot(nbytes(state), ranks_on_node=1)
         try:
@@ -120,7 +124,7 @@ class CheckpointWriter:
         from trainer.checkpoint.sharded import HostShard, ShardedWrite, in_place, local_bytes, owned, to_host
 
         started = time.monotonic()
-        self.wait()
+        self._wait_for_room()
         read = threading.Event()
         tensors = owned(tensors)
         copies = not is_private and self._takes_snapshot(local_bytes(tensors), self._copies.ranks_on_node)
@@ -210,6 +214,17 @@ class CheckpointWriter:
             self._thread.join()
             self._thread = None
 
+    def _wait_for_room(self) -> None:
+        self.wait()
+        if self.uploads is not None:
+            self.uploads.wait(MOST_WAITING)
+
+    def finish(self) -> None:
+        """Wait until no save is in flight, and everything is uploaded."""
+        self.wait()
+        if self.uploads is not None:
+            self.uploads.close()
+
     @property
     def in_flight(self) -> bool:
         """Whether a background save is running."""
@@ -218,7 +233,7 @@ class CheckpointWriter:
     def take_failure(self) -> BaseException | None:
         """Return and clear the error of a save since the last call, if any (`checkpoint.on_failure=warn`)."""
         failure, self._failure = self._failure, None
-        return failure
+        return failure or (self.uploads.take_failure() if self.uploads is not None else None)
 
     def raise_if_failed(self) -> None:
         """Raise the error of a save since the last call: SaveFailed, UserError, or an exception of `on_committed`."""
@@ -231,6 +246,8 @@ class CheckpointWriter:
         try:
             written = write()
             self.timing.written_s = time.monotonic() - started
+            if self.uploads is not None and target.parent == self.store.directory:
+                self.uploads.submit(target)
             if written and first and self.on_committed is not None:
                 self.on_committed(Checkpoint.read(target))
         except BaseException as error:

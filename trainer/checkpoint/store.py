@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -69,7 +69,11 @@ class Checkpoint:
             ValueError: COMMIT is damaged.
             UserError: The format is newer than this version of trainer reads.
         """
-        content = commit.read_commit(path)
+        return Checkpoint.of(path, commit.read_commit(path))
+
+    @staticmethod
+    def of(path: Path, content: commit.Commit) -> Checkpoint:
+        """Return the checkpoint that a COMMIT describes."""
         return Checkpoint(
             path=path,
             step=content.step,
@@ -120,7 +124,7 @@ class CheckpointStore:
                     checkpoints.append(Checkpoint.read(path))
             except (OSError, ValueError, UserError):
                 continue  # deleted in the meantime, or of a newer format
-        return sorted(checkpoints, key=lambda checkpoint: (checkpoint.step, not checkpoint.is_before_end))
+        return in_order(checkpoints)
 
     def newest_good(
         self, set_aside: bool = False, verify: Verify = commit.verify
@@ -160,6 +164,7 @@ class CheckpointStore:
         keep_best: int = 0,
         mode: str | None = None,
         keep_every_n_steps: int | None = None,
+        busy: Collection[str] = (),
     ) -> list[Checkpoint]:
         """Delete the checkpoints that no rule keeps. The newest is always kept.
 
@@ -171,31 +176,32 @@ class CheckpointStore:
             keep_best: Number of best checkpoints to keep, in the order of `ranked`.
             mode: min or max, for checkpoints that do not record it.
             keep_every_n_steps: Keep all checkpoints whose step is a multiple of this.
+            busy: Names of folders that are still read, for an upload.
 
         Returns:
             The deleted checkpoints.
         """
         self.require_real()
         checkpoints = self.committed()
-        steps = sorted({checkpoint.step for checkpoint in checkpoints})
-        keep = set(steps[-max(1, keep_last) :])
-        keep.update(checkpoint.step for checkpoint in ranked(checkpoints, mode=mode or "min")[:keep_best])
-        if keep_every_n_steps:
-            keep.update(checkpoint.step for checkpoint in checkpoints if checkpoint.step % keep_every_n_steps == 0)
-        doomed = [checkpoint for checkpoint in checkpoints if checkpoint.step not in keep and self._is_own(checkpoint)]
+        keep = kept(checkpoints, keep_last, keep_best, mode, keep_every_n_steps)
+        doomed = [
+            checkpoint
+            for checkpoint in checkpoints
+            if checkpoint.step not in keep and checkpoint.path.name not in busy and self._is_own(checkpoint)
+        ]
         for checkpoint in doomed:
             commit.remove(checkpoint.path, self.run)
         return doomed
 
-    def set_before_end(self, step: int) -> None:
+    def set_before_end(self, step: int) -> Path | None:
         """Rename the checkpoint of this step with the suffix `BEFORE_END`, to make room for the final one.
 
-        Does nothing if there is none. Only the process that writes the run's checkpoints may call this, with no save in
-        flight.
+        Returns its path; None if there is none. Only the process that writes the run's checkpoints may call this, with
+        no save in flight.
         """
         path = self.path(step)
         if not path.is_dir():
-            return
+            return None
         renamed = path.parent / f"{path.name}{BEFORE_END}"
         if os.path.lexists(renamed):
             if not renamed.is_symlink() and self._is_own(_read(renamed)):
@@ -204,6 +210,7 @@ class CheckpointStore:
                 commit.set_aside(renamed)
         os.rename(path, renamed)
         commit.sync(self.directory)
+        return renamed
 
     def clean_leftovers(self, attempt: int) -> None:
         """Delete staging folders of earlier attempts and of failed saves of this one. Not while a save is in flight.
@@ -291,6 +298,26 @@ def _problems(path: Path, verify: Verify) -> list[str]:
     if not problems and (step := commit.read_commit(path).step) != step_of(path):
         problems = [f"{commit.COMMIT}: it is of step {step}"]
     return problems
+
+
+def in_order(checkpoints: Iterable[Checkpoint]) -> list[Checkpoint]:
+    """Return the checkpoints by step, oldest first; the final one of a step comes last."""
+    return sorted(checkpoints, key=lambda checkpoint: (checkpoint.step, not checkpoint.is_before_end))
+
+
+def kept(
+    checkpoints: Sequence[Checkpoint],
+    keep_last: int,
+    keep_best: int = 0,
+    mode: str | None = None,
+    keep_every_n_steps: int | None = None,
+) -> set[int]:
+    """Return the steps that retention keeps; the arguments are those of `CheckpointStore.prune`."""
+    keep = set(sorted({checkpoint.step for checkpoint in checkpoints})[-max(1, keep_last) :])
+    keep.update(checkpoint.step for checkpoint in ranked(checkpoints, mode=mode or "min")[:keep_best])
+    if keep_every_n_steps:
+        keep.update(checkpoint.step for checkpoint in checkpoints if checkpoint.step % keep_every_n_steps == 0)
+    return keep
 
 
 def ranked(checkpoints: Sequence[Checkpoint], monitor: str | None = None, mode: str = "min") -> list[Checkpoint]:

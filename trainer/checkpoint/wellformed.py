@@ -20,7 +20,7 @@ from trainer.core.errors import UserError
 
 READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 """Flags of open(2) with which neither a link is followed nor a FIFO waited for."""
-_LARGEST_JSON_BYTES = 1 << 30
+LARGEST_JSON_BYTES = 1 << 30
 """An index of the shards of 1,000 tensors on 1,000 ranks has about 60 MB."""
 _PART = re.compile(r"[A-Za-z0-9_.+=@,-]{1,255}")
 """Part of the path of a file in a checkpoint."""
@@ -77,9 +77,9 @@ def read_json(folder: Path, relative: str) -> Any:
         os.close(descriptor)
         raise malformed(folder, _not_regular(relative, found.st_mode))
     with os.fdopen(descriptor, "rb") as file:
-        if found.st_size > _LARGEST_JSON_BYTES:
+        if found.st_size > LARGEST_JSON_BYTES:
             raise malformed(folder, f"{relative}: {found.st_size} bytes, more than any checkpoint needs")
-        content = file.read(_LARGEST_JSON_BYTES)
+        content = file.read(LARGEST_JSON_BYTES)
     try:
         return json.loads(content.decode("utf-8"), parse_constant=_refuse_constant)
     except UnicodeDecodeError as error:

@@ -11,6 +11,7 @@ from trainer.checks.fits import problems_of_fit
 from trainer.checks.parts import problems_of_parts
 from trainer.config.batch import BatchPlan
 from trainer.config.callbacks import problems_of_callbacks
+from trainer.config.checkpoint_url import missing_package
 from trainer.config.combinations import Job, problems_of_combinations, problems_of_packages
 from trainer.config.environment import problems_of_secrets
 from trainer.config.limits import AtLeast, limits_of
@@ -63,7 +64,9 @@ def check(config: dict[str, Any], cwd: Path | None = None, fits: bool = True, ta
     splits = not any(problem.message.startswith("data.") for problem in values)
     raise_all([*values, *found, *_launch(config, splits)])
     of_notify = problems_of_notify(config.get("notify") or {}, os.environ)
-    raise_all([*problems_of_packages(config), *problems_of_loggers(config), *of_notify])
+    url = config["checkpoint"].get("dir")
+    of_store = [missing_package(url)] if url is not None else []
+    raise_all([*problems_of_packages(config), *problems_of_loggers(config), *of_notify, *filter(None, of_store)])
 
 
 def _of_targets(config: dict[str, Any], cwd: Path) -> Iterator[TrainerError]:

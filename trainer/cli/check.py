@@ -27,7 +27,9 @@ def main(argv: list[str]) -> int:
     parser = overrides_parser("check", _DESCRIPTION, "trainer check experiment=quickstart trainer.max_steps=100")
     parser.add_argument("--json", action="store_true", help="print one JSON object: ok, problems, jobs")
     parser.add_argument(
-        "--deep", action="store_true", help="also count the model's parameters and FLOPs; takes seconds"
+        "--deep",
+        action="store_true",
+        help="also count the model's parameters and FLOPs, and try checkpoint.dir; takes seconds",
     )
     arguments = parser.parse_intermixed_args(argv)
     try:
@@ -35,6 +37,8 @@ def main(argv: list[str]) -> int:
         arguments.overrides = expand(arguments.overrides, arguments.config_dir, keep=False, stream=stream)
         # --deep counts a model that is named without data as published: it need not fit the default data.
         jobs = check_all(compose_all(arguments), fits=not arguments.deep)
+        if arguments.deep:
+            deep.ask_object_stores(jobs)
         counts: list[dict[str, Any] | None] = [*deep.count(jobs)] if arguments.deep else [None] * len(jobs)
     except TrainerError as error:
         if not arguments.json:

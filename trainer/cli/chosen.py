@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TextIO
 
 from trainer.checkpoint import commit
-from trainer.checkpoint.store import Checkpoint, CheckpointStore, best_of
+from trainer.checkpoint.store import Checkpoint, CheckpointStore, best_of, in_order
 from trainer.config.instantiate import read_whole
 from trainer.config.problems import raise_all
 from trainer.config.shape import LaunchShape, resolve
@@ -25,6 +25,7 @@ from trainer.runs.code_snapshot import import_paths
 from trainer.runs.directory import RunDirectory
 from trainer.runs.records import CommandFailure
 from trainer.runs.registry import reference_to, shortest
+from trainer.runs.remote_checkpoints import remote_of, url_of
 from trainer.supervise import entry, torchrun
 from trainer.supervise.rendezvous import private_folder
 from trainer.supervise.torchrun import Place
@@ -33,18 +34,25 @@ from trainer.supervise.torchrun import Place
 def choose(run: RunDirectory, which: str) -> Checkpoint:
     """Return a committed checkpoint: `last`, `best` (by the monitored metric), or the one of a step.
 
+    One that is only in the object store (`checkpoint.dir`) is downloaded into the run directory.
+
     Raises:
         UserError: If the checkpoint does not exist, or its checksums do not match.
     """
-    checkpoint = _select(run, which)
+    remote = remote_of(run, url_of(run.config()))
+    checkpoint = _select(run, which, remote.committed() if remote is not None else [])
+    if remote is not None and not commit.is_committed(checkpoint.path):
+        print(f"downloading {checkpoint.path.name} from {remote.objects.url}", file=sys.stderr)
+        remote.fetch(checkpoint.path.name)
     problems = commit.verify(checkpoint.path)
     if problems:
         raise UserError(f"{checkpoint.path} is damaged: {'; '.join(problems)}", "use another: --checkpoint=STEP")
     return checkpoint
 
 
-def _select(run: RunDirectory, which: str) -> Checkpoint:
-    committed = CheckpointStore(run.checkpoints_dir).committed()
+def _select(run: RunDirectory, which: str, remote: list[Checkpoint]) -> Checkpoint:
+    here = CheckpointStore(run.checkpoints_dir).committed()
+    committed = in_order({one.path.name: one for one in [*remote, *here]}.values())
     if not committed:
         raise UserError(
             f"{run.path.name} has no checkpoint",

@@ -7,7 +7,8 @@ from typing import Any
 from trainer.cli.child import ask
 from trainer.cli.job import Job
 from trainer.config.problems import raise_all
-from trainer.core.errors import UserError
+from trainer.core.errors import TrainerError, UserError
+from trainer.runs.remote_checkpoints import url_of
 from trainer.supervise import entry
 
 TIMEOUT_S = 1800.0
@@ -25,6 +26,23 @@ def count(jobs: list[Job]) -> list[dict[str, Any]]:
     answers = ask(entry.DEEP, requests, TIMEOUT_S, "--deep", "leave --deep out; the run itself has no such limit")
     raise_all([UserError(**one["error"]) for one in answers if one["error"]])
     return [{key: value for key, value in one.items() if key != "error"} for one in answers]
+
+
+def ask_object_stores(jobs: list[Job]) -> None:
+    """Check that the checkpoints of the jobs can be written to their object stores (`checkpoint.dir`).
+
+    Raises:
+        TrainerError: With all that is wrong with credentials, buckets and permissions.
+    """
+    from trainer.checkpoint.object_store import probe
+
+    problems = []
+    for url in {url for job in jobs if (url := url_of(job.config)) is not None}:
+        try:
+            probe(url)
+        except TrainerError as error:
+            problems.append(error)
+    raise_all(problems)
 
 
 def describe(counted: dict[str, Any]) -> list[tuple[str, str]]:

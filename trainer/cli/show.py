@@ -26,6 +26,7 @@ from trainer.runs.ledger import by_rank
 from trainer.runs.planned import Figure, plan_beside_run
 from trainer.runs.records import AttemptOutcome
 from trainer.runs.registry import find, reference_to, runs_dir_from, shortest
+from trainer.runs.remote_checkpoints import remote_of, url_of
 from trainer.runs.reproduction import first_of
 from trainer.runs.sampled import sampled_curves
 from trainer.runs.summary import summary
@@ -60,7 +61,7 @@ def main(argv: list[str]) -> int:
     facts["plan"] = [{"name": one.name, "planned": one.planned, "measured": one.measured} for one in figures] or None
     if options.verify:
         for checkpoint in facts["checkpoints"]:
-            checkpoint["problems"] = commit.verify(Path(checkpoint["path"]))
+            checkpoint["problems"] = _verify(run, checkpoint)
             checkpoint["verified"] = not checkpoint["problems"]
     if options.ranks:
         facts["ranks"] = by_rank(run)
@@ -69,6 +70,16 @@ def main(argv: list[str]) -> int:
     )
     damaged = any(checkpoint["verified"] is False for checkpoint in facts["checkpoints"])
     return JOB_FAILED if damaged else DONE
+
+
+def _verify(run: RunDirectory, checkpoint: dict[str, Any]) -> list[str]:
+    """Return the problems of a checkpoint, in the run directory and in the object store."""
+    problems = commit.verify(Path(checkpoint["path"])) if checkpoint["here"] else []
+    remote = remote_of(run, url_of(run.config())) if checkpoint["remote"] else None
+    if remote is not None:
+        name = Path(checkpoint["path"]).name
+        problems += [f"{checkpoint['remote']}: {problem}" for problem in remote.verify(name)]
+    return problems
 
 
 def _sheet(run: RunDirectory, facts: dict[str, Any], charged: Bill, figures: list[Figure]) -> list[str]:
@@ -98,7 +109,7 @@ def _sheet(run: RunDirectory, facts: dict[str, Any], charged: Bill, figures: lis
     lines += _block("ranks", _ranks(facts.get("ranks", [])))
     lines += _block("metrics", _metric_lines(run, facts["metrics"]))
     lines += _block("evaluated", [_evaluation(one) for one in facts["evaluations"]])
-    lines += _block("checkpoints", _checkpoints(facts["checkpoints"]))
+    lines += _block("checkpoints", _checkpoints(facts["checkpoints"], url_of(run.config())))
     lines += _block("attempts", [_attempt(outcome) for outcome in run.attempts()])
     if os.path.isfile(run.path / REPORT):
         lines.append(f"  report       {shortest(run.path / REPORT)}")
@@ -175,9 +186,9 @@ def _block(title: str, rows: list[str]) -> list[str]:
     return [f"  {title if index == 0 else '':<13}{row}" for index, row in enumerate(rows)]
 
 
-def _checkpoints(checkpoints: list[dict[str, Any]]) -> list[str]:
-    """Return the step, size, metrics and state of each checkpoint, in columns."""
-    rows = [[_step(one), size(one["bytes"]), _metrics(one), _state(one)] for one in checkpoints]
+def _checkpoints(checkpoints: list[dict[str, Any]], url: str | None) -> list[str]:
+    """Return the step, size, metrics and state of each checkpoint, in columns; `url`: of the object store, if any."""
+    rows = [[_step(one), size(one["bytes"]), _metrics(one), _state(one) + _place(one, url)] for one in checkpoints]
     widths = [max((len(row[column]) for row in rows), default=0) for column in range(4)]
     return [
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True) if width).rstrip() for row in rows
@@ -199,6 +210,12 @@ def _state(checkpoint: dict[str, Any]) -> str:
             "checksums match" if checkpoint["verified"] else f"DAMAGED: {'; '.join(checkpoint['problems'])}"
         ) + where
     return ("complete" if checkpoint["committed"] else "incomplete") + where
+
+
+def _place(checkpoint: dict[str, Any], url: str | None) -> str:
+    if checkpoint.get("remote"):
+        return f", in {checkpoint['remote']}" + ("" if checkpoint["here"] else " only")
+    return f", not in {url}" if url is not None and not checkpoint["local"] else ""
 
 
 def _attempt(outcome: AttemptOutcome) -> str:

@@ -20,6 +20,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+from trainer.config.checkpoint_url import problem_of
 from trainer.config.direction import Direction
 from trainer.config.limits import (
     AtLeast,
@@ -228,6 +229,9 @@ class CheckpointOptions:
     improvement."""
     on_failure: Literal["stop", "warn"] = "stop"
     """Action when a save fails: stop (exit code 1) or warn (log an error and continue)."""
+    dir: str | None = None
+    """URL of an object store (s3://BUCKET/PREFIX) to which every checkpoint of the run directory is uploaded, and from
+    which one that is missing there is restored; null: none. Credentials come from the environment."""
     local_dir: str | None = None
     """Node-local directory for additional checkpoints, on a single node only; null: none."""
     local_every_n_steps: PositiveInt | None = None
@@ -244,7 +248,9 @@ class CheckpointOptions:
     """Megabytes (MiB) of host memory per rank through which a save that takes no full snapshot reads the GPU."""
 
     def problems(self) -> Iterator[UserError]:
-        """Yield an error if only one of the two keys for node-local checkpoints is set."""
+        """Yield an error if `dir` is no URL of an object store, or only one of the keys for node-local ones is set."""
+        if self.dir is not None and (problem := problem_of(self.dir)) is not None:
+            yield problem
         if (self.local_dir is None) != (self.local_every_n_steps is None):
             unset = ("local_dir", "/tmp/checkpoints") if self.local_dir is None else ("local_every_n_steps", "100")
             yield UserError(

@@ -19,6 +19,7 @@ EXTRAS = {
     "mlflow": ("mlflow-skinny>=3.1",),
     "trackio": ("trackio>=0.43,<1",),
     "sweep": ("optuna>=4.5,<6", "cmaes>=0.12"),
+    "s3": ("s3fs>=2025.3",),
     "export": ("onnx>=1.18,<2", "onnxscript>=0.5,<1", "onnxruntime>=1.22,<2"),
 }
 """The optional dependencies of pyproject.toml by extra."""

@@ -173,6 +173,15 @@ class CheckpointSaved(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
+class CheckpointUploaded(Event):
+    """A checkpoint is in the object store (`checkpoint.dir`), whole."""
+
+    event: Literal["checkpoint_uploaded"] = "checkpoint_uploaded"
+    attempt: int | None = None
+    step: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class CheckpointSkipped(Event):
     """A damaged checkpoint was not resumed from."""
 

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from trainer.checkpoint import commit
+from trainer.checkpoint import commit, remote_record
 from trainer.checkpoint.store import BEFORE_END, Checkpoint, CheckpointStore, best_of, is_named_as_checkpoint, step_of
 from trainer.checkpoint.tiers import local_folder
 from trainer.core.errors import UserError
@@ -102,7 +102,8 @@ def best(run: RunDirectory, live: HeartbeatRecord | None) -> BestCheckpoint | No
     """
     beat = live.best if live else None
     fallback = beat.mode if beat else "min"
-    checkpoint = best_of(_committed(run.checkpoints_dir), mode=fallback)
+    uploaded = remote_record.read(run.checkpoints_dir)
+    checkpoint = best_of([*(one for one, _ in uploaded.values()), *_committed(run.checkpoints_dir)], mode=fallback)
     if checkpoint is None:
         return beat
     mode, value = checkpoint.mode or fallback, checkpoint.monitor_value
@@ -162,24 +163,31 @@ def local_checkpoints(run: RunDirectory, config: Mapping[str, Any]) -> Path | No
 
 
 def checkpoints(run: RunDirectory, config: Mapping[str, Any] | None = None) -> list[dict[str, Any]]:
-    """Return every checkpoint folder, including those without COMMIT, sorted by step.
+    """Return every checkpoint folder, including those without COMMIT, sorted by step, and those that were uploaded.
 
-    `verified` is null because only sizes were compared; `trainer show --verify` compares checksums.
+    `verified` is null because only sizes were compared; `trainer show --verify` compares checksums. `remote` is where a
+    checkpoint is in the object store, as the run has recorded it; null: it is not there.
     """
     rows = []
-    local = local_checkpoints(run, run.config() if config is None else config)
+    config = run.config() if config is None else config
+    local = local_checkpoints(run, config)
+    uploaded = remote_record.read(run.checkpoints_dir)
     folders = [run.checkpoints_dir] + ([local] if local else [])
     committed = {one.path: one for folder in folders for one in _committed(folder)}
     paths = [path for folder in folders for path in folder.glob("step-*") if is_named_as_checkpoint(path)]
+    paths += [path for path in uploaded if path not in paths]
     for path in sorted(paths, key=lambda path: (step_of(path), not path.name.endswith(BEFORE_END))):
-        checkpoint = committed.get(path)
+        in_store, url = uploaded.get(path, (None, None))
+        checkpoint = committed.get(path) or in_store
         rows.append(
             {
                 "step": step_of(path),
                 "path": str(path),
                 "local": path.parent == local,
                 "bytes": checkpoint.bytes if checkpoint else None,
-                "committed": commit.is_committed(path),
+                "here": path.is_dir(),
+                "remote": url,
+                "committed": commit.is_committed(path) if path.is_dir() else checkpoint is not None,
                 "metrics": checkpoint.metrics if checkpoint else None,
                 "verified": None,
                 "problems": [],

@@ -107,6 +107,10 @@ class Heartbeat:
                     self._first_step = self.step
             self._fields.update(fields)
 
+    def count_progress(self) -> None:
+        """Count progress without a step: what takes long is no hang."""
+        self.progress += 1
+
     def write(self) -> None:
         """Write now. An error of the file system must not end the training."""
         with self._lock:

@@ -25,13 +25,14 @@ from typing import IO, Any
 from trainer.checkpoint.store import CheckpointStore
 from trainer.config.shape import LaunchShape
 from trainer.core import processes, records
-from trainer.core.errors import EnvironmentFault, UserError
+from trainer.core.errors import EnvironmentFault, TrainerError, UserError
 from trainer.core.files import write_atomic
 from trainer.core.gpus import inventory
 from trainer.core.hardware import count_gpus
 from trainer.hardware import baseline
 from trainer.runs.directory import RunDirectory
 from trainer.runs.records import NodeCheck, Reduction
+from trainer.runs.remote_checkpoints import url_of
 from trainer.supervise import rendezvous
 
 MOST_SKEW_S = 5.0
@@ -73,6 +74,13 @@ def check_node(run: RunDirectory, shape: LaunchShape, node: str) -> NodeCheck:
     needed = bytes_to_come(run)
     if free < needed:
         problems.append(f"{free / 1e9:.1f} GB are free, the checkpoints need {needed / 1e9:.1f} GB")
+    if (url := url_of(run.config())) is not None:
+        from trainer.checkpoint.object_store import probe as probe_store
+
+        try:
+            probe_store(url)
+        except TrainerError as error:
+            problems.append(f"{error.message}: {error.fix}")
     return NodeCheck(node=node, problems=problems, code=code_hash(run), data=data_seen(run.config()["data"]))
 
 

@@ -13,6 +13,7 @@ from trainer.callbacks.guard import Guard
 from trainer.callbacks.metrics import TrainMetrics
 from trainer.checkpoint.io import CheckpointWriter
 from trainer.checkpoint.store import CheckpointStore
+from trainer.checkpoint.uploads import Uploads
 from trainer.config.schema import Config
 from trainer.runs.events import CheckpointFailed
 from trainer.runs.lock import refuse_if_superseded
@@ -29,6 +30,8 @@ class Stores:
     """`checkpoints/` of the run directory."""
     local: CheckpointStore | None = None
     """Node-local folder (`checkpoint.local_dir`); None: not configured."""
+    uploads: Uploads | None = None
+    """To the object store (`checkpoint.dir`); None: not configured."""
 
 
 class CheckpointSaver(Saver):
@@ -63,7 +66,12 @@ class CheckpointSaver(Saver):
         """Save the last step once more, because `on_train_end` has changed the weights."""
         self._writer.wait()
         if self._attempt.rank.is_first:
-            self._stores.run.set_before_end(steps_taken(trainer))
+            uploads = self._stores.uploads
+            if uploads is not None:
+                uploads.wait()
+            renamed = self._stores.run.set_before_end(steps_taken(trainer))
+            if uploads is not None and renamed is not None:
+                uploads.submit(renamed, alone=True)
         trainer.strategy.barrier("before the final checkpoint")
         self.best.forget()
         self._save(trainer, self._stores.run)

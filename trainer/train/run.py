@@ -25,13 +25,17 @@ from trainer.callbacks.transient_state import TransientState
 from trainer.checkpoint import tiers
 from trainer.checkpoint.host_copies import MIB, CopyOptions
 from trainer.checkpoint.io import CheckpointWriter, RunCheckpointIO, SaveFailed, SaveTiming
-from trainer.checkpoint.store import Checkpoint, CheckpointStore, best_of
+from trainer.checkpoint.remote import RemoteStore
+from trainer.checkpoint.store import Checkpoint, CheckpointStore, best_of, step_of
+from trainer.checkpoint.uploads import Uploads
 from trainer.config.batch import BatchPlan
 from trainer.config.schema import Config
 from trainer.core.errors import DONE, JOB_FAILED, REQUEUE
 from trainer.runs import events
 from trainer.runs.directory import RunDirectory
+from trainer.runs.lock import refuse_if_superseded
 from trainer.runs.node_folder import NodeFolder
+from trainer.runs.remote_checkpoints import remote_of
 from trainer.runtime import failure, hydra_state, logs, memory, micro_batch, rng
 from trainer.runtime.abort import abort_nccl
 from trainer.runtime.attempt import Attempt
@@ -125,7 +129,7 @@ def train(config: Config, attempt: Attempt, group: Group | None) -> None:
     logs.start(attempt.directory.config())
     hydra_state.configure_logging(attempt.directory)
     rank, heartbeat, run_path = attempt.rank, attempt.heartbeat, attempt.directory.path
-    job = _Job(config, attempt, group, _open_stores(config, attempt.directory))
+    job = _Job(config, attempt, group, _open_stores(config, attempt))
 
     checkpoint = newest_checkpoint.choose(attempt, job.stores, group)
     attempt.first_step = checkpoint.step if checkpoint else 0
@@ -192,12 +196,26 @@ def train(config: Config, attempt: Attempt, group: Group | None) -> None:
         tiers.remove_local(job.stores.local)
 
 
-def _open_stores(config: Config, directory: RunDirectory) -> Stores:
-    """Open the run's checkpoints and, if `checkpoint.local_dir` is set, those on this node's disk."""
+def _open_stores(config: Config, attempt: Attempt) -> Stores:
+    """Open the run's checkpoints and, if they are configured, those on this node's disk and in an object store."""
+    directory, rank = attempt.directory, attempt.rank
     folder = tiers.local_folder(config.checkpoint.local_dir, directory.path.name)
     run = directory.identity()
     local = CheckpointStore(tiers.own_folder(folder), run, strict=True) if folder else None
-    return Stores(CheckpointStore(directory.checkpoints_dir, run), local)
+    store = CheckpointStore(directory.checkpoints_dir, run)
+    uploads = None
+    if (remote := remote_of(directory, config.checkpoint.dir)) is not None:
+        remote.may_write = lambda: refuse_if_superseded(directory, rank.attempt)
+        uploads = Uploads(remote, rank.rank, rank.world_size, lambda path: _after_upload(config, attempt, remote, path))
+        uploads.on_wait = attempt.heartbeat.count_progress
+    return Stores(store, local, uploads)
+
+
+def _after_upload(config: Config, attempt: Attempt, remote: RemoteStore, path: Path) -> None:
+    """Record a checkpoint that is in the object store, and delete old ones there."""
+    attempt.directory.add_event(events.CheckpointUploaded(attempt=attempt.rank.attempt, step=step_of(path)))
+    options = config.checkpoint
+    remote.record(remote.prune(options.keep_last, options.keep_best, options.keep_every_n_steps))
 
 
 def _make_writer(job: _Job) -> CheckpointWriter:
@@ -208,6 +226,7 @@ def _make_writer(job: _Job) -> CheckpointWriter:
         asynchronous=options.asynchronous,
         attempt=job.rank.attempt,
         copies=CopyOptions(options.snapshot, options.buffer_mb * MIB, job.rank.local_world_size),
+        uploads=job.stores.uploads,
     )
     writer.on_committed = lambda checkpoint: _after_commit(job, checkpoint, writer.timing)
     return writer
@@ -230,7 +249,12 @@ def _after_commit(job: _Job, checkpoint: Checkpoint, timing: SaveTiming, loggers
         return
     if loggers is not None:
         loggers.checkpoint_saved(checkpoint, lambda: _is_best(job, checkpoint))
-    job.stores.run.prune(options.keep_last, options.keep_best, keep_every_n_steps=options.keep_every_n_steps)
+    job.stores.run.prune(
+        options.keep_last,
+        options.keep_best,
+        keep_every_n_steps=options.keep_every_n_steps,
+        busy=job.stores.uploads.names() if job.stores.uploads is not None else (),
+    )
 
 
 def _is_best(job: _Job, checkpoint: Checkpoint) -> bool:
@@ -283,7 +307,7 @@ def _finish(job: _Job, writer: CheckpointWriter, loggers: Loggers, end: AttemptE
     """Wait for the background write, then finish the loggers. A failed write is reported like one during training."""
     job.attempt.heartbeat.update(phase="finish")
     try:
-        writer.wait()
+        writer.finish()
         if job.config.checkpoint.on_failure == "stop":
             writer.raise_if_failed()
     finally:
