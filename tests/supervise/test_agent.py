@@ -79,6 +79,8 @@ def test_a_forked_rank_is_what_its_command_line_says_and_torchrun_starts_it_agai
     log = (tmp_path / "log").read_text()
     assert "(exitcode: 7)" in log
     assert log.count("at the end of") == 4, "a rank did not come to its atexit handlers"
+    unflushed = [path.read_text() for path in tmp_path.glob("unflushed-*")]
+    assert unflushed == ["whole"] * 4, "a rank lost what was in the buffer of an open file"
 
 
 @pytest.mark.parametrize("victim", ["server", "torchrun"])

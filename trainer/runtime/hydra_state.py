@@ -11,6 +11,10 @@ import os
 from pathlib import Path
 from typing import Any
 
+from hydra.conf import HydraConf
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import OmegaConf
+
 from trainer.config import instantiate
 from trainer.config.hydra_node import problems_of_logging
 from trainer.config.hydra_record import hydra_node
@@ -29,10 +33,6 @@ def load(run: RunDirectory) -> Config:
 
 def enter(node: dict[str, Any], run_path: Path) -> None:
     """Set HydraConfig from the node `hydra`, and change the working directory if `hydra.job.chdir` is set."""
-    from hydra.conf import HydraConf
-    from hydra.core.hydra_config import HydraConfig
-    from omegaconf import OmegaConf
-
     node["runtime"]["output_dir"] = str(run_path)
     schema = OmegaConf.structured(HydraConf)
     OmegaConf.set_struct(schema, False)

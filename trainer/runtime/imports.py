@@ -5,12 +5,15 @@ It is done once for all ranks of a node if they are forked (`trainer/supervise/a
 
 from __future__ import annotations
 
+import functools
 import gc
+import inspect
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from types import ModuleType
+from typing import Any
 
 from trainer.runtime import frozen, namespaces
 
@@ -27,8 +30,10 @@ def quick_imports() -> Iterator[None]:
     namespaces.install()
     gc.disable()
     try:
-        _import_torchmetrics()
-        yield
+        with _modules_of_frames_by_name():
+            _import_torchmetrics()
+            yield
+        _read_entry_points_once()
     finally:
         gc.freeze()
         gc.enable()
@@ -44,3 +49,33 @@ def _import_torchmetrics() -> None:
         import torchmetrics  # noqa: F401
     finally:
         del sys.modules[stand_in.__name__]
+
+
+@contextmanager
+def _modules_of_frames_by_name() -> Iterator[None]:
+    """Let inspect find the module of a frame by its name instead of its file.
+
+    torch asks for it at each operator that it registers, and inspect then resolves the paths of all new modules: 30,000
+    calls of the file system.
+    """
+    by_file = inspect.getmodule
+
+    @functools.wraps(by_file)
+    def getmodule(object: Any, _filename: str | None = None) -> ModuleType | None:
+        if inspect.isframe(object):
+            return sys.modules.get(object.f_globals.get("__name__", ""))
+        return by_file(object, _filename)
+
+    inspect.getmodule = getmodule
+    try:
+        yield
+    finally:
+        inspect.getmodule = by_file
+
+
+def _read_entry_points_once() -> None:
+    """Read now what Lightning's Trainer reads in each rank: a file of each installed package, for their callbacks."""
+    registry: Any = sys.modules.get("lightning.fabric.utilities.registry")
+    if registry is not None and hasattr(registry, "entry_points"):
+        registry.entry_points = functools.cache(registry.entry_points)
+        registry.entry_points(group="lightning.pytorch.callbacks_factory")

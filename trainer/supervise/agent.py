@@ -30,10 +30,13 @@ module in TRAINER_PRELOAD.
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import ctypes
 import faulthandler
 import gc
 import importlib
+import io
 import os
 import runpy
 import select
@@ -46,7 +49,7 @@ import time
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
@@ -102,15 +105,15 @@ def _import_all(module: str) -> str | None:
     try:
         faulthandler.enable()
         faulthandler.register(signal.SIGUSR2)  # shows where an import hangs
-        importlib.import_module("torch.distributed.run")
         if not module or not sys.platform.startswith("linux"):
+            importlib.import_module("torch.distributed.run")
             return ""
-        from torch.distributed.elastic.multiprocessing import api
+        with _module_of_imports().quick_imports():
+            importlib.import_module("torch.distributed.run")
+            from torch.distributed.elastic.multiprocessing import api
 
-        if not hasattr(api, "get_subprocess_handler"):
-            return "this version of torch starts its workers in another way"
-        imports = _module_of_imports()
-        with imports.quick_imports():
+            if not hasattr(api, "get_subprocess_handler"):
+                return "this version of torch starts its workers in another way"
             importlib.import_module(module)
         # Native threads of OpenBLAS do not count: it stops them before a fork.
         return "importing started a thread" if threading.active_count() > 1 else cannot_fork(Path("/proc/self"))
@@ -233,7 +236,7 @@ class ForkServer:
             _die_with(self._pid)
             self._leave_server()
             _fork_ranks_through(self._torchruns_end)
-            return torchrun
+            return lambda: _run_to_the_end(torchrun)
         self._torchruns_end.close()
         listener = os.environ.pop(LISTENER_VARIABLE, None)
         if listener is not None:  # torchrun's, not that of the ranks
@@ -276,7 +279,7 @@ class ForkServer:
                 environment[IMPORT_S_VARIABLE] = f"{self._import_s:.3f}"
             if arguments[0] != sys.executable:  # PYTHON_EXEC or --numa-binding of torchrun
                 return lambda: os.execvpe(arguments[0], arguments, environment)
-            return lambda: run_python(arguments, environment)
+            return lambda: _run_to_the_end(lambda: run_python(arguments, environment))
         os.close(not_yet)
         os.read(ready, 1)  # returns when the rank has closed its end or exited
         os.close(ready)
@@ -325,6 +328,30 @@ def _die_with(parent: int) -> None:
     _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _run_to_the_end(main: Main) -> NoReturn:
+    """Run `main`, and exit as the interpreter does, except that no module is taken down.
+
+    That would copy memory shared with the server page by page: 0.5 s of CPU in each rank, for which a restart waits.
+    """
+    code = 0
+    try:
+        main()
+    except SystemExit as end:
+        if isinstance(end.code, str):
+            print(end.code, file=sys.stderr)
+        code = end.code if isinstance(end.code, int) else int(end.code is not None)
+    except BaseException:
+        sys.excepthook(*sys.exc_info())
+        code = 1
+    threading._shutdown()  # type: ignore[attr-defined]  # waits for threads; multiprocessing's processes do the same
+    atexit._run_exitfuncs()
+    for one in gc.get_objects():  # without those of the server, which are frozen
+        if issubclass(type(one), io.IOBase):
+            with contextlib.suppress(Exception):  # closed, or its disk is full
+                one.flush()
+    os._exit(code & 0xFF)
 
 
 def run_python(arguments: list[str], environment: dict[str, str]) -> None:
