@@ -29,10 +29,13 @@ from trainer.runs.registry import find, reference_to, runs_dir_from, shortest
 from trainer.runs.remote_checkpoints import remote_of, url_of
 from trainer.runs.reproduction import first_of
 from trainer.runs.sampled import sampled_curves
+from trainer.runs.starts import starts
 from trainer.runs.summary import summary
 
 _INDENT, _NARROWEST, _WIDEST = 15, 8, 30
 """Columns before a metric, and of its curve."""
+_STARTS = 3
+"""Attempts whose time to the first step is shown."""
 
 
 def main(argv: list[str]) -> int:
@@ -59,6 +62,7 @@ def main(argv: list[str]) -> int:
     charged = bill(run)
     figures = plan_beside_run(run, run.config(), charged.total, facts["ledger"])
     facts["plan"] = [{"name": one.name, "planned": one.planned, "measured": one.measured} for one in figures] or None
+    facts["starts"] = starts(run)
     if options.verify:
         for checkpoint in facts["checkpoints"]:
             checkpoint["problems"] = _verify(run, checkpoint)
@@ -105,6 +109,7 @@ def _sheet(run: RunDirectory, facts: dict[str, Any], charged: Bill, figures: lis
         lines += _block("time", _time(facts["ledger"]))
     lines += _block("bill", bill_text.sheet(charged))
     lines += _block("plan", _plan(figures))
+    lines += _block("first step", [_start(one) for one in facts["starts"][-_STARTS:]])
     lines += _block("stragglers", [event["reason"] for event in facts["stragglers"]])
     lines += _block("ranks", _ranks(facts.get("ranks", [])))
     lines += _block("metrics", _metric_lines(run, facts["metrics"]))
@@ -146,6 +151,11 @@ def _plan(figures: list[Figure]) -> list[str]:
         found = measured if measured == "not measured" else f"{measured} measured"
         lines.append(f"{name:<{width}}  {planned} planned, {found}" + (f" ({difference})" if difference else ""))
     return lines
+
+
+def _start(start: dict[str, Any]) -> str:
+    attempt = f"attempt {start['attempt']}, " if start["attempt"] else ""
+    return f"{attempt}after {_seconds(start['total_s'])}: {_classes(start['seconds'])}"
 
 
 def _metric_lines(run: RunDirectory, metrics: dict[str, Any]) -> list[str]:

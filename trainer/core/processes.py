@@ -103,6 +103,14 @@ def started_ticks(pid: int) -> int | None:
     return int(fields[19]) if fields else None
 
 
+def age_s() -> float:
+    """Return the seconds since this process was started (Linux; 0 elsewhere)."""
+    ticks = started_ticks(os.getpid())
+    if ticks is None:
+        return 0.0
+    return max(0.0, time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK"))
+
+
 def leads_session(pid: int) -> bool:
     """Return whether `pid` is a session leader, that is, has called setsid(2)."""
     try:

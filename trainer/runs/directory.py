@@ -7,12 +7,13 @@ import os
 import re
 import secrets
 import shlex
+import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trainer.config.shape import LaunchShape
-from trainer.core import records
+from trainer.core import processes, records
 from trainer.core.errors import EnvironmentFault, UserError
 from trainer.core.files import (
     append_line,
@@ -103,6 +104,7 @@ class RunDirectory:
         from trainer.runs.code_snapshot import snapshot
         from trainer.runs.manifest import manifest_of
 
+        compose_s, began = processes.age_s(), time.monotonic()
         run = cls.new(Path(config["runs_dir"]).expanduser(), config["name"])
         if hydra is not None:
             config = hydra.keep(run.path, config, code_root)
@@ -111,7 +113,8 @@ class RunDirectory:
         copied = snapshot(code_root, run.code_dir, leave_out=run.path.parent)
         manifest = manifest_of(choices, copied, config.get("data"), code_root)
         write_atomic(run.manifest_path, json.dumps({**manifest, "id": run.id}, indent=1))
-        run.add_event(events.Created(overrides=overrides))
+        snapshot_s = round(time.monotonic() - began, 3)
+        run.add_event(events.Created(overrides=overrides, compose_s=round(compose_s, 3), snapshot_s=snapshot_s))
         return run
 
     @classmethod

@@ -38,6 +38,10 @@ class Created(Event):
 
     event: Literal["created"] = "created"
     overrides: list[str] = field(default_factory=list)
+    compose_s: float | None = absent()
+    """Seconds from the start of the command: composing, checks, the plan, and what a person was asked."""
+    snapshot_s: float | None = absent()
+    """Seconds that freezing the configuration and the code took."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,6 +116,20 @@ class Started(Event):
     world_size: int | None = None
     host: str | None = None
     slurm_job_id: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class FirstStep(Event):
+    """The first rank of an attempt has completed its first step."""
+
+    event: Literal["first_step"] = "first_step"
+    attempt: int
+    step: int
+    began: float
+    """When the node process was started, in seconds since 1970; that of the rank after a restart by torchrun."""
+    seconds: dict[str, float]
+    """Seconds since then by part: node (until torchrun has started the ranks), import, config, rendezvous, build (model
+    and trainer), data, restore, first_step."""
 
 
 @dataclass(frozen=True, kw_only=True)

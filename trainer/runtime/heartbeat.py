@@ -62,6 +62,8 @@ class Heartbeat:
         """Seconds before the forward pass (`data_s`), if the ranks wait for each other in the forward pass."""
         self.on_beat: Callable[[], None] = _nothing
         """Called in the heartbeat thread. An exception is printed once and disables it."""
+        self.on_phase: Callable[[str], None] = _nothing
+        """Called with each new phase, in the thread that sets it."""
         self.samplers: list[Callable[[], None]] = []
         """Called in the heartbeat thread before `on_beat`. One that raises is removed."""
         self.waited_s: Callable[[], float] = float
@@ -75,9 +77,11 @@ class Heartbeat:
             "phase": "start",
             "metrics": {},
         }
-        import_s = _age_of_this_process_s() + float(os.environ.get("TRAINER_IMPORT_S", "0"))  # supervise/agent.py
-        self._began = time.time() - import_s
-        self._spent: dict[str, float] = {"import": import_s}
+        self.import_s = processes.age_s() + float(os.environ.get("TRAINER_IMPORT_S", "0"))  # supervise/agent.py
+        """Seconds that this process, or the one that forked it, spent on importing."""
+        self.began = time.time() - self.import_s
+        """When that began, in seconds since 1970."""
+        self._spent: dict[str, float] = {"import": self.import_s}
         """Seconds of completed phases; `runs/ledger.py` adds them up."""
         self._phase_since = time.monotonic()
         self._first_step: int | None = None
@@ -106,6 +110,8 @@ class Heartbeat:
                 if phase == "build":
                     self._first_step = self.step
             self._fields.update(fields)
+        if "phase" in fields:
+            self.on_phase(fields["phase"])
 
     def count_progress(self) -> None:
         """Count progress without a step: what takes long is no hang."""
@@ -116,7 +122,7 @@ class Heartbeat:
         with self._lock:
             fields = dict(self._fields)
             spent = self._spent_until(time.monotonic())
-        fields |= {"began": self._began, "spent": {phase: round(value, 3) for phase, value in spent.items()}}
+        fields |= {"began": self.began, "spent": {phase: round(value, 3) for phase, value in spent.items()}}
         fields |= self._medians()
         fields["first_step"] = self.step if self._first_step is None else self._first_step
         now = time.time()
@@ -178,13 +184,5 @@ class Heartbeat:
         self.write()
 
 
-def _nothing() -> None:
+def _nothing(*_: object) -> None:
     """Do nothing; the default hook."""
-
-
-def _age_of_this_process_s() -> float:
-    """Return the seconds since this process was started (Linux; 0 elsewhere)."""
-    ticks = processes.started_ticks(os.getpid())
-    if ticks is None:
-        return 0.0
-    return max(0.0, time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK"))

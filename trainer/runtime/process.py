@@ -25,6 +25,8 @@ FULL_MESH_UP_TO = 128
 
 A job has up to four groups of all ranks, so that each rank then has 508 sockets. Many systems allow a process 1,024
 open files."""
+NODE_BEGAN_VARIABLE = "TRAINER_NODE_BEGAN"
+"""When the node process was started, in seconds since 1970; read by `first_step.py`."""
 
 
 @dataclass(frozen=True)

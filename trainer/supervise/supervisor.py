@@ -22,6 +22,7 @@ from trainer.runs.directory import RunDirectory
 from trainer.runs.events import CheckpointSaved, Ended
 from trainer.runs.node_folder import NodeFolder
 from trainer.runs.records import AttemptOutcome
+from trainer.runtime.process import NODE_BEGAN_VARIABLE
 from trainer.supervise import entry, rendezvous, torchrun
 from trainer.supervise.hang import HangWatcher, Watched
 from trainer.supervise.relay import Relay, interval_s
@@ -169,6 +170,8 @@ class Supervisor:
             hash_seed=self.run.hash_seed(),
             expandable_segments=self.config["trainer"].get("expandable_segments", True),
         )
+        if first == self.base:
+            variables[NODE_BEGAN_VARIABLE] = f"{time.time() - processes.age_s():.3f}"
         print(
             f"attempt {first}: {self.shape}, {variables['OMP_NUM_THREADS']} threads each, on {socket.gethostname()}"
             + (f", {os.environ[CLAIMED_VARIABLE]}" if os.environ.get(CLAIMED_VARIABLE) else ""),

@@ -39,6 +39,7 @@ from trainer.runs.remote_checkpoints import remote_of
 from trainer.runtime import failure, hydra_state, logs, memory, micro_batch, rng
 from trainer.runtime.abort import abort_nccl
 from trainer.runtime.attempt import Attempt
+from trainer.runtime.first_step import StartClock
 from trainer.runtime.flight_recorder import FlightRecorder, Timeouts
 from trainer.runtime.heartbeat import Heartbeat
 from trainer.runtime.process import Rank
@@ -74,12 +75,17 @@ def run(run_path: Path) -> int:
     heartbeat = Heartbeat(directory, rank)
     heartbeat.start()
     attempt = Attempt(directory, rank, heartbeat)
+    start = StartClock(attempt)
+    if rank.is_first:
+        heartbeat.on_phase = start.follow
     try:
         config = hydra_state.load(directory)
+        start.end("config")
         group = init_process_group(config, rank, Timeouts(config.resilience).first_s)
+        start.end("rendezvous")
         if group is not None:
             heartbeat.on_beat = FlightRecorder(directory, rank).check
-        train(config, attempt, group)
+        train(config, attempt, group, start)
         attempt.end("finished", DONE)
     except StopTraining as stopped:
         if stopped.request is Request.SAVE_FAILED:
@@ -123,7 +129,7 @@ class _Job:
         return self.attempt.directory
 
 
-def train(config: Config, attempt: Attempt, group: Group | None) -> None:
+def train(config: Config, attempt: Attempt, group: Group | None, start: StartClock) -> None:
     """Build data, model, callbacks and loggers, and train from the newest good checkpoint. Collective."""
     silence_known_warnings()
     logs.start(attempt.directory.config())
@@ -143,13 +149,17 @@ def train(config: Config, attempt: Attempt, group: Group | None) -> None:
     writer = _make_writer(job)
     trainer = build.build_trainer(config, rank, RunCheckpointIO(writer), str(run_path))
     rng.seed_all(config.seed)
+    start.end("build")
     data = build.build_data(config, rank, trainer, group)
+    start.end("data")
     callbacks: list[Callback] = []  # filled below: the scheduler needs the total steps only when training starts
     module = build.build_module(
         config, data, lambda: build.total_steps_of(config, data, callbacks), deferral=build.deferral_of(config, rank)
     )
     build.convert_to_float8(module, config, rank)
+    start.end("build")
     data.set_up(module)
+    start.end("data")
     attempt.plan = data.plan
     if checkpoint is None:
         deferred_modules.call_when_built(
@@ -178,6 +188,7 @@ def train(config: Config, attempt: Attempt, group: Group | None) -> None:
         )
         deferred_modules.call_when_built(module, lambda: loggers.describe(_sizes(module)))
 
+    start.end("build")
     end: AttemptEnd = "failed"
     try:
         trainer.fit(
