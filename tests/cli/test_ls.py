@@ -116,6 +116,26 @@ def test_a_mistake_names_what_is_near(
 
 
 @pytest.mark.parametrize(
+    ("key", "near"),
+    [
+        ("stat", "state"),
+        ("trainer.max_stepss", "trainer.max_steps"),
+        ("strategy.nmae", "strategy.name"),
+        ("modle", "model"),
+        ("val/acc", None),
+        ("model.depth", None),
+        ("experiment", None),
+        ("optimizer", None),
+    ],
+)
+def test_a_key_is_judged_without_runs(workdir: Path, capsys: pytest.CaptureFixture[str], key: str, near: str) -> None:
+    code = main(["ls", "--where", f"{key}=3"])
+    error = capsys.readouterr().err
+    assert (code, error == "") == ((DONE, True) if near is None else (USER_MUST_CHANGE, False))
+    assert near is None or re.search(rf"no run has {key}\n  did you mean {near}\?", error), error
+
+
+@pytest.mark.parametrize(
     ("arguments", "names"),
     [
         (["--sort", "val/acc"], ["large", "small", "wide"]),  # the better one first, no value last

@@ -97,6 +97,8 @@ def test_hydra_global_state_is_restored(workdir: Path) -> None:
         ("trainer.max_steps=ten", "trainer.max_steps=ten: expected an integer", "trainer.max_steps=10"),
         ("trainer.max_steps=1.5", "trainer.max_steps=1.5: expected an integer", "trainer.max_steps=10"),
         ("trainer.sync_batchnorm=maybe", "expected true or false", "trainer.sync_batchnorm=true"),
+        ("report=flase", "report=flase: expected true or false", "did you mean report=false? write report=true or rep"),
+        ("trainer.benchmark=flase", "true or false or null", "did you mean trainer.benchmark=false?"),
         ("seed=null", "seed=null: expected an integer", "seed=10"),
         ("seed=true", "seed=true: expected an integer", "seed=10"),
     ],

@@ -103,7 +103,7 @@ class OneOf(Limit):
         """Return the error for another value, with the nearest choice and all of them."""
         if value in self.choices:
             return None
-        hint = did_you_mean(str(value), [name for name in self.choices if isinstance(name, str)], prefix=f"{key}=")
+        hint = did_you_mean(as_written(value), map(as_written, self.choices), prefix=f"{key}=")
         return UserError(
             f"{key}={as_written(value)}: invalid choice",
             f"{hint}choose one of: {listed(map(as_written, self.choices))}",

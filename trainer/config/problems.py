@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from trainer.core.errors import TrainerError, UserError
+from trainer.core.near import did_you_mean
 
 
 class NotAllowed(UserError):
@@ -45,3 +46,9 @@ def as_written(value: Any) -> str:
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     return str(value)
+
+
+def not_a_boolean(key: str, value: Any, expected: str = "true or false") -> UserError:
+    """Return the error for a value that is not a Boolean, with the one that is near, and both."""
+    near = did_you_mean(as_written(value), ("true", "false"), prefix=f"{key}=")
+    return UserError(f"{key}={as_written(value)}: expected {expected}", f"{near}write {key}=true or {key}=false")

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from trainer.config.limits import OneOf
+from trainer.config.problems import not_a_boolean
 from trainer.core.errors import UserError
 
 READ_BY_TRAINER = ("interval", "frequency", "monitor", "strict", "name")
@@ -16,6 +18,7 @@ INTERVALS = ("step", "epoch")
 _TORCHS = "torch.optim.lr_scheduler."
 _BY_STEP = ("OneCycleLR", "CyclicLR")
 _PLATEAU = "ReduceLROnPlateau"
+_DECAY = OneOf(("all", "matrices"))
 _OURS = ("cosine", "linear", "polynomial", "warmup_stable_decay")
 _NEED_LENGTH = {
     **{f"trainer.schedules.{name}": "total_steps" for name in _OURS},
@@ -111,16 +114,14 @@ def problems_of_optimizer(config: dict[str, Any]) -> Iterator[UserError]:
     """Yield combinations that the optimizer does not support."""
     node = config.get("optimizer") or {}
     switch, decay = node.get("no_decay_norm_bias"), node.get("decay")
-    if decay not in (None, "all", "matrices"):
-        yield UserError(
-            f"optimizer.decay={decay}: invalid choice", "write optimizer.decay=matrices or optimizer.decay=all"
-        )
+    wrong = _DECAY.problem("optimizer.decay", decay) if decay is not None else None
+    if wrong is not None:
+        yield wrong
     elif decay is not None and switch:
         fix = "keep one: with optimizer.decay=matrices norms and biases have no weight decay, either"
         yield UserError(f"optimizer.decay={decay} and optimizer.no_decay_norm_bias=true exclude each other", fix)
     if switch is not None and not isinstance(switch, bool):
-        fix = "write optimizer.no_decay_norm_bias=true"
-        yield UserError(f"optimizer.no_decay_norm_bias={switch}: expected true or false", fix)
+        yield not_a_boolean("optimizer.no_decay_norm_bias", switch)
     if str(node.get("_target_")).rpartition(".")[2] != "LBFGS":
         return
     strategy, precision = config["strategy"]["name"], config["trainer"]["precision"]

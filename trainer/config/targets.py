@@ -14,7 +14,7 @@ from trainer.config.allowed import DISCOVERY
 from trainer.config.instantiate import DIRECTIVES
 from trainer.config.namespaces import canonical
 from trainer.config.nodes import CONVERSIONS
-from trainer.config.problems import as_written
+from trainer.config.problems import as_written, not_a_boolean
 from trainer.config.schedule import FILLED
 from trainer.config.signature import TRAINERS_OWN, Argument, Signature, signature_of
 from trainer.config.sources import Module, NotFound, find
@@ -122,7 +122,7 @@ def _nested(where: str, value: Any, place: _Place, called: bool) -> Iterator[Use
 def _directives(where: str, node: dict[str, Any]) -> Iterator[UserError]:
     for key in ("_recursive_", "_partial_"):
         if not isinstance(node.get(key, False), bool):
-            yield UserError(f"{where}.{key}={as_written(node[key])}: expected true or false", "write true or false")
+            yield not_a_boolean(f"{where}.{key}", node[key])
     convert = node.get("_convert_")
     if convert is not None and str(convert).lower() not in CONVERSIONS:
         fix = f"{did_you_mean(str(convert), CONVERSIONS)}choose one of: {listed(CONVERSIONS)}"

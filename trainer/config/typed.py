@@ -16,7 +16,7 @@ from typing import Any, Literal, TypeVar
 
 from trainer.config.cluster import CLUSTERS
 from trainer.config.lightning_arguments import TAKEN
-from trainer.config.problems import as_written
+from trainer.config.problems import as_written, not_a_boolean
 from trainer.config.schema import Config, Precision, TrainerOptions
 from trainer.config.strategy import STRATEGIES
 from trainer.core.errors import UserError
@@ -235,6 +235,8 @@ def type_problem(cls: type, prefix: str, key: str, value: Any) -> UserError | No
     try:
         _convert(hint, value)
     except (ValueError, OverflowError):
+        if bool in (hint, *typing.get_args(hint)):
+            return not_a_boolean(f"{prefix}{key}", value, expected(hint))
         message = f"{prefix}{key}={as_written(value)}: expected {expected(hint)}"
         return UserError(message, f"write {prefix}{key}={_example(hint)}")
     return None
@@ -248,7 +250,7 @@ def _example(hint: Any) -> str:
     inner = next((a for a in typing.get_args(hint) if a is not type(None)), None)
     if inner is not None:
         return _example(inner)
-    return {int: "10", float: "0.5", bool: "true", str: "NAME"}.get(hint, "VALUE")
+    return {int: "10", float: "0.5", str: "NAME"}.get(hint, "VALUE")
 
 
 def _filled(cls: type, field: Any, node: dict[str, Any]) -> Any:

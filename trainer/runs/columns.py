@@ -99,15 +99,15 @@ def is_metric(rows: Iterable[Row], key: str) -> bool:
 
 
 def require_keys(keys: Iterable[str], rows: Sequence[Row], option: str) -> None:
-    """Check that each key is one of a column, or of a run.
+    """Check that each key is one of a column, or of a run; without runs, that a run could have it.
 
     Raises:
         UserError: No run has it; with the names that are near.
     """
     for key in keys:
-        if key in COLUMNS or not rows or any(has(row, key) for row in rows):
+        if key in COLUMNS or (any(has(row, key) for row in rows) if rows else _could_have(key)):
             continue
-        known = known_keys(rows)
+        known = known_keys(rows) if rows else [*COLUMNS, *_keys_of_schema()]
         same_end = [name for name in known if name.rpartition(".")[2] == key or name.rpartition("/")[2] == key]
         near = nearest(key, known)
         suggested = listed(same_end, 5) if same_end else near
@@ -116,6 +116,29 @@ def require_keys(keys: Iterable[str], rows: Sequence[Row], option: str) -> None:
             f"{option}: no run has {key}",
             f"{hint}use a column ({', '.join(COLUMNS)}), a metric as it was logged, or a key of the configuration",
         )
+
+
+def _could_have(key: str) -> bool:
+    """Return whether a run may have this key: a metric such as val/loss, a group, or a key that a section may have."""
+    from trainer.config.typed import is_closed
+    from trainer.core.paths import conf_dir
+
+    section, dot, _ = key.partition(".")
+    if "/" in key or key in _keys_of_schema() or (not dot and (conf_dir() / key).is_dir()):
+        return True
+    return bool(dot) and section in {one.partition(".")[0] for one in _keys_of_schema()} and not is_closed(section)
+
+
+def _keys_of_schema() -> list[str]:
+    """Return the sections, and the keys of those that are closed in every job."""
+    from trainer.config.schema import Config
+    from trainer.config.typed import CHOSEN, closed_class, key_names
+
+    keys: list[str] = []
+    for section in key_names(Config):
+        classes = list(CHOSEN[section].values()) if section in CHOSEN else [closed_class(section, {})]
+        keys += [section, *(f"{section}.{name}" for one in classes if one is not None for name in key_names(one))]
+    return keys
 
 
 def known_keys(rows: Iterable[Row]) -> list[str]:

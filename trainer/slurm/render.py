@@ -90,6 +90,7 @@ def once_per_node(config: dict[str, Any], shape: LaunchShape, folder: Path, modu
             *(_line(name, value) for name, value in options),
             f"python={shlex.quote(sys.executable)}",
             "export PYTHONSAFEPATH=1",
+            "export SLURM_EXPORT_ENV=ALL",
             *_setup(cluster),
             f"srun {_CPUS} --ntasks-per-node=1 --mpi=none {' '.join(_pyxis(cluster, folders))} \\",
             f"    {python} -m {module} {shlex.quote(str(folder))} $(scontrol show hostnames)",
