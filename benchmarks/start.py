@@ -1,12 +1,17 @@
 #!/usr/bin/env python3
 """How long a job takes to its first step, and again after a rank was killed: ranks forked from a process that has
-imported what they need (`trainer/supervise/agent.py`), and ranks that each import for themselves.
+imported what they need (`trainer/supervise/agent.py`), and ranks that each import for themselves. Also the parts of the
+start, and the files that it opens.
 
-    .venv/bin/python benchmarks/start.py             one, two and four ranks; about six minutes on two quiet cores
+    .venv/bin/python benchmarks/start.py             one, two and four ranks; about five minutes on two quiet cores
     .venv/bin/python benchmarks/start.py --keep      also writes benchmarks/results/start.md
 
-The ways take turns, in an order by chance. Counted is from the command to the moment at which each rank has written
-that it trains, and from the kill to the same moment of the next attempt; CPU time is of all processes of the job.
+The ways take turns, in an order by chance. Counted is from the command to the end of the first step (`first_step` in
+`events.jsonl`), and from the kill to the end of the first step of the next attempt; CPU time is of all processes of the
+job at that moment.
+
+Files are counted by `strace`, in one more job that gets to its first step while each open is delayed by 5 ms, as on a
+slow shared file system. Without `strace` this part is left out.
 """
 
 from __future__ import annotations
@@ -14,6 +19,8 @@ from __future__ import annotations
 import argparse
 import os
 import random
+import re
+import shutil
 import signal
 import statistics
 import subprocess
@@ -28,7 +35,8 @@ from kept import keep
 
 from trainer.core import processes
 from trainer.runs.directory import RunDirectory
-from trainer.runs.events import CheckpointSaved
+from trainer.runs.events import CheckpointSaved, FirstStep
+from trainer.runs.starts import starts
 
 WAYS = {"each imports": {"TRAINER_PRELOAD": ""}, "forked": {}}
 TICK_S = 1 / os.sysconf("SC_CLK_TCK")
@@ -36,13 +44,23 @@ TIMEOUT_S = 300.0
 MEASURES = ("start, s", "start, CPU s", "restart, s", "restart, CPU s")
 
 
-def measure(ranks: int, way: str, folder: Path) -> dict[str, float]:
-    """One job: its start, one rank killed, its restart. Seconds by `MEASURES`."""
+DELAY_S = 0.005
+"""Of an open in the traced job."""
+_CALL = re.compile(r"([0-9.]+) (\w+)\((?:AT_FDCWD, |\d+, )?(?:\"([^\"]*)\")?")
+_LOOKUPS = ("newfstatat", "stat", "lstat", "statx", "access", "faccessat", "faccessat2", "readlink", "readlinkat")
+
+
+def command(ranks: int) -> list[str]:
     job = ["experiment=quickstart", "tracking=none", "resources.gpus=0", f"resources.cpu_processes={ranks}"]
     endless = ["trainer.max_steps=1000000", "trainer.max_epochs=null", "checkpoint.every_n_steps=50"]
-    began = time.monotonic()
+    return [sys.executable, "-m", "trainer", "fit", *job, *endless]
+
+
+def measure(ranks: int, way: str, folder: Path) -> tuple[dict[str, float], dict[str, float]]:
+    """One job: its start, one rank killed, its restart. Seconds by `MEASURES`, and seconds of the start by part."""
+    began = time.time()
     child = subprocess.Popen(
-        [sys.executable, "-m", "trainer", "fit", *job, *endless],
+        command(ranks),
         cwd=folder,
         env={**os.environ, **WAYS[way]},
         stdout=subprocess.DEVNULL,
@@ -51,21 +69,77 @@ def measure(ranks: int, way: str, folder: Path) -> dict[str, float]:
     try:
         run = RunDirectory(_until(lambda: next((folder / "runs").glob("*-*"), None)))
         node = _until(lambda: run.launch().pid)
-        _until(lambda: _all_train(run, ranks, 0))
-        found = {"start, s": time.monotonic() - began, "start, CPU s": _cpu_s(child.pid)}
+        first = _until(lambda: run.events_of(FirstStep))[0]
+        found = {"start, s": first.time - began, "start, CPU s": _cpu_s(child.pid)}
         _until(lambda: run.events_of(CheckpointSaved))
-        before, killed = _cpu_s(node), time.monotonic()
-        os.kill(_until(lambda: run.heartbeat(ranks - 1)).pid, signal.SIGKILL)
-        _until(lambda: _all_train(run, ranks, 1))
-        return {**found, "restart, s": time.monotonic() - killed, "restart, CPU s": _cpu_s(node) - before}
+        victim = _until(lambda: run.heartbeat(ranks - 1)).pid
+        before, killed = _cpu_s(node), time.time()
+        os.kill(victim, signal.SIGKILL)
+        again = _until(lambda: run.events_of(FirstStep)[1:])[0]
+        found |= {"restart, s": again.time - killed, "restart, CPU s": _cpu_s(node) - before}
+        return found, starts(run)[0]["seconds"]
     finally:
         processes.kill_tree(child.pid)
         child.wait()
 
 
-def _all_train(run: RunDirectory, ranks: int, attempt: int) -> bool:
-    beats = [run.heartbeat(rank) for rank in range(ranks)]
-    return all(beat is not None and beat.attempt == attempt and beat.phase == "train" for beat in beats)
+def files(ranks: int, folder: Path) -> str:
+    """A table of the calls that name a file, by process, until the first step of a job whose opens take `DELAY_S`."""
+    traces = folder / "traces"
+    traces.mkdir()
+    delayed = f"inject=open,openat:delay_enter={DELAY_S * 1e6:.0f}"
+    tracer = ["strace", "-ff", "-ttt", "-q", "-e", "trace=%file", "-e", delayed, "-e", "signal=none"]
+    began = time.time()
+    child = subprocess.Popen(
+        [*tracer, "-o", str(traces / "of"), *command(ranks)],
+        cwd=folder,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    try:
+        run = RunDirectory(_until(lambda: next((folder / "runs").glob("*-*"), None)))
+        first = _until(lambda: run.events_of(FirstStep))[0]
+    finally:
+        processes.kill_tree(child.pid)
+        child.wait()
+    counted: dict[str, list[int]] = {}
+    for trace in traces.iterdir():
+        name, calls = _counted(trace.read_text(errors="replace").splitlines(), first.time)
+        counted[name] = [sum(pair) for pair in zip(counted.get(name, [0, 0, 0]), calls, strict=True)]
+    rows = [f"| {name} | {' | '.join(f'{one:,}' for one in calls)} |" for name, calls in sorted(counted.items())]
+    whole = [sum(column) for column in zip(*counted.values(), strict=True)]
+    return "\n".join(
+        [
+            f"Until the first step of {ranks} ranks, with 5 ms per open: {first.time - began:.1f} s.",
+            "",
+            "| process | opens | of them in /proc, /sys, /dev | other lookups |",
+            "|---|---|---|---|",
+            *rows,
+            f"| all | {' | '.join(f'{one:,}' for one in whole)} |",
+        ]
+    )
+
+
+def _counted(lines: list[str], until: float) -> tuple[str, list[int]]:
+    """Which process this trace is of; its opens, those in the kernel's file systems, and its other lookups."""
+    name, calls = "others: threads, git, torchrun", [0, 0, 0]
+    for line in lines:
+        call = _CALL.match(line)
+        if call is None or float(call[1]) > until:
+            continue
+        path = call[3] or ""
+        if call[2] == "execve":
+            roles = {"fit": "command", "supervise.ahead": "node process", "agent.py": "fork server"}
+            name = next((role for mark, role in roles.items() if mark in line), name)
+        elif call[2] in ("open", "openat"):
+            calls[0] += 1
+            calls[1] += path.startswith(("/proc/", "/sys/", "/dev/"))
+            if rank := re.search(r"logs/attempt-00/rank-(\d+)\.log", path):
+                name = f"rank {rank[1]}" if name.startswith("others") else name
+        elif call[2] in _LOOKUPS:
+            calls[2] += 1
+    return name, calls
 
 
 def _cpu_s(pid: int) -> float:
@@ -101,6 +175,16 @@ def table(found: dict[tuple[int, str], list[dict[str, float]]]) -> str:
     return "\n".join(lines)
 
 
+def parts_table(parts: dict[int, list[dict[str, float]]]) -> str:
+    """The median seconds of each part of the start of forked ranks."""
+    names = list(dict.fromkeys(name for rows in parts.values() for row in rows for name in row))
+    lines = [f"| ranks | {' | '.join(name.replace('_', ' ') for name in names)} |", f"|{'---|' * (len(names) + 1)}"]
+    for ranks, rows in sorted(parts.items()):
+        cells = [f"{statistics.median(row.get(name, 0.0) for row in rows):.2f}" for name in names]
+        lines.append(f"| {ranks} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--ranks", type=int, action="append", help="default: 1, 2 and 4")
@@ -108,13 +192,20 @@ def main() -> int:
     parser.add_argument("--keep", action="store_true", help="write the table to benchmarks/results")
     options = parser.parse_args()
     found: dict[tuple[int, str], list[dict[str, float]]] = {}
+    parts: dict[int, list[dict[str, float]]] = {}
     chance = random.Random(0)
     for ranks in options.ranks or (1, 2, 4):
         for _ in range(options.rounds):
             for way in chance.sample(list(WAYS), len(WAYS)):
                 with tempfile.TemporaryDirectory() as folder:
-                    found.setdefault((ranks, way), []).append(measure(ranks, way, Path(folder)))
-    text = table(found)
+                    seconds, of_start = measure(ranks, way, Path(folder))
+                found.setdefault((ranks, way), []).append(seconds)
+                if way == "forked":
+                    parts.setdefault(ranks, []).append(of_start)
+    text = f"{table(found)}\n\nThe parts of the start of forked ranks, seconds:\n\n{parts_table(parts)}"
+    if shutil.which("strace"):
+        with tempfile.TemporaryDirectory() as folder:
+            text += f"\n\n{files(max(options.ranks or [2]), Path(folder))}"
     print(text)
     if options.keep:
         keep("start", "The start of a job, and its restart", text)

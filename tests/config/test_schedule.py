@@ -89,7 +89,7 @@ def test_schedulers_that_lightning_accepts_pass(text: str, job: Any) -> None:
         ("{}", ["optimizer=lbfgs", "trainer.precision=16"], "gradient scaler", "bf16-mixed"),
         ("{}", ["optimizer=lbfgs", "optimizer.no_decay_norm_bias=true"], "LBFGS", "no_decay_norm_bias=false"),
         ("{}", ["optimizer.no_decay_norm_bias=maybe"], "expected true or false", "no_decay_norm_bias=true"),
-        ("{}", ["optimizer.decay=vectors"], "invalid choice", "decay=matrices"),
+        ("{}", ["optimizer.decay=vectors"], "invalid choice", "choose one of: all, matrices"),
         ("{}", ["optimizer.decay=matrices", "optimizer.no_decay_norm_bias=true"], "exclude each other", "keep one"),
         ("{}", ["optimizer=lbfgs", "optimizer.decay=matrices"], "has no weight_decay", "optimizer.decay=null"),
         ("{}", ["optimizer.no_decay_norms=true"], "no_decay_norms", "no_decay_norm_bias"),

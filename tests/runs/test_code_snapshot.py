@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import types
@@ -109,6 +110,16 @@ def test_resources_of_packages_are_taken_outside_git_and_data_is_linked(workdir:
     assert not (run.code_dir / "photo.jpg").exists()
     assert run.manifest()["code"]["left_out"] == ["mine/digits/"]
     assert (run.code_dir / "mine/digits/399.png").samefile(workdir / "mine/digits/399.png")
+
+
+def test_a_copy_has_the_mode_and_the_times_of_its_file(workdir: Path) -> None:
+    write(workdir, train=CLASS)
+    script = workdir / "train.py"
+    script.chmod(0o750)
+    os.utime(script, ns=(10**18, 10**18 + 7))
+    copy = launch(workdir).code_dir / "train.py"
+    assert (copy.read_text(), copy.stat().st_mode & 0o777) == (CLASS, 0o750)
+    assert copy.stat().st_mtime_ns == 10**18 + 7  # which bytecode is compared with
 
 
 def test_large_files_are_linked_and_named(workdir: Path, monkeypatch: pytest.MonkeyPatch) -> None:

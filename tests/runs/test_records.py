@@ -128,6 +128,7 @@ EVENTS: list[events.Event] = [
     events.Allocated(event="allocated", attempt=0, slurm_job_id="4711", nodes=["node7"], checkpoint=12, since=5),
     events.Allocated(event="restarted", attempt=1),
     events.Started(attempt=1, step=12, world_size=8, host="node7"),
+    events.FirstStep(attempt=1, step=13, began=5.5, seconds={"node": 0.3, "import": 2.5, "first_step": 0.1}),
     events.Tracking(mode="online", source="key", id="abc", project="trainer", url="https://x"),
     events.LoggerVersions(versions={"csv": 1, "mlflow": "abc", "own": None}),
     events.LoggerPositions(step=5, positions={"csv/version_0": {"metrics.csv": 3}}),

@@ -7,7 +7,7 @@ import sys
 
 from trainer.cli.options import add_watching_options
 from trainer.cli.overrides import compose_all, overrides_parser
-from trainer.config.compose import printed
+from trainer.config.compose import Composed, printed
 from trainer.core.errors import DONE, USER_MUST_CHANGE, UserError
 from trainer.starter.folder import expand
 
@@ -37,20 +37,31 @@ def main(argv: list[str]) -> int:
         for one in composed:
             sys.stdout.write(printed(one, arguments.cfg, arguments.package, arguments.resolve))
         return DONE
-    from trainer.cli.approval import approve, plan_of, planned_lines
-    from trainer.cli.job import check_all  # imported late: --cfg does not need it
-    from trainer.cli.launching import launch, plan
-
-    jobs = check_all(composed)
     if arguments.dry_run:
-        for job in jobs:
-            print("\n".join([*planned_lines(job), plan(job)]))
+        _print_plans(composed)
         return DONE
-    plans = [plan_of(job) for job in jobs]
-    if not approve(jobs, plans, arguments):
-        print("not launched", file=sys.stderr)
-        return USER_MUST_CHANGE
-    return launch(jobs[0], arguments, planned=plans[0].record() if plans[0] else None)[0]
+    from trainer.launch.launchers import start_ahead
+
+    with start_ahead(composed[0].config) as ahead:
+        from trainer.cli.approval import approve, plan_of
+        from trainer.cli.job import check_all
+        from trainer.cli.launching import launch
+
+        jobs = check_all(composed)
+        plans = [plan_of(job) for job in jobs]
+        if not approve(jobs, plans, arguments):
+            print("not launched", file=sys.stderr)
+            return USER_MUST_CHANGE
+        return launch(jobs[0], arguments, planned=plans[0].record() if plans[0] else None, ahead=ahead)[0]
+
+
+def _print_plans(composed: list[Composed]) -> None:
+    from trainer.cli.approval import planned_lines
+    from trainer.cli.job import check_all  # imported late: --cfg does not need it
+    from trainer.cli.launching import plan
+
+    for job in check_all(composed):
+        print("\n".join([*planned_lines(job), plan(job)]))
 
 
 def _parse(argv: list[str]) -> argparse.Namespace:

@@ -18,6 +18,7 @@ from trainer.runs import trust
 from trainer.runs.credentials import is_of_a_tool
 from trainer.runs.directory import RunDirectory
 from trainer.runs.records import PlannedRun
+from trainer.supervise.ahead import NodeAhead
 from trainer.tracking.client_settings import record_environment
 
 
@@ -36,6 +37,7 @@ def launch(
     arguments: argparse.Namespace,
     after: RunDirectory | None = None,
     planned: PlannedRun | None = None,
+    ahead: NodeAhead | None = None,
 ) -> tuple[int, RunDirectory]:
     """Create the run, launch it and, unless detached, follow it.
 
@@ -44,6 +46,7 @@ def launch(
         arguments: The options of `trainer fit`.
         after: On SLURM, start only after this run has ended (`afterany`).
         planned: The plan of the job, which the run keeps.
+        ahead: The result of `launchers.start_ahead`.
 
     Returns:
         The exit code, and the run.
@@ -65,7 +68,7 @@ def launch(
     validated = f"; validated {facts['validation']}" if job.config["trainer"]["val_check_interval"] else ""
     print(f"run {run.path.name}: {facts['shape']}; {facts['batch']}; until {facts['until']}{validated}", flush=True)
     cluster = job.config["cluster"]["name"]
-    launchers.launcher(cluster, detached=arguments.detach, after=after).launch(run)
+    launchers.launcher(cluster, detached=arguments.detach, after=after, ahead=ahead).launch(run)
     # The end of the command is the end of the trial for `wandb agent`.
     if arguments.detach or (cluster != "local" and not arguments.follow and not is_under_agent()):
         if "cost" in facts:

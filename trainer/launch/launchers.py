@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Protocol
 
 from trainer.config.shape import LaunchShape
 from trainer.runs.directory import RunDirectory
+
+if TYPE_CHECKING:
+    from trainer.supervise.ahead import NodeAhead
 
 
 class Launcher(Protocol):
@@ -15,7 +20,14 @@ class Launcher(Protocol):
         """Start or submit `run`."""
 
 
-def launcher(cluster: str, *, detached: bool, keep_script: bool = False, after: RunDirectory | None = None) -> Launcher:
+def launcher(
+    cluster: str,
+    *,
+    detached: bool,
+    keep_script: bool = False,
+    after: RunDirectory | None = None,
+    ahead: NodeAhead | None = None,
+) -> Launcher:
     """Return the launcher of a cluster.
 
     Args:
@@ -23,6 +35,7 @@ def launcher(cluster: str, *, detached: bool, keep_script: bool = False, after: 
         detached: The run continues without the command that launched it. On SLURM it always does.
         keep_script: Submit the existing job script, which may have been edited.
         after: Start after this run ends (SLURM).
+        ahead: The result of `start_ahead`.
     """
     if cluster == "slurm":
         from trainer.slurm.submit import SlurmLauncher
@@ -30,7 +43,23 @@ def launcher(cluster: str, *, detached: bool, keep_script: bool = False, after: 
         return SlurmLauncher(keep_script, after.launch().slurm_job_id if after else None)
     from trainer.launch.local import LocalLauncher
 
-    return LocalLauncher(detached)
+    return LocalLauncher(detached, ahead)
+
+
+@contextmanager
+def start_ahead(config: dict[str, Any]) -> Iterator[NodeAhead | None]:
+    """Start what a job on this machine needs before it is checked, and end it if the job is not launched."""
+    if config["cluster"].get("name") != "local":
+        yield None
+        return
+    from trainer.launch import local
+
+    ahead = local.start_ahead(config)
+    try:
+        yield ahead
+    finally:
+        if ahead is not None:
+            ahead.close()
 
 
 def prepare(config: dict[str, Any]) -> None:

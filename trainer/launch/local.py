@@ -4,12 +4,21 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
+import time
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 from trainer.config.shape import resolve
 from trainer.core import claims, processes
 from trainer.core.claims import Claim
+from trainer.core.errors import TrainerError
 from trainer.runs.directory import RunDirectory
+from trainer.runtime.process import NODE_BEGAN_VARIABLE
+from trainer.supervise import entry, torchrun
+from trainer.supervise.agent import PRELOAD_VARIABLE
+from trainer.supervise.ahead import NodeAhead
 from trainer.supervise.node import (
     FOLLOWER_VARIABLE,
     NODES_VARIABLE,
@@ -17,6 +26,7 @@ from trainer.supervise.node import (
     RENDEZVOUS_VARIABLE,
     record_launch,
 )
+from trainer.supervise.torchrun import Place
 
 NODE = "trainer.supervise.node"
 _started: list[subprocess.Popen[bytes]] = []
@@ -28,10 +38,11 @@ class LocalLauncher:
 
     Args:
         detached: The run continues when this process is killed. Otherwise it saves a checkpoint and ends.
+        ahead: A node process that was started for it while it was checked.
     """
 
-    def __init__(self, detached: bool = False) -> None:
-        self.detached = detached
+    def __init__(self, detached: bool = False, ahead: NodeAhead | None = None) -> None:
+        self.detached, self._ahead = detached, ahead
 
     def launch(self, run: RunDirectory) -> None:
         """Start `run`, and write the process id of its node process into `launch.json`.
@@ -58,19 +69,44 @@ class LocalLauncher:
         if not self.detached:
             variables[FOLLOWER_VARIABLE] = str(os.getpid())
         variables |= claim.variables() if claim.gpus else {}
+        variables[NODE_BEGAN_VARIABLE] = f"{time.time():.3f}"
         with (run.logs_dir / "launch.log").open("ab") as log:
-            process = subprocess.Popen(
-                processes.python_module(NODE, str(run.path)),
-                env=variables,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-                pass_fds=claim.locks,
-            )
+            if self._ahead and self._ahead.start(str(run.path), variables, log.fileno(), claim.locks):
+                process = self._ahead.process
+            else:
+                process = subprocess.Popen(
+                    processes.python_module(NODE, str(run.path)),
+                    env=variables,
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    start_new_session=True,
+                    pass_fds=claim.locks,
+                )
         claim.release()  # the node process has them now
         _started.append(process)
         record_launch(run, shape, process.pid, attempt)
+
+
+def start_ahead(config: dict[str, Any]) -> NodeAhead | None:
+    """Start the node process of a composed job before it is checked; None where nothing is imported ahead."""
+    if not sys.platform.startswith("linux") or not os.environ.get(PRELOAD_VARIABLE, "on"):
+        return None
+    try:
+        shape = resolve(config)
+    except (TrainerError, KeyError, TypeError, ValueError):  # the check will report it
+        return None
+    variables = torchrun.environment(
+        os.environ,
+        Path("/nonexistent/code"),
+        shape,
+        Place(),
+        attempt=0,
+        preload=entry.PRELOAD,
+        hash_seed=os.environ.get("PYTHONHASHSEED") or "0",
+        expandable_segments=bool(config["trainer"].get("expandable_segments", True)),
+    )
+    return NodeAhead(variables)
 
 
 def reap() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import stat
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
@@ -127,11 +128,16 @@ def _below(folder: Path, paths: Iterable[Path]) -> list[Path]:
 
 
 def _copy(root: Path, paths: Iterable[Path], target: Path, copied: Snapshot) -> None:
+    made: set[Path] = set()
     for path in paths:
         relative = path.relative_to(root)
         copy = target / relative
-        is_folder = path.is_dir()
-        if copy.exists() or not (is_folder or path.is_file()):
+        try:
+            status = path.stat()
+        except OSError:
+            continue
+        is_folder = stat.S_ISDIR(status.st_mode)
+        if copy.exists() or not (is_folder or stat.S_ISREG(status.st_mode)):
             continue
         if is_credential(relative, _is_module(path.name)) or leads_to_credential(path):
             copied.withheld.append(relative.as_posix())
@@ -139,20 +145,34 @@ def _copy(root: Path, paths: Iterable[Path], target: Path, copied: Snapshot) -> 
         if is_hidden(relative):
             copied.hidden.append(relative.as_posix())
             continue
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        size = path.stat().st_size
+        if copy.parent not in made:
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            made.add(copy.parent)
+        size = status.st_size
         largest = LARGEST_EXTENSION_BYTES if path.suffix in MODULES else LARGEST_FILE_BYTES
         if is_folder or size > largest or copied.files >= MOST_FILES or copied.bytes + size > MOST_BYTES:
             copied.left_out.append(relative.as_posix() + ("/" if is_folder else ""))
             if len(copied.left_out) <= MOST_LINKS:
                 copy.symlink_to(path.resolve())
             continue
-        if size <= _LARGEST_TEXT_BYTES and has_key(path.read_bytes()):
+        if size > _LARGEST_TEXT_BYTES:
+            shutil.copy2(path, copy)
+        elif has_key(content := path.read_bytes()):
             _withhold(path, relative, copy, copied)
             continue
-        shutil.copy2(path, copy)
+        else:
+            _write(copy, content, status)
         copied.files += 1
         copied.bytes += size
+
+
+def _write(copy: Path, content: bytes, status: os.stat_result) -> None:
+    """Write what was read of a file, with its mode and times. shutil.copy2 would open both files again."""
+    with copy.open("xb") as file:
+        file.write(content)
+        file.flush()
+        os.fchmod(file.fileno(), stat.S_IMODE(status.st_mode))
+        os.utime(file.fileno(), ns=(status.st_atime_ns, status.st_mtime_ns))
 
 
 def _withhold(path: Path, relative: PurePath, copy: Path, copied: Snapshot) -> None:

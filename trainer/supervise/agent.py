@@ -37,6 +37,7 @@ import faulthandler
 import gc
 import importlib
 import io
+import json
 import os
 import runpy
 import select
@@ -65,6 +66,12 @@ TOKEN_VARIABLE = "TRAINER_STORE_TOKEN"
 IMPORT_S_VARIABLE = "TRAINER_IMPORT_S"
 """Seconds that this process spent importing, for the ranks of the first attempt; read by
 `trainer/runtime/heartbeat.py`."""
+AHEAD_VARIABLE = "TRAINER_AHEAD"
+"""Descriptor of the socket on which a process that was started ahead of its job waits for it."""
+FROZEN_VARIABLE = "TRAINER_FROZEN_CODE"
+"""`VARIABLE` of `trainer/runtime/frozen.py`."""
+_DEVICES = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES")
+"""Variables that are read when a GPU is opened."""
 _PR_SET_PDEATHSIG, _PR_SET_NAME = 1, 15
 """Options of prctl(2)."""
 _LIBC = ctypes.CDLL(None)
@@ -79,18 +86,82 @@ def main() -> None:
     """Import, then be the fork server, torchrun or a rank, depending on the side of the fork."""
     if not getattr(sys.flags, "safe_path", False):  # Python 3.10 inserts the folder of this file
         sys.path.pop(0)
-    began = time.monotonic()
+    began, before = time.monotonic(), dict(os.environ)
+    channel = os.environ.pop(AHEAD_VARIABLE, None)
     obstacle = _import_all(os.environ.pop(PRELOAD_VARIABLE, ""))
+    import_s = time.monotonic() - began
+    if channel is not None:
+        import_s = min(import_s, take_over(int(channel), before, is_usable=obstacle is None))
     from torch.distributed.run import main as torchrun
 
     _register_rendezvous()
 
     if obstacle is None:
-        ForkServer(time.monotonic() - began).serve(torchrun)()
+        ForkServer(import_s).serve(torchrun)()
         return
     if obstacle:
         print(f"each rank imports torch for itself: {obstacle}", flush=True)
     torchrun()
+
+
+def take_over(channel: int, before: dict[str, str], is_usable: bool) -> float:
+    """Wait for the job of a process that was started ahead of it (`trainer/supervise/ahead.py`), and prepare for it.
+
+    Becomes a new process by exec if that one could import something else: its environment differs, or the code of the
+    job has a module under the name of one that is imported.
+
+    Args:
+        channel: The socket on which the job comes.
+        before: The environment in which this process has imported.
+        is_usable: Whether ranks can be forked.
+
+    Returns:
+        Seconds for which the job had to wait.
+    """
+    with socket.socket(fileno=channel) as waits:
+        header, descriptors, _, _ = socket.recv_fds(waits, 8, 2)
+        if len(header) < 8:
+            os._exit(0)
+        with waits.makefile("rb") as stream:
+            job = json.loads(stream.read(int.from_bytes(header, "big")))
+    for descriptor, standard in zip(descriptors, (1, 2), strict=True):
+        os.dup2(descriptor, standard)
+        os.close(descriptor)
+    arguments, environment = job["arguments"], job["environment"]
+    frozen = [folder for folder in environment.get(FROZEN_VARIABLE, "").split(os.pathsep) if folder]
+    reason = _differing(before, environment) or _shadowing(frozen) if is_usable else "ranks cannot be forked"
+    if reason:
+        print(f"imports again for this job: {reason}", flush=True)
+        os.execve(arguments[0], arguments, environment)
+    guessed = before.get(FROZEN_VARIABLE, "").split(os.pathsep)
+    sys.path[:] = frozen + [entry for entry in sys.path if entry not in guessed]
+    os.environ.clear()
+    os.environ.update(environment)
+    del os.environ[PRELOAD_VARIABLE]
+    sys.argv = arguments[1:]
+    importlib.import_module("trainer.runtime.frozen").install()
+    return max(0.0, time.time() - float(job["time"]))
+
+
+def _differing(before: dict[str, str], environment: dict[str, str]) -> str | None:
+    """Return a variable that imports may read and that has another value now."""
+    late = ("PYTHONPATH", *_DEVICES)
+    names = [name for name in before.keys() | environment.keys() if before.get(name) != environment.get(name)]
+    read = [name for name in names if name not in late and not name.startswith("TRAINER_")]
+    if PRELOAD_VARIABLE in names:
+        read.append(PRELOAD_VARIABLE)
+    return f"{min(read)} differs" if read else None
+
+
+def _shadowing(folders: list[str]) -> str | None:
+    """Return a module or package of the code snapshot that has the name of an imported one."""
+    imported = {name.partition(".")[0] for name in sys.modules}
+    for folder in folders:
+        for entry in os.scandir(folder):
+            is_package = os.path.isfile(os.path.join(entry.path, "__init__.py"))
+            if entry.name.partition(".")[0] in imported and (is_package or entry.name.endswith((".py", ".so"))):
+                return f"its code has {entry.name}"
+    return None
 
 
 def _import_all(module: str) -> str | None:

@@ -168,7 +168,7 @@ def _redirect_output(log: Path) -> int:
     return terminal
 
 
-def _main_then() -> int:
+def main_then() -> int:
     """Run `main`, then the command of THEN_VARIABLE in place of this process, in the environment that it had."""
     then, environment = os.environ.pop(THEN_VARIABLE, None), dict(os.environ)
     try:
@@ -183,4 +183,4 @@ def _main_then() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(_main_then())
+    sys.exit(main_then())

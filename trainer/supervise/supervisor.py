@@ -171,7 +171,7 @@ class Supervisor:
             expandable_segments=self.config["trainer"].get("expandable_segments", True),
         )
         if first == self.base:
-            variables[NODE_BEGAN_VARIABLE] = f"{time.time() - processes.age_s():.3f}"
+            variables.setdefault(NODE_BEGAN_VARIABLE, f"{time.time() - processes.age_s():.3f}")
         print(
             f"attempt {first}: {self.shape}, {variables['OMP_NUM_THREADS']} threads each, on {socket.gethostname()}"
             + (f", {os.environ[CLAIMED_VARIABLE]}" if os.environ.get(CLAIMED_VARIABLE) else ""),

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
+import socket
 import subprocess
 import sys
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +24,14 @@ from trainer.runs.code_snapshot import import_paths
 from trainer.runs.node_folder import NODE_FOLDER_VARIABLE
 from trainer.runtime.process import FULL_MESH_UP_TO, STORE_VARIABLE
 from trainer.supervise import rendezvous
-from trainer.supervise.agent import LISTENER_VARIABLE, PRELOAD_VARIABLE, RENDEZVOUS_BACKEND, TOKEN_VARIABLE
+from trainer.supervise.agent import (
+    AHEAD_VARIABLE,
+    LISTENER_VARIABLE,
+    PRELOAD_VARIABLE,
+    RENDEZVOUS_BACKEND,
+    TOKEN_VARIABLE,
+)
+from trainer.supervise.ahead import send
 from trainer.supervise.rendezvous import Link
 
 IGNORED_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
@@ -184,6 +194,19 @@ def _network(inherited: Mapping[str, str], place: Place, store: Path | None) -> 
     return variables
 
 
+_spare: list[tuple[subprocess.Popen[bytes], socket.socket]] = []
+"""A fork server that imports before it is needed, and the socket on which it waits."""
+
+
+def start_spare(variables: dict[str, str]) -> None:
+    """Start a fork server that the next `start` uses, in the environment that its job will have, as far as known."""
+    ours, theirs = socket.socketpair()
+    with theirs:
+        waits = {**variables, AHEAD_VARIABLE: str(theirs.fileno())}
+        child = _popen([sys.executable, str(AGENT)], waits, [theirs.fileno()], subprocess.DEVNULL, subprocess.DEVNULL)
+    _spare.append((child, ours))
+
+
 def start(
     arguments: list[str],
     variables: dict[str, str],
@@ -191,6 +214,23 @@ def start(
     stderr: TextIO | None = None,
 ) -> subprocess.Popen[bytes]:
     """Start torchrun such that it ignores `IGNORED_SIGNALS` and dies with this process."""
+    if _spare and stdout is None and stderr is None:
+        child, channel = _spare.pop()
+        with channel, contextlib.suppress(OSError):
+            given = {**variables, TORCHRUN_PID_VARIABLE: str(child.pid)}
+            send(channel, {"arguments": arguments, "environment": given, "time": time.time()}, [1, 2])
+            return child
+    listener = variables.get(LISTENER_VARIABLE)
+    return _popen(arguments, variables, [int(listener)] if listener else [], stdout, stderr)
+
+
+def _popen(
+    arguments: list[str],
+    variables: dict[str, str],
+    descriptors: list[int],
+    stdout: TextIO | int | None,
+    stderr: TextIO | int | None,
+) -> subprocess.Popen[bytes]:
     parent = os.getpid()
 
     def before_exec() -> None:
@@ -203,14 +243,13 @@ def start(
         os.environ.update(variables)
         os.environ[TORCHRUN_PID_VARIABLE] = str(os.getpid())
 
-    listener = variables.get(LISTENER_VARIABLE)
     return subprocess.Popen(
         arguments,
         stdin=subprocess.DEVNULL,
         stdout=stdout,
         stderr=stderr,
         preexec_fn=before_exec,
-        pass_fds=[int(listener)] if listener else [],
+        pass_fds=descriptors,
     )
 
 
