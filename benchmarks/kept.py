@@ -18,8 +18,8 @@ def commit() -> str:
     return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip() or "unknown"
 
 
-def keep(name: str, title: str, text: str) -> None:
-    """Write `text` to results/NAME.md."""
+def keep(name: str, title: str, text: str, by_hand: bool = False) -> None:
+    """Write `text` to results/NAME.md; `by_hand`: keep the sections that were added there below the table."""
     import torch
 
     path = HERE / "results" / f"{name}.md"
@@ -31,5 +31,7 @@ def keep(name: str, title: str, text: str) -> None:
     }
     command = name if (HERE / name).is_file() else f"{name}.py"
     said = "\n".join(f"- {fact}: {value}" for fact, value in facts.items())
-    path.write_text(f"# {title}\n\n`benchmarks/{command}`\n\n{said}\n\n{text}\n")
+    before = path.read_text() if by_hand and path.exists() else ""
+    sections = before[before.index("\n## ") :] if "\n## " in before else ""
+    path.write_text(f"# {title}\n\n`benchmarks/{command}`\n\n{said}\n\n{text}\n{sections}")
     print(f"kept in {path}", file=sys.stderr)

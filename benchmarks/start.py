@@ -3,14 +3,14 @@
 imported what they need (`trainer/supervise/agent.py`), and ranks that each import for themselves. Also the parts of the
 start, and the files that it opens.
 
-    .venv/bin/python benchmarks/start.py             one, two and four ranks; about five minutes on two quiet cores
+    .venv/bin/python benchmarks/start.py             one, two and four ranks; about seven minutes on two quiet cores
     .venv/bin/python benchmarks/start.py --keep      also writes benchmarks/results/start.md
 
 The ways take turns, in an order by chance. Counted is from the command to the end of the first step (`first_step` in
 `events.jsonl`), and from the kill to the end of the first step of the next attempt; CPU time is of all processes of the
 job at that moment.
 
-Files are counted by `strace`, in one more job that gets to its first step while each open is delayed by 5 ms, as on a
+Files are counted by `strace` in one more job of two ranks each way; in a third, each open is delayed by 5 ms, as on a
 slow shared file system. Without `strace` this part is left out.
 """
 
@@ -83,16 +83,17 @@ def measure(ranks: int, way: str, folder: Path) -> tuple[dict[str, float], dict[
         child.wait()
 
 
-def files(ranks: int, folder: Path) -> str:
-    """A table of the calls that name a file, by process, until the first step of a job whose opens take `DELAY_S`."""
+def traced(ranks: int, way: str, folder: Path, delay_s: float = 0.0) -> tuple[float, dict[str, list[int]]]:
+    """A job until its first step, under strace: its seconds, and the calls of each process (`_counted`)."""
     traces = folder / "traces"
     traces.mkdir()
-    delayed = f"inject=open,openat:delay_enter={DELAY_S * 1e6:.0f}"
-    tracer = ["strace", "-ff", "-ttt", "-q", "-e", "trace=%file", "-e", delayed, "-e", "signal=none"]
+    tracer = ["strace", "-ff", "-ttt", "-q", "-s", "400", "-e", "trace=%file", "-e", "signal=none"]
+    tracer += ["-e", f"inject=open,openat:delay_enter={delay_s * 1e6:.0f}"] if delay_s else []
     began = time.time()
     child = subprocess.Popen(
         [*tracer, "-o", str(traces / "of"), *command(ranks)],
         cwd=folder,
+        env={**os.environ, **WAYS[way]},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,
@@ -107,18 +108,24 @@ def files(ranks: int, folder: Path) -> str:
     for trace in traces.iterdir():
         name, calls = _counted(trace.read_text(errors="replace").splitlines(), first.time)
         counted[name] = [sum(pair) for pair in zip(counted.get(name, [0, 0, 0]), calls, strict=True)]
-    rows = [f"| {name} | {' | '.join(f'{one:,}' for one in calls)} |" for name, calls in sorted(counted.items())]
-    whole = [sum(column) for column in zip(*counted.values(), strict=True)]
-    return "\n".join(
-        [
-            f"Until the first step of {ranks} ranks, with 5 ms per open: {first.time - began:.1f} s.",
-            "",
-            "| process | opens | of them in /proc, /sys, /dev | other lookups |",
-            "|---|---|---|---|",
-            *rows,
-            f"| all | {' | '.join(f'{one:,}' for one in whole)} |",
-        ]
-    )
+    return first.time - began, counted
+
+
+def files(ranks: int) -> str:
+    """A table of the calls that name a file until the first step, by process, and the time with slow opens."""
+    lines = [
+        "| ranks are | process | opens | of them in /proc, /sys, /dev | other lookups |",
+        "|---|---|---|---|---|",
+    ]
+    for way in WAYS:
+        with tempfile.TemporaryDirectory() as folder:
+            _, counted = traced(ranks, way, Path(folder))
+        counted["all"] = [sum(column) for column in zip(*counted.values(), strict=True)]
+        lines += [f"| {way} | {name} | {' | '.join(f'{one:,}' for one in counted[name])} |" for name in sorted(counted)]
+    with tempfile.TemporaryDirectory() as folder:
+        slow_s, _ = traced(ranks, "forked", Path(folder), DELAY_S)
+    lines += ["", f"With {DELAY_S * 1000:g} ms more per open, forked ranks end their first step after {slow_s:.1f} s."]
+    return f"Files until the first step of {ranks} ranks:\n\n" + "\n".join(lines)
 
 
 def _counted(lines: list[str], until: float) -> tuple[str, list[int]]:
@@ -204,11 +211,10 @@ def main() -> int:
                     parts.setdefault(ranks, []).append(of_start)
     text = f"{table(found)}\n\nThe parts of the start of forked ranks, seconds:\n\n{parts_table(parts)}"
     if shutil.which("strace"):
-        with tempfile.TemporaryDirectory() as folder:
-            text += f"\n\n{files(max(options.ranks or [2]), Path(folder))}"
+        text += f"\n\n{files(2)}"
     print(text)
     if options.keep:
-        keep("start", "The start of a job, and its restart", text)
+        keep("start", "The start of a job, and its restart", text, by_hand=True)
     return 0
 
 

@@ -9,6 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from trainer.cli import main
+from trainer.core.errors import DONE, USER_MUST_CHANGE
+
 HEAVY = ("torch", "lightning", "pytorch_lightning", "deepspeed", "wandb", "torchmetrics", "sklearn", "numpy")
 MOST_CPU_S = 2.5
 """Half a second is the budget on an idle machine; five times that only fails for a real mistake."""
@@ -52,6 +55,56 @@ def test_commands_before_a_launch_import_nothing_heavy(arguments: list[str], wor
         if seen["cpu_s"] < MOST_CPU_S:
             break
     assert seen["cpu_s"] < MOST_CPU_S
+
+
+_OWN = """
+import os
+open(os.environ["IMPORTED"], "a").close()
+import torch
+from lightning.pytorch import LightningDataModule, LightningModule
+raise RuntimeError("imported")
+
+class Net(torch.nn.Module):
+    def __init__(self, width: int, depth: int = 2) -> None:
+        super().__init__()
+
+class Task(LightningModule):
+    def __init__(self, model: torch.nn.Module) -> None:
+        super().__init__()
+
+    def training_step(self, batch, batch_idx):
+        return batch.sum()
+
+class Data(LightningDataModule):
+    def __init__(self, folder: str = ".", batch_size: int = 4) -> None:
+        super().__init__()
+
+    def train_dataloader(self):
+        return []
+"""
+
+
+@pytest.mark.parametrize(
+    ("override", "problem"),
+    [("model.width=3", None), ("model.widht=3", "did you mean model.width?"), ("data.folder=x", None)],
+)
+def test_a_job_of_ones_own_is_checked_without_importing_it(
+    workdir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], override: str, problem: str
+) -> None:
+    package = workdir / "mine"
+    package.mkdir()
+    for module in ("__init__", "parts"):
+        (package / f"{module}.py").write_text(_OWN)
+    for group, target in {"model": "Net\nwidth: 4", "data": "Data", "task": "Task"}.items():
+        (workdir / "conf" / group).mkdir(parents=True)
+        (workdir / "conf" / group / "mine.yaml").write_text(f"_target_: mine.parts.{target}\n")
+    monkeypatch.setenv("IMPORTED", str(workdir / "imported"))
+    code = main(["check", "model=mine", "data=mine", "task=mine", "tracking=none", "trainer.max_steps=3", override])
+    error = capsys.readouterr().err
+    assert code == (DONE if problem is None else USER_MUST_CHANGE), error
+    assert problem is None or problem in error
+    assert not (workdir / "imported").exists()
+    assert "mine" not in sys.modules
 
 
 def test_every_control_plane_module_can_be_imported_without_them() -> None:

@@ -157,10 +157,10 @@ def _shadowing(folders: list[str]) -> str | None:
     """Return a module or package of the code snapshot that has the name of an imported one."""
     imported = {name.partition(".")[0] for name in sys.modules}
     for folder in folders:
-        for entry in os.scandir(folder):
-            is_package = os.path.isfile(os.path.join(entry.path, "__init__.py"))
-            if entry.name.partition(".")[0] in imported and (is_package or entry.name.endswith((".py", ".so"))):
-                return f"its code has {entry.name}"
+        for name in sorted(os.listdir(folder)):
+            is_package = os.path.isfile(os.path.join(folder, name, "__init__.py"))
+            if name.partition(".")[0] in imported and (is_package or name.endswith((".py", ".so"))):
+                return f"its code has {name}"
     return None
 
 
