@@ -247,7 +247,7 @@ def test_unused_parameters_are_named_once_and_the_option_with_them(trainer_cli: 
     assert "died" not in said
     following = next(line for line in said.splitlines() if line.startswith("  next "))
     assert re.search(r"fix it, then: .*trainer fit model=m .* \+model\.kind=unused$", following)
-    assert [event.event for event in run.events()] == ["created", "started", "failed"]
+    assert [event.event for event in run.events()] == ["created", "started", "first_step", "failed"]
     assert "Traceback (most recent call last)" in run.rank_log(0, 1).read_text()
 
 
