@@ -20,7 +20,7 @@ if __name__ == "__main__":
     found = []
     for case in CASES:
         setting = setting_of(case)
-        with Tracked(case.model["vocab_size"], 1) as tracked, tracked.resizing():
+        with Tracked(case.model["vocab_size"], 1, is_gloo=True) as tracked, tracked.resizing():
             module = module_of(case)
             wrapper(setting)(module)
             real = steps(module, batch_of(case), lambda one, case=case: optimizer_of(case, one), setting, tracked)

@@ -134,6 +134,8 @@ class _Step:
         ledger.take(OPTIMIZER, self.known.optimizer)
         if self.keeps_buckets or self.case.accumulates:
             ledger.take(GRADIENTS, self.known.gradients)
+        if self.keeps_buckets and self.case.accumulates:
+            ledger.take(GRADIENTS, self.known.gradients)  # of the micro-batches before, which are not in the buckets
         self._forward()
         self._backward()
         passes = ledger.peak
@@ -325,7 +327,9 @@ class _Step:
         ledger.free(REST, temporary)
         if self.case.layout.is_sharded:
             ledger.take(BUCKETS, self.compute * elements)
-        elif self.keeps_buckets or self.case.accumulates:
+        elif self.keeps_buckets:
+            ledger.free(GRADIENTS, self.weight * elements if self.case.accumulates else 0)  # moved into its bucket
+        elif self.case.accumulates:
             pass
         else:
             ledger.take(GRADIENTS, self.weight * elements)
@@ -348,6 +352,7 @@ class _Step:
         if not size:
             return
         buffer = self.ledger.take(BUCKETS, size if self.case.layout.shards > 1 else 0)
+        self._copy_by_gloo(size)
         self._forget_buffer()
         self.ledger.take(BUCKETS, size)
         self.buffer = buffer
@@ -358,6 +363,11 @@ class _Step:
 
     def _release(self, group: str) -> None:
         self.ledger.free(BUCKETS, self._gathered(group))
+
+    def _copy_by_gloo(self, size: int) -> None:
+        """Count the copy of `size` bytes that gloo makes during a collective on CPU ranks."""
+        if self.case.device == "cpu" and self.case.layout.shards > 1:
+            self.ledger.free(BUCKETS, self.ledger.take(BUCKETS, size))
 
     def _arrive(self, group: str) -> None:
         """Copy a group out of the buffer in which it arrived."""
@@ -371,6 +381,7 @@ class _Step:
         ledger.free(BUCKETS, self._gathered(group) if group != "before" else 0)
         ledger.free(BUCKETS, self.reducing)
         self.reducing = ledger.take(BUCKETS, self.case.reduce_bytes * self.padded[group])
+        self._copy_by_gloo(self.reducing)
         ledger.free(BUCKETS, self.compute * self.sizes[group])
         shard = self.padded[group] // layout.shards
         if not self.case.accumulates and not self.case.offloads:

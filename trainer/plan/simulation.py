@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -23,7 +24,7 @@ from trainer import strategies
 from trainer.config.strategy import Auto, Ddp, Fsdp, Hsdp, Tp
 from trainer.core.errors import UserError
 from trainer.plan.on_cuda import as_on_cuda
-from trainer.plan.parts import GRADIENTS, OPTIMIZER, PARAMETERS
+from trainer.plan.parts import BUCKETS, GRADIENTS, OPTIMIZER, PARAMETERS
 from trainer.plan.tracked import BLOCK, Tracked, real_meshes
 from trainer.plan.work import Work
 from trainer.strategies.blocks import prepare
@@ -102,12 +103,12 @@ def simulate(
             stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
             stack.enter_context(as_on_cuda() if setting.device == "cuda" else nullcontext())
             stack.enter_context(real_meshes())
-            tracked = stack.enter_context(Tracked(setting.classes, setting.block))
+            tracked = stack.enter_context(Tracked(setting.classes, setting.block, setting.device == "cpu"))
             stack.enter_context(tracked.resizing())
             stack.enter_context(_default_type(setting.precision))
             module = make_module()
             wrap(module)
-            inputs = tree_map_only(torch.Tensor, _fake, batch)
+            inputs = tree_map_only(torch.Tensor, partial(_fake, precision=setting.precision), batch)
             return steps(module, inputs, make_optimizer, setting, tracked)
     finally:
         torch.distributed.destroy_process_group()
@@ -120,12 +121,18 @@ def steps(
     for parameter in (*module.parameters(), *module.buffers()):
         tracked.add(parameter, PARAMETERS)
     optimizer = make_optimizer(module)
+    buckets = None
+    if isinstance(setting.strategy, Ddp) and setting.world_size > 1:
+        buckets = _Buckets(module, setting.strategy.gradient_as_bucket_view)
+        tracked.label(buckets.tensors, BUCKETS)
     counter = tracked.counter
     for is_second in (False, True):
         begin = tracked.mark()
         at_rest = tracked.alive
         for is_last in (False, True) if setting.accumulates else (True,):
             counts = is_second and is_last
+            if buckets is not None:
+                buckets.receives = is_last
             counter.during = "forward" if counts else None
             with autocast(setting.precision):
                 loss = module.training_step(batch, 0)
@@ -197,8 +204,6 @@ def wrapper(setting: Setting) -> Callable[[Any], None]:
 
         def whole(module: Any) -> None:
             prepare(module, options)
-            if isinstance(options, Ddp) and setting.world_size > 1:
-                _make_buckets(module)
 
         return whole
     sharding: Any = strategies.build(options, setting.world_size, torch.device("cpu"), 60.0)
@@ -214,20 +219,30 @@ def wrapper(setting: Setting) -> Callable[[Any], None]:
     return sharded
 
 
-def _make_buckets(module: Any) -> None:
-    """Keep gradients as DDP's Reducer does: they are views of buckets that are there all the time."""
-    for parameter in module.parameters():
-        if not parameter.requires_grad:
-            continue
-        bucket = torch.empty_like(parameter)
+class _Buckets:
+    """The buckets of DDP's Reducer, which are there all the time, and the gradients in them.
 
-        def into_bucket(one: torch.Tensor, bucket: torch.Tensor = bucket) -> None:
-            assert one.grad is not None
-            if one.grad is not bucket:
-                bucket.copy_(one.grad)
-                one.grad = bucket
+    Args:
+        module: The module.
+        as_views: Whether gradients become views of them (`gradient_as_bucket_view`), or are copied into them.
+    """
 
-        parameter.register_post_accumulate_grad_hook(into_bucket)
+    def __init__(self, module: Any, as_views: bool) -> None:
+        self.receives = True
+        """False during the micro-batches after which gradients are not reduced: they stay where autograd makes them."""
+        self._as_views = as_views
+        self.tensors: list[torch.Tensor] = []
+        for parameter in module.parameters():
+            if parameter.requires_grad:
+                self.tensors.append(torch.empty_like(parameter))
+                parameter.register_post_accumulate_grad_hook(partial(self._receive, bucket=self.tensors[-1]))
+
+    def _receive(self, parameter: torch.Tensor, bucket: torch.Tensor) -> None:
+        assert parameter.grad is not None
+        if self.receives and parameter.grad is not bucket:
+            bucket.copy_(parameter.grad)
+            if self._as_views:
+                parameter.grad = bucket
 
 
 @contextmanager
@@ -241,8 +256,10 @@ def _default_type(precision: str) -> Iterator[None]:
         torch.set_default_dtype(before)
 
 
-def _fake(tensor: torch.Tensor) -> torch.Tensor:
-    return torch.empty(tensor.shape, dtype=tensor.dtype)
+def _fake(tensor: torch.Tensor, precision: str) -> torch.Tensor:
+    """Return a fake tensor; in a true precision Lightning converts what is not integers."""
+    is_converted = precision in _TRUE and tensor.is_floating_point()
+    return torch.empty(tensor.shape, dtype=_TRUE[precision] if is_converted else tensor.dtype)
 
 
 def _states(optimizer: Any) -> list[Any]:

@@ -26,6 +26,8 @@ from trainer.plan.parts import BUCKETS, COPIES, LOGITS, PARAMETERS, REST
 
 BLOCK = 512
 """Bytes to which torch's allocator on CUDA rounds an allocation."""
+_COPIED_BY_GLOO = (torch.ops.c10d._allgather_base_, torch.ops.c10d._reduce_scatter_base_)
+"""Operators on (output, input) for which gloo copies the larger of the two until they end."""
 _CALLERS = 16
 """Python frames between an operator and the function of FSDP2 that called it: at most about ten."""
 
@@ -39,13 +41,14 @@ class Tracked(TorchDispatchMode):
     Args:
         classes: Size of the last dimension of logits, or None if there are none.
         block: Bytes to which an allocation is rounded.
+        is_gloo: Whether to count the copies that gloo makes during a gathering and a reduction to shards.
     """
 
-    def __init__(self, classes: int | None = None, block: int = BLOCK) -> None:
+    def __init__(self, classes: int | None = None, block: int = BLOCK, is_gloo: bool = False) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.alive = self.peak = 0
         self.counter = Counter()
-        self._classes, self._block = classes, block
+        self._classes, self._block, self._is_gloo = classes, block, is_gloo
         self._sizes: dict[int, int] = {}
         self._references: dict[int, weakref.ref[Any]] = {}
         self._serials: dict[int, int] = {}
@@ -56,6 +59,8 @@ class Tracked(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
+        if self._is_gloo and func.overloadpacket in _COPIED_BY_GLOO:
+            self.add(torch.empty_like(max(args[:2], key=torch.numel)), BUCKETS)  # which is freed at once
         if self.counter.during is not None:
             self.counter.add(func, args, kwargs, result)
         for one in tree_leaves(result):
