@@ -5,13 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import torch
+from lightning.pytorch import LightningModule
 
 from tests.plan.drawn import Drawn, batch_of, by_formula, by_simulation, draw, module_of, optimizer_of, setting_of
+from trainer.config.strategy import STRATEGIES
 from trainer.models.transformer import Transformer
 from trainer.plan import parts
 from trainer.plan.closed_form import NoFormula
 from trainer.plan.decoder import Decoder
-from trainer.plan.simulation import steps
+from trainer.plan.simulation import Setting, simulate, steps
 from trainer.plan.tracked import Tracked
 from trainer.strategies.blocks import prepare
 
@@ -73,3 +76,27 @@ def test_a_real_step_allocates_what_was_simulated(precision: str, checkpointing:
     simulated = by_simulation(case)
     assert simulated.states == real.states
     assert simulated.peak == pytest.approx(real.peak, rel=0.01)
+
+
+def test_ddp_keeps_gradients_that_are_not_reduced_yet_beside_its_buckets() -> None:
+    model = {"vocab_size": 300, "sequence_length": 16, "dim": 256, "layers": 2, "heads": 4, "tied": True}
+    case = Drawn(model, 1, "ddp", 2, 1, "32-true", "none", "cpu", True, "float32")
+    for planned in (by_simulation(case), by_formula(case)):
+        assert planned.parts[parts.GRADIENTS] == pytest.approx(2 * by_formula(case).states.gradients, rel=LIMIT)
+
+
+class Regression(LightningModule):
+    """A module on inputs that are not integers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = torch.nn.Linear(256, 1)
+
+    def training_step(self, batch: torch.Tensor, batch_idx: int) -> torch.Tensor:
+        return self.layer(batch).square().mean()
+
+
+def test_inputs_are_converted_to_a_true_precision() -> None:
+    setting = Setting(STRATEGIES["single"](), 1, precision="bf16-true", device="cpu", block=1)
+    found = simulate(Regression, torch.zeros(64, 256), lambda one: torch.optim.SGD(one.parameters()), setting)
+    assert 64 * 256 * 2 < found.peak < 64 * 256 * 4
