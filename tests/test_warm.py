@@ -24,7 +24,7 @@ import threading
 import torch
 from lightning.pytorch import Callback
 
-VARY = ("TRAINER_IMPORT_S", "TRAINER_STORE", "TRAINER_TORCHRUN_PID", "MASTER_PORT")
+VARY = ("TRAINER_IMPORT_S", "TRAINER_NODE_BEGAN", "TRAINER_STORE", "TRAINER_TORCHRUN_PID", "MASTER_PORT")
 
 
 class Look(Callback):

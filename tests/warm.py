@@ -141,6 +141,9 @@ def _import() -> None:
             importlib.import_module(name)
     import torch
 
+    from trainer.launch import local
+
+    local.start_ahead = lambda config: None  # what it would import is here
     global _fresh
     names = frozenset(name.partition(".")[0] for name in sys.modules)
     of_imports = {name: value for name, value in os.environ.items() if name not in before}
