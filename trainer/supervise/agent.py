@@ -135,8 +135,9 @@ def take_over(channel: int, before: dict[str, str], is_usable: bool) -> float:
         os.execve(arguments[0], arguments, environment)
     guessed = before.get(FROZEN_VARIABLE, "").split(os.pathsep)
     sys.path[:] = frozen + [entry for entry in sys.path if entry not in guessed]
+    of_imports = {name: value for name, value in os.environ.items() if name not in before}
     os.environ.clear()
-    os.environ.update(environment)
+    os.environ.update({**of_imports, **environment})
     del os.environ[PRELOAD_VARIABLE]
     sys.argv = arguments[1:]
     importlib.import_module("trainer.runtime.frozen").install()
