@@ -19,20 +19,20 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "flaky: of a plugin that Lightning's tests use, and that need not be here")
     if os.environ["LIGHTNING_SUITE_LOOP"] != "lean":
         return
-    init, begin = Trainer.__init__, LeanTrainingEpochLoop._begin_batch
+    init, train = Trainer.__init__, LeanTrainingEpochLoop._train
 
     def with_our_loop(self: Trainer, *arguments: Any, **named: Any) -> None:
         init(self, *arguments, **named)
         use_lean_loop(self)
 
-    def counted(self: LeanTrainingEpochLoop, batch: Any) -> None:
+    def counted(self: LeanTrainingEpochLoop, *arguments: Any) -> Any:
         global _batches
         _batches += 1
-        begin(self, batch)
+        return train(self, *arguments)
 
     Trainer.__init__ = with_our_loop  # type: ignore[assignment]
     Trainer.__init__.__wrapped__ = init  # type: ignore[attr-defined]
-    LeanTrainingEpochLoop._begin_batch = counted  # type: ignore[method-assign]
+    LeanTrainingEpochLoop._train = counted  # type: ignore[method-assign]
 
 
 @pytest.hookimpl(wrapper=True)

@@ -103,7 +103,8 @@ def watched(steps: int, agrees: bool, pace: Pace, folder: Path) -> None:
     config.resilience.agree_every_s = 2 * config.resilience.agree_every_s if agrees else NEVER_S
     heartbeat.on_beat = FlightRecorder(directory, rank).look
     heartbeat.start()
-    run.train(config, run.Attempt(directory, rank, heartbeat), run.init_process_group(config, rank))
+    attempt = run.Attempt(directory, rank, heartbeat)
+    run.train(config, attempt, run.init_process_group(config, rank), run.StartClock(attempt))
     heartbeat.stop("finished")
 
 

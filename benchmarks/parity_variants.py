@@ -87,7 +87,8 @@ def ours(name: str, steps: int, rank: Rank, pace: Pace, folder: Path) -> Trained
     run.build.build_module = keeping
     config = config_of(name, steps, rank, folder)
     write_atomic(directory.config_path, freeze(asdict(config)))
-    run.train(config, run.Attempt(directory, rank, heartbeat), run.init_process_group(config, rank))
+    attempt = run.Attempt(directory, rank, heartbeat)
+    run.train(config, attempt, run.init_process_group(config, rank), run.StartClock(attempt))
     heartbeat.stop("finished")
     losses = {}
     if rank.is_first:

@@ -99,6 +99,7 @@ def test_a_job_of_ones_own_is_checked_without_importing_it(
         (workdir / "conf" / group).mkdir(parents=True)
         (workdir / "conf" / group / "mine.yaml").write_text(f"_target_: mine.parts.{target}\n")
     monkeypatch.setenv("IMPORTED", str(workdir / "imported"))
+    monkeypatch.delitem(sys.modules, "mine", raising=False)  # of another test
     code = main(["check", "model=mine", "data=mine", "task=mine", "tracking=none", "trainer.max_steps=3", override])
     error = capsys.readouterr().err
     assert code == (DONE if problem is None else USER_MUST_CHANGE), error

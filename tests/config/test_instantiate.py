@@ -173,8 +173,8 @@ def test_nodes_left_to_the_target_need_no_arguments_but_must_exist() -> None:
     ("key", "value", "fix"),
     [
         ("_convert_", "al", "did you mean all?"),
-        ("_recursive_", "no", "true or false"),
-        ("_partial_", 1, "true or false"),
+        ("_recursive_", "no", "_recursive_=true or model._recursive_=false"),
+        ("_partial_", 1, "_partial_=true or model._partial_=false"),
     ],
 )
 def test_an_invalid_directive_is_refused(key: str, value: Any, fix: str) -> None:

@@ -134,6 +134,7 @@ EVENTS: list[events.Event] = [
     events.LoggerPositions(step=5, positions={"csv/version_0": {"metrics.csv": 3}}),
     events.LoggerFailed(logger="mlflow", reason="Connection refused"),
     events.CheckpointSaved(attempt=1, step=20, bytes=1000),
+    events.CheckpointUploaded(attempt=0, step=3),
     events.CheckpointSkipped(reason="damaged"),
     events.CheckpointFailed(reason="full"),
     events.StopRequested(reason="Ctrl-C"),

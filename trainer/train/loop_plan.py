@@ -296,12 +296,13 @@ def _make_fetch(fetcher: _DataFetcher) -> Callable[[], Any]:
 
 
 def _make_prefetcher(trainer: Trainer, fetcher: _DataFetcher) -> Prefetcher | None:
-    """Return the prefetcher if `trainer.prefetch_to_device` is set and nothing but `_move` moves a batch."""
+    """Return the prefetcher if `trainer.prefetch_to_device` is set and no hook moves a batch."""
     loop: Any = trainer.fit_loop.epoch_loop
     if getattr(loop, "copy_stream", None) is None:
         return None
     current = loop.plan.prefetcher if loop.plan is not None else None
-    if isinstance(_make_transfer(trainer), partial):
+    transfer = _make_transfer(trainer)
+    if transfer is _keep_on_cpu or isinstance(transfer, partial):
         return prefetch.make(current, trainer, fetcher, _make_fetch(fetcher), loop.copy_stream)
     if current is not None:  # a hook that moves batches was added in mid-epoch
         current.settle()
