@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from trainer.runs.directory import RunDirectory
 from trainer.runs.events import Created, FirstStep
 from trainer.runs.starts import starts
 from trainer.supervise import agent
-from trainer.supervise.ahead import NodeAhead
+from trainer.supervise.ahead import NodeAhead, receive, send
 
 JOB = ("debug=fast", "resources.gpus=0", "resources.cpu_processes=2")
 
@@ -85,3 +86,19 @@ def test_a_job_with_a_mistake_leaves_no_process(trainer_cli: TrainerCli, workdir
 def test_a_variable_that_imports_may_read_must_be_the_same(name: str, value: str, reason: str | None) -> None:
     before = {"OMP_NUM_THREADS": "1", "TRAINER_PRELOAD": "a"}
     assert agent._differing(before, {**before, name: value}) == reason
+
+
+def test_a_job_that_comes_with_the_first_message_is_read_whole() -> None:
+    """The check of a job may end before the process has read what it was started with."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs, open(os.devnull) as log:
+        send(ours, {"environment": {"A": "1"}}, [])
+        send(ours, {"run": "runs/a"}, [log.fileno()])
+        assert receive(theirs) == ({"environment": {"A": "1"}}, [])
+        received = receive(theirs)
+        assert received is not None
+        assert received[0] == {"run": "runs/a"}
+        (descriptor,) = received[1]
+        os.close(descriptor)
+        ours.close()
+        assert receive(theirs) is None

@@ -77,8 +77,11 @@ def receive(channel: socket.socket) -> tuple[dict[str, Any], list[int]] | None:
     header, descriptors, _, _ = socket.recv_fds(channel, _HEADER, _MOST_FDS)
     if len(header) < _HEADER:
         return None
-    with channel.makefile("rb") as stream:
-        content = stream.read(int.from_bytes(header, "big"))
+    content, length = b"", int.from_bytes(header, "big")
+    while len(content) < length:  # not a byte more: the next message may have come, with descriptors
+        if not (part := channel.recv(length - len(content))):
+            return None
+        content += part
     return json.loads(content), descriptors
 
 
