@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -27,7 +28,7 @@ from trainer.data.loader import resumable
 from trainer.data.locations import require_remote
 from trainer.data.mixture import Mixture
 from trainer.data.remote import RemoteUnavailable
-from trainer.data.shard_cache import ShardCache
+from trainer.data.shard_cache import ShardCache, default_folder
 from trainer.data.shard_index import IndexedFile
 from trainer.data.shard_order import ShardOrder
 from trainer.data.token_shards import TokenShards
@@ -214,7 +215,7 @@ def test_a_file_in_use_is_not_removed_and_one_needed_now_exceeds_the_limit(tmp_p
 _KILLED = """
 import os, sys, time
 from pathlib import Path
-from trainer.data.shard_cache import ShardCache
+from trainer.data.shard_cache import ShardCache, default_folder
 from trainer.data.shard_index import IndexedFile
 
 def fetch(name, expected, descriptor):
@@ -322,3 +323,9 @@ def test_local_shards_are_checked_against_their_index(tmp_path: Path) -> None:
     (local / "index.json").write_text('{"files": {}}')
     with pytest.raises(UserError, match=r"is not the index that meta\.json describes"):
         batches(str(local))
+
+
+def test_nobody_else_can_replace_the_cache_that_is_used_by_default() -> None:
+    """In the temporary directory itself, whose sticky bit protects what is directly there only."""
+    assert default_folder().parent == Path(tempfile.gettempdir())
+    assert str(os.getuid()) in default_folder().name

@@ -47,6 +47,20 @@ def test_what_comes_after_a_checkpoint_joins_the_line(tmp_path: Path) -> None:
     assert read(path)[0]["epoch_end"] == 1.0
 
 
+def test_a_process_that_another_has_replaced_overwrites_none_of_its_lines(tmp_path: Path) -> None:
+    step = 10
+    path = tmp_path / "metrics.jsonl"
+    logger = MetricsFile(path, lambda: step)
+    logger.log_metrics({"train/loss": 1.5})
+    logger.save()
+    with path.open("a") as file:
+        file.write('{"step": 15, "train/loss": 1.0}\n')
+    step = 20
+    logger.log_metrics({"train/loss": 0.5})
+    logger.finalize("success")
+    assert [line["step"] for line in read(path)] == [10, 15, 20]
+
+
 def test_rewind_drops_later_steps_and_a_cut_line(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 10, "time": 90}\n{"step": 20, "time": 97.5}\n{"step": 30, "time": 101}\n{"step": 4')

@@ -12,6 +12,8 @@ from trainer.core.host_memory import used_bytes
 from trainer.runtime.process import Rank
 
 GIGABYTE = 1e9
+MOST_NODES = 64
+"""Nodes up to which each has its metrics. They are in every logged line, whose readers take 2,000 metrics of a run."""
 EVERY_S = 1.0
 """Shortest time between two readings of a node."""
 _SUMS = ("gpu_memory_gb", "gpu_power_w")

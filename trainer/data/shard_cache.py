@@ -32,8 +32,11 @@ Fetch = Callable[[str, IndexedFile, int], None]
 
 
 def default_folder() -> Path:
-    """Return the folder of the user in the temporary directory of this node."""
-    return Path(tempfile.gettempdir()) / f"trainer-{os.getuid()}" / "shards"
+    """Return the folder of the user in the temporary directory of this node.
+
+    It is directly there: the system lets nobody else remove or rename it, as others could below a folder of theirs.
+    """
+    return Path(tempfile.gettempdir()) / f"trainer-shards-{os.getuid()}"
 
 
 class ShardCache:

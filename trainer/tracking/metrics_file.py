@@ -49,8 +49,6 @@ class MetricsFile(Logger):
         """Offset of the current step's line on disk, and its content there."""
         self._descriptor: int | None = None
         """The open file: opening and closing it for each line would take as long as the rest of a logged step."""
-        self._end = 0
-        """Size of the file."""
         self._unsynced = False
         self._epoch: int | None = None
         self._is_open = False
@@ -130,12 +128,11 @@ class MetricsFile(Logger):
             return
         if self._descriptor is None:
             self._descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT, 0o600)
-            self._end = os.fstat(self._descriptor).st_size
-        start = self._written[0] if self._written else self._end
+        size = os.fstat(self._descriptor).st_size
+        start = self._written[0] if self._written else size
         os.pwrite(self._descriptor, line, start)
-        if start + len(line) < self._end:
+        if start + len(line) < size:
             os.ftruncate(self._descriptor, start + len(line))
-        self._end = start + len(line)
         self._written = (start, line)
         self._unsynced = True
 

@@ -19,7 +19,7 @@ from trainer.callbacks.best import BestMetric, primary_metric_of
 from trainer.callbacks.boundary import Boundary, BoundaryOptions
 from trainer.callbacks.clock import StepClock
 from trainer.callbacks.metrics import BatchWork, TrainMetrics
-from trainer.callbacks.node_metrics import NodeMetrics
+from trainer.callbacks.node_metrics import MOST_NODES, NodeMetrics
 from trainer.callbacks.rng import RngState
 from trainer.callbacks.transient_state import TransientState
 from trainer.checkpoint import tiers
@@ -280,7 +280,7 @@ def _make_callbacks(
     config, rank, heartbeat, group = job.config, job.rank, job.attempt.heartbeat, job.group
     work = BatchWork(data.plan.global_batch / data.plan.accumulate, data.facts.get("sequence_length"))
     gpus = monitoring.gpu_metrics(heartbeat, device_of(config, rank))
-    nodes = NodeMetrics(rank, device_of(config, rank)) if rank.num_nodes > 1 else None
+    nodes = NodeMetrics(rank, device_of(config, rank)) if 1 < rank.num_nodes <= MOST_NODES else None
     metrics = TrainMetrics(config.trainer.log_every_n_steps, work, total_steps, heartbeat, group, gpus, nodes=nodes)
     rng_state = RngState(config.seed, rank.rank, build.place_in_data(config, rank).rank, group)
     transient_state = TransientState(rank.rank, group)
