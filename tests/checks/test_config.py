@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 
 from trainer.checks.config import check
 from trainer.config.compose import compose
@@ -31,6 +32,37 @@ def test_limits_of_data_are_checked_at_the_prompt(workdir: Path, data: str, key:
     with pytest.raises(UserError) as caught:
         checked(f"data={data}", "data.root=.", f"++data.{key}={value}")
     assert fix in str(caught.value)
+
+
+IMPOSSIBLE = [
+    *("data.sequence_length=0", "data.held_out=1.5", "data.held_out=-0.1", "data.vocab_size=-1"),
+    *("model.dim=0", "model.layers=-1", "model.heads=3", "model.kv_heads=3", "model.dropout=1.5"),
+    *("optimizer.lr=-1", "optimizer.weight_decay=-0.1", "optimizer.eps=-1e-8", "scheduler.warmup_steps=-3"),
+    *("optimizer.betas=[0.9]", "optimizer.betas=[0.9,1.0]", "optimizer.betas=[0.9,0.99,0.999]"),
+]
+
+
+@pytest.mark.parametrize("override", IMPOSSIBLE)
+def test_values_that_a_rank_would_refuse_are_refused_at_the_prompt(workdir: Path, override: str) -> None:
+    (workdir / "text.txt").write_text("a")
+    with pytest.raises(UserError) as caught:
+        checked("experiment=text_transformer", "data.root=.", f"++{override}")
+    assert override.partition("=")[0].rpartition(".")[2] in caught.value.message
+
+
+@pytest.mark.parametrize("override", ["data.cache_gb=0", "data.cache_gb=-1", "data.shuffle_shards=0"])
+def test_limits_of_a_cache_are_checked_at_the_prompt(override: str) -> None:
+    with pytest.raises(UserError, match=override.replace(".", r"\.")):
+        checked("model=transformer", "data=token_shards", "data.root=https://host/shards", override)
+
+
+@pytest.mark.parametrize("name", ["Adam", "AdamW", "SGD", "RMSprop", "Adagrad", "Adadelta", "NAdam"])
+@pytest.mark.parametrize("key", ["lr", "weight_decay"])
+def test_torch_refuses_what_is_refused(name: str, key: str) -> None:
+    parameters = [torch.nn.Parameter(torch.zeros(1))]
+    with pytest.raises(ValueError, match=f"Invalid {key}|Invalid learning rate"):
+        getattr(torch.optim, name)(parameters, **{"lr": 0.1, key: -0.1})
+    getattr(torch.optim, name)(parameters, **{"lr": 0.1, key: 0.0})
 
 
 @pytest.mark.parametrize(

@@ -99,6 +99,7 @@ def test_hydra_global_state_is_restored(workdir: Path) -> None:
         ("trainer.sync_batchnorm=maybe", "expected true or false", "trainer.sync_batchnorm=true"),
         ("report=flase", "report=flase: expected true or false", "did you mean report=false? write report=true or rep"),
         ("trainer.benchmark=flase", "true or false or null", "did you mean trainer.benchmark=false?"),
+        ("sweep.method=grid", "sweep.method=grid: an option of a sweep", "use trainer sweep"),
         ("seed=null", "seed=null: expected an integer", "seed=10"),
         ("seed=true", "seed=true: expected an integer", "seed=10"),
     ],

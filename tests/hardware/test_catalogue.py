@@ -172,6 +172,7 @@ def test_the_page_has_the_tables_of_the_catalogue() -> None:
     ("name", "expected"),
     [
         ("H100", "did you mean NVIDIA H100 80GB HBM3 or NVIDIA H100 NVL or NVIDIA H100 PCIe? "),
+        ("H10O", "did you mean NVIDIA H100 80GB HBM3 or NVIDIA H100 NVL or NVIDIA H100 PCIe? "),
         ("rtx4090", "did you mean NVIDIA GeForce RTX 4090? "),
         ("a fast one", ""),
     ],

@@ -9,18 +9,19 @@ from typing import Any
 
 from trainer.checks.fits import problems_of_fit
 from trainer.checks.parts import problems_of_parts
+from trainer.checks.values import problems_of_values
 from trainer.config.batch import BatchPlan
 from trainer.config.callbacks import problems_of_callbacks
 from trainer.config.checkpoint_url import missing_package
 from trainer.config.combinations import Job, problems_of_combinations, problems_of_packages
 from trainer.config.environment import problems_of_secrets
-from trainer.config.limits import AtLeast, limits_of
+from trainer.config.limits import limits_of
 from trainer.config.loggers import problems_of_loggers
 from trainer.config.monitor import problems_of_monitor
 from trainer.config.notify import NotifyOptions, problems_of_notify
 from trainer.config.optimization import problems_of_accumulation, problems_of_optimization
 from trainer.config.own_loaders import problems_of_loaders
-from trainer.config.problems import as_written, raise_all
+from trainer.config.problems import raise_all
 from trainer.config.schedule import problems_of_optimizer, problems_of_schedule
 from trainer.config.schema import CheckpointOptions, Config, TrainerOptions
 from trainer.config.signature import Signature, read
@@ -31,11 +32,6 @@ from trainer.core.errors import TrainerError, UserError
 
 _LIMITED = ("trainer", "checkpoint", "tracking", "notify", "resilience", "finetune", "strategy", "cluster")
 """Sections whose limits are checked here: `config/shape.py` checks `resources`."""
-_DATA = {"batch_size": AtLeast(1), "micro_batch": AtLeast(1), "num_workers": AtLeast(0)}
-"""Limits of the keys of `data` that the trainer itself reads."""
-_EXAMPLES = {"max_bytes": 2**30, "max_pixels": 10**8}
-_OWN_DATA = {"max_bytes": AtLeast(1), "max_pixels": AtLeast(1), "max_bad": AtLeast(0)}
-"""Limits of arguments of the data modules of this package; a user's own may mean something else by these names."""
 
 
 def check(config: dict[str, Any], cwd: Path | None = None, fits: bool = True, targets: bool = True) -> None:
@@ -54,7 +50,7 @@ def check(config: dict[str, Any], cwd: Path | None = None, fits: bool = True, ta
         EnvironmentFault: The only problem is this machine, such as a missing package.
     """
     raise_all(list(problems_of_secrets(config)))
-    values = [*_limits(config), *_sections(config), *problems_of_callbacks(config)]
+    values = [*_limits(config), *problems_of_values(config), *_sections(config), *problems_of_callbacks(config)]
     cwd = cwd or Path.cwd()
     found = list(_of_targets(config, cwd)) if targets else []
     values += [*problems_of_schedule(config), *problems_of_optimizer(config)]
@@ -101,22 +97,6 @@ def _limits(config: dict[str, Any]) -> Iterator[UserError]:
             problem = limit.problem(f"{section}.{key}", value) if value is not None else None
             if problem is not None:
                 yield problem
-    is_own = str(config["data"].get("_target_")).startswith("trainer.data.")
-    for key, limit in (_DATA | _OWN_DATA if is_own else _DATA).items():
-        value = config["data"].get(key)
-        if value is None:
-            continue
-        if key == "micro_batch" and value == "auto":  # `trainer fit` has replaced it (cli/job.py)
-            yield UserError("data.micro_batch=auto: only a new run can look for it", "use trainer fit, or a number")
-            continue
-        if not isinstance(value, int) or isinstance(value, bool):
-            yield UserError(
-                f"data.{key}={as_written(value)}: expected an integer", f"write data.{key}={_EXAMPLES.get(key, 32)}"
-            )
-            continue
-        problem = limit.problem(f"data.{key}", value)
-        if problem is not None:
-            yield problem
 
 
 def _sections(config: dict[str, Any]) -> Iterator[UserError]:

@@ -226,6 +226,12 @@ def _is_new(tree: Any, parts: list[str], loader: Any) -> bool:
     return meant is None and not (len(parts) == 1 and _in_sections(tree, parts[0]))
 
 
+def _is_section(tree: Any, name: str) -> bool:
+    from omegaconf import OmegaConf
+
+    return name in set(tree.keys()) and OmegaConf.is_config(tree._get_node(name))
+
+
 def _groups(loader: Any) -> list[str]:
     return [name for name in loader.list_groups("") if name != "hydra"]
 
@@ -247,7 +253,10 @@ def _unknown_at_top(tree: Any, parts: list[str], line: str, loader: Any) -> User
             return refused
     groups = _groups(loader)
     known = sorted({*key_names(Config), *groups})
-    near, tail = nearest(parts[0], known), "".join(f".{part}" for part in parts[1:])
+    if parts[0] == "sweep":
+        return UserError(f"{line}: an option of a sweep", "use trainer sweep, or trainer fit -m")
+    tail = "".join(f".{part}" for part in parts[1:])
+    near = nearest(parts[0], [one for one in known if not tail or one in groups or _is_section(tree, one)])
     value = f"={line.partition('=')[2]}" if near in groups and not tail else ""
     hint = f"did you mean {near}{tail}{value}? " if near else ""
     if len(parts) == 1:

@@ -45,13 +45,19 @@ def device(name: str) -> Device:
 
 def suggestion(name: str = "") -> str:
     """Return the devices whose names are near `name`, and the command that lists all."""
+    known_words = {word for one in names() for word in _words(one)}
     words = {word for word in _words(name) if any(character.isdigit() for character in word)}
+    words = {near for word in words for near in _near(word, known_words)}
     shared = {one: len(words & set(_words(one))) for one in names()}
     most = max(shared.values(), default=0)
     near = [one for one in names() if most and shared[one] == most][:_MOST_NEAR]
     near = near or get_close_matches(name, names())
     hint = f"did you mean {' or '.join(near)}? " if near else ""
     return f"{hint}{LIST_ALL} lists all"
+
+
+def _near(word: str, known: set[str]) -> list[str]:
+    return [word] if word in known else get_close_matches(word, sorted(known), cutoff=0.7)
 
 
 def _words(name: str) -> list[str]:
