@@ -62,6 +62,15 @@ def test_keys_of_the_template_are_accepted(workdir: Path) -> None:
             compose(["resources.gpus=0"], config_dirs=[], config_name="train")
 
 
+def test_the_seed_of_the_template_is_null(workdir: Path) -> None:
+    (workdir / "conf").mkdir()
+    (workdir / "conf/train.yaml").write_text("defaults: [config, _self_]\nseed: null\n")
+    composed = compose(["resources.gpus=0"], config_dirs=[], config_name="train")
+    assert composed.config["seed"] == 0
+    assert any("set seed=NUMBER" in note for note in composed.notes)
+    assert compose(["seed=3"], config_dirs=[], config_name="train").notes == ()
+
+
 @pytest.mark.parametrize(
     ("line", "says"),
     [

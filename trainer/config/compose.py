@@ -128,6 +128,9 @@ def compose(
             from trainer.config.lightning_names import left_for_later
 
             notes.append(left_for_later(plain))
+        if "seed" in plain and plain["seed"] is None:  # as in the template, where it means: do not seed
+            plain["seed"] = Config.seed
+            notes.append(f"seed: null: every run has a seed, this one {Config.seed}; set seed=NUMBER for another")
         config = _typed(plain)
     output_dir = str(place.cwd / Path(config["runs_dir"]).expanduser() / f"{config['name']}-ID")
     tree.hydra.runtime.output_dir = output_dir
@@ -352,6 +355,7 @@ def _split(loader: Any, overrides: list[str]) -> tuple[list[str], list[Any], lis
         if is_group and override.value() is None and not override.is_delete():
             unset.append(override)
         elif override.is_hydra_override() or (is_group and not isinstance(override.value(), dict)):
+            explain.require_options(override, loader)
             groups.append(str(override.input_line))
         else:
             values.append(override)

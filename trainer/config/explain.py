@@ -43,7 +43,7 @@ def hydra_errors(loader: Any, overrides: list[str]) -> Iterator[None]:
         fix = "make it readable, or remove it from the search path"
         raise UserError(f"{error.filename}: cannot be read ({error.strerror})", fix) from None
     except ValueError as error:  # Hydra's own checks of an override, or of the header of a file
-        fix = "correct the override, or the line `# @package` of the file"
+        fix = "correct the override, the defaults list, or the line `# @package` of a config file"
         raise UserError(f"the configuration cannot be composed: {error}", fix) from None
 
 
@@ -94,6 +94,26 @@ def refuse_sweep(override: Any) -> None:
             f"{line}: several values for one job",
             f"add -m to run one job for each, or write a list: {key}=[{value}], or a string: {key}=\\'{value}\\'",
         )
+
+
+def require_options(override: Any, loader: Any) -> None:
+    """Raise UserError if a group is set to anything but names of its options, which Hydra asks for as a path.
+
+    A single mapping is no choice: it replaces the section.
+    """
+    if override.is_delete() or override.is_hydra_override():
+        return
+    group, value = override.key_or_group, override.value()
+    chosen = value if isinstance(value, list) else [value]
+    wrong = next((one for one in chosen if not isinstance(one, str)), None)
+    if wrong is None:
+        return
+    fix = f"choose from: {listed(loader.get_group_options(group))}"
+    if isinstance(wrong, dict) and group in ("callbacks", "logger"):
+        fix = f"to add one that has no file: +{group}.NAME={{_target_: my_package.MyClass}}"
+    elif isinstance(wrong, dict):
+        fix = f"a mapping takes no brackets: {group}={{...}}"
+    raise UserError(f"{override.input_line}: {group} takes the names of its config files", fix)
 
 
 def require_unset(choices: Any, unset: list[Any], loader: Any) -> None:

@@ -252,6 +252,9 @@ def _unknown_at_top(tree: Any, parts: list[str], line: str, loader: Any) -> User
         if refused is not None:
             return refused
     groups = _groups(loader)
+    if len(parts) == 1 and parts[0] in groups:
+        options = listed(loader.get_group_options(parts[0]))
+        return UserError(f"{line}: {parts[0]} takes the names of its config files", f"choose from: {options}")
     known = sorted({*key_names(Config), *groups})
     if parts[0] == "sweep":
         return UserError(f"{line}: an option of a sweep", "use trainer sweep, or trainer fit -m")
