@@ -55,7 +55,14 @@ def as_lightning(folder: Path, module: Classification) -> Path:
     return folder / "last.ckpt"
 
 
-@pytest.mark.parametrize("write", [as_checkpoint, as_safetensors, as_weights_of_the_network, as_lightning])
+def as_a_compiled_module(folder: Path, module: Classification) -> Path:
+    return as_lightning(folder, nn.ModuleDict({"model": torch.compile(module.model, backend="eager")}))  # type: ignore[arg-type, dict-item]
+
+
+WRITERS = [as_checkpoint, as_safetensors, as_weights_of_the_network, as_lightning, as_a_compiled_module]
+
+
+@pytest.mark.parametrize("write", WRITERS)
 def test_starts_from_every_kind_of_weights(write: object, tmp_path: Path) -> None:
     source, module = task(seed=1), task(seed=2)
     path = write(tmp_path, source)  # type: ignore[operator]

@@ -6,11 +6,13 @@ change which parameter a number means. They do not change the parameter's name i
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterable, Mapping
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
 
+_T = TypeVar("_T")
 _WRAPPERS = ("_orig_mod.", "_checkpoint_wrapped_module.")
 """Prefixes that torch.compile and a user's activation checkpointing wrappers insert into names."""
 
@@ -20,6 +22,24 @@ def plain_name(name: str) -> str:
     for wrapper in _WRAPPERS:
         name = name.replace(wrapper, "")
     return name
+
+
+def plain_names(named: Mapping[str, _T]) -> dict[str, _T]:
+    """Return `named` by plain names; unchanged if two names would become one, as of a layer also kept uncompiled."""
+    plain = {plain_name(name): value for name, value in named.items()}
+    return plain if len(plain) == len(named) else dict(named)
+
+
+def fitted(state: Mapping[str, _T], names: Iterable[str]) -> Mapping[str, _T]:
+    """Return a state dict under the `names` of a module, of which one may be wrapped and the other not.
+
+    A module that calls torch.compile in `setup("fit")` is trained with other names than it is evaluated with.
+    """
+    names = set(names)
+    if names == state.keys():
+        return state
+    by_plain = {plain_name(name): name for name in names if name not in state}
+    return {name if name in names else by_plain.get(plain_name(name), name): value for name, value in state.items()}
 
 
 def named_groups(optimizer: Any, module: nn.Module) -> list[dict[str, Any]]:

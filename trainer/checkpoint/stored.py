@@ -15,7 +15,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from trainer.checkpoint import commit, sharded, wellformed
 from trainer.checkpoint.io import load_state, wait_visible
-from trainer.checkpoint.named import by_name
+from trainer.checkpoint.named import by_name, plain_names
 from trainer.checkpoint.wellformed import BadCheckpoint
 from trainer.core.errors import UserError
 
@@ -170,7 +170,7 @@ def _open(path: Path, mapped: bool) -> dict[str, Any]:
 
 def _pop_tensors(state: dict[str, Any]) -> tuple[dict[str, torch.Tensor], Optimizers]:
     """Remove the tensors from the state of a file checkpoint, and return them under flat names."""
-    weights = {MODEL + name: value for name, value in state.pop("state_dict").items()}
+    weights = {MODEL + name: value for name, value in plain_names(state.pop("state_dict")).items()}
     names = state.pop(PARAMETER_NAMES, [])
     states = state.pop("optimizer_states", [])
     tensors, rest = flatten([by_name(one, groups) for one, groups in zip(states, names, strict=False)])

@@ -21,6 +21,7 @@ from torch import nn
 
 from trainer import __version__
 from trainer.checkpoint.lora import Merged, layers
+from trainer.checkpoint.named import plain_names
 from trainer.checkpoint.store import Checkpoint
 from trainer.checkpoint.stored import MODEL, StoredCheckpoint, Weights
 from trainer.config.instantiate import DIRECTIVES
@@ -211,7 +212,7 @@ def _module_and_inputs(run: RunDirectory, checkpoint: Checkpoint) -> tuple[Any, 
         fix = "use --format=safetensors, or skip code that needs several processes if world_size is 1"
         raise UserError(f"--format=onnx: {error.message}", fix) from error
     stored = StoredCheckpoint(checkpoint.path, mapped=True)
-    stored.read({MODEL + name: value for name, value in module.state_dict().items()})
+    stored.read({MODEL + name: value for name, value in plain_names(module.state_dict()).items()})
     network = uncompiled(module.model if isinstance(module, Task) else module)
     return network, _inputs(module, data)
 

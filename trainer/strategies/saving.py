@@ -21,7 +21,7 @@ from torch.distributed.tensor import DTensor
 
 from trainer.checkpoint import commit
 from trainer.checkpoint.io import RunCheckpointIO, info_of, is_users, save_as_lightning
-from trainer.checkpoint.named import by_number, named_groups, plain_name
+from trainer.checkpoint.named import by_number, fitted, named_groups, plain_name
 from trainer.checkpoint.stored import MODEL, OPTIMIZERS, PARAMETER_NAMES, Optimizers, StoredCheckpoint
 from trainer.core.errors import UserError
 from trainer.runtime import cpu_groups
@@ -56,6 +56,11 @@ class WholeCheckpoints(EndsInPlace):
         if path.is_dir() and layout_of(path) != "file":
             return StoredCheckpoint(path).as_lightning()
         return super().load_checkpoint(checkpoint_path, weights_only)
+
+    def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
+        """Load the weights, whether or not the module was compiled when they were saved."""
+        weights = fitted(checkpoint["state_dict"], _module_of(self).state_dict())
+        super().load_model_state_dict({**checkpoint, "state_dict": weights}, strict)
 
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
         """Load optimizer states; those by parameter name are converted to numbers first."""

@@ -16,6 +16,7 @@ from torch import nn
 from trainer.checkpoint import data_file
 from trainer.checkpoint.foreign import read_pickled
 from trainer.checkpoint.lora import ADAPTER, BASE
+from trainer.checkpoint.named import plain_name, plain_names
 from trainer.checkpoint.shard_index import SHARDS
 from trainer.checkpoint.stored import MODEL, StoredCheckpoint
 from trainer.checkpoint.wellformed import BadCheckpoint
@@ -64,7 +65,7 @@ def load_initial_weights(module: LightningModule, options: FineTuneOptions, log:
     """
     if options.init_from is None:
         return
-    source = _read(Path(options.init_from))
+    source = plain_names(_read(Path(options.init_from)))
     network = network_of(module)
     prefix = "model." if network is not module else ""
     new = {prefix + name for name, _ in _matching_parameters(network, "new", options.new)}
@@ -234,7 +235,7 @@ def _read_one(stored: StoredCheckpoint, name: str) -> torch.Tensor:
 
 def _key_in(source: dict[str, _Entry], name: str, prefix: str) -> str:
     """Return the key in `source` for `name` of the module: with or without the task's prefix and LoRA's; "" if none."""
-    for candidate in (name, name.removeprefix(prefix)):
+    for candidate in (name, plain_name(name), plain_name(name).removeprefix(prefix)):
         for key in (candidate, candidate.replace(BASE, ".")):
             if key in source:
                 return key
