@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import shutil
@@ -13,23 +14,42 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 
 import pytest
 
+from tests.dashboard.fake_runs import make_sweep
 from tests.runs.test_directory import make
 from trainer.cli import main
 from trainer.core import records
 from trainer.core.errors import DONE
 from trainer.core.text import log_text, one_line, printable
+from trainer.dashboard.catalogue import Catalogue, key_of
+from trainer.dashboard.details import details_of
+from trainer.dashboard.sweep_tables import sweeps_of
 from trainer.launch import bar
 from trainer.launch.follow import Follower
+from trainer.plan import past
+from trainer.runs import comparison, seal
+from trainer.runs.comparison import compare
 from trainer.runs.directory import RunDirectory
-from trainer.runs.events import Created, Started, Straggler
+from trainer.runs.events import CheckpointSaved, Created, Started, Straggler
 from trainer.runs.records import AttemptOutcome, HeartbeatRecord, Launch
+from trainer.runs.registry import all_runs
+from trainer.sweeps.directory import SweepDirectory
 
 FILES = (
+    "plan.json",
+    "summary.json",
+    "wandb.json",
+    "live/node-0.json",
+    "live/attempt-00-rank-0.json",
+    "usage/attempt-00-node-0.json",
+    "checkpoints/remote.json",
+    "evaluations/step-00000003.json",
+    f".changing-{socket.gethostname()}-1",
     "config.yaml",
     "overrides.txt",
     "launch.json",
@@ -145,6 +165,8 @@ def good(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunDirectory:
     )
     run.write_outcome(AttemptOutcome(attempt=0, outcome="failed", reason="a reason", log="logs/attempt-00/rank-0.log"))
     run.metrics_path.write_text('{"step": 3, "epoch": 0, "time": 1.0, "loss": 0.5}\n')
+    run.usage_dir.mkdir()
+    run.evaluations_dir.mkdir()
     return run
 
 
@@ -166,24 +188,35 @@ def bad_runs(run: RunDirectory, file: str) -> dict[str, RunDirectory]:
 
 @pytest.mark.parametrize("file", FILES)
 def test_any_content_of_a_file_is_one_message_at_most_and_hides_no_other_run(
-    good: RunDirectory, file: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    good: RunDirectory,
+    file: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    record_property: Callable[[str, object], None],
 ) -> None:
+    """blocked by: regular files only, limits of size and nesting, records that are validated"""
     bad = bad_runs(good, file)
-    for arguments in (["ls"], ["ls", "--json"]):
+    record_property("attacks", len(bad))
+    for arguments in (["ls"], ["ls", "--json"], ["best", "loss"]):
         with within(60, " ".join(arguments)):
             assert main(arguments) == DONE
         said = capsys.readouterr()
+        if arguments[0] == "best":
+            continue
         assert good.id in said.out
         for kind, run in bad.items():
             is_run = file != "config.yaml" or run.exists()
             assert not is_run or run.id in said.out or f"skipped {run.path.name}: " in said.err, kind
+    output = str(good.path.parent.parent / "report.html")
     for kind, run in bad.items():
-        for verb in ("show", "why", "logs"):
-            if verb == "logs" and kind == "64 GB without content":
-                continue  # a log is printed, however long it is
+        for verb, *options in (["show"], ["why"], ["logs"], ["report", "-o", output], ["compare", str(good.path)]):
+            if kind == "64 GB without content" and (verb == "logs" or file == "metrics.jsonl"):
+                continue  # a log is printed, and metrics are compared, however long they are
+            if options and file.startswith("logs/"):
+                continue  # they do not read them
             monkeypatch.setattr(records, "_skipped", set())  # each verb is a process of its own
             with within(20, f"{verb} with {file} as {kind}"):
-                code = main([verb, str(run.path)])
+                code = main([verb, str(run.path), *options])
             said = capsys.readouterr()
             assert code in (0, 2, 3), (verb, kind)
             assert code == 0 or said.err.startswith("trainer: "), (verb, kind, said.err)
@@ -196,6 +229,7 @@ def test_any_content_of_a_file_is_one_message_at_most_and_hides_no_other_run(
 def test_names_of_folders_that_are_almost_ours_are_ignored(
     good: RunDirectory, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """blocked by: names are matched as a whole"""
     for name in ("checkpoints/step-00000020-copy", "checkpoints/step-²", "checkpoints/step-00000004", "logs/attempt-²"):
         (good.path / name).mkdir()
     for name in (
@@ -215,10 +249,174 @@ def test_names_of_folders_that_are_almost_ours_are_ignored(
     assert r"\udcff\udcfe" in said.out
 
 
+PLANS: list[dict[str, object]] = [
+    {"engine": "x\x1b[2J", "device": "\x1b]0;x", "currency": "\x1b[2J", "peak_bytes": 10**18, "cost": -1e308},
+    {"engine": "formula", "step_s": 1e-308, "train_s": 1e308, "energy_kwh": 1e308, "tokens_per_s": 1e-308},
+    {"engine": "formula", "step_s": math.nan, "train_s": math.inf, "peak_bytes": -5, "device_hours": -math.inf},
+]
+BATCHES: list[object] = [
+    {"batch_size": "8"},
+    [1],
+    "x",
+    {"batch_size": True},
+    {"batch_size": 10**400},
+    {"batch_size": 8},
+]
+
+
+@pytest.mark.parametrize("plan", PLANS)
+def test_a_plan_that_lies_is_shown_beside_any_configuration_and_metrics(
+    good: RunDirectory,
+    plan: dict[str, object],
+    capsys: pytest.CaptureFixture[str],
+    record_property: Callable[[str, object], None],
+) -> None:
+    """blocked by: numbers that no plan has are left out, and every text is escaped"""
+    good.plan_path.write_text(json.dumps(plan))
+    values = {"gpu/peak_allocated_gb": 1e308, "train/samples_per_s": 1e-308, "train/tokens_per_s": 1e308}
+    lines = [{"step": step, "time": 1.0, "train/loss": 1.0, **values} for step in range(9)]
+    good.metrics_path.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    config = good.config()
+    for data in BATCHES:
+        good.config_path.write_text(json.dumps({**config, "data": data}))
+        for verb in ("show", "why", "report"):
+            assert main([verb, str(good.path)]) == DONE, (verb, data)
+            said = capsys.readouterr()
+            assert CONTROL.findall(said.out + said.err) == []
+        assert "\x1b" not in (good.path / "report.html").read_text()
+        details_of(good)
+    record_property("attacks", len(BATCHES))
+
+
+@pytest.mark.parametrize(
+    "values",
+    ['"written_s": 1e999', '"written_s": NaN', '"written_s": -1e308', '"written_s": 1e308, "blocked_s": 1e308'],
+)
+def test_the_saves_of_another_run_do_not_end_a_plan(good: RunDirectory, values: str) -> None:
+    """blocked by: measurements that no machine makes are left out"""
+    lines = [f'{{"time": 1, "event": "checkpoint", "step": 1, "bytes": {size}, {values}}}' for size in (-1, 0, 10**9)]
+    good.events_path.write_text("\n".join([*lines, ""]))
+    assert past.saves(good.path.parent) == []
+    good.add_event(CheckpointSaved(step=2, bytes=10**9, written_s=2.0, blocked_s=0.5))
+    assert past.slowest_save(past.saves(good.path.parent), 2 * 10**9) == (5.0, good.path.name)
+
+
+LIES: list[object] = [
+    *(None, -1, 1e308, 10**400, "x\x1b[2J", [1], [[1]], True, {"a": [1]}, {"a": None}, {"loss": 10**400}),
+    *({"value": 1}, {"value": 1, "metric": [1], "step": "x"}, {"goodput": "x", "wall_s": "y", "seconds": [1]}),
+    [{"step": 1, "path": "a"}],
+    [{"step": 10**400, "path": "\x1b[2J", "bytes": "x", "committed": "y"}],
+]
+
+
+def test_a_sealed_summary_that_lies_hides_no_other_run(
+    good: RunDirectory, capsys: pytest.CaptureFixture[str], record_property: Callable[[str, object], None]
+) -> None:
+    """blocked by: the facts of a sealed summary are validated down to the parts that are shown"""
+    bad = copy(good, 1)
+    for path in (bad.path, good.path, *bad.path.rglob("*"), *good.path.rglob("*")):
+        os.utime(path, (time.time() - 500,) * 2)
+    assert main(["ls"]) == DONE
+    sealed = seal.parse(bad.summary_path.read_bytes())
+    assert sealed is not None
+    tried = 0
+    for name, lie in ((name, lie) for name in sealed.facts for lie in LIES):
+        bad.summary_path.write_bytes(seal.content_of(replace(sealed, facts={**sealed.facts, name: lie})))
+        capsys.readouterr()
+        for arguments in (["ls"], ["ls", "--json"], ["ls", "--csv"], ["ls", "--cost"], ["best", "loss"]):
+            assert main(arguments) == DONE, (name, lie)
+            said = capsys.readouterr()
+            assert arguments[0] == "best" or good.id in said.out, (arguments, name, lie)
+            assert CONTROL.findall(said.out + said.err) == [], (arguments, name, lie)
+        catalogue = Catalogue([good.path.parent])
+        catalogue.refresh()
+        assert len(catalogue.changes(0)["rows"]) == 2
+        tried += 1
+    record_property("attacks", tried)
+
+
+def test_code_that_takes_long_to_compare_ends(good: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """blocked by: a limit on the CPU time of all diffs"""
+    other = copy(good, 1)
+    for run, step in ((good, 1), (other, 2)):
+        for name in range(5):
+            lines = [str(line % 100) if line % step == 0 else f"{name} {line}" for line in range(1000)]
+            (run.code_dir / f"{name}.py").write_text("\n".join(lines))
+    assert all("@@" in one for one in compare([good, other]).diffs.values())
+    monkeypatch.setattr(comparison, "_DIFFS_S", 0.0)
+    assert set(compare([good, other]).diffs.values()) == {"no diff: those before it have taken too long"}
+
+
+def test_a_link_among_the_runs_does_not_hide_them(good: RunDirectory, capsys: pytest.CaptureFixture[str]) -> None:
+    """blocked by: an entry that cannot be examined is no folder"""
+    runs, sweeps = good.path.parent, good.path.parent.parent / "sweeps"
+    sweep = make_sweep(runs, [good.path] * 8)
+    for folder in (runs, sweeps):
+        (folder / "loop").symlink_to("loop")
+        (folder / "there").symlink_to("back")
+        (folder / "back").symlink_to("there")
+    for arguments in (["ls"], ["show"], ["why", good.id], ["sweep", "ls"], ["sweep", "status", sweep.id]):
+        assert main(arguments) == DONE, arguments
+        said = capsys.readouterr()
+        assert (sweep.id if arguments[0] == "sweep" else good.id) in said.out, said
+    assert [run.id for run in all_runs(runs)] == [good.id]
+    catalogue = Catalogue([runs])
+    catalogue.refresh()
+    assert [row["id"] for row in catalogue.changes(0)["rows"]] == [good.id]
+    assert list(sweeps_of([runs])) == [key_of(sweep.path)]
+
+
+SWEEP_FILES = (
+    *("spec.json", "spec-1.json", "trials/00009.trial", "trials/00001.owner-0", "trials/00001.run-0"),
+    *("trials/00001.result", "trials/00001.retry-1", "trials/00001.prune", "arrays/000.array", "trials"),
+)
+
+
+@pytest.mark.parametrize("file", SWEEP_FILES)
+def test_any_content_of_a_file_of_a_sweep_hides_no_other_sweep(
+    good: RunDirectory,
+    file: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    record_property: Callable[[str, object], None],
+) -> None:
+    """blocked by: records are validated, and a sweep that cannot be read is skipped with its name"""
+    runs = good.path.parent
+    sweep = make_sweep(runs, [good.path] * 8)
+    output = str(runs.parent / "report.html")
+    for number, (kind, put) in enumerate(KINDS.items()):
+        bad = SweepDirectory(sweep.path.parent / f"bad-{number:08d}")
+        shutil.copytree(sweep.path, bad.path)
+        path = bad.path / file
+        if path.is_dir():
+            shutil.rmtree(path)
+        path.unlink(missing_ok=True)
+        put(path)
+        for arguments in (["sweep", "ls"], ["report", "--sweep", str(bad.path), "-o", output]):
+            monkeypatch.setattr(records, "_skipped", set())
+            with within(20, f"{arguments} with {file} as {kind}"):
+                code = main(arguments)
+            said = capsys.readouterr()
+            assert code == DONE or (arguments[0] == "report" and code in (2, 3)), (arguments, kind)
+            assert code == DONE or said.err.startswith("trainer: "), (kind, said.err)
+            assert "Traceback" not in said.err
+            if arguments[0] == "sweep":
+                assert sweep.id in said.out
+                is_sweep = file != "spec.json" or bad.exists()
+                assert not is_sweep or bad.id in said.out or f"skipped {bad.path.name}: " in said.err, kind
+        with within(20, f"the dashboard with {file} as {kind}"):
+            assert key_of(sweep.path) in sweeps_of([runs])
+        shutil.rmtree(bad.path)
+    record_property("attacks", len(KINDS))
+
+
 def test_a_run_of_another_user_does_not_hide_the_others(
     good: RunDirectory, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """As a second user where this runs as root, to whom nothing is forbidden."""
+    """As a second user where this runs as root, to whom nothing is forbidden.
+
+    blocked by: what cannot be read is skipped with a line
+    """
     runs = Path(tempfile.mkdtemp())
     try:
         runs.chmod(0o755)
@@ -231,6 +429,7 @@ def test_a_run_of_another_user_does_not_hide_the_others(
         for name in ("events.jsonl", "metrics.jsonl", "attempts", "live", "checkpoints", "logs", "control"):
             (closed_files / name).chmod(0)
         closed.chmod(0)
+        (runs / "into-closed").symlink_to(closed / "code")  # whose kind the other user cannot see
         monkeypatch.setenv("TRAINER_RUNS_DIR", str(runs))
         monkeypatch.chdir("/")
         if os.getuid() == 0:
@@ -247,6 +446,7 @@ def test_a_run_of_another_user_does_not_hide_the_others(
         assert "aaaaaaaa" in said.out
         assert "bbbbbbbb" not in said.out
     finally:
+        (runs / "into-closed").unlink()
         for one in (runs, *runs.iterdir(), *(runs / "half-cccccccc").iterdir()):
             one.chmod(0o700)
         shutil.rmtree(runs)
@@ -261,6 +461,7 @@ CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u206
 def test_no_control_character_of_a_record_reaches_the_terminal(
     good: RunDirectory, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """blocked by: every text of a run is escaped where it is printed"""
     evil = EVIL.replace("\r\n", "\n")
     good.path.rename(good.path.with_name(f"{EVIL.replace('/', '')}-aaaaaaaa"))
     run = RunDirectory(good.path.with_name(f"{EVIL}-aaaaaaaa"))
@@ -298,6 +499,8 @@ def test_no_control_character_of_a_record_reaches_the_terminal(
 
 
 def test_the_follower_and_its_bar_write_no_control_character_of_the_run(good: RunDirectory) -> None:
+    """blocked by: every text of a run is escaped where it is printed"""
+
     class Terminal(StringIO):
         def isatty(self) -> bool:
             return True
@@ -317,6 +520,7 @@ def test_the_follower_and_its_bar_write_no_control_character_of_the_run(good: Ru
     assert CONTROL.findall(bar.render(beat, 100)) == []
 
 
+@pytest.mark.honest
 def test_what_people_write_is_printed_as_it_is() -> None:
     for text in ("Größe 12 µm", "loss → 0.5\tok", "日本語", "👩‍💻 e\u0301", "می‌خواهم"):
         assert printable(text) == text

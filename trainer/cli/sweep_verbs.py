@@ -15,8 +15,8 @@ from trainer.cli.common import table
 from trainer.cli.options import Parser, make_parser
 from trainer.cli.sweep_follow import advance, follow
 from trainer.cli.sweep_table import as_csv, as_json, headline, row_json, sweep_row, text
-from trainer.core.errors import DONE, JOB_FAILED, UserError
-from trainer.core.records import BadRecord, skip
+from trainer.core.errors import DONE, JOB_FAILED, TrainerError, UserError
+from trainer.core.text import one_line, printable
 from trainer.runs import trust
 from trainer.runs.registry import runs_dir_from
 from trainer.sweeps.advance import revised
@@ -44,12 +44,24 @@ def _parser(verb: str, description: str, *examples: str, sweep: bool = True) -> 
 def _find(options: argparse.Namespace) -> SweepDirectory:
     """Return the sweep of a command line, if only the user can have written it: its code is executed.
 
+    Without a name, the latest that may be executed; others are skipped with a line.
+
     Raises:
         UserError: There is none, or somebody else may have written it.
     """
-    sweep = find(options.sweep, sweeps_dir_of(runs_dir_from(options.runs_dir)))
-    trust.require_folder(sweep.path)
-    return sweep
+    folder = sweeps_dir_of(runs_dir_from(options.runs_dir))
+    sweep = find(options.sweep, folder)
+    if options.sweep:
+        trust.require_folder(sweep.path)
+        return sweep
+    for sweep in reversed(all_sweeps(folder)):
+        try:
+            trust.require_folder(sweep.path)
+        except UserError as error:
+            print(f"trainer: skipped: {error.message}", file=sys.stderr)
+            continue
+        return sweep
+    raise UserError(f"no sweep in {one_line(str(folder))} is yours alone", "name one to see why")
 
 
 def status(argv: list[str]) -> int:
@@ -334,10 +346,12 @@ def ls(argv: list[str]) -> int:
         try:
             spec = sweep.spec()
             found = views(sweep, None)
-        except BadRecord as error:
-            skip(error)
+            row = sweep_row(sweep, spec, found)
+        except Exception as error:  # whatever it is, the other sweeps are listed
+            reason = error.message if isinstance(error, TrainerError) else f"{type(error).__name__}: {error}"
+            print(f"trainer: skipped {one_line(sweep.path.name)}: {printable(reason)}", file=sys.stderr)
             continue
-        rows.append(sweep_row(sweep, spec, found))
+        rows.append(row)
         done = sum(view.result is not None for view in found)
         answers.append(
             {

@@ -137,6 +137,27 @@ def open_regular(path: Path) -> BinaryIO:
     return os.fdopen(descriptor, "rb")
 
 
+def subfolders(folder: Path) -> list[str]:
+    """Return the names of the folders in `folder`, and of the links to folders.
+
+    An entry that somebody else has put there must not hide the others: a link to itself, or into a closed folder, is
+    not listed.
+
+    Raises:
+        OSError: `folder` cannot be read.
+    """
+    with os.scandir(folder) as entries:
+        return [entry.name for entry in entries if is_folder(entry)]
+
+
+def is_folder(entry: os.DirEntry[str]) -> bool:
+    """Return whether an entry is a folder or leads to one; what cannot be examined is none."""
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
+
+
 def read_bytes(path: Path, most: int = MOST_BYTES, *, end: bool = False) -> bytes:
     """Return the content of a regular file.
 

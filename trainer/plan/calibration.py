@@ -24,6 +24,7 @@ from trainer.plan.work import Work
 
 _MOST = 500
 """Records that are read: the newest."""
+_LARGEST = 1e30
 _SAME, _NEAR, _FAR = "the same kind of job", "the same model", "other models"
 
 
@@ -155,4 +156,12 @@ def measurements(hardware: str) -> list[Measurement]:
     except OSError:
         return []
     found = [read_or_skip(Measurement, path) for path in paths]
-    return [one for one in found if one is not None and one.hardware == hardware and one.step_s > 0]
+    return [one for one in found if one is not None and one.hardware == hardware and _is_possible(one)]
+
+
+def _is_possible(one: Measurement) -> bool:
+    """Return whether a ratio can be computed; the file may hold any numbers."""
+    passes = one.work.forward, one.work.backward, one.work.update
+    numbers = [one.step_s, *(number for work in passes for number in vars(work).values())]
+    is_work = any(work.flops + work.other_bytes > 0 for work in passes)
+    return one.step_s > 0 and is_work and all(0 <= number < _LARGEST for number in numbers)

@@ -20,6 +20,8 @@ from trainer.runs.sampled import sampled_curves, step_seconds
 
 _MOST_RUNS = 50
 """Runs that are read: the newest."""
+_LONGEST_S = 1e6
+"""Of a step or a save. The runs may be of other people, whose records say anything."""
 _SAME = ("model", "data", "task", "optimizer", "strategy", "finetune")
 """Sections that must be equal for a past run to be this job."""
 
@@ -67,7 +69,7 @@ def same_jobs(runs_dir: Path, job: Workload) -> list[Measurement]:
         ):
             continue
         seconds = step_seconds(sampled_curves(run.metrics_path), job.config["data"].get("batch_size"))
-        if seconds is None:
+        if seconds is None or not 0 < seconds <= _LONGEST_S:
             continue
         found.append(
             Measurement(
@@ -95,11 +97,10 @@ def saves(runs_dir: Path) -> list[Save]:
             saved = run.events_of(CheckpointSaved)
         except (TrainerError, OSError):
             continue
-        found += [
-            Save((one.blocked_s or 0.0) + one.written_s, one.bytes, run.path.name)
-            for one in saved
-            if one.written_s is not None and one.bytes
-        ]
+        for one in saved:
+            seconds = (one.blocked_s or 0.0) + (one.written_s or 0.0)
+            if one.written_s is not None and one.bytes and one.bytes > 0 and 0 <= seconds <= _LONGEST_S:
+                found.append(Save(seconds, one.bytes, run.path.name))
     return found
 
 

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from trainer.core.files import is_folder
 from trainer.core.git import git
 
 MODULES = {".py", ".pyi", ".so", ".pyd", ".dylib"}
@@ -71,7 +72,7 @@ class _Walk:
             if entry.name.startswith(".") or entry.name in _NEVER or _suffix(entry.name) == ".pyc":
                 continue
             path = Path(entry.path)
-            if entry.is_dir():
+            if is_folder(entry):
                 files += self.files(path, wanted, in_package)
             elif in_package or _suffix(entry.name) in wanted:
                 files.append(path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,7 +15,8 @@ from trainer.runs.facts import Facts, flat, flat_config, mapping
 from trainer.runs.packages import normalized
 from trainer.runs.summary import summary
 
-_MOST_DIFFS = 200
+_MOST_DIFFS, _DIFFS_S = 200, 10.0
+"""Number of diffs, and the CPU time after which no further one is made: files can be written so that it takes 8 s."""
 
 
 @dataclass(frozen=True)
@@ -68,12 +70,18 @@ def compare(
     }
     differing = [name for name in sections["code"].rows if any(name in files for files in code)]
     shown = differing[:_MOST_DIFFS] if diffs and len(runs) == 2 else []
-    texts = {name: diff_of(name, runs[0], runs[1]) for name in shown}
+    texts = _diffs(shown, runs)
     curves = {
         label: first_difference(runs[0].metrics_path, run.metrics_path)
         for label, run in zip(labels[1:], runs[1:], strict=True)
     }
     return Comparison(labels, sections, curves, texts)
+
+
+def _diffs(names: Sequence[str], runs: Sequence[RunDirectory]) -> dict[str, str]:
+    deadline = time.process_time() + _DIFFS_S
+    late = "no diff: those before it have taken too long"
+    return {name: diff_of(name, runs[0], runs[1]) if time.process_time() < deadline else late for name in names}
 
 
 def _labels(runs: Sequence[RunDirectory]) -> list[str]:

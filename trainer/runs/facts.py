@@ -43,6 +43,13 @@ _FORMS: dict[str, tuple[type, ...]] = {
 """Every key of `summary()` but those of the path, with the types that readers rely on. What is kept without one of them
 is not used."""
 
+_PARTS: dict[str, dict[str, tuple[type, ...]]] = {
+    "best": {"metric": (str, _NONE), "value": (int, float), "step": (int, float)},
+    "checkpoints": {"step": (int,), "path": (str,), "bytes": (int, _NONE), "committed": (bool,)},
+    "evaluations": {"step": (int,), "split": (str,), "metrics": (dict,)},
+}
+"""The same of the mappings, or the lists of mappings, under these keys."""
+
 
 def is_well_formed(facts: Mapping[str, Any]) -> bool:
     """Return whether facts from a file have the keys and types that this version relies on."""
@@ -50,13 +57,15 @@ def is_well_formed(facts: Mapping[str, Any]) -> bool:
         return False
     if not all(name in facts and isinstance(facts[name], kinds) for name, kinds in _FORMS.items()):
         return False
-    best = facts["best"]
-    if best is not None and not isinstance(best.get("value"), (int, float)):
-        return False
-    parts = [*facts["checkpoints"], *facts["evaluations"]]
-    return all(isinstance(one, dict) and isinstance(one.get("step"), int) for one in parts) and all(
-        isinstance(one.get("path"), str) for one in facts["checkpoints"]
-    )
+    return all(_is_part(one, kinds) for name, kinds in _PARTS.items() for one in _parts_of(facts[name]))
+
+
+def _parts_of(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [] if value is None else [value]
+
+
+def _is_part(part: Any, kinds: Mapping[str, tuple[type, ...]]) -> bool:
+    return isinstance(part, dict) and all(name in part and isinstance(part[name], kinds[name]) for name in kinds)
 
 
 def with_relative_paths(facts: Facts, run: RunDirectory) -> Facts:

@@ -74,9 +74,11 @@ def _module_names(folder: Path) -> dict[str, Path]:
         name = entry.name.partition(".")[0]
         if not name.isidentifier() or name == "__pycache__":
             continue
-        if entry.is_dir() and entry.name == name and _holds_modules(entry):
+        if os.path.isdir(entry) and entry.name == name and _holds_modules(entry):
             modules[name] = entry
-        elif entry.is_file() and any(entry.name == name + suffix or _is_extension(entry) for suffix in all_suffixes()):
+        elif os.path.isfile(entry) and any(
+            entry.name == name + suffix or _is_extension(entry) for suffix in all_suffixes()
+        ):
             modules.setdefault(name, entry)
     return modules if len(modules) <= _MOST_NAMES else {}
 
@@ -86,10 +88,13 @@ def _is_extension(entry: Path) -> bool:
 
 
 def _holds_modules(folder: Path, deep: int = 2) -> bool:
-    entries = list(folder.iterdir())[:1000]
+    try:
+        entries = list(folder.iterdir())[:1000]
+    except OSError:  # a link to a closed folder
+        return False
     if any(entry.suffix == ".py" for entry in entries):
         return True
-    inner = [entry for entry in entries if entry.is_dir() and entry.name.isidentifier()]
+    inner = [entry for entry in entries if os.path.isdir(entry) and entry.name.isidentifier()]
     return deep > 0 and any(_holds_modules(entry, deep - 1) for entry in inner[:50])
 
 

@@ -17,6 +17,7 @@ from typing import Any
 
 from trainer.core import records
 from trainer.core.errors import EnvironmentFault, TrainerError
+from trainer.core.files import subfolders
 from trainer.runs import seal
 from trainer.runs.directory import RunDirectory
 from trainer.runs.ending import is_over, waits_ns_of
@@ -297,8 +298,7 @@ def rows(root: Path | str, query_jobs: QueryJobs | None = None) -> list[Row]:
 def _folders(root: Path) -> list[str]:
     """Return the names of the folders in `root` that may be runs."""
     try:
-        with os.scandir(root) as entries:
-            return [entry.name for entry in entries if not entry.name.startswith(".") and entry.is_dir()]
+        return [name for name in subfolders(root) if not name.startswith(".")]
     except (FileNotFoundError, NotADirectoryError):
         return []
     except OSError as error:

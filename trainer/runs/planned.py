@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -11,10 +12,13 @@ from trainer.core.units import duration, gib, seconds
 from trainer.runs import bill_text
 from trainer.runs.bill import Charge
 from trainer.runs.directory import RunDirectory
+from trainer.runs.facts import mapping
 from trainer.runs.sampled import Curve, sampled_curves, step_seconds
 
 _TRAINING = ("train", "data", "first_step", "redone")
 """Classes of the ledger in which steps are made: a plan knows of no validation, saving, start or queue."""
+
+_LARGEST_BATCH = 1 << 53
 
 
 @dataclass(frozen=True)
@@ -58,7 +62,8 @@ def plan_beside_run(
     if planned is None:
         return []
     curves = sampled_curves(run.metrics_path)
-    batch_size = (config.get("data") or {}).get("batch_size")
+    batch = mapping(config.get("data")).get("batch_size")
+    batch_size = batch if type(batch) is int and 0 < batch < _LARGEST_BATCH else None
     peak_gb = _largest(curves, "gpu/peak_allocated_gb")
     spent = (ledger or {}).get("seconds", {})
     hours = charge.gpu_hours if planned.device else charge.cpu_core_hours
@@ -80,7 +85,10 @@ def plan_beside_run(
 def _figure(
     name: str, planned: float | None, measured: float | None, text: Callable[[float], str], so_far: bool = False
 ) -> Figure | None:
-    return None if planned is None else Figure(name, planned, measured or None, text, so_far and bool(measured))
+    if planned is None or not math.isfinite(planned):
+        return None
+    measured = measured if measured and math.isfinite(measured) else None
+    return Figure(name, planned, measured, text, so_far and measured is not None)
 
 
 def _median(curves: Mapping[str, Curve], name: str) -> float | None:

@@ -7,6 +7,7 @@ import shlex
 from pathlib import Path
 
 from trainer.core.errors import EnvironmentFault, UserError
+from trainer.core.files import subfolders
 from trainer.core.near import did_you_mean
 from trainer.core.records import BadRecord
 from trainer.runs.directory import RunDirectory
@@ -22,7 +23,7 @@ def runs_dir_from(option: str | None) -> Path:
 def all_runs(runs_dir: Path) -> list[RunDirectory]:
     """Return every run in `runs_dir`, oldest first. Other folders are ignored."""
     try:
-        runs = [RunDirectory(Path(entry.path)) for entry in os.scandir(runs_dir) if entry.is_dir()]
+        runs = [RunDirectory(runs_dir / name) for name in subfolders(runs_dir)]
     except (FileNotFoundError, NotADirectoryError):
         return []
     except OSError as error:

@@ -33,7 +33,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from trainer import __version__
 from trainer.core import processes, records
-from trainer.core.files import parse_json
+from trainer.core.files import parse_json, read_text
 from trainer.core.secrets import mask
 from trainer.runs.directory import RunDirectory
 from trainer.runs.facts import Facts, is_well_formed, with_absolute_paths, with_relative_paths
@@ -72,6 +72,8 @@ _MOST_BYTES = 16 << 20
 _CHUNK = 1 << 18
 _CHECKSUM = re.compile(rb', "crc32": ([0-9]{1,10})\}\s*')
 _63_BITS = (1 << 63) - 1
+_HUGE = re.compile(rb"[:\[,] ?-?[0-9]{20,}[,\]}]")
+"""An integer of more than 63 bits, which no fact is: another program may have written the file."""
 _END_OF_FACTS = b",\n"
 """No text of JSON has a line feed."""
 _Part = TypeVar("_Part", bound="SealedFacts")
@@ -244,7 +246,7 @@ def _is_live_mark(entry: os.DirEntry[str]) -> bool:
     try:
         if host != socket.gethostname() or not pid.isdigit():
             return time.time() - entry.stat(follow_symlinks=False).st_mtime < _MARK_LASTS_S
-        boot_id, started = Path(entry.path).read_text(errors="replace")[:200].split()
+        boot_id, started = read_text(Path(entry.path), 200, errors="replace").split()
     except (OSError, ValueError):  # just removed, or not written yet
         return os.path.lexists(entry.path)
     is_same_boot = boot_id == str(processes.boot_id()) and started.isdigit()
@@ -286,7 +288,8 @@ def _is_whole(content: bytes) -> bool:
 
 def _first_line(content: bytes) -> SealedFacts | None:
     """Return the facts, without parsing the configuration and the ranges."""
-    return _record(SealedFacts, content[: content.find(_END_OF_FACTS)] + b"}")
+    line = content[: content.find(_END_OF_FACTS)] + b"}"
+    return None if _HUGE.search(line) else _record(SealedFacts, line)
 
 
 def _record(cls: type[_Part], content: bytes) -> _Part | None:

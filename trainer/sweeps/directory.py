@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 from trainer.core import records
 from trainer.core.errors import EnvironmentFault, UserError
-from trainer.core.files import fsync_folder, write_atomic
+from trainer.core.files import fsync_folder, subfolders, write_atomic
 from trainer.core.near import did_you_mean
 from trainer.core.secrets import mask
 from trainer.sweeps.records import Array, ArrayJob, Owner, Prune, Result, Retry, Spec, Trial, TrialRun
@@ -264,7 +264,7 @@ def decide(path: Path, record: Any, *, indent: int | None = None, flush: bool = 
 def all_sweeps(sweeps_dir: Path) -> list[SweepDirectory]:
     """Return every sweep in a folder, oldest first."""
     try:
-        found = [SweepDirectory(Path(entry.path)) for entry in os.scandir(sweeps_dir) if entry.is_dir()]
+        found = [SweepDirectory(sweeps_dir / name) for name in subfolders(sweeps_dir)]
     except (FileNotFoundError, NotADirectoryError):
         return []
     return sorted((one for one in found if one.exists()), key=lambda one: (_created(one), one.path.name))

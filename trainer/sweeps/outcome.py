@@ -49,7 +49,7 @@ def history(run: RunDirectory, metric: str) -> list[tuple[int, float]]:
         try:
             parsed = parse_json(line)
             step, value = int(parsed["step"]), float(parsed[metric])
-        except (ValueError, KeyError, TypeError):  # cut short by a crash
+        except (ValueError, KeyError, TypeError, OverflowError):  # cut short by a crash, or an infinite step
             continue
         if math.isfinite(value):
             found.append((step, value))

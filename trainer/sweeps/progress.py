@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from trainer.core import processes
+from trainer.core.files import read_text
 from trainer.core.records import BadRecord, skip
 from trainer.runs.directory import RunDirectory
 from trainer.runs.state import is_alive
@@ -183,6 +184,6 @@ def _ended(sweep: SweepDirectory, spec: Spec, view: TrialView) -> Result | None:
 
 def _asked_by(run: RunDirectory) -> str:
     try:
-        return run.stop_request.read_text(errors="replace").strip()
+        return read_text(run.stop_request, errors="replace").strip()
     except OSError:
         return ""
