@@ -48,6 +48,7 @@ def test_it_prints_where_it_is_and_the_tunnel_to_it(dashboard: Dashboard) -> Non
 
 
 def test_it_listens_on_the_loopback_interface_only(dashboard: Dashboard) -> None:
+    """blocked by: the loopback interface only"""
     wanted = f"{dashboard.port:04X}"
     lines = [
         line.split() for path in ("tcp", "tcp6") for line in Path(f"/proc/net/{path}").read_text().splitlines()[1:]
@@ -58,6 +59,7 @@ def test_it_listens_on_the_loopback_interface_only(dashboard: Dashboard) -> None
 
 @pytest.mark.parametrize("path", ["/", "/api/rows", "/static/js/main.js", "/nowhere"])
 def test_nobody_is_answered_without_the_cookie(dashboard: Dashboard, path: str) -> None:
+    """blocked by: a cookie that only the token gives"""
     for cookie in (None, "", f"trainer_dashboard_{dashboard.port}=wrong", f"trainer_dashboard_{dashboard.port}="):
         status, headers, body = dashboard.request("GET", path, Cookie=cookie)
         assert status == 401
@@ -83,7 +85,10 @@ def test_the_token_is_exchanged_for_a_cookie_once(dashboard: Dashboard) -> None:
     ["evil.example", "evil.example:{port}", "127.0.0.1.evil.example", "10.0.0.1:{port}", "", "0.0.0.0:{port}"],
 )
 def test_other_hosts_are_refused(dashboard: Dashboard, host: str) -> None:
-    """DNS rebinding: a page of evil.example whose name now points to 127.0.0.1."""
+    """DNS rebinding: a page of evil.example whose name now points to 127.0.0.1.
+
+    blocked by: names of the loopback interface in `Host` only
+    """
     assert dashboard.request("GET", "/api/rows", Host=host.format(port=dashboard.port))[0] in (400, 403)
 
 
@@ -110,6 +115,7 @@ def test_a_tunnel_may_have_another_port_here(dashboard: Dashboard) -> None:
 def test_requests_of_other_pages_change_nothing(
     dashboard: Dashboard, rows: list[dict[str, Any]], headers: dict[str, str | None]
 ) -> None:
+    """blocked by: Origin, Sec-Fetch-Site and the type of the body"""
     sent = {name: value and value.format(port=dashboard.port) for name, value in headers.items()}
     for path in (f"/api/runs/{rows[0]['key']}/stop", "/api/metrics"):
         assert dashboard.request("POST", path, {"runs": []}, **sent)[0] == 403
@@ -117,6 +123,7 @@ def test_requests_of_other_pages_change_nothing(
 
 @pytest.mark.parametrize("method", ["PUT", "DELETE", "OPTIONS", "PATCH", "TRACE"])
 def test_other_methods_are_refused(dashboard: Dashboard, method: str) -> None:
+    """blocked by: GET, HEAD and POST only"""
     assert dashboard.request(method, "/api/rows")[0] == 405
 
 
@@ -153,6 +160,7 @@ def test_every_answer_has_a_strict_policy(dashboard: Dashboard) -> None:
     ],
 )
 def test_no_request_names_a_path(dashboard: Dashboard, rows: list[dict[str, Any]], path: str) -> None:
+    """blocked by: runs are named by a key, logs by a pattern"""
     status, _, body = dashboard.request("GET", path.format(key=rows[-1]["key"]))
     assert status in (403, 404), body
     assert b"root:" not in body
@@ -179,6 +187,7 @@ def test_no_request_names_a_path(dashboard: Dashboard, rows: list[dict[str, Any]
     ids=str,
 )
 def test_a_request_that_makes_no_sense_is_refused(dashboard: Dashboard, body: Any) -> None:
+    """blocked by: types and ranges of a request are checked"""
     status, _, answer = dashboard.request("POST", "/api/curves", body)
     assert status == 400
     assert b"Traceback" not in answer

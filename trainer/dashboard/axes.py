@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 Array = NDArray[np.float64]
 AxisName = Literal["step", "time", "date", "epoch", "samples", "tokens"]
 NAMES: tuple[AxisName, ...] = get_args(AxisName)
+_LARGEST = 1e300
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,12 @@ class Axis:
         if self.name == "epoch":
             return np.asarray(np.interp(steps, self.knots[0], self.knots[1]))
         return steps * self.scale
+
+
+def is_drawable(x: Array) -> NDArray[np.bool_]:
+    """Return which x can be drawn: a line may have no time, or a step so large that differences are infinite."""
+    drawable: NDArray[np.bool_] = np.abs(x) <= _LARGEST
+    return drawable
 
 
 def axis_of(name: AxisName, row: dict[str, Any], epochs: list[list[float]], first_time: float | None) -> Axis | None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer.core.errors import TrainerError
+from trainer.core.files import subfolders
 from trainer.dashboard.rows import table_row, unreadable_row
 from trainer.launch.jobs import states_of_jobs
 from trainer.runs.directory import RunDirectory
@@ -149,7 +150,7 @@ class Catalogue:
         """Name the runs that are new before they are read, which may take a while the first time."""
         for number, root in enumerate(self._roots):
             try:
-                names = [root.only] if root.only else [one.name for one in os.scandir(root.folder) if one.is_dir()]
+                names = [root.only] if root.only else subfolders(root.folder)
             except OSError:
                 continue
             for run in (RunDirectory(root.folder / name) for name in names):
@@ -214,7 +215,7 @@ class Catalogue:
 
 def key_of(path: Path) -> str:
     """Return the key of a run directory."""
-    return hashlib.sha256(os.fsencode(path)).hexdigest()[:12]
+    return hashlib.sha256(os.fsencode(path)).hexdigest()[:24]  # nobody finds another path with this key
 
 
 def _public(entry: Entry) -> dict[str, Any]:

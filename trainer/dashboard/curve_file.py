@@ -24,7 +24,7 @@ import numpy as np
 
 from trainer.core import records
 from trainer.core.files import open_regular, write_atomic
-from trainer.dashboard.axes import Axis
+from trainer.dashboard.axes import Axis, is_drawable
 from trainer.dashboard.points import Array, Columns, parse_lines
 from trainer.runs.metrics_lines import MOST_METRICS
 
@@ -178,13 +178,13 @@ class CurveFile:
         return len(self._tail)
 
     def bounds(self, name: str, axis: Axis) -> tuple[float, float] | None:
-        """Return the first and the last x of a metric; None without points."""
+        """Return the smallest and the largest x of a metric; None without points that can be drawn."""
         steps, times, _ = self._tail.arrays(name)
         chunks = self.index.chunks.get(name, []) if self.index else []
         ends = [axis.of(np.array(one[3:5]), np.array(one[5:7])) for one in (chunks[:1] + chunks[-1:])]
-        if len(steps):
-            ends.append(axis.of(steps[[0, -1]], times[[0, -1]]))
-        return (float(np.min(ends)), float(np.max(ends))) if ends else None
+        x = np.concatenate([*ends, axis.of(steps, times)])
+        x = x[is_drawable(x)]
+        return (float(x.min()), float(x.max())) if len(x) else None
 
     def _columns_after(self) -> Columns:
         """Return empty columns that continue the converted part."""

@@ -17,7 +17,7 @@ import numpy as np
 
 from trainer.core import processes
 from trainer.dashboard.aggregate import Band, aggregate
-from trainer.dashboard.axes import Axis, AxisName, axis_of
+from trainer.dashboard.axes import Axis, AxisName, axis_of, is_drawable
 from trainer.dashboard.curve_file import CurveFile
 from trainer.dashboard.downsample import Downsampler
 from trainer.dashboard.points import Array
@@ -241,10 +241,12 @@ def _sampler(request: Request, edges: tuple[float, float]) -> Downsampler:
 
 
 def _finite(pieces: Any, axis: Axis, facts: dict[str, Any]) -> Any:
-    """Yield x and y of the finite points; count the others, and note where the first one is."""
+    """Yield x and y of the finite points; count those whose y is not, and note where the first one is."""
     for steps, times, values in pieces:
         x = axis.of(steps, times)
-        finite = np.isfinite(values) & np.isfinite(x)
+        drawable = is_drawable(x)
+        x, values = x[drawable], values[drawable]
+        finite = np.isfinite(values)
         if not finite.all():
             facts["not_finite"] += int(len(values) - finite.sum())
             facts.setdefault("first_not_finite", [float(x[~finite][0]), str(values[~finite][0])])

@@ -10,10 +10,13 @@ from __future__ import annotations
 import hmac
 import re
 import secrets
+import sys
 from collections.abc import Awaitable, Callable
 
 from aiohttp import web
 from aiohttp.typedefs import Middleware
+
+from trainer.core.text import one_line
 
 _LOOPBACK = re.compile(r"(127\.0\.0\.1|localhost|\[::1\])(:[0-9]{1,5})?", re.IGNORECASE)
 _POLICY = (
@@ -62,6 +65,10 @@ class Guard:
                     response = await handler(request)
                 except web.HTTPException as error:
                     response = web.Response(status=error.status, text=f"{error.status} {error.reason}\n")
+                except Exception as error:  # of a run that nobody foresaw; aiohttp would print its text unescaped
+                    text = one_line(f"{request.path}: {type(error).__name__}: {error}")
+                    print(f"trainer: dashboard: {text}", file=sys.stderr, flush=True)
+                    response = web.Response(status=500, text=f"{text}\n")
             response.headers.update(HEADERS)
             return response
 

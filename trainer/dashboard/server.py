@@ -19,6 +19,7 @@ from trainer.dashboard.aggregate import BANDS
 from trainer.dashboard.catalogue import Catalogue, Entry
 from trainer.dashboard.curves import Curve, Curves, Request
 from trainer.dashboard.details import details_of
+from trainer.dashboard.downsample import MOST_PIXELS
 from trainer.dashboard.guard import Guard
 from trainer.dashboard.logs import log_path, read_log
 from trainer.dashboard.sweep_tables import sweep_table, sweeps_of
@@ -205,7 +206,7 @@ def _request(body: dict[str, Any]) -> Request:
         axis=axis,
         start=number("start", None),
         end=number("end", None),
-        pixels=int(number("pixels", 600) or 600),
+        pixels=int(min(max(number("pixels", 600) or 600, 1), MOST_PIXELS)),
         smoothing=float(number("smoothing", 0.0) or 0.0),
         log_x=body.get("log_x") is True,
         band=band,
