@@ -72,7 +72,7 @@ def test_a_browser_that_fails_or_hangs_is_an_error(runs: list[str], monkeypatch:
         Path("browser").write_text(f"#!/bin/sh\n{script}\n")
         Path("browser").chmod(0o700)
         with pytest.raises(EnvironmentFault, match=message):
-            pdf.print_pdf(Path("page.html"), Path("page.pdf"), "./browser", timeout_s=0.3 if "sleep" in script else 60)
+            pdf.print_pdf("<p>", Path("page.pdf"), "./browser", timeout_s=0.3 if "sleep" in script else 60)
 
 
 browser = next((name for name in pdf.BROWSERS if shutil.which(name)), None)

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from tests.dashboard.fake_runs import make_sweep
 from tests.runs.test_directory import make
 from trainer.cli import main, stop
 from trainer.config.shape import LaunchShape
@@ -75,6 +76,7 @@ def plant(own: RunDirectory, name: str) -> RunDirectory:
 def test_a_run_of_another_user_is_not_executed(
     shared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """blocked by: the owners of the run directory and of what is in it"""
     own = make(tmp_path, runs_dir=str(shared))
     planted = plant(own, "job-aaaaaaaa")
     options = ["--runs-dir", str(shared)]
@@ -107,6 +109,7 @@ def test_a_run_of_another_user_is_not_executed(
 def test_a_requeue_of_a_run_that_another_user_can_write_ends(
     shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """blocked by: each attempt judges the run again"""
     run = make(tmp_path, runs_dir=str(shared))
     run.path.chmod(0o777)
     monkeypatch.setenv("SLURM_JOB_ID", "7")
@@ -119,6 +122,7 @@ def test_a_requeue_of_a_run_that_another_user_can_write_ends(
 @needs_root
 @pytest.mark.parametrize("place", ["", "code", "config.yaml", "code/module.py", "job.sbatch", ".hydra"])
 def test_each_part_that_is_executed_is_judged(shared: Path, tmp_path: Path, place: str) -> None:
+    """blocked by: owners and modes of each part"""
     (tmp_path / "project").mkdir()
     (tmp_path / "project" / "module.py").write_text("")
     run = make(tmp_path, runs_dir=str(shared))
@@ -134,6 +138,7 @@ def test_each_part_that_is_executed_is_judged(shared: Path, tmp_path: Path, plac
     trust.require(run, trusted=True)
 
 
+@pytest.mark.honest
 def test_a_group_counts_as_the_user_if_it_is_the_user_s_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """umask 002 with private groups, and a project folder whose group is private, go on working."""
     import grp
@@ -164,6 +169,7 @@ def test_a_group_counts_as_the_user_if_it_is_the_user_s_own(tmp_path: Path, monk
 
 
 def test_a_link_in_place_of_a_part_of_the_run_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """blocked by: no part of a run may be a link, with --trust either"""
     for name in ("checkpoints", "code", "control"):
         run = make(tmp_path)
         shutil.move(run.path / name, tmp_path / f"{name}-of-{run.id}")
@@ -174,6 +180,7 @@ def test_a_link_in_place_of_a_part_of_the_run_is_refused(tmp_path: Path, capsys:
 
 
 def test_a_link_in_place_of_the_lock_or_a_log_changes_nothing_outside(tmp_path: Path) -> None:
+    """blocked by: files are opened without following links"""
     from trainer.cli.chosen import logged
 
     run, letter = make(tmp_path), tmp_path / "letter.txt"
@@ -187,7 +194,59 @@ def test_a_link_in_place_of_the_lock_or_a_log_changes_nothing_outside(tmp_path: 
     assert letter.read_text() == "mine"
 
 
+def test_a_link_in_place_of_a_report_changes_nothing_outside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """blocked by: files are written beside their place and renamed, and printed from a private folder"""
+    run, letter = make(tmp_path), tmp_path / "letter.txt"
+    letter.write_text("mine")
+    for name in ("report.html", "report.pdf"):
+        (run.path / name).symlink_to(letter)
+    browser = tmp_path / "chromium"
+    browser.write_text(
+        '#!/bin/sh\nfor one; do case "$one" in --print-to-pdf=*) echo "%PDF $#" > "${one#*=}";; file:*) '
+        f'echo "$one" > {tmp_path}/printed;; esac; done\n'
+    )
+    browser.chmod(0o700)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    assert main(["report", str(run.path), "--pdf"]) == DONE
+    assert letter.read_text() == "mine"
+    assert (run.path / "report.pdf").read_text().startswith("%PDF")
+    assert str(run.path) not in (tmp_path / "printed").read_text()
+
+
+@needs_root
+def test_a_sweep_of_another_user_is_not_executed(
+    shared: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """blocked by: the owners of the sweep and of what is in it; without a name it is skipped"""
+    (shared / "runs").mkdir(mode=0o755)
+    (shared / "sweeps").mkdir()
+    (shared / "sweeps").chmod(0o1777)
+    own = make_sweep(shared / "runs", [shared / "runs"] * 8)
+    planted = shared / "sweeps" / "search-zzzzzzzz"
+    source = Path(tempfile.mkdtemp(dir="/tmp"))
+    shutil.copytree(own.path, source / "sweep")
+    subprocess.run(["chmod", "-R", "a+rX", str(source)], check=True)
+    done = as_nobody(
+        'umask 022; cp -r "$1/sweep" "$2"; touch -d "@$3" "$2/spec.json"', source, planted, time.time() + 9
+    )
+    shutil.rmtree(source)
+    assert done.returncode == 0, done.stderr
+    monkeypatch.setenv("TRAINER_RUNS_DIR", str(shared / "runs"))
+    for verb in ("status", "resume", "stop", "retry --state failed", "best", "export", "extend --trials 1", "rm --yes"):
+        name, *options = verb.split()
+        assert main(["sweep", name, "zzzzzzzz", *options]) == USER_MUST_CHANGE
+        assert "belongs to nobody" in capsys.readouterr().err, verb
+    assert main(["sweep", "best"]) == DONE
+    said = capsys.readouterr()
+    assert "trial 7" in said.out
+    assert "skipped" in said.err
+    assert main(["sweep", "ls"]) == DONE
+    assert "zzzzzzzz" in capsys.readouterr().out
+    assert planted.is_dir()
+
+
 def test_rm_deletes_runs_only(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """blocked by: the name and the manifest of a run"""
     made = make(tmp_path)
     other = tmp_path / "thesis"
     other.mkdir()
@@ -207,6 +266,7 @@ def test_rm_deletes_runs_only(tmp_path: Path, capsys: pytest.CaptureFixture[str]
 
 
 def test_predictions_and_exports_replace_only_their_own(tmp_path: Path) -> None:
+    """blocked by: the record that they write, and no link"""
     from trainer.cli.chosen import make_room
 
     photos = tmp_path / "photos" / "step-00000001-test"
@@ -224,6 +284,7 @@ def test_predictions_and_exports_replace_only_their_own(tmp_path: Path) -> None:
 
 
 def test_verify_resume_keeps_what_is_in_its_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """blocked by: folders that exist are refused"""
     (tmp_path / "unharmed").mkdir()
     (tmp_path / "unharmed" / "letter.txt").write_text("mine")
     assert main(["verify-resume", "--keep", str(tmp_path)]) == USER_MUST_CHANGE
@@ -232,6 +293,7 @@ def test_verify_resume_keeps_what_is_in_its_folder(tmp_path: Path, capsys: pytes
 
 
 def test_stop_now_kills_only_the_process_of_this_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """blocked by: pid, start time and command line"""
     import socket
 
     run = make(tmp_path)
@@ -260,6 +322,7 @@ def test_stop_now_kills_only_the_process_of_this_run(tmp_path: Path, capsys: pyt
 
 @pytest.mark.parametrize("job_id", ["--user=me", "7 8", "12", "-1"])
 def test_another_job_is_not_cancelled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, job_id: str) -> None:
+    """blocked by: the name of the job"""
     run = make(tmp_path)
     run.write_launch(Launch(cluster="slurm", slurm_job_id=job_id))
     called: list[tuple[str, ...]] = []
@@ -297,6 +360,7 @@ def slurm_config(**cluster: Any) -> dict[str, Any]:
 def test_the_frozen_cluster_section_is_judged_before_it_reaches_bash(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hostile: dict[str, Any]
 ) -> None:
+    """blocked by: values of the section are checked again, before the script is written"""
     from trainer.config.instantiate import freeze
 
     run = make(tmp_path)
@@ -309,6 +373,7 @@ def test_the_frozen_cluster_section_is_judged_before_it_reaches_bash(
 
 
 def test_no_line_of_the_job_script_is_broken_whatever_is_checked_before() -> None:
+    """blocked by: a line is written whole or not at all"""
     for value in ("gpu\ntouch x", 'gpu"', "gpu\\", "gpu\x00", "gpu\u2028"):
         with pytest.raises(UserError, match="cannot be written"):
             render._line("partition", value)
@@ -316,6 +381,7 @@ def test_no_line_of_the_job_script_is_broken_whatever_is_checked_before() -> Non
 
 
 def test_the_frozen_configuration_is_judged_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """blocked by: targets are judged again when a run is used"""
     from trainer.cli.chosen import judge
     from trainer.config.instantiate import freeze
 
@@ -334,6 +400,7 @@ def test_the_frozen_configuration_is_judged_again(tmp_path: Path, capsys: pytest
 def test_children_do_not_import_from_the_working_directory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: tuple[int, ...]
 ) -> None:
+    """blocked by: PYTHONSAFEPATH, and its like for Python 3.10"""
     (tmp_path / "wandb").mkdir()
     for name in ("wandb/__init__.py", "wandb/__main__.py", "runpy.py", "this.py"):
         (tmp_path / name).write_text(f"open({str(tmp_path / 'executed')!r}, 'w')\n")
@@ -346,6 +413,7 @@ def test_children_do_not_import_from_the_working_directory(
 
 
 def test_wandb_is_not_imported_from_the_run_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """blocked by: PYTHONSAFEPATH, and no relative entries in PYTHONPATH"""
     from trainer.tracking import upload
 
     run = make(tmp_path)
@@ -363,6 +431,7 @@ def test_wandb_is_not_imported_from_the_run_directory(tmp_path: Path, monkeypatc
 
 
 def test_git_executes_nothing_that_a_checkout_configures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """blocked by: hooks, monitor, filters and diffs are turned off, or git is not asked"""
     checkout, executed = tmp_path / "checkout", tmp_path / "executed"
     checkout.mkdir()
     payload = tmp_path / "payload"
@@ -401,6 +470,7 @@ def test_git_executes_nothing_that_a_checkout_configures(tmp_path: Path, monkeyp
 
 
 def test_a_checkpoint_of_a_run_carries_its_id(tmp_path: Path) -> None:
+    """blocked by: an id in the manifest has a form"""
     run = make(tmp_path)
     assert run.identity() == run.id
     renamed = RunDirectory(run.path.rename(tmp_path / "final"))
@@ -411,6 +481,7 @@ def test_a_checkpoint_of_a_run_carries_its_id(tmp_path: Path) -> None:
         assert renamed.identity() == "final"
 
 
+@pytest.mark.honest
 @needs_root
 def test_a_run_made_without_a_umask_is_closed_by_the_mode_of_its_directory(shared: Path, tmp_path: Path) -> None:
     """Containers often have umask 0: what is inside is writable by all, and reached by nobody else."""

@@ -78,10 +78,11 @@ def _write(options: argparse.Namespace, default: Path, make: Callable[[], str]) 
         raise UserError(f"-o {options.output}: not the name of an HTML file", "write -o report.html")
     written = [path]
     try:
-        write_atomic(path, make())
+        page = make()
+        write_atomic(path, page)
         if browser:
             written.append(path.with_suffix(".pdf"))
-            print_pdf(path, written[-1], browser)
+            print_pdf(page, written[-1], browser)
     except OSError as error:
         raise EnvironmentFault(f"{written[-1]} cannot be written: {error.strerror}", "name another file: -o") from None
     if options.json:

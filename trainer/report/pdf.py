@@ -10,6 +10,7 @@ import tempfile
 from pathlib import Path
 
 from trainer.core.errors import EnvironmentFault
+from trainer.core.files import write_atomic
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome-stable", "google-chrome")
 TIMEOUT_S = 120.0
@@ -42,20 +43,31 @@ def find_browser() -> str:
     return found
 
 
-def print_pdf(page: Path, pdf: Path, browser: str, timeout_s: float = TIMEOUT_S) -> None:
-    """Print an HTML file of ours to `pdf`.
+def print_pdf(page: str, pdf: Path, browser: str, timeout_s: float = TIMEOUT_S) -> None:
+    """Print a page of ours to `pdf`.
+
+    It is printed from a private folder: what is beside the report may be of somebody else, who could exchange the page,
+    or put a link in the place of the PDF.
+
+    Args:
+        page: The HTML.
+        pdf: The file that is written, or replaced.
+        browser: The program.
+        timeout_s: Time until it is ended.
 
     Raises:
         EnvironmentFault: The browser fails or takes too long.
+        OSError: The file cannot be written.
     """
     with tempfile.TemporaryDirectory(prefix="trainer-pdf-") as folder:
-        printed = Path(folder, "report.pdf")
+        printed, source = Path(folder, "report.pdf"), Path(folder, "report.html")
+        source.write_text(page, encoding="utf-8")
         # Chromium's sandbox refuses to run as root; the page has no script, and its policy forbids any.
         options = [*_OPTIONS, *(["--no-sandbox"] if os.geteuid() == 0 else []), f"--user-data-dir={folder}/profile"]
         log = Path(folder, "log")
         with log.open("wb") as errors:
             process = subprocess.Popen(
-                [browser, *options, f"--print-to-pdf={printed}", page.resolve().as_uri()],
+                [browser, *options, f"--print-to-pdf={printed}", source.as_uri()],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=errors,
@@ -71,10 +83,10 @@ def print_pdf(page: Path, pdf: Path, browser: str, timeout_s: float = TIMEOUT_S)
         if not printed.is_file() or printed.stat().st_size == 0:
             last = log.read_text(errors="replace").strip().splitlines()[-1:] or ["no output"]
             raise EnvironmentFault(
-                f"{browser} printed nothing: {last[0][:300]}", f"open {page} in a browser and print it to a file"
+                f"{browser} printed nothing: {last[0][:300]}",
+                f"open {pdf.with_suffix('.html')} in a browser and print it to a file",
             )
-        shutil.copyfile(printed, pdf)
-        pdf.chmod(0o600)
+        write_atomic(pdf, printed.read_bytes())
 
 
 def _kill_group(process: subprocess.Popen[bytes]) -> None:
