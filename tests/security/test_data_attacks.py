@@ -9,14 +9,16 @@ import logging
 import os
 import signal
 import struct
+import threading
 import tracemalloc
 import wave
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy
 import pyarrow
@@ -35,6 +37,8 @@ from trainer.data.hf_dataset import hf_dataset
 from trainer.data.idx import read_idx
 from trainer.data.image_folder import read_image
 from trainer.data.image_table import ImageColumn, Row
+from trainer.data.remote import RemoteFolder
+from trainer.data.shard_index import IndexedFile
 from trainer.data.tables import Tables, column_of, find_tables
 from trainer.data.token_shards import TokenShards
 from trainer.data.tokenize import Shard, _documents
@@ -425,6 +429,62 @@ def test_lying_shards_are_named(tmp_path: Path, meta: Any, content: bytes) -> No
 
     with ends_within(), pytest.raises(UserError):
         read()
+
+
+class _Endless(BaseHTTPRequestHandler):
+    """Sends without an end, whatever part was asked for; under /packed what unpacks to a thousand times as much."""
+
+    blocks: ClassVar = {"plain": bytes(MIB), "packed": gzip.compress(bytes(64 * MIB))}
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        block = self.blocks[self.path.split("/")[1]]
+        if self.path.startswith("/packed"):
+            self.send_header("Content-Encoding", "gzip")
+        self.end_headers()
+        try:
+            for _ in range(1000):
+                self.wfile.write(block)
+        except OSError:
+            pass
+
+    def log_message(self, *arguments: object) -> None:
+        pass
+
+
+@pytest.mark.parametrize("path", ["plain", "packed"])
+def test_a_web_server_that_does_not_end_is_cut_off(path: str, tmp_path: Path) -> None:
+    """blocked by: no more is read than the index, or the limit of the index, says"""
+    with ThreadingHTTPServer(("127.0.0.1", 0), _Endless) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            folder = RemoteFolder(f"http://127.0.0.1:{server.server_port}/{path}")
+            with ends_within(10, 16 * MIB), pytest.raises(UserError, match="is larger than 1,000 bytes"):
+                folder.read("meta.json", 1000)
+            for size in (10, MIB):
+                with (
+                    open(tmp_path / "shard", "w+b") as file,
+                    ends_within(10, 16 * MIB),
+                    pytest.raises(UserError, match="is larger than its index says"),
+                ):
+                    folder.fetch("train-00000.bin", IndexedFile(size, "0" * 64), file.fileno())
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        *("reference://::file:///tmp/x.json", "reference::file:///tmp/x.json", "s3://a/b::reference://::http://evil/x"),
+        *("simplecache::s3://bucket/x", "zip://x::http://evil/x.zip", "https://evil/x::file:///etc"),
+    ],
+)
+def test_a_chain_of_protocols_is_refused(url: str) -> None:
+    """blocked by: one protocol; fsspec before 2026 evaluates Jinja templates in a table of references"""
+    with pytest.raises(UserError, match="a chain of protocols"):
+        RemoteFolder(url)
 
 
 def test_caches_are_private(tmp_path: Path) -> None:

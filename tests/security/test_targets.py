@@ -52,7 +52,10 @@ def is_refusal(error: UserError) -> bool:
 def test_an_attack_is_refused_before_anything_is_called(
     name: str, project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """At the prompt, alone and nested; in the worker, where only a node that all checks pass is called."""
+    """At the prompt, alone and nested; in the worker, where only a node that all checks pass is called.
+
+    blocked by: a list of what may be named, judged by where the object is defined
+    """
     node = ATTACKS[name]
     before = set(project.iterdir())
     top = str(node["_target_"]).partition(".")[0]
@@ -74,11 +77,12 @@ def test_an_attack_is_refused_before_anything_is_called(
             instantiate.instantiate(node, where="model")
     except ModuleNotFoundError:
         pytest.fail("a module was imported before it was judged")
-    if top not in NOT_INSTALLED or installed:
-        assert is_refusal(caught.value) or "has no" in caught.value.message or "exist" in caught.value.message
     assert reached == []
     assert set(project.iterdir()) - before <= {project / "__pycache__"}
-    assert all(at_prompt) or name in LEFT_TO_THE_WORKER or not installed, (name, at_prompt)
+    if not installed:
+        pytest.skip(f"{top} is not installed")
+    assert is_refusal(caught.value), caught.value.message
+    assert all(at_prompt) or name in LEFT_TO_THE_WORKER, (name, at_prompt)
 
 
 LEFT_TO_THE_WORKER = {
@@ -89,7 +93,10 @@ LEFT_TO_THE_WORKER = {
 
 
 def test_it_is_the_definition_that_counts(project: Path) -> None:
-    """An alias of an activation may be named, one of a loader may not, whatever the alias."""
+    """An alias of an activation may be named, one of a loader may not, whatever the alias.
+
+    blocked by: the definition counts, not the path that leads to it
+    """
     built = instantiate.instantiate({"_target_": "mine.Net", "f": get("mine.act")})
     assert type(built).__name__ == "Net"
     (refused,) = problems("model", {"_target_": "mine.loader", "f": "x"}, project)
@@ -97,6 +104,7 @@ def test_it_is_the_definition_that_counts(project: Path) -> None:
     assert "security.allow=[torch.serialization.load]" in refused.fix
 
 
+@pytest.mark.honest
 def test_one_line_allows_all_that_is_refused_and_keeps_what_is_allowed(project: Path) -> None:
     """A list on the command line replaces the list of the config."""
     nodes = {
@@ -111,6 +119,7 @@ def test_one_line_allows_all_that_is_refused_and_keeps_what_is_allowed(project: 
     assert not any(map(is_refusal, problems("model", nodes, project, security=allowed)))
 
 
+@pytest.mark.honest
 def test_the_line_of_a_refusal_allows_the_target(project: Path) -> None:
     node = {"_target_": "sympy.Symbol", "name": "x"}
     (refused,) = problems("model", node, project)
@@ -136,6 +145,7 @@ def test_the_line_of_a_refusal_allows_the_target(project: Path) -> None:
     ],
 )
 def test_a_section_takes_its_own_kind(project: Path, section: str, target: str, kind: str) -> None:
+    """blocked by: the base class of what a section takes"""
     found = [one for one in problems(section, {"_target_": target}, project) if is_refusal(one)]
     assert len(found) == 1
     assert kind in found[0].message
@@ -165,12 +175,14 @@ HONEST = [
 ]
 
 
+@pytest.mark.honest
 @pytest.mark.parametrize("target", HONEST)
 def test_an_honest_target_is_accepted_at_both_places(target: str, project: Path) -> None:
     assert allow.refusal(target, "model.part._target_", project) is None
     assert callable(instantiate.locate(target, "model.part._target_"))
 
 
+@pytest.mark.honest
 @pytest.mark.parametrize(
     "target",
     [
@@ -201,7 +213,10 @@ def test_packages_that_may_be_installed_are_accepted_by_name(target: str, tmp_pa
     ["torchvision.datasets.lsun.LSUNClass", "timm.data.dataset.ImageDataset", "transformers.data.datasets.TextDataset"],
 )
 def test_a_dataset_that_unpickles_an_index_beside_the_data_is_refused(defined: str, tmp_path: Path) -> None:
-    """By the module of its definition, which a name of the package leads to; the refusal says how to allow it."""
+    """By the module of its definition, which a name of the package leads to; the refusal says how to allow it.
+
+    blocked by: a list of modules that unpickle
+    """
     module, _, name = defined.rpartition(".")
     package = tmp_path.joinpath(*module.split("."))
     package.mkdir(parents=True)
@@ -229,7 +244,10 @@ def test_a_dataset_that_unpickles_an_index_beside_the_data_is_refused(defined: s
 def test_refused_arguments_are_those_of_the_definition_and_have_no_places(
     node: dict[str, Any], project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By a name in the user's module, and by place: both at the prompt and in the worker, before the call."""
+    """By a name in the user's module, and by place: both at the prompt and in the worker, before the call.
+
+    blocked by: a list of arguments that load files, by the definition of the target
+    """
     (project / "timm").mkdir()
     (project / "timm" / "__init__.py").write_text("from timm.models._factory import create_model\n")
     (project / "timm" / "models").mkdir()
@@ -257,12 +275,14 @@ def config_targets(folder: Path) -> set[str]:
     return found
 
 
+@pytest.mark.honest
 def test_every_shipped_config_names_what_is_allowed() -> None:
     targets = config_targets(ROOT / "conf")
     assert len(targets) > 40
     assert [one for one in targets if allow.refusal(one, "x.y._target_", ROOT)] == []
 
 
+@pytest.mark.honest
 @pytest.mark.parametrize("folder", sorted(path.name for path in (ROOT / "tests" / "projects").iterdir()))
 def test_the_configs_of_test_projects_name_what_is_allowed(folder: str) -> None:
     project = ROOT / "tests" / "projects" / folder
@@ -270,6 +290,7 @@ def test_the_configs_of_test_projects_name_what_is_allowed(folder: str) -> None:
         assert allow.refusal(target, "x.y._target_", project) is None
 
 
+@pytest.mark.honest
 def test_the_oracles_modules_are_allowed() -> None:
     for file in (ROOT / "tests" / "oracle").glob("*.py"):
         for node in ast.parse(file.read_text()).body:
@@ -277,12 +298,14 @@ def test_the_oracles_modules_are_allowed() -> None:
                 assert allow.refusal(f"tests.oracle.{file.stem}.{node.name}", "model._target_", ROOT) is None
 
 
+@pytest.mark.honest
 @pytest.mark.parametrize("experiment", sorted(path.stem for path in (ROOT / "conf" / "experiment").glob("*.yaml")))
 def test_every_experiment_passes_the_checks_of_targets(experiment: str) -> None:
     config = compose([f"experiment={experiment}"], config_dirs=[]).config
     assert problems_of_targets(config, ROOT) == []
 
 
+@pytest.mark.honest
 def test_a_new_project_passes(workdir: Path) -> None:
     arguments = [sys.executable, "-m", "trainer", "init", "fresh"]
     subprocess.run(arguments, check=True, cwd=workdir, capture_output=True, env={"PATH": "", "PYTHONPATH": str(ROOT)})
@@ -291,7 +314,10 @@ def test_a_new_project_passes(workdir: Path) -> None:
 
 
 def test_modules_of_the_standard_library_are_not_of_the_project(project: Path) -> None:
-    """Whatever folder the job starts in, including one that holds the interpreter."""
+    """Whatever folder the job starts in, including one that holds the interpreter.
+
+    blocked by: the library is known by its folder, wherever the job starts
+    """
     import sysconfig
 
     for folder in (Path("/"), Path(sys.prefix), Path(sysconfig.get_path("stdlib")).parent):
@@ -300,6 +326,7 @@ def test_modules_of_the_standard_library_are_not_of_the_project(project: Path) -
 
 
 def test_a_config_file_must_not_allow_itself(workdir: Path) -> None:
+    """blocked by: `security` is taken from the command line and the primary config only"""
     (workdir / "conf/experiment").mkdir(parents=True)
     evil = "# @package _global_\nsecurity: {allow: [os]}\nmodel: {_target_: os.system}\n"
     (workdir / "conf/experiment/evil.yaml").write_text(evil)
@@ -315,6 +342,7 @@ def test_a_config_file_must_not_allow_itself(workdir: Path) -> None:
         compose(["experiment=evil"], config_dirs=[])
 
 
+@pytest.mark.honest
 def test_every_problem_is_reported_at_once(project: Path) -> None:
     config = compose([], config_dirs=[], cwd=project).config
     config["model"] = {"_target_": "os.system", "x": {"_target_": "sympy.sympify"}}

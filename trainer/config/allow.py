@@ -8,7 +8,8 @@ for nested targets, too, and for the path that is given to `hydra.utils.get_meth
 from __future__ import annotations
 
 import ast
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -35,6 +36,7 @@ _MOST_BASES = 12
 """Maximum number of classes to follow to a base class."""
 _MOST_POSITIONAL = 2
 """The first arguments of timm's `create_model` and of peft's configurations: names and types."""
+_REFERENCES = re.compile(r"(^|::)reference(::|://)")
 _REMOVE = "remove it, or load the model in code of your own"
 
 
@@ -204,6 +206,9 @@ def argument_refusal(path: str, node: Mapping[str, Any], defined: str = "") -> t
     if path.rpartition(".")[2] == allowed.LOADER and node.get("weights_only") is not True:
         reason = "without weights_only=true it unpickles the file, which can run code"
         return "weights_only", Refusal(reason, "set weights_only: true, or finetune.init_from=FILE")
+    if defined.partition(".")[0] in allowed.PACKAGES and (found := _template_inside(node, "")):
+        reason = "fsspec would evaluate the templates of the file that it names"
+        return found, Refusal(reason, "name the data itself, or open it in a class of your own")
     if not any(allowed.under(name, allowed.ARGUMENTS_OF) for name in (path, defined)):
         return None
     positional = node.get("_args_")
@@ -216,6 +221,20 @@ def _takes_files(name: str) -> bool:
     """Return whether later positional arguments of a function or class are among the refused ones."""
     package, last = name.partition(".")[0], name.rpartition(".")[2]
     return (package == "timm" and last == "create_model") or (package == "peft" and last.endswith("Config"))
+
+
+def _template_inside(node: Any, where: str) -> str | None:
+    """Return the key of a URL that makes fsspec read a table of references, which has Jinja templates."""
+    if isinstance(node, str):
+        return where if _REFERENCES.search(node) else None
+    items: Iterable[tuple[str, Any]] = ()
+    if isinstance(node, Mapping):
+        if where and "_target_" in node:  # judged itself
+            return None
+        items = ((f"{where}.{name}" if where else str(name), item) for name, item in node.items())
+    elif isinstance(node, (list, tuple)):
+        items = ((f"{where}[{i}]", item) for i, item in enumerate(node))
+    return next((found for name, item in items if (found := _template_inside(item, name)) is not None), None)
 
 
 def _refused_inside(node: Any, where: str) -> tuple[str, Refusal] | None:

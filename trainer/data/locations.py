@@ -67,6 +67,8 @@ def require_remote(url: str) -> None:
     """
     from fsspec.registry import known_implementations, registry
 
+    if "::" in url:  # fsspec would give the second to the first: unpack it, or evaluate the templates in it
+        raise UserError(f"data.root={one_line(url)}: a chain of protocols", "name one folder: s3://BUCKET/SHARDS")
     protocol, known = url.partition("://")[0], [*known_implementations, *registry]
     if protocol not in known:
         fix = did_you_mean(f"{protocol}://", [f"{one}://" for one in known])

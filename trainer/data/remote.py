@@ -22,6 +22,7 @@ _TIMEOUT_S = 60.0
 """Longest request: a quarter of a megabyte per second."""
 _RANGE_BYTES, _RANGES_AT_ONCE = 16 * 2**20, 4
 """Size of a request, and how many of a file run together: one alone does not fill the network of a node."""
+_CHUNK_BYTES = 2**16
 _REFUSED = {400, 401, 403, 404, 405, 410}
 """HTTP statuses that another try gets again."""
 _REFUSALS = ("NoCredentialsError", "PartialCredentialsError", "ProfileNotFound", "InvalidURL")
@@ -57,7 +58,7 @@ class RemoteFolder:
             UserError: It does not exist, must not be read, or is larger than `most` bytes.
             RemoteUnavailable: It could not be read.
         """
-        content = self._retried(name, lambda: self._request(name, 0, most + 1))
+        content = self._retried(name, lambda: self._request(name, 0, most + 1, most))
         if len(content) > most:
             raise UserError(f"{self.url}/{name} is larger than {most:,} bytes", "set data.root to a folder of shards")
         return content
@@ -93,23 +94,45 @@ class RemoteFolder:
             list(pool.map(copy, begins[1:]))
 
     def _range(self, name: str, begin: int, end: int, size: int) -> bytes:
-        content = self._request(name, begin, end)
+        content = self._request(name, begin, end, size)
+        if len(content) > size:
+            problem = f"{self.url}/{name} is larger than its index says"
+            raise UserError(problem, f"copy it again, or write the index again: {INDEX_AGAIN}")
         if len(content) not in (end - begin, size):
             raise OSError(f"{len(content):,} bytes where {end - begin:,} were expected")
         return content
 
-    def _request(self, name: str, begin: int, end: int) -> bytes:
+    def _request(self, name: str, begin: int, end: int, most: int) -> bytes:
+        """Return the bytes from `begin` to `end`, or all of the file; of a web server `most` and one more at most."""
         path = f"{self._path.rstrip('/')}/{name}"
         if not self._files.async_impl:
             return bytes(self._files.cat_file(path, start=begin, end=end))
         from fsspec.asyn import sync
 
-        return bytes(sync(self._files.loop, self._files._cat_file, path, start=begin, end=end, timeout=_TIMEOUT_S))
+        read, options = self._files._cat_file, {"start": begin, "end": end}
+        if "http" in self._files.protocol:
+            read, options = self._get, {"begin": begin, "end": end, "most": most}
+        return bytes(sync(self._files.loop, read, path, timeout=_TIMEOUT_S, **options))
+
+    async def _get(self, url: str, begin: int, end: int, most: int) -> bytes:
+        """Do as fsspec's `_cat_file`, which takes whatever a server sends: also without an end, and unpacked."""
+        session = await self._files.set_session()
+        headers = {"Range": f"bytes={begin}-{end - 1}", "Accept-Encoding": "identity"}
+        content = bytearray()
+        async with session.get(self._files.encode_url(url), headers=headers) as answer:
+            answer.raise_for_status()
+            async for part in answer.content.iter_chunked(_CHUNK_BYTES):
+                content += part
+                if len(content) > most:
+                    break
+        return bytes(content[: most + 1])
 
     def _retried(self, name: str, read: Callable[[], bytes]) -> bytes:
         for number in range(1, _TRIES + 1):
             try:
                 return read()
+            except UserError:
+                raise
             except Exception as error:
                 self._refuse(name, error)
                 reason = f"{type(error).__name__}: {shown(error)[:300]}"
