@@ -71,12 +71,14 @@ def experiment(text: str, name: str = "evil") -> str:
     ],
 )
 def test_a_secret_is_known_by_its_name(name: str, is_secret: bool) -> None:
+    """blocked by: words of the name of a variable"""
     assert secrets.looks_secret(name) == is_secret
     if is_secret:
         assert not may_read(name, [name, "*"])
 
 
 def test_a_config_reads_only_variables_that_are_named(workdir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """blocked by: a list of variables, and `security.env`"""
     for name in ("DATABASE_URL", "MY_WIDTH", "TRAINER_X", "SLURM_JOB_NAME", "SCRATCH", "WORK"):
         monkeypatch.setenv(name, f"value of {name}")
     error = refused("+x=${oc.env:MY_WIDTH}")
@@ -93,6 +95,7 @@ def test_a_config_reads_only_variables_that_are_named(workdir: Path, monkeypatch
 
 @pytest.mark.parametrize("name", ["WANDB_API_KEY", "HF_TOKEN", "TRAINER_TOKEN", "SLURM_JOB_PASSWORD"])
 def test_a_secret_is_not_read_even_if_it_is_named(name: str, workdir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """blocked by: names of secrets come before `security.env`"""
     monkeypatch.setenv(name, SECRET)
     error = refused(f"+x=${{oc.env:{name}}}", f"security.env=[{name}]")
     assert "looks like a secret" in error.message
@@ -100,6 +103,7 @@ def test_a_secret_is_not_read_even_if_it_is_named(name: str, workdir: Path, monk
 
 
 def test_a_password_in_an_address_is_not_read(workdir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """blocked by: values with a password in an address are secrets"""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"https://me:{PASSWORD}@mlflow.example")
     assert "looks like a secret" in refused("+x=${oc.env:MLFLOW_TRACKING_URI}").message
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://mlflow.example")
@@ -107,6 +111,7 @@ def test_a_password_in_an_address_is_not_read(workdir: Path, monkeypatch: pytest
 
 
 def test_a_config_file_cannot_name_a_variable_for_itself(workdir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """blocked by: `security` is taken from the command line and the primary config only"""
     monkeypatch.setenv("MY_WIDTH", "7")
     chosen = experiment("security: {env: [MY_WIDTH]}\nx: ${oc.env:MY_WIDTH}\n")
     assert "must not give permissions to itself" in refused(chosen).message
@@ -123,11 +128,13 @@ def test_a_config_file_cannot_name_a_variable_for_itself(workdir: Path, monkeypa
     ],
 )
 def test_hydras_variables(text: str, part: str, workdir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """blocked by: a list of variables that choose no code and no address"""
     for name in ("AWS_SECRET_ACCESS_KEY", "MY_WIDTH"):
         monkeypatch.setenv(name, SECRET)
     assert f"hydra.job.{part}" in refused(experiment(f"hydra: {{job: {{{text}}}}}")).message
 
 
+@pytest.mark.honest
 def test_harmless_variables_may_be_set() -> None:
     for name in ("OMP_NUM_THREADS", "NCCL_DEBUG", "TOKENIZERS_PARALLELISM", "CUDA_LAUNCH_BLOCKING", "HF_HUB_OFFLINE"):
         assert may_set(name, [])
@@ -150,6 +157,7 @@ def test_harmless_variables_may_be_set() -> None:
     ],
 )
 def test_the_configuration_of_logging_calls_nothing(node: dict[str, Any], workdir: Path) -> None:
+    """blocked by: classes of `logging` and log files only"""
     assert all("refused" in one.message for one in problems_of_logging(node))
     assert list(problems_of_logging(node))
     text = json.dumps({"hydra": {"job_logging": {"version": 1, **node}}})
@@ -157,9 +165,37 @@ def test_the_configuration_of_logging_calls_nothing(node: dict[str, Any], workdi
     assert not Path("PWNED").exists()
 
 
+@pytest.mark.honest
 def test_hydras_own_configurations_of_logging_are_accepted(workdir: Path) -> None:
     for name in ("default", "stdout", "none", "disabled"):
         composed(f"hydra/job_logging={name}")
+
+
+@pytest.mark.parametrize("url", ["s3://evil/x", "s3://evil/${name}", "${elsewhere}"])
+def test_a_config_file_does_not_choose_where_weights_are_sent(url: str, workdir: Path) -> None:
+    """blocked by: `checkpoint.dir` is taken from the command line, conf/checkpoint/ and the primary config only"""
+    chosen = experiment(f"elsewhere: s3://evil/x\ncheckpoint: {{dir: '{url}'}}\n")
+    error = refused(chosen)
+    assert "checkpoint.dir: a config file must not choose where the weights are sent" in error.message
+    assert "set it on the command line" in error.fix
+    Path("conf/checkpoint").mkdir()
+    Path("conf/checkpoint/store.yaml").write_text("defaults: [default]\ndir: s3://mine/x\n")
+    assert "must not choose" in refused("checkpoint=store", chosen).message
+
+
+@pytest.mark.honest
+def test_the_project_chooses_where_weights_are_sent(workdir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("USER", "me")
+    assert composed("checkpoint.dir=s3://mine/x")["checkpoint"]["dir"] == "s3://mine/x"
+    chosen = experiment("seed: 3\n")
+    assert composed(chosen, "checkpoint.dir=s3://mine/x")["checkpoint"]["dir"] == "s3://mine/x"
+    Path("conf/checkpoint").mkdir()
+    Path("conf/checkpoint/store.yaml").write_text("defaults: [default]\ndir: s3://mine/${oc.env:USER}\n")
+    assert composed("checkpoint=store", chosen)["checkpoint"]["dir"] == "s3://mine/me"
+    Path("conf/config.yaml").write_text(
+        "defaults: [{model: mlp}, {data: digits}, _self_, {experiment: null}]\ncheckpoint: {dir: s3://mine/y}\n"
+    )
+    assert composed(chosen)["checkpoint"]["dir"] == "s3://mine/y"
 
 
 # Files.
@@ -172,6 +208,7 @@ def bomb(levels: int = 9) -> str:
 
 
 def test_an_anchor_bomb_is_refused_at_once(workdir: Path) -> None:
+    """blocked by: aliases are counted before they are expanded"""
     assert len(bomb()) < 500
     error = refused(experiment(bomb()))
     assert "its aliases expand to too much" in error.message
@@ -184,16 +221,18 @@ def test_an_anchor_bomb_is_refused_at_once(workdir: Path) -> None:
         ("x: " + "[" * 5000 + "]" * 5000, "nested too deeply"),
         ("x: " + "{a: " * 5000 + "1" + "}" * 5000, "nested too deeply"),
         ("- " * 5000 + "x", "nested too deeply"),
-        ("x: &a [*a]\ny: " + bomb(6).replace("\n", " "), ""),
+        ("x: &a [*a]\n", ""),
         ("x:\n" + "".join(f"  k{i}: 1\n" for i in range(30_000)), "too many values"),
         ("x: " + "a" * (2 << 20), "larger than"),
     ],
     ids=["lists", "mappings", "dashes", "recursive", "many", "long"],
 )
 def test_files_have_limits(text: str, part: str, workdir: Path) -> None:
+    """blocked by: limits of bytes, depth and values, before the file is built"""
     assert part in refused(experiment(text)).message
 
 
+@pytest.mark.honest
 def test_ordinary_aliases_are_read(workdir: Path) -> None:
     chosen = experiment("a: &a {x: 1, y: [1, 2]}\nb: {<<: *a, z: 3}\nc: [*a, *a]\n")
     config = composed(chosen)
@@ -201,6 +240,7 @@ def test_ordinary_aliases_are_read(workdir: Path) -> None:
     assert config["c"] == [config["a"], config["a"]]
 
 
+@pytest.mark.honest
 def test_every_shipped_file_is_far_below_the_limits() -> None:
     for path in (ROOT / "conf").rglob("*.yaml"):
         yaml_limits.require_small(path.read_text(), yaml_limits.MOST_NODES_WRITTEN // 20, deepest=10)
@@ -220,10 +260,12 @@ def test_every_shipped_file_is_far_below_the_limits() -> None:
     ids=["text", "lists", "mappings", "chain", "select", "dynamic", "size"],
 )
 def test_interpolations_have_limits(lines: list[str], workdir: Path) -> None:
+    """blocked by: limits of number, depth and text of interpolations"""
     error = refused(experiment("\n".join(lines) + "\n"))
     assert "interpolations" in error.message
 
 
+@pytest.mark.honest
 def test_a_byte_order_mark_keeps_the_header(workdir: Path) -> None:
     chosen = experiment("seed: 5\n")
     path = Path("conf/experiment/evil.yaml")
@@ -232,6 +274,7 @@ def test_a_byte_order_mark_keeps_the_header(workdir: Path) -> None:
 
 
 def test_one_bad_file_makes_no_command_read_the_others(workdir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """blocked by: only the files that are chosen are read"""
     for i in range(50):
         experiment("seed: 1\n", f"other{i}")
     opened: list[str] = []
@@ -252,6 +295,7 @@ def test_one_bad_file_makes_no_command_read_the_others(workdir: Path, monkeypatc
 
 @pytest.mark.parametrize("path", ["pkg://antigravity", "pkg://mine.conf", "structured://x", "http://evil"])
 def test_a_search_path_imports_nothing(path: str, workdir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """blocked by: only folders may be searched"""
     Path("mine").mkdir()
     Path("mine/__init__.py").write_text("open('PWNED', 'w')\n")
     monkeypatch.syspath_prepend(str(workdir))
@@ -265,6 +309,7 @@ def test_a_search_path_imports_nothing(path: str, workdir: Path, monkeypatch: py
 
 
 def test_resolvers_of_another_folder_are_not_run(workdir: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """blocked by: resolvers.py is run in the project only"""
     other = tmp_path_factory.mktemp("other")
     (other / "resolvers.py").write_text(f"open({str(workdir / 'PWNED')!r}, 'w')\n")
     with pytest.raises(UserError, match="outside of the project"):
@@ -276,6 +321,7 @@ def test_resolvers_of_another_folder_are_not_run(workdir: Path, tmp_path_factory
 
 
 def test_no_record_of_a_run_has_the_value_of_a_secret(workdir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """blocked by: values of secret variables are masked in every write"""
     monkeypatch.setenv("MY_API_TOKEN", SECRET)
     monkeypatch.setenv("DATABASE_URL", f"postgres://me:{PASSWORD}@db/x")
     overrides = [f"+note=a {SECRET} b", f"+url='postgres://me:{PASSWORD}@db/x'"]
@@ -295,6 +341,7 @@ def test_no_record_of_a_run_has_the_value_of_a_secret(workdir: Path, monkeypatch
 
 
 def test_the_log_of_a_rank_has_no_secret(workdir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """blocked by: values of secret variables are masked in the streams of a rank"""
     monkeypatch.setenv("MY_API_TOKEN", SECRET)
     stream = io.StringIO()
     masked = secrets.MaskedStream(stream)
@@ -317,18 +364,21 @@ def test_the_log_of_a_rank_has_no_secret(workdir: Path, monkeypatch: pytest.Monk
 
 
 def test_the_tracking_service_gets_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:
+    """blocked by: values of secret variables are masked before they are sent"""
     from trainer.tracking.weights_and_biases import masked
 
     monkeypatch.setenv("MY_API_TOKEN", SECRET)
     assert masked({"a": [f"x{SECRET}"], "password": "abc", "n": 1}) == {"a": ["x***"], "password": "***", "n": 1}
 
 
+@pytest.mark.honest
 @pytest.mark.parametrize("value", ["finished", "disabled", "12345678", "/home/me/key", "short", "required"])
 def test_ordinary_words_are_not_masked(value: str) -> None:
     assert secrets.mask(f"a {value} b", {"MY_TOKEN": value}) == f"a {value} b"
 
 
 def test_values_of_secrets_are_masked_longest_first() -> None:
+    """blocked by: the longest value is masked first"""
     environ = {"A_KEY": "abcdefg1", "B_KEY": "abcdefg1-and-more2", "C_PATH": "abcdefg1"}
     assert secrets.mask("abcdefg1-and-more2 abcdefg1", environ) == "*** ***"
     assert secrets.mask_inside({"x": ["abcdefg1", 1, None, ("abcdefg1",)]}, environ) == {
@@ -337,6 +387,7 @@ def test_values_of_secrets_are_masked_longest_first() -> None:
 
 
 def test_a_failure_record_has_no_secret(workdir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """blocked by: values of secret variables are masked in every write"""
     monkeypatch.setenv("MY_API_TOKEN", SECRET)
     run = RunDirectory(workdir)
     run.attempt_logs(0).mkdir(parents=True)

@@ -1,11 +1,13 @@
-"""Sections that a config file must not set for itself: `security` and the channels of `notify`.
+"""What a config file must not set for itself: `security`, the channels of `notify`, `checkpoint.dir`.
 
-A config file is passed around. What may run, and who is told, is for the command line and the project's own files.
+A config file is passed around. What may run, who is told, and where weights are sent is for the command line and the
+project's own files.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from trainer.core.paths import conf_dir
 
 FREE_OF_NOTIFY = ("events", "after_requeues", "pending_after_minutes", "timeout_s")
 """Options of `notify` that any config file may set."""
+_VARIABLE = re.compile(r"\$\{oc\.env:[A-Za-z0-9_]+\}")
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,7 @@ def require_own_sections(tree: Any, project: Project) -> None:
         project: Where its own files are.
 
     Raises:
-        UserError: Another config file sets the section `security`, or a channel of `notify`.
+        UserError: Another config file sets the section `security`, a channel of `notify`, or `checkpoint.dir`.
     """
     security = _composed(tree, "security")
     if security and (security != project.in_primary("security") or "${" in str(security)):
@@ -61,16 +64,29 @@ def require_own_sections(tree: Any, project: Project) -> None:
             f"set it on the command line, such as {_as_override(security)}, or in {project.config_name}.yaml of your "
             "project",
         )
-    notify = _composed(tree, "notify")
-    if not isinstance(notify, dict):
+    _require_own(
+        tree,
+        project,
+        "notify",
+        lambda key: key not in FREE_OF_NOTIFY,
+        "choose who is told of a run, or what is executed",
+    )
+    _require_own(tree, project, "checkpoint", lambda key: key == "dir", "choose where the weights are sent")
+
+
+def _require_own(tree: Any, project: Project, section: str, is_own: Callable[[str], bool], what: str) -> None:
+    """Refuse the keys of a section for which `is_own` holds, unless the project's own files have these values."""
+    node = _composed(tree, section)
+    if not isinstance(node, dict):
         return
-    chosen = {key: value for key, value in notify.items() if key not in FREE_OF_NOTIFY and value not in (None, [])}
-    known = list(_own_channels(project)) if chosen else []
+    chosen = {key: value for key, value in node.items() if is_own(key) and value not in (None, [])}
+    known = list(_own_values(project, section)) if chosen else []
     for key, value in chosen.items():
-        if "${" in str(value) or not any(key in own and own[key] == value for own in known):
+        is_fixed = "${" not in _VARIABLE.sub("", str(value))  # else another file could complete it
+        if not is_fixed or not any(key in own and own[key] == value for own in known):
             raise UserError(
-                f"notify.{key}: a config file must not choose who is told of a run, or what is executed",
-                f"set it on the command line, in conf/notify/ or in {project.config_name}.yaml of your project",
+                f"{section}.{key}: a config file must not {what}",
+                f"set it on the command line, in conf/{section}/ or in {project.config_name}.yaml of your project",
             )
 
 
@@ -82,15 +98,15 @@ def _composed(tree: Any, section: str) -> Any:
     return OmegaConf.to_container(node, resolve=False) if OmegaConf.is_config(node) else node
 
 
-def _own_channels(project: Project) -> Iterator[Mapping[str, Any]]:
-    """Yield the section `notify` as the shipped files, the project's own files of the group and its primary config."""
+def _own_values(project: Project, section: str) -> Iterator[Mapping[str, Any]]:
+    """Yield a section as the shipped files, the project's own files of the group and its primary config have it."""
     places = [*project.own_folders, conf_dir()]
-    for path in (path for place in places for path in sorted((place / "notify").glob("*.yaml"))):
+    for path in (path for place in places for path in sorted((place / section).glob("*.yaml"))):
         is_inside = any(path.resolve().is_relative_to(place.resolve()) for place in places)  # not a link to elsewhere
         content = _plain(path) if is_inside and path.is_file() else None
         if isinstance(content, dict):
             yield content
-    content = project.in_primary("notify")
+    content = project.in_primary(section)
     if isinstance(content, dict):
         yield content
 
