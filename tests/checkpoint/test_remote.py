@@ -201,6 +201,7 @@ def test_uploads_run_in_order_and_retention_deletes_there(server: ObjectServer, 
 
 
 def test_a_damaged_object_and_a_foreign_commit_are_refused(server: ObjectServer, tmp_path: Path) -> None:
+    """blocked by: checksums, and COMMIT is checked as that of a run directory"""
     path = saved(tmp_path / "a", 10, b"abc")
     store = opened(tmp_path / "a")
     store.upload(path)

@@ -60,6 +60,7 @@ def test_each_service_gets_the_body_that_it_takes() -> None:
 
 
 def test_text_of_a_run_changes_neither_a_terminal_nor_a_header() -> None:
+    """blocked by: control characters of a run are escaped in messages"""
     wild = "loss\x1b[2J\nSubject: forged\u202e" + f" {SECRET}" + "x" * 5000
     message = clean(Message(**{**vars(MESSAGE), "title": wild, "reason": wild}), (SECRET,))
     assert message.title.startswith("loss\\x1b[2J\\nSubject: forged\\u202e ***")

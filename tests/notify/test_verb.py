@@ -64,6 +64,7 @@ def test_what_was_not_sent_is_reported(
 def test_a_run_of_somebody_else_is_not_read_for_commands(
     dead_run: RunDirectory, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """blocked by: the owner of the run directory"""
     dead_run.path.chmod(0o777)
     with HttpServer() as server:
         monkeypatch.setenv("HOOK", server.url)

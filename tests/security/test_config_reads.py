@@ -221,15 +221,24 @@ def test_an_anchor_bomb_is_refused_at_once(workdir: Path) -> None:
         ("x: " + "[" * 5000 + "]" * 5000, "nested too deeply"),
         ("x: " + "{a: " * 5000 + "1" + "}" * 5000, "nested too deeply"),
         ("- " * 5000 + "x", "nested too deeply"),
-        ("x: &a [*a]\n", ""),
+        ("x: &a [*a]\n", "the anchor a holds itself"),
+        ("x: &a {b: [1, {c: *a}]}\n", "the anchor a holds itself"),
         ("x:\n" + "".join(f"  k{i}: 1\n" for i in range(30_000)), "too many values"),
         ("x: " + "a" * (2 << 20), "larger than"),
     ],
-    ids=["lists", "mappings", "dashes", "recursive", "many", "long"],
+    ids=["lists", "mappings", "dashes", "recursive", "recursive mapping", "many", "long"],
 )
 def test_files_have_limits(text: str, part: str, workdir: Path) -> None:
     """blocked by: limits of bytes, depth and values, before the file is built"""
     assert part in refused(experiment(text)).message
+
+
+def test_a_pipe_as_config_file_is_refused_at_once(workdir: Path) -> None:
+    """blocked by: only regular files are opened, and without waiting"""
+    chosen = experiment("seed: 1\n")
+    Path("conf/experiment/evil.yaml").unlink()
+    os.mkfifo("conf/experiment/evil.yaml")
+    refused(chosen)
 
 
 @pytest.mark.honest

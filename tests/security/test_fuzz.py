@@ -56,7 +56,7 @@ _FORBIDDEN = (
     "socket.connect",
     "pickle.find_class",
 )
-_watch: dict[str, Any] = {"root": None, "seen": []}
+_watch: dict[str, Any] = {"root": None, "seen": [], "cases": 0}
 
 
 def _audit(name: str, arguments: tuple[Any, ...]) -> None:
@@ -72,6 +72,13 @@ def _audit(name: str, arguments: tuple[Any, ...]) -> None:
 
 
 sys.addaudithook(_audit)
+
+
+@pytest.fixture(autouse=True)
+def _counted(record_property: Callable[[str, object], None]) -> Iterator[None]:
+    _watch["cases"] = 0
+    yield
+    record_property("attacks", _watch["cases"])
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -101,7 +108,7 @@ def held(root: Path, *documented: type[Exception]) -> Iterator[None]:
 
     before = signal.signal(signal.SIGALRM, end)
     signal.setitimer(signal.ITIMER_REAL, 10)
-    _watch.update(root=str(root), seen=[])
+    _watch.update(root=str(root), seen=[], cases=_watch["cases"] + 1)
     begin = time.process_time()
     try:
         yield

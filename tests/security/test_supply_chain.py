@@ -37,6 +37,7 @@ def locked(name: str) -> dict[Requirement, list[str]]:
 
 
 def test_every_package_that_setup_installs_has_hashes_and_the_version_of_the_constraints() -> None:
+    """blocked by: hashes in requirements/"""
     pins = {(canonicalize_name(pin.name), str(pin.specifier), str(pin.marker)) for pin in PINS}
     everything = {name: locked(name) for name in ("build", "test", "dev", "hf")}
     for name, packages in everything.items():
@@ -55,7 +56,10 @@ def test_every_package_that_setup_installs_has_hashes_and_the_version_of_the_con
 
 
 def test_pip_refuses_a_package_whose_hash_differs(tmp_path: Path) -> None:
-    """With the options of the set-up and a package that somebody has replaced on the index."""
+    """With the options of the set-up and a package that somebody has replaced on the index.
+
+    blocked by: --require-hashes
+    """
     wheel = tmp_path / "hjson-3.1.0-py3-none-any.whl"
     wheel.write_bytes(b"PK\x05\x06" + b"\0" * 18)
     requirements = tmp_path / "requirements"
@@ -74,6 +78,7 @@ install_hashed test --no-index --find-links {tmp_path} --target {tmp_path}/there
 
 
 def test_what_builds_the_package_is_bounded() -> None:
+    """blocked by: upper bounds in pyproject.toml"""
     pyproject = tomllib.loads((ROOT / "pyproject.toml").read_text())
     for line in pyproject["build-system"]["requires"]:
         assert any(one.operator in ("<", "==", "~=") for one in Requirement(line).specifier), line
@@ -89,6 +94,7 @@ def test_what_builds_the_package_is_bounded() -> None:
 def test_a_malicious_release_is_refused_before_anything_imports_it(
     package: str, version: str, workdir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """blocked by: the version is read from the metadata first"""
     versions = metadata.version
     monkeypatch.setattr(metadata, "version", lambda name: version if name == package else versions(name))
     assert main(["fit", "experiment=quickstart"]) == ENVIRONMENT_MUST_CHANGE
@@ -115,6 +121,7 @@ def test_a_malicious_release_is_refused_before_anything_imports_it(
 
 
 def test_no_advice_names_a_package_that_somebody_else_could_own() -> None:
+    """blocked by: messages name the packages themselves"""
     files = [*(ROOT / "trainer").rglob("*.py"), *(ROOT / "conf").rglob("*.yaml"), *(ROOT / "docs").glob("*.md")]
     advised = {
         (file.name, one)
@@ -143,6 +150,7 @@ need_packages "some tests" slurmd munge
 
 
 def test_system_packages_are_installed_only_where_it_was_said(tmp_path: Path) -> None:
+    """blocked by: CI=true"""
     for ci in ("true", "1"):
         assert "==> installing slurmd munge" in asked(tmp_path, ci, "")
     for ci, stdin in ((None, ""), (None, "y\n"), ("false", "")):  # no terminal: nobody was asked
@@ -153,6 +161,7 @@ def test_system_packages_are_installed_only_where_it_was_said(tmp_path: Path) ->
 
 
 def test_at_a_terminal_it_asks(tmp_path: Path) -> None:
+    """blocked by: a question"""
     import pty
 
     for answer, outcome in (

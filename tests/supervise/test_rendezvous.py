@@ -55,6 +55,7 @@ def test_the_first_node_opens_one_address_and_the_others_read_where(tmp_path: Pa
 
 
 def test_the_first_node_fails_where_it_is_not_the_server(tmp_path: Path) -> None:
+    """blocked by: the first node opens its own address, or ends"""
     with pytest.raises(EnvironmentFault, match=r"is node 0, but 192\.0\.2\.1 of --rendezvous is another machine"):
         join(tmp_path / "a.json", 0, named="192.0.2.1:29400")
     with socket.create_server(("127.0.0.1", 0)) as taken:
@@ -176,7 +177,10 @@ print(os.getuid(), "tried")
 
 
 def test_a_job_on_one_node_listens_on_loopback_only_and_survives_another_user(workdir: Path, tmp_path: Path) -> None:
-    """A site's interface for jobs on several nodes changes nothing. No process but a gloo rank listens at all."""
+    """A site's interface for jobs on several nodes changes nothing. No process but a gloo rank listens at all.
+
+    blocked by: the loopback interface only; no process listens but a gloo rank while it starts
+    """
     run = make_run(workdir)
     planted = tmp_path / "planted"
     job = start(run.path, NCCL_SOCKET_IFNAME="eth9", GLOO_SOCKET_IFNAME="eth9", GO=str(workdir / "go"))
@@ -210,7 +214,10 @@ def test_a_job_on_one_node_listens_on_loopback_only_and_survives_another_user(wo
 
 
 def test_nodes_are_numbered_by_the_launcher_and_serve_on_one_address(workdir: Path) -> None:
-    """Two nodes on this machine, the second one first: rank 0 is on node 0, and its server on no other address."""
+    """Two nodes on this machine, the second one first: rank 0 is on node 0, and its server on no other address.
+
+    blocked by: one address of the network between the nodes, a random port and a token
+    """
     run = make_run(workdir)
     given = {"GO": str(workdir / "go"), "GLOO_SOCKET_IFNAME": loopback_interface(), "TRAINER_ATTEMPT": "0"}
     place = ["--nodes=2", "--local-addr=127.0.0.1", "--rendezvous=first-node"]

@@ -199,6 +199,12 @@ def _micro_batch(job: Job) -> Iterator[UserError]:
         )
 
 
+_NETWORKS = {"trainer.models.hf.HuggingFace": "transformers", "trainer.models.timm.create": "timm"}
+"""Our wrappers of networks, and the packages that these are from."""
+_INSTALL = {
+    "transformers": pip_install("hf"),
+    "timm": "pip install timm, with a torchvision that matches the installed torch",
+}
 _PACKAGES = {"RichProgressBar": "rich", "RichModelSummary": "rich", "DeviceStatsMonitor": "psutil"}
 
 
@@ -209,6 +215,9 @@ def problems_of_packages(config: dict[str, Any]) -> Iterator[EnvironmentFault]:
     callbacks = config["callbacks"].items()
     needed = {f"callbacks.{name}": _PACKAGES.get(callback_class(node) or "") for name, node in callbacks}
     on_cpu = not config["resources"].get("gpus")
+    network = (config["model"] or {}).get("_target_")
+    if network in _NETWORKS:
+        needed[f"model._target_={network}"] = _NETWORKS[network]
     if config["finetune"]["lora_rank"] is not None:
         needed["finetune.lora_rank"] = "peft"
     if str(config["strategy"]["name"]).startswith("deepspeed"):
@@ -224,7 +233,7 @@ def problems_of_packages(config: dict[str, Any]) -> Iterator[EnvironmentFault]:
     for key, package in needed.items():
         if package is None or find_spec(package) is not None or (package == "psutil" and not on_cpu):
             continue
-        fix = pip_install(package) if package in EXTRAS else f"pip install {package}"
+        fix = pip_install(package) if package in EXTRAS else _INSTALL.get(package, f"pip install {package}")
         if key.startswith("callbacks."):
             fix += f", or {key}=null"
         if key.startswith("optimizer"):

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer.core.errors import UserError
-from trainer.core.files import read_text
+from trainer.core.files import open_regular, read_text
 
 MOST_BYTES = 4 * 1024**2
 _DEEPEST = 100
@@ -28,8 +28,7 @@ def load(path: Path) -> Any:
 
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     text = read_text(path, MOST_BYTES)
-    if len(text) > _DEEPEST:
-        require_small(text)
+    require_small(text)
     try:
         return yaml.load(text, Loader=loader)
     except RecursionError:  # an anchor that holds itself, as a key
@@ -40,7 +39,7 @@ def require_small(text: str, most_nodes: int = _MOST_NODES, deepest: int = _DEEP
     """Walk over the parser's events, which needs no stack and builds nothing.
 
     Raises:
-        ValueError: The text is nested too deeply, or stands for too many nodes.
+        ValueError: The text is nested too deeply, in itself, or stands for too many nodes.
         yaml.YAMLError: It is not YAML.
     """
     import yaml
@@ -51,6 +50,8 @@ def require_small(text: str, most_nodes: int = _MOST_NODES, deepest: int = _DEEP
     nodes = 0
     for event in yaml.parse(text, Loader=loader):
         if isinstance(event, yaml.AliasEvent):
+            if any(event.anchor == anchor for anchor, _ in open_nodes):
+                raise ValueError(f"the anchor {event.anchor} holds itself")
             nodes += sizes.get(event.anchor, 1)
         elif isinstance(event, yaml.CollectionStartEvent):
             open_nodes.append((event.anchor, nodes))
@@ -80,7 +81,7 @@ def read(path: Path) -> str:
     """
     import yaml
 
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         data = file.read(MOST_BYTES_WRITTEN + 1)
     if len(data) > MOST_BYTES_WRITTEN:
         problem = f"{path}: larger than {MOST_BYTES_WRITTEN} bytes"

@@ -40,7 +40,7 @@ def import_roots(cwd: Path) -> list[ImportRoot]:
 
 def _folders(cwd: Path) -> list[Path]:
     scripts = {Path(sys.executable).parent}
-    if Path(sys.argv[0]).is_file():  # not the `-c` of `python -c`
+    if os.path.isfile(sys.argv[0]):  # not the `-c` of `python -c`
         scripts.add(Path(sys.argv[0]).absolute().parent)
     entries = [Path(entry) for entry in (*os.environ.get("PYTHONPATH", "").split(os.pathsep), *sys.path) if entry]
     source = source_folder(cwd)
@@ -48,7 +48,7 @@ def _folders(cwd: Path) -> list[Path]:
     folders += [source] if source else []
     by_real_path: dict[Path, Path] = {}
     for folder in folders:
-        if folder.is_dir() and folder.resolve() != cwd.resolve() and not _is_installed(folder):
+        if os.path.isdir(folder) and folder.resolve() != cwd.resolve() and not _is_installed(folder):
             by_real_path.setdefault(folder.resolve(), folder)
     return list(by_real_path.values())
 
