@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """What a checkpoint costs: how long a save stops the training, what hashing adds to it, and how long a restore reads.
 
-    .venv/bin/python benchmarks/checkpoints.py             1 GiB in one process; about three minutes on two quiet cores
+    .venv/bin/python benchmarks/checkpoints.py             1 GiB in one process; about two minutes on two quiet cores
     .venv/bin/python benchmarks/checkpoints.py --keep      also writes benchmarks/results/checkpoints.md
 
 The variants take turns, so that what else the machine does hits all; the table has medians. A restore reads from the
@@ -198,7 +198,7 @@ def table(size_gb: float, rows: list[dict[str, Any]], hashed: dict[str, float], 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--gib", type=float, default=1.0, help="size of the state; default: 1")
-    parser.add_argument("--rounds", type=int, default=5, help="of each variant; default: 5")
+    parser.add_argument("--rounds", type=int, default=3, help="of each variant; default: 3")
     parser.add_argument("--folder", type=Path, help="on the file system to measure; default: the temporary directory")
     parser.add_argument("--keep", action="store_true", help="write the tables to benchmarks/results")
     options = parser.parse_args()

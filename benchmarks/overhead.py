@@ -2,7 +2,7 @@
 """What watching a run costs a step of about 20 ms: heartbeat, guard, step clock, ledger; and on two ranks the agreement
 to stop, which is not a part of the target.
 
-    .venv/bin/python benchmarks/overhead.py             one rank, then two; about eleven minutes on two quiet cores
+    .venv/bin/python benchmarks/overhead.py             one rank, then two; about seven minutes on two quiet cores
     .venv/bin/python benchmarks/overhead.py --keep      also writes benchmarks/results/overhead.md
 
 One training of a small ResNet, in which the watching is switched on and off every two steps. Memory,
@@ -110,7 +110,7 @@ def table(found: Found, loads: dict[tuple[int, str], str]) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--ranks", type=int, choices=(1, 2), action="append", help="default: 1 and 2")
-    parser.add_argument("--rounds", type=int, default=2, help="new processes each; default: 2")
+    parser.add_argument("--rounds", type=int, default=1, help="new processes each; default: 1")
     parser.add_argument("--blocks", type=int, default=2400, help="of two steps, a round; default: 2400")
     parser.add_argument("--keep", action="store_true", help="write the table to benchmarks/results")
     options = parser.parse_args()

@@ -101,7 +101,7 @@ def watched(steps: int, agrees: bool, pace: Pace, folder: Path) -> None:
     config.trainer.log_every_n_steps = 10**9
     # The clock counts watched steps, half of all: by its reckoning the ranks would agree twice as often as they do.
     config.resilience.agree_every_s = 2 * config.resilience.agree_every_s if agrees else NEVER_S
-    heartbeat.on_beat = FlightRecorder(directory, rank).look
+    heartbeat.on_beat = FlightRecorder(directory, rank).check
     heartbeat.start()
     attempt = run.Attempt(directory, rank, heartbeat)
     run.train(config, attempt, run.init_process_group(config, rank), run.StartClock(attempt))
