@@ -8,7 +8,6 @@ connection. Credentials and the address of the server come from the environment,
 from __future__ import annotations
 
 import random
-import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -17,6 +16,7 @@ from typing import Any, NamedTuple, TypeVar
 from urllib.parse import urlsplit
 
 from trainer.config.checkpoint_url import missing_package, problem_of
+from trainer.core import retries
 from trainer.core.errors import EnvironmentFault
 
 RETRY_FOR_S = 300.0
@@ -27,17 +27,6 @@ PARALLEL = 4
 """Parts of an object that are sent or read at the same time: with `PIECE_BYTES`, the host memory of a transfer."""
 _CONNECT_S, _READ_S = 10, 60
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.2, 10.0
-_DEFINITE = (FileNotFoundError, PermissionError, NotImplementedError)
-_DEFINITE_CODES = (
-    "NoSuchBucket",
-    "InvalidBucketName",
-    "PreconditionFailed",
-    "NotImplemented",
-    "SignatureDoesNotMatch",
-    "InvalidAccessKeyId",
-    "ExpiredToken",
-)
-_NO_CREDENTIALS = ("NoCredentialsError", "PartialCredentialsError", "ProfileNotFound", "TokenRetrievalError")
 Result = TypeVar("Result")
 
 
@@ -49,7 +38,7 @@ class Object(NamedTuple):
     """Changes with the content."""
 
 
-class Exists(Exception):
+class Exists(FileExistsError):
     """There is an object of this name already."""
 
 
@@ -132,11 +121,11 @@ class ObjectStore:
             try:
                 self._files.pipe_file(f"{self._root}/{key}", content, mode="create")
             except OSError as error:
-                if _code(error) == "NotImplemented":  # a server without conditional writes
+                if retries.code_of(error) == "NotImplemented":  # a server without conditional writes
                     if self._size(key) is None:
                         self._files.pipe_file(f"{self._root}/{key}", content)
                         return
-                elif not isinstance(error, FileExistsError) and _code(error) != "PreconditionFailed":
+                elif not isinstance(error, FileExistsError) and retries.code_of(error) != "PreconditionFailed":
                     raise
                 if self.read(key, len(content) + 1) != content:
                     raise Exists(key) from None
@@ -179,24 +168,19 @@ class ObjectStore:
             Exists: From `call`.
             EnvironmentFault: The server refuses, or has failed for `retry_for_s` seconds.
         """
-        deadline, pause = time.monotonic() + self._retry_for_s, _FIRST_PAUSE_S
-        while True:
-            try:
-                return call()
-            except (FileNotFoundError, Exists, EnvironmentFault):
-                raise
-            except Exception as error:  # of botocore, aiohttp and the operating system: there is no common class
-                if _is_definite(error) or time.monotonic() + pause > deadline:
-                    raise self._fault(what, error) from error
-            time.sleep(pause * random.uniform(0.5, 1.0))
-            pause = min(2 * pause, _LONGEST_PAUSE_S)
+        try:
+            return retries.retried(call, retries.growing(_FIRST_PAUSE_S, _LONGEST_PAUSE_S, self._retry_for_s))
+        except (FileNotFoundError, Exists, EnvironmentFault):
+            raise
+        except Exception as error:
+            raise self._fault(what, error) from error
 
     def _fault(self, what: str, error: Exception) -> EnvironmentFault:
-        name, code = type(error).__name__, _code(error)
+        name, code = type(error).__name__, retries.code_of(error)
         text = " ".join(str(error).split())[:300] or name
-        if name in _NO_CREDENTIALS:
+        if name in retries.NO_CREDENTIALS:
             fix = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, in the environment of the job"
-        elif code in ("SignatureDoesNotMatch", "InvalidAccessKeyId", "ExpiredToken"):
+        elif code in retries.WRONG_CREDENTIALS:
             fix = "correct AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_SESSION_TOKEN"
         elif isinstance(error, PermissionError):
             fix = f"allow these credentials to list, read, write and delete below {self.url}"
@@ -223,14 +207,3 @@ def probe(url: str) -> None:
         raise EnvironmentFault(
             f"checkpoint.dir={url}: there is no bucket {bucket}", f"create it: aws s3 mb s3://{bucket}"
         ) from None
-
-
-def _is_definite(error: Exception) -> bool:
-    return isinstance(error, _DEFINITE) or _code(error) in _DEFINITE_CODES or type(error).__name__ in _NO_CREDENTIALS
-
-
-def _code(error: BaseException) -> str | None:
-    """Return the error code of the server."""
-    response = getattr(error.__cause__, "response", None)
-    code = response.get("Error", {}).get("Code") if isinstance(response, dict) else None
-    return str(code) if code is not None else None

@@ -11,6 +11,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from trainer.core.errors import EnvironmentFault, UserError
+from trainer.core.install import EXTRAS, pip_install
 from trainer.core.near import did_you_mean
 from trainer.core.text import one_line
 
@@ -82,7 +83,8 @@ def require_remote(url: str) -> None:
         return
     package = known_implementations[protocol]["class"].partition(".")[0]
     if package not in _WITH_FSSPEC and find_spec(package) is None:
-        raise EnvironmentFault(f"data.root={one_line(url)} needs {package}", f"pip install {package}")
+        fix = pip_install(protocol) if protocol in EXTRAS else f"pip install {package}"
+        raise EnvironmentFault(f"data.root={one_line(url)} needs {package}", fix)
 
 
 def fashion_mnist(given: str | None, cwd: Path = Path()) -> Path:

@@ -5,11 +5,10 @@ from __future__ import annotations
 import errno
 import logging
 import os
-import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
+from trainer.core import retries
 from trainer.core.errors import EnvironmentFault, UserError
 from trainer.data.locations import require_remote
 from trainer.data.shard_index import INDEX_AGAIN, IndexedFile, sha256_of
@@ -17,16 +16,12 @@ from trainer.data.untrusted import shown
 
 _log = logging.getLogger(__name__)
 _TRIES, _WAIT_S = 6, 0.5
-"""Tries of a request, and the wait after the first, which doubles: 15 s in all, as long as a store throttles."""
+"""Tries of a request, and the wait after the first, which doubles: up to 15 s, as long as a store throttles."""
 _TIMEOUT_S = 60.0
 """Longest request: a quarter of a megabyte per second."""
 _RANGE_BYTES, _RANGES_AT_ONCE = 16 * 2**20, 4
 """Size of a request, and how many of a file run together: one alone does not fill the network of a node."""
 _CHUNK_BYTES = 2**16
-_REFUSED = {400, 401, 403, 404, 405, 410}
-"""HTTP statuses that another try gets again."""
-_REFUSALS = ("NoCredentialsError", "PartialCredentialsError", "ProfileNotFound", "InvalidURL")
-"""Exceptions of botocore and aiohttp that another try raises again."""
 
 
 class RemoteUnavailable(ConnectionError):
@@ -128,33 +123,30 @@ class RemoteFolder:
         return bytes(content[: most + 1])
 
     def _retried(self, name: str, read: Callable[[], bytes]) -> bytes:
-        for number in range(1, _TRIES + 1):
-            try:
-                return read()
-            except UserError:
-                raise
-            except Exception as error:
-                self._refuse(name, error)
-                reason = f"{type(error).__name__}: {shown(error)[:300]}"
-                if number == _TRIES:
-                    problem = f"{self.url}/{name} cannot be read, after {_TRIES} tries: {reason}"
-                    raise RemoteUnavailable(problem) from error
-                _log.warning("%s/%s: try %d of %d: %s", self.url, name, number, _TRIES, reason)
-                time.sleep(_WAIT_S * 2 ** (number - 1))
-        raise AssertionError("unreachable")
+        def log(number: int, error: Exception) -> None:
+            _log.warning("%s/%s: try %d of %d: %s", self.url, name, number, _TRIES, _reason(error))
+
+        try:
+            return retries.retried(read, [_WAIT_S * 2**number for number in range(_TRIES - 1)], log)
+        except UserError:
+            raise
+        except Exception as error:
+            self._refuse(name, error)
+            problem = f"{self.url}/{name} cannot be read, after {_TRIES} tries: {_reason(error)}"
+            raise RemoteUnavailable(problem) from error
 
     def _refuse(self, name: str, error: Exception) -> None:
         """Raise UserError for what another try would get again."""
-        if isinstance(error, FileNotFoundError) or _status(error) in (404, 410):
+        if isinstance(error, FileNotFoundError) or retries.status_of(error) in (404, 410):
             fix = f"copy the folder completely; an older one has no index: {INDEX_AGAIN}, before it is copied"
             raise UserError(f"{self.url}/{name} does not exist", fix) from None
-        if isinstance(error, PermissionError) or _status(error) in _REFUSED or type(error).__name__ in _REFUSALS:
+        if retries.is_refusal(error):
             problem = f"{self.url}/{name} must not be read: {shown(error)[:300]}"
             raise UserError(problem, "set the credentials in the environment, such as AWS_PROFILE") from None
 
 
-def _status(error: Exception) -> Any:
-    return getattr(error, "status", None)
+def _reason(error: Exception) -> str:
+    return f"{type(error).__name__}: {shown(error)[:300]}"
 
 
 def _write_at(descriptor: int, content: bytes, offset: int) -> None:
