@@ -5,7 +5,8 @@
     .venv/bin/python benchmarks/commands.py --keep      also writes benchmarks/results/commands.md
 
 In each round every command runs once, in an order by chance. Counted is the CPU time of the whole process. The lowest
-of all rounds is what the command takes; the median also has what other processes on the machine cost it.
+of all rounds is what the command takes; the median also has what other processes on the machine cost it. Bytecode is
+cached, as on a user's machine, whatever PYTHONDONTWRITEBYTECODE says.
 """
 
 from __future__ import annotations
@@ -66,6 +67,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=15, help="default: 15")
     parser.add_argument("--keep", action="store_true", help="write the table to benchmarks/results")
     options = parser.parse_args()
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     chance = random.Random(0)
     found: dict[str, list[float]] = {name: [] for name in COMMANDS}
     with tempfile.TemporaryDirectory() as folder:

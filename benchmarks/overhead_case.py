@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,8 @@ from parity_data import CASES, Batches
 from parity_turns import Blocks, Pace, Ranks
 from parity_variants import config_of
 
+from trainer.config.instantiate import freeze
+from trainer.core.files import write_atomic
 from trainer.runs.directory import RunDirectory
 from trainer.runtime.flight_recorder import FlightRecorder
 from trainer.runtime.heartbeat import Heartbeat
@@ -101,6 +103,7 @@ def watched(steps: int, agrees: bool, pace: Pace, folder: Path) -> None:
     config.trainer.log_every_n_steps = 10**9
     # The clock counts watched steps, half of all: by its reckoning the ranks would agree twice as often as they do.
     config.resilience.agree_every_s = 2 * config.resilience.agree_every_s if agrees else NEVER_S
+    write_atomic(directory.config_path, freeze(asdict(config)))
     heartbeat.on_beat = FlightRecorder(directory, rank).check
     heartbeat.start()
     attempt = run.Attempt(directory, rank, heartbeat)

@@ -39,7 +39,7 @@ from trainer.supervise.torchrun import Place
 NODES = (1, 8, 64, 512)
 RANKS_PER_NODE = 8
 SECONDS = 16
-AGREE_EVERY_S = 2
+AGREE_EVERY_S = 1
 """As `resilience.agree_every_s`: a rank then looks whether it should stop."""
 COUNTED = ("open", "stat", "lstat", "listdir", "scandir", "rename", "replace", "unlink", "mkdir")
 METRICS = {f"train/{name}": 0.123456 for name in ("loss", "lr", "samples_per_s", "tokens_per_s", "mfu")}

@@ -49,6 +49,28 @@ def test_a_start_and_a_restart_are_timed_either_way(no_orphans: None) -> None:
     assert "| 1 | each imports |" in ended.stdout
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("command", "expected"),
+    [
+        (["overhead.py", "--ranks", "1", "--rounds", "1", "--blocks", "40"], "| 1 | "),
+        (["checkpoints.py", "--gib", "0.0625", "--rounds", "1"], "| sharded | "),
+        (["commands.py", "--rounds", "1"], "| trainer check | "),
+        (["watching.py"], "| 512 | 4096 | "),
+        (["tokens", "--megabytes", "20", "--turns", "2"], "| ours | "),
+        (["agreement.py", "--ranks", "16", "--saves", "8"], "| 16 | tree | "),
+    ],
+    ids=lambda value: value[0].partition(".")[0] if isinstance(value, list) else "",
+)
+def test_a_benchmark_comes_to_its_end(command: list[str], expected: str, no_orphans: None) -> None:
+    """Nothing else runs these: what they call may have been renamed."""
+    ended = subprocess.run(
+        [sys.executable, str(BENCHMARKS / command[0]), *command[1:]], capture_output=True, text=True, timeout=300
+    )
+    assert ended.returncode in (0, 1), ended.stderr  # 1: a target of time was missed
+    assert expected in ended.stdout, ended.stdout + ended.stderr
+
+
 def test_lightnings_suite_names_what_fails_with_our_loop_only(tmp_path: Path) -> None:
     """On a stand-in for a clone of Lightning, with a test of each outcome."""
     folder = tmp_path / "tests" / "tests_pytorch"
