@@ -183,6 +183,50 @@ def test_buffers_of_names_that_are_gone_are_freed() -> None:
     assert buffers.nbytes == 80
 
 
+@pytest.mark.parametrize("threads", [1, 3])
+def test_copies_in_host_memory_have_the_values_of_any_tensor(threads: int) -> None:
+    """Large plain ones are moved by threads in pieces; of the others the bytes are not the values, or not in a row."""
+    large = torch.randn(9 << 20)  # 36 MiB: three pieces
+    given = {
+        "large": large,
+        "bfloat16": large[: 1 << 20].bfloat16(),
+        "part": large[3 : 3 + (1 << 20)],
+        "transposed": large[: 1 << 20].view(1024, 1024).t(),
+        "conjugate": torch.randn(1 << 19, dtype=torch.complex64).conj(),
+        "negative": torch.randn(1 << 19, dtype=torch.complex64).conj().imag,
+        "parameter": torch.nn.Parameter(torch.randn(1 << 19)),
+        "small": torch.tensor(3.0),
+        "empty": torch.empty(0),
+    }
+    buffers = HostBuffers(threads)
+    for _ in range(2):
+        copies = {name: buffers.copy(name, tensor) for name, tensor in given.items()}
+        buffers.finish()
+        expected = {name: tensor.detach().clone() for name, tensor in given.items()}
+        with torch.no_grad():
+            large.add_(1)
+        assert all(torch.equal(copies[name], expected[name]) for name in given)
+
+
+@pytest.mark.parametrize("is_sharded", [False, True])
+def test_a_save_after_one_that_could_not_copy_has_the_new_values(tmp_path: Path, is_sharded: bool) -> None:
+    """The failed one has copied the first tensor; by its address it would be taken for up to date."""
+    store = CheckpointStore(tmp_path / "checkpoints")
+    writer = CheckpointWriter(store)
+    weight = torch.zeros(1 << 19)
+    for step, bad in ((1, {"bad": object()}), (2, {})):
+        weight.fill_(step)
+        if is_sharded:
+            state = {"optimizers": {"groups": [], "values": {}}, "extra": weight, **bad}
+            writer.save_sharded({}, state, store.path(step), CommitInfo(step=step, layout="sharded"), None)
+        else:
+            writer.save({"extra": weight, **bad}, store.path(step), CommitInfo(step=step))
+        writer.wait()
+        failure = writer.take_failure()
+        assert (failure is not None) == bool(bad)
+    assert load_state(store.path(2))["extra"].unique().tolist() == [2.0]
+
+
 @pytest.mark.parametrize(
     ("options", "needed", "held", "free", "expected"),
     [

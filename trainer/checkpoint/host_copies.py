@@ -7,9 +7,11 @@ through one buffer, and training waits until the last one has been read.
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import weakref
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -23,7 +25,9 @@ MIB = 2**20
 KEPT_FREE = 0.1
 """Share of the free host memory that a snapshot leaves: for loader workers, page cache, and what other ranks do."""
 _SMALL_BYTES = MIB
-"""Smaller buffers come from torch's pool of pinned memory, which rounds sizes up to a power of two."""
+"""Smaller buffers come from torch's pool of pinned memory, which rounds sizes up to a power of two, and are copied by
+the calling thread."""
+_PIECE_BYTES = 16 * MIB
 
 
 @dataclass(frozen=True)
@@ -47,9 +51,20 @@ class HostBuffers:
     Nothing is cloned on the GPU, where the optimizer's state may be the larger part of the memory. With CUDA the
     buffers are pinned: the copies run at the speed of the link and need one synchronization at the end. Do not fill the
     buffers while their previous content is still being written.
+
+    What is in host memory already is copied by threads of our own, with memmove. Tensor.copy_ divides each tensor among
+    OpenMP's threads, which wait for each other at its end: beside other work it took 4 to 7 times the CPU time.
+
+    Args:
+        threads: Threads that copy in host memory.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, threads: int = 1) -> None:
+        self._threads = threads
+        self._pool: ThreadPoolExecutor | None = None
+        self._moves: list[Future[Any]] = []
+        self._moved: list[torch.Tensor] = []
+        """The tensors that are being copied, which must not be freed."""
         self._buffers: dict[str, torch.Tensor] = {}
         self._memory: dict[str, torch.Tensor] = {}
         """What `allocate` returned for each of `_buffers`, which are views of it."""
@@ -78,7 +93,10 @@ class HostBuffers:
             self._memory.pop(where, None)
             self._memory[where] = allocate(tensor.nbytes, tensor.device)
             self._buffers[where] = buffer = _as(self._memory[where], tensor)
-        buffer.copy_(tensor, non_blocking=tensor.device.type == "cuda")
+        if _is_plain_memory(tensor) and tensor.nbytes >= _SMALL_BYTES:
+            self._move(buffer, tensor)
+        else:
+            buffer.copy_(tensor, non_blocking=tensor.device.type == "cuda")
         if tensor.device.type == "cuda":
             self._waiting.add(tensor.device)
         self._used.add(where)
@@ -87,6 +105,13 @@ class HostBuffers:
 
     def finish(self) -> None:
         """Wait until all copies of this save are complete, and free the buffers that it did not use."""
+        if self._pool is not None:
+            self._pool.shutdown()
+            self._pool = None
+        for move in self._moves:
+            move.result()
+        self._moves.clear()
+        self._moved.clear()
         for device in self._waiting:
             torch.cuda.current_stream(device).synchronize()
         for where in self._buffers.keys() - self._used:
@@ -94,6 +119,16 @@ class HostBuffers:
         self._waiting.clear()
         self._copied.clear()
         self._used.clear()
+
+    def _move(self, buffer: torch.Tensor, tensor: torch.Tensor) -> None:
+        """Start copying in host memory, in pieces, so that the threads share one large tensor, too."""
+        if self._pool is None:
+            self._pool = ThreadPoolExecutor(self._threads, "checkpoint-copy")
+        self._moved.append(tensor)
+        target, source = buffer.data_ptr(), tensor.data_ptr()
+        for begin in range(0, tensor.nbytes, _PIECE_BYTES):
+            size = min(_PIECE_BYTES, tensor.nbytes - begin)
+            self._moves.append(self._pool.submit(ctypes.memmove, target + begin, source + begin, size))
 
 
 class StreamBuffer:
@@ -121,6 +156,18 @@ class StreamBuffer:
             self._bytes = allocate(max(self.size_bytes, tensor.nbytes), tensor.device)
         assert self._bytes is not None
         return _as(torch.from_numpy(self._bytes.numpy()[: tensor.nbytes]), tensor).copy_(tensor)
+
+
+def _is_plain_memory(tensor: torch.Tensor) -> bool:
+    """Return whether the values of a tensor are the bytes that it names in host memory."""
+    return (
+        type(tensor) is torch.Tensor
+        and tensor.device.type == "cpu"
+        and tensor.layout is torch.strided
+        and tensor.is_contiguous()
+        and not tensor.is_conj()
+        and not tensor.is_neg()
+    )
 
 
 def _as(memory: torch.Tensor, tensor: torch.Tensor) -> torch.Tensor:

@@ -18,7 +18,7 @@ from typing import IO, Any, cast
 import torch
 from lightning.fabric.plugins import CheckpointIO, TorchCheckpointIO
 
-from trainer.checkpoint import commit, data_file
+from trainer.checkpoint import commit, data_file, hashing
 from trainer.checkpoint.commit import CommitInfo, SaveFailed, Staging
 from trainer.checkpoint.host_copies import MIB, CopyOptions, HostBuffers, StreamBuffer, choose, nbytes
 from trainer.checkpoint.plain import plain_checkpoint
@@ -67,7 +67,7 @@ class CheckpointWriter:
         """Where the checkpoints of `store` are uploaded to; None: nowhere."""
         self.timing = SaveTiming()
         self._copies = copies
-        self._buffers = HostBuffers()
+        self._buffers = HostBuffers(hashing.threads(copies.ranks_on_node))
         self._stream = StreamBuffer(copies.buffer_bytes)
         self._has_said = False
         self._thread: threading.Thread | None = None
@@ -83,8 +83,10 @@ class CheckpointWriter:
         read = threading.Event()
         copies = self._takes_snapshot(nbytes(state), ranks_on_node=1)
         try:
-            plain = self._plain(state, copies)
-            self._buffers.finish()
+            try:
+                plain = self._plain(state, copies)
+            finally:
+                self._buffers.finish()
         except Exception as error:
             self._fail(target, error)
             return
@@ -133,9 +135,11 @@ class CheckpointWriter:
         plain: dict[str, Any] = {}
         parts: dict[str, HostShard] = {}
         try:
-            plain = self._plain(state, self.asynchronous) if first else {}
-            parts = to_host(tensors, self._buffers) if copies else in_place(tensors, self._copies.buffer_bytes)
-            self._buffers.finish()
+            try:
+                plain = self._plain(state, self.asynchronous) if first else {}
+                parts = to_host(tensors, self._buffers) if copies else in_place(tensors, self._copies.buffer_bytes)
+            finally:
+                self._buffers.finish()
         except Exception as error:
             problem = error  # raised inside the collective write, where the other ranks learn of it
 
