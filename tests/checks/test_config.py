@@ -177,3 +177,28 @@ def test_a_missing_argument_of_the_data_is_reported(workdir: Path) -> None:
     with pytest.raises(UserError, match=r"data\.batch_size is missing: own\.Rows needs it"):
         check(compose(["data._target_=own.Rows"], config_dirs=[]).config)
     check(compose(["data._target_=own.Rows", "data.batch_size=32"], config_dirs=[]).config)
+
+
+@pytest.mark.parametrize(
+    ("strategy", "is_refused"),
+    [
+        ("strategy=ddp", False),
+        ("strategy=fsdp", False),
+        ("strategy=tp strategy.tensor_parallel_size=2", False),
+        ("strategy=tp strategy.tensor_parallel_size=4", True),
+        ("strategy=hsdp", True),
+        ("strategy=deepspeed_zero2", True),
+    ],
+)
+def test_local_checkpoints_on_several_nodes_are_for_ranks_that_load_what_their_node_saved(
+    workdir: Path, strategy: str, is_refused: bool
+) -> None:
+    local = ["checkpoint.local_dir=/local", "checkpoint.local_every_n_steps=5"]
+    nodes = ["cluster=slurm", "resources.nodes=2"]
+    for overrides, expected in (([*nodes, *local], is_refused), (nodes, False), (local, False)):
+        try:
+            checked("resources.cpu_processes=4", *strategy.split(" "), *overrides)
+            problem = ""
+        except UserError as error:  # the default model defines no layers to split
+            problem = str(error)
+        assert ("ranks load what other nodes saved" in problem) == expected, problem

@@ -22,7 +22,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -32,7 +32,7 @@ from trainer.checkpoint.hashing import HashingFile
 from trainer.checkpoint.hashing import checksums as checksums_of
 from trainer.checkpoint.wellformed import BadCheckpoint
 from trainer.core.errors import EnvironmentFault, UserError
-from trainer.core.records import BadRecord, from_json, to_json
+from trainer.core.records import BadRecord, absent, from_json, to_json
 
 FORMAT = 2
 """Version of the checkpoint folder's format. A reader refuses a newer one.
@@ -71,6 +71,8 @@ class CommitInfo:
     """file: state.pt alone; sharded: torch.distributed.checkpoint shards and state.pt."""
     run: str | None = None
     """Id of the run that wrote it; null in checkpoints that do not store it. Retention deletes only its own."""
+    save_id: str | None = absent()
+    """Of a folder with the files of one node, which is a part of a checkpoint (`node_disk.py`): the same on all."""
 
 
 @dataclass(frozen=True)
@@ -142,23 +144,14 @@ def commit(staging: Staging, info: CommitInfo) -> None:
     given = {one.name: getattr(info, one.name) for one in fields(CommitInfo)}
     given["metrics"] = {name: _finite(value) for name, value in info.metrics.items()}
     given["monitor_value"] = _finite(info.monitor_value)
-    files = dict(sorted(staging.files.items()))
     version = format_of(info.layout)
     # In microseconds: beyond them a changed digit may give the same float, which the digest could not detect.
-    content = to_json(Commit(**given, format=version, time=round(time.time(), 6), files=files))
-    content["digest"] = _digest(content)
-    publish(staging, json.dumps(content, indent=1).encode())
+    publish(staging, _encoded(Commit(**given, format=version, time=round(time.time(), 6), files=staging.files)))
 
 
 def publish(staging: Staging, content: bytes) -> None:
     """Make the staged files visible at their target path, with this COMMIT. Raises as `commit`."""
-    temporary = staging.path / f"{COMMIT}.tmp"
-    with open(temporary, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    fault_point("commit.written")
-    os.rename(temporary, staging.path / COMMIT)
+    _write_commit(staging.path, content)
     for folder in {staging.path, *((staging.path / name).parent for name in staging.files)}:
         sync(folder)
     fault_point("commit.renamed")
@@ -166,6 +159,31 @@ def publish(staging: Staging, content: bytes) -> None:
     fault_point("folder.renamed")
     sync(staging.target.parent)
     fault_point("parent.synced")
+
+
+def extend(path: Path, files: dict[str, StoredFile]) -> None:
+    """Add files, which are in the folder of a checkpoint and synced, to its COMMIT."""
+    content = read_commit(path)
+    for folder in {(path / relative).parent for relative in files}:
+        sync(folder)
+    _write_commit(path, _encoded(replace(content, files=content.files | files)))
+    sync(path)
+
+
+def _encoded(content: Commit) -> bytes:
+    encoded = to_json(replace(content, files=dict(sorted(content.files.items()))))
+    encoded["digest"] = _digest(encoded)
+    return json.dumps(encoded, indent=1).encode()
+
+
+def _write_commit(folder: Path, content: bytes) -> None:
+    temporary = folder / f"{COMMIT}.tmp"
+    with open(temporary, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    fault_point("commit.written")
+    os.rename(temporary, folder / COMMIT)
 
 
 def write_checkpoint(

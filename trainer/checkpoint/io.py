@@ -21,6 +21,7 @@ from lightning.fabric.plugins import CheckpointIO, TorchCheckpointIO
 from trainer.checkpoint import commit, data_file, hashing
 from trainer.checkpoint.commit import CommitInfo, SaveFailed, Staging
 from trainer.checkpoint.host_copies import MIB, CopyOptions, HostBuffers, StreamBuffer, choose, nbytes
+from trainer.checkpoint.node_disk import NodeDisk
 from trainer.checkpoint.plain import plain_checkpoint
 from trainer.checkpoint.store import Checkpoint, CheckpointStore
 from trainer.checkpoint.uploads import MOST_WAITING, Uploads
@@ -57,6 +58,7 @@ class CheckpointWriter:
         attempt: int = 0,
         copies: CopyOptions = CopyOptions(),  # noqa: B008  frozen
         uploads: Uploads | None = None,
+        disk: NodeDisk | None = None,
     ) -> None:
         self.store = store
         self.asynchronous = asynchronous
@@ -65,6 +67,8 @@ class CheckpointWriter:
         self.attempt = attempt
         self.uploads = uploads
         """Where the checkpoints of `store` are uploaded to; None: nowhere."""
+        self.disk = disk
+        """The folder of this node's own checkpoints in a job on several nodes; None: there is none."""
         self.timing = SaveTiming()
         self._copies = copies
         self._buffers = HostBuffers(hashing.threads(copies.ranks_on_node))
@@ -148,11 +152,12 @@ class CheckpointWriter:
                 raise problem
             return parts
 
-        write = ShardedWrite(self.attempt, group, self._stream, on_read=read.set)
+        disk = self.disk if self.disk is not None and target.parent == self.disk.directory else None
+        write = ShardedWrite(self.attempt, group, self._stream, on_read=read.set, disk=disk)
         self._start(
             target,
             lambda: write.run(target, info, prepared, lambda staging: write_state(staging, plain)),
-            first,
+            first if disk is None else disk.leads,
             None if copies or is_private else read,
         )
         self._measure(started)
@@ -191,7 +196,7 @@ class CheckpointWriter:
         Args:
             target: Folder of the checkpoint.
             write: Writes it; returns False if there was nothing to write.
-            first: Whether this is rank 0.
+            first: Whether this rank reports the commit: rank 0, or the first of its node.
             read: Set by `write` once it has read all tensors, for which training has to wait; None: it has copies.
         """
         if not self.asynchronous:
@@ -211,6 +216,10 @@ class CheckpointWriter:
         self._thread.start()
         if read is not None:
             read.wait()
+
+    def is_on_disk(self, path: Path) -> bool:
+        """Return whether the path is of a node's own disk in a job on several nodes, so that it differs by node."""
+        return self.disk is not None and self.disk.is_of_tier(path)
 
     def wait(self) -> None:
         """Wait until no save is in flight."""

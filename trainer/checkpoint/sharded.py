@@ -17,7 +17,7 @@ import warnings
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
@@ -48,10 +48,11 @@ from torch.distributed.checkpoint.state_dict_loader import load as dcp_load
 from torch.distributed.checkpoint.state_dict_saver import save as dcp_save
 from torch.distributed.tensor import DTensor
 
-from trainer.checkpoint import commit, data_file, hashing, shard_index
+from trainer.checkpoint import commit, data_file, hashing, node_disk, shard_index
 from trainer.checkpoint.commit import CommitInfo, SaveFailed, Staging, StoredFile
 from trainer.checkpoint.faults import fault_point
 from trainer.checkpoint.host_copies import HostBuffers, StreamBuffer, is_on_device
+from trainer.checkpoint.node_disk import NodeDisk, new_save_id
 from trainer.checkpoint.shard_index import SHARDS, Chunk
 from trainer.checkpoint.store import CheckpointStore
 from trainer.checkpoint.wellformed import BadCheckpoint
@@ -186,6 +187,8 @@ class ShardedWrite:
     """Through which shards on a device pass."""
     on_read: Callable[[], None] = lambda: None
     """Called when the shards of this rank have been read, and may change."""
+    disk: NodeDisk | None = None
+    """Where this node has its part; None: all ranks write into one folder."""
 
     def run(
         self,
@@ -213,16 +216,24 @@ class ShardedWrite:
             parts = self._together(prepare)[self._rank]
             needed = sum(part.local.nbytes for part in parts.values())
             sizes = self._together(lambda: needed)
+            if self.disk is not None:
+                info = replace(info, save_id=self._together(new_save_id)[0])
+                sizes = [needed * self.disk.ranks_on_node]
             if not self._together(lambda: self._begin(staging, sizes))[0]:
                 return False
             self._together(lambda: self._write_shards(staging, parts))
             files = self._together(lambda: self._own_files(staging, write_rest))
             self._together(lambda: self._commit(staging, files, info))
         except BaseException:
-            if self._rank == 0:
+            if self._leads:
                 staging.discard()
             raise
         return True
+
+    @property
+    def _leads(self) -> bool:
+        """Whether this rank creates and commits the folder."""
+        return self._rank == 0 if self.disk is None else self.disk.leads
 
     @property
     def _rank(self) -> int:
@@ -259,11 +270,13 @@ class ShardedWrite:
         return results
 
     def _begin(self, staging: Staging, sizes: list[int]) -> bool:
-        if self._rank != 0:
+        if not self._leads:
             return True
         fault_point("save.begin")
         CheckpointStore(staging.target.parent, staging.run).clean_leftovers(self.attempt)
-        if commit.already_committed(staging.target):
+        if self.disk is not None and os.path.lexists(staging.target):
+            commit.set_aside(staging.target)  # one that other nodes may not have
+        elif commit.already_committed(staging.target):
             return False
         commit.require_space(staging.target.parent, sum(sizes))
         staging.create()
@@ -285,13 +298,20 @@ class ShardedWrite:
         """Return the files that this rank wrote, with their checksums."""
         if self._rank == 0:
             write_rest(staging)
+        if self.disk is not None:
+            node_disk.list_files(staging.path, self._rank, staging.files)
+            return {}
         return staging.files
 
     def _commit(self, staging: Staging, files: list[dict[str, StoredFile]], info: CommitInfo) -> None:
-        if self._rank == 0:
-            for files_of_rank in files:
-                staging.files.update(files_of_rank)
-            commit.commit(staging, info)
+        if not self._leads:
+            return
+        if self.disk is not None:
+            ranks = range(self._rank, self._rank + self.disk.ranks_on_node)
+            files = [node_disk.listed_files(staging.path, ranks)]
+        for files_of_rank in files:
+            staging.files.update(files_of_rank)
+        commit.commit(staging, info)
 
 
 def _without_parts(value: dict[str, Any]) -> dict[str, Any]:
@@ -424,10 +444,11 @@ def read_into(path: Path, tensors: dict[str, torch.Tensor]) -> None:
     """Fill tensors and DTensors in place, each rank its own shards; no communication.
 
     Raises:
-        BadCheckpoint: The index or a shard is malformed.
+        BadCheckpoint: The index or a shard is malformed, or parts of a tensor are on the disks of other nodes.
     """
     if not tensors:
         return
+    _require_all(path, tensors)
     planner = DefaultLoadPlanner(flatten_state_dict=False, flatten_sharded_tensors=False)
     with _quiet(True):
         try:
@@ -437,6 +458,33 @@ def read_into(path: Path, tensors: dict[str, torch.Tensor]) -> None:
                 if isinstance(cause[0], BadCheckpoint):
                     raise cause[0] from None
             raise
+
+
+def _require_all(path: Path, tensors: dict[str, torch.Tensor]) -> None:
+    """Check that the chunks of a node's part cover the tensors: torch leaves what is in no chunk as it is.
+
+    Raises:
+        BadCheckpoint: They do not.
+    """
+    if commit.read_commit(path).save_id is None:
+        return  # of a whole checkpoint the index is complete, which was checked
+    index = shard_index.read(path)
+    for name in tensors.keys() & index.keys():
+        part = host_shard(tensors[name], lambda local: local)
+        if _covered(index[name], part) < part.local.numel():
+            raise BadCheckpoint(
+                f"{path} has not all of {name}: other parts are on the disks of other nodes",
+                "resume with the strategy and the number of ranks that it was saved with, or delete the folder",
+            )
+
+
+def _covered(stored: shard_index.Tensor, part: HostShard) -> int:
+    """Return how many elements of a shard are in the chunks, which do not overlap."""
+    shape, covered = part.local.shape, 0
+    for chunk in stored.chunks:
+        sides = zip(part.offsets, shape, chunk.offsets, chunk.sizes, strict=True)
+        covered += math.prod(max(0, min(a + n, b + m) - max(a, b)) for a, n, b, m in sides)
+    return covered
 
 
 @contextmanager

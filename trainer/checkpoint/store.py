@@ -54,6 +54,8 @@ class Checkpoint:
     layout: str
     run: str | None = None
     """Id of the run that wrote it; None if not stored."""
+    save_id: str | None = None
+    """Of a part of a checkpoint, on the disk of one node."""
 
     @property
     def is_before_end(self) -> bool:
@@ -88,6 +90,7 @@ class Checkpoint:
             strategy=content.strategy,
             layout=content.layout,
             run=content.run,
+            save_id=content.save_id,
         )
 
 
@@ -211,6 +214,13 @@ class CheckpointStore:
         os.rename(path, renamed)
         commit.sync(self.directory)
         return renamed
+
+    def remove_newer(self, step: int) -> None:
+        """Delete the checkpoints of this run at later steps."""
+        self.require_real()
+        for path in self._folders():
+            if step_of(path) > step and not path.is_symlink() and self._is_own(_read(path)):
+                commit.remove(path, self.run)
 
     def clean_leftovers(self, attempt: int) -> None:
         """Delete staging folders of earlier attempts and of failed saves of this one. Not while a save is in flight.

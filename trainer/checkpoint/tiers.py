@@ -84,5 +84,11 @@ def is_superseded(checkpoint: Checkpoint, starts: Iterable[tuple[float, int]]) -
 
 def remove_local(local: CheckpointStore | None) -> None:
     """Delete the node-local checkpoints at the end of a run, whose last checkpoint is in the shared folder."""
-    if local is not None:
-        local.remove_own()
+    if local is None:
+        return
+    local.remove_own()
+    if local.directory.name.startswith("node-"):
+        try:
+            local.directory.parent.rmdir()
+        except OSError:  # the folder of another node is in it
+            pass

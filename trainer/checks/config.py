@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from trainer.checks.fits import problems_of_fit
 from trainer.checks.parts import problems_of_parts
@@ -29,6 +29,9 @@ from trainer.config.strategy import ranks_in_group, ranks_per_sample
 from trainer.config.targets import problems_of_targets
 from trainer.config.typed import closed_class, options_of
 from trainer.core.errors import TrainerError, UserError
+
+if TYPE_CHECKING:
+    from trainer.config.shape import LaunchShape
 
 _LIMITED = ("trainer", "checkpoint", "tracking", "notify", "resilience", "finetune", "strategy", "cluster")
 """Sections whose limits are checked here: `config/shape.py` checks `resources`."""
@@ -107,6 +110,19 @@ def _sections(config: dict[str, Any]) -> Iterator[UserError]:
     yield from Config(name=config["name"], seed=config["seed"], runs_dir=config["runs_dir"]).problems()
 
 
+def _local_checkpoints(config: dict[str, Any], shape: LaunchShape) -> Iterator[UserError]:
+    """Yield that a rank would need parts of a node-local checkpoint that are on the disks of other nodes."""
+    if config["checkpoint"].get("local_dir") is None or shape.nodes == 1:
+        return
+    strategy, per_node = config["strategy"], shape.processes_per_node
+    name = strategy["name"]
+    if name == "hsdp" or name.startswith("deepspeed") or ranks_per_sample(strategy, per_node) > per_node:
+        yield UserError(
+            f"checkpoint.local_dir on {shape.nodes} nodes: with strategy={name} ranks load what other nodes saved",
+            "use checkpoint.local_dir=null and a smaller checkpoint.every_n_steps, or strategy=ddp, fsdp, tp in a node",
+        )
+
+
 def _launch(config: dict[str, Any], splits: bool) -> Iterator[TrainerError]:
     """Yield problems of the launch shape, of the batch split, and of options that depend on them."""
     from trainer.config.shape import resolve
@@ -122,12 +138,7 @@ def _launch(config: dict[str, Any], splits: bool) -> Iterator[TrainerError]:
             "GPU, and this job trains on CPU",
             "use resources.numa_binding=null, or GPUs",
         )
-    folder = config["checkpoint"].get("local_dir")
-    if folder is not None and shape.nodes > 1:
-        yield UserError(
-            f"checkpoint.local_dir={folder}: the ranks of {shape.nodes} nodes cannot read the disk of one node",
-            "use checkpoint.local_dir=null and a smaller checkpoint.every_n_steps, or one node",
-        )
+    yield from _local_checkpoints(config, shape)
     accumulated = config["trainer"].get("accumulate_grad_batches") or 1
     try:
         ranks_in_group(config["strategy"], shape.world_size, shape.processes_per_node)

@@ -233,7 +233,7 @@ class CheckpointOptions:
     """URL of an object store (s3://BUCKET/PREFIX) to which every checkpoint of the run directory is uploaded, and from
     which one that is missing there is restored; null: none. Credentials come from the environment."""
     local_dir: str | None = None
-    """Node-local directory for additional checkpoints, on a single node only; null: none."""
+    """Directory on the disk of each node for additional checkpoints of what its own ranks hold; null: none."""
     local_every_n_steps: PositiveInt | None = None
     """Optimizer steps between two checkpoints in `local_dir`."""
     local_keep_last: PositiveInt = 1

@@ -98,7 +98,7 @@ class ShardedCheckpoints(EndsInPlace):
 
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
         """Save this rank's shards in place of the states that Lightning collected. Collective."""
-        path = Path(self.broadcast(str(filepath)))
+        path = self._path_of(filepath)
         if _is_users(self, path, storage_options):
             self._save_as_lightning(checkpoint, path)
             return
@@ -110,6 +110,13 @@ class ShardedCheckpoints(EndsInPlace):
         io = self.checkpoint_io
         assert isinstance(io, RunCheckpointIO), "sharded strategies save through RunCheckpointIO"
         io.writer.save_sharded(tensors, checkpoint, path, info, self._group(), self.local_state_is_private)
+
+    def _path_of(self, path: Any) -> Path:
+        """Return rank 0's path; on a node's own disk, that of the node. Collective."""
+        io = self.checkpoint_io
+        if isinstance(io, RunCheckpointIO) and io.writer.is_on_disk(Path(path)):
+            return Path(path)
+        return Path(self.broadcast(str(path)))
 
     def _save_as_lightning(self, checkpoint: dict[str, Any], path: Path) -> None:
         """Save a file for user code: unsharded weights and everything but the optimizer states, which are sharded."""
@@ -125,7 +132,7 @@ class ShardedCheckpoints(EndsInPlace):
 
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
         """Restore model and optimizers in place. Lightning calls this after setup, when both are sharded."""
-        stored = StoredCheckpoint(Path(self.broadcast(str(checkpoint_path))))
+        stored = StoredCheckpoint(self._path_of(checkpoint_path))
         self._restore(stored)
         # Lightning passes these to hooks and to `load_model_state_dict`, which does nothing here.
         return {**stored.state, "state_dict": {}, "optimizer_states": []}

@@ -12,6 +12,7 @@ from trainer.callbacks.clock import StepClock
 from trainer.callbacks.guard import Guard
 from trainer.callbacks.metrics import TrainMetrics
 from trainer.checkpoint.io import CheckpointWriter
+from trainer.checkpoint.node_disk import NodeDisk
 from trainer.checkpoint.store import CheckpointStore
 from trainer.checkpoint.uploads import Uploads
 from trainer.config.schema import Config
@@ -30,6 +31,8 @@ class Stores:
     """`checkpoints/` of the run directory."""
     local: CheckpointStore | None = None
     """Node-local folder (`checkpoint.local_dir`); None: not configured."""
+    disk: NodeDisk | None = None
+    """In a job on several nodes: the folder of this node, and the place of this rank on it."""
     uploads: Uploads | None = None
     """To the object store (`checkpoint.dir`); None: not configured."""
 

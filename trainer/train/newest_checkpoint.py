@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,6 +19,7 @@ from trainer.runs import events
 from trainer.runtime.attempt import Attempt
 from trainer.runtime.torch_setup import Group
 from trainer.train.checkpoint_saver import Stores
+from trainer.train.node_checkpoints import NodeCheckpoints
 
 Result = TypeVar("Result")
 _NO_GOOD_CHECKPOINT = (
@@ -26,18 +28,30 @@ _NO_GOOD_CHECKPOINT = (
 )
 
 
-def choose(attempt: Attempt, stores: Stores, group: Group | None) -> Checkpoint | None:
+def choose(attempt: Attempt, stores: Stores, group: Group | None, strategy: str) -> Checkpoint | None:
     """Return the newest good checkpoint; None: start from step 0. Collective.
 
     Rank 0 chooses, so that all load the same step. One that is only in the object store is downloaded into the run
     directory, and one that is only there is uploaded.
+
+    Args:
+        attempt: This attempt.
+        stores: Where checkpoints are.
+        group: A gloo group of all ranks; None for one process.
+        strategy: Name of the strategy of this attempt.
     """
     remote = stores.uploads.remote if stores.uploads is not None else None
-    ranks = Ranks(group, remote, attempt.rank.attempt)
+    nodes = None
+    if stores.local is not None and stores.disk is not None and group is not None:
+        nodes = NodeCheckpoints(stores.local, stores.disk, strategy, attempt, group)
+        nodes.compare()
+    ranks = Ranks(group, remote, attempt.rank.attempt, nodes)
 
     def newest() -> Checkpoint | UserError | None:
         starts = [(event.time, event.step) for event in attempt.directory.events_of(events.Started)]
-        found, skipped = tiers.newest_good(stores.run, stores.local, starts, ranks.verify)
+        found, skipped = tiers.newest_good(stores.run, stores.local if nodes is None else None, starts, ranks.verify)
+        if nodes is not None:
+            found = _newer_on_nodes(nodes, found, skipped, starts, ranks)
         if remote is not None:
             found = _newer_one(remote, found, skipped, ranks)
         for message in skipped:
@@ -48,6 +62,12 @@ def choose(attempt: Attempt, stores: Stores, group: Group | None) -> Checkpoint 
     chosen = ranks.lead(newest)
     if isinstance(chosen, UserError):
         raise chosen
+    if nodes is not None:
+        nodes.remove_newer(chosen.step if chosen else 0)
+        if chosen is not None and nodes.disk.is_of_tier(chosen.path):
+            chosen = replace(chosen, path=nodes.disk.here(chosen.path))
+    elif stores.local is not None and ranks.rank == 0:
+        stores.local.remove_newer(chosen.step if chosen else 0)  # superseded: their steps are trained again
     if stores.uploads is not None and ranks.rank == 0:
         remote = stores.uploads.remote
         remote.clean_leftovers()
@@ -57,6 +77,22 @@ def choose(attempt: Attempt, stores: Stores, group: Group | None) -> Checkpoint 
             if one.path not in [other.path for other in held]:
                 stores.uploads.submit(one.path, alone=True)
     return chosen
+
+
+def _newer_on_nodes(
+    nodes: NodeCheckpoints,
+    found: Checkpoint | None,
+    skipped: list[str],
+    starts: list[tuple[float, int]],
+    ranks: Ranks,
+) -> Checkpoint | None:
+    """Return the newest good checkpoint on the disks of the nodes, if it is newer than `found`."""
+    for candidate in nodes.newer(starts, found.step if found else 0):
+        problems = ranks.verify_parts(candidate) or ranks.share_parts(candidate)
+        if not problems:
+            return candidate
+        skipped.append(f"local {candidate.path.name} is damaged ({'; '.join(problems)})")
+    return found
 
 
 def _newer_one(remote: RemoteStore, found: Checkpoint | None, skipped: list[str], ranks: Ranks) -> Checkpoint | None:
@@ -87,10 +123,18 @@ class Ranks:
         group: A gloo group of all ranks; None for one process.
         remote: The object store, for `fetch`.
         attempt: Number of the attempt.
+        nodes: The checkpoints on the disks of several nodes, for `verify_parts` and `share_parts`.
     """
 
-    def __init__(self, group: Group | None, remote: RemoteStore | None = None, attempt: int = 0) -> None:
+    def __init__(
+        self,
+        group: Group | None,
+        remote: RemoteStore | None = None,
+        attempt: int = 0,
+        nodes: NodeCheckpoints | None = None,
+    ) -> None:
         self.rank = 0 if group is None else dist.get_rank(group)
+        self._nodes = nodes
         self._ranks = 1 if group is None else dist.get_world_size(group)
         self._group, self._remote, self._attempt = group, remote, attempt
 
@@ -106,13 +150,34 @@ class Ranks:
             what, argument = message[0]
             if what == "done":
                 return argument  # type: ignore[no-any-return]
-            self._gathered(partial(self._verify if what == "verify" else self._fetch, argument))
+            self._gathered(partial(self._steps[what], argument))
 
     def verify(self, path: Path) -> list[str]:
         """Return the problems of a checkpoint folder."""
         self._send(("verify", path))
         # Another node may see an old directory (NFS), so that rank 0 looks for itself before it condemns a checkpoint.
         return commit.verify(path) if any(self._gathered(lambda: self._verify(path))) else []
+
+    def verify_parts(self, checkpoint: Checkpoint) -> list[str]:
+        """Return the problems of a checkpoint on the disks of several nodes."""
+        return self._on_all("verify parts", checkpoint)
+
+    def share_parts(self, checkpoint: Checkpoint) -> list[str]:
+        """Send what rank 0 wrote of a checkpoint to the other nodes; returns the problems."""
+        return self._on_all("share parts", checkpoint)
+
+    def _on_all(self, what: str, checkpoint: Checkpoint) -> list[str]:
+        argument = (checkpoint.path.name, checkpoint.layout)
+        self._send((what, argument))
+        return self._gathered(partial(self._steps[what], argument))
+
+    @property
+    def _steps(self) -> dict[str, Callable[[Any], list[str]]]:
+        steps: dict[str, Callable[[Any], list[str]]] = {"verify": self._verify, "fetch": self._fetch}
+        if (nodes := self._nodes) is not None:
+            steps["verify parts"] = lambda argument: nodes.verify(*argument)
+            steps["share parts"] = lambda argument: nodes.share(*argument)
+        return steps
 
     def fetch(self, name: str) -> list[str]:
         """Download a checkpoint into the run directory; returns its problems, with which it does not become visible."""

@@ -22,9 +22,10 @@ from trainer.callbacks.metrics import BatchWork, TrainMetrics
 from trainer.callbacks.node_metrics import MOST_NODES, NodeMetrics
 from trainer.callbacks.rng import RngState
 from trainer.callbacks.transient_state import TransientState
-from trainer.checkpoint import tiers
+from trainer.checkpoint import node_disk, tiers
 from trainer.checkpoint.host_copies import MIB, CopyOptions
 from trainer.checkpoint.io import CheckpointWriter, RunCheckpointIO, SaveFailed, SaveTiming
+from trainer.checkpoint.node_disk import NodeDisk
 from trainer.checkpoint.remote import RemoteStore
 from trainer.checkpoint.store import Checkpoint, CheckpointStore, best_of, step_of
 from trainer.checkpoint.uploads import Uploads
@@ -137,7 +138,7 @@ def train(config: Config, attempt: Attempt, group: Group | None, start: StartClo
     rank, heartbeat, run_path = attempt.rank, attempt.heartbeat, attempt.directory.path
     job = _Job(config, attempt, group, _open_stores(config, attempt))
 
-    checkpoint = newest_checkpoint.choose(attempt, job.stores, group)
+    checkpoint = newest_checkpoint.choose(attempt, job.stores, group, config.strategy.name)
     attempt.first_step = checkpoint.step if checkpoint else 0
     heartbeat.update(step=attempt.first_step, phase="build")
     unsure_lines = attempt.begin(checkpoint) if rank.is_first else []
@@ -203,7 +204,7 @@ def train(config: Config, attempt: Attempt, group: Group | None, start: StartClo
         raise
     finally:
         _finish(job, writer, loggers, end)
-    if rank.is_first:
+    if rank.local_rank == 0:
         tiers.remove_local(job.stores.local)
 
 
@@ -212,14 +213,20 @@ def _open_stores(config: Config, attempt: Attempt) -> Stores:
     directory, rank = attempt.directory, attempt.rank
     folder = tiers.local_folder(config.checkpoint.local_dir, directory.path.name)
     run = directory.identity()
-    local = CheckpointStore(tiers.own_folder(folder), run, strict=True) if folder else None
+    local = disk = None
+    if folder is not None:
+        tiers.own_folder(folder)
+        if rank.num_nodes > 1:
+            folder = tiers.own_folder(node_disk.folder_of(folder, rank.rank // rank.local_world_size))
+            disk = NodeDisk(folder, rank.local_rank, rank.local_world_size)
+        local = CheckpointStore(folder, run, strict=True)
     store = CheckpointStore(directory.checkpoints_dir, run)
     uploads = None
     if (remote := remote_of(directory, config.checkpoint.dir)) is not None:
         remote.may_write = lambda: refuse_if_superseded(directory, rank.attempt)
         uploads = Uploads(remote, rank.rank, rank.world_size, lambda path: _after_upload(config, attempt, remote, path))
         uploads.on_wait = attempt.heartbeat.count_progress
-    return Stores(store, local, uploads)
+    return Stores(store, local, disk, uploads)
 
 
 def _after_upload(config: Config, attempt: Attempt, remote: RemoteStore, path: Path) -> None:
@@ -238,13 +245,14 @@ def _make_writer(job: _Job) -> CheckpointWriter:
         attempt=job.rank.attempt,
         copies=CopyOptions(options.snapshot, options.buffer_mb * MIB, job.rank.local_world_size),
         uploads=job.stores.uploads,
+        disk=job.stores.disk,
     )
     writer.on_committed = lambda checkpoint: _after_commit(job, checkpoint, writer.timing)
     return writer
 
 
 def _after_commit(job: _Job, checkpoint: Checkpoint, timing: SaveTiming, loggers: Loggers | None = None) -> None:
-    """Record a committed checkpoint, and delete old ones."""
+    """Record a committed checkpoint, and delete old ones: on rank 0, and on the first rank of a node its own."""
     # The supervisor counts restarts from the attempt that got this far (trainer/supervise/supervisor.py).
     saved = events.CheckpointSaved(
         attempt=job.rank.attempt,
@@ -253,7 +261,8 @@ def _after_commit(job: _Job, checkpoint: Checkpoint, timing: SaveTiming, loggers
         blocked_s=round(timing.blocked_s, 3),
         written_s=round(timing.written_s, 3),
     )
-    job.directory.add_event(saved)
+    if job.rank.is_first:
+        job.directory.add_event(saved)
     options, local = job.config.checkpoint, job.stores.local
     if local is not None and checkpoint.path.parent == local.directory:
         local.prune(options.local_keep_last)
