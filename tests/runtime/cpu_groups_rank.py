@@ -47,6 +47,12 @@ def main(folder: Path) -> None:
     results["gathered"] = cpu_groups.gather(f"of rank {rank}", group)
     wait()
     results["started"] = started.tolist()
+    own = dist.new_group(
+        list(range(dist.get_world_size())), use_local_synchronization=True
+    )  # as FSDP2 and NCCL make some
+    values = torch.tensor([rank])
+    dist.all_reduce(values, group=own)
+    results["in a later group"] = values.tolist()
     (folder / f"results-{rank}.json").write_text(json.dumps(results))
     results["gathered"] = cpu_groups.gather({"again": rank}, group)
 

@@ -29,6 +29,7 @@ def test_a_tree_gives_every_rank_what_one_group_would(folder: Path) -> None:
         assert results["max"] == [4, 0]
         assert results["min"] == [1, -3]
         assert results["started"] == [3]
+        assert results["in a later group"] == [6]
     first = json.loads((folder / "results-0.json").read_text())
     assert first["gathered"] == [f"of rank {rank}" for rank in range(RANKS)]
 

@@ -27,9 +27,8 @@ def jobs(folder: Path, kind: str) -> dict[str, RunDirectory]:
         saves = ["checkpoint.every_n_steps=2", "resilience.agree_every_s=0.01", "data.num_workers=0"]
         runs[strategy] = new_run(folder, ["experiment=quickstart", *given, *steps, *saves])
         runs[strategy].attempt_logs(0).mkdir(parents=True)
-    listed = folder / "runs.json"
-    listed.write_text(json.dumps([str(run.path) for run in runs.values()]))
-    run_ranks(RANKS, Path(__file__).with_name("tree_job_rank.py"), [kind, str(listed)], folder, 300.0)
+        arguments = [kind, str(runs[strategy].path)]
+        run_ranks(RANKS, Path(__file__).with_name("tree_job_rank.py"), arguments, folder, 120.0)
     return runs
 
 

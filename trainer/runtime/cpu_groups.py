@@ -187,4 +187,14 @@ def _branches(rank: int, world_size: int, timeout: timedelta | None) -> list[_Br
             group_desc=f"{len(ranks)} ranks from {ranks[0]} to {ranks[-1]}",
         )
         branches.append(_Branch(group, ranks[0], ranks == top))
+    # torch derives the names of later groups that only their members make, and of those that NCCL splits off, from the
+    # number of groups that a rank is in. Members with different numbers would wait for each other under two names.
+    for level in range(len(branches), len(members(0, world_size))):
+        dist.new_group(
+            [rank],
+            timeout=timeout,
+            backend="gloo",
+            use_local_synchronization=True,
+            group_desc=f"rank {rank} alone, in place of a group of level {level}",
+        )
     return branches
