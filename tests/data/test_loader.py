@@ -251,6 +251,57 @@ def test_whole_batches_of_the_users_own_are_shared_in_turn() -> None:
     assert ids(later) == two[1:]
 
 
+class Counting(Sampler[Any]):
+    """Counts its epochs itself."""
+
+    def __init__(self, as_batches: bool) -> None:
+        self.as_batches, self.epoch = as_batches, 0
+
+    def __len__(self) -> int:
+        return 4 if self.as_batches else 16
+
+    def __iter__(self) -> Iterator[Any]:
+        first, self.epoch = 100 * self.epoch, self.epoch + 1
+        drawn = list(range(first, first + 16))
+        return iter([drawn[start : start + 4] for start in range(0, 16, 4)] if self.as_batches else drawn)
+
+
+class Keeping(Counting):
+    """Keeps a generator from one epoch to the next."""
+
+    def __init__(self, as_batches: bool) -> None:
+        super().__init__(as_batches)
+        self.random = numpy.random.default_rng(4)
+
+    def __iter__(self) -> Iterator[Any]:
+        drawn = self.random.integers(0, 400, 16).tolist()
+        return iter([drawn[start : start + 4] for start in range(0, 16, 4)] if self.as_batches else drawn)
+
+
+@pytest.mark.parametrize("kind", [Counting, Keeping])
+@pytest.mark.parametrize("as_batches", [False, True])
+@pytest.mark.parametrize("created_in", [0, 2])
+def test_a_sampler_that_lives_on_is_drawn_once_an_epoch_and_again_on_a_resume(
+    kind: type[Counting], as_batches: bool, created_in: int
+) -> None:
+    def load() -> Any:
+        how: Any = {"batch_sampler": kind(True)} if as_batches else {"sampler": kind(False), "batch_size": 4}
+        loader = resumable(DataLoader(Noisy(400), **how), BatchPlan.of(4, None, 1), 0, 3, first_epoch=created_in)
+        loader.begin_with(created_in)  # type: ignore[union-attr]
+        return loader
+
+    alone = kind(False)
+    expected = [list(alone) for _ in range(4)]
+    unharmed = load()
+    assert [[one for batch in ids(unharmed) for one in batch] for _ in range(4)] == expected
+    for epoch in range(4):
+        resumed = load()
+        place = {"epoch": created_in + epoch, "step": 1, "batches": 1, "accumulate": 1}
+        resumed.load_state_dict(place)
+        rest = [[one for batch in ids(resumed) for one in batch] for _ in range(epoch, 4)]
+        assert rest == [expected[epoch][4:], *expected[epoch + 1 :]]
+
+
 @pytest.mark.parametrize("mode", ["part", "with replacement"])
 def test_samplers_of_torch_that_do_not_give_each_sample_once_keep_their_say(mode: str) -> None:
     chosen = (

@@ -150,3 +150,11 @@ def test_an_evaluation_reads_each_sample_once_in_as_many_batches_on_each_rank(
     assert len({len(batches) for batches in ranks}) == 1
     assert all(1 <= len(batch) <= max(2, batch_size) for batches in ranks for batch in batches)
     assert len(ranks[0]) == len(EvaluationBatches(samples, batch_size, 0, world_size))
+    in_turn = [batch for batches in zip(*ranks, strict=True) for batch in batches]
+    assert list(itertools.chain.from_iterable(in_turn)) == list(range(samples))  # an early end leaves out the last ones
+
+    sharers = [EvaluationBatches(samples, batch_size, rank, world_size) for rank in range(world_size)]
+    for sharer in sharers:
+        sharer.is_contiguous = True
+    assert [index for sharer in sharers for batch in sharer for index in batch] == list(range(samples))
+    assert [[len(batch) for batch in sharer] for sharer in sharers] == [list(map(len, batches)) for batches in ranks]

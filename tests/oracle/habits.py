@@ -120,7 +120,7 @@ class KeepsNestedHyperParameters(Plain):
     """Nested mappings, a dataclass, a module that is left out, and an example input."""
 
     def __init__(self, lr: float = 0.1, nested: Any = None, options: Any = None, net: Any = None) -> None:
-        pl.LightningModule.__init__(self)
+        super(Plain, self).__init__()
         options = options or Options()
         net = net or network()
         self.save_hyperparameters(ignore=["net"])

@@ -199,6 +199,15 @@ class PairedValidations(Data):
         return CombinedLoader(both, mode="min_size")
 
 
+class MuchValidation(Data):
+    """Validation data of which the beginning is not like the rest."""
+
+    def val_dataloader(self) -> Any:
+        rows = Rows(64, 2)
+        rows.x *= torch.arange(64)[:, None]
+        return DataLoader(rows, batch_size=8)
+
+
 class NamedValidations(Data):
     def val_dataloader(self) -> Any:
         return {"near": DataLoader(Rows(16, 2), batch_size=8), "far": DataLoader(Rows(32, 4), batch_size=8)}

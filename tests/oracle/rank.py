@@ -96,7 +96,7 @@ def stock(case: Case, folder: Path) -> Outcome:
     module = hydra.utils.instantiate(case.node("model"))
     data: LightningDataModule | None = hydra.utils.instantiate(case.node("data")) if case.data else None
     options: dict[str, Any] = {"max_epochs": EPOCHS, "num_sanity_val_steps": 0, "log_every_n_steps": 1}
-    options |= {**case.trainer, **case.stock}
+    options |= {"enable_progress_bar": False, **case.trainer, **case.stock}
     with_checkpoints = any("ModelCheckpoint" in node["_target_"] for node in case.callbacks)
     trainer = Trainer(
         accelerator="cpu",
@@ -106,7 +106,6 @@ def stock(case: Case, folder: Path) -> Outcome:
         callbacks=[hydra.utils.instantiate(node) for node in case.callbacks],
         logger=logger_of(folder),
         enable_checkpointing=with_checkpoints,
-        enable_progress_bar=False,
         enable_model_summary=False,
         default_root_dir=str(folder),
         **options,

@@ -49,6 +49,7 @@ def shared_training(
     given: int | None,
     fewer: Callable[[DataLoader[Any], BatchPlan], DataLoader[Any]] = lambda loader, plan: loader,
     is_shared: bool = False,
+    first_epoch: int = 0,
 ) -> Any:
     """Return `loaders` in the same collection, each of them rebuilt (`loader.resumable`) or wrapped in a `Stream`.
 
@@ -64,6 +65,7 @@ def shared_training(
         given: `data.batch_size`; None: not set.
         fewer: Cuts a loader to the samples of `trainer.overfit_batches`.
         is_shared: Leave the order of the loaders unchanged (`trainer.use_distributed_sampler=false`).
+        first_epoch: The epoch in which the loaders were created.
     """
     combined = _combined(loaders)
     if combined._mode == "sequential":
@@ -83,7 +85,7 @@ def shared_training(
             return Stream(loader, ranks, seed, describe(loader), is_shared)
         if given is not None:
             loader = _of_size(loader, own.micro_batch)
-        return resumable(loader, own, ranks.rank, seed, ranks)
+        return resumable(loader, own, ranks.rank, seed, ranks, first_epoch)
 
     return _put_back(loaders, combined, [shared(*pair) for pair in zip(flat, plans, strict=True)])
 

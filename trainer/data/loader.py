@@ -118,7 +118,12 @@ class OrderedLoader(Ordered, DataLoader[Any]):  # type: ignore[misc,override]
 
 
 def resumable(
-    loader: DataLoader[Any], plan: BatchPlan, rank: int, seed: int, ranks: Ranks | None = None
+    loader: DataLoader[Any],
+    plan: BatchPlan,
+    rank: int,
+    seed: int,
+    ranks: Ranks | None = None,
+    first_epoch: int = 0,
 ) -> DataLoader[Any] | Stream:
     """Return `loader` with one of our samplers as its `batch_sampler`; `plan` replaces its batch size.
 
@@ -133,6 +138,7 @@ def resumable(
         rank: Data-parallel rank.
         seed: Seed of the run.
         ranks: Compares the data of the ranks; None: a single process.
+        first_epoch: The epoch in which the loader was created.
 
     Raises:
         UserError: There are fewer samples than a global batch, or the ranks of a tensor parallel group differ.
@@ -145,7 +151,8 @@ def resumable(
     if _keeps_its_own_order(loader) or sized_len(sampler) is None:
         return Stream(loader, ranks, seed, name)
     if type(sampler) is not BatchSampler:
-        return _rebuild(loader, _listed_batches(_draws(sampler, seed), ranks, plan, name), seed)
+        drawn = _draws(sampler, seed, first_epoch)
+        return _rebuild(loader, _listed_batches(drawn, ranks, plan, name, first_epoch), seed)
     inner = sampler.sampler
     shuffle = _shuffles(inner)
     if shuffle is not None:
@@ -157,11 +164,13 @@ def resumable(
         return _rebuild(loader, batches, seed)
     if sized_len(inner) is None:
         return Stream(loader, ranks, seed, name)
-    draw = _draws(inner, seed)
-    indices = _as_integers(draw(0))
+    draw = _draws(inner, seed, first_epoch)
+    indices = _as_integers(draw(first_epoch))
     if indices is None:
-        return _rebuild(loader, _listed_batches(_in_batches(draw, plan.micro_batch), ranks, plan, name), seed)
-    batches = _custom_order(indices, draw, plan, ranks, seed=seed, name=name, drop_last=sampler.drop_last)
+        in_batches = _in_batches(draw, plan.micro_batch)
+        return _rebuild(loader, _listed_batches(in_batches, ranks, plan, name, first_epoch), seed)
+    first = first_epoch, indices
+    batches = _custom_order(first, draw, plan, ranks, seed=seed, name=name, drop_last=sampler.drop_last)
     return _rebuild(loader, batches, seed)
 
 
@@ -269,11 +278,17 @@ def _shuffles(sampler: Any) -> bool | None:
     return False if type(sampler) is SequentialSampler else None
 
 
-def _draws(sampler: Any, seed: int) -> Callable[[int], list[Any]]:
-    """Return a function of the epoch that draws all of `sampler` with every generator seeded by (seed, epoch)."""
+def _draws(sampler: Any, seed: int, first_epoch: int = 0) -> Callable[[int], list[Any]]:
+    """Return a function of the epoch that draws all of `sampler` with every generator seeded by (seed, epoch).
 
-    def draw(epoch: int) -> list[Any]:
-        samplers: Any = (sampler, getattr(sampler, "sampler", None))
+    A user's sampler may keep a generator or a counter from one epoch to the next. So each epoch is drawn once, after
+    those before it from `first_epoch` on, which a resume draws again. One of torch's, or one with `set_epoch`, is told
+    the epoch instead.
+    """
+    samplers: Any = (sampler, getattr(sampler, "sampler", None))
+    last: tuple[int, list[Any]] = first_epoch - 1, []
+
+    def drawn(epoch: int) -> list[Any]:
         for one in samplers:
             if callable(getattr(one, "set_epoch", None)):
                 one.set_epoch(epoch)
@@ -284,7 +299,21 @@ def _draws(sampler: Any, seed: int) -> Callable[[int], list[Any]]:
             seed_sample(seed, epoch, 0)
             return list(itertools.islice(sampler, len(sampler)))
 
-    return draw
+    def drawn_in_turn(epoch: int) -> list[Any]:
+        nonlocal last
+        if epoch != last[0]:
+            for one in range(last[0] + 1 if epoch > last[0] else epoch, epoch + 1):
+                last = one, drawn(one)
+        return last[1]
+
+    return drawn_in_turn if any(map(_lives_on, samplers)) else drawn
+
+
+def _lives_on(sampler: Any) -> bool:
+    """Return whether a sampler may give other samples in its second epoch for having been read in the first."""
+    return sampler is not None and not (
+        type(sampler).__module__.startswith("torch.") or callable(getattr(sampler, "set_epoch", None))
+    )
 
 
 def _as_integers(indices: list[Any]) -> list[int] | None:
@@ -296,7 +325,7 @@ def _as_integers(indices: list[Any]) -> list[int] | None:
 
 
 def _custom_order(
-    indices: list[int],
+    first: tuple[int, list[int]],
     draw: Callable[[int], list[Any]],
     plan: BatchPlan,
     ranks: Ranks,
@@ -305,10 +334,11 @@ def _custom_order(
     name: str,
     drop_last: bool,
 ) -> GlobalBatchSampler:
-    """Return a sampler that follows the order of a custom sampler; `indices` are those of the first epoch."""
+    """Return a sampler that follows the order of a custom sampler; `first`: an epoch and its indices."""
+    first_epoch, indices = first
 
     def order(epoch: int) -> torch.Tensor:
-        return torch.tensor(_as_integers(draw(epoch)) if epoch else indices)
+        return torch.tensor(indices if epoch == first_epoch else _as_integers(draw(epoch)))
 
     if ranks.compare(indices, name) is Shares.SAME:
         return GlobalBatchSampler(len(indices), plan, ranks.rank, seed, order=order, drop_last=drop_last)
@@ -319,14 +349,17 @@ def _custom_order(
     return GlobalBatchSampler(fewest or 0, rank_plan, 0, seed, order=order, drop_last=drop_last)
 
 
-def _listed_batches(draw: Callable[[int], list[Any]], ranks: Ranks, plan: BatchPlan, name: str) -> ListedBatches:
+def _listed_batches(
+    draw: Callable[[int], list[Any]], ranks: Ranks, plan: BatchPlan, name: str, first_epoch: int
+) -> ListedBatches:
     """Deal whole batches of a custom order to the ranks in turn; if the ranks differ, keep this rank's own."""
-    if ranks.compare(draw(0), name) is Shares.SAME:
-        return ListedBatches(draw, ranks.rank, ranks.world_size, plan.accumulate)
+    first = draw(first_epoch)
+    if ranks.compare(first, name) is Shares.SAME:
+        return ListedBatches(draw, ranks.rank, ranks.world_size, plan.accumulate, first_epoch)
     _warn_own_samples(name, ranks)
-    fewest = ranks.minimum(len(draw(0)))
+    fewest = ranks.minimum(len(first))
     draw = _require_count(draw, fewest or 0, name)
-    return ListedBatches(lambda epoch: draw(epoch)[:fewest], 0, 1, plan.accumulate)
+    return ListedBatches(lambda epoch: draw(epoch)[:fewest], 0, 1, plan.accumulate, first_epoch)
 
 
 def _require_count(draw: Callable[[int], list[Any]], count: int, name: str) -> Callable[[int], list[Any]]:

@@ -322,15 +322,23 @@ class ListedBatches(Batches):
         rank: Data-parallel rank.
         world_size: Number of data-parallel ranks.
         accumulate: Micro-batches per optimizer step.
+        first_epoch: The epoch to begin with, unless `seek` or `load` say another.
     """
 
-    def __init__(self, listed: Callable[[int], list[Any]], rank: int, world_size: int, accumulate: int) -> None:
+    def __init__(
+        self,
+        listed: Callable[[int], list[Any]],
+        rank: int,
+        world_size: int,
+        accumulate: int,
+        first_epoch: int = 0,
+    ) -> None:
         super().__init__(accumulate)
-        self.rank, self.world_size, self._listed = rank, world_size, listed
+        self.rank, self.world_size, self._listed, self._epoch = rank, world_size, listed, first_epoch
         self._cached: tuple[int, list[Any]] | None = None
-        if not self._of(0):
+        if not self._of(first_epoch):
             raise UserError(
-                f"{len(listed(0))} training batches per epoch are too few for {world_size} ranks",
+                f"{len(listed(first_epoch))} training batches per epoch are too few for {world_size} ranks",
                 "use fewer ranks, or smaller batches",
             )
 
@@ -362,8 +370,11 @@ class EvaluationBatches(Sampler[list[int]]):
     """Every sample once over all ranks, with the same number of batches, none of them empty, on every rank.
 
     Padding with repeated samples would make the metrics depend on the world size; a rank with fewer batches would leave
-    the others waiting in a collective. So each rank takes a contiguous share (they differ by at most one sample) and
-    cuts it into as many batches as the largest share needs; the last may be smaller.
+    the others waiting in a collective. So the shares of the ranks differ by at most one sample, and each is cut into as
+    many batches as the largest needs; the last may be smaller.
+
+    Rank r gets the r-th part of each global batch. So an evaluation that ends early (`limit_val_batches`, a loader
+    combined with a shorter one) reads the same samples as in Lightning.
 
     Args:
         num_samples: Samples in the dataset.
@@ -378,8 +389,9 @@ class EvaluationBatches(Sampler[list[int]]):
                 f"{num_samples} evaluation samples are too few for {world_size} ranks",
                 "use fewer ranks, or trainer.limit_val_batches=0 to disable validation",
             )
-        self.num_samples = num_samples
+        self.num_samples, self.rank, self.world_size = num_samples, rank, world_size
         self.begin = num_samples * rank // world_size
+        """Samples of the ranks before this one."""
         self.samples = num_samples * (rank + 1) // world_size - self.begin
         largest = -(-num_samples // world_size)
         self.batches = min(-(-largest // batch_size), num_samples // world_size)
@@ -387,6 +399,8 @@ class EvaluationBatches(Sampler[list[int]]):
         self.drop_last = False
         self.order: torch.Tensor | None = None
         """Sample ids of shape `(num_samples,)`; None: 0, 1, 2, ..."""
+        self.is_contiguous = False
+        """Read the rank's share from one place, for a prediction, whose outputs are written in the order of samples."""
 
     def __len__(self) -> int:
         return self.batches
@@ -396,12 +410,23 @@ class EvaluationBatches(Sampler[list[int]]):
 
         The epoch is always 0: random evaluation data, too, are the same in every epoch.
         """
-        start = 0
-        for remaining in range(self.batches - 1, -1, -1):
-            end = min(start + self.batch_size, self.samples - remaining)
-            share = slice(self.begin + start, self.begin + end)
+        fewest, num_larger = divmod(self.num_samples, self.world_size)
+        larger_before = self.begin - fewest * self.rank
+        for batch in range(self.batches):
+            start, end = self._cut(self.samples, batch), self._cut(self.samples, batch + 1)
+            if self.is_contiguous:
+                first = self.begin + start
+            else:
+                smaller, larger = [self._cut(share, batch) for share in (fewest, fewest + 1)]
+                first = smaller * (self.world_size - num_larger) + larger * num_larger  # the batches before
+                size, larger_size = self._cut(fewest, batch + 1) - smaller, self._cut(fewest + 1, batch + 1) - larger
+                first += size * (self.rank - larger_before) + larger_size * larger_before  # the ranks before
+            share = slice(first, first + end - start)
             yield 0, torch.arange(share.start, share.stop) if self.order is None else self.order[share]
-            start = end
+
+    def _cut(self, share: int, batch: int) -> int:
+        """Return how many of a rank's `share` samples are in the batches before `batch`."""
+        return min(batch * self.batch_size, share - (self.batches - batch))
 
     def __iter__(self) -> Iterator[list[int]]:
         for _, ids in self.rows():

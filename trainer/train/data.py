@@ -217,6 +217,7 @@ class Data:
                 given=self.config.data.get("batch_size"),
                 fewer=lambda loader, plan: fewer_samples(loader, options, plan),
                 is_shared=not options.use_distributed_sampler,
+                first_epoch=self.epoch_of_loaders(),
             )
             connect(
                 leaves(self._train_loader), self._num_prefetched, self._epoch_is_complete, self.trainer.current_epoch

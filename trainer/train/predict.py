@@ -173,6 +173,9 @@ def _use_split(data: Data, split: str) -> tuple[list[int | None], list[list[int]
         data.require_shared(loader)
     data.owner.predict_dataloader = lambda: [_Batches(loader) for loader in loaders]  # type: ignore[method-assign]
     samplers = [getattr(loader, "batch_sampler", None) for loader in loaders]
+    for sampler in samplers:
+        if isinstance(sampler, EvaluationBatches):
+            sampler.is_contiguous = True
     counts = [getattr(sampler, "num_samples", None) for sampler in samplers]
     sizes = [[len(ids) for ids in sampler] if isinstance(sampler, EvaluationBatches) else None for sampler in samplers]
     return counts, sizes
