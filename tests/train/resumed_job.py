@@ -78,6 +78,8 @@ CASES: dict[str, tuple[str, list[str]]] = {
     "two_optimizers": ("TwoOptimizers", []),
     "manual_accumulation": ("OneAccumulates", []),
     "metric_states": ("Measured", []),
+    "logged_at_the_beginning": ("LogsOnce", []),
+    "logged_at_the_beginning_lightnings_loop": ("LogsOnce", LIGHTNINGS_LOOP),
     "callback_state": ("Plain", callback(f"{MODULES}.Keeps")),
     "finetuning": ("Head", callback(f"{MODULES}.Thaw")),
     "early_stopping": ("Plain", callback(f"{CALLBACKS}.EarlyStopping", monitor="val_loss", patience=1)),

@@ -186,6 +186,24 @@ class Measured(Plain):
         return super().training_step(batch, batch_idx) * (1 + 0.01 * self.seen)
 
 
+class LogsOnce(Plain):
+    """Values that an epoch logs at its beginning only; a schedule reads one of them."""
+
+    def on_train_epoch_start(self) -> None:
+        self.log("began", float(self.current_epoch))
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Any:
+        loss = super().training_step(batch, batch_idx)
+        if batch_idx == 0:
+            self.log("first", loss, on_step=False, on_epoch=True)
+        if batch_idx < 2:
+            self.log("most", loss, on_step=False, on_epoch=True, reduce_fx="max")
+        return loss
+
+    def configure_optimizers(self) -> Any:
+        return self.scheduled(lr_scheduler.ReduceLROnPlateau, "epoch", "most", patience=0, threshold=10.0)
+
+
 class Head(Plain):
     def configure_optimizers(self) -> Any:
         return torch.optim.Adam([p for p in self.parameters() if p.requires_grad], lr=0.01)

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 import torch.distributed
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.trainer.connectors.logger_connector.result import _Metadata, _ResultMetric, _Sync
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torchmetrics import Metric
@@ -43,6 +44,8 @@ class TransientState(Callback):
         self._changed: set[str] = set()
         """Names of non-persistent buffers that an earlier attempt had changed."""
         self._saved: dict[str, Any] | None = None
+        self._not_logged_again: dict[str, dict[str, Any]] = {}
+        """Restored sums of `self.log` whose keys this attempt has not logged yet in the epoch of the checkpoint."""
         self._restored: dict[str, Any] | None = None
         """State that was restored in `on_train_start`, until all of those hooks have run."""
 
@@ -84,7 +87,8 @@ class TransientState(Callback):
         if not saved:
             return
         if len(saved["ranks"]) == trainer.world_size:
-            _restore_results(trainer, _move_to(saved["ranks"][self._rank]["results"], pl_module.device))
+            self._not_logged_again = _move_to(saved["ranks"][self._rank]["results"], pl_module.device)
+            _restore_results(trainer, self._not_logged_again)
         self._restored = saved
         self._restore(trainer, pl_module, saved)
 
@@ -111,8 +115,16 @@ class TransientState(Callback):
                 _buffer(pl_module, name).copy_(value)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Discard restored sums that were not logged again in the rest of their epoch."""
+        """Discard restored sums: their epoch is over."""
+        self._not_logged_again = {}
         vars(trainer.fit_loop.epoch_loop._results).pop("update_metrics", None)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Add what was logged only before the checkpoint, such as in `on_train_epoch_start` or for the first batch."""
+        for key, saved in self._not_logged_again.items():
+            if "meta" in saved:  # not in checkpoints of 0.1
+                trainer.fit_loop.epoch_loop._results[key] = _as_logged(saved, trainer)
+        self._not_logged_again = {}
 
     def _changed_buffers(self, module: LightningModule) -> list[str]:
         """Return the names of buffers that were reassigned or written in place; writes through `.data` are not seen."""
@@ -133,7 +145,26 @@ def _results(trainer: Trainer) -> dict[str, dict[str, Any]]:
             continue
         sums = {name: getattr(item, name).detach().cpu().clone() for name in item._defaults}
         saved[key] = {"sums": sums, "updates": item._update_count}
+        if item.meta.on_epoch:
+            saved[key]["meta"] = {name: getattr(item.meta, name) for name in _META}
+            saved[key]["meta"]["reduce_fx"] = item.meta.reduce_fx.__name__
+            saved[key]["sync"] = {"_should": item.meta.sync.should, "rank_zero_only": item.meta.sync.rank_zero_only}
     return saved
+
+
+_META = ("fx", "name", "prog_bar", "logger", "on_step", "on_epoch", "enable_graph", "add_dataloader_idx")
+"""Arguments of `self.log` that a checkpoint keeps."""
+
+
+def _as_logged(saved: dict[str, Any], trainer: Trainer) -> Any:
+    """Return the entry of Lightning's result collection that `_results` saved."""
+    meta = _Metadata(**saved["meta"])
+    meta.sync = _Sync(fn=trainer.strategy.reduce, **saved["sync"])
+    item = _ResultMetric(meta, is_tensor=True)
+    for name, total in saved["sums"].items():
+        setattr(item, name, total)
+    item._update_count = saved["updates"]
+    return item.to(trainer.strategy.root_device)
 
 
 def _restore_results(trainer: Trainer, saved: dict[str, dict[str, Any]]) -> None:
