@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
+
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import BatchSizeFinder, LearningRateFinder, StochasticWeightAveraging
+from torch.optim.lr_scheduler import OneCycleLR
 
 from trainer.config.callbacks import REFUSED
 from trainer.core.errors import UserError
@@ -31,7 +34,36 @@ def prepare(callbacks: list[Callback], resumes: bool) -> list[Callback]:
     kept = [callback for callback in callbacks if not (resumes and isinstance(callback, LearningRateFinder))]
     if any(isinstance(callback, StochasticWeightAveraging) for callback in kept):
         kept.append(ResumeWeightAveraging())
-    return kept
+    return [*kept, RequireScheduleLength()] if resumes else kept
+
+
+class RequireScheduleLength(Callback):
+    """Refuses a longer training than a restored OneCycleLR was made for, which would fail at the step after its last.
+
+    Its length is part of its state: a resume with more epochs does not change it.
+    """
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Compare the restored schedules with the length of the training.
+
+        Raises:
+            UserError: A schedule is too short.
+        """
+        if not pl_module.automatic_optimization:
+            return
+        for config in trainer.lr_scheduler_configs:
+            schedule, by_epoch = config.scheduler, config.interval == "epoch"
+            if not isinstance(schedule, OneCycleLR):
+                continue
+            length = trainer.max_epochs if by_epoch else trainer.estimated_stepping_batches
+            if length is not None and 0 < length < math.inf and length // config.frequency > schedule.total_steps:
+                unit = "epochs" if by_epoch else "steps"
+                raise UserError(
+                    f"the OneCycleLR of the checkpoint ends after {schedule.total_steps} {unit}, the training after "
+                    f"{int(length)}",
+                    "keep the length of the run; for a longer one, start a new run from the weights: "
+                    "trainer fit ... finetune.init_from=CHECKPOINT",
+                )
 
 
 class ResumeWeightAveraging(Callback):
