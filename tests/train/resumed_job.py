@@ -78,6 +78,7 @@ CASES: dict[str, tuple[str, list[str]]] = {
     "two_optimizers": ("TwoOptimizers", []),
     "manual_accumulation": ("OneAccumulates", []),
     "metric_states": ("Measured", []),
+    "group_added_later": ("AddsAGroup", []),
     "logged_at_the_beginning": ("LogsOnce", []),
     "logged_at_the_beginning_lightnings_loop": ("LogsOnce", LIGHTNINGS_LOOP),
     "callback_state": ("Plain", callback(f"{MODULES}.Keeps")),

@@ -204,6 +204,24 @@ class LogsOnce(Plain):
         return self.scheduled(lr_scheduler.ReduceLROnPlateau, "epoch", "most", patience=0, threshold=10.0)
 
 
+class AddsAGroup(Plain):
+    """A parameter that the optimizer gets in the middle of the training."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bias = nn.Parameter(torch.zeros(2))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.net(inputs) + self.bias
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.Adam(self.net.parameters(), lr=0.01)
+
+    def on_train_epoch_start(self) -> None:
+        if self.current_epoch == 1:
+            self.trainer.optimizers[0].add_param_group({"params": [self.bias], "lr": 0.5})
+
+
 class Head(Plain):
     def configure_optimizers(self) -> Any:
         return torch.optim.Adam([p for p in self.parameters() if p.requires_grad], lr=0.01)

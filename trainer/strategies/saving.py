@@ -65,6 +65,8 @@ class WholeCheckpoints(EndsInPlace):
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
         """Load optimizer states; those by parameter name are converted to numbers first."""
         states = checkpoint["optimizer_states"]
+        for optimizer, names in zip(self.optimizers, checkpoint.get(PARAMETER_NAMES) or [], strict=False):
+            _add_groups(unwrapped(optimizer), names, _module_of(self))
         if any(
             isinstance(name, str)
             for state in states
@@ -160,6 +162,21 @@ class ShardedCheckpoints(EndsInPlace):
             timeout = getattr(self, "_timeout", None) or timedelta(minutes=10)
             self._checkpoint_group = cpu_groups.new_group(timeout)
         return self._checkpoint_group
+
+
+def _add_groups(optimizer: Any, saved: list[list[str]], module: nn.Module) -> None:
+    """Add the parameter groups that user code had added during the training, such as in `on_train_epoch_start`.
+
+    Args:
+        optimizer: A new optimizer.
+        saved: The parameter names of each group in the checkpoint.
+        module: The module whose parameters they are.
+    """
+    known = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    free = {plain_name(name): one for name, one in module.named_parameters() if id(one) not in known}
+    for names in saved[len(optimizer.param_groups) :]:
+        if all(name in free for name in names):
+            optimizer.add_param_group({"params": [free[name] for name in names]})
 
 
 def gathered(tensors: Mapping[str, torch.Tensor], group: dist.ProcessGroup | None) -> dict[str, torch.Tensor]:
