@@ -78,3 +78,11 @@ def test_options_of_wandb_that_have_no_effect_are_named() -> None:
     (note,) = composed("tracking=tensorboard", "tracking.project=x").notes
     assert note == "tracking.project: no effect without W&B; to log there as well: tracking=[wandb,tensorboard]"
     assert not composed("tracking=[wandb,tensorboard]", "tracking.project=x").notes
+
+
+def test_a_wandb_logger_that_is_switched_off_is_named() -> None:
+    (note,) = composed("tracking=none", "logger=wandb").notes
+    assert note == "logger.wandb: no effect, because tracking.name=none switches W&B off; to log there: tracking=wandb"
+    assert len(composed("tracking=tensorboard", "logger=wandb").notes) == 1
+    assert not composed("tracking=wandb", "logger=wandb").notes
+    assert not composed("tracking=none", "logger=csv").notes

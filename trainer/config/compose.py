@@ -132,6 +132,11 @@ def compose(
             plain["seed"] = Config.seed
             notes.append(f"seed: null: every run has a seed, this one {Config.seed}; set seed=NUMBER for another")
         config = _typed(plain)
+        if config["logger"]:
+            from trainer.config.loggers import switched_off
+
+            note = switched_off(config)
+            notes += [note] if note else []
     output_dir = str(place.cwd / Path(config["runs_dir"]).expanduser() / f"{config['name']}-ID")
     tree.hydra.runtime.output_dir = output_dir
     config = replaced(config, _RUN, output_dir)

@@ -45,6 +45,16 @@ def settle_loggers(config: dict[str, Any]) -> None:
             _move(f"logger.{name}", node, config["tracking"])
 
 
+def switched_off(config: dict[str, Any]) -> str | None:
+    """Return a line for the user if there is a WandbLogger beside `tracking=none`, which takes precedence."""
+    section = config.get("logger") or {}
+    nodes = {"logger": section} if "_target_" in section else {f"logger.{name}": node for name, node in section.items()}
+    off = next((name for name, node in nodes.items() if _is_wandb(node)), None)
+    if off is None or config["tracking"]["name"] != "none":
+        return None
+    return f"{off}: no effect, because tracking.name=none switches W&B off; to log there: tracking=wandb"
+
+
 def _is_wandb(node: Any) -> bool:
     return isinstance(node, dict) and _class_of(node) == "WandbLogger"
 
