@@ -7,7 +7,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import sysconfig
 import tempfile
 import time
 from collections.abc import Mapping
@@ -184,7 +183,7 @@ def test_links_in_a_project_that_lead_nowhere_stop_no_launch(tmp_path: Path, is_
         os.mkfifo(place / "pipe.py")
     if is_checkout:
         subprocess.run(["git", "init", "-q"], cwd=project, check=True)
-    sysconfig.get_path("stdlib")  # is read once, from where the other user may have no access
+    make(tmp_path, code=project)  # imports what the other user may not be able to read
     try:
         if os.getuid() == 0:
             for path in (folder, *folder.rglob("*")):
