@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from transformers import BertConfig, BertForSequenceClassification, GPT2Config, GPT2LMHeadModel
 
 from trainer.checkpoint.commit import CommitInfo
@@ -22,6 +24,7 @@ from trainer.config.schema import FineTuneOptions
 from trainer.core.errors import UserError
 from trainer.export.hf_folder import transposed_layers, without_values, write_folder
 from trainer.export.weights import export_safetensors
+from trainer.models import linear_cross_entropy
 from trainer.models.hf import HuggingFace
 from trainer.models.transformer import Transformer
 from trainer.strategies.deferred import construct, make_whole
@@ -133,6 +136,122 @@ def decoder() -> LanguageModelling:
     return LanguageModelling(Transformer(VOCABULARY, LENGTH, dim=16, layers=2, heads=2))
 
 
+FAMILIES: dict[str, dict[str, Any]] = {
+    "gpt2": {"resid_pdrop": 0, "embd_pdrop": 0, "attn_pdrop": 0},
+    "llama": {},
+    "gemma2": {"final_logit_softcapping": 0.5, "head_dim": 8},
+    "cohere": {"logit_scale": 3.0},
+    "granite": {"logits_scaling": 4.0},
+    "recurrent_gemma": {"logits_soft_cap": 0.5, "lru_width": 32},
+    "mixtral": {"num_local_experts": 2, "num_key_value_heads": 4},
+}
+"""Language models with a tied output layer, an untied one, a capped one, two that scale, and one with experts."""
+
+
+def network_of(family: str, lora_on_head: bool = False) -> HuggingFace:
+    torch.manual_seed(0)
+    sizes = {key: value for key, value in LLAMA.items() if key != "model_type"}
+    network = HuggingFace(
+        config={"model_type": family, **sizes, **FAMILIES.get(family, {})},
+        vocab_size=VOCABULARY,
+        sequence_length=LENGTH,
+    )
+    if lora_on_head:
+        prepare(LanguageModelling(network), FineTuneOptions(lora_rank=2, lora_layers=["lm_head"]))
+        for name, parameter in network.named_parameters():
+            if "lora_B" in name:
+                nn.init.normal_(parameter)
+    return network
+
+
+class MostLogits(TorchDispatchMode):
+    """Records the most rows of a tensor of logits that an operator returns."""
+
+    rows = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for one in tree_leaves(result):
+            if isinstance(one, torch.Tensor) and one.shape[-1:] == (VOCABULARY,):
+                self.rows = max(self.rows, one.numel() // VOCABULARY)
+        return result
+
+
+def losses(tokens: torch.Tensor) -> dict[str, Any]:
+    """Loss and gradients of our chunks, and of the library's own loss."""
+    linear_cross_entropy.CHUNK_BYTES["cpu"] = 4 * VOCABULARY * 9
+    found: dict[str, Any] = {}
+    for name in (*FAMILIES, "lora on the head"):
+        family = "llama" if name == "lora on the head" else name
+        network, theirs = (network_of(family, name != family) for _ in range(2))
+        task = LanguageModelling(network)
+        with MostLogits() as mode:
+            loss = task.training_step((tokens[:, :-1], tokens[:, 1:]), 0)
+            loss.backward()
+        # the library shifts the labels itself, so that the last position has none
+        expected = theirs.network(input_ids=tokens, labels=tokens).loss
+        expected.backward()
+        pairs = zip(network.named_parameters(), theirs.parameters(), strict=True)
+        gradients = [
+            (one.grad - other.grad).norm() / other.grad.norm() for (_, one), other in pairs if one.requires_grad
+        ]
+        task.eval()
+        with torch.no_grad():
+            evaluated = task._evaluate((tokens[:, :-1], tokens[:, 1:]))
+            plain = LanguageModelling(theirs.eval(), chunked_loss=False)._evaluate((tokens[:, :-1], tokens[:, 1:]))
+        found[name] = {
+            "computes": task.computes_loss,
+            "rows": mode.rows,
+            "loss": abs(float((loss / expected).detach()) - 1),
+            "gradients": float(max(gradients)),
+            "evaluation": float((evaluated - plain).abs().max() / plain.max()),
+            "logits": float((network(tokens) - theirs(tokens)).abs().max()),
+        }
+    return found
+
+
+def unknown(tokens: torch.Tensor) -> dict[str, Any]:
+    """Networks whose logits change in ways that the chunks do not know: their loss is computed from all logits."""
+
+    def twisted(change: Callable[[torch.Tensor], torch.Tensor]) -> HuggingFace:
+        network = network_of("llama")
+        forward = network.network.forward
+
+        def changed(*inputs: Any, **named: Any) -> Any:
+            output = forward(*inputs, **named)
+            output.logits = change(output.logits)
+            return output
+
+        network.network.forward = changed
+        return network
+
+    def masked(logits: torch.Tensor) -> torch.Tensor:
+        logits[..., -3:] = -1e4
+        return logits
+
+    found = {}
+    changes: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+        "sigmoid": torch.sigmoid,
+        "fewer ids": lambda logits: logits[..., :-3],
+        "temperature by position": lambda logits: logits * torch.arange(1.0, logits.shape[1] + 1).view(1, -1, 1),
+        "shifted": lambda logits: logits + 1.0,
+        "masked in place": masked,
+        "capped in place": lambda logits: (logits.view_as(logits).tanh_(), logits)[1],
+        "rounded": lambda logits: torch.div(logits, 0.1, rounding_mode="floor"),
+        "viewed": lambda logits: logits.view(*logits.shape),
+        "rolled": lambda logits: logits.roll(1, -1),
+        "twice": lambda logits: torch.tanh(torch.tanh(logits)),
+        "doubled": lambda logits: logits * 2.0,
+    }
+    for name, change in changes.items():
+        network = twisted(change)
+        targets = tokens.clamp(max=VOCABULARY - 4)
+        loss = LanguageModelling(network).training_step((tokens, targets), 0)
+        expected = nn.functional.cross_entropy(network(tokens).flatten(0, 1), targets.flatten())
+        found[name] = {"computes": network.computes_loss, "loss": abs(float((loss / expected).detach()) - 1)}
+    return found
+
+
 def lora(module: LanguageModelling, options: FineTuneOptions, tokens: torch.Tensor) -> dict[str, Any]:
     """A few steps of what is left to train."""
     before = module(tokens)
@@ -190,6 +309,7 @@ def main(folder: Path) -> None:
     torch.manual_seed(0)
     tokens = torch.randint(1, VOCABULARY, (3, LENGTH))
     found: dict[str, Any] = {**networks(folder, tokens), "mistakes": mistakes(folder), "deferred": deferred(tokens)}
+    found |= {"losses": losses(tokens), "unknown": unknown(tokens)}
 
     options = FineTuneOptions(lora_rank=2, train=["norm"])
     base, adapted = decoder(), decoder()

@@ -1,4 +1,7 @@
-"""One gloo rank that trains a decoder with and without the chunked loss: `python loss_rank.py FOLDER`."""
+"""One gloo rank that trains a decoder with and without the chunked loss: `python loss_rank.py FOLDER [TRANSFORMERS]`.
+
+TRANSFORMERS: the folder of that package, whose networks are trained, too.
+"""
 
 from __future__ import annotations
 
@@ -26,6 +29,12 @@ CASES = [
     for strategy, tied in (("ddp", True), ("fsdp", True), ("fsdp", False))
     for precision in ("32-true", "bf16-mixed", "bf16-true")
 ] + [("deepspeed_zero3", "bf16-mixed", True)]
+HUGGING_FACE = [
+    ("ddp", "32-true", "llama"),
+    ("ddp", "bf16-mixed", "gemma2"),
+    *(("fsdp", precision, family) for precision in ("32-true", "bf16-mixed") for family in ("gpt2", "gemma2")),
+    ("deepspeed_zero3", "32-true", "gpt2"),
+]
 
 
 class Trained(LanguageModelling):
@@ -40,10 +49,23 @@ class Trained(LanguageModelling):
         return torch.optim.SGD(self.parameters(), lr=1.0)
 
 
-def train(strategy: str, precision: str, tied: bool, chunked: bool) -> list[tuple[float, str]]:
+def network_of(kind: bool | str) -> torch.nn.Module:
+    """Return our decoder, tied or not, or one of Hugging Face with its own kind of output."""
+    if isinstance(kind, bool):
+        return Transformer(VOCABULARY, LENGTH, dim=16, layers=2, heads=2, tied=kind)
+    from trainer.models.hf import HuggingFace
+
+    sizes = {"num_hidden_layers": 2, "hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 24}
+    others = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": None, "max_position_embeddings": 16}
+    no_dropout = {"resid_pdrop": 0, "embd_pdrop": 0, "attn_pdrop": 0} if kind == "gpt2" else {"num_key_value_heads": 2}
+    cap = {"final_logit_softcapping": 0.5, "head_dim": 8} if kind == "gemma2" else {}
+    return HuggingFace(config={"model_type": kind, **sizes, **others, **no_dropout, **cap}, vocab_size=VOCABULARY)
+
+
+def train(strategy: str, precision: str, kind: bool | str, chunked: bool) -> list[tuple[float, str]]:
     rank = int(os.environ["RANK"])
     torch.manual_seed(0)
-    network = Transformer(VOCABULARY, LENGTH, dim=16, layers=2, heads=2, tied=tied)
+    network = network_of(kind)
     tokens = torch.randint(0, VOCABULARY, (STEPS * 2, LENGTH + 1), generator=torch.Generator().manual_seed(rank))
     targets = tokens[:, 1:].clone()
     targets[:, :3] = IGNORED
@@ -68,9 +90,13 @@ def train(strategy: str, precision: str, tied: bool, chunked: bool) -> list[tupl
 def main() -> None:
     linear_cross_entropy.CHUNK_BYTES["cpu"] = 4 * VOCABULARY * 9  # 22 positions: chunks of 8, 8 and 6
     found: dict[str, Any] = {}
-    for strategy, precision, tied in CASES:
-        runs = [train(strategy, precision, tied, chunked) for chunked in (False, True)]
-        found[f"{strategy} {precision} {tied}"] = runs
+    more: list[Any] = []
+    if len(sys.argv) > 2:
+        sys.path.append(sys.argv[2])
+        more = HUGGING_FACE
+    for strategy, precision, kind in [*CASES, *more]:
+        runs = [train(strategy, precision, kind, chunked) for chunked in (False, True)]
+        found[f"{strategy} {precision} {kind}"] = runs
     (Path(sys.argv[1]) / f"losses-{os.environ['RANK']}.json").write_text(json.dumps(found))
 
 

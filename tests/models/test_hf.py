@@ -75,6 +75,25 @@ def test_deferred_parameters_are_those_of_the_whole_model(found: dict[str, Any])
     assert found["deferred"] == {"on meta": True, "equal": True}
 
 
+FAMILIES = ("gpt2", "llama", "gemma2", "cohere", "granite", "recurrent_gemma", "mixtral")
+
+
+@pytest.mark.parametrize("family", [*FAMILIES, "lora on the head"])
+def test_the_loss_is_that_of_the_library_without_all_logits(found: dict[str, Any], family: str) -> None:
+    """Tied, capped and scaled outputs; LoRA adapters on the output layer need all logits."""
+    loss = found["losses"][family]
+    assert loss["computes"]
+    assert loss["rows"] <= 32 if family in FAMILIES else loss["rows"] == 45  # 9 positions a chunk; the width is 32
+    assert max(loss["loss"], loss["gradients"], loss["evaluation"]) < 1e-5
+    assert loss["logits"] == 0
+
+
+def test_a_network_that_changes_its_logits_in_another_way_is_trained_on_all_of_them(found: dict[str, Any]) -> None:
+    unknown = found["unknown"]
+    assert {name for name, one in unknown.items() if one["computes"]} == {"doubled"}
+    assert all(one["loss"] < 1e-6 for one in unknown.values()), unknown
+
+
 def test_lora_starts_as_the_base_and_trains_only_what_it_adds(found: dict[str, Any]) -> None:
     for name in ("ours", "theirs"):
         lora = found[f"lora {name}"]

@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_leaves
 
 from tests.distributed.ranks import run_ranks
 from tests.models import loss_rank
+from tests.models.test_hf import APART
 from trainer.models import linear_cross_entropy
 from trainer.models.linear_cross_entropy import IGNORED, LossHead, rows_of_chunk
 from trainer.models.rnn import RecurrentDecoder
@@ -150,11 +151,15 @@ def test_a_second_backward_is_refused_not_wrong() -> None:
 
 
 def test_ranks_have_the_same_losses_with_and_without_chunks(tmp_path: Path) -> None:
-    """ddp and fsdp, tied and untied heads, every precision without loss scaling, ignored targets, an uneven chunk."""
-    run_ranks(2, Path(loss_rank.__file__), [str(tmp_path)], tmp_path, timeout_s=300)
+    """ddp and fsdp, tied and untied heads, every precision without loss scaling, ignored targets, an uneven chunk.
+
+    Networks of Hugging Face as well, if they are installed: tied, untied and capped outputs.
+    """
+    apart = [str(APART)] if (APART / "transformers").is_dir() else []
+    run_ranks(2, Path(loss_rank.__file__), [str(tmp_path), *apart], tmp_path, timeout_s=300)
     for rank in (0, 1):
         found = json.loads((tmp_path / f"losses-{rank}.json").read_text())
-        assert len(found) == len(loss_rank.CASES)
+        assert len(found) == len(loss_rank.CASES) + (len(loss_rank.HUGGING_FACE) if apart else 0)
         for case, (plain, chunked) in found.items():
             tolerance = 1e-5 if "32-true" in case else 0.01
             assert len(plain) == loss_rank.STEPS

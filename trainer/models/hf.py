@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -13,6 +15,10 @@ from torch import Tensor, nn
 from trainer.core.errors import UserError
 from trainer.core.install import pip_install
 from trainer.core.near import did_you_mean
+from trainer.models.hf_loss import OutputLayer, adjustment_of, losses_inside
+from trainer.models.linear_cross_entropy import Losses, losses_of
+
+_log = logging.getLogger(__name__)
 
 PLAIN_DECODERS = ("gpt2", "gpt_neox", "llama", "olmo2", "qwen2", "qwen3")
 """`model_type` of decoders that use all parameters for each token and attend to all positions."""
@@ -75,6 +81,18 @@ class HuggingFace(nn.Module):
         self.masks = is_classifier and self.input_name == "input_ids" and settings.pad_token_id is not None
         """Whether inputs may be padded with the config's `pad_token_id`, which no position then attends to."""
 
+    @cached_property
+    def computes_loss(self) -> bool:
+        """Whether `forward` takes targets and computes their losses without the logits of all positions in memory."""
+        if self.input_name != "input_ids" or self.network.get_output_embeddings() is None:
+            return False
+        adjustment = adjustment_of(self.network, self.input_name)
+        if isinstance(adjustment, str):
+            _log.info("the loss of %s needs the logits of all positions: %s", type(self.network).__name__, adjustment)
+            return False
+        OutputLayer.take_the_place_of(self.network.get_output_embeddings(), adjustment)
+        return True
+
     def tie(self) -> None:
         """Tie the weights that the architecture shares."""
         self.network.tie_weights()
@@ -92,13 +110,23 @@ class HuggingFace(nn.Module):
         """
         return flops_per_token(self.network, sequence_length)
 
-    def forward(self, inputs: Tensor) -> Tensor:
-        """Map inputs of shape `(batch, ...)` to the logits."""
+    def forward(self, inputs: Tensor, targets: Tensor | None = None) -> Tensor | Losses:
+        """Map inputs of shape `(batch, ...)` to the logits, or with targets to the sums of their losses.
+
+        Args:
+            inputs: Token ids, pixels, ...
+            targets: Token ids of shape `(batch, length)`, for a network that `computes_loss`.
+        """
         named = {self.input_name: inputs}
         if self.masks:
             named["attention_mask"] = (inputs != self.network.config.pad_token_id).long()
-        logits: Tensor = self.network(**named).logits
-        return logits
+        if targets is None:
+            logits: Tensor = self.network(**named).logits
+            return logits
+        head = self.network.get_output_embeddings()
+        if isinstance(head, OutputLayer):
+            return losses_inside(self.network, named, head, targets)
+        return losses_of(self.network(**named).logits, targets)  # LoRA adapters have taken its place
 
 
 def flops_per_token(network: Any, sequence_length: int) -> int | None:

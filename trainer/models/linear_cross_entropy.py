@@ -54,7 +54,11 @@ class LossHead(nn.Linear):
 
     def compile_loss(self, **options: Any) -> None:
         """Compile the loss of a chunk, with the arguments of torch.compile."""
-        self.chunk = torch.compile(chunk_of_loss, **options)
+        self.chunk = torch.compile(self.chunk, **options)
+
+    def logits(self, features: Tensor) -> Tensor:
+        """Return the logits of shape `(..., vocab_size)`."""
+        return super().forward(features)
 
     def forward(self, features: Tensor, targets: Tensor | None = None) -> Tensor | Losses:  # type: ignore[override]
         """Return logits of shape `(..., vocab_size)`, or with targets the sums of their losses.
@@ -64,11 +68,11 @@ class LossHead(nn.Linear):
             targets: Token ids of shape `(...)`; `IGNORED` where there is none.
         """
         if targets is None:
-            return super().forward(features)
+            return self.logits(features)
         features, targets = features.flatten(0, -2), targets.flatten()
         rows = rows_of_chunk(features.device.type, self.out_features, len(features))
         if rows == len(features) or isinstance(self.weight, DTensor):
-            return losses_of(super().forward(features), targets)
+            return losses_of(self.logits(features), targets)
         count = (targets != IGNORED).sum()
         if torch.is_grad_enabled():
             arguments = (features, self.weight, self.bias, targets, rows, self.chunk)
@@ -81,7 +85,7 @@ class LossHead(nn.Linear):
         """Return the sum of the losses and the number of correct predictions."""
         totals, correct = [], []
         for start in range(0, len(features), rows):
-            logits, goal = super().forward(features[start : start + rows]), targets[start : start + rows]
+            logits, goal = self.logits(features[start : start + rows]), targets[start : start + rows]
             totals.append(functional.cross_entropy(_wide(logits), goal, ignore_index=IGNORED, reduction="sum"))
             correct.append((logits.argmax(-1) == goal).sum())
         return torch.stack(totals).sum(), torch.stack(correct).sum()
