@@ -25,6 +25,7 @@ NAMES = [name for name in STRATEGIES if name not in ("auto", "single")]
 PRECISIONS = ("32-true", "bf16-mixed", "bf16-true", "16-mixed", "16-true", "64-true")
 OPTIMIZERS = tuple(group_options([], "optimizer"))
 FSDP, ZERO = ("fsdp", "hsdp", "tp"), ("deepspeed_zero1", "deepspeed_zero2", "deepspeed_zero3")
+SWA = {"swa_lrs": 0.1, "swa_epoch_start": 1}
 MORE: dict[str, dict[str, dict[str, Any]]] = {
     "clip": {"trainer": {"gradient_clip_norm": 0.5}},
     "clip by value": {"trainer": {"gradient_clip_val": 0.5, "gradient_clip_algorithm": "value"}},
@@ -38,6 +39,31 @@ MORE: dict[str, dict[str, dict[str, Any]]] = {
     "fused clip": {"optimizer": {"fused": True}, "trainer": {"gradient_clip_norm": 0.5}},
 }
 """The rest of a job: sections to their values."""
+OTHERS: dict[str, dict[str, dict[str, Any]]] = {
+    "gradient_sync": {"strategy": {"gradient_sync": "step"}, "data": {"batch_size": 8, "micro_batch": 2}},
+    "reduce in bf16": {"strategy": {"reduce_dtype": "bfloat16"}, "trainer": {"precision": "bf16-mixed"}},
+    "gather in fp32": {"strategy": {"param_dtype": "float32"}, "trainer": {"precision": "bf16-mixed"}},
+    "keep gathered": {"strategy": {"reshard_after_forward": False}},
+    "build whole": {"strategy": {"defer_parameters": False}},
+    "bf16 hook": {"strategy": {"comm_hook": "bf16_compress"}},
+    "fp16 hook clip": {"strategy": {"comm_hook": "fp16_compress"}, "trainer": {"gradient_clip_norm": 0.5}},
+    "buffers": {"strategy": {"broadcast_buffers": "always"}},
+    "sequence": {"strategy": {"sequence_parallel": True}},
+    "loss": {"strategy": {"loss_parallel": True}, "model": {"tied": False}},
+    "offload_parameters": {"strategy": {"offload_parameters": "cpu"}},
+    "float8": {"trainer": {"float8": "tensorwise", "precision": "bf16-mixed"}},
+    "float8 rowwise": {"trainer": {"float8": "rowwise", "precision": "bf16-mixed"}},
+    "channels_last": {"trainer": {"channels_last": True}},
+    "no prefetch": {"trainer": {"prefetch_to_device": False}},
+    "deterministic": {"trainer": {"deterministic": True}},
+    "documents": {"data": {"document_mask": True}},
+    "all logits": {"task": {"_target_": "trainer.tasks.language_modelling.LanguageModelling", "chunked_loss": False}},
+    "decay": {"optimizer": {"decay": "matrices", "weight_decay": 0.1}},
+    "master weights": {"optimizer": {"_target_": "trainer.optimizers.LowMemoryAdamW", "states": "bfloat16"}},
+    "ema": {"callbacks": {"ema": {"_target_": "lightning.pytorch.callbacks.EMAWeightAveraging"}}},
+    "swa": {"callbacks": {"swa": {"_target_": "lightning.pytorch.callbacks.StochasticWeightAveraging", **SWA}}},
+}
+"""What a job may have beside them; tried with each strategy, not with each optimizer."""
 
 REFUSED: set[tuple[str, str]] = {
     *((name, precision) for name in FSDP for precision in ("16-mixed", "64-true")),
@@ -49,9 +75,15 @@ REFUSED: set[tuple[str, str]] = {
     *((name, "adamw_8bit") for name in ("tp", *ZERO)),
     *((name, "clip by value") for name in ZERO),
     *((name, "nvme") for name in ("deepspeed_zero1", "deepspeed_zero2")),
+    *((name, part) for name in ("tp", *ZERO) for part in ("float8", "float8 rowwise")),
+    *((name, part) for name in (*FSDP, *ZERO) for part in ("channels_last", "swa")),
+    *((name, "ema") for name in (*FSDP, "deepspeed_zero3")),
+    ("tp", "batch norm"),
 }
 """All refused pairs of a strategy with something else."""
 SILENT = {
+    *((name, "channels_last") for name in (*FSDP, *ZERO)),
+    *((name, part) for name in ("tp", *ZERO) for part in ("float8", "float8 rowwise")),
     *((name, "adamw_8bit") for name in ("tp", *ZERO)),
     *((name, "nvme") for name in ("deepspeed_zero1", "deepspeed_zero2")),
 }
@@ -62,7 +94,7 @@ HANGS = {(name, "lbfgs") for name in (*FSDP, *ZERO)}
 
 @pytest.fixture(scope="module")
 def bases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
-    """A tiny language model with each optimizer."""
+    """A tiny language model with each optimizer, and a network with batch normalization."""
     root = tmp_path_factory.mktemp("text")
     (root / "some.txt").write_text("a few words to learn " * 100)
     given = [
@@ -84,10 +116,13 @@ def bases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]
         "model.layers=2",
         "model.heads=2",
     ]
-    return {
+    found = {
         name: compose([*given, f"optimizer={name}", "trainer.precision=32-true"], config_dirs=[]).config
         for name in OPTIMIZERS
     }
+    images = [one for one in given if not one.startswith(("model", "data"))]
+    images += ["model=resnet_small", "data=digits", "data.batch_size=4", "optimizer=adamw", "trainer.precision=32-true"]
+    return {**found, "batch norm": compose(images, config_dirs=[]).config}
 
 
 def job(
@@ -101,7 +136,7 @@ def job(
     config = copy.deepcopy(bases[optimizer])
     config["strategy"] = vars(STRATEGIES[strategy]())
     config["trainer"]["precision"] = precision
-    for section, values in (MORE[more] if more else {}).items():
+    for section, values in ({**MORE, **OTHERS}[more] if more else {}).items():
         if section == "strategy" and not values.keys() <= config["strategy"].keys():
             return None
         if section == "optimizer" and optimizer not in ("adamw", "adam", "sgd"):
@@ -127,8 +162,8 @@ def test_the_verdict_of_every_pair_is_pinned(bases: dict[str, dict[str, Any]]) -
     both = {(name, precision) for name, precision, on_gpu in found if (name, precision, not on_gpu) in found}
     on_cpu = {(name, f"{precision} on CPU") for name, precision, on_gpu in found if (name, precision) not in both}
     pairs = both | on_cpu
-    for name, other in itertools.product(NAMES, (*OPTIMIZERS, *MORE)):
-        config = job(bases, name, optimizer=other) if other in OPTIMIZERS else job(bases, name, more=other)
+    for name, other in itertools.product(NAMES, (*bases, *MORE, *OTHERS)):
+        config = job(bases, name, optimizer=other) if other in bases else job(bases, name, more=other)
         if config is not None and refusals(config, on_gpu=True):
             pairs.add((name, other))
     assert pairs == REFUSED
@@ -166,23 +201,32 @@ def test_states_of_another_type_are_refused_not_taken_for_fp32(bases: dict[str, 
 def cases(bases: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """The refused pairs, and accepted ones that no other test trains. All pairs with TRAINER_ALL_PAIRS=1."""
     more = itertools.product(("fsdp", "tp", "deepspeed_zero3"), ("fused", "adamw_bf16", "adamw_8bit", "muon", "sgd"))
+    others = ("fsdp float8", "hsdp sequence", "tp sequence", "tp loss", "ddp ema", "ddp swa", "ddp fp16 hook clip")
+    others += (
+        "hsdp reduce in bf16",
+        "deepspeed_zero3 offload_parameters",
+        "deepspeed_zero2 documents",
+        "tp gather in fp32",
+    )
     refused = {(name, part.removesuffix(" on CPU")) for name, part in REFUSED}
-    pairs = sorted((refused | {*more}) - HANGS)
+    pairs = {*refused, *more, *((name, part) for name, _, part in (one.partition(" ") for one in others))}
     if os.environ.get("TRAINER_ALL_PAIRS"):
-        pairs = [pair for pair in itertools.product(NAMES, (*PRECISIONS, *OPTIMIZERS, *MORE)) if pair not in HANGS]
-    if find_spec("torchao") is None:
-        pairs = [pair for pair in pairs if pair[1] != "adamw_8bit"]
+        pairs = {*itertools.product(NAMES, (*PRECISIONS, *OPTIMIZERS, *MORE, *OTHERS))}
+    named = {(name, part, "32-true") for name, part in pairs - HANGS}
+    named |= {(name, "batch norm", precision) for name in NAMES for precision in ("bf16-mixed", "bf16-true")}
     found = {}
-    for name, part in pairs:
+    for name, part, precision in sorted(named):
+        if find_spec("torchao") is None and part in ("adamw_8bit", "float8", "float8 rowwise"):
+            continue
         config = job(
             bases,
             name,
-            part if part in PRECISIONS else "32-true",
-            part if part in OPTIMIZERS else "adamw",
-            part if part in MORE else None,
+            part if part in PRECISIONS else precision,
+            part if part in bases else "adamw",
+            part if part in MORE or part in OTHERS else None,
         )
         if config is not None:
-            found[f"{name} {part}"] = config
+            found[f"{name} {part}" + (f" {precision}" if part == "batch norm" else "")] = config
     return found
 
 

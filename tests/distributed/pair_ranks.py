@@ -19,6 +19,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from trainer.callbacks import user_callbacks
 from trainer.checkpoint.io import CheckpointWriter, RunCheckpointIO
 from trainer.checkpoint.store import CheckpointStore
 from trainer.config.typed import to_config
@@ -36,7 +37,9 @@ def verdict(plain: dict[str, Any], place: Rank) -> str:
         trainer = build.build_trainer(config, place, checkpoint_io, folder)
         data = build.build_data(config, place, trainer)
         module = build.build_module(config, data, lambda: 1, deferral=build.deferral_of(config, place))
+        build.convert_to_float8(module, config, place)
         data.set_up(module)
+        build.complete(trainer, user_callbacks.build(config.callbacks), [])
         trainer.fit(module, datamodule=data.module)
     except BaseException as error:
         frame = traceback.extract_tb(error.__traceback__)[-1]

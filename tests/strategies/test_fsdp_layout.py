@@ -52,6 +52,10 @@ def test_nothing_is_freed_after_the_forward_pass_if_not_wanted() -> None:
     assert found.gathered == sum(size * count for size, count in zip(sizes(), (1, LAYERS, 1), strict=True))
 
 
+def test_weights_are_gathered_in_float32_if_wanted() -> None:
+    assert step(OPTIONS, RANKS, Fsdp(param_dtype="float32")).gathered == 2 * step(OPTIONS, RANKS).gathered
+
+
 def test_layers_that_share_a_weight_stay_with_the_root() -> None:
     found = step({**OPTIONS, "tied": True}, RANKS)
     assert found.gathers == 1 + LAYERS + (LAYERS - 1)

@@ -68,6 +68,9 @@ class Fsdp(Single):
     """Name of the strategy."""
     reshard_after_forward: bool = True
     """Free the gathered parameters of a block after its forward pass; false: keep them for the backward pass."""
+    param_dtype: Literal["auto", "float32"] = "auto"
+    """Data type of gathered weights under bf16-mixed. auto: bfloat16; float32: every operation of the network computes
+    as with ddp, for twice the traffic."""
     reduce_dtype: Literal["float32", "bfloat16"] = "float32"
     """Data type of the gradient reduction; bfloat16 halves the traffic and loses bits that the sum needs."""
     gradient_sync: Literal["micro_batch", "step"] = "micro_batch"

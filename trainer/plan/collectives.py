@@ -78,7 +78,7 @@ def traffic(strategy: Mapping[str, Any], layout: Layout, ranks_of_node: int, wor
     if world == 1:
         return []
     everywhere = (world, -(-world // ranks_of_node))
-    compute = layout.compute_bytes
+    compute = layout.compute_bytes if strategy.get("param_dtype", "auto") == "auto" else layout.weight_bytes
     if name == "ddp":
         size = 2 if strategy.get("comm_hook", "none") != "none" else layout.weight_bytes
         buckets = max(1, math.ceil(work.trained * size / ((strategy.get("bucket_cap_mb") or 25) * 2**20)))

@@ -218,6 +218,8 @@ def _other_options(config: Mapping[str, Any], strategy: Mapping[str, Any]) -> st
         return "float8 has no formula"
     if strategy.get("gradient_sync") == "step":
         return "strategy.gradient_sync=step has no formula"
+    if strategy.get("param_dtype", "auto") != "auto":
+        return "strategy.param_dtype has no formula"
     if strategy.get("gradient_as_bucket_view") is False:
         return "strategy.gradient_as_bucket_view=false has no formula"
     if str(strategy.get("comm_hook", "none")) != "none":

@@ -31,6 +31,7 @@ from trainer.core.errors import UserError
 from trainer.strategies.blocks import prepare
 from trainer.strategies.deepspeed_muon import import_muon
 from trainer.strategies.deferred import Recipe, recipes, replace_parameters
+from trainer.strategies.narrow_weights import normalize_with_wide_weights
 from trainer.strategies.saving import ShardedCheckpoints
 
 _DTYPES = {
@@ -77,6 +78,8 @@ class RunDeepSpeedStrategy(ShardedCheckpoints, DeepSpeedStrategy):
     def setup(self, trainer: Trainer) -> None:
         """Apply activation checkpointing and compilation, then set up as Lightning does."""
         assert self.model is not None
+        if str(self.precision_plugin.precision).endswith("mixed"):
+            normalize_with_wide_weights(self.model)
         prepare(self.model, self.options)
         if self.options.stage == 3:
             if trainer.state.fn == TrainerFn.FITTING:

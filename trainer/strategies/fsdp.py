@@ -6,6 +6,7 @@ shards a module that does not, so that any module works unchanged.
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Generator, Iterable
 from contextlib import contextmanager
@@ -41,8 +42,9 @@ from trainer.runtime.clipping import OnNorm, report_clipping
 from trainer.strategies import MeshSizes
 from trainer.strategies.blocks import prepare
 from trainer.strategies.buffers import BuffersOfRank0
-from trainer.strategies.fsdp_layout import compute_as_autocast, prefetch_groups, shard_groups, shard_networks
+from trainer.strategies.fsdp_layout import prefetch_groups, shard_groups, shard_networks
 from trainer.strategies.mesh import REPLICATE, SHARD, TENSOR, is_sharded, is_split, make_mesh
+from trainer.strategies.narrow_weights import compute_as_autocast
 from trainer.strategies.recipes import Recipe, are_equal_on_all_ranks, recipes, replace_parameters
 from trainer.strategies.saving import ShardedCheckpoints, model_tensors, unwrapped
 from trainer.strategies.tensor_parallel import parallelize
@@ -53,6 +55,12 @@ STEPS = ("training_step", "validation_step", "test_step", "predict_step")
 _FREED = (
     "weights were used that FSDP2 had freed, as by a derivative of a gradient (create_graph=True) or a block that is"
     " not called through its forward method\n  set strategy=ddp"
+)
+_OF_DTYPES = re.compile(r"same (scalar |d)type|scalar type|dtypes (match|not supported)|expected dtype|for '?BFloat16")
+"""What torch says of operands of two data types, and of operations that bfloat16 does not have."""
+_NARROW = (
+    "{problem}\n  under bf16-mixed strategy={name} gathers weights in bfloat16, which this operation does not take:"
+    " set strategy.param_dtype=float32, or strategy=ddp"
 )
 
 
@@ -119,7 +127,15 @@ class RunFSDPStrategy(ShardedCheckpoints, BuffersOfRank0, ModelParallelStrategy)
         """Explain an error of torch that does not say what was done."""
         if "out of bounds for storage of size 0" in str(exception):
             exception.args = (_FREED,)
+        elif self._narrows and _OF_DTYPES.search(str(exception)):
+            problem = next(iter(str(exception).splitlines()))
+            exception.args = (_NARROW.format(problem=problem, name=self.options.name),)
         super().on_exception(exception)
+
+    @property
+    def _narrows(self) -> bool:
+        """Whether weights are gathered in fewer bits than they have."""
+        return str(self.precision_plugin.precision) == "bf16-mixed" and self.options.param_dtype == "auto"
 
     @property
     def _offloads(self) -> bool:
@@ -216,7 +232,7 @@ class RunFSDPStrategy(ShardedCheckpoints, BuffersOfRank0, ModelParallelStrategy)
     def _sharding(self) -> dict[str, Any]:
         """Return the arguments of `fully_shard`."""
         options = self.options
-        compute = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(str(self.precision_plugin.precision))
+        compute = torch.bfloat16 if self._narrows else None
         return {
             "mesh": self.device_mesh[REPLICATE, SHARD] if self.sizes.dp_replicate > 1 else self.device_mesh[SHARD],
             "reshard_after_forward": options.reshard_after_forward,

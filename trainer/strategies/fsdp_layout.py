@@ -14,14 +14,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from types import MethodType
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
-from torch.nn import functional
 
 
 def shard_groups(module: nn.Module, blocks: Sequence[nn.Module], arguments: dict[str, Any]) -> list[Any]:
@@ -83,32 +80,6 @@ def prefetch_groups(root: Any, groups: list[Any], ahead: int) -> None:
             group.set_modules_to_forward_prefetch(following)
         if before:
             group.set_modules_to_backward_prefetch(before[::-1])
-
-
-def compute_as_autocast(module: nn.Module) -> None:
-    """Keep the residual stream and the norms in float32 under mixed precision, in place.
-
-    FSDP2 gathers all weights in bfloat16, but autocast, as in ddp, casts only the inputs of matrix products: what an
-    embedding returns, and what is then added to it, is float32.
-    """
-    for part in module.modules():
-        if isinstance(part, nn.Embedding):
-            part.register_forward_hook(_widen)
-        elif isinstance(part, (nn.RMSNorm, nn.LayerNorm)):
-            part.forward = MethodType(_normalize, part)  # type: ignore[method-assign]
-
-
-def _widen(layer: nn.Module, inputs: Any, output: Tensor) -> Tensor:
-    return output.to(torch.promote_types(output.dtype, torch.float32))
-
-
-def _normalize(norm: nn.RMSNorm | nn.LayerNorm, features: Tensor) -> Tensor:
-    """Replace the forward pass: the weights get the type of the features, which torch's fast kernels require."""
-    weight = None if norm.weight is None else norm.weight.to(features.dtype)
-    if isinstance(norm, nn.RMSNorm):
-        return functional.rms_norm(features, norm.normalized_shape, weight, norm.eps)
-    bias = None if norm.bias is None else norm.bias.to(features.dtype)
-    return functional.layer_norm(features, norm.normalized_shape, weight, bias, norm.eps)
 
 
 def _outside_blocks(module: nn.Module) -> tuple[list[nn.Module], list[nn.Module]]:
