@@ -13,9 +13,15 @@ HERE = Path(__file__).resolve().parent
 
 
 def commit() -> str:
-    """Short, with -dirty where the tree is not what the commit says."""
-    command = ["git", "-C", str(HERE), "describe", "--always", "--dirty", "--exclude=*"]
-    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip() or "unknown"
+    """Short, with -dirty where the tree is not what the commit says, apart from the kept results."""
+    short = _git("rev-parse", "--short", "HEAD")
+    changed = _git("status", "--porcelain", "--untracked-files=no", "--", ":/", ":(exclude,top)benchmarks/results")
+    return (short + ("-dirty" if changed else "")) or "unknown"
+
+
+def _git(*arguments: str) -> str:
+    command = ["git", "-C", str(HERE), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
 
 
 def keep(name: str, title: str, text: str, by_hand: bool = False) -> None:

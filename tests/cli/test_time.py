@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -117,3 +118,11 @@ def test_records_of_ranks_have_one_reader(tmp_path: Path) -> None:
         run.timing_path(number).write_text(dumps(rank(float(number))))
     kept: list[Any] = run.timings()
     assert [one.wall_s for one in kept] == [2.0, 10.0]
+
+
+def test_ends_of_epochs_count_once_an_epoch_was_measured() -> None:
+    """Every tenth step ends an epoch and takes longer, which a median does not have."""
+    busy = [0.1] * 9 + [1.1]
+    epoch, part = (replace(rank(*[1.0] * len(each)), each_cpu_s=each, cpu_s=sum(each)) for each in (busy, busy[1:]))
+    assert timed([epoch]).calibrating_s == pytest.approx(0.2), "the mean of a whole epoch"
+    assert timed([part]).calibrating_s == pytest.approx(0.1), "the median of a part"

@@ -52,8 +52,13 @@ class Timed:
 
     @property
     def calibrating_s(self) -> float:
-        """The time that is kept for later plans."""
-        return {"wall": self.step_s, "fast": self.fast_s, "cpu": self.cpu_s or 0.0}[self.basis]
+        """The time that is kept for later plans.
+
+        Of CPU time it is the mean if whole epochs were measured, whose ends take time as well; else the median.
+        """
+        spans_epochs = self.steps_per_epoch is not None and self.steps >= self.steps_per_epoch
+        cpu_s = self.mean_cpu_s if spans_epochs else self.cpu_s
+        return {"wall": self.step_s, "fast": self.fast_s, "cpu": cpu_s or 0.0}[self.basis]
 
 
 def timed(ranks: Sequence[StepTiming]) -> Timed:
