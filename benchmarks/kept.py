@@ -24,13 +24,17 @@ def _git(*arguments: str) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
 
 
+COMMIT = commit()
+"""Read when a benchmark starts: the tree may change while it runs."""
+
+
 def keep(name: str, title: str, text: str, by_hand: bool = False) -> None:
     """Write `text` to results/NAME.md; `by_hand`: keep the sections that were added there below the table."""
     import torch
 
     path = HERE / "results" / f"{name}.md"
     facts = {
-        "commit": commit(),
+        "commit": COMMIT,
         "date": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, "
         f"torch {torch.__version__}",

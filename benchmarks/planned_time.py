@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kept import HERE, commit, keep
+from kept import COMMIT, HERE, keep
 
 LIMIT = 0.2
 KEPT = HERE / "results" / "planned_time.json"
@@ -94,7 +94,7 @@ def _row(case: Case, folder: Path, seconds: float) -> dict[str, Any]:
     planned = report["planned"]
     return {
         "name": case.name,
-        "commit": commit(),
+        "commit": COMMIT,
         "seconds": seconds,
         "ranks": case.ranks,
         "batch": case.batch,

@@ -100,6 +100,8 @@ def strategy_of(case: Drawn) -> Any:
         options["reduce_dtype"] = case.reduce
     if case.strategy == "hsdp":
         options["shard_size"] = case.group
+    if case.strategy.startswith("deepspeed"):
+        options["reduce_bucket_size"] = 2**16
     return STRATEGIES[case.strategy](**options)
 
 

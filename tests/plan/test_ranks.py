@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 from dataclasses import replace
@@ -31,7 +32,7 @@ def test_two_real_ranks_allocate_what_was_simulated(tmp_path: Path) -> None:
         subprocess.Popen([*arguments, str(rank), str(tmp_path / "store")], cwd=ROOT, stdout=subprocess.PIPE, text=True)
         for rank in range(2)
     ]
-    outputs = [rank.communicate(timeout=150)[0] for rank in ranks]
+    outputs = [rank.communicate(timeout=400)[0] for rank in ranks]
     assert [rank.returncode for rank in ranks] == [0, 0]
     for case, real in zip(CASES, json.loads(outputs[0].splitlines()[-1]), strict=True):
         simulated = by_simulation(case)
@@ -66,6 +67,23 @@ def test_states_of_tensor_parallelism() -> None:
         parts.GRADIENTS: known.gradients,
         parts.OPTIMIZER: known.optimizer,
     }
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+@pytest.mark.parametrize("ranks", [2, 3, 64])
+def test_states_of_deepspeed_are_those_of_its_engine(stage: int, ranks: int) -> None:
+    """DeepSpeed 0.19.8; two real ranks of `test_two_real_ranks_allocate_what_was_simulated` hold the same."""
+    case = replace(CASES[0], strategy=f"deepspeed_zero{stage}", ranks=ranks, group=1)
+    simulated, decoder = by_simulation(case), Decoder(**case.model)
+    found = simulated.states
+    assert (
+        simulated.work.elements == simulated.work.trained == sum(math.prod(one.shape) for one in decoder.parameters())
+    )
+    known = states(decoder.parameters(), Layout(case.strategy, 1, 1, ranks, precision=case.precision), ADAMW, set())
+    buffers = decoder.buffer_bytes() // (1 if stage == 3 else 2)  # stages 1 and 2 convert them to bfloat16
+    assert found[parts.PARAMETERS] == known.parameters + buffers
+    assert found[parts.OPTIMIZER] == known.optimizer
+    assert found[parts.GRADIENTS] == known.gradients
 
 
 @pytest.mark.parametrize(

@@ -112,8 +112,7 @@ def _with_forecast(plan: Plan, around: Surroundings) -> Plan:
     calibration = correction(around.known, job.kind, work, found)
     readers = max(1, variant.world_size // (variant.layout().tensor))
     batch = variant.micro_batch * variant.accumulate * readers
-    layout = variant.layout()
-    size = plan.state_bytes * layout.shards * layout.tensor
+    size = _saved_bytes(plan, work)
     save = past.slowest_save(around.saves, size)
     sizes = Job(
         batch,
@@ -131,6 +130,15 @@ def _with_forecast(plan: Plan, around: Surroundings) -> Plan:
     return replace(
         plan, forecast=forecast(around.config, sizes, step, calibration, _peak_s_per_sample(variant, work, around))
     )
+
+
+def _saved_bytes(plan: Plan, work: Work) -> int:
+    """Return the bytes of a checkpoint: all shards; of DeepSpeed the fp32 master weights, not its narrow ones."""
+    layout = plan.variant.layout()
+    if not layout.zero_stage:
+        return plan.state_bytes * layout.shards * layout.tensor
+    weights = layout.compute_bytes * work.elements
+    return plan.state_bytes * layout.world_size - weights * (1 if layout.zero_stage == 3 else layout.world_size)
 
 
 def roofline_of(variant: Variant, around: Surroundings) -> Rates | str:

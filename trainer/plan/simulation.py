@@ -1,8 +1,7 @@
 """One rank of a job trains for two steps on fake tensors, wrapped by its strategy, and the peak of memory is kept.
 
-The process group is torch's `fake` one, in which collectives do nothing: any number of ranks, in one process. Two
-engines are not simulated, because they read pointers, which fake tensors do not have: the Reducer of ddp, whose buckets
-are made here, and DeepSpeed.
+The process group is torch's `fake` one, in which collectives do nothing: any number of ranks, in one process. The
+Reducer of ddp is not simulated, because it reads pointers, which fake tensors do not have: its buckets are made here.
 """
 
 from __future__ import annotations
@@ -21,17 +20,19 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils._pytree import tree_map_only
 
 from trainer import strategies
-from trainer.config.strategy import Auto, Ddp, Fsdp, Hsdp, Tp
+from trainer.config.strategy import Auto, Ddp, DeepspeedZero1, DeepspeedZero2, DeepspeedZero3, Fsdp, Hsdp, Tp
 from trainer.core.errors import UserError
+from trainer.plan import zero
 from trainer.plan.on_cuda import as_on_cuda
 from trainer.plan.parts import BUCKETS, GRADIENTS, OPTIMIZER, PARAMETERS
-from trainer.plan.tracked import BLOCK, Tracked, real_meshes
+from trainer.plan.tracked import BLOCK, Tracked, first_shards, real_meshes
 from trainer.plan.work import Work
 from trainer.strategies.blocks import prepare
 from trainer.strategies.fsdp import clip_by_global_norm
 from trainer.strategies.mesh import TENSOR, make_mesh
 from trainer.strategies.tensor_parallel import parallelize
 
+ZERO = (DeepspeedZero1, DeepspeedZero2, DeepspeedZero3)
 _AUTOCAST = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 _TRUE = {"bf16-true": torch.bfloat16, "16-true": torch.float16, "64-true": torch.float64}
 
@@ -103,8 +104,11 @@ def simulate(
             stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
             stack.enter_context(as_on_cuda() if setting.device == "cuda" else nullcontext())
             stack.enter_context(real_meshes())
+            stack.enter_context(first_shards())
             tracked = stack.enter_context(Tracked(setting.classes, setting.block, setting.device == "cpu"))
             stack.enter_context(tracked.resizing())
+            if isinstance(setting.strategy, ZERO):
+                stack.enter_context(zero.on_fake_tensors(setting.world_size))
             stack.enter_context(_default_type(setting.precision))
             module = make_module()
             wrap(module)
@@ -120,59 +124,96 @@ def steps(
     """Train a wrapped module for two steps, and return the memory of the second; on fake or on real tensors."""
     for parameter in (*module.parameters(), *module.buffers()):
         tracked.add(parameter, PARAMETERS)
-    optimizer = make_optimizer(module)
-    buckets = None
-    if isinstance(setting.strategy, Ddp) and setting.world_size > 1:
-        buckets = _Buckets(module, setting.strategy.gradient_as_bucket_view)
-        tracked.label(buckets.tensors, BUCKETS)
+    trained: _Plain | zero.Engine
+    if isinstance(setting.strategy, ZERO):
+        trained = zero.Engine(module, make_optimizer, setting, tracked)
+    else:
+        trained = _Plain(module, make_optimizer, setting, tracked)
     counter = tracked.counter
     for is_second in (False, True):
         begin = tracked.mark()
         at_rest = tracked.alive
         for is_last in (False, True) if setting.accumulates else (True,):
             counts = is_second and is_last
-            if buckets is not None:
-                buckets.receives = is_last
             counter.during = "forward" if counts else None
-            with autocast(setting.precision):
-                loss = module.training_step(batch, 0)
+            loss = trained.forward(batch, is_last)
             loss = loss["loss"] if isinstance(loss, dict) else loss
             counter.during = "backward" if counts else None
-            loss.backward()
+            trained.backward(loss, is_last)
             del loss
-            tracked.label((parameter.grad for parameter in module.parameters()), GRADIENTS)
         counter.during = "update" if is_second else None
         passes, middle = tracked.peak, tracked.mark()
-        if setting.clips:
-            clip_by_global_norm(list(module.parameters()), 1.0)
-        gradients = sum(_nbytes(parameter.grad) for parameter in module.parameters())
-        if optimizer is not None:
-            optimizer.step()
-            tracked.label(_states(optimizer), OPTIMIZER)
+        gradients = trained.sizes()[GRADIENTS]
+        trained.update()
         counter.during = None
         update, end = tracked.peak, tracked.mark()
-        module.zero_grad() if optimizer is None else optimizer.zero_grad()
+        states = {**trained.sizes(), GRADIENTS: gradients}
+        trained.zero_grad()
     where, parts = (
         ("passes", tracked.parts(begin, middle)) if passes >= update else ("update", tracked.parts(middle, end))
     )
-    states = {
-        PARAMETERS: sum(map(_nbytes, (*module.parameters(), *module.buffers()))),
-        GRADIENTS: gradients,
-        OPTIMIZER: 0 if optimizer is None else sum(map(_nbytes, _states(optimizer))),
-    }
     return Simulated(max(passes, update), parts, where, at_rest, passes, update, states, _work_of(module, tracked))
 
 
+class _Plain:
+    """A module that its strategy has wrapped, with torch's own optimizer: what a step consists of."""
+
+    def __init__(self, module: Any, make_optimizer: Callable[[Any], Any], setting: Setting, tracked: Tracked) -> None:
+        self._module, self._setting, self._tracked = module, setting, tracked
+        self._optimizer = make_optimizer(module)
+        self._buckets: _Buckets | None = None
+        if isinstance(setting.strategy, Ddp) and setting.world_size > 1:
+            self._buckets = _Buckets(module, setting.strategy.gradient_as_bucket_view)
+            tracked.label(self._buckets.tensors, BUCKETS)
+
+    def forward(self, batch: Any, is_last: bool) -> Any:
+        """Return what the training step returns for a micro-batch."""
+        if self._buckets is not None:
+            self._buckets.receives = is_last
+        with autocast(self._setting.precision):
+            return self._module.training_step(batch, 0)
+
+    def backward(self, loss: Any, is_last: bool) -> None:
+        """Run the backward pass."""
+        loss.backward()
+        self._tracked.label((one.grad for one in self._module.parameters()), GRADIENTS)
+
+    def update(self) -> None:
+        """Clip the gradients and update the weights."""
+        if self._setting.clips:
+            clip_by_global_norm(list(self._module.parameters()), 1.0)
+        if self._optimizer is not None:
+            self._optimizer.step()
+            self._tracked.label(_states(self._optimizer), OPTIMIZER)
+
+    def zero_grad(self) -> None:
+        """Free the gradients."""
+        self._module.zero_grad() if self._optimizer is None else self._optimizer.zero_grad()
+
+    def sizes(self) -> dict[str, int]:
+        """Return the bytes of parameters, gradients and optimizer states now."""
+        parameters = list(self._module.parameters())
+        return {
+            PARAMETERS: sum(map(_nbytes, (*parameters, *self._module.buffers()))),
+            GRADIENTS: sum(_nbytes(one.grad) for one in parameters),
+            OPTIMIZER: 0 if self._optimizer is None else sum(map(_nbytes, _states(self._optimizer))),
+        }
+
+
 def _work_of(module: Any, tracked: Tracked) -> Work:
-    """Return what was counted, and the number of parameters; DTensors have the shape of the whole parameter."""
-    parameters = list(module.parameters())
+    """Return what was counted, and the number of parameters; of a sharded one, of the whole."""
+    parameters = {one: int(getattr(one, "ds_numel", one.numel())) for one in module.parameters()}
+    is_zero3 = any(hasattr(one, "ds_numel") for one in parameters)
+    gathers = [one for one in module.modules() if isinstance(one, FSDPModule)]
+    if is_zero3:  # DeepSpeed gathers the parameters of a module when it is called
+        gathers = [one for one in module.modules() if any(True for _ in one.parameters(recurse=False))]
     return Work(
         tracked.counter.of("forward"),
         tracked.counter.of("backward"),
         tracked.counter.of("update"),
-        elements=sum(one.numel() for one in parameters),
-        trained=sum(one.numel() for one in parameters if one.requires_grad),
-        units=max(1, sum(isinstance(one, FSDPModule) for one in module.modules())),
+        elements=sum(parameters.values()),
+        trained=sum(size for one, size in parameters.items() if one.requires_grad),
+        units=max(1, len(gathers)),
     )
 
 
@@ -187,8 +228,10 @@ def _settled(setting: Setting) -> Any:
     options = setting.strategy
     if type(options) is Auto:
         options = strategies.auto_choice(options, setting.world_size, setting.device)
-    if options.name.startswith("deepspeed"):
-        raise UserError(f"strategy={options.name}: DeepSpeed is not simulated", "plan strategy=fsdp or strategy=hsdp")
+    if isinstance(options, ZERO) and {options.offload_optimizer, getattr(options, "offload_parameters", "none")} != {
+        "none"
+    }:
+        raise UserError(f"strategy={options.name}: offloading is not simulated", "plan it without, or strategy=fsdp")
     ranks = setting.ranks_of_node or setting.world_size  # which the strategy reads from torchrun's environment
     if isinstance(options, Hsdp):
         options = replace(options, shard_size=options.shard_size or ranks)

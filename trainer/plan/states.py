@@ -153,8 +153,9 @@ def _zero(known: list[Parameter], trained: list[Parameter], layout: Layout, opti
     """Return the bytes under DeepSpeed: weights in the type of the products, fp32 master weights and states sharded.
 
     Stages 1 and 2 flatten the trained parameters and pad them to a multiple of twice the ranks (`stage_1_and_2.py`,
-    `nccl_start_alignment_factor`). Stage 3 pads each parameter to a multiple of the ranks (`partition_parameters.py`).
-    In 32-true the fp32 copy is there as well.
+    `nccl_start_alignment_factor`). Of gradients they keep those of the rank's part until the update, the last of them
+    whole where the part ends within it: a view keeps its storage. Stage 3 pads each parameter to a multiple of the
+    ranks (`partition_parameters.py`). In 32-true the fp32 copy is there as well.
     """
     ranks, size = layout.world_size, layout.compute_bytes
     of = optimizer_bytes(optimizer)
@@ -167,6 +168,16 @@ def _zero(known: list[Parameter], trained: list[Parameter], layout: Layout, opti
         padded = -(-flat // (2 * ranks)) * 2 * ranks
         part = padded // ranks
         weights = size * (sum(whole) - flat + padded)
-    gradients = size * (flat if layout.zero_stage == 1 else part)
+    gradients = size * (part if layout.zero_stage == 3 else _first_whole(trained, part))
     flattened = Parameter("flat", (part,), "root")
     return States(weights, gradients, 4 * part + of(flattened, (part,), 4))
+
+
+def _first_whole(trained: list[Parameter], part: int) -> int:
+    """Return the elements of the first parameters that fill a part, the last of them whole."""
+    total = 0
+    for one in trained:
+        if total >= part:
+            break
+        total += math.prod(one.shape)
+    return max(total, part)

@@ -17,7 +17,7 @@ from unittest import mock
 import torch
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp._fully_shard import _fsdp_param_group
+from torch.distributed.fsdp._fully_shard import _fsdp_param, _fsdp_param_group
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves
 
@@ -197,4 +197,15 @@ def real_meshes() -> Iterator[None]:
             original(mesh, *arguments, **named)
 
     with mock.patch.object(DeviceMesh, "__init__", init):
+        yield
+
+
+@contextmanager
+def first_shards() -> Iterator[None]:
+    """Inside this context, FSDP2 splits a parameter into rank 0's shard only: of 512 views it reads no other."""
+
+    def first(tensor: Tensor, num_chunks: int, dim: int) -> list[Tensor]:
+        return [tensor.narrow(dim, 0, min(tensor.shape[dim], -(-tensor.shape[dim] // num_chunks)))]
+
+    with mock.patch.object(_fsdp_param, "_chunk_with_empty", first):
         yield

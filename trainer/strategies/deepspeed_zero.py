@@ -34,7 +34,7 @@ from trainer.strategies.deferred import Recipe, recipes, replace_parameters
 from trainer.strategies.narrow_weights import normalize_with_wide_weights
 from trainer.strategies.saving import ShardedCheckpoints
 
-_DTYPES = {
+DTYPES = {
     "32-true": torch.float32,
     "bf16-mixed": torch.bfloat16,
     "bf16-true": torch.bfloat16,
@@ -100,7 +100,7 @@ class RunDeepSpeedStrategy(ShardedCheckpoints, DeepSpeedStrategy):
         import deepspeed
 
         self._init_config_if_needed()
-        dtype = _DTYPES[str(self.precision_plugin.precision)]
+        dtype = DTYPES[str(self.precision_plugin.precision)]
         # With a module, if only an empty one, it prepares functional.linear as for a module that it partitions itself.
         init = deepspeed.zero.Init(module=nn.Module(), dtype=dtype, config_dict_or_path=self.config)
         deferred = {id(recipe.parameter): recipe for recipe in recipes(module).values()}
