@@ -96,7 +96,16 @@ DEVICES = [
         750,
         seen=_MI300X_SEEN,
     ),
-    _instinct("AMD Instinct MI325X", ("CDNA 3", "gfx942", 304), (int(256e9), ""), 6000, _CDNA3, (896, "mesh"), 1000),
+    _instinct(
+        "AMD Instinct MI325X",
+        ("CDNA 3", "gfx942", 304),
+        (int(256e9), ""),
+        6000,
+        _CDNA3,
+        (896, "mesh"),
+        1000,
+        seen=dict.fromkeys(("peak", "bandwidth", "memory", "power"), "https://awesomeagents.ai/hardware/amd-mi325x"),
+    ),
     _instinct(
         "AMD Instinct MI355X",
         ("CDNA 4", "gfx950", 256),

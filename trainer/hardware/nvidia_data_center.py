@@ -77,6 +77,7 @@ _A100 = [
            {"fp32": 37.4, "tf32": 74.8, "bf16": 149.7, "fp16": 149.7}, 300, "NVIDIA A40 data sheet",
            nvlink=(112.5, "bridge"),
            seen={"peak": "https://hmc-tech.com/gpu/nvidia-l40-vs-nvidia-a40",
+                 "power": "https://hmc-tech.com/gpu/nvidia-l40-vs-nvidia-a40",
                  "bandwidth": "https://github.com/astroC86/gpu-datasheet"}),
 ]  # fmt: skip
 
