@@ -64,6 +64,18 @@ def test_unknown_hardware_is_measured_and_not_judged(tmp_path: Path) -> None:
     assert "not in the catalogue" in found[0].text
 
 
+def test_an_mi300x_is_judged_by_what_it_reaches(tmp_path: Path) -> None:
+    """45% of its matrix peak is in order, of an H100 it is not."""
+    instinct = [
+        gpu_facts(
+            index, name="AMD Instinct MI300X", capability="gfx942", matrix_flops={"bf16": rate}, memory_bytes_s=4.3e12
+        )
+        for index, rate in enumerate((590e12, 300e12))
+    ]
+    found = of("matrix rate", healthy(tmp_path, facts=facts(*instinct)))
+    assert [one.status for one in found] == ["ok", "warning"], found
+
+
 def test_a_password_in_an_address_is_neither_printed_nor_sent(tmp_path: Path) -> None:
     asked = []
     environment = {"WANDB_BASE_URL": "https://me:hunter2@wandb.site", "WANDB_MODE": "online"}

@@ -13,6 +13,7 @@ from trainer.cli.initial import settle_micro_batch
 from trainer.cli.planning import formula_plans, planned_shape, variant_of
 from trainer.config.compose import compose
 from trainer.core.records import dumps, from_json, to_json
+from trainer.hardware import baseline
 from trainer.hardware.catalogue import device
 from trainer.plan import calibration, forecast, past, rates, storage
 from trainer.plan.calibration import Kind, Measurement, correction
@@ -283,3 +284,30 @@ def from_work(job: past.Workload) -> Measurement:
         source="a run",
         time=0.0,
     )
+
+
+def test_a_plan_takes_what_doctor_has_measured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The slowest GPU of each node, the median of the nodes; other GPUs and slower precisions are left as they were."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    gpu = device("NVIDIA H100 80GB HBM3")
+    assert baseline.of_hardware(gpu.name) == {}
+    for host, scale in (("a", 1.0), ("b", 0.9), ("c", 0.5)):
+        empty = baseline.Baseline(host=host, hardware="NVIDIA H200" if host == "c" else gpu.name)
+        values = {
+            "matrix bf16 GPU 0": 700e12,
+            "matrix bf16 GPU 1": 600e12,
+            "memory GPU 0": 3e12,
+            "all-reduce of 8": 2e11,
+        }
+        baseline.write(empty.with_measured({name: value * scale for name, value in values.items()}))
+    found = baseline.of_hardware(gpu.name)
+    assert found == pytest.approx({"matrix bf16": 570e12, "memory": 2.85e12, "all-reduce of 8": 1.9e11})
+    measured = rates.of_device(gpu, "bf16", measured=found)
+    assert measured is not None
+    assert measured.flops_s == pytest.approx(0.85 * 570e12)
+    assert measured.bytes_s == pytest.approx(0.85 * 2.85e12)
+    assert measured.links.node_bytes_s == pytest.approx(1.9e11 * 2 * 7 / 8)
+    assert measured.source == "85% of what trainer doctor measured, its all-reduce"
+    in_fp16 = rates.of_device(gpu, "fp16", measured=found)
+    assert in_fp16 is not None
+    assert in_fp16.flops_s == pytest.approx(0.6 * 989.5e12)

@@ -15,6 +15,9 @@ from trainer.hardware.device import Arithmetic
 
 LEAST_OF_PEAK = 0.5
 """A matrix product of 8192 rows reaches 60% to 80% of the peak of a GPU in order, a copy 80% to 95% of the memory's."""
+_LEAST_OF_AMD = 0.35
+"""Of the matrix peak of CDNA 3 and later, of which the MI300X reaches about 45%
+(https://aiweekly.co/alerts/amd-mi300x-hits-only-45-of-peak-flops-in-practice)."""
 _LEAST_OF_LINK = 0.4
 _NOT_MEASURED = "not measured (--quick)"
 _MATRIX_UNITS: tuple[Arithmetic, ...] = ("bf16", "fp16", "fp8")
@@ -104,7 +107,8 @@ def _of_gpu(probe: Probe, one: DeviceFacts) -> Iterator[Finding]:
     share = rate / (device.peak_tflops[kind] * 1e12)
     memory_share = one.memory_bytes_s / device.bandwidth_bytes_s
     text += f": {share:.0%} and {memory_share:.0%} of the peaks"
-    if share < LEAST_OF_PEAK or memory_share < LEAST_OF_PEAK:
+    least = _LEAST_OF_AMD if device.architecture in ("CDNA 3", "CDNA 4") else LEAST_OF_PEAK
+    if share < least or memory_share < LEAST_OF_PEAK:
         fix = "see clocks, users and the kernel log above; a power cap, heat or a program on it slow a GPU down"
         yield warning(text, fix)
     elif not slow:

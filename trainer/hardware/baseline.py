@@ -96,3 +96,28 @@ def write(baseline: Baseline) -> None:
         if not folder.is_dir():
             folder.mkdir(mode=0o700, exist_ok=True)
     write_atomic(path, records.dumps(baseline, indent=1))
+
+
+def of_hardware(hardware: str) -> dict[str, float]:
+    """Return what machines with these GPUs usually reach: the median of all hosts, of each the slowest of its GPUs.
+
+    Keys are those of a baseline without the number of the GPU, such as `matrix bf16`. A home folder that nodes share
+    has the baselines of all of them.
+    """
+    try:
+        paths = sorted((cache_root() / "baselines").glob("*.json"))
+    except OSError:
+        return {}
+    hosts: dict[str, list[float]] = {}
+    for path in paths:
+        kept = records.read_or_skip(Baseline, path)
+        if kept is None or kept.hardware != hardware:
+            continue
+        slowest: dict[str, float] = {}
+        for name in kept.samples:
+            usual, kind = kept.usual(name), name.partition(" GPU ")[0]
+            if usual:
+                slowest[kind] = min(usual, slowest.get(kind, usual))
+        for kind, value in slowest.items():
+            hosts.setdefault(kind, []).append(value)
+    return {kind: statistics.median(values) for kind, values in hosts.items()}

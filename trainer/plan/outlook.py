@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer.core.hardware import usable_cores
+from trainer.hardware import baseline
 from trainer.hardware.catalogue import Device
 from trainer.hardware.peaks import arithmetic_of
 from trainer.plan import past, rates
@@ -38,6 +39,8 @@ class Surroundings:
     known: Sequence[Measurement] = ()
     """Measurements on this hardware."""
     saves: list[Save] = field(default_factory=list)
+    reached: Mapping[str, float] = field(default_factory=dict)
+    """What `trainer doctor` measured of this GPU."""
 
 
 def look_around(
@@ -51,7 +54,8 @@ def look_around(
     known = measurements(hardware_of(device, ranks_of_node))
     saves = past.saves(Path(config["runs_dir"]))
     saves += [past.Save(one.save_s, one.save_bytes, one.source) for one in known if one.save_s and one.save_bytes]
-    return Surroundings(config, device, time_limit_s, network_bytes_s, known, saves)
+    reached = {} if device is None else baseline.of_hardware(device.name)
+    return Surroundings(config, device, time_limit_s, network_bytes_s, known, saves, reached)
 
 
 def hardware_of(device: Device | None, ranks_of_node: int) -> str:
@@ -151,7 +155,7 @@ def roofline_of(variant: Variant, around: Surroundings) -> Rates | str:
         )
     assert around.device is not None
     arithmetic = arithmetic_of(variant.precision, _matmul_precision(around.config))
-    found = rates.of_device(around.device, arithmetic, around.network_bytes_s)
+    found = rates.of_device(around.device, arithmetic, around.network_bytes_s, around.reached)
     return f"the catalogue has no {arithmetic} peak of {around.device.name}" if found is None else found
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,10 +15,15 @@ from trainer.plan.collectives import Links
 from trainer.plan.roofline import Rates, StepTime
 from trainer.plan.work import Counts, Work
 
-MATRIX_SHARE = {"Hopper": 0.60, "Blackwell": 0.60}
+MATRIX_SHARE = {"Hopper": 0.60, "Blackwell": 0.60, "CDNA 3": 0.45, "CDNA 4": 0.45}
 MATRIX_SHARE_ELSEWHERE = 0.70
 """Share of the dense peak that matrix products reach in training. Hopper's peak is that of its highest clock, which its
-power limit does not allow under load. Fitted to published throughputs: `benchmarks/planned_rows.py` prints them."""
+power limit does not allow under load. Fitted to published throughputs: `benchmarks/planned_rows.py` prints them. AMD's
+is what matrix products of the MI300X are reported to reach, no fit:
+https://aiweekly.co/alerts/amd-mi300x-hits-only-45-of-peak-flops-in-practice"""
+OF_MEASURED = 0.85
+"""Share of what `trainer doctor` measures with large matrix products and copies that training reaches: 60% of Hopper's
+peak where products of 8,192 rows reach 70%, 75% of a bandwidth of which copies reach 88%. An assumption."""
 MEMORY_SHARE = 0.75
 """Share of the memory's bandwidth that other operators reach. Fitted to the same rows."""
 LINK_SHARE = 0.80
@@ -28,7 +34,7 @@ LATENCY_S, HOP_S = 15e-6, 2e-6
 """Start of a collective of NCCL, and each further rank of a ring. Assumptions."""
 COMPILED_BYTES, COMPILED_OPERATORS = 0.6, 0.3
 """Shares that are left of other operators' bytes and of operators when blocks are compiled. Fitted to the same rows."""
-_NETWORK = {"Hopper": 50e9, "Blackwell": 50e9, "Ampere": 25e9}
+_NETWORK = {"Hopper": 50e9, "Blackwell": 50e9, "CDNA 3": 50e9, "CDNA 4": 50e9, "Ampere": 25e9}
 _NETWORK_ELSEWHERE = 12.5e9
 """Bytes a second of a GPU's share of the network: one adapter of 400, 200 or 100 Gb/s for each GPU. An assumption,
 which `--network` replaces."""
@@ -59,13 +65,20 @@ class Machine:
         return Rates(self.flops_s, self.bytes_s, self.operator_s, False, links, f"measured on {self.hardware}")
 
 
-def of_device(device: Device, arithmetic: str, network_bytes_s: float | None = None) -> Rates | None:
+def of_device(
+    device: Device,
+    arithmetic: str,
+    network_bytes_s: float | None = None,
+    measured: Mapping[str, float] | None = None,
+) -> Rates | None:
     """Return the rates of a GPU of the catalogue; None: it does not have the arithmetic.
 
     Args:
         device: The entry of the catalogue.
         arithmetic: What matrix products compute in, such as `bf16`.
         network_bytes_s: Measured or stated bytes a second of a rank's share of the network.
+        measured: What `trainer doctor` measured of this GPU, in place of shares of the data sheet
+            (`hardware.baseline.of_hardware`).
     """
     peak = dict(device.peak_tflops).get(arithmetic)  # type: ignore[call-overload]
     if peak is None:
@@ -73,14 +86,25 @@ def of_device(device: Device, arithmetic: str, network_bytes_s: float | None = N
     architecture = _architecture(device)
     share = MATRIX_SHARE.get(architecture, MATRIX_SHARE_ELSEWHERE)
     network = network_bytes_s or LINK_SHARE * _NETWORK.get(architecture, _NETWORK_ELSEWHERE)
-    return Rates(
-        peak * 1e12 * share,
-        device.bandwidth_bytes_s * MEMORY_SHARE,
-        OPERATOR_S,
-        True,
-        Links(LINK_SHARE * _link(device), network, LATENCY_S, HOP_S),
-        f"{share:.0%} of the peak, {MEMORY_SHARE:.0%} of the memory's bandwidth, {LINK_SHARE:.0%} of the links",
-    )
+    source = f"{share:.0%} of the peak, {MEMORY_SHARE:.0%} of the memory's bandwidth, {LINK_SHARE:.0%} of the links"
+    flops_s, bytes_s = peak * 1e12 * share, device.bandwidth_bytes_s * MEMORY_SHARE
+    link_bytes_s = LINK_SHARE * _link(device)
+    known = measured or {}
+    if f"matrix {arithmetic}" in known and "memory" in known:
+        flops_s, bytes_s = OF_MEASURED * known[f"matrix {arithmetic}"], OF_MEASURED * known["memory"]
+        source = f"{OF_MEASURED:.0%} of what trainer doctor measured, {LINK_SHARE:.0%} of the links"
+    if reduced := _reduced_bytes_s(known):
+        link_bytes_s, source = reduced, source.replace(f"{LINK_SHARE:.0%} of the links", "its all-reduce")
+    return Rates(flops_s, bytes_s, OPERATOR_S, True, Links(link_bytes_s, network, LATENCY_S, HOP_S), source)
+
+
+def _reduced_bytes_s(measured: Mapping[str, float]) -> float | None:
+    """Return the bytes a second that a rank receives in the largest measured all-reduce, which a ring sends twice."""
+    found = {int(words[2]): value for name, value in measured.items() if (words := name.split())[0] == "all-reduce"}
+    if not found:
+        return None
+    ranks = max(found)
+    return found[ranks] * 2 * (ranks - 1) / ranks
 
 
 def compiled(work: Work) -> Work:

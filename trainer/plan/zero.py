@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import Any, cast
 from unittest import mock
 
 import torch
@@ -39,7 +39,7 @@ class Engine:
 
     def __init__(self, module: Any, make_optimizer: Callable[[Any], Any], setting: Any, tracked: Tracked) -> None:
         self._module, self._tracked = module, tracked
-        self._strategy: Any = strategies.build(setting.strategy, setting.world_size, torch.device("cpu"), 60.0)
+        self._strategy = cast(Any, strategies.build(setting.strategy, setting.world_size, torch.device("cpu"), 60.0))
         self._strategy.parallel_devices = [torch.device("cpu", 0)]
         self._strategy.precision_plugin = DeepSpeedPrecision(setting.precision)
         self._strategy.config |= {
@@ -142,7 +142,7 @@ class Engine:
         return [one for buffer in buffers for one in ([buffer] if isinstance(buffer, Tensor) else buffer or ())]
 
 
-class _Scalars(TorchDispatchMode):
+class _Scalars(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Answers what is read of a fake tensor: 1, or False."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -170,5 +170,5 @@ def on_fake_tensors(world_size: int) -> Iterator[None]:
         stack.enter_context(mock.patch.object(utils, "assert_lst_len_same_as_other_ranks"))
         stack.enter_context(mock.patch.object(utils, "get_lst_from_rank0", list))
         stack.enter_context(mock.patch.object(FakeTensor, "data_ptr", return_value=0))  # whose alignment is checked
-        stack.enter_context(_Scalars())
+        stack.enter_context(_Scalars())  # type: ignore[no-untyped-call]
         yield
