@@ -37,7 +37,7 @@ def test_a_killed_rank_costs_a_few_steps_and_a_lost_node_those_since_the_run_dir
     def starts() -> list[int]:
         return [one.step for one in run.events_of(Started)]
 
-    wait_for_event(run, "checkpoint_saved", step=2 * LOCAL)
+    wait_until(lambda: saved_since(run, 0, 2 * LOCAL), 120, lambda: story(run))
     kill(testbed, run.events_of(Allocated)[-1].nodes[1], "^rank ")
     wait_until(lambda: len(starts()) == 2, 120, lambda: story(run))
     assert 2 * LOCAL <= starts()[1] < SHARED, "the restart did not use the disks"
@@ -54,7 +54,7 @@ def test_a_killed_rank_costs_a_few_steps_and_a_lost_node_those_since_the_run_dir
     wait_until(lambda: len(starts()) == 3, 240, lambda: story(run))
     assert starts()[2] == SHARED, story(run)
 
-    wait_for_event(run, "ended", timeout_s=240, outcome="finished")
+    wait_for_event(run, "finished", timeout_s=240)
     assert sorted(set(logged_steps(run))) == logged_steps(run) == list(range(1, STEPS + 1))
     nodes = run.events_of(Allocated)[-1].nodes
     assert lost not in nodes
