@@ -54,7 +54,7 @@ class Switch:
     def at_fetch(self, number: int) -> None:
         length = self._pace.blocks.length
         block, place = divmod(number, length)
-        if place:
+        if place or block == 0:  # the first batch may be fetched before there is a loop
             return
         if block > WARM_UP:
             self._costs.append((time.process_time() - self._began) / length * 1e6)

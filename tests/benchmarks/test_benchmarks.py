@@ -53,7 +53,7 @@ def test_a_start_and_a_restart_are_timed_either_way(no_orphans: None) -> None:
 @pytest.mark.parametrize(
     ("command", "expected"),
     [
-        (["overhead.py", "--ranks", "1", "--rounds", "1", "--blocks", "40"], "| 1 | "),
+        (["overhead.py", "--rounds", "1", "--blocks", "40"], "| 2 | "),
         (["checkpoints.py", "--gib", "0.0625", "--rounds", "1"], "| sharded | "),
         (["commands.py", "--rounds", "1"], "| trainer check | "),
         (["watching.py"], "| 512 | 4096 | "),
