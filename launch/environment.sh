@@ -76,12 +76,19 @@ install_hashed() {
 }
 
 install_into_environment() {
+    local torch large
+    torch=$(grep '^torch==' "$root/constraints.txt")
     say "installing packages, each checked against its hash in requirements/ (for an index of other builds: HASHES=no)"
     install_hashed build || return 1
-    install_hashed test || return 1
-    [ "$1" = test ] || install_hashed dev || return 1
-    say "installing PyTorch, the largest part ($(grep '^torch==' "$root/constraints.txt")), without: each platform has its own"
-    pip_install "$(grep '^torch==' "$root/constraints.txt")" || return 1
+    say "installing PyTorch beside them, the largest part ($torch), without: each platform has its own"
+    pip_install --no-deps "$torch" &
+    large=$!
+    if ! install_hashed test || { [ "$1" != test ] && ! install_hashed dev; }; then
+        wait $large || true
+        return 1
+    fi
+    wait $large || return 1
+    pip_install "$torch" || return 1 # what it depends on and the files have not: the libraries of its build for CUDA
     say "installing this checkout"
     pip_install --no-deps --no-build-isolation -e "$root" || return 1
     # As pip does for all other packages: where PYTHONDONTWRITEBYTECODE is set, each start would compile these anew.
