@@ -17,13 +17,11 @@ from typing import Any
 
 import pytest
 
-from tests.warm import WARM
+from tests.warm import MARK, WARM
 from trainer.core.hardware import count_gpus
 from trainer.core.processes import children
 from trainer.runs.directory import RunDirectory
 
-MARK = "TRAINER_TEST_MARK"
-"""In the environment of every process that a test starts, and of all that those start."""
 SLURM_PROGRAMS = ("slurmctld", "slurmd", "sbatch", "munged")
 # Read when torch is loaded, here and in what the tests start. The suite has more threads than cores: one that waits for
 # another must not keep it from its core. A job of two threads takes 16 s alone, and took 90 s among the others.
@@ -54,6 +52,7 @@ _NOT_INHERITED_NAMES |= {"COLUMNS", "LINES"}  # pytest-xdist's, which is no term
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--slow", action="store_true", help="run the tests marked slow, too")
+    parser.addoption("--executed", action="store_true", help="start every process by exec: slower (tests/warm.py)")
 
 
 TABLES = pytest.StashKey[dict[str, list[str]]]()
@@ -100,6 +99,15 @@ def _own_and_waited_for_s(pid: int) -> float:
         return 0.0
     ticks = stat.rpartition(")")[2].split()[11:15]  # proc_pid_stat(5): utime, stime, cutime, cstime
     return sum(map(int, ticks)) / os.sysconf("SC_CLK_TCK")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    WARM.switch(not item.config.getoption("--executed") and item.get_closest_marker("executed") is None)
+    try:
+        return (yield)
+    finally:
+        WARM.switch(False)
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
@@ -168,7 +176,7 @@ def no_orphans(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setenv(MARK, mark)
     yield
     deadline = time.monotonic() + 10
-    while (left := {*marked_processes(mark), *WARM.left()}) and time.monotonic() < deadline:
+    while (left := marked_processes(mark)) and time.monotonic() < deadline:
         time.sleep(0.05)
     for pid in left:
         try:
@@ -200,21 +208,17 @@ TrainerCli = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
 @pytest.fixture
-def trainer_cli(request: pytest.FixtureRequest, workdir: Path, no_orphans: None) -> TrainerCli:
+def trainer_cli(workdir: Path, no_orphans: None) -> TrainerCli:
     """`trainer_cli("fit", "a=b", timeout=60)`: the command in a process of its own, with a clean environment.
 
     `env` adds variables, `cwd` is another directory than `workdir`. Returns the CompletedProcess, output as text.
-    Much of the suite's CPU time is the start of jobs, some 5 s each, on two ranks as on one: what can share one does,
-    and tests marked `warm` have it forked from a process that has imported torch (`warm.py`).
+    Much of the suite's CPU time is the start of jobs: what can share one does.
     """
-    is_warm = request.node.get_closest_marker("warm") is not None
 
     def run(
         *arguments: str, timeout: float = 120, env: Mapping[str, str] | None = None, cwd: Path | None = None
     ) -> subprocess.CompletedProcess[str]:
         environment = {**clean_environment(), **(env or {})}
-        if is_warm:
-            return WARM.run(arguments, environment, cwd or workdir, timeout)
         return subprocess.run(
             [sys.executable, "-m", "trainer", *arguments],
             env=environment,

@@ -12,6 +12,8 @@ import pytest
 from trainer.cli import main
 from trainer.core.errors import DONE, USER_MUST_CHANGE
 
+pytestmark = pytest.mark.executed
+
 HEAVY = ("torch", "lightning", "pytorch_lightning", "deepspeed", "wandb", "torchmetrics", "sklearn", "numpy")
 MOST_CPU_S = 2.5
 """Half a second is the budget on an idle machine; five times that only fails for a real mistake."""

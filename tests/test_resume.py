@@ -13,8 +13,6 @@ import torch
 from tests.conftest import TrainerCli
 from trainer.checkpoint.store import CheckpointStore
 
-pytestmark = pytest.mark.warm
-
 KILLER = '''
 import os
 import signal

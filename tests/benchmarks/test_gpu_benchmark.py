@@ -21,6 +21,8 @@ from trainer.checks.config import check
 from trainer.config.compose import compose
 from trainer.models.transformer import Transformer
 
+pytestmark = pytest.mark.executed
+
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 FACTS: dict[str, Any] = {
     "parameters": 124_439_808,

@@ -90,7 +90,6 @@ def test_the_norm_is_that_of_the_gradients(project: Path) -> None:
         assert norm == pytest.approx(squares**0.5, rel=1e-5)
 
 
-@pytest.mark.warm
 def test_several_are_a_list_of_options(workdir: Path, trainer_cli: Callable[..., Any]) -> None:
     chosen = "callbacks=[lr_monitor,gradient_norm,device_stats,throughput,model_summary,timer,ema]"
     assert set(compose([chosen], config_dirs=[]).config["callbacks"]) >= {"lr_monitor", "ema", "timer"}

@@ -6,12 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
 
 from tests.conftest import TrainerCli
-
-pytestmark = pytest.mark.warm
 
 STEP = 5
 """Steps completed when the next one goes bad."""

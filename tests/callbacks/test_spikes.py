@@ -5,13 +5,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import pytest
 import torch
 
 from tests.conftest import TrainerCli
 from trainer.callbacks.spikes import MIN_LOSSES, LossSpikes
-
-pytestmark = pytest.mark.warm
 
 SPIKE = [
     "experiment=quickstart",

@@ -320,6 +320,7 @@ def test_a_full_disk_and_no_inodes(tmp_path: Path) -> None:
     assert lines[3] == "[1, 3]"
 
 
+@pytest.mark.executed
 def test_torch_is_not_imported() -> None:
     code = "import sys, trainer.checkpoint.store; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0

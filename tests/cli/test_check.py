@@ -9,8 +9,6 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.warm
-
 Command = Callable[..., "subprocess.CompletedProcess[str]"]
 
 

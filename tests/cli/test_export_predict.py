@@ -17,8 +17,6 @@ from trainer.checkpoint.store import CheckpointStore
 from trainer.checkpoint.stored import MODEL, StoredCheckpoint
 from trainer.runs.directory import RunDirectory
 
-pytestmark = pytest.mark.warm
-
 
 @pytest.fixture
 def run(trainer_cli: TrainerCli) -> RunDirectory:

@@ -12,8 +12,6 @@ from tests.conftest import TrainerCli
 from trainer.cli.initial import settle_start
 from trainer.core.errors import UserError
 
-pytestmark = pytest.mark.warm
-
 APART = Path(sys.prefix) / "transformers"
 """Where ./launch/test puts transformers and peft."""
 JOB = ["experiment=quickstart", "tracking=none", "resources.gpus=0", "trainer.max_steps=4", "trainer.max_epochs=null"]

@@ -21,6 +21,7 @@ MOST_CPU_S = 2.5
 Command = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
+@pytest.mark.executed
 @pytest.mark.parametrize(
     ("arguments", "mistake", "fix"),
     [
@@ -119,7 +120,6 @@ class Points(LightningDataModule):
 """
 
 
-@pytest.mark.warm
 def test_classes_of_a_users_own_train_without_a_fork(trainer_cli: Command, workdir: Path) -> None:
     (workdir / "elsewhere").mkdir()
     (workdir / "elsewhere/__init__.py").write_text("")
@@ -140,7 +140,6 @@ def test_classes_of_a_users_own_train_without_a_fork(trainer_cli: Command, workd
     assert lines[-1]["train/loss"] < lines[0]["train/loss"]
 
 
-@pytest.mark.warm
 def test_two_batches_are_learnt_by_heart(trainer_cli: Command, workdir: Path) -> None:
     done = trainer_cli("fit", "debug=overfit", *SMALL, "model.dropout=0")
     assert done.returncode == 0, done.stdout + done.stderr

@@ -47,6 +47,7 @@ def now() -> Any:
     return json.loads(said.getvalue())
 
 
+@pytest.mark.executed
 def test_detach_ls_stop_resume_rm(trainer_cli: TrainerCli, workdir: Path) -> None:
     launched = trainer_cli("fit", *LONG, "name=long", "--detach")
     assert launched.returncode == 0, launched.stderr

@@ -16,8 +16,6 @@ from tests.conftest import TrainerCli
 from trainer.hardware.catalogue import device
 from trainer.plan import closed_form, parts
 
-pytestmark = pytest.mark.warm
-
 LLAMA = ["plan", "model=llama3_8b", "resources.gpus=8", "data.batch_size=8", "--json"]
 
 
@@ -54,6 +52,7 @@ def test_what_does_not_fit_ends_with_2_and_names_what_does(trainer_cli: TrainerC
         assert one["micro_batch"] * one["accumulate"] * 8 == 8, "the same global batch"
 
 
+@pytest.mark.executed
 def test_a_plan_in_closed_form_imports_no_torch_and_takes_less_than_2_s(workdir: Path) -> None:
     code = (
         "import sys, time\nfrom trainer.cli import main\n"

@@ -23,8 +23,6 @@ from trainer.runs.events import Resumed
 from trainer.runs.records import HeartbeatRecord, Launch
 from trainer.runs.registry import all_runs
 
-pytestmark = pytest.mark.warm
-
 CODE = """
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule

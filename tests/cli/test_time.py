@@ -19,8 +19,6 @@ from trainer.plan.timing import duration_of, fitting, timed
 from trainer.runs.directory import RunDirectory
 from trainer.runs.records import StepTiming
 
-pytestmark = pytest.mark.warm
-
 JOB = ["experiment=quickstart", "resources.gpus=0", "resources.cpu_processes=1"]
 
 

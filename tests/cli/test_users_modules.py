@@ -20,8 +20,6 @@ from trainer.core.errors import UserError
 from trainer.export import run
 from trainer.train.evaluate import _require_split
 
-pytestmark = pytest.mark.warm
-
 CODE = '''
 import os
 import torch

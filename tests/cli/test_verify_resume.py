@@ -9,8 +9,6 @@ import pytest
 from tests.conftest import TrainerCli
 from trainer.cli.verify_resume import gpu_note
 
-pytestmark = pytest.mark.warm
-
 JOB = ["experiment=quickstart", "resources.cpu_processes=1", "--steps", "8", "--keep", "verified"]
 DRIFT = """
 import os

@@ -121,6 +121,7 @@ def test_installed_packages_are_read_through_their_reexports(workdir: Path) -> N
     assert names("torch.nn.Identity", workdir) is None
 
 
+@pytest.mark.executed
 def test_reading_imports_nothing(package: Path) -> None:
     code = (
         "import sys; from pathlib import Path; from trainer.config.signature import read\n"

@@ -49,6 +49,7 @@ def test_uplot_is_as_it_was_published() -> None:
     assert "https://github.com/leeoniya/uPlot" in readme
 
 
+@pytest.mark.executed
 def test_the_server_imports_no_torch() -> None:
     heavy = "{'torch', 'lightning', 'pytorch_lightning', 'deepspeed', 'wandb', 'scipy', 'pandas'}"
     code = f"import sys, trainer.dashboard.serve as one; print({heavy} & set(sys.modules) or 'none')"

@@ -13,8 +13,6 @@ from tests.notify.servers import HttpServer, SmtpServer
 from trainer.runs.directory import RunDirectory
 from trainer.runs.events import Notified
 
-pytestmark = pytest.mark.warm
-
 SECRET = "tok-4f9a8b7c6d5e"
 FAULTS = '''
 import os

@@ -9,7 +9,6 @@ import pytest
 from tests.conftest import TrainerCli
 from tests.projects.project import Project, check_project
 
-pytestmark = pytest.mark.warm
 PROJECTS = [
     Project("gan", "gan", "test_realism", 16, 10),
     Project("selfsup", "simclr", "test_loss", 16, 10, "features"),

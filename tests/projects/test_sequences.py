@@ -9,8 +9,6 @@ import pytest
 from tests.conftest import TrainerCli
 from tests.projects.project import Project, check_project
 
-pytestmark = pytest.mark.warm
-
 PROJECTS = [
     Project("template", "example", "test/acc", 32, 10),
     Project("bert", "glue", "test_loss", 33, 10),

@@ -17,8 +17,6 @@ from trainer.runs.directory import RunDirectory
 from trainer.runs.ledger import ledger
 from trainer.runs.records import HeartbeatRecord
 
-pytestmark = pytest.mark.warm
-
 KILLER = """
 import os
 import signal

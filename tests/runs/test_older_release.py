@@ -16,8 +16,6 @@ from tests.conftest import TrainerCli
 from tests.runs.fixtures.numerics import numerics
 from trainer.checkpoint.store import CheckpointStore
 
-pytestmark = pytest.mark.warm
-
 FIXTURES = Path(__file__).parent / "fixtures"
 RELEASES = ["v0.1"]
 BIAS_BEFORE_NORM, NORM_MEAN = "model.hidden.0.0.bias", "model.hidden.0.1.running_mean"

@@ -7,8 +7,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.conftest import TrainerCli
 from trainer.core.errors import JOB_FAILED
+
+pytestmark = pytest.mark.executed
 
 _PROBE = """
 import gc, inspect, json, os, sys

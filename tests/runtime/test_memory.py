@@ -16,8 +16,6 @@ from trainer.config.batch import BatchPlan
 from trainer.faultbench.compare import samples
 from trainer.runtime.micro_batch import smaller
 
-pytestmark = pytest.mark.warm
-
 JOB = [
     "experiment=quickstart",
     "callbacks=sample_log",

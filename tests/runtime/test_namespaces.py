@@ -8,10 +8,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from trainer.config.compose import compose
 from trainer.config.signature import argument_names
 from trainer.config.sources import Definition, find
 from trainer.config.targets import problems_of_targets
+
+pytestmark = pytest.mark.executed
 
 SCRIPT = Path(__file__).with_name("namespaces_process.py")
 ROOT = Path(__file__).parents[2]

@@ -6,6 +6,8 @@ import os
 import subprocess
 import sys
 
+import pytest
+
 COMPILER = "torch._inductor.compile_fx"
 _IMPORT = """
 import sys
@@ -39,6 +41,7 @@ def _printed(program: str) -> str:
     return done.stdout.splitlines()[-1]
 
 
+@pytest.mark.executed
 def test_the_compiler_is_left_for_those_who_use_it() -> None:
     how = "from trainer.strategies.deepspeed_muon import import_muon; import_muon()"
     assert _printed(_IMPORT.format(how=how, compiler=COMPILER)) == "False True"

@@ -19,6 +19,8 @@ from trainer.core import processes
 from trainer.supervise import agent, entry, torchrun
 from trainer.supervise.torchrun import Place
 
+pytestmark = pytest.mark.executed
+
 RANK = Path(__file__).with_name("forked_rank.py")
 
 

@@ -17,6 +17,8 @@ from trainer.runs.starts import starts
 from trainer.supervise import agent
 from trainer.supervise.ahead import NodeAhead, receive, send
 
+pytestmark = pytest.mark.executed
+
 JOB = ("debug=fast", "resources.gpus=0", "resources.cpu_processes=2")
 
 

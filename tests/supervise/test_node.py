@@ -79,7 +79,7 @@ def end_of(run: RunDirectory, attempt: int = 0) -> AttemptOutcome:
     return outcome
 
 
-pytestmark = pytest.mark.usefixtures("no_orphans")
+pytestmark = [pytest.mark.usefixtures("no_orphans"), pytest.mark.executed]
 
 
 def test_success_with_threads_shared_out_and_the_frozen_code_first(workdir: Path) -> None:

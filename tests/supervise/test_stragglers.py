@@ -86,7 +86,6 @@ def test_ranks_are_compared_when_all_train_and_have_trained_enough(tmp_path: Pat
     assert paces_of(run.heartbeats(), 0, 2) == []
 
 
-@pytest.mark.warm
 def test_a_slow_rank_is_named_where_the_others_wait_for_it_in_the_forward_pass(
     trainer_cli: TrainerCli, workdir: Path
 ) -> None:
@@ -97,7 +96,6 @@ def test_a_slow_rank_is_named_where_the_others_wait_for_it_in_the_forward_pass(
     assert "what comes before its forward pass" in event["reason"]
 
 
-@pytest.mark.warm
 def test_a_slow_rank_of_a_real_job_is_named(trainer_cli: TrainerCli, workdir: Path) -> None:
     done = trainer_cli("fit", *SLOW_RANK_1)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -4,12 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
-
 from tests.conftest import TrainerCli
 from trainer.core.errors import JOB_FAILED, USER_MUST_CHANGE
-
-pytestmark = pytest.mark.warm
 
 ONE = ["resources.gpus=0", "resources.cpu_processes=1", "tracking=none"]
 OWN = """

@@ -27,8 +27,6 @@ from trainer.runs.directory import RunDirectory
 from trainer.strategies.ddp import RunDDPStrategy
 from trainer.train.deferred_modules import call_when_built
 
-pytestmark = pytest.mark.warm
-
 FIRST, LAST = 3, 8
 """Steps of an epoch of 4: the second run resumes in mid-epoch."""
 CLIP = 0.05

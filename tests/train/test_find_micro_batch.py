@@ -19,8 +19,6 @@ from trainer.core.errors import TrainerError
 from trainer.runs.directory import RunDirectory
 from trainer.train import find_micro_batch
 
-pytestmark = pytest.mark.warm
-
 MODULES = '''
 import os
 import torch

@@ -5,12 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import pytest
-
 from tests.conftest import TrainerCli
 from trainer.checkpoint.faults import VARIABLE
-
-pytestmark = pytest.mark.warm
 
 
 def test_a_killed_job_goes_on_from_the_local_checkpoint(trainer_cli: TrainerCli, workdir: Path) -> None:
