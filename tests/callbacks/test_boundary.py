@@ -100,3 +100,19 @@ def test_a_failed_save_that_was_agreed_on_last_is_not_lost(tmp_path: Path, clock
     with pytest.raises(StopTraining) as raised:
         job.boundary.on_train_end(job.trainer, None)  # type: ignore[arg-type]
     assert raised.value.request is Request.SAVE_FAILED
+
+
+def test_a_signal_that_comes_just_after_its_request_was_looked_for_waits_for_the_next_look(
+    tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The request is written before the signal is sent: taken for a preemption, a stopped run would be requeued."""
+
+    class Absent:
+        def exists(self) -> bool:
+            monkeypatch.setattr(boundary.stop, "signalled", lambda: True)
+            return False
+
+    job = Job(tmp_path, clock, None, 0.02)
+    job.steps(2)
+    monkeypatch.setattr(job.boundary, "_stop_request", Absent())
+    assert job.boundary._own_request(0.0) is Request.NOTHING

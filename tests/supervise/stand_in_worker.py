@@ -100,9 +100,10 @@ class StandIn:
         """Until it is asked to stop."""
         while True:
             self.beat()
+            signalled = stop.signalled()  # before the request, which is written before the signal is sent
             if self.run.stop_request.exists():
                 self.end("stopped", 0, "asked to stop")
-            if stop.signalled():
+            if signalled:
                 self.end("requeue", 75, "asked to make room")
             time.sleep(0.1)
 

@@ -241,3 +241,21 @@ def test_an_attempt_that_was_told_not_to_log_is_not_made_up_for(tmp_path: Path) 
     third.continue_from(sent, 8, lines_to(8), only_sent=True)
     third.close()
     assert client.rows == [3, 4]
+
+
+def test_a_validation_that_was_lost_behind_the_training_metrics_of_its_step_is_made_up_for(tmp_path: Path) -> None:
+    """A killed process: W&B has got one of the two rows of step 4, which are one line of metrics.jsonl."""
+    path, step = tmp_path / "rows.jsonl", 4
+    first = OneCurve(Client(tmp_path, 0), path, "online", lambda: step)
+    first.log({"train/loss": 1.0, "trainer/global_step": step})
+    first.log({"val/loss": 2.0, "val/acc": 0.5, "trainer/global_step": step})
+    first.close()
+    for has, missing in ((1, {"val/loss": 2.0, "val/acc": 0.5, "trainer/global_step": 4}), (2, None)):
+        sent: list[dict[str, Any]] = []
+        client = Client(tmp_path, has)
+        client.log = lambda data, sent=sent, **more: sent.append(data)  # type: ignore[method-assign]
+        second = OneCurve(client, tmp_path / f"{has}.jsonl", "online", lambda: step)
+        line = {"step": 4, "time": 0.0, "train/loss": 1.0, "val/loss": 2.0, "val/acc": 0.5}
+        second.continue_from(Sent.read(path), 4, lambda after, line=line: [line] if after < 4 else [])
+        second.close()
+        assert sent == ([missing] if missing else [])

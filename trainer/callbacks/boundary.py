@@ -303,9 +303,10 @@ class Boundary(Callback):
         """Return this rank's request."""
         if self._saver.has_failed():
             return Request.SAVE_FAILED
+        signalled = stop.signalled()  # before the file is looked for, which is written before the signal is sent
         if self._stop_request.exists():
             return Request.STOP
-        if stop.signalled():
+        if signalled:
             return Request.REQUEUE
         if self._max_time_s is not None and self._trained_s + now - self._started_at >= self._max_time_s:
             return Request.TIME_IS_UP

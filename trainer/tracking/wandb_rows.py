@@ -38,6 +38,8 @@ class Row(NamedTuple):
     """Optimizer steps completed when it was logged."""
     has_metrics: bool
     """Whether a logger sent it, as a part of a line of `metrics.jsonl`, and not the user's own call."""
+    names: tuple[str, ...] = ()
+    """Its metrics, if a logger sent it; empty if an older release did."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,8 +105,8 @@ class Sent:
                         segments = [replace(one, rows=one.before(header.first)) for one in segments]
                     segments.append(Segment(header, []))
                 elif segments:
-                    number, step, has_metrics = content
-                    segments[-1].rows.append(Row(int(number), int(step), bool(has_metrics)))
+                    number, step, has_metrics, *names = content
+                    segments[-1].rows.append(Row(int(number), int(step), bool(has_metrics), tuple(map(str, names))))
             except (ValueError, TypeError, BadRecord):
                 continue
         return cls(segments)
@@ -121,7 +123,16 @@ class Sent:
 
 
 def _line(row: Row) -> str:
-    return json.dumps([row.number, row.step, int(row.has_metrics)])
+    return json.dumps([row.number, row.step, int(row.has_metrics), *row.names])
+
+
+def _names_there(there: Sequence[Row], step: int) -> set[str]:
+    """Return the metrics of a step that W&B has: a line of `metrics.jsonl` may be several rows, as after a validation.
+
+    Empty if that is not known, because an older release sent one of them.
+    """
+    rows = [row.names for row in there if row.has_metrics and row.step == step]
+    return {name for names in rows for name in names} if all(rows) else set()
 
 
 def _number(value: Any) -> Any:
@@ -185,12 +196,15 @@ class OneCurve:
         self._unknown = 0 if ended_well else max(0, self._first - end)
         self._last_known = max((row.step for row in there), default=0)
         last_line = max((row.step for row in there if row.has_metrics), default=-1)
+        names_there = _names_there(there, last_line)
         meant = max((row.step for one in sent.segments for row in one.rows), default=-1)
-        for line in lines(last_line):
+        for line in lines(last_line - 1 if names_there else last_line):
             if only_sent and line["step"] > meant:
                 continue
-            values = {name: _number(value) for name, value in line.items() if name not in ("step", "time")}
-            self._send({**values, AXIS: line["step"]}, Row(self._number, line["step"], True))
+            known = {"step", "time"} | (names_there if line["step"] == last_line else set())
+            values = {name: _number(value) for name, value in line.items() if name not in known}
+            if values:
+                self._send({**values, AXIS: line["step"]}, Row(self._number, line["step"], True, tuple(values)))
 
     def log(self, data: Any, step: int | None = None, commit: bool | None = None, **more: Any) -> None:
         """Log a row as wandb's Run does."""
@@ -204,7 +218,8 @@ class OneCurve:
         elif self._is_there(now, is_row):
             return
         elif is_row and isinstance(data, Mapping):
-            self._send({AXIS: now, **data}, Row(self._number, now, AXIS in data), commit, **more)
+            names = tuple(name for name in data if name != AXIS) if AXIS in data else ()
+            self._send({AXIS: now, **data}, Row(self._number, now, AXIS in data, names), commit, **more)
         else:
             self._log(data, commit=commit, **more)
 
