@@ -205,7 +205,6 @@ def test_links_in_a_project_that_lead_nowhere_stop_no_launch(tmp_path: Path, is_
         shutil.rmtree(folder)
 
 
-@pytest.mark.warm
 @needs_root
 def test_the_run_of_a_colleague_is_used_where_it_is_named_and_trusted(
     trainer_cli: TrainerCli, workdir: Path, capsys: pytest.CaptureFixture[str]
