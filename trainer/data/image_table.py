@@ -89,7 +89,8 @@ class ImageColumn:
         """
         if row.path not in self._columns:
             arrow = pyarrow()
-            chunks = [batch.column(self.column) for batch in record_batches(self.opened_as.get(row.path, row.path))]
+            batches = record_batches(self.opened_as.get(row.path, row.path), self.column)
+            chunks = [batch.column(self.column) for batch in batches]
             self._columns[row.path] = arrow.chunked_array(chunks)
         value = self._columns[row.path][row.number].as_py()
         if isinstance(value, dict):  # the feature Image of `datasets`

@@ -161,7 +161,7 @@ def num_rows(path: Path) -> int:
             return int(_opened(path).metadata.num_rows)
         except (OSError, ValueError, MemoryError) as error:
             raise _damaged(path, error) from None
-    return sum(batch.num_rows for batch in record_batches(path))
+    return sum(batch.num_rows for batch in _batches(path))
 
 
 def record_batches(path: Path, column: str | None = None, max_bytes: int | None = None) -> Iterator[Any]:
@@ -169,12 +169,23 @@ def record_batches(path: Path, column: str | None = None, max_bytes: int | None 
 
     Args:
         path: The file.
-        column: The only column that is read, of Parquet; None: all.
+        column: The only column that is read, if the file has it; None: all.
         max_bytes: As in `Tables`.
 
     Raises:
         UserError: The file is damaged, or unpacks to more.
     """
+    for batch in _batches(path, column, max_bytes):
+        chosen = batch.select([column]) if column in batch.schema.names else batch
+        if path.suffix != ".parquet":
+            try:
+                chosen.validate(full=True)  # pyarrow believes lengths, offsets and counts of nulls: it would crash
+            except ValueError as error:
+                raise _damaged(path, error) from None
+        yield chosen
+
+
+def _batches(path: Path, column: str | None = None, max_bytes: int | None = None) -> Iterator[Any]:
     try:
         reader = _opened(path)
         if path.suffix == ".parquet":
