@@ -107,7 +107,10 @@ def test_a_module_of_ones_own_is_simulated(trainer_cli: TrainerCli, workdir: Pat
         """)
     )
     arguments = ["plan", "model._target_=mine.Mine", "data=none", "resources.gpus=0", "strategy=single", "--json"]
+    arguments += ["trainer.max_epochs=3"]
     job = planned(arguments, trainer_cli)["job"]
+    assert job["micro_batch"] == 8, "of its own loader"
+    assert job["forecast"]["steps"] == 3 * 64 / 8
     assert job["parts"][parts.PARAMETERS] == pytest.approx(4e6, rel=0.01)
     assert job["parts"][parts.OPTIMIZER] == pytest.approx(4e6, rel=0.01)
 

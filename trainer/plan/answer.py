@@ -101,6 +101,9 @@ def of_simulation(variant: Variant, found: Mapping[str, Any], capacity: int | No
     """Return the plan of an answer of `trainer.plan.run`."""
     if "error" in found:
         return Plan(variant, None, capacity=capacity, reason=f"{found['error']}; {found['fix']}")
+    variant = replace(
+        variant, micro_batch=found.get("micro_batch", variant.micro_batch)
+    )  # a module's own loaders set it
     plan = _plan(variant, "simulation", found["peak"], found["parts"], found["where"], capacity)
     states = found["states"]
     return replace(

@@ -66,8 +66,10 @@ def simulate_all(plain: dict[str, Any], with_data: bool, variants: list[Variant]
     if variants[0].device == "cpu":
         bench.ensure(threads_of(variants[0].ranks_of_node))
     for variant in variants:
+        variant = replace(variant, micro_batch=source.own_batch or variant.micro_batch)
         try:
-            answers.append({**asdict(source.simulate(variant)), "samples_per_epoch": source.samples_per_epoch})
+            found = asdict(source.simulate(variant))
+            answers.append({**found, "micro_batch": variant.micro_batch, "samples_per_epoch": source.samples_per_epoch})
         except TrainerError as error:
             answers.append({"error": error.message, "fix": error.fix})
         except Exception as error:  # from user code, or an operator that has no fake form
@@ -126,6 +128,9 @@ class Source:
             self.data = _WithoutData(plain)
             self.batch = self.data.batch()
         self.samples_per_epoch = self._samples_per_epoch() if with_data else None
+        is_own = with_data and plain["data"].get("batch_size") is None
+        self.own_batch = _samples(self.batch) if is_own else None
+        """Samples of a batch of the module's own loaders, which no option sets."""
         facts = self.data.facts
         known = {**facts, **{key: value for key, value in plain["model"].items() if value is not None}}
         self.classes = next((int(known[key]) for key in _CLASSES if known.get(key)), None)
@@ -169,10 +174,9 @@ class Source:
 
     def _batch(self, variant: Variant) -> Any:
         """Return the batch with as many samples as a micro-batch has."""
-        tensors = [one for one in tree_leaves(self.batch) if isinstance(one, torch.Tensor) and one.dim()]
-        if not tensors:
+        size = _samples(self.batch)
+        if size is None:
             raise UserError("a batch without tensors cannot be simulated", "its memory is not known before it runs")
-        size = tensors[0].shape[0]
 
         def resized(one: torch.Tensor) -> torch.Tensor:
             shape = (variant.micro_batch, *one.shape[1:]) if one.dim() and one.shape[0] == size else one.shape
@@ -203,6 +207,12 @@ class Source:
                 if accepts(locate(node["_target_"], "optimizer._target_"), "foreach"):
                     node["foreach"] = True
         return node
+
+
+def _samples(batch: Any) -> int | None:
+    """Return the first dimension of the first tensor of a batch; None: it has no tensors."""
+    tensors = [one for one in tree_leaves(batch) if isinstance(one, torch.Tensor) and one.dim()]
+    return int(tensors[0].shape[0]) if tensors else None
 
 
 def _own_loaders(plain: dict[str, Any]) -> Any:
