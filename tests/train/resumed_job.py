@@ -78,6 +78,17 @@ CASES: dict[str, tuple[str, list[str]]] = {
     "two_optimizers": ("TwoOptimizers", []),
     "manual_accumulation": ("OneAccumulates", []),
     "metric_states": ("Measured", []),
+    "pruning": ("WithoutNorm", callback(f"{CALLBACKS}.ModelPruning", pruning_fn="l1_unstructured", amount=0.3)),
+    "pruning_to_the_winning_ticket": (
+        "WithoutNorm",
+        callback(
+            f"{CALLBACKS}.ModelPruning",
+            pruning_fn="l1_unstructured",
+            amount=0.2,
+            use_lottery_ticket_hypothesis="true",
+            parameter_names="[weight]",
+        ),
+    ),
     "group_added_later": ("AddsAGroup", []),
     "logged_at_the_beginning": ("LogsOnce", []),
     "logged_at_the_beginning_lightnings_loop": ("LogsOnce", LIGHTNINGS_LOOP),
