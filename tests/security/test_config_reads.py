@@ -54,27 +54,24 @@ def experiment(text: str, name: str = "evil") -> str:
 
 
 @pytest.mark.parametrize(
-    ("name", "is_secret"),
+    "name",
     [
-        *(
-            (name, True)
-            for name in ("WANDB_API_KEY", "HF_TOKEN", "AWS_SECRET_ACCESS_KEY", "DB_PASSWORD", "GITHUBTOKEN")
-        ),
-        *(
-            (name, True)
-            for name in ("SSH_AUTH_SOCK", "MY_PASS", "GITHUBTOKEN", "KEY", "PGPASSWORD", "api_key", "TRAINER_KEY")
-        ),
-        *(
-            (name, False)
-            for name in ("TOKENIZERS_PARALLELISM", "HOME", "PATH", "PWD", "SLURM_JOB_ID", "COMPASS", "KEYBOARD")
-        ),
+        *("WANDB_API_KEY", "HF_TOKEN", "AWS_SECRET_ACCESS_KEY", "DB_PASSWORD", "GITHUBTOKEN"),
+        *("SSH_AUTH_SOCK", "MY_PASS", "KEY", "PGPASSWORD", "api_key", "TRAINER_KEY"),
     ],
 )
-def test_a_secret_is_known_by_its_name(name: str, is_secret: bool) -> None:
+def test_a_secret_is_known_by_its_name(name: str) -> None:
     """blocked by: words of the name of a variable"""
-    assert secrets.looks_secret(name) == is_secret
-    if is_secret:
-        assert not may_read(name, [name, "*"])
+    assert secrets.looks_secret(name)
+    assert not may_read(name, [name, "*"])
+
+
+@pytest.mark.honest
+@pytest.mark.parametrize(
+    "name", ["TOKENIZERS_PARALLELISM", "HOME", "PATH", "PWD", "SLURM_JOB_ID", "COMPASS", "KEYBOARD"]
+)
+def test_other_variables_are_no_secrets(name: str) -> None:
+    assert not secrets.looks_secret(name)
 
 
 def test_a_config_reads_only_variables_that_are_named(workdir: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -204,23 +204,26 @@ def test_a_search_for_keys_takes_no_more_time_than_the_text_is_long() -> None:
 
 
 @pytest.mark.parametrize(
-    ("path", "is_module", "expected"),
+    "path", ["server.key.old", "id_rsa-2", ".env~", "secrets/prod.yaml", "conf/credentials/db.toml"]
+)
+def test_copies_of_keys_and_folders_of_secrets_are_recognized(path: str) -> None:
+    """blocked by: suffixes of copies, and names of folders"""
+    assert is_credential(PurePath(path), False)
+
+
+@pytest.mark.honest
+@pytest.mark.parametrize(
+    ("path", "is_module"),
     [
-        ("server.key.old", False, True),
-        ("id_rsa-2", False, True),
-        (".env~", False, True),
-        ("secrets/prod.yaml", False, True),
-        ("conf/credentials/db.toml", False, True),
-        ("secrets/__init__.py", True, False),
-        ("monkey.bak", False, False),
-        ("/home/me/secrets/project/data.csv", False, False),
-        ("tokens.txt.1", False, False),
-        ("notes/secretary.txt", False, False),
+        ("secrets/__init__.py", True),
+        ("monkey.bak", False),
+        ("/home/me/secrets/project/data.csv", False),
+        ("tokens.txt.1", False),
+        ("notes/secretary.txt", False),
     ],
 )
-def test_copies_of_keys_and_folders_of_secrets_are_recognized(path: str, is_module: bool, expected: bool) -> None:
-    """blocked by: suffixes of copies, and names of folders"""
-    assert is_credential(PurePath(path), is_module) is expected
+def test_other_names_are_no_credentials(path: str, is_module: bool) -> None:
+    assert not is_credential(PurePath(path), is_module)
 
 
 def test_a_token_in_a_utf_16_file_is_found() -> None:
