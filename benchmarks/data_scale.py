@@ -34,7 +34,7 @@ SHARD_BYTES = 2**26
 LENGTH, BATCH, BATCHES, SEED = 1024, 32, 300, 0
 MOST_GROWTH_MB, MOST_CPU_S = 24, 0.5
 """More at 1 TB than at 10 MB: the index of 15,000 shards is 12 MB of them."""
-SAMPLES, ROUNDS, WORKERS, MOST_RATIO = 20_000, 5, 2, 2.0
+SAMPLES, ROUNDS, WORKERS, MOST_RATIO = 20_000, 3, 2, 2.0
 
 
 def write_sparse(root: Path, num_bytes: int) -> None:
