@@ -69,7 +69,8 @@ def test_on_cpu_auto_is_what_it_was(workdir: Path, monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.parametrize("seed", [2, 6, 9, 14])
 @pytest.mark.parametrize("tightness", [0.6, 1.2])
-def test_what_auto_picks_fits_by_simulation(seed: int, tightness: float) -> None:
+@pytest.mark.parametrize("is_free", [False, True])
+def test_what_auto_picks_fits_by_simulation(seed: int, tightness: float, is_free: bool) -> None:
     """Whatever the memory of the device, the simulated step of the choice fits with its allowance."""
     case = replace(draw(seed), optimizer="AdamW")
     full = by_simulation(replace(case, checkpointing="none")).peak
@@ -90,10 +91,12 @@ def test_what_auto_picks_fits_by_simulation(seed: int, tightness: float) -> None
     }
     config["strategy"] |= {"shard_size": case.group} if case.strategy == "hsdp" else {}
     gpu = replace(device("NVIDIA H200"), memory_bytes=memory)
-    found = auto.best(config, LaunchShape(1, case.ranks, "cuda"), gpu, is_free=False, kind_is_free=True)
+    found = auto.best(config, LaunchShape(1, case.ranks, "cuda"), gpu, is_free=is_free, kind_is_free=True)
     if found is None:
-        return  # nothing is known to fit
+        assert tightness < 1, "what needs less than the memory is found"
+        return
     chosen = found.variant
+    name = chosen.strategy["name"]
     real = by_simulation(
         replace(
             case,
@@ -101,6 +104,9 @@ def test_what_auto_picks_fits_by_simulation(seed: int, tightness: float) -> None
             batch=chosen.micro_batch,
             checkpointing=chosen.checkpointing,
             accumulates=chosen.accumulate > 1,
+            strategy=name,
+            group={"fsdp": case.ranks, "hsdp": case.group}.get(name, 1),
+            reduce=chosen.strategy.get("reduce_dtype") or "float32",
         )
     )
     assert real.peak + sum(allowance(real.peak, case.ranks).values()) <= memory, (chosen.overrides, real.parts)
