@@ -43,7 +43,8 @@ def outcomes(checkout: Path, paths: list[str], loop: str, timeout_s: float) -> d
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "outcomes.jsonl"
         command = [sys.executable, "-m", "pytest", "-q", "--no-header", "-p", "lightning_suite_plugin"]
-        command += ["-p", "no:cacheprovider", "-o", "addopts=", f"--timeout={TEST_TIMEOUT_S}", "--tb=no", *paths]
+        command += ["-p", "no:cacheprovider", "-o", "addopts=", f"--timeout={TEST_TIMEOUT_S}", "--tb=no"]
+        command += ["--continue-on-collection-errors", *paths]  # a file that needs a package which is not installed
         environment = {
             **os.environ,
             "PYTHONPATH": os.pathsep.join([str(HERE), str(HERE.parent), str(checkout / "tests")]),
