@@ -6,6 +6,7 @@ import copy
 import itertools
 import json
 import os
+from ctypes.util import find_library
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -59,7 +60,6 @@ OTHERS: dict[str, dict[str, dict[str, Any]]] = {
     "documents": {"data": {"document_mask": True}},
     "all logits": {"task": {"_target_": "trainer.tasks.language_modelling.LanguageModelling", "chunked_loss": False}},
     "decay": {"optimizer": {"decay": "matrices", "weight_decay": 0.1}},
-    "master weights": {"optimizer": {"_target_": "trainer.optimizers.LowMemoryAdamW", "states": "bfloat16"}},
     "ema": {"callbacks": {"ema": {"_target_": "lightning.pytorch.callbacks.EMAWeightAveraging"}}},
     "swa": {"callbacks": {"swa": {"_target_": "lightning.pytorch.callbacks.StochasticWeightAveraging", **SWA}}},
 }
@@ -212,6 +212,8 @@ def cases(bases: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
     pairs = {*refused, *more, *((name, part) for name, _, part in (one.partition(" ") for one in others))}
     if os.environ.get("TRAINER_ALL_PAIRS"):
         pairs = {*itertools.product(NAMES, (*PRECISIONS, *OPTIMIZERS, *MORE, *OTHERS))}
+        if find_library("aio") is None:  # refused for this machine, not for every one
+            pairs.remove(("deepspeed_zero3", "nvme"))
     named = {(name, part, "32-true") for name, part in pairs - HANGS}
     named |= {(name, "batch norm", precision) for name in NAMES for precision in ("bf16-mixed", "bf16-true")}
     found = {}
@@ -235,7 +237,7 @@ def test_two_real_ranks_agree(bases: dict[str, dict[str, Any]], tmp_path: Path) 
     jobs = cases(bases)
     configs, verdicts = tmp_path / "configs.json", tmp_path / "verdicts.json"
     configs.write_text(json.dumps(list(jobs.values())))
-    run_ranks(2, RANKS, [str(configs), str(verdicts)], tmp_path, 120.0)
+    run_ranks(2, RANKS, [str(configs), str(verdicts)], tmp_path, max(120.0, 4.0 * len(jobs)))
     wrong = {}
     for (name, config), error in zip(jobs.items(), json.loads(verdicts.read_text()), strict=True):
         try:
