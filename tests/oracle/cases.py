@@ -245,7 +245,7 @@ HABITS = [
     Case("fetches batches", data="habits_data.FetchesData"),
     Case("samples under names", data="habits_data.KeysData"),
     Case("drop_last", data="habits_data.DropLast"),
-    Case("spawned worker", data="habits_data.Spawned"),
+    Case("spawned worker", data="habits_data.Spawned", worlds=(1,)),
     Case("endless stream", data="habits_data.EndlessData", trainer={"limit_train_batches": 4, "max_epochs": 3}),
     Case("endless stream to max_steps", data="habits_data.EndlessData", trainer={"max_steps": 7, "max_epochs": -1}),
     Case("endless stream, validated by step", data="habits_data.EndlessData",
