@@ -79,6 +79,8 @@ def test_without_a_key_it_is_offline_and_asks_nobody(run: RunDirectory) -> None:
         ({"WANDB_MODE": "dryrun"}, "", "offline", "WANDB_MODE"),
         ({"WANDB_MODE": "disabled"}, "", "disabled", "WANDB_MODE"),
         ({"WANDB_DISABLED": "true"}, "", "disabled", "WANDB_DISABLED"),
+        ({"WANDB_MODE": "", "WANDB_DISABLED": "true"}, "", "disabled", "WANDB_DISABLED"),
+        ({"WANDB_MODE": " "}, "offline", "offline", "settings"),
         ({}, "offline", "offline", "settings"),
         ({}, "disabled", "disabled", "settings"),
     ],

@@ -40,6 +40,8 @@ def set_environment(run: RunDirectory, events: Sequence[Event]) -> None:
     """
     for variable in ("SLURM_JWT", "WANDB_RESUME", "WANDB_RESUME_FROM", "WANDB_FORK_FROM"):
         os.environ.pop(variable, None)  # a credential, and what is decided here
+    for variable in [name for name, value in os.environ.items() if name.startswith("WANDB_") and not value.strip()]:
+        del os.environ[variable]  # unset, as everywhere else; the client would refuse an empty WANDB_MODE
     for variable in ("WANDB_DATA_DIR", "WANDB_CACHE_DIR"):
         os.environ.setdefault(variable, str(run.wandb_dir))
     run.wandb_dir.mkdir(exist_ok=True)
