@@ -60,6 +60,8 @@ TABLES = pytest.StashKey[dict[str, list[str]]]()
 
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[TABLES] = {}
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # started with & by a shell; what tests start inherits it
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

@@ -16,8 +16,17 @@ BENCHMARK = Path(__file__).parents[2] / "benchmarks/sweep_faults.py"
 def test_killed_advancers_lose_and_double_nothing(kills: int, seeds: int, tmp_path: Path) -> None:
     for seed in range(seeds):
         methods = ["random"] if kills < 100 else ["random", "sobol", "tpe"]
+        trials = 3 * kills if kills < 100 else kills  # so many that a busy machine has time for all kills
         done = subprocess.run(
-            [sys.executable, str(BENCHMARK), f"--kills={kills}", f"--seed={seed}", "--methods", *methods],
+            [
+                sys.executable,
+                str(BENCHMARK),
+                f"--kills={kills}",
+                f"--seed={seed}",
+                f"--trials={trials}",
+                "--methods",
+                *methods,
+            ],
             cwd=tmp_path,
             capture_output=True,
             text=True,

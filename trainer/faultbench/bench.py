@@ -6,6 +6,7 @@ import json
 import os
 import random
 import shutil
+import signal
 import subprocess
 import time
 from collections.abc import Callable, Sequence
@@ -297,14 +298,21 @@ def _fit_beside_another(fit: list[str], home: Path) -> str | None:
         time.sleep(0.05)
     if run is None or not RunLock(run).is_taken:
         return "the first attempt did not start"
-    second = subprocess.run(
-        processes.python_module("trainer.supervise.node", str(run.path)),
-        cwd=home,
-        capture_output=True,
-        text=True,
-        timeout=COMMAND_TIMEOUT_S,
-        check=False,
-    )
+    holder = run.launch().pid
+    if holder is None:
+        return "the first attempt has no process"
+    os.kill(holder, signal.SIGSTOP)  # a job this short could end before the second one looks
+    try:
+        second = subprocess.run(
+            processes.python_module("trainer.supervise.node", str(run.path)),
+            cwd=home,
+            capture_output=True,
+            text=True,
+            timeout=COMMAND_TIMEOUT_S,
+            check=False,
+        )
+    finally:
+        os.kill(holder, signal.SIGCONT)
     while (not is_finished(run) or _lives(run)) and time.monotonic() < deadline:
         time.sleep(0.1)
     if second.returncode == 0 or "already" not in second.stderr:
