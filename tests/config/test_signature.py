@@ -218,3 +218,14 @@ def test_the_arguments_of_every_target_that_ships_are_known(tmp_path: Path) -> N
     targets = {str(read_plain(path).get("_target_")) for path in files} - {"None"}
     unread = [target for target in sorted(targets) if not isinstance(read(target, tmp_path), Signature)]
     assert unread == []
+
+
+def test_looking_for_pip_leaves_distutils_as_it_is() -> None:
+    """setuptools' finder takes the question for the start of pip; torch.compile could not import setuptools then."""
+    code = (
+        "from trainer.config.sources import installed_spec\n"
+        "assert installed_spec('pip') is not None\n"
+        "import _distutils_hack\n"
+        "assert 'spec_for_distutils' not in vars(_distutils_hack.DISTUTILS_FINDER)\n"
+    )
+    subprocess.run([sys.executable, "-c", "import _distutils_hack; _distutils_hack.add_shim()\n" + code], check=True)

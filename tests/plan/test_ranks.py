@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.nn import functional
 
 from tests.plan.drawn import batch_of, by_simulation, module_of, optimizer_of, setting_of
 from tests.plan.ranks_cases import CASES
@@ -73,6 +74,7 @@ def test_states_of_tensor_parallelism() -> None:
 @pytest.mark.parametrize("ranks", [2, 3, 64])
 def test_states_of_deepspeed_are_those_of_its_engine(stage: int, ranks: int) -> None:
     """DeepSpeed 0.19.8; two real ranks of `test_two_real_ranks_allocate_what_was_simulated` hold the same."""
+    linear = functional.linear
     case = replace(CASES[0], strategy=f"deepspeed_zero{stage}", ranks=ranks, group=1)
     simulated, decoder = by_simulation(case), Decoder(**case.model)
     found = simulated.states
@@ -84,6 +86,7 @@ def test_states_of_deepspeed_are_those_of_its_engine(stage: int, ranks: int) -> 
     assert found[parts.PARAMETERS] == known.parameters + buffers
     assert found[parts.OPTIMIZER] == known.optimizer
     assert found[parts.GRADIENTS] == known.gradients
+    assert functional.linear is linear, "what is simulated afterwards would be counted with DeepSpeed's"
 
 
 @pytest.mark.parametrize(

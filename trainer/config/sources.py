@@ -343,6 +343,8 @@ def installed_spec(name: str) -> ModuleSpec | None:
     elsewhere.
     """
     for finder in sys.meta_path:
+        if type(finder).__name__ == "DistutilsMetaFinder":  # setuptools': asked for pip, it hands out another distutils
+            continue
         find_spec = getattr(finder, "find_spec", None)
         spec: ModuleSpec | None = find_spec(name, None, None) if find_spec else None
         if spec is not None:

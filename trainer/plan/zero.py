@@ -16,6 +16,7 @@ import torch
 from lightning.pytorch.plugins.precision import DeepSpeedPrecision
 from torch import Tensor
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensor
+from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from trainer import strategies
@@ -167,6 +168,8 @@ def on_fake_tensors(world_size: int) -> Iterator[None]:
         for known in (vars(comm), vars(groups)):  # process groups that are gone afterwards
             stack.enter_context(mock.patch.dict(known))
         stack.enter_context(mock.patch.dict(os.environ, rank))
+        # Stage 3 replaces it "until manually reset": what is simulated afterwards would be counted with it.
+        stack.enter_context(mock.patch.object(functional, "linear", functional.linear))
         stack.enter_context(mock.patch.object(utils, "assert_lst_len_same_as_other_ranks"))
         stack.enter_context(mock.patch.object(utils, "get_lst_from_rank0", list))
         stack.enter_context(mock.patch.object(FakeTensor, "data_ptr", return_value=0))  # whose alignment is checked
