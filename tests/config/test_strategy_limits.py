@@ -6,7 +6,6 @@ import copy
 import itertools
 import json
 import os
-from ctypes.util import find_library
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -70,7 +69,7 @@ REFUSED: set[tuple[str, str]] = {
     *((name, "64-true") for name in ZERO),
     *((name, precision) for name in ZERO for precision in ("16-mixed on CPU", "16-true on CPU")),
     *((name, "adafactor") for name in FSDP),
-    *((name, "lbfgs") for name in (*FSDP, *ZERO)),
+    *((name, "lbfgs") for name in ("ddp", *FSDP, *ZERO)),
     *((name, "muon") for name in ZERO),
     *((name, "adamw_8bit") for name in ("tp", *ZERO)),
     *((name, "clip by value") for name in ZERO),
@@ -88,7 +87,7 @@ SILENT = {
     *((name, "nvme") for name in ("deepspeed_zero1", "deepspeed_zero2")),
 }
 """Refused because the ranks would train, but without the effect that the option promises."""
-HANGS = {(name, "lbfgs") for name in (*FSDP, *ZERO)}
+HANGS = {(name, "lbfgs") for name in ("ddp", *FSDP, *ZERO)}
 """Refused because the ranks decide differently how often to evaluate the loss, and then wait for each other forever."""
 
 
@@ -212,8 +211,6 @@ def cases(bases: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
     pairs = {*refused, *more, *((name, part) for name, _, part in (one.partition(" ") for one in others))}
     if os.environ.get("TRAINER_ALL_PAIRS"):
         pairs = {*itertools.product(NAMES, (*PRECISIONS, *OPTIMIZERS, *MORE, *OTHERS))}
-        if find_library("aio") is None:  # refused for this machine, not for every one
-            pairs.remove(("deepspeed_zero3", "nvme"))
     named = {(name, part, "32-true") for name, part in pairs - HANGS}
     named |= {(name, "batch norm", precision) for name in NAMES for precision in ("bf16-mixed", "bf16-true")}
     found = {}

@@ -7,7 +7,11 @@ Lightning ships are checked, not user-defined ones.
 
 from __future__ import annotations
 
+import os
 import re
+import shlex
+import subprocess
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -240,16 +244,23 @@ def problems_of_packages(config: dict[str, Any]) -> Iterator[EnvironmentFault]:
             fix += ", or optimizer=adamw_bf16, which needs 2 more bytes per parameter"
         yield EnvironmentFault(f"{key} needs the package {package}, which is not installed", fix)
     for key in ("offload_optimizer", "offload_parameters"):
-        if config["strategy"].get(key) == "nvme" and not _has_libaio():
-            fix = f"apt install libaio-dev, or strategy.{key}=cpu"
-            yield EnvironmentFault(f"strategy.{key}=nvme needs libaio, which is not installed", fix)
+        if config["strategy"].get(key) == "nvme" and not _builds_with_libaio():
+            fix = f"apt install libaio-dev gcc, or strategy.{key}=cpu"
+            yield EnvironmentFault(f"strategy.{key}=nvme needs libaio, its headers and a C compiler", fix)
 
 
-def _has_libaio() -> bool:
-    """Return whether DeepSpeed can build its operator for NVMe."""
-    from ctypes.util import find_library
-
-    return find_library("aio") is not None
+def _builds_with_libaio() -> bool:
+    """Return whether DeepSpeed can build its operator for NVMe, by the test that its `AsyncIOBuilder` makes."""
+    environment = os.environ
+    compiler = shlex.split(environment.get("CC", "cc"))
+    flags, link = (shlex.split(environment.get(name, "")) for name in ("CFLAGS", "LDFLAGS"))
+    program = "#include <libaio.h>\nint main(void) { return io_pgetevents(0, 0, 0, 0, 0, 0); }"
+    with tempfile.TemporaryDirectory() as folder:
+        command = [*compiler, *flags, "-x", "c", "-", "-o", f"{folder}/a", *link, "-laio"]
+        try:
+            return subprocess.run(command, input=program.encode(), capture_output=True, timeout=60).returncode == 0
+        except (OSError, subprocess.TimeoutExpired):
+            return False
 
 
 def _with_the_rest(where: str, kind: str, node: dict[str, Any], job: Job) -> Iterator[UserError]:

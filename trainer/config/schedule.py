@@ -124,10 +124,7 @@ def problems_of_optimizer(config: dict[str, Any]) -> Iterator[UserError]:
         yield not_a_boolean("optimizer.no_decay_norm_bias", switch)
     if str(node.get("_target_")).rpartition(".")[2] != "LBFGS":
         return
-    strategy, precision = config["strategy"]["name"], config["trainer"]["precision"]
-    if strategy not in ("single", "ddp", "auto"):
-        yield UserError(f"LBFGS needs whole parameters, but strategy={strategy} shards them", "use strategy=ddp")
-    if precision == "16-mixed":
+    if config["trainer"]["precision"] == "16-mixed":
         fix = "use trainer.precision=bf16-mixed or trainer.precision=32-true"
         yield UserError(
             "LBFGS evaluates the loss several times per step, which a gradient scaler does not support", fix

@@ -64,6 +64,7 @@ def problems_of_pairs(pairing: Pairing) -> Iterator[UserError]:
     yield from _precision(pairing)
     yield from _clipping(pairing)
     yield from _optimizer(pairing)
+    yield from _lbfgs(pairing)
     yield from _own_optimizers(pairing)
     yield from _offload(pairing)
     yield from _tensor_parallel(pairing)
@@ -105,6 +106,19 @@ def _optimizer(pairing: Pairing) -> Iterator[UserError]:
     if pairing.target == "torch.optim.Muon" and pairing.model.startswith("trainer.models."):
         fix = "use optimizer=muon, which gives the other parameters to AdamW"
         yield UserError("torch.optim.Muon accepts only matrices, and the model also has vectors and embeddings", fix)
+
+
+def _lbfgs(pairing: Pairing) -> Iterator[UserError]:
+    """Yield that LBFGS has neither whole parameters nor one loss, by which it ends a step."""
+    if pairing.target.rpartition(".")[2] != "LBFGS" or pairing.strategy == "single":
+        return
+    count = f"resources.{'gpus' if pairing.on_gpu else 'cpu_processes'}=1"
+    fix = f"train on one rank: {count} strategy=single, or use optimizer=adamw"
+    if pairing.strategy != "ddp":
+        yield UserError(f"LBFGS needs whole parameters, but strategy={pairing.strategy} shards them", fix)
+    elif pairing.world_size > 1:
+        problem = f"LBFGS ends a step by the loss, of which each of the {pairing.world_size} ranks has its own"
+        yield UserError(f"{problem}: they would wait for each other forever", fix)
 
 
 def _own_optimizers(pairing: Pairing) -> Iterator[UserError]:
