@@ -124,18 +124,21 @@ class AttemptTime:
     """Seconds since 1970."""
     spent: Mapping[str, float]
     """Seconds by phase."""
-    train: Mapping[str, float]
-    """The shares of `train`, `redone` and `hang` in the phase `train`."""
+    shares: Mapping[str, Mapping[str, float]]
+    """By phase that is more than one class, the share of each: `train`, and the phase in which the attempt hung."""
 
     def by_class(self, amounts: Mapping[str, float]) -> dict[str, float]:
         """Return an amount by phase, such as seconds, as an amount by class."""
         classes: dict[str, float] = {}
         for phase, amount in amounts.items():
-            # The final phases (finished, failed, ...) last until the process exits.
-            parts = self.train if phase == "train" else {phase if phase in CLASSES else "finish": 1.0}
-            for name, share in parts.items():
+            for name, share in self.shares.get(phase, {_class_of(phase): 1.0}).items():
                 classes[name] = classes.get(name, 0.0) + amount * share
         return classes
+
+
+def _class_of(phase: str) -> str:
+    """Return the class of a phase. The final ones (finished, failed, ...) last until the process exits."""
+    return phase if phase in CLASSES else "finish"
 
 
 def by_attempt(run: RunDirectory, events: Sequence[Event], rank: int = 0) -> list[AttemptTime]:
@@ -155,10 +158,19 @@ def by_attempt(run: RunDirectory, events: Sequence[Event], rank: int = 0) -> lis
     return attempts
 
 
-def _shares(beat: HeartbeatRecord, furthest: int, hang_s: float) -> dict[str, float]:
-    """Return the shares of the phase `train` by class. `furthest` is the last step that attempts before had reached."""
-    trained_s = (beat.spent or {}).get("train", 0.0)
-    hung = min(1.0, hang_s / trained_s) if trained_s > 0 else 0.0
+def _shares(beat: HeartbeatRecord, furthest: int, hang_s: float) -> dict[str, dict[str, float]]:
+    """Return the shares of each phase that has several; `furthest`: the last step that attempts before had reached.
+
+    The ranks are killed in the phase in which they hang: it is that of the last heartbeat, unless a rank has failed
+    because of the hang, which is then taken to have been in `train`.
+    """
     steps = beat.step - beat.first_step
     again = max(0, min(beat.step, furthest) - beat.first_step) / steps if steps > 0 else 0.0
-    return {"train": (1 - hung) * (1 - again), "redone": (1 - hung) * again, "hang": hung}
+    shares = {"train": {"train": 1 - again, "redone": again}}
+    phase = "train" if beat.phase in ("failed", "hung") else beat.phase
+    phase_s = (beat.spent or {}).get(phase, 0.0)
+    hung = min(1.0, hang_s / phase_s) if phase_s > 0 else 0.0
+    if hung:
+        parts = shares.get(phase, {_class_of(phase): 1.0})
+        shares[phase] = {**{name: share * (1 - hung) for name, share in parts.items()}, "hang": hung}
+    return shares

@@ -67,7 +67,9 @@ def plan_beside_run(
     peak_gb = _largest(curves, "gpu/peak_allocated_gb")
     spent = (ledger or {}).get("seconds", {})
     hours = charge.gpu_hours if planned.device else charge.cpu_core_hours
-    is_over = planned.steps is not None and _largest(curves, "train/loss", of_steps=True) >= planned.steps
+    # The last steps need not be in the curves: not every step is logged.
+    done = max((beat.step for beat in run.heartbeats().values()), default=0)
+    is_over = planned.steps is not None and done >= planned.steps
     money = bill_text.money
     figures = [
         _figure("memory, tensors", planned.peak_bytes, peak_gb * 1e9, lambda value: gib(round(value))),
@@ -97,9 +99,9 @@ def _median(curves: Mapping[str, Curve], name: str) -> float | None:
     return statistics.median(values) if values else None
 
 
-def _largest(curves: Mapping[str, Curve], name: str, of_steps: bool = False) -> float:
-    """Return the largest value, or the last step, of a metric; 0 without one."""
-    return max((step if of_steps else value for step, value in curves.get(name, [])), default=0.0)
+def _largest(curves: Mapping[str, Curve], name: str) -> float:
+    """Return the largest value of a metric; 0 without one."""
+    return max((value for _, value in curves.get(name, [])), default=0.0)
 
 
 def _quantity(value: float) -> str:
