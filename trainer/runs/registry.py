@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import shlex
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Protocol, TypeVar
 
 from trainer.core.errors import EnvironmentFault, UserError
 from trainer.core.files import subfolders
@@ -42,37 +44,68 @@ def find(reference: str | None, runs_dir: Path) -> RunDirectory:
     Raises:
         UserError: There is no such run, or several have this prefix.
     """
-    if reference and ("/" in reference or Path(reference).is_dir()):
+    if reference and ("/" in reference or os.path.isdir(reference)):
         run = RunDirectory(Path(reference))
         if run.exists():
             return run
-        if not Path(reference).exists():
+        if not os.path.exists(reference):
             raise UserError(f"{reference} does not exist", "trainer ls lists the runs")
-        raise UserError(f"{reference} is not a run directory", "it has no config.yaml; trainer ls lists the runs")
+        if "/" in reference:
+            raise UserError(f"{reference} is not a run directory", "it has no config.yaml; trainer ls lists the runs")
     runs = all_runs(runs_dir)
     if not runs:
         raise UserError(
             f"there are no runs in {runs_dir}", "start one with trainer fit, or set another folder with --runs-dir"
         )
+    lists = "trainer ls lists the runs"
+    return choose(reference, runs, "run", runs_dir, lists, also=lambda run: _job_of(run) == reference)
+
+
+class Named(Protocol):
+    """What a reference can name: a run or a sweep."""
+
+    id: str
+    name: str
+    path: Path
+
+
+N = TypeVar("N", bound=Named)
+
+
+def choose(
+    reference: str | None, known: Sequence[N], noun: str, folder: Path, lists: str, *, also: Callable[[N], bool]
+) -> N:
+    """Return what a reference names: by id or directory name, else by name, by `also`, or by a prefix.
+
+    Args:
+        reference: What was typed; None: the latest.
+        known: All runs or all sweeps, oldest first, at least one.
+        noun: `run` or `sweep`.
+        folder: Where they are.
+        lists: Which command lists them.
+        also: Whether the reference names one in another way.
+
+    Raises:
+        UserError: The reference names none, or is the prefix of several.
+    """
     if not reference:
-        return runs[-1]
-    exact = [run for run in runs if reference in (run.id, run.path.name)] or [
-        run for run in runs if run.name == reference
-    ]
-    if exact:
-        return exact[-1]
-    by_job = [run for run in runs if _job_of(run) == reference]
-    if by_job:
-        return by_job[-1]
-    matching = [run for run in runs if run.id.startswith(reference) or run.path.name.startswith(reference)]
+        return known[-1]
+    ways: tuple[Callable[[N], bool], ...] = (
+        lambda one: reference in (one.id, one.path.name),
+        lambda one: one.name == reference,
+        also,
+    )
+    for way in ways:
+        if named := [one for one in known if way(one)]:
+            return named[-1]
+    matching = [one for one in known if one.id.startswith(reference) or one.path.name.startswith(reference)]
     if len(matching) == 1:
         return matching[0]
     if matching:
-        names = ", ".join(run.path.name for run in matching[-5:])
-        raise UserError(f"{reference} matches {len(matching)} runs", f"use a longer prefix: {names}")
-    known = {name for run in runs for name in (run.id, run.path.name, run.name)}
-    hint = did_you_mean(reference, known)
-    raise UserError(f"there is no run {reference} in {runs_dir}", f"{hint}trainer ls lists the runs")
+        latest = ", ".join(one.path.name for one in matching[-5:])
+        raise UserError(f"{reference} matches {len(matching)} {noun}s", f"use a longer prefix: {latest}")
+    names = {name for one in known for name in (one.id, one.path.name, one.name)}
+    raise UserError(f"there is no {noun} {reference} in {folder}", f"{did_you_mean(reference, names)}{lists}")
 
 
 def _job_of(run: RunDirectory) -> str | None:

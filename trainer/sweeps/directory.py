@@ -18,8 +18,8 @@ from typing import Any, TypeVar
 from trainer.core import records
 from trainer.core.errors import EnvironmentFault, UserError
 from trainer.core.files import fsync_folder, subfolders, write_atomic
-from trainer.core.near import did_you_mean
 from trainer.core.secrets import mask
+from trainer.runs.registry import choose
 from trainer.sweeps.records import Array, ArrayJob, Owner, Prune, Result, Retry, Spec, Trial, TrialRun
 
 _ALPHABET = "abcdefghijklmnopqrstuvwxyz234567"
@@ -267,6 +267,8 @@ def all_sweeps(sweeps_dir: Path) -> list[SweepDirectory]:
         found = [SweepDirectory(sweeps_dir / name) for name in subfolders(sweeps_dir)]
     except (FileNotFoundError, NotADirectoryError):
         return []
+    except OSError as error:
+        raise EnvironmentFault(f"{sweeps_dir} cannot be read: {error.strerror}", "get permission to read it") from None
     return sorted((one for one in found if one.exists()), key=lambda one: (_created(one), one.path.name))
 
 
@@ -276,29 +278,16 @@ def find(reference: str | None, sweeps_dir: Path) -> SweepDirectory:
     Raises:
         UserError: There is no such sweep, or several have this prefix.
     """
-    if reference and "/" in reference:
+    if reference and ("/" in reference or os.path.isdir(reference)):
         sweep = SweepDirectory(Path(reference))
         if sweep.exists():
             return sweep
-        raise UserError(f"{reference} is not a sweep", "it has no spec.json; trainer sweep ls lists the sweeps")
+        if "/" in reference:
+            raise UserError(f"{reference} is not a sweep", "it has no spec.json; trainer sweep ls lists the sweeps")
     sweeps = all_sweeps(sweeps_dir)
     if not sweeps:
         raise UserError(f"there are no sweeps in {sweeps_dir}", "start one: trainer sweep optimizer.lr=0.01,0.001")
-    if not reference:
-        return sweeps[-1]
-    exact = [one for one in sweeps if reference in (one.id, one.path.name)]
-    named = [one for one in sweeps if one.name == reference]
-    if exact or named:
-        return (exact or named)[-1]
-    matching = [one for one in sweeps if one.id.startswith(reference) or one.path.name.startswith(reference)]
-    if len(matching) == 1:
-        return matching[0]
-    if matching:
-        names = ", ".join(one.path.name for one in matching[-5:])
-        raise UserError(f"{reference} matches {len(matching)} sweeps", f"use a longer prefix: {names}")
-    known = {name for one in sweeps for name in (one.id, one.path.name, one.name)}
-    hint = did_you_mean(reference, known)
-    raise UserError(f"there is no sweep {reference} in {sweeps_dir}", f"{hint}trainer sweep ls lists the sweeps")
+    return choose(reference, sweeps, "sweep", sweeps_dir, "trainer sweep ls lists the sweeps", also=lambda sweep: False)
 
 
 def request_stop(sweep: SweepDirectory, reason: str) -> None:
