@@ -105,10 +105,6 @@ def _all_equal(values: list[Any]) -> bool:
     return all(value == values[0] or repr(value) == repr(values[0]) for value in values[1:])  # nan != nan
 
 
-def _config(run: RunDirectory, manifest: Facts) -> Facts:
-    return flat_config(run, run.config(), manifest)
-
-
 def _commit(manifest: Facts) -> Facts:
     code = mapping(manifest.get("code"))
     return {

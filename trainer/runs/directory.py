@@ -259,10 +259,6 @@ class RunDirectory:
         """Return the file to which a rank writes its stacks on request (SIGUSR2)."""
         return self.attempt_logs(attempt) / f"rank-{rank}.stacks"
 
-    def existing_stacks(self, attempt: int) -> list[Path]:
-        """Return the files of `stacks` that exist: a rank creates its file when it starts."""
-        return list(_by_rank(self.attempt_logs(attempt).glob("rank-*.stacks")).values())
-
     def collectives_request(self, attempt: int) -> Path:
         """Return the file that requests the trace of collectives from every rank of an attempt."""
         return self.live_dir / f"collectives-{attempt:02d}.request"
