@@ -62,18 +62,17 @@ def _sentence(reason: str, job: dict[str, str]) -> str:
 
 
 def _priority(name: str, rest: str, job: dict[str, str]) -> str:
+    # One line for each task of an array, with the number of its job: without --array all tasks are one name.
     listed = run(
-        "squeue", "--noheader", "--states=PENDING", f"--partition={job['Partition']}", "--format=%i %Q"
+        *("squeue", "--noheader", "--array", "--states=PENDING", f"--partition={job['Partition']}", "--format=%A %Q")
     ).split()
-    own = number(job["Priority"]) or 0
+    own = (-(number(job["Priority"]) or 0), number(job["JobId"]) or 0)
     pending = [(number(priority), number(job_id)) for job_id, priority in zip(listed[::2], listed[1::2], strict=False)]
     before = sum(
-        (-priority, job_id) < (-own, number(job["JobId"]) or 0)
-        for priority, job_id in pending
-        if priority is not None and job_id is not None
+        (-priority, job_id) < own for priority, job_id in pending if priority is not None and job_id is not None
     )
     plural = "s are" if before != 1 else " is"
-    return f"{before} job{plural} ahead of it in the partition {job['Partition']} (its priority is {own})"
+    return f"{before} job{plural} ahead of it in the partition {job['Partition']} (its priority is {-own[0]})"
 
 
 def _resources(name: str, rest: str, job: dict[str, str]) -> str:
@@ -83,9 +82,13 @@ def _resources(name: str, rest: str, job: dict[str, str]) -> str:
 
 
 def _nodes(job: dict[str, str]) -> str:
-    number = job.get("NumNodes", "?").partition("-")[0]
+    nodes = job.get("NumNodes", "?").partition("-")[0]
     gpus = re.search(r"gres/gpu=(\d+)", job.get("TRES", "") + job.get("ReqTRES", ""))
-    return f"{number} node{'' if number == '1' else 's'}" + (f" with {gpus[1]} GPUs in total" if gpus else "")
+    return _counted(nodes, "node") + (f" with {_counted(gpus[1], 'GPU')} in total" if gpus else "")
+
+
+def _counted(count: str, noun: str) -> str:
+    return f"{count} {noun}{'' if count == '1' else 's'}"
 
 
 def _not_available(name: str, rest: str, job: dict[str, str]) -> str:
