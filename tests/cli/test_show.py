@@ -132,7 +132,7 @@ def test_ls_lists_states_and_skips_what_is_damaged(
         (common.size(999), "999 B"),
         (common.size(648_000), "648 kB"),
         (common.size(1_234_000_000), "1.23 GB"),
-        (common.size(5 * 10**15), "5e+03 TB"),
+        (common.size(5 * 10**15), "5,000 TB"),
         (common.number(0.000123456), "0.0001235"),
         (common.number("nan"), "nan"),
         (common.number(None), ""),

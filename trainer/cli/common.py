@@ -8,6 +8,7 @@ import time
 from collections.abc import Sequence
 
 from trainer.core.text import one_line
+from trainer.core.units import three_digits
 from trainer.runs.directory import RunDirectory
 from trainer.runs.registry import reference_to
 
@@ -57,9 +58,9 @@ def size(num_bytes: int | None) -> str:
     if num_bytes is None:
         return ""
     value, units = float(num_bytes), ["B", "kB", "MB", "GB", "TB"]
-    while value >= 1000 and len(units) > 1:
+    while value >= 999.5 and len(units) > 1:
         value, units = value / 1000, units[1:]
-    return f"{value:.3g} {units[0]}"
+    return f"{three_digits(value)} {units[0]}"
 
 
 def number(value: float | str | None) -> str:

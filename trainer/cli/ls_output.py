@@ -17,6 +17,8 @@ from trainer.core.text import one_line
 from trainer.runs.columns import COLUMNS, TIMES, differing, metrics_of, value_of
 from trainer.runs.row import Row
 
+_LARGEST = 2**63
+"""Larger integers are written as text: a column of numbers has 64 bits."""
 _SPECIAL = ("nan", "inf", "-inf")
 DEFAULT = ("id", "name", "state", "step", "best", "age", "strategy", "where")
 
@@ -111,9 +113,16 @@ def write_parquet(rows: Sequence[Row], keys: Sequence[str], path: Path) -> None:
 def _column(values: list[Any]) -> list[Any]:
     """Return values of one type: integers, numbers, truth values, or texts."""
     known = [value for value in values if value is not None]
-    if any(all(type(value) is kind for value in known) for kind in (bool, int)):
+    if all(type(value) is bool for value in known):
         return values
-    if all(type(value) in (int, float) or (isinstance(value, str) and value in _SPECIAL) for value in known):
+    if all(type(value) is int and abs(value) < _LARGEST for value in known):
+        return values
+    if all(
+        type(value) is float
+        or (type(value) is int and abs(value) < _LARGEST)
+        or (isinstance(value, str) and value in _SPECIAL)
+        for value in known
+    ):
         return [None if value is None else float(value) for value in values]
     return [value if value is None or isinstance(value, str) else json.dumps(value) for value in values]
 

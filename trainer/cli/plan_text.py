@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from trainer.cli.common import size, table
-from trainer.core.units import duration, gib, seconds
+from trainer.core.units import duration, gib, seconds, three_digits
 from trainer.hardware.catalogue import Device
 from trainer.plan.answer import ALLOWANCE_ERROR, ERRORS, Plan
 from trainer.plan.forecast import POWER_SHARE, START_S, Forecast
@@ -47,7 +47,7 @@ def brief(plan: Plan, known: Device | None) -> list[str]:
     if found.train_s is not None:
         parts.append(f"{duration(found.train_s)} of training")
     if found.device_hours is not None and known is not None:
-        parts.append(f"{found.device_hours:.3g} GPU hours")
+        parts.append(f"{three_digits(found.device_hours)} GPU hours")
     if found.cost is not None:
         parts.append(f"{found.cost:,.2f} {found.currency}".rstrip())
     return [*lines, f"plan: {', '.join(parts)} (error: {found.error})"]
@@ -150,7 +150,7 @@ def _length(found: Forecast, config: Mapping[str, Any]) -> list[Row]:
     if found.steps is None or found.train_s is None:
         reason = found.not_known.get("train_s", "the training has no limit in steps or time")
         return [("until the end", f"not known: {reason}")]
-    epochs = "" if found.epochs is None else f" ({found.epochs:.3g} epochs)"
+    epochs = "" if found.epochs is None else f" ({three_digits(found.epochs)} epochs)"
     text = f"{found.steps:,} steps{epochs}, {duration(found.train_s)} without validation, saving and the queue"
     rows.append(("until the end", text))
     if found.allocations is not None:
@@ -185,9 +185,11 @@ def _storage(found: Forecast, config: Mapping[str, Any], left: Space) -> list[Ro
 def _bill(found: Forecast) -> list[Row]:
     rows: list[Row] = []
     if found.device_hours is not None:
-        rows.append(("device hours", f"{found.device_hours:.3g}"))
+        rows.append(("device hours", three_digits(found.device_hours)))
     if found.energy_kwh is not None:
-        text = f"{found.energy_kwh:.3g} kWh by the devices at {POWER_SHARE:.0%} of their power limit (assumed)"
+        text = (
+            f"{three_digits(found.energy_kwh)} kWh by the devices at {POWER_SHARE:.0%} of their power limit (assumed)"
+        )
         rows.append(("energy", text))
     elif reason := found.not_known.get("energy_kwh"):
         rows.append(("energy", f"not known: {reason}"))
@@ -196,5 +198,5 @@ def _bill(found: Forecast) -> list[Row]:
     elif reason := found.not_known.get("cost"):
         rows.append(("cost", f"not known: {reason}"))
     if found.co2_kg is not None:
-        rows.append(("CO2", f"{found.co2_kg:.3g} kg"))
+        rows.append(("CO2", f"{three_digits(found.co2_kg)} kg"))
     return rows

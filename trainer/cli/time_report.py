@@ -10,7 +10,7 @@ from trainer.cli.common import size
 from trainer.cli.job import Job
 from trainer.cli.planning import plans, variant_of
 from trainer.core.errors import TrainerError
-from trainer.core.units import duration, seconds
+from trainer.core.units import duration, seconds, three_digits
 from trainer.hardware.catalogue import known as known_device
 from trainer.plan import calibration
 from trainer.plan.answer import Plan
@@ -161,6 +161,6 @@ def lines(report: dict[str, Any]) -> list[str]:
         rows.append(("planned", text))
     rows.append(("calibrates", report["kept"]))
     for fit in report["fits"]:
-        epochs = "" if fit["epochs"] is None else f", {fit['epochs']:.3g} epochs"
+        epochs = "" if fit["epochs"] is None else f", {three_digits(fit['epochs'])} epochs"
         rows.append((fit["limit"], f"{fit['steps']:,} steps{epochs}: {fit['overrides'] or 'not one step'}"))
     return [f"{title:<16}{text}" for title, text in rows]

@@ -9,8 +9,13 @@ def gib(num_bytes: int) -> str:
 
 
 def seconds(value: float) -> str:
-    """Format seconds with three significant digits."""
-    return f"{value:.3g} s" if value >= 0.1 else f"{value * 1000:.3g} ms"
+    """Format seconds with three significant digits, and whole ones from 1000 on."""
+    return f"{three_digits(value)} s" if value >= 0.1 else f"{value * 1000:.3g} ms"
+
+
+def three_digits(value: float) -> str:
+    """Format a number of at least 0 with three significant digits, without an exponent from 1000 on."""
+    return f"{value:.3g}" if value < 999.5 else f"{value:,.0f}"
 
 
 def duration(value: float) -> str:

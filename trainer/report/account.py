@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from trainer.core.units import three_digits
 from trainer.report import words
 from trainer.report.facts import Facts
 from trainer.report.markup import Markup, element, note, section, table, void
@@ -90,7 +91,7 @@ def _row(name: str, seconds: float, wall_s: float, charge: Charge | None) -> tup
 def _hours(hours: float) -> str:
     if not hours:
         return "-"
-    return "<0.001" if hours < 0.001 else f"{hours:.3g}" if hours < 1000 else f"{hours:,.0f}"
+    return "<0.001" if hours < 0.001 else three_digits(hours)
 
 
 def _bar(seconds: Mapping[str, float], wall_s: float) -> Markup:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import math
 import time
 from typing import Any
 
+from trainer.core.units import duration
 from trainer.report.defaults import UNKNOWN
 
 
@@ -22,14 +22,10 @@ def span(seconds: float | None) -> str:
     """Return a duration in its two largest units: `3 h 12 min`."""
     if seconds is None or not math.isfinite(seconds) or seconds < 0:
         return "not known"
-    if seconds < 60:
-        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
-    units = ((86400, "d"), (3600, "h"), (60, "min"), (1, "s"))
-    for (size, unit), (smaller, small_unit) in itertools.pairwise(units):
-        if seconds >= size:
-            whole, rest = divmod(round(seconds / smaller), size // smaller)
-            return f"{whole} {unit} {rest} {small_unit}" if rest else f"{whole} {unit}"
-    return f"{seconds:.0f} s"
+    if seconds < 59.5:
+        return f"{seconds:.1f} s" if seconds < 9.95 else f"{seconds:.0f} s"
+    large, unit, small, small_unit = duration(seconds).split()
+    return f"{large} {unit}" if small == "0" else f"{large} {unit} {small} {small_unit}"
 
 
 def number(value: Any) -> str:
@@ -41,7 +37,7 @@ def number(value: Any) -> str:
 
 def percent(share: float | None) -> str:
     """Return a share in percent."""
-    return "not known" if share is None else f"{share:.1%}" if share < 0.995 else f"{share:.0%}"
+    return "not known" if share is None else f"{share:.1%}" if share < 0.9995 else f"{share:.0%}"
 
 
 def value(content: Any) -> str:

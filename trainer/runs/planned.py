@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from trainer.core.units import duration, gib, seconds
+from trainer.core.units import duration, gib, seconds, three_digits
 from trainer.runs import bill_text
 from trainer.runs.bill import Charge
 from trainer.runs.directory import RunDirectory
@@ -74,10 +74,10 @@ def plan_beside_run(
     figures = [
         _figure("memory, tensors", planned.peak_bytes, peak_gb * 1e9, lambda value: gib(round(value))),
         _figure("step", planned.step_s, step_seconds(curves, batch_size), seconds),
-        _figure("tokens/s", planned.tokens_per_s, _median(curves, "train/tokens_per_s"), _quantity),
-        _figure("samples/s", planned.samples_per_s, _median(curves, "train/samples_per_s"), _quantity),
+        _figure("tokens/s", planned.tokens_per_s, _median(curves, "train/tokens_per_s"), three_digits),
+        _figure("samples/s", planned.samples_per_s, _median(curves, "train/samples_per_s"), three_digits),
         _figure("training", planned.train_s, sum(spent.get(name, 0.0) for name in _TRAINING), duration, not is_over),
-        _figure("device hours", planned.device_hours, hours, _quantity, not is_over),
+        _figure("device hours", planned.device_hours, hours, three_digits, not is_over),
         _figure("energy", planned.energy_kwh, charge.energy_kwh, bill_text.energy, not is_over),
         _figure("cost", planned.cost, charge.cost, lambda value: money(value, planned.currency), not is_over),
     ]
@@ -102,7 +102,3 @@ def _median(curves: Mapping[str, Curve], name: str) -> float | None:
 def _largest(curves: Mapping[str, Curve], name: str) -> float:
     """Return the largest value of a metric; 0 without one."""
     return max((value for _, value in curves.get(name, [])), default=0.0)
-
-
-def _quantity(value: float) -> str:
-    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"

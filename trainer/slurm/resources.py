@@ -12,6 +12,7 @@ from trainer.config.problems import raise_all
 from trainer.config.shape import LaunchShape
 from trainer.core.errors import UserError
 from trainer.core.near import did_you_mean, listed
+from trainer.core.units import three_digits
 from trainer.slurm import facts
 from trainer.slurm.commands import is_here
 from trainer.slurm.facts import NodeKind, Partition
@@ -123,7 +124,7 @@ def cost(config: dict[str, Any], shape: LaunchShape) -> str | None:
         return None
     units = (shape.nodes + config["resources"]["spare_nodes"]) * shape.processes_per_node
     what = "GPU" if shape.device == "cuda" else "process"
-    return f"up to {units * limit_s / 3600:.4g} {what} hours in each allocation of {as_time(limit_s)}"
+    return f"up to {three_digits(units * limit_s / 3600)} {what} hours in each allocation of {as_time(limit_s)}"
 
 
 def _requested(cluster: dict[str, Any], known: dict[str, Partition]) -> list[Partition | None]:

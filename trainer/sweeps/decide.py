@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from trainer.core.units import three_digits
 from trainer.sweeps.points import points
 from trainer.sweeps.progress import TrialView
 from trainer.sweeps.records import ADAPTIVE, Spec, Trial
@@ -92,14 +93,14 @@ def _why_beyond(
     """
     used = sum(amount(view) for view in found)
     if used >= limit:
-        return f"its trials have used {used:.3g} of {name}"
+        return f"its trials have used {three_digits(used)} of {name}"
     finished = [amount(view) for view in found if view.result is not None and view.result.state == "finished"]
     each = sum(finished) / len(finished) if finished else plan or 0.0
     left = sum(max(0.0, each - amount(view)) for view in found if view.is_alive)
     if used + left + each <= limit:
         return ""
-    running = f", those that run may use {left:.3g} more" if left else ""
-    return f"its trials have used {used:.3g}{running}, and another one {each:.3g}: beyond {name}"
+    running = f", those that run may use {three_digits(left)} more" if left else ""
+    return f"its trials have used {three_digits(used)}{running}, and another one {three_digits(each)}: beyond {name}"
 
 
 def planned(spec: Spec, first: int, count: int, custom: CustomSpace | None = None) -> list[Trial]:
