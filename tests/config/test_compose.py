@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from trainer.config.compose import Composed, compose, points, printed
-from trainer.config.explain import UNUSED_PARTS
+from trainer.config.hydra_errors import UNUSED_PARTS
 from trainer.core.errors import UserError
 from trainer.runs.registry import VARIABLE, runs_dir_from
 

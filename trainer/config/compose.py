@@ -7,8 +7,6 @@ signature of the section's `_target_`.
 
 from __future__ import annotations
 
-import re
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,23 +14,23 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trainer.config import environment, explain, typed
+from trainer.config import environment, hydra_errors
 from trainer.config.bounded import bounded
+from trainer.config.complete import complete
+from trainer.config.hydra_loader import load_tree, loader_of
 from trainer.config.hydra_node import (
     DEFAULT_SWEEP_DIR,
     is_multirun,
     problems_of_hydra,
     replaced,
     sweep_params,
-    without_parts,
 )
 from trainer.config.primary import copier, load_whole
 from trainer.config.problems import raise_all
 from trainer.config.resolvers import own_resolvers
 from trainer.config.schema import Config
 from trainer.config.trackers import move_to_logger, note_on_wandb
-from trainer.core.errors import TrainerError, UserError
-from trainer.core.paths import conf_dir
+from trainer.core.errors import UserError
 
 if TYPE_CHECKING:
     from trainer.config.hydra_files import HydraFiles
@@ -79,9 +77,6 @@ class Place:
         """Return the directories of the user that are searched for configs, in order."""
         return [*(self.cwd / folder for folder in self.config_dirs), self.cwd / "conf"]
 
-
-TEMPLATES = frozenset(("ckpt_path", "train", "test", "task_name"))
-"""Top-level keys of the lightning-hydra-template that `fit` reads."""
 
 _RUN = "THE-RUN-DIRECTORY"
 """Value of `hydra:runtime.output_dir` until the name and directory of the run are resolved."""
@@ -131,7 +126,7 @@ def compose(
         if "seed" in plain and plain["seed"] is None:  # as in the template, where it means: do not seed
             plain["seed"] = Config.seed
             notes.append(f"seed: null: every run has a seed, this one {Config.seed}; set seed=NUMBER for another")
-        config = _typed(plain)
+        config = complete(plain)
         if config["logger"]:
             from trainer.config.loggers import switched_off
 
@@ -173,14 +168,14 @@ class Loaded:
     def loader(self, place: Place) -> Any:
         """Return Hydra's loader of the search path of `place`."""
         if self._loader is None:
-            self._loader = _loader(_search_path(list(place.config_dirs), place.cwd))
+            self._loader = loader_of(place.config_dirs, place.cwd)
         return self._loader
 
     def tree(self, loader: Any, config_name: str, groups: list[str]) -> Any:
         """Return the tree with these groups, for the caller to change; completes `groups` as `load_whole` does."""
         key = tuple(groups)
         if key not in self._trees:
-            tree = load_whole(loader, config_name, groups, _load)
+            tree = load_whole(loader, config_name, groups, load_tree)
             self._trees[key] = list(groups), copier(tree)
         groups[:], copy = self._trees[key]
         return copy()
@@ -200,11 +195,11 @@ def _compose(overrides: list[str], place: Place, config_name: str, notes: list[s
     from trainer.config.own_sections import Project, require_own_sections
 
     cwd = place.cwd
-    loader = loaded.loader(place) if loaded else _loader(_search_path(list(place.config_dirs), cwd))
-    with explain.hydra_errors(loader, overrides):
+    loader = loaded.loader(place) if loaded else loader_of(place.config_dirs, cwd)
+    with hydra_errors.translated(loader, overrides):
         groups, values, unset = _split(loader, overrides)
-        tree = (loaded.tree if loaded else partial(load_whole, load=_load))(loader, config_name, groups)
-        explain.require_unset(tree.hydra.runtime.choices, unset, loader)
+        tree = (loaded.tree if loaded else partial(load_whole, load=load_tree))(loader, config_name, groups)
+        hydra_errors.require_unset(tree.hydra.runtime.choices, unset, loader)
     require_own_sections(tree, Project(place.folders(), config_name, cwd))
     raise_all(list(problems_of_hydra(tree)))
     move_to_logger(tree)
@@ -258,46 +253,12 @@ def printed(composed: Composed, part: str, package: str | None = None, resolve: 
                 return f"{header}{tree}\n"
             return header + OmegaConf.to_yaml(tree, resolve=resolve)
         except OmegaConfBaseException as error:
-            raise explain.interpolation(error) from None
+            raise hydra_errors.interpolation(error) from None
 
 
 def group_options(config_dirs: list[Path], group: str, cwd: Path | None = None) -> list[str]:
     """Return the options of a config group over the whole search path."""
-    return sorted(_loader(_search_path(config_dirs, cwd or Path.cwd())).get_group_options(group))
-
-
-def _search_path(config_dirs: list[Path], cwd: Path) -> list[tuple[str, Path]]:
-    path = []
-    for directory in config_dirs:
-        absolute = directory if directory.is_absolute() else cwd / directory
-        if not absolute.is_dir():
-            raise UserError(
-                f"--config-dir {directory}: no such directory",
-                f"create it, or name one that exists (looked for {absolute})",
-            )
-        path.append(("command-line", absolute))
-    users = cwd / "conf"
-    if users.is_dir() and users.resolve() != conf_dir().resolve():
-        path.append(("working-directory", users))
-    return path
-
-
-def _loader(user_path: list[tuple[str, Path]]) -> Any:
-    from hydra import version
-    from hydra._internal.utils import create_config_search_path
-    from hydra.core.utils import JobRuntime, setup_globals
-
-    from trainer.config.files import ConfigLoader
-    from trainer.config.optuna_sweeper import register
-
-    register()
-    version.setbase("1.3")
-    setup_globals()
-    JobRuntime.instance().set("name", "trainer")
-    search_path = create_config_search_path(str(conf_dir()))
-    for provider, directory in reversed(user_path):
-        search_path.prepend(provider, f"file://{directory}")
-    return ConfigLoader(search_path)
+    return sorted(loader_of(config_dirs, cwd or Path.cwd()).get_group_options(group))
 
 
 def points(
@@ -336,12 +297,12 @@ def swept(
     """
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
-    loader = _loader(_search_path(config_dirs, cwd or Path.cwd()))
-    with explain.hydra_errors(loader, overrides):
+    loader = loader_of(config_dirs, cwd or Path.cwd())
+    with hydra_errors.translated(loader, overrides):
         parser = OverridesParser.create(config_loader=loader)
         parsed = parser.parse_overrides(overrides)
         fixed = [str(one.input_line) for one in parsed if not one.is_sweep_override()]
-        tree = load_whole(loader, config_name, _split(loader, fixed)[0], partial(_load, sweep=True))
+        tree = load_whole(loader, config_name, _split(loader, fixed)[0], partial(load_tree, sweep=True))
         if not multirun and not is_multirun(tree):
             return None
         given = {one.key_or_group for one in parsed}
@@ -355,12 +316,12 @@ def _split(loader: Any, overrides: list[str]) -> tuple[list[str], list[Any], lis
     values: list[Any] = []
     unset: list[Any] = []
     for override in map(_parsed, overrides):
-        explain.refuse_sweep(override)
+        hydra_errors.refuse_sweep(override)
         is_group = loader.repository.group_exists(override.key_or_group)
         if is_group and override.value() is None and not override.is_delete():
             unset.append(override)
         elif override.is_hydra_override() or (is_group and not isinstance(override.value(), dict)):
-            explain.require_options(override, loader)
+            hydra_errors.require_options(override, loader)
             groups.append(str(override.input_line))
         else:
             values.append(override)
@@ -373,24 +334,6 @@ def _parsed(override: str) -> Any:
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
     return OverridesParser.create().parse_overrides([override])[0]
-
-
-def _load(loader: Any, config_name: str, groups: list[str], sweep: bool = False) -> Any:
-    """Load the tree with Hydra; with `sweep` that of a whole sweep, in which some groups may not be chosen yet."""
-    from hydra.types import RunMode
-    from omegaconf import OmegaConf
-
-    with without_parts(explain.UNUSED_PARTS), warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        tree = loader.load_configuration(config_name, groups, RunMode.MULTIRUN if sweep else RunMode.RUN)
-    for warning in caught:
-        absent = re.search(r"provider=(.*), path=(.*) is not available", str(warning.message))
-        if absent:
-            fix = "create it, or name one that exists"
-            raise UserError(f"{absent[1]}: no such directory: {absent[2]}", fix)
-        warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
-    OmegaConf.set_struct(tree, False)
-    return tree
 
 
 def _record(tree: Any, groups: list[str], values: list[Any]) -> None:
@@ -440,71 +383,8 @@ def _resolve(tree: Any, job: Any) -> dict[str, Any]:
             except OmegaConfBaseException:
                 missing = sorted(OmegaConf.missing_keys(job))
                 if missing:
-                    raise explain.missing(missing) from None
+                    raise hydra_errors.missing(missing) from None
                 raise
         except OmegaConfBaseException as error:
-            raise explain.interpolation(error) from None
+            raise hydra_errors.interpolation(error) from None
     return plain  # type: ignore[return-value]
-
-
-DEFAULT_EPOCHS = 10
-
-
-def _limit(options: dict[str, Any]) -> None:
-    """Set the default number of epochs if nothing else limits the training, as Lightning does."""
-    unlimited = (
-        options.get("max_steps") in (None, -1),
-        options.get("max_time") is None,
-        not options.get("fast_dev_run"),
-    )
-    if all(unlimited) and options.get("max_epochs") is None:
-        options["max_epochs"] = DEFAULT_EPOCHS
-
-
-def _settle_interval(config: dict[str, Any]) -> None:
-    node = config.get("scheduler")
-    if not isinstance(node, dict) or node.get("interval") is not None:
-        return
-    if str(node.get("_target_")).startswith("trainer.schedules."):
-        node["interval"] = "step"  # as settle_interval would set it; spares most jobs the import
-    else:
-        from trainer.config.schedule import settle_interval
-
-        settle_interval(config)
-
-
-def _typed(config: dict[str, Any]) -> dict[str, Any]:
-    """Check the closed sections against the schema, and return the completed configuration.
-
-    Raises:
-        UserError: All problems that were found.
-    """
-    problems: list[TrainerError] = []
-    if isinstance(config.get("trainer"), dict):
-        _limit(config["trainer"])
-    if isinstance(config.get("trainer"), dict) and typed.is_lightnings(config["trainer"]):
-        from trainer.config.lightning_keys import translate  # only for a job with such keys
-
-        problems += translate(config)
-    if not TEMPLATES.isdisjoint(config):
-        from trainer.config.lightning_names import problems_at_top
-
-        problems += problems_at_top(config)
-    if not config.keys() <= set(typed.key_names(Config)):
-        from trainer.config.own_keys import misspelt_keys  # only for a job with user-defined keys
-
-        problems += misspelt_keys(config)
-    problems += typed.top_level_problems(config)
-    for section in typed.key_names(Config):
-        if section in config and typed.is_closed(section):
-            problems += typed.problems_of(section, config[section])
-    raise_all(problems)
-    unset = [name for name in typed.REQUIRED if config.get(name) is None]
-    if unset:
-        raise explain.missing(unset)
-    _settle_interval(config)
-    if str((config.get("optimizer") or {}).get("_target_")).startswith("torch.optim."):
-        from trainer.config.schedule import settle_fused
-
-        settle_fused(config)
-    return typed.complete(config)

@@ -1,4 +1,4 @@
-"""Set one value of the composed tree, if its key exists or the reader of the section accepts it."""
+"""Set one value of the composed tree, if its key exists or the section accepts it; else suggest a key for the typo."""
 
 from __future__ import annotations
 

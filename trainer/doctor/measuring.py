@@ -83,7 +83,7 @@ def _reduce(device: str, ranks: int, variables: dict[str, str]) -> list[str]:
         }
         started = []
         for rank in range(ranks):
-            command = processes.python_module("trainer.runtime.reduce", device, str(_REDUCE_S), token)
+            command = processes.python_module("trainer.runtime.all_reduce_speed", device, str(_REDUCE_S), token)
             given = [listener.fileno()] if rank == 0 else []
             command += map(str, given)
             process = subprocess.Popen(

@@ -1,7 +1,7 @@
 """Begin and end an attempt in the job script: `python -m trainer.slurm.attempt begin|end ...`.
 
-`begin RUN_DIR` prints lines for the script's `eval`. `end RUN_DIR CODE` records why srun ended with CODE, requeues the
-job if that helps, and exits with 75 if the script should try again in the same allocation.
+`begin RUN_DIR` prints lines for the script's `eval`. `end RUN_DIR CODE` records why srun ended with CODE, decides
+whether to requeue the job, and exits with 75 if the script should start another attempt in the same allocation.
 """
 
 from __future__ import annotations

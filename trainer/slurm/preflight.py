@@ -42,7 +42,7 @@ DEFAULT_TIMEOUT_S = 300
 """`cluster.preflight_timeout_s` of a run from before that option."""
 POLL_S, READ_EVERY_S = 0.2, 2.0
 _PACKAGES = ("torch", "lightning", "deepspeed", "numpy", "hydra-core", "omegaconf")
-_WORKER = "trainer.runtime.reduce"
+_WORKER = "trainer.runtime.all_reduce_speed"
 
 
 def folder(run: RunDirectory, environment: Mapping[str, str] = os.environ) -> Path:

@@ -1,4 +1,4 @@
-"""Lightning strategies, built from the options of `trainer/config/strategy.py`; one small file each."""
+"""Lightning strategies, built from the options of `trainer/config/strategy.py`; one file each. `build` chooses."""
 
 from __future__ import annotations
 

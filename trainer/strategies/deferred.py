@@ -1,7 +1,7 @@
 """Deferred initialization: build a model on the meta device, fill its parameters one by one after sharding.
 
 This is for models too large for one rank. While the model is built, the initialization of each parameter is recorded
-(`strategies/recipes.py`): every in-place operation on it. So each parameter can be initialized later, alone, with
+(`strategies/initialization.py`): every in-place operation on it. Each parameter can be initialized later, alone, with
 exactly the bits that building the whole model would give it, and fsdp starts from the same weights as ddp.
 
 What a rank then draws depends on the operations. The project's transformers draw from counters
@@ -33,7 +33,16 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map_only
 from torch.utils.weak import WeakIdKeyDictionary
 
-from trainer.strategies.recipes import Change, Keeper, Recipe, View, attach, make_whole, recipes, replace_parameters
+from trainer.strategies.initialization import (
+    Change,
+    Keeper,
+    Recipe,
+    View,
+    attach,
+    make_whole,
+    recipes,
+    replace_parameters,
+)
 
 __all__ = ["CannotDefer", "Deferral", "Recipe", "construct", "make_whole", "recipes", "replace_parameters"]
 

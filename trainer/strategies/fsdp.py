@@ -43,9 +43,9 @@ from trainer.strategies import MeshSizes
 from trainer.strategies.blocks import prepare
 from trainer.strategies.buffers import BuffersOfRank0
 from trainer.strategies.fsdp_layout import prefetch_groups, shard_groups, shard_networks
+from trainer.strategies.initialization import Recipe, are_equal_on_all_ranks, recipes, replace_parameters
 from trainer.strategies.mesh import REPLICATE, SHARD, TENSOR, is_sharded, is_split, make_mesh
 from trainer.strategies.narrow_weights import compute_as_autocast
-from trainer.strategies.recipes import Recipe, are_equal_on_all_ranks, recipes, replace_parameters
 from trainer.strategies.saving import ShardedCheckpoints, model_tensors, unwrapped
 from trainer.strategies.tensor_parallel import parallelize
 

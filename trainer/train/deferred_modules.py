@@ -19,8 +19,8 @@ from torch.nn.parameter import is_lazy
 
 from trainer.core.errors import UserError
 from trainer.strategies.deferred import CannotDefer, Deferral
+from trainer.strategies.initialization import make_whole
 from trainer.strategies.mesh import is_split
-from trainer.strategies.recipes import make_whole
 
 HOOKS = ("configure_model", "configure_sharded_model", "setup")
 """Hooks that may create parameters. The last one is called first."""

@@ -25,7 +25,7 @@ from trainer.core.errors import UserError
 from trainer.core.install import pip_install
 from trainer.core.near import did_you_mean, listed
 from trainer.strategies.blocks import blocks_of
-from trainer.strategies.recipes import recipes
+from trainer.strategies.initialization import recipes
 from trainer.tasks.base import Task
 
 

@@ -1,6 +1,6 @@
-"""Run one rank of the preflight: join the others, all-reduce some megabytes, print `joined BYTES_PER_S KIND FLOPS`.
+"""Run one rank of the speed test of preflight and doctor: join, all-reduce, print `joined BYTES_PER_S KIND FLOPS`.
 
-    python -m trainer.runtime.reduce DEVICE TIMEOUT_S TOKEN [LISTENER]
+    python -m trainer.runtime.all_reduce_speed DEVICE TIMEOUT_S TOKEN [LISTENER]
 
 LISTENER is the descriptor of the socket on which rank 0 serves the others. FLOPS is the rate of a matrix product in the
 arithmetic KIND on the device of this rank, while the other ranks compute as well.

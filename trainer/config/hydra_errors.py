@@ -18,7 +18,7 @@ UNUSED_PARTS = ("launcher", "sweeper", "help", "hydra_help", "hydra_logging", "j
 
 
 @contextmanager
-def hydra_errors(loader: Any, overrides: list[str]) -> Iterator[None]:
+def translated(loader: Any, overrides: list[str]) -> Iterator[None]:
     """Turn Hydra's exception for a user's mistake into a UserError."""
     import yaml
     from hydra.errors import HydraException, MissingConfigException, OverrideParseException
