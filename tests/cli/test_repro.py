@@ -1,4 +1,4 @@
-"""`trainer repro`: the same run anew from its frozen code, and a line for each thing that is not the same."""
+"""`trainer repro`: the same run from its frozen code, and a line for each thing that differs."""
 
 from __future__ import annotations
 

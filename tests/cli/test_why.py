@@ -61,7 +61,7 @@ COMMAND = re.compile(r"trainer (resume|fit) (\S[^\n;,]*)")
 REASONS = {
     "out of memory": "rank 0 on here ran out of memory with a micro-batch of 8: parameters 3 GB",
     "full": "[Errno 28] No space left on device",
-    "allocations": "3 attempts in a row left no newer checkpoint; the last ended so: x",
+    "allocations": "3 attempts in a row left no newer checkpoint; the last one: x",
     "nan": "the loss is NaN at step 7",
     "spike": "loss spike at step 7: 3.1 after 0.2",
     "hang": "rank 1 on here (step 3, train) did not move for 181 s, 180 s are allowed: in all_reduce",

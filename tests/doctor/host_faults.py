@@ -149,7 +149,7 @@ FAULTS = [
         "host name",
         "loopback",
         "warning",
-        "leads to 127.0.1.1",
+        "resolves to 127.0.1.1",
         "write '10.0.0.1 node1' in /etc/hosts",
         resolve=lambda name: ["127.0.1.1"],
     ),

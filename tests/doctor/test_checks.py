@@ -49,7 +49,7 @@ def test_every_check_has_a_fault() -> None:
     assert {one.check for one in FAULTS} == set(CHECKS)
 
 
-def test_every_warning_and_error_says_what_mends_it(tmp_path: Path) -> None:
+def test_every_warning_and_error_has_its_fix(tmp_path: Path) -> None:
     for number, one in enumerate(FAULTS):
         (folder := tmp_path / str(number)).mkdir()
         for finding in of(one.check, one.machine(folder)):

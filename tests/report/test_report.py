@@ -33,7 +33,7 @@ def test_what_a_person_reads(tmp_path: Path) -> None:
         "Curves",
         "Time, energy and cost",
         "Attempts and faults",
-        "What was asked",
+        "Command and configuration",
         "Where it ran",
         "How to reproduce it",
     ]
@@ -144,7 +144,7 @@ def test_a_failed_run_says_why_and_a_new_one_has_no_empty_sections(tmp_path: Pat
     new.config_path.write_text("name: new\n")
     new.overrides_path.write_text("\n")
     page = Page(report(new))
-    assert page.titles == ["What was asked", "How to reproduce it"]
+    assert page.titles == ["Command and configuration", "How to reproduce it"]
     assert "never launched" in page.text
 
 

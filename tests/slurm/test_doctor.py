@@ -23,7 +23,7 @@ def test_faults_of_slurm_show_on_every_node(cli: TrainerCli, workdir: Path, test
     out = " ".join(done.stdout.split())
     for node in ("node0", "node1"):
         assert f"{node}: " in out
-    assert out.count("SLURM has given 4 GPUs of this node, 0 can be used") == 2
+    assert out.count("SLURM allocated 4 GPUs of this node, 0 can be used") == 2
     assert out.count("node3 drained: a broken disk") == 2
     assert "scontrol update nodename=node3 state=resume" in out
     assert max(map(len, done.stdout.splitlines())) <= 80

@@ -169,7 +169,7 @@ def test_a_run_that_gets_nowhere_stops_with_the_reason(cli: TrainerCli, workdir:
     job = str(run.launch().slurm_job_id)
     failed = wait_for_event(run, "failed", 200)
     assert failed.reason == (
-        "2 attempts in a row left no newer checkpoint; the last ended so: not saved: requeued by scontrol"
+        "2 attempts in a row left no newer checkpoint; the last one: not saved: requeued by scontrol"
     )
     wait_until(lambda: testbed.slurm("squeue", "-t", "all", "-hj", job, "-o", "%T").strip() == "FAILED")
     assert [one.event for one in run.events()].count("allocated") == 2

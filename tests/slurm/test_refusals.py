@@ -35,7 +35,7 @@ REFUSED = {
     "resources.gpus=16": "resources.gpus_per_node=8: a node of the partition main has 4 at most",
     "cluster.gpu_type=h100": "the partition main has no such GPU\n  did you mean cluster.gpu_type=a100?",
     "resources.gpus=7": "is not divisible by resources.nodes=2\n  use resources.gpus=6 or 8",
-    "resources.gpus=null resources.nodes=null": "say how many: resources.gpus=8, or resources.gpus=0",
+    "resources.gpus=null resources.nodes=null": "set it: resources.gpus=8, or resources.gpus=0",
     "cluster.cpus_per_process=3": "use cluster.cpus_per_process=2 or fewer",
     "cluster.memory_per_process=3G": "use cluster.memory_per_process=2000M or less",
     "cluster.time='00:02:00'": "the checkpoint is saved 180 s before the time limit",

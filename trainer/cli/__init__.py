@@ -33,7 +33,7 @@ VERBS = {
         "logs": "print the log of a rank; -f follows it",
         "stop": "save a checkpoint and stop a run",
         "resume": "resume a run from its newest good checkpoint",
-        "repro": "make a run anew from its frozen code and configuration",
+        "repro": "reproduce a run from its frozen code and configuration",
         "evaluate": "compute the metrics of a checkpoint on held-out data",
         "predict": "write the predictions of a checkpoint, in sample order",
         "export": "export weights as safetensors, ONNX or Hugging Face",

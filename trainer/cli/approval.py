@@ -123,7 +123,7 @@ def refuse_what_cannot_fit(job: Job, found: Planned) -> None:
     nearest = nearest_that_fits(job.config, plan.variant, device)
     fix = "" if nearest is None else f"the nearest that fits: {nearest.variant.overrides}\n  "
     problem = f"{gib(plan.peak)} of tensors on each GPU do not fit {gib(device.memory_bytes)} of {device.name}"
-    raise UserError(problem, f"{fix}trainer plan shows more; --anyway launches it nevertheless")
+    raise UserError(problem, f"{fix}trainer plan shows more; --anyway launches it regardless")
 
 
 def nearest_that_fits(config: dict[str, Any], variant: Variant, device: Device) -> Plan | None:

@@ -18,8 +18,8 @@ from trainer.doctor.run import worst
 
 _DESCRIPTION = (
     "Check what training needs on this machine: drivers, GPUs, links, speed, storage, limits, network, clock, W&B and "
-    "SLURM. Each line says ok, warning or error, and the command that mends it. Measurements are held against the "
-    "hardware catalogue and against what this machine reached before. Exit code 3: there is an error. With "
+    "SLURM. Each line is ok, warning or error, with the command that fixes it. Measurements are compared with the "
+    "hardware catalogue and with what this machine reached before. Exit code 3: there is an error. With "
     "cluster=slurm the checks run on every node of a short allocation, which cluster.* and resources.* describe as for "
     "a job."
 )

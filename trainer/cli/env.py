@@ -1,4 +1,4 @@
-"""`trainer env`: what belongs into a bug report."""
+"""`trainer env`: versions and hardware for a bug report."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from trainer.slurm.commands import SlurmRefused, is_here
 from trainer.slurm.commands import run as call
 
 _DESCRIPTION = (
-    "Print what belongs into a bug report: versions, hardware, cluster, and the environment variables that change how "
+    "Print what a bug report needs: versions, hardware, cluster, and the environment variables that change how "
     "a job runs. Values of secrets are masked, your home directory is written as ~. Read it before you publish it."
 )
 _FIRST = ("torch", "lightning", "hydra-core", "omegaconf", "deepspeed", "wandb", "numpy", "torchmetrics", "safetensors")

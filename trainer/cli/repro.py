@@ -1,4 +1,4 @@
-"""`trainer repro RUN [key=value ...]`: make a run anew from its frozen code, configuration and seeds."""
+"""`trainer repro RUN [key=value ...]`: reproduce a run from its frozen code, configuration and seeds."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from trainer.runs.reproduction import Loss, create, losses, working_directory
 from trainer.tracking.client_settings import record_environment
 
 _DESCRIPTION = (
-    "Make the same run anew: its code snapshot with uncommitted changes, its configuration and its seeds, under a new "
+    "Reproduce a run: start its code snapshot with uncommitted changes, its configuration and its seeds, under a new "
     "id. What could not be restored is printed line by line: packages, GPUs, data that differ here. Overrides may "
     "change limits and resources as in trainer resume, paths of the data, and cluster=NAME."
 )

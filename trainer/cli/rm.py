@@ -62,7 +62,7 @@ def _require_run(run: RunDirectory) -> None:
     if run.path.is_symlink() or not is_named or not is_manifest(run.manifest_path):
         raise UserError(
             f"{run.path} is not deleted: a run is a folder NAME-ID with a manifest.json, and not a symbolic link",
-            "if you want to delete it nevertheless: rm -r, after a look into it",
+            "look at what is in it, then delete it with rm -r",
         )
 
 

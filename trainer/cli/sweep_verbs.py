@@ -274,7 +274,7 @@ def extend(argv: list[str]) -> int:
         options.changes.insert(0, options.sweep)
         options.sweep = None
     if (options.trials is None) == (not options.changes):
-        raise UserError("what is to be added?", "trainer sweep extend --trials N, or key=a,b")
+        raise UserError("nothing to add", "trainer sweep extend --trials N, or key=a,b")
     sweep = _find(options)
     number = extended(sweep, options.trials, options.changes)
     spec, found = advance(sweep, submit=True)
@@ -287,7 +287,7 @@ def best(argv: list[str]) -> int:
     """Print the best trial, or the command line that trains it."""
     parser = _parser(
         "best",
-        "Show the best trial. Of several metrics: those that no other one beats in all.",
+        "Show the best trial; with several metrics, the Pareto front.",
         "trainer sweep best --overrides",
     )
     parser.add_argument("--overrides", action="store_true", help="print the overrides that train it, for trainer fit")

@@ -93,7 +93,7 @@ def _budget(arguments: argparse.Namespace, config: dict[str, Any]) -> tuple[floa
     if arguments.budget is None:
         return None
     if not arguments.budget > 0:
-        raise UserError(f"--budget {arguments.budget:g}: no money", "write the amount, such as --budget 500")
+        raise UserError(f"--budget {arguments.budget:g}: not an amount", "write the amount, such as --budget 500")
     on_cpu = config["resources"].get("gpus") == 0
     key = "price_per_cpu_core_hour" if on_cpu else "price_per_gpu_hour"
     price = config["cluster"].get(key)

@@ -12,7 +12,7 @@ from trainer.config.limits import Amount, AtLeast, PositiveInt
 class Prices:
     """What one hour and one kilowatt-hour of a cluster cost, for the bill of a run.
 
-    null: not stated; then the bill has no money, or no CO2. None has a default, because every guess would be wrong
+    null: not stated; then the bill has no cost, or no CO2. None has a default, because every guess would be wrong
     somewhere.
     """
 

@@ -83,7 +83,7 @@ class _Root:
 
 
 class Catalogue:
-    """All runs. `refresh` reads files and blocks: it belongs into a thread. All else answers from memory.
+    """All runs. `refresh` reads files and blocks: call it in a thread. All else answers from memory.
 
     Args:
         roots: Folders of runs, or run directories.

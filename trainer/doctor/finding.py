@@ -18,7 +18,7 @@ class Finding:
     status: Status
     text: str
     fix: str = ""
-    """The command or setting that mends it."""
+    """The command or setting that fixes it."""
     values: dict[str, float] = field(default_factory=dict)
     """Measured figures by name, in SI units."""
 

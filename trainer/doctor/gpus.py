@@ -61,7 +61,7 @@ def memory_errors(probe: Probe) -> Iterator[Finding]:
     for one in states:
         reset = f"stop its jobs, sudo nvidia-smi --gpu-reset -i {one.index}, then dcgmi diag -r 3"
         if one.remap_failed:
-            yield error(f"GPU {one.index}: a defective memory row cannot be replaced", "have the GPU exchanged")
+            yield error(f"GPU {one.index}: a defective memory row cannot be replaced", "have the GPU replaced")
         elif one.uncorrected:
             yield error(f"GPU {one.index}: {one.uncorrected} uncorrected memory errors since the driver started", reset)
         elif one.remap_pending:
@@ -96,7 +96,7 @@ def kernel_log(probe: Probe) -> Iterator[Finding]:
     for (device, number), count in latest.items():
         times = f", {count} times" if count > 1 else ""
         if number in _HARDWARE:
-            fix = "stop its jobs, reset the GPU (sudo nvidia-smi --gpu-reset) or reboot; if it comes back, exchange it"
+            fix = "stop its jobs, reset the GPU (sudo nvidia-smi --gpu-reset) or reboot; if it recurs, replace the GPU"
             yield error(f"Xid {number} of {device}{times}: {_HARDWARE[number]}", fix)
         else:
             fix = "see https://docs.nvidia.com/deploy/xid-errors; often an error of a program that ran then"
@@ -120,7 +120,7 @@ def clocks(probe: Probe) -> Iterator[Finding]:
             if bits & bit:
                 is_good = False
                 degrees = f" ({one.temperature} degrees C)" if one.temperature is not None else ""
-                fix = "see to its cooling and power cables; nvidia-smi -q -d PERFORMANCE,TEMPERATURE shows more"
+                fix = "check its cooling and power cables; nvidia-smi -q -d PERFORMANCE,TEMPERATURE shows more"
                 yield warning(f"GPU {one.index} is {reason}{degrees}", fix)
         if device is not None and one.power_limit_w and one.power_limit_w < _LOW_POWER * device.power_watts:
             is_good = False

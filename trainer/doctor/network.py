@@ -28,10 +28,10 @@ def hostname(probe: Probe) -> Iterator[Finding]:
     line = f"{own or 'ADDRESS'} {name}"
     if not found:
         fix = f"echo '{line}' | sudo tee -a /etc/hosts"
-        yield warning(f"the name {name} has no address: gloo of other programs fails or waits", fix)
+        yield warning(f"the host name {name} does not resolve: gloo in other programs fails or hangs", fix)
     elif not outside:
         fix = f"write '{line}' in /etc/hosts in place of {found[0]}; trainer itself does not use the name"
-        yield warning(f"the name {name} leads to {found[0]}: other nodes would call themselves", fix)
+        yield warning(f"the host name {name} resolves to {found[0]}: other nodes would connect to themselves", fix)
     else:
         yield ok(f"{name} is {outside[0]}")
 
@@ -49,7 +49,7 @@ def ports(probe: Probe) -> Iterator[Finding]:
     if first.isdigit() and last.isdigit() and int(last) - int(first) < _LEAST_PORTS:
         is_good = False
         fix = 'sudo sysctl -w net.ipv4.ip_local_port_range="32768 60999"'
-        yield warning(f"only ports {first} to {last} are handed out", fix)
+        yield warning(f"only ports {first} to {last} are available for connections", fix)
     left = [name for name in ("MASTER_ADDR", "MASTER_PORT", "RANK", "WORLD_SIZE") if name in probe.environment]
     if left and "TORCHELASTIC_RUN_ID" not in probe.environment:
         is_good = False
@@ -113,7 +113,7 @@ def weights_and_biases(probe: Probe) -> Iterator[Finding]:
         fix = "tracking.mode=offline, and `trainer sync` from a machine with a network; or set HTTPS_PROXY"
         yield warning(f"{url} cannot be reached: {problem_text}", fix)
     elif client_settings.key_source(probe.environment, Path.cwd()) is None:
-        yield warning(f"{url} is reached, but there is no key", "wandb login, or set WANDB_API_KEY")
+        yield warning(f"{url} can be reached, but there is no API key", "wandb login, or set WANDB_API_KEY")
     else:
         yield ok(f"{url} is reached")
 

@@ -75,7 +75,7 @@ def _bounded(check: Check, probe: Probe, limit_s: float) -> list[Finding]:
             result.append(_Result(list(check(probe))))
         except Exception as problem:  # a check must not end the report
             text = f"{type(problem).__name__}: {problem}".splitlines()[0]
-            fix = "a fault of this check; `trainer env` prints what belongs into a report of it"
+            fix = "a bug in this check; report it with the output of `trainer env`"
             result.append(_Result([Finding(status="error", text=f"the check failed: {text}", fix=fix)]))
 
     began = time.monotonic()

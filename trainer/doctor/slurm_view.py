@@ -85,7 +85,7 @@ def _gpus(probe: Probe, fields: dict[str, str]) -> Iterator[Finding]:
     if granted.isdigit() and int(granted) > usable:
         why = f" ({probe.gpus.problem.message})" if probe.gpus.problem else ""
         fix = "nvidia-smi -L on the node; gres.conf and cgroup.conf (ConstrainDevices) must name the same devices"
-        yield error(f"SLURM has given {granted} GPUs of this node, {usable} can be used{why}", fix)
+        yield error(f"SLURM allocated {granted} GPUs of this node, {usable} can be used{why}", fix)
     of_node = re.search(r"gpu(?::[^:,(]+)?:(\d+)", fields.get("Gres", ""))
     if not granted and of_node and probe.gpus.gpus and "CUDA_VISIBLE_DEVICES" not in probe.environment:
         text = f"this job requested no GPU, and {usable} can be used"
@@ -99,9 +99,9 @@ def _share(probe: Probe) -> Iterator[Finding]:
         return
     if bound < int(granted):
         yield warning(
-            f"SLURM has given {granted} cores, this process is bound to {bound}",
+            f"SLURM allocated {granted} cores, this process is bound to {bound}",
             "srun --cpus-per-task=N passes them on (srun does not inherit it from sbatch)",
         )
     elif bound > int(granted):
-        text = f"SLURM has given {granted} cores, this process may use {bound}: jobs disturb each other"
+        text = f"SLURM allocated {granted} cores, this process may use {bound}: jobs disturb each other"
         yield warning(text, "TaskPlugin=task/affinity,task/cgroup in slurm.conf, ConstrainCores=yes in cgroup.conf")

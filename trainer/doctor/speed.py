@@ -58,7 +58,7 @@ def precisions(probe: Probe) -> Iterator[Finding]:
         broken = [kind for kind in _MATRIX_UNITS if one.works.get(kind) and device and device.supports(kind)]
         broken += [kind for kind in ("fp32",) if one.works.get(kind)]
         for kind in broken:
-            fix = "reinstall the driver and torch for each other; if another GPU of this type works, have it exchanged"
+            fix = "reinstall the driver and torch for each other; if another GPU of this type works, have it replaced"
             yield error(f"{place}: {kind} does not work: {one.works[kind]}", fix)
         if broken:
             continue
@@ -119,7 +119,7 @@ def all_reduce(probe: Probe) -> Iterator[Finding]:
     """Check that the ranks of this machine can all-reduce, and how fast."""
     facts = probe.facts
     if facts is None or (not facts.ranks and not facts.reduce_problem):
-        yield skipped(_NOT_MEASURED if facts is None else "one rank has nobody to exchange with")
+        yield skipped(_NOT_MEASURED if facts is None else "a single rank needs no all-reduce")
         return
     if facts.reduce_problem:
         fix = "NCCL_DEBUG=INFO shows more; in a container add --ipc=host; see shared memory and links"
@@ -137,7 +137,7 @@ def all_reduce(probe: Probe) -> Iterator[Finding]:
         share = bus / (link.bytes_s / 2)
         text += f", {share:.0%} of {link.kind}"
         if share < _LEAST_OF_LINK:
-            yield warning(text, "see links and NCCL above; NCCL_DEBUG=INFO shows which way it takes")
+            yield warning(text, "see links and NCCL above; NCCL_DEBUG=INFO shows which transport NCCL uses")
             return
     if not slow:
         yield ok(text)

@@ -190,7 +190,7 @@ def asked(facts: Facts) -> Markup:
         for one in facts.differences
     ]
     return section(
-        "What was asked",
+        "Command and configuration",
         element("pre", f"trainer fit {facts.typed}".rstrip()),
         element("h3", "Values that are not the default") if rows else "",
         table(("key", "value", "default"), rows[:MOST_ROWS]),

@@ -1,4 +1,4 @@
-"""Collect what belongs into a bug report: versions, hardware, cluster, settings; no secrets, no names of people."""
+"""Collect what a bug report needs: versions, hardware, cluster, settings; no secrets, no names of people."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Make a run anew from the frozen code and configuration of another, and list what could not be restored."""
+"""Reproduce a run from its frozen code and configuration, and list what could not be restored."""
 
 from __future__ import annotations
 

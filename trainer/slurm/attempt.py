@@ -63,7 +63,7 @@ def begin(run: RunDirectory) -> list[str]:
         most = int(run.config()["cluster"]["attempts_without_progress"])
         if _without_progress(run, step) >= most:
             last = [end.reason for end in run.attempts() if end.reason]
-            why = f"; the last ended so: {last[-1]}" if last else ""
+            why = f"; the last one: {last[-1]}" if last else ""
             return _end_here(run, "failed", NEVER_RESTART, f"{most} attempts in a row left no newer checkpoint{why}")
     requested = run.shape()
     bad = _bad_nodes(run, nodes, is_restart)
@@ -115,7 +115,7 @@ def _bad_nodes(run: RunDirectory, nodes: list[str], is_restart: bool) -> dict[st
             print(f"preflight: {node} is slow: {'; '.join(measurements)}", file=sys.stderr, flush=True)
         speed = f", all-reduce at {bytes_per_s / 1e9:.2f} GB/s" if bytes_per_s else ""
         excluded = "; ".join(f"{node} is excluded: {problem}" for node, problem in bad.items())
-        print(f"preflight: {excluded or f'{len(nodes)} nodes are fit'}{speed}", file=sys.stderr, flush=True)
+        print(f"preflight: {excluded or f'{len(nodes)} nodes passed'}{speed}", file=sys.stderr, flush=True)
     return bad
 
 

@@ -28,7 +28,7 @@ def check(config: dict[str, Any], shape: LaunchShape) -> None:
     cluster, resources = config["cluster"], config["resources"]
     problems = [*check_values(cluster), *_of_elastic(config, shape)]
     if all(resources[key] is None for key in ("gpus", "gpus_per_node", "cpu_processes")):
-        fix = "say how many: resources.gpus=8, or resources.gpus=0 to train on CPU"
+        fix = "set it: resources.gpus=8, or resources.gpus=0 to train on CPU"
         problems.append(UserError("resources.gpus is not set, and a cluster has no default number", fix))
     if not is_here():
         raise_all([*problems, *check_extra(cluster, set())])
