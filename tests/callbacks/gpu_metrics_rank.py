@@ -32,7 +32,7 @@ def main() -> None:
     heartbeat: Any = None
     memory.memory_reserved = lambda device: (80 - rank) * 1e9
     nodes = NodeMetrics(Rank(rank, 0, 3, 1, 0), torch.device("cuda", 0), root=Path(sys.argv[1]))
-    metrics = TrainMetrics(1, BatchWork(1), None, heartbeat, group, gpus, nodes=nodes)
+    metrics = TrainMetrics(1, BatchWork(1), None, heartbeat, group, gpus=gpus, nodes=nodes)
     metrics._sums, metrics._counts = {"loss": torch.tensor(2.0 * rank)}, {"loss": 2}
     (Path(sys.argv[1]) / f"found-{rank}.json").write_text(json.dumps(metrics._reduced()))
     torch.distributed.destroy_process_group()

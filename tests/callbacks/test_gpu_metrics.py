@@ -192,7 +192,7 @@ def test_nothing_is_read_on_steps_that_are_not_logged(tmp_path: Path, allocator:
 
     run = Run(tmp_path, Net(), max_steps=7)
     clock = next(one for one in run.trainer.callbacks if isinstance(one, StepClock))  # type: ignore[attr-defined]
-    metrics = TrainMetrics(EVERY, BatchWork(8, 16), 7, run.heartbeat, None, GpuMetrics(DEVICE, load))
+    metrics = TrainMetrics(EVERY, BatchWork(8, 16), 7, run.heartbeat, None, gpus=GpuMetrics(DEVICE, load))
     metrics.peak_s_per_sample = 1e-6
     clock._metrics = metrics
     take = load.take

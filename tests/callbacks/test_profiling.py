@@ -171,7 +171,7 @@ def test_nsight_gets_ranges_between_start_and_stop(cuda: MagicMock) -> None:
 
 def test_files_are_named_by_attempt_and_rank(tmp_path: Path) -> None:
     for kind, name in (("torch", "trace-attempt-02-rank-5.json.gz"), ("memory", "memory-attempt-02-rank-5.pickle")):
-        assert make_recorder(kind, tmp_path, 2, 5, 10, 3)[1] == str(tmp_path / name)
+        assert make_recorder(kind, tmp_path, 2, 5, after=10, steps=3)[1] == str(tmp_path / name)
 
 
 def test_a_gpu_sees_the_methods_that_the_stand_ins_replace() -> None:

@@ -64,7 +64,7 @@ FAULTS = [
     fault("GPU users", "another process", "warning", "GPU 1 is used by", "CUDA_VISIBLE_DEVICES=0", **nvml(compute=[1])),
     fault("GPU memory", "uncorrected", "error", "GPU 1: 3 uncorrected", "--gpu-reset -i 1", **nvml(errors=3)),
     fault("GPU memory", "pending", "error", "waits to be replaced", "--gpu-reset -i 1", **nvml(remapped=(0, 1, 1, 0))),
-    fault("GPU memory", "failed", "error", "cannot be replaced", "exchanged", **nvml(remapped=(0, 9, 0, 1))),
+    fault("GPU memory", "failed", "error", "cannot be replaced", "replaced", **nvml(remapped=(0, 9, 0, 1))),
     fault("GPU memory", "off", "warning", "error correction is off", "--ecc-config=1", **nvml(ecc=0)),
     fault(
         "kernel log", "fallen off", "error", "Xid 79 of 0000:17:00", "reset", run=commands(dmesg=Ran(0, XID.format(79)))

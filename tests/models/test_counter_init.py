@@ -28,7 +28,7 @@ SHAPE, KEY = (7, 11, 5), 2**61 + 12345
 def test_a_part_has_the_bits_of_the_whole(offsets: tuple[int, ...], shape: tuple[int, ...], dtype: torch.dtype) -> None:
     whole, part = torch.empty(SHAPE, dtype=dtype), torch.empty(shape, dtype=dtype)
     fill_normal(whole, 0.5, 2.0, KEY, SHAPE)
-    fill_normal(part, 0.5, 2.0, KEY, SHAPE, offsets)
+    fill_normal(part, 0.5, 2.0, KEY, SHAPE, offsets=offsets)
     inside = tuple(slice(start, start + size) for start, size in zip(offsets, shape, strict=True))
     assert torch.equal(part, whole[inside])
 

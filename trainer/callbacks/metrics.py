@@ -84,8 +84,8 @@ class TrainMetrics:
         max_steps: int | None,
         heartbeat: Heartbeat,
         group: torch.distributed.ProcessGroup | None,
-        gpus: GpuMetrics | None = None,
         *,
+        gpus: GpuMetrics | None = None,
         nodes: NodeMetrics | None = None,
     ) -> None:
         """Create the metrics of an attempt.

@@ -53,14 +53,25 @@ def make_profiler(options: TrainerOptions, attempt: Attempt) -> list[Callback]:
     """Return the callback of `trainer.profiler` on the rank that is recorded; empty on others, and for Lightning's."""
     if options.profiler is None or options.profiler not in PROFILED_WINDOWS:
         return []
-    rank, window = attempt.rank, (options.profile_after, options.profile_steps)
+    rank = attempt.rank
     folder = attempt.directory.path / "profiler"
-    recorder, output = make_recorder(options.profiler, folder, rank.attempt, options.profile_rank, *window)
+    recorder, output = make_recorder(
+        options.profiler,
+        folder,
+        rank.attempt,
+        options.profile_rank,
+        after=options.profile_after,
+        steps=options.profile_steps,
+    )
     if rank.is_first:
         first = (attempt.first_step or 0) + options.profile_after + 1
         steps = f"steps {first} to {first + options.profile_steps - 1} on rank {options.profile_rank}"
         print(f"profiler {options.profiler}: {steps}, to {output}", flush=True)
-    return [ProfileWindow(recorder, *window)] if rank.rank == options.profile_rank else []
+    return (
+        [ProfileWindow(recorder, options.profile_after, options.profile_steps)]
+        if rank.rank == options.profile_rank
+        else []
+    )
 
 
 def gpu_metrics(heartbeat: Heartbeat, device: torch.device) -> GpuMetrics | None:

@@ -163,7 +163,7 @@ class NsightRanges:
         return "capture for Nsight Systems ended"
 
 
-def make_recorder(kind: str, folder: Path, attempt: int, rank: int, after: int, steps: int) -> tuple[Recorder, str]:
+def make_recorder(kind: str, folder: Path, attempt: int, rank: int, *, after: int, steps: int) -> tuple[Recorder, str]:
     """Return the recorder of `trainer.profiler`, and what it writes, for the log of rank 0.
 
     Args:

@@ -94,6 +94,12 @@ def is_alive(pid: int, started: int | None = None) -> bool:
     return bool(fields) and fields[0] not in "ZX" and (started is None or int(fields[19]) == started)
 
 
+def parent_of(pid: int) -> int | None:
+    """Return the parent of `pid`, or None if it has exited."""
+    fields = _stat(pid)
+    return int(fields[1]) if fields else None
+
+
 def started_ticks(pid: int) -> int | None:
     """Return the start time of `pid` in clock ticks since boot, or None if it has exited.
 

@@ -85,7 +85,7 @@ def shared_training(
             return Stream(loader, ranks, seed, describe(loader), is_shared)
         if given is not None:
             loader = _of_size(loader, own.micro_batch)
-        return resumable(loader, own, ranks.rank, seed, ranks, first_epoch)
+        return resumable(loader, own, ranks.rank, seed, ranks=ranks, first_epoch=first_epoch)
 
     return _put_back(loaders, combined, [shared(*pair) for pair in zip(flat, plans, strict=True)])
 

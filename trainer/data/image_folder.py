@@ -94,6 +94,7 @@ class ImageFolder(ClassFolders):
 def read_image(
     path: Path | BinaryIO,
     size: int,
+    *,
     random: bool,
     grey: bool = False,
     mirror: bool = True,

@@ -122,6 +122,7 @@ def resumable(
     plan: BatchPlan,
     rank: int,
     seed: int,
+    *,
     ranks: Ranks | None = None,
     first_epoch: int = 0,
 ) -> DataLoader[Any] | Stream:

@@ -74,7 +74,9 @@ def _send(signum: int, pid: Callable[[], int]) -> Callable[[], None]:
 
 def _node() -> int:
     """Return the process id of the node process, torchrun's parent."""
-    return int(processes._stat(os.getppid())[1])
+    node = processes.parent_of(os.getppid())
+    assert node is not None, "torchrun has exited"
+    return node
 
 
 def _raise() -> None:

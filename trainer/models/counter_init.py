@@ -52,7 +52,7 @@ def normal_(tensor: Tensor, std: float = 1.0, mean: float = 0.0) -> Tensor:
 
 
 def fill_normal(
-    part: Tensor, mean: float, std: float, key: int, shape: Sequence[int], offsets: Sequence[int] | None = None
+    part: Tensor, mean: float, std: float, key: int, shape: Sequence[int], *, offsets: Sequence[int] | None = None
 ) -> None:
     """Fill a rectangular part of a tensor with the values that filling all of it would give to that part.
 
@@ -68,7 +68,7 @@ def fill_normal(
         return
     if part.dtype != torch.float32 or not part.is_contiguous():
         values = torch.empty(part.shape, dtype=torch.float32, device=part.device)
-        fill_normal(values, mean, std, key, shape, offsets)
+        fill_normal(values, mean, std, key, shape, offsets=offsets)
         part.copy_(values)
         return
     flat, run = part.view(-1), _run_length(part.shape, shape)

@@ -152,7 +152,7 @@ class Recipe:
         for change in self.changes:
             if change.name == "counter_normal_":
                 mean, std, key = change.arguments
-                fill_normal(values, mean, std, key, self.parameter.shape, offsets)
+                fill_normal(values, mean, std, key, self.parameter.shape, offsets=offsets)
             else:
                 change.function(values, *change.arguments, **change.named)
         if values is not part:

@@ -290,7 +290,9 @@ def _make_callbacks(
     work = BatchWork(data.plan.global_batch / data.plan.accumulate, data.facts.get("sequence_length"))
     gpus = monitoring.gpu_metrics(heartbeat, device_of(config, rank))
     nodes = NodeMetrics(rank, device_of(config, rank)) if 1 < rank.num_nodes <= MOST_NODES else None
-    metrics = TrainMetrics(config.trainer.log_every_n_steps, work, total_steps, heartbeat, group, gpus, nodes=nodes)
+    metrics = TrainMetrics(
+        config.trainer.log_every_n_steps, work, total_steps, heartbeat, group, gpus=gpus, nodes=nodes
+    )
     rng_state = RngState(config.seed, rank.rank, build.place_in_data(config, rank).rank, group)
     transient_state = TransientState(rank.rank, group)
     boundary = Boundary(
