@@ -86,22 +86,23 @@ def _data(run: RunDirectory, overrides: list[str]) -> dict[str, Any]:
     Raises:
         UserError: For an override that is not of the section `data`, or that its target does not accept.
     """
-    import yaml
-
     from trainer.config.instantiate import read_whole
+    from trainer.config.override_value import value_of
     from trainer.config.problems import raise_all
     from trainer.config.targets import problems_of_targets
 
     config = read_whole(run.config_path)
     for override in overrides:
-        key, separator, value = override.partition("=")
+        key, separator, _ = override.partition("=")
         if not separator or not key.startswith("data."):
             raise UserError(f"{override}: only the section data can be overridden", "write data.KEY=VALUE")
-        node = config["data"]
+        node, path = config["data"], "data"
         *sections, name = key.split(".")[1:]
         for section in sections:
-            node = node.setdefault(section, {})
-        node[name] = yaml.safe_load(value)
+            node, path = node.setdefault(section, {}), f"{path}.{section}"
+            if not isinstance(node, dict):
+                raise UserError(f"{override}: {path} is a value, not a section", f"write {path}=VALUE")
+        node[name] = value_of(override)
     if overrides:
         raise_all(list(problems_of_targets(config, Path.cwd())))
     data: dict[str, Any] = config["data"]

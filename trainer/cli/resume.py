@@ -132,17 +132,18 @@ def with_overrides(
     Raises:
         UserError: For another key, or a value of a wrong type.
     """
+    from trainer.config.override_value import value_of
     from trainer.config.problems import raise_all
     from trainer.config.typed import is_closed, problems_of, to_config
 
     allowed = [f"{section}.{key}" for section, keys in CHANGEABLE.items() for key in keys] + list(more)
     for override in overrides:
-        key, separator, value = override.partition("=")
+        key, separator, _ = override.partition("=")
         if not separator or key not in allowed:
             fix = did_you_mean(key, allowed) + f"{what} can change {', '.join(allowed)}"
             raise UserError(f"{override}: {what} cannot change this", f"{fix}; for all else use trainer fit")
         section, name = key.split(".")
-        config.setdefault(section, {})[name] = _parsed(value)
+        config.setdefault(section, {})[name] = value_of(override)
         if section == "trainer" and config[section][name] == -1:
             config[section][name] = None  # no limit, as in Lightning
         if section == "resources" and name in ("gpus", "cpu_processes", "nodes"):
@@ -152,13 +153,6 @@ def with_overrides(
     )
     to_config(config)
     return config
-
-
-def _parsed(value: str) -> Any:
-    """Parse a YAML scalar as Hydra does: 10, 0.5, null, text."""
-    import yaml
-
-    return yaml.safe_load(value)
 
 
 def _launch(run: RunDirectory, config: dict[str, Any], options: argparse.Namespace) -> int:

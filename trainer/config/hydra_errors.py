@@ -28,7 +28,7 @@ def translated(loader: Any, overrides: list[str]) -> Iterator[None]:
     try:
         yield
     except OverrideParseException as error:
-        raise _unreadable(error) from None
+        raise unreadable(error) from None
     except MissingConfigException as error:
         raise _missing_config(error, loader, overrides) from None
     except yaml.YAMLError as error:
@@ -125,7 +125,8 @@ def require_unset(choices: Any, unset: list[Any], loader: Any) -> None:
             raise UserError(f"{override.input_line}: the job needs a {group}", fix)
 
 
-def _unreadable(error: Any) -> UserError:
+def unreadable(error: Any) -> UserError:
+    """Return the error for Hydra's `OverrideParseException`."""
     override = error.override
     if "=" not in override and not override.startswith("~"):
         return UserError(f"{override}: expected KEY=VALUE", "write overrides as key=value, options as --option")
