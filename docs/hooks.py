@@ -16,14 +16,15 @@ PAGES = {
     "SECURITY.md": "vulnerabilities.md",
 }
 """File at the top of the repository to page of the site."""
-RESULTS = "benchmarks/results"
+BENCHMARKS, RESULTS = "benchmarks/README.md", "benchmarks/results"
 
 
 def on_files(files: Files, config: Any) -> Files:
-    """Add the pages of the top of the repository, and the benchmarks' results with a list of them."""
+    """Add the pages of the top of the repository, and those of the benchmarks with a list of their results."""
     results = sorted((ROOT / RESULTS).glob("*.md"))
     for source, page in PAGES.items():
         files.append(File.generated(config, page, content=(ROOT / source).read_text(encoding="utf-8")))
+    files.append(File.generated(config, BENCHMARKS, content=(ROOT / BENCHMARKS).read_text(encoding="utf-8")))
     for path in results:
         files.append(File.generated(config, f"{RESULTS}/{path.name}", content=path.read_text(encoding="utf-8")))
     listed = "".join(f"- [{path.stem}]({path.name})\n" for path in results)
@@ -37,6 +38,8 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
         markdown = re.sub(r"\]\(docs/", "](", markdown)
         for source, target in PAGES.items():
             markdown = markdown.replace(f"]({source})", f"]({target})")
+    if page.file.src_uri == BENCHMARKS:
+        return markdown.replace("](../docs/", "](../").replace("](results)", "](results/index.md)")
     for source, target in PAGES.items():
         markdown = markdown.replace(f"](../{source})", f"]({target})")
     markdown = re.sub(r"\]\(\.\./benchmarks/results/?\)", f"]({RESULTS}/index.md)", markdown)

@@ -92,7 +92,7 @@ def _choose_kernel(node: dict[str, Any], module: LightningModule, config: Config
         getattr(config.strategy, "offload_optimizer", "none") != "none"
     )
     if strategy.root_device.type == "cpu":
-        reason = "the fused one rounds by the place in a shard; optimizer.fused=true is faster"
+        reason = "the fused kernel rounds differently by shard; optimizer.fused=true is faster"
     elif strategy.root_device.type != "cuda":
         reason = f"not known for {strategy.root_device.type}"
     elif offloads:
