@@ -175,7 +175,7 @@ def _settle_tracking(options: dict[str, Any]) -> dict[str, Setting]:
 
 
 def _notify(options: dict[str, Any]) -> str:
-    """Describe who is told of what: `slack, mail: failed, hang`; empty without a channel."""
+    """Describe channels and events: `slack, mail: failed, hang`; empty without a channel."""
     names = channel_names(options)
     return f"{', '.join(names)}: {', '.join(options['events'])}" if names else ""
 

@@ -1,4 +1,4 @@
-"""The section `notify`: who is told of what happens to a run, and what may say so.
+"""The section `notify`: which events of a run are notified, through which channels.
 
 A channel is a program that is run, or an address that gets mail with a password. A config file that is passed around
 must choose neither, so these options are taken only from the command line, the group `notify` and the primary config.

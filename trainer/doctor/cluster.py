@@ -83,7 +83,7 @@ def examine_nodes(config: dict[str, Any], *, quick: bool, new_baseline: bool, wa
 
 
 def _settle(config: dict[str, Any]) -> None:
-    """Fill in what a job must say and a check of nodes need not: all GPUs of a node, and a short time."""
+    """Set options that a job requires and a check of nodes does not: all GPUs of a node, and a short time."""
     wanted, cluster = config["resources"], config["cluster"]
     resources.choose_nodes(config)
     wanted["nodes"] = wanted["nodes"] or 1

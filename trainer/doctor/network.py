@@ -20,7 +20,7 @@ _CREDENTIALS = re.compile(r"://[^/@\s]*@")
 
 
 def hostname(probe: Probe) -> Iterator[Finding]:
-    """Check that the name of this machine leads to an address that other machines reach."""
+    """Check that the host name resolves to an address that other machines can reach."""
     name = probe.hostname()
     found = probe.resolve(name)
     outside = [one for one in found if not ipaddress.ip_address(one.partition("%")[0]).is_loopback]

@@ -1,6 +1,6 @@
 """Examine a node of an allocation: `python -m trainer.doctor.node FOLDER NODE...`.
 
-Reads FOLDER/request.json and writes FOLDER/NODE.json: once with what this node finds by itself, and once more when all
+Reads FOLDER/request.json and writes FOLDER/NODE.json: once with what this node finds by itself, and again when all
 ranks of all nodes have exchanged data.
 """
 

@@ -76,7 +76,7 @@ def resolve(name: str) -> list[str]:
 
 
 def is_clock_synchronized() -> bool | None:
-    """Return whether the kernel considers its clock synchronized; None if it does not tell."""
+    """Return whether the kernel considers its clock synchronized; None if it is not known."""
     # struct timex of adjtimex(2): `modes` is its first field, `status` the sixth word; with modes 0 it only reads.
     buffer = (ctypes.c_long * 64)()
     try:

@@ -62,7 +62,7 @@ def run_all(probe: Probe, limit_s: float = LIMIT_S, checks: dict[str, Check] | N
 
 
 def worst(findings: list[Finding]) -> Status:
-    """Return the gravest status of the findings."""
+    """Return the most severe status of the findings."""
     return max((one.status for one in findings), key=ORDER.index, default="ok")
 
 

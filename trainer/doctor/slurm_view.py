@@ -1,4 +1,4 @@
-"""SLURM's view of this machine against ours."""
+"""Compare SLURM's view of this machine with its real cores, memory and GPUs."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""What is known of the devices that a job is planned for. Nothing in this package imports torch."""
+"""Figures of the devices that a job is planned for: memory, bandwidth, peak rates. Imports no torch."""

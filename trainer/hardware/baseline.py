@@ -1,4 +1,4 @@
-"""What a machine reached earlier: a record per host, against which later measurements are held.
+"""What a machine reached earlier: a record per host, with which later measurements are compared.
 
 `trainer doctor` and the preflight of a job on SLURM write and read it: `~/.cache/trainer/baselines/HOST.json`. A
 measurement that is clearly slower than the median of the kept ones is reported and not kept, so that a machine cannot

@@ -1,4 +1,4 @@
-"""What past runs tell about a job: measured step times on the same hardware, and measured saves. Imports no torch."""
+"""Measurements of past runs for a job: step times on the same hardware, and saves. Imports no torch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pass on, between the run directory and the ranks of one node of several, what either has to tell the other.
+"""Relay between the run directory and the ranks of one of several nodes: heartbeats, requests, traces.
 
 Every file that all nodes share costs the file server a request each time it is read. So the node process writes the
 heartbeats of its ranks as one file, only the first node reads those of the others, and the ranks look for requests in a

@@ -1,4 +1,4 @@
-"""Ask Optuna for a point: a pure function of the spec, the ended trials and the number of the trial.
+"""Let Optuna suggest a point: a pure function of the spec, the ended trials and the number of the trial.
 
 Optuna's own storages are not used: its study is rebuilt in memory for every question, and its sampler is seeded with
 the seed of the sweep and the number of the trial. So any process may ask, and none need remember anything.

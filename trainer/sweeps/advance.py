@@ -93,7 +93,7 @@ def _claim(sweep: SweepDirectory, spec: Spec, view: TrialView, job: str | None) 
 
 
 def _to_resume(sweep: SweepDirectory, view: TrialView) -> RunDirectory | None:
-    """Return the run of an earlier owner if it was launched; a run that was not is made anew."""
+    """Return the run of an earlier owner if it was launched; otherwise the trial gets a new run."""
     run = view.run
     names = view.names
     if run is None and names.retries and not sweep.retry(view.number, names.retries).fresh and names.runs:

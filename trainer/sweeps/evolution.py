@@ -1,4 +1,4 @@
-"""CMA-ES as a pure function: the distribution is computed anew from the results for every question.
+"""CMA-ES as a pure function: the distribution is computed from all results for every suggestion.
 
 Optuna's sampler keeps the state of the optimizer, a pickle, in the trials of its storage. Here the optimizer of the
 same package (cmaes) is told all results again, a population at a time in the order of the trials.

@@ -1,4 +1,4 @@
-"""What the W&B run tells about a run besides its configuration: where it ran, from what, and its extremes."""
+"""Facts that are logged to the W&B run besides the configuration: machine, command, versions, extremes of metrics."""
 
 from __future__ import annotations
 

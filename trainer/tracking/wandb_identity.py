@@ -1,6 +1,6 @@
 """Which W&B run a run logs to: chosen once, by the first attempt, and kept in `wandb.json` for all others.
 
-A run that an older release has logged has no `wandb.json`; then its events `tracking` tell.
+A run of an older release has no `wandb.json`; then its events `tracking` have the W&B run.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Precision plugins of Lightning with what has to be mended."""
+"""Lightning's precision plugins, with fixes; `precision_of` is where a run's precision is set."""
 
 from __future__ import annotations
 
