@@ -40,7 +40,6 @@ def named(kind: str, reference: str | None) -> str:
     ("reference", "name"),
     [
         (None, "b2345678-c2345678"),
-        ("", "b2345678-c2345678"),
         ("abcdefgh", "two-abcdefgh"),
         ("two-abcdefgh", "two-abcdefgh"),
         ("one", "one-aaaa2345"),  # its latest
@@ -69,6 +68,7 @@ def test_a_folder_that_is_none_does_not_hide_what_has_its_name(kind: str, tmp_pa
 LONG = "a" * 300
 SAID = {
     RUNS: {
+        "": "an empty text names no run\n  leave it out for the latest run; trainer ls lists the runs",
         "a": "a matches 2 runs\n  use a longer prefix: two-abcdefgh, one-aaaa2345",
         "tow": "there is no run tow in runs\n  did you mean two? trainer ls lists the runs",
         "zzzz9999": "there is no run zzzz9999 in runs\n  trainer ls lists the runs",
@@ -77,6 +77,7 @@ SAID = {
         "./runs": "./runs is not a run directory\n  it has no config.yaml; trainer ls lists the runs",
     },
     SWEEPS: {
+        "": "an empty text names no sweep\n  leave it out for the latest sweep; trainer sweep ls lists the sweeps",
         "a": "a matches 2 sweeps\n  use a longer prefix: two-abcdefgh, one-aaaa2345",
         "tow": "there is no sweep tow in sweeps\n  did you mean two? trainer sweep ls lists the sweeps",
         "zzzz9999": "there is no sweep zzzz9999 in sweeps\n  trainer sweep ls lists the sweeps",

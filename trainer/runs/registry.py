@@ -88,8 +88,10 @@ def choose(
     Raises:
         UserError: The reference names none, or is the prefix of several.
     """
-    if not reference:
+    if reference is None:
         return known[-1]
+    if not reference:  # trainer rm "$RUN" without a value must not delete the latest
+        raise UserError(f"an empty text names no {noun}", f"leave it out for the latest {noun}; {lists}")
     ways: tuple[Callable[[N], bool], ...] = (
         lambda one: reference in (one.id, one.path.name),
         lambda one: one.name == reference,
