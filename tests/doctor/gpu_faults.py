@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from tests.doctor.faults import Fault, fault, nvml, used, with_variables
-from tests.doctor.machine import Nvml, commands, facts, gpu_facts, healthy
+from tests.doctor.machine import GPU_IS_LOST, Nvml, commands, facts, gpu_facts, healthy
 from trainer.core.gpus import TorchBuild
 from trainer.doctor.probe import Ran
 
@@ -26,6 +26,7 @@ FAULTS = [
         "driver", "torch for the CPU", "error", "torch is built for CPUs only", "pytorch.org", build=TorchBuild("cpu")
     ),
     fault("driver", "old driver", "error", "CUDA 13.0 at most", "update the driver", build=TorchBuild("cuda", "14.0")),
+    fault("driver", "lost GPU", "warning", "GPU 1", "sudo dmesg", **nvml(code=GPU_IS_LOST)),
     with_variables("driver", "no such GPU", "error", "names no GPU", "it has 0", CUDA_VISIBLE_DEVICES="7"),
     fault("torch", "not installed", "error", "not installed", "pip install torch", build=None),
     fault("torch", "broken", "error", "libcudart", "reinstall", facts=facts(problem="ImportError: libcudart.so.13")),
@@ -126,6 +127,14 @@ FAULTS = [
         "matrix bf16 GPU 1 has 80%",
         "--new-baseline",
         baseline=used("2 x H100", matrix__bf16__GPU__1=875e12),
+    ),
+    fault(
+        "matrix rate",
+        "nothing works",
+        "error",
+        "GPU 1 computes nothing",
+        "precisions",
+        facts=facts(gpu_facts(0), gpu_facts(1, matrix_flops={})),
     ),
     fault(
         "all-reduce",

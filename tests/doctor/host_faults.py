@@ -86,8 +86,10 @@ FAULTS = [
         "gone after a restart",
         "runs_dir",
     ),
+    fault("disk space", "no answer", "error", "No such file or directory", "runs_dir=FOLDER", space=_missing),
     fault("temporary", "missing", "error", "No such file", "unset TMPDIR", space=_missing),
     fault("temporary", "full", "warning", "5 MB free in /tmp", "TMPDIR", space=lambda path: disk(10**12, 5 * 10**6)),
+    fault("shared memory", "not mounted", "error", "/dev/shm: No such file", "sudo mount -t tmpfs", space=_missing),
     fault(
         "shared memory",
         "docker's",
@@ -255,6 +257,22 @@ FAULTS = [
         "node1 is IDLE+DRAIN",
         "state=resume",
         run=commands(**{"scontrol_--oneliner": Ran(0, "NodeName=node1 CPUTot=16 RealMemory=60000 State=IDLE+DRAIN")}),
+    ),
+    fault(
+        "SLURM node",
+        "little memory",
+        "warning",
+        "SLURM knows of 2000 of 62500 MB",
+        "slurmd -C",
+        run=commands(**{"scontrol_--oneliner": Ran(0, "NodeName=node1 CPUTot=16 RealMemory=2000 State=IDLE")}),
+    ),
+    fault(
+        "SLURM node",
+        "GPUs of others",
+        "warning",
+        "this job requested no GPU, and 2 can be used",
+        "ConstrainDevices=yes",
+        environment={"SLURMD_NODENAME": "node1", "SLURM_JOB_ID": "7"},
     ),
     with_variables(
         "SLURM node",

@@ -15,6 +15,7 @@ from trainer.doctor.facts import DeviceFacts, Facts, StorageFacts
 from trainer.doctor.probe import Probe, Ran
 from trainer.hardware.baseline import Baseline
 
+GPU_IS_LOST = 15
 H100 = "NVIDIA H100 80GB HBM3"
 NOT_SUPPORTED = 3
 PING = "Slurmctld(primary) at head is UP\n"
@@ -30,7 +31,7 @@ class Nvml:
             {
                 **{"name": H100, "uuid": f"GPU-{index}", "ecc": 1, "errors": 0, "remapped": (0, 0, 0, 0)},
                 **{"persistence": 1, "throttle": 0, "limit": 700_000, "width": 16, "most": 16, "links": [1] * 18},
-                **{"compute": [], "used": 0},
+                **{"compute": [], "used": 0, "code": 0},
                 **one,
             }
             for index, one in enumerate(gpus)
@@ -65,7 +66,7 @@ class Nvml:
 
     def nvmlDeviceGetHandleByIndex_v2(self, index: Any, handle: Any) -> int:
         handle._obj.value = index.value + 1
-        return 0
+        return int(self.gpus[index.value]["code"])
 
     def nvmlDeviceGetUUID(self, handle: Any, buffer: Any, length: Any) -> int:
         buffer.value = str(self.gpus[handle.value - 1]["uuid"]).encode()

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import ast
+import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +14,7 @@ from tests.doctor import gpu_faults, host_faults
 from tests.doctor.faults import Fault
 from tests.doctor.machine import commands, facts, gpu_facts, healthy
 from trainer.core.gpus import TorchBuild
+from trainer.doctor import finding
 from trainer.doctor.finding import Finding
 from trainer.doctor.probe import Probe, Ran
 from trainer.doctor.run import CHECKS, run_all
@@ -47,6 +51,42 @@ def test_a_fault_is_found_and_has_a_remedy(one: Fault, tmp_path: Path) -> None:
 
 def test_every_check_has_a_fault() -> None:
     assert {one.check for one in FAULTS} == set(CHECKS)
+
+
+def test_every_line_that_a_check_can_report_has_a_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each call of `warning` and `error` in the source of the checks is made for one of the faults."""
+    modules = [sys.modules[name] for name in {check.__module__ for check in CHECKS.values()}]
+    made: set[tuple[str, int]] = set()
+
+    def recording(function: Callable[[str, str], Finding]) -> Callable[[str, str], Finding]:
+        def record(text: str, fix: str) -> Finding:
+            frame = sys._getframe(1)
+            made.add((frame.f_code.co_filename, frame.f_lineno))
+            return function(text, fix)
+
+        return record
+
+    for module in modules:
+        for name in ("warning", "error"):
+            if hasattr(module, name):
+                monkeypatch.setattr(module, name, recording(getattr(finding, name)))
+    for number, one in enumerate(FAULTS):
+        (folder := tmp_path / str(number)).mkdir()
+        of(one.check, one.machine(folder))
+    written = [(module.__file__, call) for module in modules for call in _reports(Path(str(module.__file__)))]
+    assert len(written) > 60
+    never = [
+        f"{file}:{call.lineno}: {ast.unparse(call)}"
+        for file, call in written
+        if not any((file, line) in made for line in range(call.lineno, (call.end_lineno or 0) + 1))
+    ]
+    assert not never
+
+
+def _reports(path: Path) -> list[ast.Call]:
+    """The calls that make a warning or an error; `found` is one of the two."""
+    calls = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
+    return [call for call in calls if isinstance(call.func, ast.Name) and call.func.id in ("warning", "error", "found")]
 
 
 def test_every_warning_and_error_has_its_fix(tmp_path: Path) -> None:

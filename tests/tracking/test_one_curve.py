@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,12 @@ from typing import Any
 import pytest
 
 from tests.conftest import TrainerCli
+from tests.hardware.powercap import Powercap
+from tests.report.made import Page
 from tests.test_resume import KILLER, kill_at
 from tests.tracking.wandb_server import ServedRun, WandbServer
+from trainer.runs import bill_text
+from trainer.runs.directory import RunDirectory
 
 JOB = [
     "experiment=quickstart",
@@ -84,6 +89,22 @@ def check_told(served: ServedRun, lines: list[dict[str, Any]]) -> None:
     assert "parameters, ddp on" in served.log or "parameters, single on" in served.log
 
 
+def check_billed(run: Path, bill: dict[str, Any], served: ServedRun, trainer_cli: TrainerCli) -> None:
+    """Both attempts, one of which was killed, are in each of the bills."""
+    killed, finished = RunDirectory(run).usage()
+    assert bill["cost"] == pytest.approx(killed.devices * (killed.seconds + finished.seconds), rel=1e-5)
+    (listed,) = json.loads(trainer_cli("ls", "--cost", "--json").stdout)
+    sums = ("cpu_core_hours", "energy_kwh", "co2_kg")
+    assert {key: listed[key] for key in sums} == {key: bill[key] for key in sums}
+    assert listed["cost"] == [{"amount": pytest.approx(bill["cost"]), "currency": "EUR"}]
+    used = bill_text.energy(bill["energy_kwh"]), bill_text.money(bill["cost"], None)
+    assert f"100% {bill['cpu_core_hours']:.3g} {' '.join(used)} " in Page((run / "report.html").read_text()).text
+    # The rank logs it before the node process reads the counters for the last time.
+    assert killed.devices * killed.seconds < served.summary["bill/cost"] <= bill["cost"]
+    for key in sums:
+        assert 0 < served.summary[f"bill/{key}"] <= bill[key]
+
+
 def test_online(trainer_cli: TrainerCli, workdir: Path, server: WandbServer) -> None:
     (workdir / "killer.py").write_text(KILLER)
     done = trainer_cli("fit", *JOB, env=server.environment(), timeout=180)
@@ -109,7 +130,10 @@ def test_online(trainer_cli: TrainerCli, workdir: Path, server: WandbServer) -> 
 def test_offline_and_synced(trainer_cli: TrainerCli, workdir: Path, server: WandbServer) -> None:
     (workdir / "killer.py").write_text(KILLER)
     # There is a key, and a server that would take the rows: WANDB_MODE is obeyed all the same, by both attempts.
-    done = trainer_cli("fit", *JOB, env={**server.environment(), "WANDB_MODE": "offline"}, timeout=180)
+    prices = ["cluster.price_per_cpu_core_hour=3600", "cluster.currency=EUR", "cluster.grid_gco2_per_kwh=360"]
+    with Powercap(workdir, {0: len(os.sched_getaffinity(0))}).using(watts=100) as read_by:
+        environment = {**server.environment(), **read_by, "WANDB_MODE": "offline"}
+        done = trainer_cli("fit", *JOB, *prices, env=environment, timeout=180)
     assert done.returncode == 0, done.stdout + done.stderr
     assert not server.requests
     run = only_run(workdir)
@@ -138,7 +162,9 @@ def test_offline_and_synced(trainer_cli: TrainerCli, workdir: Path, server: Wand
     told = f"{run.name}: {whole} uploaded, {len(served.history)} rows accepted: {url}\n"
     assert (synced.returncode, synced.stdout) == (0, told), synced.stderr
     check_served(server, run)
-    assert json.loads(trainer_cli("show", "--json").stdout)["wandb"]["url"] == url
+    shown = json.loads(trainer_cli("show", "--json").stdout)
+    assert shown["wandb"]["url"] == url
+    check_billed(run, shown["bill"], served, trainer_cli)
     again = trainer_cli("sync", "--json", env=server.environment(), timeout=60)
     (found,) = json.loads(again.stdout)
     expected = {"id": run.name.rpartition("-")[2], "uploaded": 0, "already": whole, "failed": []}

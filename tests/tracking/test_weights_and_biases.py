@@ -7,16 +7,21 @@ import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import yaml
 
+from tests.runs.test_bill import PRICES, usage
 from tests.tracking.wandb_server import KEY, WandbServer
 from trainer.config.schema import TrackingOptions
 from trainer.core.errors import UserError
 from trainer.runs.directory import RunDirectory
 from trainer.runs.events import Tracking, WandbEnvironment
+from trainer.runtime.process import Rank
 from trainer.tracking import weights_and_biases
+from trainer.tracking.loggers import Loggers
 
 
 @pytest.fixture
@@ -195,3 +200,21 @@ def test_secrets_are_masked_at_any_depth() -> None:
         "optimizer": {"lr": 0.1},
         "password": "***",
     }
+
+
+def test_an_attempt_that_is_killed_later_has_logged_its_bill(run: RunDirectory) -> None:
+    run.config_path.write_text(yaml.safe_dump({"cluster": PRICES}))
+    run.write_usage(usage())
+    config: Any = SimpleNamespace(tracking=TrackingOptions(artifacts="none"), logger={})
+    rank = Rank(rank=0, local_rank=0, world_size=1, local_world_size=1, attempt=0)
+    loggers = Loggers(config, run, rank, counted=lambda: 0, unsure=[])
+    (curves, _) = loggers.all
+    checkpoint: Any = None  # no artifact is made of it
+    assert "bill/cost" not in curves.experiment.summary.keys()
+    loggers.checkpoint_saved(checkpoint, lambda: False)
+    assert curves.experiment.summary["bill/cost"] == 8.0
+    assert curves.experiment.summary["bill/energy_kwh"] == 1.0
+    run.write_usage(usage(attempt=1))
+    loggers.checkpoint_saved(checkpoint, lambda: False)
+    assert curves.experiment.summary["bill/cost"] == 8.0, "at most once a minute"
+    loggers.finish("finished")

@@ -270,7 +270,7 @@ def _record(
     root_cause: cause.Cause | None = None,
     restarted: bool = False,
 ) -> None:
-    step = last_step(run) if step is None else step
+    step = last_step(run, attempt) if step is None else step
     record = AttemptOutcome(
         attempt=attempt,
         outcome=outcome,

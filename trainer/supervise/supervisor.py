@@ -317,7 +317,7 @@ class Supervisor:
         root_cause: cause.Cause,
         is_final: bool = False,
     ) -> AttemptOutcome:
-        step = last_step(self.run)
+        step = last_step(self.run, attempt)
         log = str(root_cause.log.relative_to(self.run.path)) if root_cause.log else None
         record = AttemptOutcome(
             attempt=attempt,
@@ -340,7 +340,7 @@ class Supervisor:
         return record
 
 
-def last_step(run: RunDirectory) -> int | None:
-    """Return the step in the last heartbeat of rank 0."""
-    beat = run.heartbeat(0)
-    return beat.step if beat else None
+def last_step(run: RunDirectory, attempt: int) -> int | None:
+    """Return the step in the last heartbeat of rank 0 up to the end of an attempt, which the next one may follow."""
+    beats = [*run.past_heartbeats(0), *filter(None, [run.heartbeat(0)])]
+    return next((beat.step for beat in reversed(beats) if beat.attempt <= attempt), None)

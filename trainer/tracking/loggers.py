@@ -8,6 +8,7 @@ experiment accepts any call.
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Literal
@@ -40,6 +41,8 @@ from trainer.tracking.weights_and_biases import Position, finish, masked, start
 
 AttemptEnd = Literal["finished", "stopped", "preempted", "failed"]
 """How an attempt ended."""
+_BILL_EVERY_S = 60.0
+"""Least time between two bills that are logged at checkpoints."""
 
 
 @contextmanager
@@ -161,6 +164,7 @@ class Loggers:
         self._options = config.tracking
         self._tags: TagWatch | None = None
         self._alerts: TroubleAlerts | None = None
+        self._next_bill = 0.0
         own = user_loggers.build(config.logger, run, counted(), rank.is_first, group)
         shown = [user_loggers.at_steps(logger, self.axis.step) for logger in own]
         if config.tracking.name == "wandb":
@@ -202,8 +206,17 @@ class Loggers:
         return [Histograms(self._experiment, self._options.watch, self._options.watch_every_n_steps)]
 
     def checkpoint_saved(self, checkpoint: Checkpoint, is_best: Callable[[], bool]) -> None:
-        """Log a committed checkpoint as an artifact, if `tracking.artifacts` asks for it. Called in any thread."""
-        if self._experiment is not None and not self._experiment.disabled and self._options.artifacts != "none":
+        """Log a committed checkpoint as an artifact, if `tracking.artifacts` asks for it. Called in any thread.
+
+        The bill is logged as well, at most every `_BILL_EVERY_S` seconds: an attempt that is killed logs no more.
+        """
+        if self._experiment is None or self._experiment.disabled:
+            return
+        if time.monotonic() >= self._next_bill:
+            self._next_bill = time.monotonic() + _BILL_EVERY_S
+            with reported("the bill"):
+                self._experiment.summary.update(in_summary(self._run))
+        if self._options.artifacts != "none":
             with reported("the checkpoint artifact"):
                 wandb_artifacts.log_checkpoint(
                     self._experiment, self._run, checkpoint, is_best(), self._options.artifacts
