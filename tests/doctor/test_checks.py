@@ -14,7 +14,7 @@ from tests.doctor import gpu_faults, host_faults
 from tests.doctor.faults import Fault
 from tests.doctor.machine import commands, facts, gpu_facts, healthy
 from trainer.core.gpus import TorchBuild
-from trainer.doctor import finding
+from trainer.doctor import finding as reported
 from trainer.doctor.finding import Finding
 from trainer.doctor.probe import Probe, Ran
 from trainer.doctor.run import CHECKS, run_all
@@ -69,7 +69,7 @@ def test_every_line_that_a_check_can_report_has_a_fault(tmp_path: Path, monkeypa
     for module in modules:
         for name in ("warning", "error"):
             if hasattr(module, name):
-                monkeypatch.setattr(module, name, recording(getattr(finding, name)))
+                monkeypatch.setattr(module, name, recording(getattr(reported, name)))
     for number, one in enumerate(FAULTS):
         (folder := tmp_path / str(number)).mkdir()
         of(one.check, one.machine(folder))

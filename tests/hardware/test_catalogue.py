@@ -53,6 +53,49 @@ CLOCKED = {
     "AMD Instinct MI300X": (2048, 2.1),
     "AMD Instinct MI355X": (4096, 2.4),
 }
+# Width of the memory bus in bits, and Gb/s of one of its lines.
+WIRED = {
+    "Tesla V100-SXM2-16GB": (4096, 1.752),
+    "Tesla V100S-PCIE-32GB": (4096, 2.214),
+    "Tesla T4": (256, 10),
+    "NVIDIA GeForce RTX 2080 Ti": (352, 14),
+    "NVIDIA TITAN RTX": (384, 14),
+    "Quadro RTX 6000": (384, 14),
+    "Quadro RTX 8000": (384, 14),
+    "NVIDIA A100-SXM4-40GB": (5120, 2.43),
+    "NVIDIA A100-SXM4-80GB": (5120, 3.186),
+    "NVIDIA A100 80GB PCIe": (5120, 3.024),
+    "NVIDIA A30": (3072, 2.43),
+    "NVIDIA A10": (384, 12.5),
+    "NVIDIA A10G": (384, 12.5),
+    "NVIDIA A40": (384, 14.5),
+    "NVIDIA RTX A4000": (256, 14),
+    "NVIDIA RTX A5000": (384, 16),
+    "NVIDIA RTX A6000": (384, 16),
+    "NVIDIA GeForce RTX 3090": (384, 19.5),
+    "NVIDIA GeForce RTX 3090 Ti": (384, 21),
+    "NVIDIA L4": (192, 12.5),
+    "NVIDIA L40": (384, 18),
+    "NVIDIA L40S": (384, 18),
+    "NVIDIA RTX 6000 Ada Generation": (384, 20),
+    "NVIDIA GeForce RTX 4080": (256, 22.4),
+    "NVIDIA GeForce RTX 4090": (384, 21),
+    "NVIDIA H100 80GB HBM3": (5120, 5.23),
+    "NVIDIA H100 PCIe": (5120, 3.186),
+    "NVIDIA H100 NVL": (6144, 5.1),
+    "NVIDIA H200": (6144, 6.25),
+    "NVIDIA H200 NVL": (6144, 6.25),
+    "NVIDIA B200": (8192, 8),
+    "NVIDIA GeForce RTX 5080": (256, 30),
+    "NVIDIA GeForce RTX 5090": (512, 28),
+    "NVIDIA RTX PRO 6000 Blackwell Server Edition": (512, 25),
+    "NVIDIA RTX PRO 6000 Blackwell Workstation Edition": (512, 28),
+    "AMD Instinct MI210": (4096, 3.2),
+    "AMD Instinct MI250X": (4096, 3.2),
+    "AMD Instinct MI300X": (8192, 5.2),
+    "AMD Instinct MI325X": (8192, 6),
+    "AMD Instinct MI355X": (8192, 8),
+}
 # fp16 in TFLOP/s by Lightning 2.6: it compares a part of the name, and some rows are the vector rate, the rate with
 # sparsity or that of two GPUs.
 WRONG_IN_LIGHTNING = {
@@ -103,6 +146,13 @@ def test_the_peak_is_what_the_chip_does_in_a_clock(name: str) -> None:
     assert one.multiprocessors is not None
     per_clock, clock = CLOCKED[name]
     assert one.peak_tflops["fp16"] == pytest.approx(one.multiprocessors * per_clock * clock / 1e3, rel=0.015)
+
+
+@pytest.mark.parametrize("name", WIRED)
+def test_the_bandwidth_is_that_of_the_memory_bus(name: str) -> None:
+    """Data sheets round: 8.19 TB/s of HBM3E to 8 TB/s."""
+    bits, rate = WIRED[name]
+    assert device(name).bandwidth_bytes_s == pytest.approx(bits * rate / 8 * 1e9, rel=0.025)
 
 
 def test_what_a_device_supports_follows_its_generation() -> None:

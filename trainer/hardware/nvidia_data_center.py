@@ -33,9 +33,11 @@ _V100 = [
 ]  # fmt: skip
 
 _T4 = [
-    nvidia("Tesla T4", ("Turing", "7.5", 40), reported(14.56), 300, {"fp32": 8.1, "fp16": 65.0}, 70,
-           "NVIDIA T4 data sheet, 2019", pcie="3 x16",
-           seen={"peak": "https://github.com/winston-zhang-orz/gpu-specs/blob/main/specs.md", "memory": _TOTALS}),
+    nvidia("Tesla T4", ("Turing", "7.5", 40), reported(14.56), 320, {"fp32": 8.1, "fp16": 65.0}, 70,
+           "NVIDIA T4 product brief PB-09256-001", pcie="3 x16",
+           seen={"peak": "https://github.com/winston-zhang-orz/gpu-specs/blob/main/specs.md", "memory": _TOTALS,
+                 "bandwidth": "https://sysrqmts.com/en/gpus/nvidia/tesla/t4"},
+           note="the data sheet rounds the bandwidth of its 256 bits at 10 Gb/s to 300 GB/s"),
 ]  # fmt: skip
 
 _AMPERE = ("Ampere", "8.0", 108)
