@@ -128,5 +128,14 @@ def test_nodes_are_searched_at_the_same_global_batch(workdir: Path, capsys: pyte
     assert "resources.nodes=4 resources.gpus=32" in out.split("\nfastest")[1]
     assert "\ncheapest" in out
     assert "resources.nodes" not in err, "the nearest that fits has the job's own nodes"
-    assert main([*job, *gpu, "--search", "nodes=5..1"]) == 2
-    assert "write --search nodes=1..64" in capsys.readouterr().err
+    for options, message in (
+        ("--search nodes=5..1", "write --search nodes=1..64"),
+        (
+            "--search nodes=3",
+            "--search nodes=3: the global batch of 64 cannot be divided among them, with 8 ranks each",
+        ),
+        ("--network inf", "--network inf: not a speed"),
+        ("--alternatives -1", "write --alternatives 0 or more"),
+    ):
+        assert main([*job, *gpu, *options.split()]) == 2
+        assert message in capsys.readouterr().err

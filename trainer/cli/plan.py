@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 import json
+import math
 import re
 import sys
 from collections.abc import Sequence
@@ -20,7 +22,7 @@ from trainer.core.errors import DONE, USER_MUST_CHANGE, UserError
 from trainer.hardware.catalogue import Device
 from trainer.launch import launchers
 from trainer.plan.answer import Plan
-from trainer.plan.job import on_nodes
+from trainer.plan.job import Variant, on_nodes
 from trainer.plan.outlook import look_around, with_forecasts
 from trainer.plan.storage import space
 
@@ -32,8 +34,7 @@ _DESCRIPTION = (
 )
 
 
-def main(argv: list[str]) -> int:
-    """Run `trainer plan`; returns 2 if the job does not fit."""
+def _parse(argv: list[str]) -> argparse.Namespace:
     parser = overrides_parser(
         "plan",
         _DESCRIPTION,
@@ -66,11 +67,19 @@ def main(argv: list[str]) -> int:
     )
     parser.add_argument("--by", choices=("time", "cost"), default="time", help="order of the table (default: time)")
     parser.add_argument("--json", action="store_true", help="print one JSON object: job, alternatives, device")
-    arguments = parser.parse_intermixed_args(argv)
-    if arguments.network is not None and not arguments.network > 0:
+    arguments: argparse.Namespace = parser.parse_intermixed_args(argv)
+    if arguments.network is not None and not 0 < arguments.network < math.inf:
         raise UserError(
             f"--network {arguments.network:g}: not a speed", "write GB/s for each GPU, such as --network 40"
         )
+    if arguments.alternatives < 0:
+        raise UserError(f"--alternatives {arguments.alternatives}: too few", "write --alternatives 0 or more")
+    return arguments
+
+
+def main(argv: list[str]) -> int:
+    """Run `trainer plan`; returns 2 if the job does not fit."""
+    arguments = _parse(argv)
     composed = compose_all(arguments)
     if len(composed) != 1:
         raise UserError("trainer plan: a sweep", "plan one job at a time, without -m")
@@ -87,9 +96,14 @@ def main(argv: list[str]) -> int:
     capacity = None if known is None else known.memory_bytes
     batch_size = config["data"].get("batch_size")
     nodes = searched_nodes(arguments.search) if arguments.search else range(job.nodes, job.nodes + 1)
-    others = [one for one in on_nodes(job, batch_size, nodes) if one != job]
-    engine, simulated = arguments.engine, max(0, arguments.alternatives)
-    plan, *rest = plans(config, with_data, [job, *others], capacity, engine, simulated=simulated)
+    found = on_nodes(job, batch_size, nodes)
+    if not found:
+        raise UserError(
+            f"--search {arguments.search}: {none_divides(batch_size, job)}", "search other numbers of nodes"
+        )
+    others = [one for one in found if one != job]
+    engine = arguments.engine
+    plan, *rest = plans(config, with_data, [job, *others], capacity, engine, simulated=arguments.alternatives)
     if plan.peak is None:
         raise UserError(f"trainer plan: {plan.reason}", "trainer fit with trainer.find_micro_batch=true measures it")
     network = arguments.network * 1e9 if arguments.network else None
@@ -124,6 +138,14 @@ def searched_nodes(text: str) -> range:
     if not 1 <= first <= last:
         raise UserError(f"--search {text}: not numbers of nodes", "write --search nodes=1..64")
     return range(first, last + 1)
+
+
+def none_divides(batch_size: int | None, job: Variant) -> str:
+    """Return why no other number of nodes has a plan."""
+    if batch_size is None:
+        return "the module's own loaders set the batch, so other numbers of nodes change the global batch"
+    each = f"{job.ranks_of_node} rank{'s' * (job.ranks_of_node > 1)}"
+    return f"the global batch of {batch_size} cannot be divided among them, with {each} each"
 
 
 def ranked(rest: Sequence[Plan], by: str = "time") -> list[Plan]:
