@@ -29,6 +29,7 @@ _FOUNDRY = "llm-foundry, scripts/train/benchmarking"
 _BLOG = "PyTorch blog, 2024-11-25"
 _KEMPNER = "KempnerForge, benchmarks"
 _SHARE = "micro-batch assumed; with full checkpointing 77% of the peak, which no other row reaches"
+_LIMITS = {"time": 0.2, "memory": 0.1}
 _POWER = 0.845
 """Share of the matrix rate of H100 at 500 W of 700 W: the square root of the power, an assumption."""
 _LLAMA3 = {"vocab_size": 128256, "norm": "rms", "tied": False}
@@ -100,14 +101,17 @@ def main() -> int:
         "| row | published | planned | error | within 20% | memory published | planned | error | source |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
+    off: dict[str, list[tuple[Row, float]]] = {"time": [], "memory": []}
     for row in ROWS:
         planned = tokens_s(row)
         error = planned / row.tokens_s - 1
+        off["time"].append((row, error))
         name = row.name + (f" ({row.note})" if row.note else "")
         memory = f"| {row.gib or ''} | "
         if arguments.simulate and row.gib is not None:
             gib = simulated_gib(replace(row, name="", compile=False, tokens_s=0.0, gib=None))  # as without compiling
             memory += f"{gib:.1f} GiB | {gib / row.gib - 1:+.1%}"
+            off["memory"].append((row, gib / row.gib - 1))
         else:
             memory += "| "
         lines.append(
@@ -118,6 +122,8 @@ def main() -> int:
     text = "\n".join(
         [
             *lines,
+            "",
+            *verdicts(off),
             "",
             "The shares of the data sheet in `trainer/plan/rates.py` were fitted to these rows: the errors are those "
             "of a fit with four numbers and the assumed power of torchtitan's GPUs, not of a prediction. "
@@ -133,6 +139,19 @@ def main() -> int:
     if arguments.keep:
         keep("planned_rows", "Planned against published throughput and memory", text)
     return 0
+
+
+def verdicts(off: dict[str, list[tuple[Row, float]]]) -> list[str]:
+    """Return how many rows are within the limits, and which are not, with what is known of the reason."""
+    lines = []
+    for kind, errors in off.items():
+        limit = _LIMITS[kind]
+        if not errors:
+            continue
+        beyond = [f"{row.name} ({error:+.0%}: {row.note})" for row, error in errors if abs(error) > limit]
+        which = f"; not: {', '.join(beyond)}" if beyond else ""
+        lines.append(f"- {kind}: {len(errors) - len(beyond)} of {len(errors)} rows within {limit:.0%}{which}")
+    return lines
 
 
 def case_of(row: Row) -> Case:

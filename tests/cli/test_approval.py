@@ -75,11 +75,13 @@ def test_what_cannot_fit_is_refused_with_the_nearest_that_does(job: Any) -> None
 
 def test_expensive_jobs_are_asked_for_on_a_terminal(job: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
-    answers = iter(["y", "n", ""])
+    answers = iter(["y", "n", "", None])
 
     def answer(question: str) -> str:
         asked.append(question)
-        return next(answers)
+        if (given := next(answers)) is None:
+            raise EOFError
+        return given
 
     monkeypatch.setattr("builtins.input", answer)
     cheap = job("strategy=fsdp", "strategy.activation_checkpointing=full", "cluster.confirm_above_gpu_hours=1000")
@@ -92,6 +94,7 @@ def test_expensive_jobs_are_asked_for_on_a_terminal(job: Any, monkeypatch: pytes
     assert not approves([dear], options())
     assert not approves([cheap, dear], options()), "the sum of a sweep"
     assert approves([dear], options(yes=True))
+    assert not approves([dear], options()), "Ctrl-D"
     monkeypatch.setattr(sys.stdin, "isatty", lambda: False, raising=False)
     assert approves([dear], options()), "a script is not asked"
 

@@ -81,8 +81,27 @@ def test_a_job_that_fails_is_a_row(
     monkeypatch.setattr(bench_devices, "usable_cores", lambda: 1)
     assert main(["bench", "devices"]) == JOB_FAILED
     assert "failed" in capsys.readouterr().out
-    with pytest.raises(UserError, match="--strategies: unknown strategy fdsp"):
-        bench_devices.main(["--strategies", "fdsp"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        (["--strategies", "fdsp"], r"--strategies: unknown strategy fdsp"),
+        (["experiment=quikstart"], r"experiment=quikstart"),
+        ([*TINY, "model.hiden=[3]"], r"hiden"),
+        (["--out", "taken/devices"], r"--out taken/devices: File exists"),
+    ],
+)
+def test_a_mistake_measures_nothing(
+    arguments: list[str], problem: str, workdir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def measured(*_: object) -> None:
+        pytest.fail("measured")
+
+    monkeypatch.setattr(bench_devices, "measure", measured)
+    (workdir / "taken").write_text("a file, where a folder would be made")
+    with pytest.raises(UserError, match=problem):
+        bench_devices.main(arguments)
 
 
 def test_bars_are_in_proportion_and_labels_are_escaped() -> None:

@@ -12,6 +12,9 @@ import pytest
 
 from tests.conftest import TrainerCli
 from trainer.cli import main
+from trainer.cli.job import check_all
+from trainer.cli.time_report import keep, planned
+from trainer.config.compose import compose
 from trainer.core.errors import UserError
 from trainer.core.records import dumps
 from trainer.plan import calibration
@@ -58,6 +61,7 @@ def test_a_short_job_is_measured_and_calibrates_the_plan(
 
     monkeypatch.setenv("XDG_CACHE_HOME", cache)
     (kept,) = calibration.measurements(report["kept"])
+    assert calibration.keep(kept) == ""
     assert kept.step_s == report["calibrating_s"]
     assert kept.work.trained == kept.work.elements == 51_594
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
@@ -96,7 +100,10 @@ def test_whole_steps_fit() -> None:
         (["--for", "8"], r"--for 8: not a duration"),
         (["--for", "0h"], r"--for 0h: no time"),
         (["--budget", "10"], r"--budget needs a price\n  set cluster.price_per_cpu_core_hour"),
+        (["--for", f"{'9' * 400}d"], r"d: more than a thousand years"),
         (["--budget", "nan"], r"--budget nan"),
+        (["--budget", "inf"], r"--budget inf: not an amount"),
+        (["--budget", "10", "resources.gpus=null"], r"set cluster.price_per_cpu_core_hour"),
         (["--steps", "0"], r"--steps 0: too few"),
         (["-m", "seed=1,2"], r"measure one job at a time"),
     ],
@@ -124,3 +131,46 @@ def test_ends_of_epochs_count_once_an_epoch_was_measured() -> None:
     epoch, part = (replace(rank(*[1.0] * len(each)), each_cpu_s=each, cpu_s=sum(each)) for each in (busy, busy[1:]))
     assert timed([epoch]).calibrating_s == pytest.approx(0.2), "the mean of a whole epoch"
     assert timed([part]).calibrating_s == pytest.approx(0.1), "the median of a part"
+
+
+def test_a_cache_that_cannot_be_written_calibrates_nothing(workdir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(workdir / "cache"))
+    (job,) = check_all([compose([*JOB, "trainer.max_steps=9"], config_dirs=[])])
+    run = RunDirectory(workdir / "runs" / "short-abcdefgh")
+    found = timed([rank(0.1, 0.1)])
+    plan, around = planned(job, run, job.config, True, None)
+    (workdir / "file").touch()
+    monkeypatch.setattr(calibration, "folder", lambda: workdir / "file")
+    assert keep(found, plan, around, run) == f"no: it cannot be kept in {workdir}/file: File exists"
+
+
+PROJECT = """
+import torch
+from lightning.pytorch import LightningModule
+
+class Mine(LightningModule):
+    def __init__(self):
+        super().__init__()
+        self.layer = torch.nn.Linear(8, 1)
+    def training_step(self, batch):
+        return self.layer(batch[0]).square().mean()
+    def validation_step(self, batch):
+        self.log("val/loss", self.layer(batch[0]).square().mean())
+    def configure_optimizers(self):
+        optimizer = torch.optim.SGD(self.parameters(), 0.1)
+        scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "monitor": "val/loss"}}
+    def train_dataloader(self):
+        return torch.utils.data.DataLoader(torch.utils.data.TensorDataset(torch.ones(16, 8)), batch_size=4)
+    def val_dataloader(self):
+        return self.train_dataloader()
+"""
+
+
+def test_a_job_that_follows_what_its_validation_logs_is_measured(workdir: Path, trainer_cli: TrainerCli) -> None:
+    """The short job has no validation, but ends of epochs, at which the metric is looked for."""
+    (workdir / "mine.py").write_text(PROJECT)
+    job = ["model._target_=mine.Mine", "data=none", "resources.gpus=0", "strategy=single", "trainer.max_epochs=9"]
+    done = trainer_cli("time", *job, "checkpoint.monitor=val/loss", "--steps", "10", "--warmup", "1", "--json")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (json.loads(done.stdout)["steps"], json.loads(done.stdout)["steps_per_epoch"]) == (10, 4)

@@ -23,7 +23,8 @@ from trainer.core.gpu import Gpu
 from trainer.core.gpus import Inventory
 from trainer.launch.local import LocalLauncher, reap
 from trainer.runs.directory import RunDirectory
-from trainer.runs.records import AttemptOutcome, Launch
+from trainer.runs.records import AttemptOutcome, HeartbeatRecord, Launch
+from trainer.supervise.supervisor import last_step
 
 HERE = Path(__file__).parent
 
@@ -265,3 +266,15 @@ def test_gpus_are_chosen_for_the_run_and_locked_until_it_ends(
     line = next(line for line in run.rank_log(0, 1).read_text().splitlines() if line.startswith("{"))
     assert json.loads(line)["CUDA_VISIBLE_DEVICES"] == "1,2"
     assert [gpu.index for gpu in claims.claim(2, here=here, wait_s=0).gpus] == [1, 2]
+
+
+def test_the_step_of_an_attempt_is_its_own_though_the_next_one_has_begun(workdir: Path) -> None:
+    """Torchrun restarts the ranks at once; their first heartbeat replaces that of the attempt that died."""
+    run = make_run(workdir)
+    assert last_step(run, 0) is None
+    run.write_heartbeat(0, HeartbeatRecord(attempt=0, phase="train", step=150))
+    assert last_step(run, 0) == 150
+    run.live.keep(1, rank=0)
+    run.write_heartbeat(0, HeartbeatRecord(attempt=1, phase="start"))
+    assert (last_step(run, 0), last_step(run, 1)) == (150, 0)
+    assert last_step(run, 2) == 0, "it died before its first heartbeat"

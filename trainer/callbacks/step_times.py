@@ -39,6 +39,11 @@ class StepTimes(Callback):
         self._seen = 0
         self._is_over = False
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Let ReduceLROnPlateau wait for its metric, which only a validation logs."""
+        for config in trainer.lr_scheduler_configs:
+            config.strict = False
+
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:

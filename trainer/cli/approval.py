@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from trainer.cli.common import agrees
 from trainer.cli.job import Job
 from trainer.cli.plan_text import brief
 from trainer.cli.planning import device_of, formula_plans, variant_of
@@ -84,8 +85,7 @@ def approve(jobs: list[Job], plans: Sequence[Planned | None], arguments: argpars
     limit = min((one for one in limits if one is not None), default=None)
     if limit is None or hours <= limit or arguments.yes or not sys.stdin.isatty():
         return True
-    question = f"up to {hours:.4g} GPU hours, more than cluster.confirm_above_gpu_hours={limit:g}. Launch? [y/N] "
-    return input(question).strip().lower() in ("y", "yes")
+    return agrees(f"up to {hours:.4g} GPU hours, more than cluster.confirm_above_gpu_hours={limit:g}. Launch?")
 
 
 def planned_lines(job: Job) -> list[str]:

@@ -11,7 +11,9 @@ from dataclasses import asdict
 from pathlib import Path
 
 from trainer.cli.common import table
+from trainer.cli.job import check_all
 from trainer.cli.options import make_parser
+from trainer.config.compose import compose
 from trainer.core.errors import DONE, JOB_FAILED, UserError
 from trainer.core.files import write_atomic
 from trainer.core.gpus import inventory
@@ -57,6 +59,9 @@ def main(argv: list[str]) -> int:
     free = [gpu for gpu in inventory().gpus if not gpu.holder and not gpu.is_mig]
     overrides = [*(arguments.overrides or _JOB), "tracking=none"]
     todo = cases(free, usable_cores(), strategies)
+    check_all([compose([*overrides, *todo[0].overrides], config_dirs=[])])  # a mistake in it would be one in every row
+    if arguments.out:
+        refuse_unwritable(Path(arguments.out))
     rows: list[Row] = []
     with tempfile.TemporaryDirectory(prefix="trainer-devices-") as folder:
         for number, case in enumerate(todo):
@@ -74,6 +79,20 @@ def main(argv: list[str]) -> int:
     if arguments.out:
         write(Path(arguments.out), rows, overrides, json.dumps(content, indent=1))
     return JOB_FAILED if any(row.problem for row in rows) else DONE
+
+
+def refuse_unwritable(path: Path) -> None:
+    """Refuse a place for the results before minutes are spent on them.
+
+    Raises:
+        UserError: The folder cannot be made or written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise UserError(f"--out {path}: {error.strerror}", "choose a folder that you may write to") from error
 
 
 def text_of(rows: list[Row]) -> str:

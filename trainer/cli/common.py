@@ -25,6 +25,15 @@ def how_to_watch(run: RunDirectory) -> str:
     return f"to watch it: trainer logs -f {name}; to stop it: trainer stop {name}"
 
 
+def agrees(question: str) -> bool:
+    """Ask on the terminal; the end of the input (Ctrl-D) is a no."""
+    try:
+        return input(f"{question} [y/N] ").strip().lower() in ("y", "yes")
+    except EOFError:
+        print()
+        return False
+
+
 def table(rows: Sequence[Sequence[str]], header: Sequence[str]) -> str:
     """Format left-aligned columns. Columns that do not fit the terminal are dropped, from the right."""
     width = shutil.get_terminal_size((120, 24)).columns

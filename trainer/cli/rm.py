@@ -9,6 +9,7 @@ import shutil
 import sys
 from pathlib import Path
 
+from trainer.cli.common import agrees
 from trainer.cli.options import RUN_HELP, add_output_options, make_parser
 from trainer.core.errors import DONE, USER_MUST_CHANGE, UserError
 from trainer.core.files import read_json
@@ -77,4 +78,4 @@ def is_manifest(path: Path) -> bool:
 def _confirmed(names: list[str]) -> bool:
     if not sys.stdin.isatty():
         raise UserError("cannot ask for confirmation without a terminal", "add --yes to delete without asking")
-    return input(f"delete {', '.join(names)}? [y/N] ").strip().lower() in ("y", "yes")
+    return agrees(f"delete {', '.join(names)}?")

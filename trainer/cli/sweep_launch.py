@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from trainer.cli.common import agrees
 from trainer.cli.job import Job, check_one, describe, freeze_shape
 from trainer.cli.overrides import name_point
 from trainer.config.compose import Composed, Loaded, compose, frozen_hydra, require_free_link, swept
@@ -286,8 +287,7 @@ def confirmed(prepared: Prepared, hours: float, arguments: argparse.Namespace) -
     limit = prepared.first.config["cluster"].get("confirm_above_gpu_hours")
     if limit is None or hours <= limit or arguments.yes or not sys.stdin.isatty():
         return True
-    question = f"up to {hours:.4g} GPU hours, more than cluster.confirm_above_gpu_hours={limit:g}. Start? [y/N] "
-    return input(question).strip().lower() in ("y", "yes")
+    return agrees(f"up to {hours:.4g} GPU hours, more than cluster.confirm_above_gpu_hours={limit:g}. Start?")
 
 
 def plan(prepared: Prepared) -> list[str]:

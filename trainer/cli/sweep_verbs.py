@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from trainer.cli.common import table
+from trainer.cli.common import agrees, table
 from trainer.cli.options import Parser, make_parser
 from trainer.cli.sweep_follow import advance, follow
 from trainer.cli.sweep_table import as_csv, as_json, headline, row_json, sweep_row, text
@@ -413,4 +413,4 @@ def _runs_of(sweep: SweepDirectory, runs_dir: Path) -> list[Path]:
 def _confirmed(what: str) -> bool:
     if not sys.stdin.isatty():
         raise UserError(f"delete {what}?", "add --yes")
-    return input(f"delete {what}? [y/N] ").strip().lower() in ("y", "yes")
+    return agrees(f"delete {what}?")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import copy
 import json
+import math
 import os
 import shutil
 import sys
@@ -12,7 +13,7 @@ from contextlib import redirect_stdout
 from typing import Any
 
 from trainer.cli.deep import names_data
-from trainer.cli.job import check_all
+from trainer.cli.job import Job, check_all
 from trainer.cli.launching import launch
 from trainer.cli.overrides import compose_all, overrides_parser
 from trainer.cli.time_report import keep, lines, planned, report_of, what_fits
@@ -37,9 +38,9 @@ def main(argv: list[str]) -> int:
     if len(composed) != 1:
         raise UserError("trainer time: a sweep", "measure one job at a time, without -m")
     original = copy.deepcopy(composed[0].config)
-    budget = _budget(arguments, original)
     _shorten(composed[0].config, arguments.warmup, arguments.steps)
     (job,) = check_all(composed)
+    budget = _budget(arguments, job)
     with redirect_stdout(sys.stderr if arguments.json else sys.stdout):
         code, run = launch(job, arguments)
     if code != DONE:
@@ -84,7 +85,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     return arguments
 
 
-def _budget(arguments: argparse.Namespace, config: dict[str, Any]) -> tuple[float, float] | None:
+def _budget(arguments: argparse.Namespace, job: Job) -> tuple[float, float] | None:
     """Return the budget and the price of a device or core hour; None: no budget.
 
     Raises:
@@ -92,11 +93,10 @@ def _budget(arguments: argparse.Namespace, config: dict[str, Any]) -> tuple[floa
     """
     if arguments.budget is None:
         return None
-    if not arguments.budget > 0:
+    if not 0 < arguments.budget < math.inf:
         raise UserError(f"--budget {arguments.budget:g}: not an amount", "write the amount, such as --budget 500")
-    on_cpu = config["resources"].get("gpus") == 0
-    key = "price_per_cpu_core_hour" if on_cpu else "price_per_gpu_hour"
-    price = config["cluster"].get(key)
+    key = "price_per_gpu_hour" if job.shape.device == "cuda" else "price_per_cpu_core_hour"
+    price = job.config["cluster"].get(key)
     if not price:
         raise UserError("--budget needs a price", f"set cluster.{key}=2.50")
     return arguments.budget, price
@@ -116,7 +116,9 @@ def _shorten(config: dict[str, Any], warmup: int, steps: int) -> None:
         "num_sanity_val_steps": 0,
         "profiler": None,
     }
+    # Without validation nothing logs the metric that the best checkpoint is chosen by.
     config["checkpoint"] |= {"every_n_steps": None, "every_minutes": None, "save_best": False, "keep_best": 0}
+    config["checkpoint"]["monitor"] = None
     config["checkpoint"] |= {"local_dir": None, "local_every_n_steps": None}
     config["tracking"]["name"], config["logger"] = "none", {}
     callbacks = {name: node for name, node in config["callbacks"].items() if name != "early_stopping"}

@@ -64,7 +64,7 @@ def keep(found: Timed, plan: Plan | Unplanned, around: Surroundings | None, run:
     kind = kind_of(variant, around.config)
     hardware = hardware_of(around.device, variant.ranks_of_node)
     saves = [one for one in run.events_of(CheckpointSaved) if one.written_s is not None and one.bytes]
-    calibration.keep(
+    problem = calibration.keep(
         Measurement(
             hardware=hardware,
             kind=kind,
@@ -82,7 +82,7 @@ def keep(found: Timed, plan: Plan | Unplanned, around: Surroundings | None, run:
             time=time.time(),
         )
     )
-    return hardware
+    return f"no: it cannot be kept in {problem}" if problem else hardware
 
 
 def report_of(found: Timed, plan: Plan | Unplanned, run: RunDirectory, job: Job) -> dict[str, Any]:

@@ -135,8 +135,8 @@ def folder() -> Path:
     return cache_root() / "timings"
 
 
-def keep(one: Measurement) -> None:
-    """Write a measurement; it replaces one of the same job on the same hardware.
+def keep(one: Measurement) -> str:
+    """Write a measurement, which replaces one of the same job on the same hardware; return why it could not be kept.
 
     A file system that refuses is no error: the measurement was printed.
     """
@@ -145,8 +145,9 @@ def keep(one: Measurement) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         write_atomic(path, dumps(one, indent=1) + "\n")
-    except OSError:
-        return
+    except OSError as error:
+        return f"{path.parent}: {error.strerror}"
+    return ""
 
 
 def measurements(hardware: str) -> list[Measurement]:

@@ -14,6 +14,8 @@ from trainer.runs.records import StepTiming
 
 BUSY = 1.15
 """Wall time by CPU time of a rank above which the machine is called busy."""
+_MOST_S = 3.2e10
+"""A thousand years."""
 _UNITS = {"s": 1, "min": 60, "m": 60, "h": 3600, "d": 86400}
 
 
@@ -98,8 +100,9 @@ def duration_of(text: str, option: str) -> float:
     if not parts or "".join(f"{number}{unit}" for number, unit in parts) != re.sub(r"\s", "", text):
         raise UserError(f"{option} {text}: not a duration", f"write {option} 8h, {option} 90min or {option} 1d12h")
     total = sum(float(number) * _UNITS[unit] for number, unit in parts)
-    if not total > 0:
-        raise UserError(f"{option} {text}: no time", f"write {option} 8h")
+    if not 0 < total < _MOST_S:
+        problem = "more than a thousand years" if total else "no time"
+        raise UserError(f"{option} {text}: {problem}", f"write {option} 8h")
     return total
 
 
