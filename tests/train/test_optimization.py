@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from lightning.pytorch import Trainer
 from torch import nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.tensor import Shard, distribute_tensor
 from torch.optim import lr_scheduler
 
 from tests.train import recorded
@@ -18,8 +22,10 @@ from tests.train.in_process import attempt, fit, new_run, weights
 from trainer import schedules
 from trainer.checks.config import check
 from trainer.config.compose import compose, group_options
+from trainer.config.schedule import has_fused
 from trainer.config.schema import TrainerOptions
 from trainer.config.strategy import STRATEGIES
+from trainer.core.errors import UserError
 from trainer.train.optimization import make_optimizer
 from trainer.train.parameter_groups import decay_groups
 
@@ -362,7 +368,10 @@ def kernel(
 
 def test_a_gpu_gets_the_fused_kernel_and_says_so(capsys: pytest.CaptureFixture[str]) -> None:
     assert kernel(capsys) == (True, "optimizer: AdamW, fused kernel\n")
-    assert kernel(capsys, optimizer={"_target_": "torch.optim.SGD"})[0] is True
+    assert kernel(capsys, strategy=STRATEGIES["ddp"](), optimizer={"_target_": "torch.optim.SGD"})[0] is True
+    fused, said = kernel(capsys, optimizer={"_target_": "torch.optim.SGD"})
+    assert not fused
+    assert "torch has no fused SGD of sharded parameters" in said
     fused, said = kernel(capsys, "cpu")
     assert not fused
     assert "optimizer.fused=true is faster" in said
@@ -376,6 +385,32 @@ def test_a_gpu_gets_the_fused_kernel_and_says_so(capsys: pytest.CaptureFixture[s
 def test_a_choice_of_the_kernel_is_kept(capsys: pytest.CaptureFixture[str]) -> None:
     for value in (True, False, None):
         assert kernel(capsys, optimizer={"fused": value}) == (value, "")
+
+
+@pytest.fixture
+def mesh(tmp_path: Path) -> Iterator[DeviceMesh]:
+    dist.init_process_group("gloo", store=dist.FileStore(str(tmp_path / "store"), 1), rank=0, world_size=1)
+    yield init_device_mesh("cpu", (1,))
+    dist.destroy_process_group()
+
+
+def test_fused_kernels_of_sharded_parameters_are_those_that_torch_has(mesh: DeviceMesh) -> None:
+    for name in ("SGD", "Adam", "AdamW"):
+        parameter = torch.nn.Parameter(distribute_tensor(torch.ones(4), mesh, [Shard(0)]))
+        parameter.grad = distribute_tensor(torch.ones(4), mesh, [Shard(0)])
+        optimizer = getattr(torch.optim, name)([parameter], lr=0.1, fused=True)
+        if has_fused(f"torch.optim.{name}", "fsdp"):
+            optimizer.step()
+            continue
+        with pytest.raises(NotImplementedError, match="sharding strategy"):
+            optimizer.step()
+
+
+def test_a_fused_kernel_that_torch_lacks_is_refused_at_the_prompt() -> None:
+    job = ["experiment=quickstart", "optimizer=sgd", "+optimizer.fused=true"]
+    check(compose([*job, "strategy=ddp"], config_dirs=[]).config, fits=False)
+    with pytest.raises(UserError, match=r"torch has no fused SGD of what strategy=fsdp shards"):
+        check(compose([*job, "strategy=fsdp"], config_dirs=[]).config, fits=False)
 
 
 def test_which_configs_leave_the_kernel_open() -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Any
 
+from trainer.config.schedule import has_fused
 from trainer.config.strategy import STRATEGIES, ranks_in_group, ranks_per_sample
 from trainer.core.errors import UserError
 from trainer.plan.closed_form import Case, Estimate, NoFormula, estimate
@@ -235,7 +236,8 @@ def settled_optimizer(config: Mapping[str, Any], variant: Variant) -> dict[str, 
     del node["fused"]
     trainer = config["trainer"]
     clips = trainer.get("gradient_clip_norm") or trainer.get("gradient_clip_val")
-    if variant.device == "cuda" and not (variant.precision == "16-mixed" and clips):
+    can_fuse = has_fused(node.get("_target_"), str(variant.strategy["name"]))
+    if variant.device == "cuda" and can_fuse and not (variant.precision == "16-mixed" and clips):
         node["fused"] = True
     return node
 

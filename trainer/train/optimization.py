@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 
 from trainer.config.direction import direction_of
 from trainer.config.instantiate import accepts, instantiate, locate
-from trainer.config.schedule import FILLED, READ_BY_TRAINER, is_plateau
+from trainer.config.schedule import FILLED, READ_BY_TRAINER, has_fused, is_plateau
 from trainer.config.schema import Config
 from trainer.core.errors import UserError
 from trainer.train.parameter_groups import Decay, parameter_groups
@@ -99,6 +99,8 @@ def _choose_kernel(node: dict[str, Any], module: LightningModule, config: Config
         reason = "the step is on the CPU"
     elif options.precision == "16-mixed" and (options.gradient_clip_norm or options.gradient_clip_val):
         reason = "a fused optimizer unscales the gradients of 16-mixed after they would be clipped"
+    elif not has_fused(node["_target_"], config.strategy.name):
+        reason = f"torch has no fused {name} of sharded parameters"
     elif any(not parameter.is_floating_point() for parameter in module.parameters()):
         reason = "some parameters are not floating point numbers"
     else:
