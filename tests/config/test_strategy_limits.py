@@ -185,7 +185,9 @@ def test_a_job_is_refused_if_and_only_if_a_part_of_it_is(bases: dict[str, dict[s
         if not on_gpu:
             expected |= {(name, f"{precision} on CPU")} & REFUSED
         offloads = more == "cpu_offload" and optimizer in ("muon", "adamw_8bit") and on_gpu
-        assert bool(refusals(config, on_gpu=on_gpu)) == bool(expected or offloads), (name, precision, optimizer, more)
+        no_kernel = name in FSDP and optimizer == "sgd" and more in ("fused", "fused clip")
+        found = bool(refusals(config, on_gpu=on_gpu))
+        assert found == bool(expected or offloads or no_kernel), (name, precision, optimizer, more)
     assert count > 6000
 
 
