@@ -12,6 +12,7 @@ later saves reuse, is reported apart. Exit code 1 when the stall misses its targ
 from __future__ import annotations
 
 import argparse
+import hashlib
 import os
 import resource
 import shutil
@@ -19,13 +20,15 @@ import statistics
 import sys
 import tempfile
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from kept import keep
 
-from trainer.checkpoint import commit, hashing
+from trainer.checkpoint import commit, hashing, writeback
 from trainer.checkpoint.commit import CommitInfo
 from trainer.checkpoint.io import CheckpointWriter
 from trainer.checkpoint.store import CheckpointStore
@@ -89,29 +92,45 @@ def stalls(folder: Path, tensors: dict[str, torch.Tensor], rounds: int) -> list[
     return rows
 
 
-def hashing_costs(folder: Path, tensors: dict[str, torch.Tensor], rounds: int) -> dict[str, float]:
-    """Seconds of a synchronous sharded save: without checksums, with them while writing, and read again afterwards."""
-    found: dict[str, list[float]] = {"none": [], "while": [], "after": []}
-    original = hashing.hashlib.sha256
-    for step in range(rounds):
-        for name in ("none", "while"):
-            writer = CheckpointWriter(CheckpointStore(folder / name), asynchronous=False)
-            if name == "none":
-                hashing.hashlib = _Hashlib  # type: ignore[assignment]
-            try:
-                found[name].append(save(writer, tensors, step, "sharded")["whole"])
-            finally:
-                hashing.hashlib = __import__("hashlib")
-            if name == "none":
-                started = time.perf_counter()
-                for path in sorted((writer.store.path(step) / "shards").iterdir()):
-                    digest = original()
-                    with open(path, "rb") as file:
-                        while chunk := file.read(4 << 20):
-                            digest.update(chunk)
-                found["after"].append(found["none"][-1] + time.perf_counter() - started)
-            shutil.rmtree(writer.store.path(step))
-    return {name: statistics.median(times) for name, times in found.items()}
+CHECKSUMS = {
+    "none": ("none", False, True),
+    "none, and the disk begins at the fsync": ("none", False, False),
+    "by a thread while the files are written": ("while", True, True),
+    "the same, and the disk begins at the fsync (before)": ("while", True, False),
+    "from the files, once they are written": ("after", False, True),
+}
+"""What is compared: when files are hashed, whether they are while written, whether the disk writes at once."""
+ALONE = "SHA-256 of the state in memory, by one thread, alone"
+
+
+def hashing_costs(folder: Path, tensors: dict[str, torch.Tensor], rounds: int) -> dict[str, dict[str, float]]:
+    """Wall and CPU seconds of a synchronous sharded save, by when its files are hashed and reach the disk."""
+    found: dict[str, list[tuple[float, float]]] = {name: [] for name in (*CHECKSUMS, ALONE)}
+    writer = CheckpointWriter(CheckpointStore(folder / "hashed"), asynchronous=False)
+    for _ in range(rounds):
+        for name, (when, hashes, at_once) in CHECKSUMS.items():
+            path = writer.store.path(1)
+            with ExitStack() as changed:
+                if not hashes:
+                    changed.enter_context(mock.patch.object(hashing, "hashlib", _Hashlib))
+                if not at_once:
+                    changed.enter_context(mock.patch.object(writeback, "_sync_file_range", return_value=None))
+                started, cpu = time.perf_counter(), time.process_time()
+                save(writer, tensors, 1, "sharded")
+            if when == "after":
+                for file in sorted((path / "shards").iterdir()):
+                    hashing.sha256(file)
+            found[name].append((time.perf_counter() - started, time.process_time() - cpu))
+            shutil.rmtree(path)
+        started, cpu = time.perf_counter(), time.process_time()
+        digest = hashlib.sha256()
+        for tensor in tensors.values():
+            digest.update(memoryview(tensor.numpy()).cast("B"))
+        found[ALONE].append((time.perf_counter() - started, time.process_time() - cpu))
+    return {
+        name: {"s": statistics.median(wall for wall, _ in times), "cpu": statistics.median(cpu for _, cpu in times)}
+        for name, times in found.items()
+    }
 
 
 class _Hashlib:
@@ -165,7 +184,9 @@ def drop_cache(folder: Path) -> None:
                 os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
-def table(size_gb: float, rows: list[dict[str, Any]], hashed: dict[str, float], read: list[dict[str, Any]]) -> str:
+def table(
+    size_gb: float, rows: list[dict[str, Any]], hashed: dict[str, dict[str, float]], read: list[dict[str, Any]]
+) -> str:
     lines = [
         f"A state of {size_gb:g} GiB.",
         "",
@@ -182,11 +203,9 @@ def table(size_gb: float, rows: list[dict[str, Any]], hashed: dict[str, float], 
         )
     lines += [
         "",
-        "| checksums of a synchronous save | s |",
-        "|---|---|",
-        f"| none | {hashed['none']:.2f} |",
-        f"| by a thread while the files are written | {hashed['while']:.2f} |",
-        f"| from the files, once they are written (before) | {hashed['after']:.2f} |",
+        "| checksums of a synchronous save | s | CPU, s |",
+        "|---|---|---|",
+        *(f"| {name} | {one['s']:.2f} | {one['cpu']:.2f} |" for name, one in hashed.items()),
         "",
         "| threads | verify, s | read, s | more memory than the tensors, MiB |",
         "|---|---|---|---|",

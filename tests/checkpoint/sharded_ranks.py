@@ -122,6 +122,7 @@ def fork(folder: Path, ranks: int, main: Callable[[int], None]) -> list[int]:
                 main(rank)
             except BaseException as error:
                 print(f"rank {rank}: {error}", file=sys.stderr)
+                (folder / f"error-{rank}").write_text(f"{type(error).__name__}: {error}")
                 os._exit(1)
         children.append(child)
     return [wait(child) for child in children]
@@ -134,7 +135,15 @@ def case(folder: Path, fault: str | None, victim: int) -> dict[str, object]:
     assert found is not None
     tensors = StoredCheckpoint(found.path).whole()
     good = torch.equal(tensors["model/a"], torch.arange(35.0).view(7, 5) + found.step)
-    return {"codes": codes, "step": found.step, "skipped": skipped, "good": good, "b": tensors["model/b"].tolist()}
+    return {
+        "codes": codes,
+        "step": found.step,
+        "skipped": skipped,
+        "good": good,
+        "b": tensors["model/b"].tolist(),
+        "errors": [path.read_text() if (path := folder / f"error-{rank}").exists() else None for rank in (0, 1)],
+        "folders": sorted(one.name for one in store.directory.iterdir()),
+    }
 
 
 def wait(child: int) -> int:

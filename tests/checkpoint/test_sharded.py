@@ -40,8 +40,13 @@ def run_cases(folder: Path, cases: list[tuple[str | None, int]]) -> list[dict[st
 
 def test_a_kill_on_any_rank_at_any_moment_leaves_a_good_newest_checkpoint(tmp_path: Path) -> None:
     first = [(point, 0) for point in POINTS if point not in NOT_IN_THIS_SAVE]
-    *found, layouts = run_cases(tmp_path, [(None, 0), *first, *((point, 1) for point in OF_EVERY_RANK)])
+    refused = [(f"file.write:{count}:ENOSPC", victim) for victim in (0, 1) for count in (1, 3)]
+    refused += [("file.written:1:EIO", 1)]
+    killed = [*first, *((point, 1) for point in OF_EVERY_RANK)]
+    *found, layouts = run_cases(tmp_path, [(None, 0), *refused, *killed])
     whole = found.pop(0)
+    for case in [found.pop(0) for _ in refused]:
+        failed_alike(case)
     assert (whole["codes"], whole["step"], whole["good"]) == ([0, 0], 20, True)
     assert len(found) == len(first) + len(OF_EVERY_RANK)
     for case in found:
@@ -53,6 +58,17 @@ def test_a_kill_on_any_rank_at_any_moment_leaves_a_good_newest_checkpoint(tmp_pa
         assert case["step"] == (20 if committed else 10), case
         assert case["b"] == [float(case["step"])] * 3
     written_once(layouts)
+
+
+def failed_alike(case: dict[str, Any]) -> None:
+    """Check that an error of the disk of one rank fails the save on both, says whose it was, and leaves nothing."""
+    error = {"ENOSPC": "No space left on device", "EIO": "Input/output error"}[case["point"].rpartition(":")[2]]
+    assert case["codes"] == [1, 1], case
+    for text in case["errors"]:
+        assert text.startswith(f"SaveFailed: rank {case['victim']}: OSError: "), case
+        assert error in text, case
+        assert f"rank {1 - case['victim']}" not in text, case
+    assert (case["step"], case["good"], case["folders"]) == (10, True, ["step-00000010"]), case
 
 
 def written_once(found: dict[str, Any]) -> None:

@@ -1,7 +1,7 @@
 """The commit protocol: a checkpoint folder is either complete and checksummed, or it does not exist.
 
     .staging-attempt-03-step-00000120/      next to the target, so that the final rename stays on one filesystem
-        state.pt ...                        hashed while it is written, then fsynced
+        state.pt ...                        hashed and sent to the disk while it is written, then fsynced
         COMMIT                              sizes and sha256 of every file; written aside, fsynced, renamed
     step-00000120/                          the renamed staging folder; then the parent folder is fsynced
 
@@ -120,9 +120,11 @@ class Staging:
             try:
                 yield hashing
             except Exception as error:
-                if hashing.os_error is None or hashing.os_error is error:
+                if hashing.error is None or hashing.error is error:
                     raise
-                raise hashing.os_error from error
+                raise hashing.error from error
+            if hashing.error is not None:  # which the caller has not passed on
+                raise hashing.error
             raw.flush()
             fault_point("file.written")
             os.fsync(raw.fileno())

@@ -1,7 +1,7 @@
 """Checksums of files: computed while they are written, and by several threads when they are verified.
 
-hashlib releases the interpreter lock for large buffers, so a thread hashes what another writes or reads. This module
-does not import torch.
+hashlib releases the interpreter lock for large buffers, so a thread hashes what another writes or reads, and the disk
+writes what came before (`writeback.py`). This module does not import torch.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from trainer.checkpoint import wellformed
 from trainer.checkpoint.faults import fault_point
+from trainer.checkpoint.writeback import PIECE_BYTES, Writeback
 
 if TYPE_CHECKING:
     from concurrent.futures import ThreadPoolExecutor
@@ -29,15 +30,17 @@ _SMALL_BYTES = 1 << 20
 class HashingFile:
     """A writable file that is hashed while it is written, so that checksums need no second read.
 
-    A thread hashes a large buffer while it is written. Closing ends the thread and leaves the file open.
+    A thread hashes a large buffer while it is written, and every `PIECE_BYTES` are on their way to the disk at once.
+    Closing ends the thread and leaves the file open.
     """
 
     def __init__(self, file: BinaryIO) -> None:
         self.file = file
         self.bytes = 0
-        self.os_error: OSError | None = None
-        """First error of the filesystem: torch.save replaces it by one that does not name the cause."""
+        self.error: Exception | None = None
+        """First error of a write: torch.save replaces it by one that does not name the cause."""
         self._digest = hashlib.sha256()
+        self._writeback = Writeback(file.fileno())
         self._exit = ExitStack()
         self._thread: ThreadPoolExecutor | None = None
 
@@ -54,29 +57,34 @@ class HashingFile:
     def write(self, data: Any) -> int:
         """Write all of `data`, and return its size in bytes."""
         view = memoryview(data).cast("B")
-        if view.nbytes < _SMALL_BYTES:
-            self._digest.update(view)
-            self._write(view)
-        else:
-            if self._thread is None:
-                from concurrent.futures import ThreadPoolExecutor  # not for commands that only list checkpoints
-
-                self._thread = self._exit.enter_context(ThreadPoolExecutor(1, "checkpoint-hash"))
-            hashed = self._thread.submit(self._digest.update, view)
-            try:
+        try:
+            if view.nbytes < _SMALL_BYTES:
+                self._digest.update(view)
                 self._write(view)
-            finally:
-                hashed.result()  # `data` may change once this returns
-        self.bytes += view.nbytes
+            else:
+                self._write_and_hash(view)
+        except Exception as error:
+            self.error = self.error or error
+            raise
         return view.nbytes
 
-    def _write(self, view: memoryview) -> None:
+    def _write_and_hash(self, view: memoryview) -> None:
+        if self._thread is None:
+            from concurrent.futures import ThreadPoolExecutor  # not for commands that only list checkpoints
+
+            self._thread = self._exit.enter_context(ThreadPoolExecutor(1, "checkpoint-hash"))
+        hashed = self._thread.submit(self._digest.update, view)
         try:
-            fault_point("file.write")
-            self.file.write(view)
-        except OSError as error:
-            self.os_error = self.os_error or error
-            raise
+            for begin in range(0, view.nbytes, PIECE_BYTES):
+                self._write(view[begin : begin + PIECE_BYTES])
+        finally:
+            hashed.result()  # `view` may change once this returns
+
+    def _write(self, view: memoryview) -> None:
+        fault_point("file.write")
+        self.file.write(view)
+        self.bytes += view.nbytes
+        self._writeback.start(self.bytes)
 
     def flush(self) -> None:
         """Flush the file."""

@@ -209,7 +209,7 @@ class ShardedWrite:
             False if the target was already committed and intact.
 
         Raises:
-            SaveFailed: A rank failed; raised on every rank.
+            SaveFailed: A rank failed; raised on every rank. Of one process other errors are raised as they are.
         """
         staging = Staging(target, self.attempt, info.run)
         try:
@@ -224,9 +224,11 @@ class ShardedWrite:
             self._together(lambda: self._write_shards(staging, parts))
             files = self._together(lambda: self._own_files(staging, write_rest))
             self._together(lambda: self._commit(staging, files, info))
-        except BaseException:
+        except BaseException as error:
             if self._leads:
                 staging.discard()
+            if isinstance(error, OSError):
+                raise commit.failed(target, error) from error
             raise
         return True
 
@@ -283,15 +285,13 @@ class ShardedWrite:
         return True
 
     def _write_shards(self, staging: Staging, parts: dict[str, HostShard]) -> None:
-        writer = _Writer(staging)
-        with _quiet(self.group is None):
-            dcp_save(
-                parts,
-                storage_writer=writer,
-                planner=_Planner(self.buffer),
-                process_group=self.group,
-                no_dist=self.group is None,
-            )
+        writer, planner, alone = _Writer(staging), _Planner(self.buffer), self.group is None
+        try:
+            with _quiet(alone), data_file.without_crc():
+                dcp_save(parts, storage_writer=writer, planner=planner, process_group=self.group, no_dist=alone)
+        except CheckpointException as error:  # on every rank; it is no Exception
+            if self._rank in error.failures:
+                raise error.failures[self._rank][0] from None
         self.on_read()
 
     def _own_files(self, staging: Staging, write_rest: Callable[[Staging], None]) -> dict[str, StoredFile]:
