@@ -25,7 +25,7 @@ from torch.distributed.tensor import Shard, distribute_tensor
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from tests.checkpoint.sharded_ranks import fork
-from trainer.checkpoint import faults
+from trainer.checkpoint import faults, node_record
 from trainer.checkpoint.commit import CommitInfo
 from trainer.checkpoint.io import CheckpointWriter
 from trainer.checkpoint.node_disk import NodeDisk, folder_of
@@ -34,6 +34,7 @@ from trainer.checkpoint.stored import StoredCheckpoint
 from trainer.runtime.process import Rank
 from trainer.train import newest_checkpoint
 from trainer.train.checkpoint_saver import Stores
+from trainer.train.node_checkpoints import NodeCheckpoints, after_save
 
 RANKS = 4
 RUN = "r1"
@@ -80,14 +81,17 @@ class Job:
         writer.wait()
         writer.raise_if_failed()
 
-    def restart(self) -> dict[str, Any]:
-        """Return what is chosen, and whether this rank could load all that it needs."""
+    @property
+    def attempt(self) -> Any:
         directory = SimpleNamespace(
             events_of=lambda kind: [], add_event=lambda event: self.skipped.append(event.reason)
         )
         heartbeat = SimpleNamespace(count_progress=lambda: None)
-        attempt: Any = SimpleNamespace(rank=self.rank, directory=directory, heartbeat=heartbeat)
-        chosen = newest_checkpoint.choose(attempt, self.stores, self.group, self.strategy)
+        return SimpleNamespace(rank=self.rank, directory=directory, heartbeat=heartbeat)
+
+    def restart(self) -> dict[str, Any]:
+        """Return what is chosen, and whether this rank could load all that it needs."""
+        chosen = newest_checkpoint.choose(self.attempt, self.stores, self.group, self.strategy)
         if chosen is None:
             return {"step": None, "skipped": self.skipped}
         stored = StoredCheckpoint(chosen.path)
@@ -107,8 +111,9 @@ def save_main(job: Job, fault: str | None) -> None:
     local, disk = job.stores.local, job.stores.disk
     assert local is not None
     assert disk is not None
+    NodeCheckpoints(local, disk, job.strategy, job.attempt, job.group).record(job.stores.run.directory)  # as `choose`
     writer = CheckpointWriter(job.stores.run, asynchronous=True, attempt=job.rank.attempt, disk=disk)
-    writer.on_committed = lambda checkpoint: local.prune(1) and None
+    writer.on_committed = lambda checkpoint: after_save(job.stores, job.rank, checkpoint, keep_last=1)
     if job.rank.is_first:
         earlier = CheckpointWriter(job.stores.run, asynchronous=False)
         state = {"state_dict": {"a": WHOLE + 5, "b": torch.full((3,), 5.0)}}
@@ -155,7 +160,8 @@ def run(folder: Path, steps: list[list[Any]], strategy: str) -> list[Any]:
             seen = [folder / f"found-{attempt}-{number}.json" for number in range(RANKS)]
             found = [json.loads(path.read_text()) if path.exists() else None for path in seen]
             held = sorted(str(path.relative_to(folder / "disk")) for path in (folder / "disk").glob("*/step-*"))
-            results.append({"codes": codes, "found": found, "held": held})
+            known = {name: [node for node, _ in nodes] for name, nodes in node_record.read(folder / "shared").items()}
+            results.append({"codes": codes, "found": found, "held": held, "known": known})
     return results
 
 

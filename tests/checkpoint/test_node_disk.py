@@ -46,6 +46,7 @@ def test_every_node_has_its_own_part_and_a_restart_loads_it(tmp_path: Path) -> N
         "codes": [0] * 4,
         "found": [None] * 4,
         "held": ["node-0/step-00000020", "node-1/step-00000020"],
+        "known": {"step-00000020": [0, 1]},
     }
     expect(found[1], 20)
     expect(found[2], 20)
@@ -94,6 +95,7 @@ def test_without_the_part_of_a_node_the_run_directory_is_used(tmp_path: Path) ->
     lost, lost_first, spoilt, spread, joined = run_cases(tmp_path, cases)
     expect(lost[2], 5, "shared")
     assert lost[2]["held"] == [], "what no attempt can use was kept"
+    assert lost[2]["known"] == {}, "what was deleted is still recorded"
     expect(lost[4], 20)
     expect(lost_first[2], 5, "shared")
     expect(spoilt[2], 5, "shared", ("local step-00000020 is damaged (shards/__3_0.distcp: checksum differs)",))
@@ -112,6 +114,7 @@ def test_under_ddp_rank_0_gives_the_whole_state_to_the_other_nodes(tmp_path: Pat
         "ddp",
     )
     assert kept[0]["held"] == ["node-0/step-00000020"]
+    assert [result["known"] for result in kept[:2]] == [{"step-00000020": [0]}, {"step-00000020": [0, 1]}]
     for result in (kept[1], kept[3], lost[3]):
         expect(result, 20)
     assert kept[2]["codes"][2] == -signal.SIGKILL

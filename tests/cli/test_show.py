@@ -14,6 +14,7 @@ from tests.checkpoint.test_commit import save
 from tests.cli.test_why_causes import ENDED, GONE, states
 from tests.runs.test_directory import make
 from tests.runs.test_state import ended, launched
+from trainer.checkpoint import node_record
 from trainer.checkpoint.store import CheckpointStore
 from trainer.cli import common, main
 from trainer.core.errors import DONE, JOB_FAILED
@@ -152,3 +153,40 @@ def test_columns_that_do_not_fit_are_dropped_from_the_right(monkeypatch: pytest.
     ]
     monkeypatch.setenv("COLUMNS", "20")
     assert common.table(rows, header).splitlines() == ["ID  NAME", "a1  first", "b2  second"]
+
+
+def test_checkpoints_on_the_disks_of_several_nodes_are_listed_from_the_record(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, disk = make(tmp_path), tmp_path / "disk"
+    config = run.config()
+    config["checkpoint"] = {"local_dir": str(disk)}
+    run.config_path.write_text(json.dumps(config))
+    node_record.write(run.checkpoints_dir, [f"gpu{number}" for number in range(6)], {"step-00000040": range(6)})
+    save(CheckpointStore(run.checkpoints_dir), 30)
+    lines = sheet(run, capsys).splitlines()
+    assert any(line.endswith("complete, node-local: gpu0, gpu1, gpu2, gpu3 and 2 more") for line in lines), lines
+    (shared, elsewhere) = json.loads(sheet(run, capsys, "--json", "--verify"))["checkpoints"]
+    assert (shared["step"], shared["nodes"], shared["verified"]) == (30, [], True)
+    assert [one["host"] for one in elsewhere["nodes"]] == [f"gpu{number}" for number in range(6)]
+    assert (elsewhere["committed"], elsewhere["here"], elsewhere["verified"]) == (True, False, None)
+
+    part = CheckpointStore(disk / run.path.name / "node-3")  # this machine is one of the nodes
+    save(part, 40)
+    here = json.loads(sheet(run, capsys, "--json", "--verify"))["checkpoints"][1]
+    assert (here["path"], here["here"], here["verified"]) == (str(part.path(40)), True, True)
+    (part.path(40) / "state.pt").write_bytes(b"abcdeX")
+    text = sheet(run, capsys, "--verify", code=JOB_FAILED)
+    assert "DAMAGED: state.pt: checksum differs, node-local: gpu0" in text
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"hosts": 3}', '{"checkpoints": {"../x": [0], "step-00000001": [9]}}'])
+def test_a_damaged_record_of_nodes_hides_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], content: str
+) -> None:
+    run = make(tmp_path)
+    run.config_path.write_text(json.dumps({**run.config(), "checkpoint": {"local_dir": str(tmp_path / "disk")}}))
+    save(CheckpointStore(run.checkpoints_dir), 30)
+    (run.checkpoints_dir / node_record.RECORD).write_text(content)
+    assert "step 30" in sheet(run, capsys)
+    assert "../x" not in sheet(run, capsys, "--json")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -50,6 +51,10 @@ def test_a_killed_rank_costs_a_few_steps_and_a_lost_node_those_since_the_run_dir
     assert "node-0" in folders[first]
     assert "node-1" in folders[lost]
     assert "node-1" not in folders[first], "the disk is not the node's own"
+    listed = json.loads(cli("show", str(run.path), "--json", cwd=workdir).stdout)["checkpoints"]
+    on_nodes = [[one["host"] for one in row["nodes"]] for row in listed if row["local"]]
+    assert on_nodes
+    assert all(hosts == [first, lost] for hosts in on_nodes), listed
     testbed("fail", lost)
     wait_until(lambda: len(starts()) == 3, 240, lambda: story(run))
     assert starts()[2] == SHARED, story(run)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer.checkpoint import commit
+from trainer.checkpoint.node_disk import folder_of
 from trainer.checkpoint.store import BEFORE_END
 from trainer.cli.common import age, duration, number, size
 from trainer.cli.options import add_output_options, add_run, make_parser
@@ -34,6 +35,8 @@ from trainer.runs.summary import summary
 
 _INDENT, _NARROWEST, _WIDEST = 15, 8, 30
 """Columns before a metric, and of its curve."""
+_HOSTS = 4
+"""Hosts that are named for a checkpoint on the disks of several."""
 _STARTS = 3
 """Attempts whose time to the first step is shown."""
 
@@ -65,6 +68,8 @@ def main(argv: list[str]) -> int:
     facts["starts"] = starts(run)
     if options.verify:
         for checkpoint in facts["checkpoints"]:
+            if checkpoint["nodes"] and not checkpoint["here"]:
+                continue  # the disks of other nodes
             checkpoint["problems"] = _verify(run, checkpoint)
             checkpoint["verified"] = not checkpoint["problems"]
     if options.ranks:
@@ -77,8 +82,10 @@ def main(argv: list[str]) -> int:
 
 
 def _verify(run: RunDirectory, checkpoint: dict[str, Any]) -> list[str]:
-    """Return the problems of a checkpoint, in the run directory and in the object store."""
-    problems = commit.verify(Path(checkpoint["path"])) if checkpoint["here"] else []
+    """Return the problems of a checkpoint, in the run directory, on the disks of nodes, and in the object store."""
+    path = Path(checkpoint["path"])
+    parts = [folder_of(path.parent.parent, one["node"]) / path.name for one in checkpoint["nodes"]] or [path]
+    problems = [problem for part in parts if part.is_dir() for problem in commit.verify(part)]
     remote = remote_of(run, url_of(run.config())) if checkpoint["remote"] else None
     if remote is not None:
         name = Path(checkpoint["path"]).name
@@ -214,12 +221,18 @@ def _metrics(checkpoint: dict[str, Any]) -> str:
 
 
 def _state(checkpoint: dict[str, Any]) -> str:
-    where = f", node-local: {checkpoint['path']}" if checkpoint["local"] else ""
+    where = f", node-local: {_nodes(checkpoint['nodes']) or checkpoint['path']}" if checkpoint["local"] else ""
     if checkpoint["verified"] is not None:
         return (
             "checksums match" if checkpoint["verified"] else f"DAMAGED: {'; '.join(checkpoint['problems'])}"
         ) + where
     return ("complete" if checkpoint["committed"] else "incomplete") + where
+
+
+def _nodes(nodes: list[dict[str, Any]]) -> str:
+    hosts = [one["host"] for one in nodes]
+    more = f" and {len(hosts) - _HOSTS} more" if len(hosts) > _HOSTS else ""
+    return ", ".join(hosts[:_HOSTS]) + more
 
 
 def _place(checkpoint: dict[str, Any], url: str | None) -> str:

@@ -12,7 +12,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from trainer.checkpoint import commit, remote_record
+from trainer.checkpoint import commit, node_record, remote_record
+from trainer.checkpoint.node_disk import folder_of
 from trainer.checkpoint.store import BEFORE_END, Checkpoint, CheckpointStore, best_of, is_named_as_checkpoint, step_of
 from trainer.checkpoint.tiers import local_folder
 from trainer.core.errors import UserError
@@ -163,10 +164,10 @@ def local_checkpoints(run: RunDirectory, config: Mapping[str, Any]) -> Path | No
 
 
 def checkpoints(run: RunDirectory, config: Mapping[str, Any] | None = None) -> list[dict[str, Any]]:
-    """Return every checkpoint folder, including those without COMMIT, sorted by step, and those that were uploaded.
+    """Return every checkpoint folder, including those without COMMIT, sorted by step, and those that are elsewhere.
 
     `verified` is null because only sizes were compared; `trainer show --verify` compares checksums. `remote` is where a
-    checkpoint is in the object store, as the run has recorded it; null: it is not there.
+    checkpoint is in the object store, `nodes` are those on whose disks it has parts, both as the run has recorded it.
     """
     rows = []
     config = run.config() if config is None else config
@@ -187,8 +188,34 @@ def checkpoints(run: RunDirectory, config: Mapping[str, Any] | None = None) -> l
                 "bytes": checkpoint.bytes if checkpoint else None,
                 "here": path.is_dir(),
                 "remote": url,
+                "nodes": [],
                 "committed": commit.is_committed(path) if path.is_dir() else checkpoint is not None,
                 "metrics": checkpoint.metrics if checkpoint else None,
+                "verified": None,
+                "problems": [],
+            }
+        )
+    rows += _on_nodes(node_record.read(run.checkpoints_dir), local) if local else []
+    return sorted(rows, key=lambda row: row["step"])
+
+
+def _on_nodes(held: Mapping[str, list[tuple[int, str]]], local: Path) -> list[dict[str, Any]]:
+    """Return the checkpoints on the disks of several nodes; the parts that this machine sees are looked at."""
+    rows = []
+    for name, nodes in held.items():
+        parts = [folder_of(local, node) / name for node, _ in nodes]
+        here = [path for path in parts if path.is_dir()]
+        rows.append(
+            {
+                "step": step_of(Path(name)),
+                "path": str([*here, *parts, local / name][0]),
+                "local": True,
+                "bytes": None,
+                "here": bool(here),
+                "remote": None,
+                "nodes": [{"node": node, "host": host} for node, host in nodes],
+                "committed": bool(nodes) and all(map(commit.is_committed, here)),
+                "metrics": None,
                 "verified": None,
                 "problems": [],
             }

@@ -64,6 +64,7 @@ def choose(attempt: Attempt, stores: Stores, group: Group | None, strategy: str)
         raise chosen
     if nodes is not None:
         nodes.remove_newer(chosen.step if chosen else 0)
+        nodes.record(stores.run.directory)
         if chosen is not None and nodes.disk.is_of_tier(chosen.path):
             chosen = replace(chosen, path=nodes.disk.here(chosen.path))
     elif stores.local is not None and ranks.rank == 0:

@@ -8,6 +8,7 @@ ddp it is everything. A node that was replaced has nothing, and the job then sta
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,15 +17,16 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from trainer.checkpoint import commit
+from trainer.checkpoint import commit, node_record
 from trainer.checkpoint.commit import COMMIT, Staging, StoredFile
 from trainer.checkpoint.node_disk import NodeDisk
 from trainer.checkpoint.store import Checkpoint, CheckpointStore
 from trainer.checkpoint.tiers import is_superseded
 from trainer.runtime import cpu_groups
 from trainer.runtime.attempt import Attempt
-from trainer.runtime.process import FULL_MESH_UP_TO
+from trainer.runtime.process import FULL_MESH_UP_TO, Rank
 from trainer.runtime.torch_setup import Group
+from trainer.train.checkpoint_saver import Stores
 
 _PIECE_BYTES = 16 << 20
 
@@ -55,11 +57,26 @@ class NodeCheckpoints:
         self._on_piece: Callable[[], None] = attempt.heartbeat.count_progress
         self._parts: list[dict[str, _Part]] = []
         """On rank 0: by node, the name of a checkpoint to what the node has of it."""
+        self._hosts: list[str] = []
+        """On rank 0: by node, its host."""
 
     def compare(self) -> None:
         """Report to rank 0 what each node has. Collective."""
-        mine = self._own_parts() if self.disk.leads else None
-        self._parts = [one for one in cpu_groups.gather(mine, self._group) if one is not None]
+        mine = (socket.gethostname(), self._own_parts()) if self.disk.leads else None
+        reported = [one for one in cpu_groups.gather(mine, self._group) if one is not None]
+        self._hosts, self._parts = [host for host, _ in reported], [parts for _, parts in reported]
+
+    def record(self, directory: Path) -> None:
+        """Write down for `trainer show` what each node has now. Collective.
+
+        Args:
+            directory: The folder of the run's checkpoints.
+        """
+        self.compare()
+        if self._rank.is_first:
+            names = sorted({name for parts in self._parts for name in parts})
+            held = {name: [node for node, parts in enumerate(self._parts) if name in parts] for name in names}
+            node_record.write(directory, self._hosts, held)
 
     def newer(self, starts: Iterable[tuple[float, int]], step: int) -> list[Checkpoint]:
         """Return, on rank 0, the whole checkpoints of later steps, newest first.
@@ -187,6 +204,21 @@ class NodeCheckpoints:
         for relative in staging.files:
             os.replace(staging.path / relative, staging.target / relative)
         commit.extend(staging.target, staging.files)
+
+
+def after_save(stores: Stores, rank: Rank, saved: Checkpoint, keep_last: int) -> None:
+    """Delete old checkpoints of this node's disk; on rank 0 of a job on several nodes also record what is left.
+
+    Args:
+        stores: Where checkpoints are; one is on the disk of the node.
+        rank: The rank that has committed a checkpoint there.
+        saved: That checkpoint.
+        keep_last: Number of newest checkpoints to keep.
+    """
+    assert stores.local is not None
+    stores.local.prune(keep_last)
+    if stores.disk is not None and rank.is_first:
+        node_record.add(stores.run.directory, saved, stores.local.committed())
 
 
 def _pieces(size: int) -> list[int]:

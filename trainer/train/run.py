@@ -22,7 +22,7 @@ from trainer.callbacks.metrics import BatchWork, TrainMetrics
 from trainer.callbacks.node_metrics import MOST_NODES, NodeMetrics
 from trainer.callbacks.rng import RngState
 from trainer.callbacks.transient_state import TransientState
-from trainer.checkpoint import node_disk, tiers
+from trainer.checkpoint import node_disk, node_record, tiers
 from trainer.checkpoint.host_copies import MIB, CopyOptions
 from trainer.checkpoint.io import CheckpointWriter, RunCheckpointIO, SaveFailed, SaveTiming
 from trainer.checkpoint.node_disk import NodeDisk
@@ -55,6 +55,7 @@ from trainer.train import (
     flops,
     manual_optimization,
     newest_checkpoint,
+    node_checkpoints,
     resume_callbacks,
     save_points,
 )
@@ -206,6 +207,8 @@ def train(config: Config, attempt: Attempt, group: Group | None, start: StartClo
         _finish(job, writer, loggers, end)
     if rank.local_rank == 0:
         tiers.remove_local(job.stores.local)
+    if rank.is_first:
+        node_record.remove(job.stores.run.directory)
 
 
 def _open_stores(config: Config, attempt: Attempt) -> Stores:
@@ -265,7 +268,7 @@ def _after_commit(job: _Job, checkpoint: Checkpoint, timing: SaveTiming, loggers
         job.directory.add_event(saved)
     options, local = job.config.checkpoint, job.stores.local
     if local is not None and checkpoint.path.parent == local.directory:
-        local.prune(options.local_keep_last)
+        node_checkpoints.after_save(job.stores, job.rank, checkpoint, options.local_keep_last)
         return
     if loggers is not None:
         loggers.checkpoint_saved(checkpoint, lambda: _is_best(job, checkpoint))
