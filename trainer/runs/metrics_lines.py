@@ -37,12 +37,12 @@ def rewind(path: Path, step: int) -> Rewound:
     """Remove the lines of steps after `step`, and a last line that was cut short by a crash."""
     if not path.exists():
         return Rewound(0, [])
-    lines = read_bytes(path, _MOST_BYTES).decode(errors="replace").split("\n")
-    lines = lines[:-1] if not lines[-1] else lines
+    text = read_bytes(path, _MOST_BYTES).decode(errors="replace")
+    lines = text.removesuffix("\n").split("\n") if text else []
     read = [(line, parsed) for line in lines if (parsed := _parsed(line)) is not None]
     last = max((parsed["time"] for _, parsed in read), default=0.0)
     kept = [(line, parsed) for line, parsed in read if parsed["step"] <= step]
-    if len(kept) != len(lines):
+    if len(kept) != len(lines) or not text.endswith("\n"):  # the next line would be appended to the last one
         write_atomic(path, "".join(f"{line}\n" for line, _ in kept))
     return Rewound(len(lines) - len(kept), [parsed for _, parsed in kept if last - parsed["time"] <= RECENT_S])
 
