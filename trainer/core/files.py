@@ -109,11 +109,14 @@ def fsync_folder(folder: Path) -> None:
 def append_line(path: Path, text: str) -> None:
     """Append one line with a single write, which O_APPEND makes atomic among the processes of one machine.
 
-    Secrets of the environment are masked (`secrets.py`).
+    Secrets of the environment are masked (`secrets.py`). A last line that a crash or a full disk has cut short gets its
+    end first, so that it takes no other line with it.
     """
-    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+    descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o600)
     try:
-        os.write(descriptor, mask(text).encode() + b"\n")
+        size = os.fstat(descriptor).st_size
+        is_cut = size > 0 and os.pread(descriptor, 1, size - 1) != b"\n"
+        os.write(descriptor, b"\n" * is_cut + mask(text).encode() + b"\n")
     finally:
         os.close(descriptor)
 
