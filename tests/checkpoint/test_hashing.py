@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 import random
 import signal
@@ -17,7 +18,7 @@ from typing import Any
 import pytest
 import torch
 
-from trainer.checkpoint import commit, hashing, writeback
+from trainer.checkpoint import commit, hashing, shard_index, writeback
 from trainer.checkpoint.commit import CommitInfo, SaveFailed, Staging
 from trainer.checkpoint.io import CheckpointWriter
 from trainer.checkpoint.store import CheckpointStore
@@ -206,6 +207,10 @@ def test_only_shards_are_without_crc(store: CheckpointStore) -> None:
     writer.raise_if_failed()
     assert torch.equal(StoredCheckpoint(store.path(1)).whole("model/")["model/a"], tensor)
     assert torch.serialization.get_crc32_options(), "torch.save of a user computes no CRC any more"
+    (chunk,) = shard_index.read(store.path(1))["model/a"].chunks
+    content = (store.path(1) / "shards" / chunk.file).read_bytes()[chunk.begin : chunk.begin + chunk.length]
+    with zipfile.ZipFile(io.BytesIO(content)) as shard:
+        assert {entry.CRC for entry in shard.infolist()} == {0}
     with zipfile.ZipFile(store.path(1) / "state.pt") as archive:
         assert archive.testzip() is None, "programs that read ZIP archives refuse state.pt"
 
@@ -213,7 +218,7 @@ def test_only_shards_are_without_crc(store: CheckpointStore) -> None:
 LIMITED = """
 import resource, sys, torch
 from pathlib import Path
-from trainer.checkpoint import commit, hashing, writeback
+from trainer.checkpoint import commit, hashing, shard_index, writeback
 from trainer.checkpoint.commit import CommitInfo, SaveFailed
 from trainer.checkpoint.io import CheckpointWriter
 from trainer.checkpoint.store import CheckpointStore
