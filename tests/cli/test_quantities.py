@@ -130,3 +130,7 @@ def test_an_axis_covers_its_values_and_has_equal_ones_in_the_middle() -> None:
     for log in (False, True):
         assert scale.covering([2.0, 2.0], 0, 110, log=log)(2.0) == pytest.approx(55)
     assert scale.covering([0.0], 0, 110)(0.0) == 55
+
+
+def test_a_time_of_less_than_a_second_is_not_none() -> None:
+    assert [units.duration(value) for value in (0, 0.0012, 0.46, 1, 40)] == ["0 s", "1.2 ms", "0.46 s", "1 s", "40 s"]

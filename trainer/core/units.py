@@ -19,7 +19,9 @@ def three_digits(value: float) -> str:
 
 
 def duration(value: float) -> str:
-    """Format seconds as `3 d 4 h`, `2 h 5 min`, `40 s`."""
+    """Format seconds as `3 d 4 h`, `2 h 5 min`, `40 s`, and less than one as `seconds` does."""
+    if 0 < value < 1:
+        return seconds(value)
     minutes, rest = divmod(round(value), 60)
     hours, minutes = divmod(minutes, 60)
     days, hours = divmod(hours, 24)
