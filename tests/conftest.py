@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import resource
 import shutil
@@ -17,6 +18,7 @@ from typing import Any
 
 import pytest
 
+from tests.composing import load_once
 from tests.warm import MARK, WARM
 from trainer.core.hardware import count_gpus
 from trainer.core.processes import children
@@ -62,6 +64,13 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[TABLES] = {}
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # started with & by a shell; what tests start inherits it
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    load_once()
+    gc.disable()  # until all modules are imported, which leaves no garbage
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()  # half a million objects, which each full collection would visit
+    gc.enable()
 
 
 @pytest.fixture(scope="session")

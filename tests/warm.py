@@ -55,6 +55,18 @@ PRELOADED = (
     "trainer.supervise.supervisor",
     "trainer.report.write",
     "torch.distributed.run",
+    # What most commands and ranks import next.
+    "trainer.cli.check",
+    "trainer.config.keys",
+    "trainer.config.own_keys",
+    "trainer.config.retarget",
+    "trainer.runs.manifest",
+    "numpy.ma",
+    "torch.profiler",
+    "trainer.data.digits",
+    "trainer.models.mlp",
+    "trainer.schedules",
+    "trainer.tasks.classification",
 )
 IMPORTING = {"bench", "check", "doctor", "evaluate", "export", "fit", "plan", "predict", "repro", "resume", "sweep"}
 IMPORTING |= {"time", "verify-resume"}
@@ -142,8 +154,10 @@ def _import() -> None:
             importlib.import_module(name)
     import torch
 
+    from trainer.config.compose import compose
     from trainer.launch import local
 
+    compose(["model=mlp", "data=digits"], config_dirs=[])  # finds Hydra's plugins, reads and parses the shipped files
     local.start_ahead = lambda config: None  # what it would import is here
     global _fresh
     names = frozenset(name.partition(".")[0] for name in sys.modules)

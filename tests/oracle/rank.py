@@ -23,6 +23,7 @@ from typing import Any
 import hydra.utils
 import torch.distributed as dist
 import yaml
+from hydra.core.hydra_config import HydraConfig
 from lightning.pytorch import LightningDataModule, Trainer, seed_everything
 from lightning.pytorch.plugins.environments import TorchElasticEnvironment
 
@@ -148,6 +149,7 @@ def run_of_ours(case: Case, folder: Path, number: int) -> Outcome:
         raise chosen[0]
     directory = RunDirectory(Path(chosen[0]))
     code = run(directory.path)
+    HydraConfig.instance().cfg = None
     outcomes = directory.attempts()
     if code != 0 or not outcomes or outcomes[-1].outcome != "finished":
         return {"error": f"exit code {code}, {outcomes[-1:]}"}

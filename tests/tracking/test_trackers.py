@@ -13,16 +13,17 @@ import os
 import subprocess
 import sys
 from collections import Counter
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
 from tests.conftest import TrainerCli
 
-pytest.importorskip("tensorboard")
-pytest.importorskip("mlflow")
-
-HAS_TRACKIO = subprocess.run([sys.executable, "-c", "import trackio"], capture_output=True).returncode == 0
+pytestmark = pytest.mark.skipif(
+    not (find_spec("tensorboard") and find_spec("mlflow")), reason="no tensorboard, or no mlflow"
+)
+HAS_TRACKIO = find_spec("trackio") is not None
 PROJECT = '''
 import os
 import signal
