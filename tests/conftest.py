@@ -33,12 +33,16 @@ OWN_THREADS = ("heartbeat", "usage", "checkpoint-writer")
 ROOT = Path(__file__).parents[1]
 CPU_TABLE, CPU_ROWS = "CPU seconds, and seconds in all, by file: the most expensive", 25
 FIRST = (
+    "oracle/",  # the longest file, and it never waits: beside those that wait for SLURM
     "slurm/",
     "projects/",
     "distributed/",
     "faultbench/",
     "test_docs",
     "test_resume",
+    "benchmarks/",
+    "train/test_exact_resume",
+    "train/test_deferred",
     "cli/",
     "launch/",
     "tracking/",
