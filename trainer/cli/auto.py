@@ -91,6 +91,6 @@ def _line(config: dict[str, Any], plan: Plan, is_free: bool, kind_is_free: bool)
     if config["trainer"]["find_micro_batch"]:
         trial = f"; a trial at the start finds the micro-batch, {variant.micro_batch} is expected"
     return (
-        f"{' '.join(what)}: auto, the fastest that the plan knows to fit ({plan.needed / 2**30:.1f} GiB of "
+        f"{' '.join(what)}: auto, the fastest that fits by the plan ({plan.needed / 2**30:.1f} GiB of "
         f"{plan.capacity / 2**30:.1f} GiB, a margin of {MARGIN:.0%} left out; {_seconds(plan):.3g} s a step){trial}"
     )
