@@ -2,8 +2,9 @@
 
 Each job is planned by `trainer plan` and trained by `trainer fit` with the same overrides. Measured is rank 0 in its
 fourth step: the tensors that it holds at the beginning, without the data set, and the blocks of at least 16 KiB that
-the C library's allocator has handed out since, read after each operator (`planned_memory_callback.py`). So all threads
-count, gloo's included; what a kernel allocates and frees within itself does not.
+the C library's allocator has handed out since, in all threads and at any instant (`planned_memory_held.c`, which needs
+a C compiler). So what gloo stages during a collective counts; what a kernel allocates and frees within itself does not
+(`planned_memory_callback.py`).
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from kept import keep
 HERE = Path(__file__).resolve().parent
 LIMIT = 0.05
 STEPS = 4
+COUNTER = "held.so"
 _RANKS = {"single": (1,), "ddp": (2, 4), "fsdp": (1, 2, 4), "hsdp": (4,), "tp": (2, 4)}
 
 
@@ -138,6 +140,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         project = Path(folder)
         shutil.copy(HERE / "planned_memory_callback.py", project)
+        build_counter(project)
         (project / "texts").mkdir()
         words = random.Random(0).choices(["peak", "of", "memory", "in", "a", "step", "\n"], k=80_000)
         (project / "texts" / "words.txt").write_text(" ".join(words))
@@ -152,6 +155,12 @@ def main() -> int:
     if arguments.keep:
         keep("planned_memory", "Planned against measured peak of memory on CPU ranks", table)
     return int(any(abs(error) > LIMIT for row in rows for error in _errors(row).values()))
+
+
+def build_counter(folder: Path) -> None:
+    """Compile the library that counts blocks into `folder`."""
+    source = HERE / "planned_memory_held.c"
+    subprocess.run(["cc", "-O2", "-shared", "-fPIC", "-o", str(folder / COUNTER), str(source)], check=True)
 
 
 def _row(seed: int, job: Job, project: Path) -> dict[str, Any]:
@@ -179,7 +188,7 @@ def _row(seed: int, job: Job, project: Path) -> dict[str, Any]:
 
 def _trainer(project: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "trainer", *arguments]
-    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": str(1 << 14)}  # which fixes it
+    environment = {**os.environ, "LD_PRELOAD": str(project / COUNTER)}
     return subprocess.run(command, cwd=project, env=environment, capture_output=True, text=True, check=False)
 
 

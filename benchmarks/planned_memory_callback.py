@@ -1,10 +1,11 @@
-"""What the C library's allocator holds in a rank, for `planned_memory.py`, which copies this file into its project."""
+"""The peak of what the C library's allocator holds in a rank, for `planned_memory.py`, which copies this file."""
 
 from __future__ import annotations
 
 import ctypes
 import gc
 import json
+import time
 import warnings
 from pathlib import Path
 from typing import Any
@@ -12,33 +13,38 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
-
-class _Mallinfo2(ctypes.Structure):
-    """`struct mallinfo2` of glibc 2.33 and later, mallinfo(3)."""
-
-    _names = ("arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks", "uordblks", "fordblks", "keepcost")
-    _fields_ = [(name, ctypes.c_size_t) for name in _names]
-
-
-_mallinfo2 = ctypes.CDLL("libc.so.6").mallinfo2
-_mallinfo2.restype = _Mallinfo2
-
-
-def held() -> int:
-    """Return the bytes of all blocks that are at least as large as MALLOC_MMAP_THRESHOLD_ and not freed."""
-    return int(_mallinfo2().hblkhd)
+_held = ctypes.CDLL(None)  # with what is preloaded
+_held.held_now.restype = _held.held_peak.restype = ctypes.c_long
 
 
 class _Watch(TorchDispatchMode):
-    """Reads what is held after each operator."""
+    """Leaves out of the peak what an operator allocates and frees within itself, unless it is a collective.
 
-    peak = 0
+    What a collective stages is the process's as much as a tensor. gloo's thread frees it after the collective has
+    ended, which is at once unless the ranks compete for cores: so the next operator waits for that.
+    """
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        self.peak = max(self.peak, held())
+        end = time.monotonic() + _STAGED_S
+        while _held.held_staged() and time.monotonic() < end:
+            time.sleep(0)
+        _held.held_settle()
+        is_collective = func.namespace in _COLLECTIVES
+        _held.held_enter(int(is_collective))
+        try:
+            result = func(*args, **(kwargs or {}))
+        finally:
+            _held.held_leave()
+        for one in tree_leaves(result) if is_collective else ():
+            if isinstance(one, torch.Tensor):
+                _held.held_keep(ctypes.c_void_p(_storage(one).data_ptr()))
         return result
+
+
+_COLLECTIVES = ("c10d", "_c10d_functional")
+_STAGED_S = 1.0
 
 
 class Peak(Callback):
@@ -68,7 +74,8 @@ class Peak(Callback):
         """
         if trainer.global_step == self._step and self._watch is None:
             tensors = sum(size for address, size in _tensors().items() if address not in self._data)
-            self._before = held() - tensors
+            self._before = _held.held_now() - tensors
+            _held.held_begin()
             self._watch = _Watch()
             self._watch.__enter__()
 
@@ -77,7 +84,7 @@ class Peak(Callback):
         if trainer.global_step == self._step + 1 and self._watch is not None:
             self._watch.__exit__(None, None, None)
             if trainer.is_global_zero:
-                self._output.write_text(json.dumps({"peak": self._watch.peak - self._before}))
+                self._output.write_text(json.dumps({"peak": _held.held_peak() - self._before}))
             self._watch = None
 
 
@@ -95,4 +102,4 @@ def _storage(tensor: torch.Tensor) -> torch.UntypedStorage:
 
 
 SMALLEST = 1 << 14
-"""MALLOC_MMAP_THRESHOLD_."""
+"""Bytes, as in `planned_memory_held.c`."""

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from trainer.plan import gloo
 from trainer.plan.decoder import Decoder, Parameter
 from trainer.plan.ledger import Ledger
 from trainer.plan.parts import BUCKETS, COPIES, GRADIENTS, LOGITS, OPTIMIZER, PARAMETERS, REST
@@ -352,7 +353,7 @@ class _Step:
         if not size:
             return
         buffer = self.ledger.take(BUCKETS, size if self.case.layout.shards > 1 else 0)
-        self._copy_by_gloo(size)
+        self._stage(gloo.gathering(size, self.case.layout.shards))
         self._forget_buffer()
         self.ledger.take(BUCKETS, size)
         self.buffer = buffer
@@ -364,9 +365,9 @@ class _Step:
     def _release(self, group: str) -> None:
         self.ledger.free(BUCKETS, self._gathered(group))
 
-    def _copy_by_gloo(self, size: int) -> None:
-        """Count the copy of `size` bytes that gloo makes during a collective on CPU ranks."""
-        if self.case.device == "cpu" and self.case.layout.shards > 1:
+    def _stage(self, size: int) -> None:
+        """Count what gloo allocates on CPU ranks during a collective."""
+        if self.case.device == "cpu":
             self.ledger.free(BUCKETS, self.ledger.take(BUCKETS, size))
 
     def _arrive(self, group: str) -> None:
@@ -381,7 +382,7 @@ class _Step:
         ledger.free(BUCKETS, self._gathered(group) if group != "before" else 0)
         ledger.free(BUCKETS, self.reducing)
         self.reducing = ledger.take(BUCKETS, self.case.reduce_bytes * self.padded[group])
-        self._copy_by_gloo(self.reducing)
+        self._stage(gloo.reduction_to_shards(self.reducing, layout.shards))
         ledger.free(BUCKETS, self.compute * self.sizes[group])
         shard = self.padded[group] // layout.shards
         if not self.case.accumulates and not self.case.offloads:

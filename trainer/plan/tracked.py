@@ -15,19 +15,24 @@ from typing import Any
 from unittest import mock
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
+from torch.distributed import distributed_c10d
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp._fully_shard import _fsdp_param, _fsdp_param_group
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves
 
+from trainer.plan import gloo
 from trainer.plan.counted import Counter
 from trainer.plan.parts import BUCKETS, COPIES, LOGITS, PARAMETERS, REST
 
 BLOCK = 512
 """Bytes to which torch's allocator on CUDA rounds an allocation."""
-_COPIED_BY_GLOO = (torch.ops.c10d._allgather_base_, torch.ops.c10d._reduce_scatter_base_)
-"""Operators on (output, input) for which gloo copies the larger of the two until they end."""
+_COLLECTIVES = ("c10d", "_c10d_functional")
+"""Namespaces of the collectives; DTensor calls the second."""
+_GROUPS = ("process_group", "group_name")
+"""Names of the argument that is the group, in these namespaces."""
 _CALLERS = 16
 """Python frames between an operator and the function of FSDP2 that called it: at most about ten."""
 
@@ -41,7 +46,7 @@ class Tracked(TorchDispatchMode):
     Args:
         classes: Size of the last dimension of logits, or None if there are none.
         block: Bytes to which an allocation is rounded.
-        is_gloo: Whether to count the copies that gloo makes during a gathering and a reduction to shards.
+        is_gloo: Whether to count what gloo allocates during a collective.
     """
 
     def __init__(self, classes: int | None = None, block: int = BLOCK, is_gloo: bool = False) -> None:
@@ -59,8 +64,8 @@ class Tracked(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        if self._is_gloo and func.overloadpacket in _COPIED_BY_GLOO:
-            self.add(torch.empty_like(max(args[:2], key=torch.numel)), BUCKETS)  # which is freed at once
+        if self._is_gloo and func.namespace in _COLLECTIVES:
+            self.add(torch.empty(_staged(func, args, result), dtype=torch.uint8), BUCKETS)  # which is freed at once
         if self.counter.during is not None:
             self.counter.add(func, args, kwargs, result)
         for one in tree_leaves(result):
@@ -164,6 +169,25 @@ class Tracked(TorchDispatchMode):
         self.alive += grown
         self.peak = max(self.peak, self.alive)
         self._log.append((self._serials[key], grown))
+
+
+def _staged(func: Any, args: Any, result: Any) -> int:
+    """Return the bytes that gloo allocates during a collective."""
+    names = [one.name for one in func._schema.arguments]
+    place = next((names.index(one) for one in _GROUPS if one in names), None)
+    if place is None:
+        return 0
+    sizes = [one.nbytes for one in tree_leaves((args, result)) if isinstance(one, Tensor)]
+    return gloo.staged(func.overloadpacket.__name__, max(sizes, default=0), _ranks(args[place]))
+
+
+def _ranks(group: Any) -> int:
+    """Return the number of ranks of a group, which operators take by name or boxed."""
+    if isinstance(group, str):
+        group = distributed_c10d._resolve_process_group(group)
+    elif isinstance(group, torch.ScriptObject):
+        group = dist.ProcessGroup.unbox(group)
+    return int(group.size())
 
 
 def plain(tensor: Tensor) -> Iterator[Tensor]:
