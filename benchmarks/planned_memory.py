@@ -28,6 +28,10 @@ LIMIT = 0.05
 STEPS = 4
 COUNTER = "held.so"
 _RANKS = {"single": (1,), "ddp": (2, 4), "fsdp": (1, 2, 4), "hsdp": (4,), "tp": (2, 4)}
+_RANKS_OF_ZERO = (2, 2, 4)
+_ZERO = ("deepspeed_zero1", "deepspeed_zero2", "deepspeed_zero3")
+_FIRST_OF_ZERO = 44
+"""From this seed on the strategies are DeepSpeed's."""
 
 
 @dataclass(frozen=True)
@@ -108,14 +112,16 @@ def draw(seed: int) -> Job:
         micro_batch = choose((64, 128))
     strategies = ["single", "ddp", "ddp", "fsdp", "fsdp", "hsdp"]
     strategy = choose(strategies + ["tp"] * (model == "transformer"))
+    if seed >= _FIRST_OF_ZERO:
+        strategy = _ZERO[seed % len(_ZERO)]
     accumulate = choose((1, 1, 2))
-    while micro_batch * accumulate * max(_RANKS[strategy]) > 512:  # the digits have only some batches an epoch
+    while micro_batch * accumulate * max(_RANKS.get(strategy, _RANKS_OF_ZERO)) > 512:  # the digits have only some batches an epoch
         micro_batch //= 2
     return Job(
         model,
         tuple(sizes),
         strategy,
-        choose(_RANKS[strategy]),
+        choose(_RANKS.get(strategy, _RANKS_OF_ZERO)),
         micro_batch,
         accumulate,
         choose(("32-true", "32-true", "bf16-mixed", "bf16-true")),
@@ -129,7 +135,7 @@ def main() -> int:
     """Measure the jobs and print the table; returns 1 if a peak is further off than the limit."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--first", type=int, default=0, help="the first seed (default: 0)")
-    parser.add_argument("--jobs", type=int, default=44, help="number of seeds (default: 44)")
+    parser.add_argument("--jobs", type=int, default=56, help="number of seeds (default: 56)")
     parser.add_argument("--rows", type=Path, help="file of rows: those in it are not measured again")
     parser.add_argument("--keep", action="store_true", help="write the table to benchmarks/results/planned_memory.md")
     arguments = parser.parse_args()

@@ -33,6 +33,27 @@ class Drawn:
     accumulates: bool
     reduce: str
     optimizer: str = "AdamW"
+    foreach: bool = False
+    """Whether the optimizer's kernels take several tensors at once; else AdamW's are fused, others take one by one."""
+    frozen: tuple[str, ...] = ()
+    """Beginnings of the names of parameters that are not trained."""
+    lora_rank: int = 0
+    """Rank of the adapters of all linear layers in blocks, which are trained with what is outside of blocks."""
+
+
+class Adapted(nn.Module):
+    """A frozen linear layer with a LoRA adapter (Hu et al. 2021)."""
+
+    def __init__(self, base: nn.Linear, rank: int) -> None:
+        super().__init__()
+        self.base = base.requires_grad_(False)
+        self.down = nn.Linear(base.in_features, rank, bias=False)
+        self.up = nn.Linear(rank, base.out_features, bias=False)
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """Map `(..., in_features)` to `(..., out_features)`."""
+        added: torch.Tensor = self.base(features) + self.up(self.down(features))
+        return added
 
 
 def draw(seed: int) -> Drawn:
@@ -75,12 +96,22 @@ def draw(seed: int) -> Drawn:
 def module_of(case: Drawn) -> LanguageModelling:
     """The network of a case in its task."""
     arguments = dict(case.model)
-    return LanguageModelling(Transformer(arguments.pop("vocab_size"), arguments.pop("sequence_length"), **arguments))
+    model = Transformer(arguments.pop("vocab_size"), arguments.pop("sequence_length"), **arguments)
+    if case.lora_rank:
+        linear = [name for name, one in model.body.named_modules() if isinstance(one, nn.Linear)]
+        for name in linear:
+            parent, _, own = name.rpartition(".")
+            setattr(model.body.get_submodule(parent), own, Adapted(model.body.get_submodule(name), case.lora_rank))
+    for name, parameter in model.named_parameters():
+        if name.startswith(case.frozen or ("-",)):
+            parameter.requires_grad_(False)
+    return LanguageModelling(model)
 
 
 def optimizer_of(case: Drawn, module: nn.Module) -> torch.optim.Optimizer:
     """The optimizer of a case, without temporary tensors."""
     kernel: dict[str, Any] = {"fused": True} if case.optimizer == "AdamW" else {"foreach": False}
+    kernel = {"foreach": True} if case.foreach else kernel
     momentum = {} if case.optimizer == "AdamW" else {"momentum": 0.9}
     trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
     optimizer: torch.optim.Optimizer = getattr(torch.optim, case.optimizer)(trained, lr=1e-4, **kernel, **momentum)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from tests.plan.drawn import Drawn
 
 _MODEL = {"vocab_size": 512, "sequence_length": 256, "dim": 64, "layers": 3, "heads": 4, "tied": False}
+_FROZEN = ("embedding", "body.0")
 CASES = [
     Drawn(_MODEL, 2, "fsdp", 2, 2, "bf16-mixed", "none", "cpu", False, "float32"),
     Drawn(_MODEL, 2, "fsdp", 2, 2, "32-true", "full", "cpu", True, "float32"),
@@ -14,4 +15,10 @@ CASES = [
         for stage in (1, 2, 3)
         for precision in ("bf16-mixed", "32-true")
     ),
+    Drawn(_MODEL, 2, "fsdp", 2, 2, "32-true", "none", "cpu", False, "float32", foreach=True, frozen=_FROZEN),
+    Drawn(_MODEL | {"tied": True}, 2, "fsdp", 2, 2, "bf16-mixed", "full", "cpu", True, "float32", lora_rank=4),
+    Drawn(_MODEL | {"tied": True}, 2, "deepspeed_zero1", 2, 1, "bf16-mixed", "none", "cpu", False, "float32", "SGD"),
+    Drawn(_MODEL, 2, "deepspeed_zero2", 2, 1, "32-true", "none", "cpu", True, "float32", foreach=True, frozen=_FROZEN),
+    Drawn(_MODEL, 2, "deepspeed_zero3", 2, 1, "bf16-mixed", "none", "cpu", False, "float32", lora_rank=4),
+    Drawn(_MODEL, 2, "deepspeed_zero3", 2, 1, "bf16-mixed", "none", "cpu", False, "float32", frozen=_FROZEN),
 ]
