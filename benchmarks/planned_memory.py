@@ -30,6 +30,7 @@ COUNTER = "held.so"
 _RANKS = {"single": (1,), "ddp": (2, 4), "fsdp": (1, 2, 4), "hsdp": (4,), "tp": (2, 4)}
 _RANKS_OF_ZERO = (2, 2, 4)
 _ZERO = ("deepspeed_zero1", "deepspeed_zero2", "deepspeed_zero3")
+_BUCKET = 500_000
 _FIRST_OF_ZERO = 44
 """From this seed on the strategies are DeepSpeed's."""
 
@@ -72,6 +73,8 @@ class Job:
             chosen.append("strategy.shard_size=2")
         if self.strategy == "tp":
             chosen.append("strategy.tensor_parallel_size=2")
+        if self.strategy in _ZERO:  # else the empty room of a bucket of 200 million elements would be the peak
+            chosen += [f"strategy.{kind}_bucket_size={_BUCKET}" for kind in ("reduce", "allgather")]
         if self.checkpointing != "none":
             chosen.append(f"strategy.activation_checkpointing={self.checkpointing}")
         return chosen

@@ -98,7 +98,9 @@ def _tensors() -> dict[int, int]:
 
 
 def _storage(tensor: torch.Tensor) -> torch.UntypedStorage:
-    return getattr(tensor, "_local_tensor", tensor).untyped_storage()
+    for name in ("_local_tensor", "elem"):  # of a DTensor, and of one that a collective has not filled yet
+        tensor = getattr(tensor, name, tensor)
+    return tensor.untyped_storage()
 
 
 SMALLEST = 1 << 14
