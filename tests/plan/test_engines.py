@@ -85,6 +85,12 @@ def test_ddp_keeps_gradients_that_are_not_reduced_yet_beside_its_buckets() -> No
         assert planned.parts[parts.GRADIENTS] == pytest.approx(2 * by_formula(case).states.gradients, rel=LIMIT)
 
 
+def test_tensors_without_memory_are_not_counted() -> None:
+    with Tracked(block=1) as tracked:
+        kept = torch.empty(100), torch.empty(10_000, device="meta")
+    assert tracked.alive == kept[0].nbytes
+
+
 class Regression(LightningModule):
     """A module on inputs that are not integers."""
 

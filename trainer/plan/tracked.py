@@ -82,6 +82,8 @@ class Tracked(TorchDispatchMode):
             source: The operator that returned it, and its arguments.
         """
         for part in plain(tensor):
+            if part.is_meta:  # DeepSpeed keeps the shapes of its parameters as such tensors
+                continue
             storage = part.untyped_storage()
             if id(storage) not in self._sizes:
                 self._start(storage, label or self._label_of(part, source))
