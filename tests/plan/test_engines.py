@@ -106,3 +106,11 @@ def test_inputs_are_converted_to_a_true_precision() -> None:
     setting = Setting(STRATEGIES["single"](), 1, precision="bf16-true", device="cpu", block=1)
     found = simulate(Regression, torch.zeros(64, 256), lambda one: torch.optim.SGD(one.parameters()), setting)
     assert 64 * 256 * 2 < found.peak < 64 * 256 * 4
+
+
+def test_inputs_are_converted_to_the_weights_of_deepspeed() -> None:
+    """Else products would be in float32, which real kernels refuse and fake ones do not."""
+    strategy = STRATEGIES["deepspeed_zero1"](reduce_bucket_size=256, allgather_bucket_size=256)
+    setting = Setting(strategy, 2, precision="bf16-mixed", device="cpu", block=1)
+    found = simulate(Regression, torch.zeros(64, 256), lambda one: torch.optim.SGD(one.parameters()), setting)
+    assert 64 * 256 * 2 < found.peak < 64 * 256 * 4

@@ -44,13 +44,12 @@ def test_two_real_ranks_allocate_what_was_simulated(tmp_path: Path) -> None:
 
 
 def states_in_closed_form(case: Drawn) -> dict[str, int]:
-    """The states of a case as the simulation names them; DeepSpeed's stages 1 and 2 convert buffers to 16 bits."""
+    """The states of a case as the simulation names them."""
     decoder, layout = Decoder(**case.model), case_of(case).layout
     frozen = {one.name for one in decoder.parameters() if one.name.startswith(case.frozen or ("-",))}
     known = states(decoder.parameters(), layout, case_of(case).optimizer, frozen)
-    buffers = decoder.buffer_bytes() // (4 // layout.compute_bytes if layout.zero_stage in (1, 2) else 1)
     return {
-        parts.PARAMETERS: known.parameters + buffers,
+        parts.PARAMETERS: known.parameters + decoder.buffer_bytes(),
         parts.GRADIENTS: known.gradients,
         parts.OPTIMIZER: known.optimizer,
     }
@@ -97,8 +96,7 @@ def test_states_of_deepspeed_are_those_of_its_engine(stage: int, ranks: int) -> 
         simulated.work.elements == simulated.work.trained == sum(math.prod(one.shape) for one in decoder.parameters())
     )
     known = states(decoder.parameters(), Layout(case.strategy, 1, 1, ranks, precision=case.precision), ADAMW, set())
-    buffers = decoder.buffer_bytes() // (1 if stage == 3 else 2)  # stages 1 and 2 convert them to bfloat16
-    assert found[parts.PARAMETERS] == known.parameters + buffers
+    assert found[parts.PARAMETERS] == known.parameters + decoder.buffer_bytes()  # which keep float32
     assert found[parts.OPTIMIZER] == known.optimizer
     assert found[parts.GRADIENTS] == known.gradients
     assert functional.linear is linear, "what is simulated afterwards would be counted with DeepSpeed's"

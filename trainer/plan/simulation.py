@@ -28,8 +28,10 @@ from trainer.plan.parts import BUCKETS, GRADIENTS, OPTIMIZER, PARAMETERS
 from trainer.plan.tracked import BLOCK, Tracked, first_shards, real_meshes
 from trainer.plan.work import Work
 from trainer.strategies.blocks import prepare
+from trainer.strategies.deepspeed_zero import DTYPES
 from trainer.strategies.fsdp import clip_by_global_norm
 from trainer.strategies.mesh import TENSOR, make_mesh
+from trainer.strategies.narrow_weights import normalize_with_wide_weights
 from trainer.strategies.tensor_parallel import parallelize
 
 ZERO = (DeepspeedZero1, DeepspeedZero2, DeepspeedZero3)
@@ -112,7 +114,7 @@ def simulate(
             stack.enter_context(_default_type(setting.precision))
             module = make_module()
             wrap(module)
-            inputs = tree_map_only(torch.Tensor, partial(_fake, precision=setting.precision), batch)
+            inputs = tree_map_only(torch.Tensor, partial(_fake, dtype=_type_of_inputs(setting)), batch)
             return steps(module, inputs, make_optimizer, setting, tracked)
     finally:
         torch.distributed.destroy_process_group()
@@ -246,6 +248,8 @@ def wrapper(setting: Setting) -> Callable[[Any], None]:
     if not isinstance(options, Fsdp):
 
         def whole(module: Any) -> None:
+            if isinstance(options, ZERO) and setting.precision.endswith("mixed"):
+                normalize_with_wide_weights(module)
             prepare(module, options)
 
         return whole
@@ -299,10 +303,13 @@ def _default_type(precision: str) -> Iterator[None]:
         torch.set_default_dtype(before)
 
 
-def _fake(tensor: torch.Tensor, precision: str) -> torch.Tensor:
-    """Return a fake tensor; in a true precision Lightning converts what is not integers."""
-    is_converted = precision in _TRUE and tensor.is_floating_point()
-    return torch.empty(tensor.shape, dtype=_TRUE[precision] if is_converted else tensor.dtype)
+def _type_of_inputs(setting: Setting) -> torch.dtype | None:
+    """Return the type to which Lightning converts what is not integers: that of a true precision, and DeepSpeed's."""
+    return DTYPES[setting.precision] if isinstance(setting.strategy, ZERO) else _TRUE.get(setting.precision)
+
+
+def _fake(tensor: torch.Tensor, dtype: torch.dtype | None) -> torch.Tensor:
+    return torch.empty(tensor.shape, dtype=dtype if dtype and tensor.is_floating_point() else tensor.dtype)
 
 
 def _states(optimizer: Any) -> list[Any]:

@@ -58,13 +58,18 @@ class Engine:
         self.label()
 
     def _narrow(self, optimizer: Any, dtype: torch.dtype) -> None:
-        """Convert the module, as the strategy (stage 3) or DeepSpeed's constructor does."""
+        """Convert the weights, as the strategy (stage 3) or DeepSpeed's constructor does.
+
+        Buffers keep their type in mixed precision; in a true one Lightning converts them as well.
+        """
         module = self._module
         if self._strategy.options.stage == 3:
             self._strategy._configured = optimizer, None
             self._strategy._partition(module, initialize=True)
-            return
-        for tensor in (*module.parameters(), *module.buffers()):
+        tensors = [] if self._strategy.options.stage == 3 else list(module.parameters())
+        if str(self._strategy.precision_plugin.precision).endswith("true"):
+            tensors += module.buffers()
+        for tensor in tensors:
             if tensor.is_floating_point():
                 tensor.data = tensor.data.to(dtype)
 
