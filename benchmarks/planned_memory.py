@@ -118,13 +118,14 @@ def draw(seed: int) -> Job:
     if seed >= _FIRST_OF_ZERO:
         strategy = _ZERO[seed % len(_ZERO)]
     accumulate = choose((1, 1, 2))
-    while micro_batch * accumulate * max(_RANKS.get(strategy, _RANKS_OF_ZERO)) > 512:  # the digits have only some batches an epoch
+    ranks = _RANKS.get(strategy, _RANKS_OF_ZERO)
+    while micro_batch * accumulate * max(ranks) > 512:  # the digits have only some batches an epoch
         micro_batch //= 2
     return Job(
         model,
         tuple(sizes),
         strategy,
-        choose(_RANKS.get(strategy, _RANKS_OF_ZERO)),
+        choose(ranks),
         micro_batch,
         accumulate,
         choose(("32-true", "32-true", "bf16-mixed", "bf16-true")),

@@ -51,7 +51,7 @@ def test_auto_is_the_fastest_that_fits(
     assert (strategy["name"], strategy["activation_checkpointing"]) == (name, checkpointing)
     assert strategy["compile"] is ("strategy.compile=true" in overrides), "other options are kept"
     notes = capsys.readouterr().err.splitlines()
-    assert sum("auto" in note for note in notes) == (0 if name == "auto" else 1), "one line says why"
+    assert sum("auto" in note for note in notes) == 1, "one line says why"
 
 
 def test_a_trial_still_finds_the_micro_batch(
@@ -62,9 +62,18 @@ def test_a_trial_still_finds_the_micro_batch(
     assert "a trial at the start finds the micro-batch, 1 is expected" in capsys.readouterr().err
 
 
-def test_on_cpu_auto_is_what_it_was(workdir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    strategy = settled(workdir, monkeypatch, "strategy=auto", "strategy.activation_checkpointing=auto")
+def test_on_cpu_auto_is_what_it_was(
+    workdir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    strategy = settled(
+        workdir, monkeypatch, "resources.cpu_processes=1", "strategy=auto", "strategy.activation_checkpointing=auto"
+    )
     assert (strategy["name"], strategy["activation_checkpointing"]) == ("auto", "none")
+    (note,) = [line for line in capsys.readouterr().err.splitlines() if "auto" in line]
+    assert note == (
+        "note: strategy=single strategy.activation_checkpointing=none: auto, because CPU ranks have no memory of "
+        "their own to fit into; trainer plan shows more"
+    )
 
 
 @pytest.mark.parametrize("seed", [2, 6, 9, 14])

@@ -38,9 +38,7 @@ def settle_auto(config: dict[str, Any], shape: LaunchShape, device: Device | Non
         strategy[_KIND] = "none"  # unless the plan knows better
     chosen = best(config, shape, device, is_free, kind_is_free) if device is not None else None
     if chosen is None:
-        what = "strategy.activation_checkpointing=none" if kind_is_free else ""
-        reason = "its GPU is not known" if device is None else "no variant is known to fit"
-        return [f"{what}: auto, because {reason}; trainer plan shows more"] if what else []
+        return [_line_without_plan(config, shape, device, is_free, kind_is_free)]
     config["strategy"] = dict(chosen.variant.strategy)
     return [_line(config, chosen, is_free, kind_is_free)]
 
@@ -77,6 +75,20 @@ def best(config: dict[str, Any], shape: LaunchShape, device: Device, is_free: bo
 def _seconds(plan: Plan) -> float:
     assert plan.forecast is not None
     return plan.forecast.step_s
+
+
+def _line_without_plan(
+    config: dict[str, Any], shape: LaunchShape, device: Device | None, is_free: bool, kind_is_free: bool
+) -> str:
+    name = variant_of(config, shape, device).strategy["name"]
+    what = [f"strategy={name}"] if is_free else []
+    what += [f"strategy.{_KIND}=none"] if kind_is_free else []
+    reason = "no variant is known to fit"
+    if shape.device == "cpu":
+        reason = "CPU ranks have no memory of their own to fit into"
+    elif device is None:
+        reason = "its GPU is not known"
+    return f"{' '.join(what)}: auto, because {reason}; trainer plan shows more"
 
 
 def _line(config: dict[str, Any], plan: Plan, is_free: bool, kind_is_free: bool) -> str:

@@ -11,7 +11,7 @@ import sys
 import weakref
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import Any, cast
 from unittest import mock
 
 import torch
@@ -186,7 +186,7 @@ def _staged(func: Any, args: Any, result: Any) -> int:
 def _ranks(group: Any) -> int:
     """Return the number of ranks of a group, which operators take by name or boxed."""
     if isinstance(group, str):
-        group = distributed_c10d._resolve_process_group(group)
+        group = distributed_c10d._resolve_process_group(cast(Any, group))  # NewType GroupName of str
     elif isinstance(group, torch.ScriptObject):
         group = dist.ProcessGroup.unbox(group)
     return int(group.size())
