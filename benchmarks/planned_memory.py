@@ -139,7 +139,7 @@ def main() -> int:
     """Measure the jobs and print the table; returns 1 if a peak is further off than the limit."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--first", type=int, default=0, help="the first seed (default: 0)")
-    parser.add_argument("--jobs", type=int, default=56, help="number of seeds (default: 56)")
+    parser.add_argument("--jobs", type=int, default=52, help="number of seeds (default: 52)")
     parser.add_argument("--rows", type=Path, help="file of rows: those in it are not measured again")
     parser.add_argument("--keep", action="store_true", help="write the table to benchmarks/results/planned_memory.md")
     arguments = parser.parse_args()
