@@ -39,6 +39,7 @@ from torch.optim import LBFGS, Optimizer
 
 from trainer.train import prefetch
 from trainer.train.loop_originals import HOOKS, TRANSFER_HOOKS, first_patched, original
+from trainer.train.plain_step import make_step
 from trainer.train.prefetch import Prefetcher
 
 _CPU = torch.device("cpu")
@@ -74,6 +75,8 @@ class Plan:
     plain_optimizer_step: bool
     closure_comes_first: bool
     """Whether the optimizer would evaluate the closure once, before anything else."""
+    step: Callable[[Optimizer], object]
+    """Steps the optimizer once its closure has been evaluated."""
     plain_zero_grad: bool
     frees_gradients_early: bool
     """Whether gradients are not read when they are zeroed, so that they need not live through the forward pass."""
@@ -151,6 +154,7 @@ def make_plan(trainer: Trainer, data_fetcher: _DataFetcher) -> Plan:
         plain_module_backward=module._fabric is None and not _override("backward", module, LightningModule),
         plain_optimizer_step=_plain_optimizer_step(strategy, precision, module),
         closure_comes_first=evaluates_closure_first(optimizer),
+        step=make_step(optimizer),
         plain_zero_grad=plain_zero_grad,
         frees_gradients_early=plain_zero_grad
         and not hooks["on_before_zero_grad"]

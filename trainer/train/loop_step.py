@@ -81,7 +81,7 @@ class LeanOptimization(SavePointEpochLoop):
                 closure = self._step_through_hook(plan, batch, batch_idx)
             elif plan.closure_comes_first and not _has_pre_hooks(strategy._optimizers[0]):
                 self._step_closure(plan, batch, batch_idx)
-                strategy._optimizers[0].step()
+                plan.step(strategy._optimizers[0])
             else:
                 evaluate: Any = partial(self._step_closure, plan, batch, batch_idx)
                 strategy._optimizers[0].step(closure=evaluate)
