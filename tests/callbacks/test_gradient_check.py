@@ -106,7 +106,8 @@ def test_the_close_look_that_follows_sees_it_and_names_the_parameter(kind: str) 
 
 
 def test_one_large_gradient_among_small_ones_is_looked_at_with_them() -> None:
-    parameters = [torch.nn.Parameter(torch.zeros(shape)) for shape in ((FiniteGradientCheck.LARGE_NUMEL,), (3,))]
+    shapes = ((FiniteGradientCheck.LARGE_NUMEL,), (3,), (4,))
+    parameters = [torch.nn.Parameter(torch.zeros(shape)) for shape in shapes]
     optimizer = torch.optim.SGD(parameters, lr=1.0)
     look = FiniteGradientCheck(optimizer)
     gradients = gradients_in(optimizer)
@@ -114,6 +115,21 @@ def test_one_large_gradient_among_small_ones_is_looked_at_with_them() -> None:
     assert look._small == parameters
     gradients[0][5] = float("nan")
     assert not look.is_finite()
+
+
+def test_small_gradients_beside_few_large_ones_are_summed_as_they_are() -> None:
+    """One check for all: the code of a second one is not in the caches."""
+    parameters = [torch.nn.Parameter(torch.zeros(shape)) for shape in ((784, 128), (128,), (128, 10), (10,))]
+    optimizer = torch.optim.SGD(parameters, lr=1.0)
+    look = FiniteGradientCheck(optimizer)
+    gradients = gradients_in(optimizer)
+    assert look.is_finite()
+    assert (look._small, look._summed) == ([], parameters)
+    for gradient in gradients:
+        gradient.view(-1)[-1] = float("-inf")
+        assert not look.is_finite()
+        gradient.zero_()
+    assert look.is_finite()
 
 
 Bucket = tuple[torch.Tensor, list[torch.nn.Parameter]]

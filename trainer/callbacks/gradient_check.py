@@ -67,10 +67,11 @@ class FiniteGradientCheck:
     layout is determined once. Under DDP the gradients are views of its buckets, and one reduction per bucket is enough.
     Elsewhere a sum only reads and is four times as fast as the check of the gradient scalers, which also writes. But a
     sum costs a few us per tensor, and 40 us for the first one, whose code is not cached either. So it pays off for
-    tensors of at least `LARGE_NUMEL` elements that have at least `MIN_SUMMED_NUMEL` elements together.
+    tensors of at least `LARGE_NUMEL` elements that have at least `MIN_SUMMED_NUMEL` elements together, and for all tensors
+    if they have `MEAN_SUMMED_NUMEL` elements on average: then none of the other check's code is needed.
     """
 
-    LARGE_NUMEL, MIN_SUMMED_NUMEL = 2**15, 2**18
+    LARGE_NUMEL, MIN_SUMMED_NUMEL, MEAN_SUMMED_NUMEL = 2**15, 2**18, 2**14
 
     def __init__(self, optimizer: Any, only_ddp: bool = False) -> None:
         """Create the check of an optimizer.
@@ -108,8 +109,8 @@ class FiniteGradientCheck:
         for reduce in self._reductions:
             if not math.isfinite(reduce().item()):
                 return False
-        for parameter in self._summed:
-            if parameter.grad is not None and not math.isfinite(abs(parameter.grad.sum().item())):
+        for gradient in map(_GRADIENT, self._summed):
+            if gradient is not None and not math.isfinite(abs(gradient.sum().item())):
                 return False
         if self._small:
             try:
@@ -146,6 +147,8 @@ class FiniteGradientCheck:
         large = {parameter for parameter in parameters if parameter.numel() >= self.LARGE_NUMEL}
         if sum(parameter.numel() for parameter in large) < self.MIN_SUMMED_NUMEL:
             large.clear()
+        if sum(parameter.numel() for parameter in parameters) >= self.MEAN_SUMMED_NUMEL * len(parameters):
+            large.update(parameters)
         self._small, self._summed = [], []
         for parameter in parameters:
             is_small = _is_plain(parameter.grad) and parameter.numel() and parameter not in large
