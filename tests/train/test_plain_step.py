@@ -107,9 +107,15 @@ def test_a_step_that_is_replaced_later_is_called() -> None:
         step(optimizer)
     optimizer.step = lambda: calls.append("instance")
     step(optimizer)
-    step(other := made()[1])
     assert calls == ["class", "instance"]
-    assert decorated(other, step)
+
+
+def test_another_optimizer_is_the_one_that_steps() -> None:
+    weight, optimizer = made()
+    other_weight, other = made()
+    make_step(optimizer)(other)
+    assert not torch.equal(weight, other_weight)
+    assert torch.equal(weight, made()[0])
 
 
 def test_a_scheduler_learns_of_the_step() -> None:

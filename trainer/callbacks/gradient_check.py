@@ -67,8 +67,8 @@ class FiniteGradientCheck:
     layout is determined once. Under DDP the gradients are views of its buckets, and one reduction per bucket is enough.
     Elsewhere a sum only reads and is four times as fast as the check of the gradient scalers, which also writes. But a
     sum costs a few us per tensor, and 40 us for the first one, whose code is not cached either. So it pays off for
-    tensors of at least `LARGE_NUMEL` elements that have at least `MIN_SUMMED_NUMEL` elements together, and for all tensors
-    if they have `MEAN_SUMMED_NUMEL` elements on average: then none of the other check's code is needed.
+    tensors of at least `LARGE_NUMEL` elements that have at least `MIN_SUMMED_NUMEL` elements together, and for all
+    tensors if they have `MEAN_SUMMED_NUMEL` elements on average: then none of the other check's code is needed.
     """
 
     LARGE_NUMEL, MIN_SUMMED_NUMEL, MEAN_SUMMED_NUMEL = 2**15, 2**18, 2**14
