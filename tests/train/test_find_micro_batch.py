@@ -15,6 +15,7 @@ from tests.conftest import TrainerCli
 from tests.train.in_process import attempt, fit, new_run, weights
 from trainer.checks.config import check
 from trainer.config.compose import compose
+from trainer.core import host_memory
 from trainer.core.errors import TrainerError
 from trainer.runs.directory import RunDirectory
 from trainer.train import find_micro_batch
@@ -116,6 +117,32 @@ def test_if_nothing_fits_the_run_fails_for_want_of_memory(project: Path) -> None
     attempt(run, project, outcome="failed")
     assert "ran out of memory with a micro-batch of 2" in run.attempts()[-1].reason
     assert events_of(run.path, "micro_batch_found") == []
+
+
+def test_the_host_is_not_filled(project: Path) -> None:
+    """16.8 MB a sample: 134 MB for 8, 201 MB for 12, of which Linux would kill the process."""
+    source = (project / "modules.py").read_text()
+    (project / "modules.py").write_text(
+        source.replace("return loss", "held = torch.ones(len(batch[0]), 2**22)\n        return loss")
+    )
+    with mock.patch.object(host_memory, "available_bytes", return_value=150_000_000):
+        run, output = fit(project, *JOB, FIND)
+    (event,) = events_of(run.path, "micro_batch_found")
+    assert (event["micro_batch"], event["too_large"]) == (8, 12)
+    assert "batch of 12" not in output
+
+
+def test_an_allocation_that_the_host_refuses_is_out_of_memory(project: Path) -> None:
+    source = (project / "modules.py").read_text()
+    (project / "modules.py").write_text(
+        source.replace('raise torch.OutOfMemoryError("CUDA out of memory")', "torch.empty(2**60)")
+    )
+    run, _ = fit(project, *JOB, "+model.most=8", FIND)
+    (event,) = events_of(run.path, "micro_batch_found")
+    assert (event["micro_batch"], event["too_large"]) == (8, 12)
+    run = new_run(project, [*JOB, "+model.most=4", "data.micro_batch=8"])
+    attempt(run, project, outcome="failed")
+    assert "ran out of memory with a micro-batch of 8" in run.attempts()[-1].reason
 
 
 def test_one_of_two_ranks_runs_out_and_both_restart_with_what_fits_on_both(

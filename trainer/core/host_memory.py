@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 
 _ROOT = Path("/")
@@ -23,6 +24,30 @@ def used_bytes(root: Path = _ROOT) -> int | None:
     """Return the bytes in use on this machine that cannot be freed; None if that is not known."""
     memory = _memory(root)
     return memory["MemTotal"] - memory["MemAvailable"] if {"MemTotal", "MemAvailable"} <= memory.keys() else None
+
+
+def resident_bytes() -> int:
+    """Return the bytes of this process that are in memory; 0 if that is not known."""
+    return _of_process("VmRSS")
+
+
+def peak_bytes() -> int:
+    """Return the most bytes of this process that have been in memory since `reset_peak`; 0 if that is not known."""
+    return _of_process("VmHWM")
+
+
+def reset_peak() -> None:
+    """Start a new count of `peak_bytes`; nothing where the kernel has no such count."""
+    with suppress(OSError):
+        (_ROOT / "proc/self/clear_refs").write_text("5")  # man 5 proc_pid_clear_refs
+
+
+def _of_process(name: str) -> int:
+    try:
+        lines = (_ROOT / "proc/self/status").read_text().splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:")), 0)
 
 
 def _memory(root: Path) -> dict[str, int]:

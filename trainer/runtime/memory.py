@@ -18,11 +18,17 @@ from trainer.runs.events import OutOfMemory
 from trainer.runtime.attempt import Attempt
 from trainer.runtime.micro_batch import smaller
 
-ERRORS = (torch.OutOfMemoryError, MemoryError)
-"""Raised when the memory of a GPU, or of the host, runs out."""
+_ERRORS = (torch.OutOfMemoryError, MemoryError)
+_ON_CPU = "DefaultCPUAllocator: can't allocate memory"
+"""In the message of the RuntimeError that torch raises for tensors of the host (c10/core/impl/alloc_cpu.cpp)."""
 _WAIT_S = 30.0
 """Without the wait the other ranks would fail without this one, and torchrun would restart all of them before the node
 process kills them (`FAILED_GRACE_S`)."""
+
+
+def is_exhausted(error: BaseException) -> bool:
+    """Return whether an exception says that the memory of a GPU, or of the host, ran out."""
+    return isinstance(error, _ERRORS) or (isinstance(error, RuntimeError) and _ON_CPU in str(error))
 
 
 @dataclass(frozen=True)
@@ -66,7 +72,7 @@ class MemoryReport(Callback):
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Describe the memory if it has run out."""
-        if isinstance(exception, ERRORS):
+        if is_exhausted(exception):
             owners = f"on this rank {Owners.of(trainer, pl_module)}"
             snapshot = self._snapshot() if trainer.strategy.root_device.type == "cuda" else None
             self._attempt.memory = f"{owners}; memory snapshot: {snapshot}" if snapshot else owners

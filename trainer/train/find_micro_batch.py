@@ -33,6 +33,7 @@ from trainer.checkpoint.io import CheckpointWriter, RunCheckpointIO
 from trainer.checkpoint.store import CheckpointStore
 from trainer.config.batch import BatchPlan
 from trainer.config.schema import Config
+from trainer.core import host_memory
 from trainer.core.errors import UserError
 from trainer.runs.events import MicroBatchFound
 from trainer.runtime import memory, micro_batch, rng
@@ -46,7 +47,7 @@ _STEPS = 2
 _ACCUMULATE = 2
 """Micro-batches of a step: the second one has its activations and the gradients of the first in memory."""
 _SHARE_OF_MEMORY = 0.95
-"""Of a GPU's memory in the trial: the rest is left for fragmentation, longer samples and validation."""
+"""Of a GPU's memory, or the host's, in the trial: the rest is left for fragmentation, longer samples, validation."""
 
 
 class TooLarge(Exception):
@@ -63,7 +64,7 @@ def find(config: Config, attempt: Attempt, group: Group | None) -> None:
 
     Raises:
         TooLarge: Memory ran out on this rank, which is one of several. The result is recorded.
-        torch.OutOfMemoryError: Not even the smallest micro-batch fits.
+        torch.OutOfMemoryError, RuntimeError, MemoryError: Not even the smallest micro-batch fits.
     """
     if micro_batch.is_found(attempt.directory, attempt.rank, group):
         return
@@ -73,8 +74,8 @@ def find(config: Config, attempt: Attempt, group: Group | None) -> None:
     try:
         with _less_memory(device_of(config, attempt.rank)):
             _train(_config_of(config), trial)
-    except memory.ERRORS as caught:
-        if not trial.fitting:
+    except (RuntimeError, MemoryError) as caught:
+        if not trial.fitting or not memory.is_exhausted(caught):
             raise
         error = caught.with_traceback(None)  # whose frames keep the model and the activations
     largest, failed = trial.fitting[-1], trial.current if error is not None else None
@@ -166,7 +167,7 @@ def _train(config: Config, trial: _Trial) -> None:
     batches = _Batches(data, trial)
     data.owner.train_dataloader = lambda: batches  # type: ignore[method-assign]
     averaging = [one for one in user_callbacks.build(config.callbacks) if isinstance(one, WeightAveraging)]
-    build.complete(trainer, [*averaging, _Sizes(trial)], [])
+    build.complete(trainer, [*averaging, _Sizes(trial, device_of(config, rank).type == "cpu")], [])
     trainer.accumulate_grad_batches = _ACCUMULATE if len(trial.sizes) > 1 else 1
     trainer.fit(module, datamodule=data.module)
 
@@ -193,8 +194,9 @@ class _Batches:
 class _Sizes(Callback):
     """Notes which sizes fit. All ranks wait for each other after each size."""
 
-    def __init__(self, trial: _Trial) -> None:
+    def __init__(self, trial: _Trial, on_cpu: bool) -> None:
         self._trial = trial
+        self._host = _HostMemory(trial.attempt.rank.local_world_size) if on_cpu else None
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Note the size that is tried; a rank's whole share is a step of its own, without accumulation."""
@@ -205,6 +207,8 @@ class _Sizes(Callback):
             is_share = trial.current == trial.sizes[-1]
             if is_share and not trainer.strategy.handles_gradient_accumulation:
                 trainer.accumulate_grad_batches = 1
+            if self._host is not None:
+                self._host.check(trial.current)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -214,7 +218,41 @@ class _Sizes(Callback):
             return
         if self._trial.group is not None:
             torch.distributed.barrier(self._trial.group)
+        if self._host is not None:
+            self._host.note(self._trial.current)
         self._trial.fitting.append(self._trial.current)
+
+
+class _HostMemory:
+    """Refuses a size before it fills the memory of the host, by the peaks of the two sizes before it.
+
+    Linux kills a process that does so. It could record nothing, and every attempt would try the same size again.
+    """
+
+    def __init__(self, ranks: int) -> None:
+        """`ranks` of this node grow at the same time."""
+        self._ranks = ranks
+        self._peaks: list[tuple[int, int]] = []
+        """Size and bytes."""
+
+    def note(self, size: int) -> None:
+        """Note the peak of a size whose steps are complete."""
+        self._peaks.append((size, host_memory.peak_bytes()))
+
+    def check(self, size: int) -> None:
+        """Start a size, which is larger than those before.
+
+        Raises:
+            MemoryError: It would not fit.
+        """
+        available = host_memory.available_bytes()
+        if len(self._peaks) >= 2 and available is not None:
+            (small, low), (large, high) = self._peaks[-2:]
+            peak = high + (high - low) * (size - large) / (large - small)
+            needed = self._ranks * (peak - host_memory.resident_bytes())
+            if needed > _SHARE_OF_MEMORY * available:
+                raise MemoryError(f"{needed / 1e9:.3g} GB more are needed, and {available / 1e9:.3g} GB are free")
+        host_memory.reset_peak()
 
 
 @contextmanager

@@ -100,13 +100,13 @@ def run(run_path: Path) -> int:
         attempt.end("failed", JOB_FAILED, str(error))
     except find_micro_batch.TooLarge as error:
         return failure.restart(attempt, str(error))
-    except memory.ERRORS as error:
+    except BaseException as error:
+        if not memory.is_exhausted(error):
+            return failure.conclude(error, attempt)
         abort_nccl()
         failure.print_traceback(error)
         code = memory.end(attempt, config.resilience.on_oom)
         return DONE if code is None else code
-    except BaseException as error:
-        return failure.conclude(error, attempt)
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
     return DONE
