@@ -32,10 +32,11 @@ def duration(seconds: float) -> str:
 
 def short(number: float) -> str:
     """Format a rate in at most five characters and a unit prefix: `912`, `4,520`, `45.2k`, `1.20M`."""
-    for limit, divisor, suffix in ((1e4, 1.0, ""), (1e6, 1e3, "k"), (1e9, 1e6, "M"), (float("inf"), 1e9, "G")):
+    # Each limit is where rounding would give the next unit's first number.
+    for limit, divisor, suffix in ((9999.5, 1.0, ""), (999950, 1e3, "k"), (999.95e6, 1e6, "M"), (math.inf, 1e9, "G")):
         if number < limit:
             scaled = number / divisor
-            digits = 0 if suffix == "" and scaled >= 100 else 1 if scaled >= 10 else 2
+            digits = 0 if suffix == "" and scaled >= 99.95 else 1 if scaled >= 9.995 else 2
             return f"{scaled:,.{digits}f}{suffix}"
     return str(number)
 
