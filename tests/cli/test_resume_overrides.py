@@ -37,6 +37,10 @@ def frozen(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         ("resilience.spike_z=7", 7),
         ("trainer.max_steps=-1", None),  # no limit
         ("trainer.max_steps=20", 20),
+        ("trainer.max_steps='70'", 70),
+        ("trainer.max_steps=7e1", 70),
+        ("cluster.account=7", "7"),
+        ("checkpoint.save_best='false'", False),
     ],
 )
 def test_a_value_is_that_of_a_new_run(frozen: dict[str, Any], tmp_path: Path, override: str, value: Any) -> None:
@@ -55,8 +59,20 @@ def test_a_value_is_that_of_a_new_run(frozen: dict[str, Any], tmp_path: Path, ov
         ("trainer.max_steps=many", "trainer.max_steps=many: expected an integer"),
         ("trainer.max_steps", "trainer.max_steps: a resumed run cannot change this\n"),
         ("+trainer.max_steps=1", "+trainer.max_steps=1: a resumed run cannot change this\n"),
-        ("cluster.tiem=1", "cluster.tiem=1: a resumed run cannot change this\n  did you mean cluster.time? a resumed"),
-        ("optimizer.lr=1", "optimizer.lr=1: a resumed run cannot change this\n"),
+        (
+            "cluster.tiem=1",
+            "cluster.tiem=1: a resumed run cannot change this\n  did you mean cluster.time? for all else",
+        ),
+        (
+            "optimizer.lr=1",
+            "optimizer.lr=1: a resumed run cannot change this\n  a resumed run can change keys of trainer, resources, "
+            "checkpoint, resilience, data, security, cluster; for all else use trainer fit",
+        ),
+        (
+            "data.batch_size=7",
+            "data.batch_size=7: a resumed run cannot change this\n"
+            "  a resumed run can change data.micro_batch, data.num_workers; for all else use trainer fit",
+        ),
     ],
 )
 def test_what_cannot_be_read_or_changed_is_named(frozen: dict[str, Any], override: str, said: str) -> None:

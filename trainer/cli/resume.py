@@ -137,12 +137,17 @@ def with_overrides(
     from trainer.config.typed import is_closed, problems_of, to_config
 
     allowed = [f"{section}.{key}" for section, keys in CHANGEABLE.items() for key in keys] + list(more)
+    places = []
     for override in overrides:
         key, separator, _ = override.partition("=")
         if not separator or key not in allowed:
-            fix = did_you_mean(key, allowed) + f"{what} can change {', '.join(allowed)}"
-            raise UserError(f"{override}: {what} cannot change this", f"{fix}; for all else use trainer fit")
+            section, _, name = key.partition(".")
+            is_typo = name not in (config.get(section) or {})
+            hint = did_you_mean(key, allowed) if is_typo else ""
+            fix = hint or f"{_changeable(section, allowed, what)}; "
+            raise UserError(f"{override}: {what} cannot change this", f"{fix}for all else use trainer fit")
         section, name = key.split(".")
+        places.append((section, name))
         config.setdefault(section, {})[name] = value_of(override)
         if section == "trainer" and config[section][name] == -1:
             config[section][name] = None  # no limit, as in Lightning
@@ -151,8 +156,18 @@ def with_overrides(
     raise_all(
         [problem for section in config if is_closed(section) for problem in problems_of(section, config[section])]
     )
-    to_config(config)
+    typed = to_config(config)
+    for section, name in places:
+        if is_closed(section):
+            config[section][name] = getattr(getattr(typed, section), name)
     return config
+
+
+def _changeable(section: str, allowed: list[str], what: str) -> str:
+    """Return which keys of a section may be changed, or of which sections."""
+    of_section = [key for key in allowed if key.startswith(f"{section}.")]
+    sections = dict.fromkeys(key.partition(".")[0] for key in allowed)
+    return f"{what} can change {', '.join(of_section) or 'keys of ' + ', '.join(sections)}"
 
 
 def _launch(run: RunDirectory, config: dict[str, Any], options: argparse.Namespace) -> int:
