@@ -32,7 +32,7 @@ def left(folder: Path) -> list[str]:
     [
         ([""], "an empty text names no run"),  # trainer rm "$RUN"
         (["new", ""], "an empty text names no run"),
-        (["new", "nwe"], "there is no run nwe in"),
+        (["new", "newest"], "there is no run newest in"),
         (["new", "."], "is not a run directory"),
     ],
 )
