@@ -38,8 +38,9 @@ def test_composes_and_passes_check(path: Path, workdir: Path, monkeypatch: pytes
     filled = [f"{group}.{key}={'[me@example.org]' if str(group) == 'notify' else 'somewhere'}" for key in paths]
     for variable in re.findall(r"^\w+_env: (\w+)$", path.read_text(), re.MULTILINE):
         monkeypatch.setenv(variable, "https://example.org")
-    beside = ["model=transformer"] if names(path) == "strategy/tp.yaml" else []  # the default cannot be split
-    job = compose([f"{group}={option}", *beside, *filled, *elsewhere], config_dirs=[])
+    # The default model cannot be split, and the default is a rank per core.
+    beside = {"strategy/tp.yaml": ["model=transformer"], "optimizer/lbfgs.yaml": ["resources.cpu_processes=1"]}
+    job = compose([f"{group}={option}", *beside.get(names(path), []), *filled, *elsewhere], config_dirs=[])
     if names(path) == "data/none.yaml":  # needs a model with its own loaders, which no shipped model has
         with pytest.raises(UserError, match="has no train_dataloader of its own"):
             check(job.config, fits=False)
