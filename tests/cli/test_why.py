@@ -84,7 +84,8 @@ def test_each_command_that_is_advised_is_one_that_is_taken(
         for override in overrides:
             key, _, value = override.partition("=")
             section, option = key.split(".")
-            assert str(changed[section][option]) == value
+            found = changed[section][option]
+            assert found == type(found)(value)
 
 
 def test_a_mistake_is_mended_before_it_is_fitted_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
