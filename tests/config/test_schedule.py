@@ -92,6 +92,7 @@ def test_schedulers_that_lightning_accepts_pass(text: str, job: Any) -> None:
             "each of the 2 ranks",
             "resources.cpu_processes=1",
         ),
+        ("{}", ["optimizer=lbfgs", "strategy=auto", "cluster=slurm", "resources.gpus=8"], "strategy=fsdp", "gpus=1"),
         ("{}", ["optimizer=lbfgs", "trainer.precision=16"], "gradient scaler", "bf16-mixed"),
         ("{}", ["optimizer=lbfgs", "optimizer.no_decay_norm_bias=true"], "LBFGS", "no_decay_norm_bias=false"),
         ("{}", ["optimizer.no_decay_norm_bias=maybe"], "expected true or false", "no_decay_norm_bias=true"),

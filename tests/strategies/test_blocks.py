@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from trainer.config.strategy import Auto, Ddp, Fsdp, Hsdp, Single, Tp
 from trainer.core.errors import UserError
 from trainer.models.transformer import Transformer
-from trainer.strategies import auto_choice, data_parallel, mesh_sizes
+from trainer.strategies import data_parallel, mesh_sizes, resolved
 from trainer.strategies.blocks import _saved_operators, blocks_of, prepare
 
 
@@ -128,8 +128,8 @@ def test_the_mesh_follows_from_the_options(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_auto_follows_its_rule() -> None:
-    assert type(auto_choice(Auto(), 1, "cuda")) is Single
-    assert type(auto_choice(Auto(), 8, "cuda")) is Fsdp
-    chosen = auto_choice(Auto(activation_checkpointing="full"), 2, "cpu")
+    assert type(resolved(Auto(), 1, "cuda")) is Single
+    assert type(resolved(Auto(), 8, "cuda")) is Fsdp
+    chosen = resolved(Auto(activation_checkpointing="full"), 2, "cpu")
     assert type(chosen) is Ddp
     assert chosen.activation_checkpointing == "full"

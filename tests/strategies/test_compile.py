@@ -17,7 +17,7 @@ from trainer.core.errors import UserError
 from trainer.models import linear_cross_entropy
 from trainer.models.transformer import Transformer
 from trainer.runtime.compile_cache import use_compile_cache
-from trainer.strategies import auto_choice
+from trainer.strategies import resolved
 from trainer.strategies.blocks import prepare
 from trainer.tasks.language_modelling import LanguageModelling
 
@@ -80,7 +80,7 @@ def test_the_options_reach_torch_compile(home: Path, monkeypatch: pytest.MonkeyP
     for _ in range(3):
         network(torch.zeros(1, 8, dtype=torch.long))
     assert len(marks) == 3
-    chosen = auto_choice(Auto(compile=True, compile_mode="max-autotune", activation_checkpointing="full"), 1, "cuda")
+    chosen = resolved(Auto(compile=True, compile_mode="max-autotune", activation_checkpointing="full"), 1, "cuda")
     assert (chosen.compile_mode, chosen.compile, chosen.activation_checkpointing) == ("max-autotune", True, "full")
 
 

@@ -22,9 +22,9 @@ from tests.train.in_process import attempt, fit, new_run, weights
 from trainer import schedules
 from trainer.checks.config import check
 from trainer.config.compose import compose, group_options
-from trainer.config.schedule import has_fused
 from trainer.config.schema import TrainerOptions
 from trainer.config.strategy import STRATEGIES
+from trainer.config.strategy_limits import has_fused
 from trainer.core.errors import UserError
 from trainer.train.optimization import make_optimizer
 from trainer.train.parameter_groups import decay_groups
@@ -406,11 +406,18 @@ def test_fused_kernels_of_sharded_parameters_are_those_that_torch_has(mesh: Devi
             optimizer.step()
 
 
+def test_a_rank_decides_by_the_strategy_that_auto_stands_for(project: Path) -> None:
+    _, said = fit(project, "model=plain", "data=rows", *SGD, "strategy=auto")
+    assert " parameters, single on 1 rank, " in said
+
+
 def test_a_fused_kernel_that_torch_lacks_is_refused_at_the_prompt() -> None:
     job = ["experiment=quickstart", "optimizer=sgd", "+optimizer.fused=true"]
     check(compose([*job, "strategy=ddp"], config_dirs=[]).config, fits=False)
-    with pytest.raises(UserError, match=r"torch has no fused SGD of what strategy=fsdp shards"):
-        check(compose([*job, "strategy=fsdp"], config_dirs=[]).config, fits=False)
+    on_gpus = ["strategy=auto", "cluster=slurm", "resources.gpus=8"]  # fsdp, if the plan cannot choose
+    for strategy in (["strategy=fsdp"], on_gpus):
+        with pytest.raises(UserError, match=r"torch has no fused SGD of what strategy=fsdp shards"):
+            check(compose([*job, *strategy], config_dirs=[]).config, fits=False)
 
 
 def test_which_configs_leave_the_kernel_open() -> None:

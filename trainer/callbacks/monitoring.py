@@ -53,25 +53,15 @@ def make_profiler(options: TrainerOptions, attempt: Attempt) -> list[Callback]:
     """Return the callback of `trainer.profiler` on the rank that is recorded; empty on others, and for Lightning's."""
     if options.profiler is None or options.profiler not in PROFILED_WINDOWS:
         return []
-    rank = attempt.rank
+    rank, recorded = attempt.rank, options.profile_rank
+    after, count = options.profile_after, options.profile_steps
     folder = attempt.directory.path / "profiler"
-    recorder, output = make_recorder(
-        options.profiler,
-        folder,
-        rank.attempt,
-        options.profile_rank,
-        after=options.profile_after,
-        steps=options.profile_steps,
-    )
+    recorder, output = make_recorder(options.profiler, folder, rank.attempt, recorded, after=after, steps=count)
     if rank.is_first:
-        first = (attempt.first_step or 0) + options.profile_after + 1
-        steps = f"steps {first} to {first + options.profile_steps - 1} on rank {options.profile_rank}"
+        first = (attempt.first_step or 0) + after + 1
+        steps = f"steps {first} to {first + count - 1} on rank {recorded}"
         print(f"profiler {options.profiler}: {steps}, to {output}", flush=True)
-    return (
-        [ProfileWindow(recorder, options.profile_after, options.profile_steps)]
-        if rank.rank == options.profile_rank
-        else []
-    )
+    return [ProfileWindow(recorder, after, count)] if rank.rank == recorded else []
 
 
 def gpu_metrics(heartbeat: Heartbeat, device: torch.device) -> GpuMetrics | None:

@@ -1,7 +1,7 @@
 """Replaces `auto` in a composed job by the first row of its plan, where the plan is known without simulation.
 
 `strategy=auto` and `strategy.activation_checkpointing=auto` become the fastest variant that fits with a margin. Where
-the closed form or the GPU is not known, `auto` keeps what it means without a plan: `strategies.auto_choice`, and no
+the closed form or the GPU is not known, `auto` keeps what it means without a plan: `strategies.resolved`, and no
 activation checkpointing. `data.micro_batch=auto` is always found by a trial at the start (`train/find_micro_batch.py`),
 which measures; here it may be any that divides. `trainer.precision=auto` stays a matter of the hardware.
 """

@@ -10,7 +10,7 @@ from typing import Any
 from trainer.cli.child import ask
 from trainer.config.batch import BatchPlan
 from trainer.config.shape import LaunchShape, resolve
-from trainer.config.strategy import STRATEGIES, ranks_per_sample
+from trainer.config.strategy import STRATEGIES, chosen_by_auto, ranks_per_sample
 from trainer.core.errors import UserError
 from trainer.core.gpus import inventory
 from trainer.hardware.catalogue import DEVICES, Device, device, known, names, suggestion
@@ -92,7 +92,7 @@ def variant_of(config: dict[str, Any], shape: LaunchShape, gpu: Device | None) -
     """Return the job as it is configured; `auto` is what it stands for without a plan."""
     strategy = dict(config["strategy"])
     if strategy["name"] == "auto" or (strategy["name"] == "ddp" and shape.world_size == 1):
-        name = "single" if shape.world_size == 1 else "fsdp" if shape.device == "cuda" else "ddp"
+        name = chosen_by_auto(shape.world_size, shape.device)
         kept = {key: value for key, value in strategy.items() if key in vars(STRATEGIES["single"]())}
         strategy = {**vars(STRATEGIES[name]()), **kept, "name": name}
     readers = shape.world_size // ranks_per_sample(strategy, shape.processes_per_node)

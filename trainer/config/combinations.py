@@ -21,7 +21,7 @@ from typing import Any
 from trainer.config.namespaces import canonical
 from trainer.config.problems import as_written
 from trainer.config.schema import PROFILED_WINDOWS
-from trainer.config.strategy import CUDA_GRAPHS
+from trainer.config.strategy import CUDA_GRAPHS, chosen_by_auto
 from trainer.config.strategy_limits import FSDP, LOW_MEMORY, Pairing, problems_of_pairs
 from trainer.core.errors import EnvironmentFault, TrainerError, UserError
 from trainer.core.install import EXTRAS, pip_install
@@ -43,13 +43,8 @@ class Job:
         """Name of the strategy, with `auto` resolved."""
         name = str(self.config["strategy"]["name"])
         if name == "auto":
-            return (
-                "single"
-                if self.world_size == 1
-                else "fsdp"
-                if self.on_gpus or self.config["resources"].get("gpus")
-                else "ddp"
-            )
+            on_gpus = self.on_gpus or self.config["resources"].get("gpus")
+            return chosen_by_auto(self.world_size, "cuda" if on_gpus else "cpu")
         return name
 
     @property

@@ -53,14 +53,6 @@ _WITH_FUSED = ("torch.optim.AdamW", "torch.optim.Adam", "torch.optim.SGD")
 """Optimizers that update all parameters in one CUDA kernel on request (torch 2.11 to 2.13; Adagrad only on the CPU)."""
 
 
-def has_fused(target: object, strategy: str) -> bool:
-    """Return whether torch can fuse an optimizer of `_WITH_FUSED` under a strategy.
-
-    DTensor has a sharding strategy for the fused kernels of Adam and AdamW, not for that of SGD (torch 2.11 to 2.13).
-    """
-    return strategy not in ("fsdp", "hsdp", "tp") or target != "torch.optim.SGD"
-
-
 def settle_fused(config: dict[str, Any]) -> None:
     """Set `optimizer.fused` to auto for an optimizer of torch that can be fused, unless the config chooses a kernel.
 
@@ -130,10 +122,6 @@ def problems_of_optimizer(config: dict[str, Any]) -> Iterator[UserError]:
         yield UserError(f"optimizer.decay={decay} and optimizer.no_decay_norm_bias=true exclude each other", fix)
     if switch is not None and not isinstance(switch, bool):
         yield not_a_boolean("optimizer.no_decay_norm_bias", switch)
-    strategy = config["strategy"]["name"]
-    if node.get("fused") is True and not has_fused(node.get("_target_"), strategy):
-        fix = "write optimizer.fused=false, or leave it out"
-        yield UserError(f"optimizer.fused=true: torch has no fused SGD of what strategy={strategy} shards", fix)
     if str(node.get("_target_")).rpartition(".")[2] != "LBFGS":
         return
     if config["trainer"]["precision"] == "16-mixed":

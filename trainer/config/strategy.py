@@ -181,6 +181,11 @@ STRATEGIES: dict[str, type] = {
 """Options class by strategy name."""
 
 
+def chosen_by_auto(world_size: int, device_type: str) -> str:
+    """Return the name of the strategy that `auto` stands for where no plan has chosen one."""
+    return "single" if world_size == 1 else "fsdp" if device_type == "cuda" else "ddp"
+
+
 def ranks_in_group(strategy: Mapping[str, Any], world_size: int, ranks_of_node: int) -> int:
     """Return how many ranks share each layer (tp) or one copy of the model (hsdp); 1 for other strategies.
 

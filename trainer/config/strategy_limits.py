@@ -59,6 +59,14 @@ class Pairing:
         return self.trainer.get("gradient_clip_val") or self.trainer.get("gradient_clip_norm")
 
 
+def has_fused(target: object, strategy: str) -> bool:
+    """Return whether torch can fuse AdamW, Adam or SGD under a strategy.
+
+    DTensor has a sharding strategy for the fused kernels of Adam and AdamW, not for that of SGD (torch 2.11 to 2.13).
+    """
+    return strategy not in FSDP or target != "torch.optim.SGD"
+
+
 def problems_of_pairs(pairing: Pairing) -> Iterator[UserError]:
     """Yield the pairs that cannot work."""
     yield from _precision(pairing)
@@ -103,6 +111,9 @@ def _optimizer(pairing: Pairing) -> Iterator[UserError]:
             " columns in place, which sharded parameters do not have",
             "use optimizer=adamw_8bit for small states, or strategy=ddp",
         )
+    if pairing.optimizer.get("fused") is True and not has_fused(pairing.target, pairing.strategy):
+        fix = "write optimizer.fused=false, or leave it out"
+        yield UserError(f"optimizer.fused=true: torch has no fused SGD of what strategy={pairing.strategy} shards", fix)
     if pairing.target == "torch.optim.Muon" and pairing.model.startswith("trainer.models."):
         fix = "use optimizer=muon, which gives the other parameters to AdamW"
         yield UserError("torch.optim.Muon accepts only matrices, and the model also has vectors and embeddings", fix)

@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Any
 
-from trainer.config.schedule import has_fused
 from trainer.config.strategy import STRATEGIES, ranks_in_group, ranks_per_sample
+from trainer.config.strategy_limits import has_fused
 from trainer.core.errors import UserError
 from trainer.plan.closed_form import Case, Estimate, NoFormula, estimate
 from trainer.plan.decoder import Decoder

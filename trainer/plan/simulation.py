@@ -20,7 +20,7 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils._pytree import tree_map_only
 
 from trainer import strategies
-from trainer.config.strategy import Auto, Ddp, DeepspeedZero1, DeepspeedZero2, DeepspeedZero3, Fsdp, Hsdp, Tp
+from trainer.config.strategy import Ddp, DeepspeedZero1, DeepspeedZero2, DeepspeedZero3, Fsdp, Hsdp, Tp
 from trainer.core.errors import UserError
 from trainer.plan import zero
 from trainer.plan.on_cuda import as_on_cuda
@@ -227,9 +227,7 @@ def autocast(precision: str) -> AbstractContextManager[Any]:
 
 
 def _settled(setting: Setting) -> Any:
-    options = setting.strategy
-    if type(options) is Auto:
-        options = strategies.auto_choice(options, setting.world_size, setting.device)
+    options = strategies.resolved(setting.strategy, setting.world_size, setting.device)
     if isinstance(options, ZERO) and {options.offload_optimizer, getattr(options, "offload_parameters", "none")} != {
         "none"
     }:

@@ -7,6 +7,7 @@ from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from trainer.config.strategy import (
+    STRATEGIES,
     Auto,
     Ddp,
     DeepspeedZero1,
@@ -16,6 +17,7 @@ from trainer.config.strategy import (
     Hsdp,
     Single,
     Tp,
+    chosen_by_auto,
     ranks_in_group,
 )
 from trainer.core.errors import UserError
@@ -37,8 +39,7 @@ def build(options: Any, world_size: int, device: torch.device, timeout_s: float)
     Raises:
         UserError: The strategy does not fit the number of ranks.
     """
-    if type(options) is Auto:
-        options = auto_choice(options, world_size, device.type)
+    options = resolved(options, world_size, device.type)
     if type(options) is Single and world_size != 1:
         raise UserError(
             f"strategy=single runs one process, but this job has {world_size} ranks.",
@@ -62,23 +63,23 @@ def build(options: Any, world_size: int, device: torch.device, timeout_s: float)
     return fsdp.build(options, mesh_sizes(options, world_size), device, timeout_s)
 
 
-def auto_choice(options: Auto, world_size: int, device_type: str) -> Single:
-    """Return the strategy that `auto` stands for. One rank: single; CUDA: fsdp; CPU: ddp."""
-    chosen = Single() if world_size == 1 else Fsdp() if device_type == "cuda" else Ddp()
+def resolved(options: Any, world_size: int, device_type: str) -> Any:
+    """Return the options of a strategy, with `auto` replaced by what it stands for."""
+    if type(options) is not Auto:
+        return options
+    chosen = STRATEGIES[chosen_by_auto(world_size, device_type)]()
     return replace(chosen, **{one.name: getattr(options, one.name) for one in fields(Single) if one.name != "name"})
 
 
 def defers(options: Any, world_size: int, device_type: str) -> bool:
     """Return whether the model may be built on the meta device (`strategies/deferred.py`)."""
-    if type(options) is Auto:
-        options = auto_choice(options, world_size, device_type)
+    options = resolved(options, world_size, device_type)
     return isinstance(options, DeepspeedZero3) or (isinstance(options, Fsdp) and options.defer_parameters)
 
 
 def waits_in_forward(options: Any, world_size: int, device_type: str) -> bool:
     """Return whether ranks wait for each other in the forward pass, because they gather parameters in it."""
-    if type(options) is Auto:
-        options = auto_choice(options, world_size, device_type)
+    options = resolved(options, world_size, device_type)
     return isinstance(options, (Fsdp, DeepspeedZero3))
 
 

@@ -13,8 +13,9 @@ from torch.optim import Optimizer
 
 from trainer.config.direction import direction_of
 from trainer.config.instantiate import accepts, instantiate, locate
-from trainer.config.schedule import FILLED, READ_BY_TRAINER, has_fused, is_plateau
+from trainer.config.schedule import FILLED, READ_BY_TRAINER, is_plateau
 from trainer.config.schema import Config
+from trainer.config.strategy_limits import has_fused
 from trainer.core.errors import UserError
 from trainer.train.parameter_groups import Decay, parameter_groups
 

@@ -14,6 +14,7 @@ import torch
 import torch.distributed
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from trainer import strategies
 from trainer.callbacks import monitoring, user_callbacks
 from trainer.callbacks.best import BestMetric, primary_metric_of
 from trainer.callbacks.boundary import Boundary, BoundaryOptions
@@ -82,6 +83,7 @@ def run(run_path: Path) -> int:
         heartbeat.on_phase = start.follow
     try:
         config = hydra_state.load(directory)
+        config.strategy = strategies.resolved(config.strategy, rank.world_size, device_of(config, rank).type)
         start.end("config")
         group = init_process_group(config, rank, Timeouts(config.resilience).first_s)
         start.end("rendezvous")
