@@ -73,6 +73,7 @@ def test_torch_refuses_what_is_refused(name: str, key: str) -> None:
         ("data.batch_size=0", "data.batch_size=1"),
         ("data.batch_size=many", "data.batch_size=32"),
         ("data.micro_batch=-1", "data.micro_batch=1"),
+        ("data.micro_batch=autto", "data.micro_batch=32 or auto"),
         ("data.num_workers=-1", "data.num_workers=0"),
         ("trainer.max_steps=-2", "trainer.max_steps=1"),
         ("trainer.max_epochs=0", "trainer.max_epochs=1"),

@@ -65,7 +65,7 @@ def _of_data(node: Mapping[str, Any]) -> Iterator[UserError]:
         if key == "micro_batch" and value == "auto":  # `trainer fit` has replaced it (cli/job.py)
             yield UserError("data.micro_batch=auto: only a new run can look for it", "use trainer fit, or a number")
         elif not isinstance(value, int) or isinstance(value, bool):
-            fix = f"write data.{key}={_EXAMPLES.get(key, 32)}"
+            fix = f"write data.{key}={_EXAMPLES.get(key, 32)}" + (" or auto" if key == "micro_batch" else "")
             yield UserError(f"data.{key}={as_written(value)}: expected an integer", fix)
         elif problem := limits[key].problem(f"data.{key}", value):
             yield problem
