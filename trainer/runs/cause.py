@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import signal
+import time
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,16 +19,25 @@ _RANK_PREFIX = re.compile(r"^\[rank\d+\]: ?")
 TRACEBACK = "Traceback (most recent call last):"
 LOST_PEER = re.compile(
     r"connection (was )?(closed|reset|refused)|closed by peer|broken pipe|connectFullMesh|DistNetworkError"
-    r"|DistStoreError|NCCL|gloo|\bTCPStore\b|Timed out waiting",
+    r"|DistStoreError|NCCL|\bgloo\b|ProcessGroupGloo|\bTCPStore\b|Timed out waiting",
     re.IGNORECASE,
 )
 """Messages of a rank that lost its connection to another one. It is blamed only if no other rank has a message."""
-_TORCHRUN_FAILURE = re.compile(
-    r"(?:^E(\d{4} [\d:.]+) .*)?failed \(exitcode: (-?\d+)\) local_rank: (\d+)(?: \(pid: (\d+)\))?"
-)
+_TORCHRUN_FAILURE = re.compile(r"failed \(exitcode: (-?\d+)\) local_rank: (\d+)(?: \(pid: (\d+)\))?")
 """Log line of torchrun for a rank that failed: torch/distributed/elastic/multiprocessing/api.py."""
-_TORCHRUN_LINE = re.compile(r"[EWI]\d{4} [\d:.]+ ")
-"""Beginning of a line of torchrun's log."""
+_TORCHRUN_ROW = re.compile(
+    r"^  time +: (\S+)\n  host +: .*\n  rank +: \d+ \(local_rank: (\d+)\)\n  exitcode +: (-?\d+) \(pid: (\d+)\)", re.M
+)
+"""One of the failures that torchrun lists when it gives up: torch/distributed/elastic/multiprocessing/errors."""
+_TORCHRUN_LINE = re.compile(r"[EWIV](\d{4}) (\d\d:\d\d:\d\d)(\.\d+) ")
+"""Beginning of a line of torchrun's log: month and day, local time (torch/_logging)."""
+_ZONE_S = 900
+"""Every two time zones differ by a multiple of a quarter of an hour."""
+_QUIET_S, _FARTHEST_ZONE_S = 1800, 26 * 3600
+"""A log that changed this long after torchrun's last line, or before it, was written in another time zone; one that
+changed later still was copied."""
+_TOGETHER_S = 2.0
+"""A rank that loses its peer mostly fails within this time of it, and torchrun may report it in its place."""
 _NODE_HOST = re.compile(r"^attempt \d+: .* on (\S+)$")
 """First line of the log of trainer/supervise/supervisor.py."""
 _KILLED_TORCHRUN = re.compile(r"^torchrun on (\S+) was killed by ")
@@ -96,7 +107,8 @@ def last_traceback(lines: list[str]) -> list[str]:
 class _Failure:
     """A failed rank in the report of its node's torchrun."""
 
-    time: str
+    time: float
+    """Seconds since 1970."""
     rank: int
     host: str | None
     exit_code: int
@@ -120,7 +132,7 @@ def find(run: RunDirectory, attempt: int, node_log: Path | None = None) -> Cause
 
 
 def _find(run: RunDirectory, attempt: int, node_log: Path | None) -> Cause:
-    failure = _first_failure(run, node_log)
+    failure = _first_failure(run, attempt, node_log)
     exit_code = failure.exit_code if failure else None
     recorded = failures(run, attempt)
     if recorded and not LOST_PEER.search(recorded[0].reason):
@@ -185,23 +197,90 @@ def _rank_of(log: Path) -> int:
     return int("".join(re.findall(r"\d+", log.stem)) or 0)
 
 
-def _first_failure(run: RunDirectory, node_log: Path | None) -> _Failure | None:
-    """Return the root cause by torchrun: the earliest of the nodes' latest reports."""
-    failures = []
-    for log in sorted(node_log.parent.glob("node-*.log")) if node_log else []:
-        lines = tail(log)
-        matches = [match for match in map(_TORCHRUN_FAILURE.search, lines) if match]
-        if not matches:
-            continue
-        when, code, local_rank, pid = matches[-1].groups()
-        host = next((match[1] for match in map(_NODE_HOST.search, lines) if match), None)
+def _first_failure(run: RunDirectory, attempt: int, node_log: Path | None) -> _Failure | None:
+    """Return the root cause by torchrun: the earliest of the nodes' latest reports.
+
+    Of those that failed together it is one that did not only lose its peer.
+    """
+    reported = [one for log in _node_logs(node_log) for one in _reported(run, log)]
+    first = min((one.time for one in reported), default=0.0)
+    lost_peer = _ranks_that_lost_a_peer(run, attempt)
+    return min(
+        (one for one in reported if one.time - first <= _TOGETHER_S),
+        key=lambda one: (one.exit_code == -signal.SIGTERM or one.rank in lost_peer, one.time),
+        default=None,
+    )
+
+
+def _ranks_that_lost_a_peer(run: RunDirectory, attempt: int) -> set[int]:
+    ends = {rank: last_traceback(tail(log))[-1:] for rank, log in run.rank_logs(attempt).items()}
+    ends |= {one.rank: [one.reason] for one in run.failures(attempt)}
+    return {rank for rank, reason in ends.items() if reason and LOST_PEER.search(reason[0])}
+
+
+def _node_logs(node_log: Path | None) -> list[Path]:
+    return sorted(node_log.parent.glob("node-*.log")) if node_log else []
+
+
+def _reported(run: RunDirectory, log: Path) -> Iterator[_Failure]:
+    """Yield the failures in the latest report of a node's torchrun: the first one, and those of the same second."""
+    lines = tail(log)
+    at = max((index for index, line in enumerate(lines) if _TORCHRUN_FAILURE.search(line)), default=None)
+    if at is None:
+        return
+    host = next((match[1] for match in map(_NODE_HOST.search, lines) if match), None)
+    when = _time_of(lines, at, _changed_at(log))
+
+    def failure(exit_code: str, local_rank: str, pid: str | None) -> _Failure:
         rank = _rank_with(run, host, int(pid or 0))
-        failures.append(_Failure(when or "", int(local_rank) if rank is None else rank, host, int(code)))
-    return min(failures, key=lambda failure: failure.time, default=None)
+        return _Failure(when, int(local_rank) if rank is None else rank, host, int(exit_code))
+
+    first = _TORCHRUN_FAILURE.search(lines[at])
+    assert first is not None
+    yield failure(*first.groups())
+    rows = _TORCHRUN_ROW.findall("\n".join(lines[at:]))
+    second = next((row[0] for row in rows if row[3] == first[3]), None)
+    for at_second, local_rank, exit_code, pid in rows:
+        if at_second == second and pid != first[3]:
+            yield failure(exit_code, local_rank, pid)
+
+
+def _time_of(lines: list[str], index: int, changed_at: float) -> float:
+    """Return the time of a line of torchrun in seconds since 1970.
+
+    torchrun logs neither year nor time zone. They follow from its last line: the log was not changed much later.
+
+    Args:
+        lines: The log.
+        index: The line.
+        changed_at: When the log was last changed. It is returned if the line has no time, as by `TORCH_LOGS_FORMAT`.
+    """
+    stamps = [match for match in map(_TORCHRUN_LINE.match, lines) if match]
+    line = _TORCHRUN_LINE.match(lines[index])
+    of_line = _local_time(line, changed_at) if line else None
+    of_last = _local_time(stamps[-1], changed_at) if stamps else None
+    if of_line is None or of_last is None:
+        return changed_at
+    late_s = changed_at - of_last
+    is_local = -60 < late_s < _QUIET_S or abs(late_s) > _FARTHEST_ZONE_S
+    return of_line + (0 if is_local else _ZONE_S * round(late_s / _ZONE_S))
+
+
+def _local_time(stamp: re.Match[str], near: float) -> float | None:
+    """Return a local time of torchrun's log in the year that brings it next to `near`; None if it is no time."""
+    year = time.localtime(near).tm_year
+    times = []
+    for one in (year - 1, year, year + 1):
+        try:
+            second = time.mktime(time.strptime(f"{one}{stamp[1]} {stamp[2]}", "%Y%m%d %H:%M:%S"))
+        except (ValueError, OverflowError):  # 29 February, or no time at all
+            continue
+        times.append(second + float(stamp[3]))
+    return min(times, key=lambda one: abs(one - near), default=None)
 
 
 def _killed_torchrun(node_log: Path | None) -> Cause | None:
-    for log in sorted(node_log.parent.glob("node-*.log")) if node_log else []:
+    for log in _node_logs(node_log):
         for line in tail(log):
             match = _KILLED_TORCHRUN.match(line)
             if match:
