@@ -211,12 +211,13 @@ FAULTS = [
     with_variables("W&B", "mode", "error", "unknown W&B mode", "use one of", WANDB_MODE="sometimes"),
     fault(
         "SLURM",
-        "no answer to a job that is local",
-        "warning",
+        "no answer to a job for it",
+        "error",
         "does not answer",
         "slurmctld",
         run=commands(scontrol_ping=Ran(1, "Slurmctld(primary) at head is DOWN\n")),
         environment={},
+        is_on_slurm=True,
     ),
     fault(
         "SLURM",

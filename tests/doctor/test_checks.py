@@ -49,6 +49,20 @@ def test_a_fault_is_found_and_has_a_remedy(one: Fault, tmp_path: Path) -> None:
     assert found[0].check == one.check
 
 
+@pytest.mark.parametrize(
+    "ping",
+    [
+        Ran(1, "Slurmctld(primary) at head is DOWN\n"),
+        Ran(1, "", "scontrol: fatal: Could not establish a configuration source\n"),
+        Ran(127, "", "scontrol: not found\n"),
+    ],
+)
+def test_slurms_commands_without_a_cluster_are_no_fault_where_jobs_are_local(ping: Ran, tmp_path: Path) -> None:
+    (found,) = of("SLURM", replace(healthy(tmp_path), run=commands(scontrol_ping=ping), environment={}))
+    assert found.status == "skipped"
+    assert found.text
+
+
 def test_every_check_has_a_fault() -> None:
     assert {one.check for one in FAULTS} == set(CHECKS)
 
