@@ -5,19 +5,26 @@ from __future__ import annotations
 import fcntl
 import os
 import pty
+import re
 import signal
 import struct
 import subprocess
 import sys
 import termios
 import time
+from io import StringIO
 from pathlib import Path
 
 import pytest
 
 from tests.supervise.test_node import end_of, environment, has_step, make_run, wait_until
 from trainer.core import processes
+from trainer.launch.follow import Follower
 from trainer.runs.directory import RunDirectory
+from trainer.runs.records import AttemptOutcome, Outcome
+from trainer.runtime.attempt import Attempt
+from trainer.runtime.heartbeat import Heartbeat
+from trainer.runtime.process import Rank
 
 PROGRAM = """
 import sys
@@ -78,7 +85,7 @@ def test_a_failure_is_told_once_and_its_traceback_stays_in_the_log(workdir: Path
     said, _ = follower.communicate(timeout=60)
     assert follower.returncode == 1
     assert said.count("ValueError: the loss is not a number") == 1
-    assert "failed: ValueError: the loss is not a number" in said
+    assert re.search(r"^failed at step 0 after 0:\d\d: ValueError: the loss is not a number$", said, re.M)
     assert "runs/stand-in-abcdefgh/logs/attempt-00/rank-1.log" in said
     assert said.splitlines()[-1].endswith("trainer resume abcdefgh")
 
@@ -187,3 +194,64 @@ def test_a_terminal_gets_one_live_line(workdir: Path, columns: int) -> None:
     assert len(live) > 2
     assert all(len(part.partition("\n")[0]) < columns for part in live)
     assert ("━" in shown or "─" in shown) == (columns == 100)
+
+
+class Terminal(StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+ENDS = {
+    "finished": ({}, "finished at step 7 after 0:00"),
+    "stopped": ({"reason": "stop requested"}, "stopped at step 7 after 0:00: stop requested"),
+    "requeue": ({"reason": "preempted"}, "checkpoint saved for requeueing at step 7 after 0:00: preempted"),
+    "failed": (
+        {"reason": "a checkpoint\n  warning: disk"},
+        "failed at step 7 after 0:00: a checkpoint\n  warning: disk",
+    ),
+    "hung": ({"reason": "no progress"}, "hung at step 7 after 0:00: no progress"),
+}
+
+
+@pytest.mark.parametrize("where", [StringIO, Terminal])
+@pytest.mark.parametrize("outcome", ENDS)
+def test_an_end_is_told_once(
+    workdir: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    outcome: Outcome,
+    where: type[StringIO],
+) -> None:
+    """The rank logs it as well: `trainer logs` prints that, and a follower does not repeat it."""
+    run = make_run(workdir)
+    run.attempt_logs(0).mkdir(parents=True)
+    fields, said = ENDS[outcome]
+    place = Rank(0, 0, 1, 1, 0)
+    heartbeat = Heartbeat(run, place)
+    heartbeat.step = 7
+    Attempt(run, place, heartbeat).end(outcome, 0, fields.get("reason", ""))
+    printed = capsys.readouterr().out
+    assert printed.startswith(f"{outcome} at step 7")
+    run.rank_log(0, 0).write_text(f"warning: before\n{printed}warning: {outcome} at step 7\n")
+    monkeypatch.setattr(Follower, "_show_bar", lambda self: None)
+    stream = where()
+    follower = Follower(run, stream)
+    follower.show()
+    follower.conclude()
+    lines = re.sub("^  [|].*\n", "", stream.getvalue(), flags=re.M)
+    assert lines.startswith(f"warning: before\nwarning: {outcome} at step 7\n{said}\n")
+    assert stream.getvalue().count(f"{outcome} at step 7:") <= 1
+
+
+def test_a_requeue_is_told_once(workdir: Path) -> None:
+    run = make_run(workdir)
+    for attempt in (0, 1):
+        run.attempt_logs(attempt).mkdir(parents=True)
+    end = AttemptOutcome(attempt=0, outcome="requeue", reason="preempted", step=7)
+    stream = StringIO()
+    follower = Follower(run, stream)
+    follower._attempt = 0
+    run.write_outcome(end)
+    run.rank_log(0, 0).write_text(f"step 7\n{end.log_line}\n")
+    follower.show()
+    assert stream.getvalue() == "step 7\nattempt 0 ended at step 7: preempted; resuming as attempt 1\n"

@@ -187,12 +187,19 @@ class Follower:
         end, beat = self._end(), self.run.heartbeat(0)
         outcome: Outcome | Literal["dead"] = end.outcome if end else "dead"
         step = end.step if end and end.step is not None else beat.step if beat else 0
-        if outcome in ("failed", "hung", "dead"):
-            self._show_failure(outcome, end)
+        failure = self._failure(end) if outcome in ("failed", "hung", "dead") else None
         if outcome == "dead":  # nothing of the job is left that could tell
             self._herald.close(is_due=True)
+        for line in failure.lines if failure else []:
+            self.say(f"  | {line}")
         words = {"requeue": "checkpoint saved for requeueing", "dead": "died"}
-        self.say(f"{words.get(outcome, outcome)} at step {step} after {bar.duration(time.time() - self._since)}")
+        reason = failure.reason if failure else end.reason if end else ""
+        took = bar.duration(time.time() - self._since)
+        self.say(f"{words.get(outcome, outcome)} at step {step} after {took}" + (f": {reason}" if reason else ""))
+        if failure is not None:
+            if failure.where:
+                self.say(f"  in      {failure.where}")
+            self.say(f"  log     {shortest(failure.log or self.run.logs_dir)}")
         best = best_of_run(self.run, beat)
         if best:
             self.say(f"  best    {best.metric} {best.value:.4g} at step {best.step}")
@@ -255,7 +262,11 @@ class Follower:
                 return
 
     def _show_lines(self, whole: bytes) -> None:
-        for line in whole.decode(errors="replace").splitlines():
+        text = whole.decode(errors="replace")
+        end = None if self._attempt is None else self.run.outcome(self._attempt)
+        if end is not None:  # `conclude` prints how the run ended
+            text = f"\n{text}".replace(f"\n{end.log_line}\n", "\n", 1)[1:]
+        for line in text.splitlines():
             if line in (cause.TRACEBACK_BEGINS, cause.TRACEBACK_ENDS):
                 self._in_traceback = line == cause.TRACEBACK_BEGINS
             elif not self._in_traceback and (not self._is_terminal or _NOTABLE.search(line)):
@@ -264,31 +275,26 @@ class Follower:
     def _show_restart(self, died: int, following: int) -> None:
         end = self.run.outcome(died)
         if end and end.outcome == "requeue":
-            self.say(f"attempt {died} ended: {end.reason}; resuming as attempt {following}")
+            self.say(f"attempt {died} ended at step {end.step}: {end.reason}; resuming as attempt {following}")
             return
         # The node process may not have recorded it yet.
         reason = end.reason if end else cause.find(self.run, died).reason
         self.say(f"attempt {died} died: {reason}; restarting as attempt {following}")
 
-    def _show_failure(self, outcome: str, end: AttemptOutcome | None) -> None:
+    def _failure(self, end: AttemptOutcome | None) -> cause.Cause:
+        """Return where and why the run failed, with the lines to show of a log that has no traceback."""
+        reason = (end.reason or "no reason recorded") if end else "its processes were killed"
         lines, log, where = (end.lines, end.log, end.where) if end else ([], None, None)
-        reason = end.reason if end else "its processes were killed"
-        if not lines and log is None:
+        path = self.run.path / log if log else None
+        if not lines and path is None:
             found = cause.find(self.run, self._attempt or 0)
-            lines, where = found.lines, found.where
-            log = str(found.log.relative_to(self.run.path)) if found.log else None
-        if lines and not lines[0].startswith(cause.TRACEBACK):  # a traceback is in the log
-            for line in lines[-_SHOWN_LINES:]:
-                self.say(f"  | {line}")
-        self.say(f"{outcome}: {reason or 'no reason recorded'}")
-        if where:
-            self.say(f"  in      {where}")
+            own = end.log_line.splitlines() if end else []
+            lines, where, path = [one for one in found.lines if one not in own], found.where, found.log
+        lines = [] if lines and lines[0].startswith(cause.TRACEBACK) else lines[-_SHOWN_LINES:]  # it is in the log
         launch_log = self.run.logs_dir / "launch.log"
-        if log is None and launch_log.exists() and launch_log.stat().st_size:
-            log = "logs/launch.log"
-            for line in cause.tail(launch_log)[-_SHOWN_LINES:]:
-                self.say(f"  | {line}")
-        self.say(f"  log     {shortest(self.run.path / log) if log else shortest(self.run.logs_dir)}")
+        if path is None and launch_log.exists() and launch_log.stat().st_size:
+            path, lines = launch_log, lines + cause.tail(launch_log)[-_SHOWN_LINES:]
+        return cause.Cause(reason, lines, path, None, where=where)
 
     def _newest_attempt(self) -> int | None:
         """Return the newest attempt of this launch."""

@@ -70,6 +70,11 @@ class AttemptOutcome:
         """The job's exit code."""
         return EXIT_CODES[self.outcome] if self.exit_code is None else self.exit_code
 
+    @property
+    def log_line(self) -> str:
+        """The line (or lines, of a long reason) with which a rank logs this end."""
+        return f"{self.outcome} at step {self.step}" + (f": {self.reason}" if self.reason else "")
+
 
 @dataclass(frozen=True, kw_only=True)
 class WandbRun:

@@ -108,8 +108,7 @@ class Attempt:
         """Write the outcome; unless it `replaces`, only if no rank has written one."""
         if not self.directory.write_outcome(record, replace=replaces):
             return
-        outcome, step, reason = record.outcome, record.step, record.reason
-        event = "preempted" if outcome == "requeue" else outcome
-        self.directory.add_event(Ended(event=event, attempt=record.attempt, step=step, reason=reason))
+        event = "preempted" if record.outcome == "requeue" else record.outcome
+        self.directory.add_event(Ended(event=event, attempt=record.attempt, step=record.step, reason=record.reason))
         if record.log is None:  # the log of a failure has the traceback
-            print(f"{outcome} at step {step}" + (f": {reason}" if reason else ""), flush=True)
+            print(record.log_line, flush=True)
