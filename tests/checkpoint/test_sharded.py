@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -14,6 +16,7 @@ from typing import Any
 import pytest
 import torch
 
+from trainer.checkpoint import commit, sharded
 from trainer.checkpoint.commit import CommitInfo
 from trainer.checkpoint.faults import POINTS
 from trainer.checkpoint.io import CheckpointWriter
@@ -60,12 +63,32 @@ def test_a_kill_on_any_rank_at_any_moment_leaves_a_good_newest_checkpoint(tmp_pa
     written_once(layouts)
 
 
+def test_a_disk_that_is_full_for_several_ranks_is_named_with_what_helps() -> None:
+    target = Path("runs/x/checkpoints/step-00000020")
+    full, quota = (OSError(number, os.strerror(number)) for number in (errno.ENOSPC, errno.EDQUOT))
+    problems = {rank: sharded._Problem(f"OSError: {full}", commit.fix_of(full, target)) for rank in range(1, 7)}
+    problems[0] = sharded._Problem(str(commit.failed(target, quota).message), commit.fix_of(quota, target))
+    found = sharded._of_all(dict(sorted(problems.items())))
+    assert found is not None
+    assert found.text.count("No space left on device") == 3
+    assert found.text.endswith("; and 3 more ranks")
+    assert "rank 0: Checkpoint step-00000020 could not be written: [Errno 122] Disk quota exceeded" in found.text
+    assert found.fix.startswith("Your disk quota is exhausted: ")
+    assert found.fix.endswith("or put runs_dir on a larger filesystem.")
+    unknown = sharded._of_all({1: sharded._Problem("KeyError: 'x'", commit.fix_of(KeyError("x"), target))})
+    assert unknown == sharded._Problem("rank 1: KeyError: 'x'", "See the logs of those ranks.")
+    assert sharded._of_all({}) is None
+
+
 def failed_alike(case: dict[str, Any]) -> None:
     """Check that an error of the disk of one rank fails the save on both, says whose it was, and leaves nothing."""
     error = {"ENOSPC": "No space left on device", "EIO": "Input/output error"}[case["point"].rpartition(":")[2]]
     assert case["codes"] == [1, 1], case
     for text in case["errors"]:
-        assert text.startswith(f"SaveFailed: rank {case['victim']}: OSError: "), case
+        assert re.match(rf"SaveFailed: Checkpoint \S+ could not be written: rank {case['victim']}: OSError: ", text), (
+            case
+        )
+        assert ("larger filesystem" in text) == ("ENOSPC" in case["point"]), case
         assert error in text, case
         assert f"rank {1 - case['victim']}" not in text, case
     assert (case["step"], case["good"], case["folders"]) == (10, True, ["step-00000010"]), case

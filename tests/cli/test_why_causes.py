@@ -178,10 +178,17 @@ def test_the_cause_in_the_logs_is_printed(name: str, tmp_path: Path, capsys: pyt
         assert re.fullmatch(pattern, line), f"{line!r} is not {pattern!r}"
 
 
+FULL_DISKS = (
+    "Checkpoint step-00000007 could not be written: rank 0: OSError: [Errno 28] No space left on device; "
+    "rank 1: OSError: [Errno 122] Disk quota exceeded"
+)
 ADVICE = {
     "CUDA out of memory. Tried to allocate 2.00 GiB": "resilience.on_oom=halve",
     "OSError: [Errno 28] No space left on device": "checkpoint.keep_last=1",
     "OSError: [Errno 122] Disk quota exceeded": "checkpoint.keep_last=1",
+    "Not enough space for a checkpoint in runs/x: needs 2.0 GB, 1.0 MB free.": "checkpoint.keep_last=1",
+    "No free inodes in runs/x.": "checkpoint.keep_last=1",
+    FULL_DISKS: "checkpoint.keep_last=1",
     "3 attempts in a row left no newer checkpoint; the last ended with: x": "checkpoint.every_minutes=5",
     "the loss is NaN at step 7": "resilience.on_nonfinite=skip",
     "the gradient norm is infinite at step 7": "resilience.on_nonfinite=skip",

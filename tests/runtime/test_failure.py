@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import re
 import subprocess
 import sys
@@ -20,13 +21,16 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from tests.conftest import TrainerCli
+from trainer.checkpoint.commit import failed
 from trainer.core.errors import DONE, JOB_FAILED, EnvironmentFault, UserError
 from trainer.runs import cause
 from trainer.runs.directory import RunDirectory
+from trainer.runs.events import CheckpointFailed
 from trainer.runtime import failure
 from trainer.runtime.attempt import Attempt
 from trainer.runtime.heartbeat import Heartbeat
 from trainer.runtime.process import Rank
+from trainer.train import run as train_run
 
 
 def an_attempt(folder: Path, number: int = 0, step: int = 0, rank: int = 0) -> Attempt:
@@ -123,6 +127,17 @@ def test_a_mistake_before_the_first_step_is_not_tried_again(tmp_path: Path, name
     assert [event.event for event in attempt.directory.events()] == ["failed"]
     assert "Traceback" not in end.reason
     assert "test_failure.py:" in (end.where or "")
+
+
+def test_a_save_that_failed_ends_the_run_with_the_reason_of_the_rank_that_wrote(tmp_path: Path) -> None:
+    """All ranks agree to stop, and only the one that wrote knows why."""
+    attempt = an_attempt(tmp_path, number=1)
+    assert "could not be written; see the log" in train_run._failed_save(attempt)
+    full = failed(Path("step-00000020"), OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
+    for number, reason in ((1, str(full)), (0, "of an earlier attempt")):
+        attempt.directory.add_event(CheckpointFailed(attempt=number, reason=reason))
+    assert train_run._failed_save(attempt) == str(full)
+    assert "No space left on device" in str(full)
 
 
 @pytest.mark.parametrize("name", REFUSALS)

@@ -31,7 +31,7 @@ from trainer.checkpoint.faults import fault_point
 from trainer.checkpoint.hashing import HashingFile
 from trainer.checkpoint.hashing import checksums as checksums_of
 from trainer.checkpoint.wellformed import BadCheckpoint
-from trainer.core.errors import EnvironmentFault, UserError
+from trainer.core.errors import EnvironmentFault, TrainerError, UserError
 from trainer.core.records import BadRecord, absent, from_json, to_json
 
 FORMAT = 2
@@ -396,8 +396,17 @@ def require_space(folder: Path, expected_bytes: int) -> None:
 
 def failed(target: Path, error: OSError) -> SaveFailed:
     """Return the error of the operating system as a SaveFailed with a fix."""
+    return SaveFailed(f"Checkpoint {target.name} could not be written: {error}.", fix_of(error, target))
+
+
+def fix_of(error: BaseException, target: Path) -> str:
+    """Return what helps against an error in writing a checkpoint; empty if that is not known."""
+    if isinstance(error, TrainerError):
+        return error.fix
+    if not isinstance(error, OSError):
+        return ""
     other_writer = "Another attempt is writing to this run; only the newest attempt may."
-    fix = {
+    return {
         errno.ENOSPC: "Free some space, lower checkpoint.keep_last, or put runs_dir on a larger filesystem.",
         errno.EDQUOT: "Your disk quota is exhausted: free some space, or put runs_dir elsewhere.",
         errno.EACCES: f"Get write permission for {target.parent}.",
@@ -406,7 +415,6 @@ def failed(target: Path, error: OSError) -> SaveFailed:
         errno.EEXIST: other_writer,
         errno.ENOENT: other_writer,  # it has deleted this attempt's staging folder
     }.get(error.errno or 0, f"Check the filesystem of {target.parent}.")
-    return SaveFailed(f"Checkpoint {target.name} could not be written: {error}.", fix)
 
 
 def sync(path: Path) -> None:

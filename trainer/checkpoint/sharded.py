@@ -56,6 +56,7 @@ from trainer.checkpoint.node_disk import NodeDisk, new_save_id
 from trainer.checkpoint.shard_index import SHARDS, Chunk
 from trainer.checkpoint.store import CheckpointStore
 from trainer.checkpoint.wellformed import BadCheckpoint
+from trainer.core.errors import TrainerError
 
 Result = TypeVar("Result")
 
@@ -174,6 +175,30 @@ def local_bytes(tensors: dict[str, torch.Tensor]) -> int:
     return sum((one.to_local() if isinstance(one, DTensor) else one).nbytes for one in tensors.values())
 
 
+@dataclass(frozen=True)
+class _Problem:
+    """Why a rank could not do its part of a save."""
+
+    text: str
+    fix: str
+    """Empty: not known."""
+
+
+_NAMED_RANKS = 4
+"""Ranks whose problems are named: a full disk of a file server is that of thousands."""
+
+
+def _of_all(problems: dict[int, _Problem]) -> _Problem | None:
+    """Return the problems of several ranks as one; None if there are none."""
+    if not problems:
+        return None
+    texts = [f"rank {rank}: {problem.text}" for rank, problem in list(problems.items())[:_NAMED_RANKS]]
+    if len(problems) > _NAMED_RANKS:
+        texts.append(f"and {len(problems) - _NAMED_RANKS} more ranks")
+    fixes = dict.fromkeys(problem.fix for problem in problems.values() if problem.fix)
+    return _Problem("; ".join(texts), " ".join(fixes) or "See the logs of those ranks.")
+
+
 @dataclass
 class ShardedWrite:
     """One save by all ranks of `group`, a gloo group that nothing else uses during the save.
@@ -213,17 +238,17 @@ class ShardedWrite:
         """
         staging = Staging(target, self.attempt, info.run)
         try:
-            parts = self._together(prepare)[self._rank]
+            parts = self._together(target, prepare)[self._rank]
             needed = sum(part.local.nbytes for part in parts.values())
-            sizes = self._together(lambda: needed)
+            sizes = self._together(target, lambda: needed)
             if self.disk is not None:
-                info = replace(info, save_id=self._together(new_save_id)[0])
+                info = replace(info, save_id=self._together(target, new_save_id)[0])
                 sizes = [needed * self.disk.ranks_on_node]
-            if not self._together(lambda: self._begin(staging, sizes))[0]:
+            if not self._together(target, lambda: self._begin(staging, sizes))[0]:
                 return False
-            self._together(lambda: self._write_shards(staging, parts))
-            files = self._together(lambda: self._own_files(staging, write_rest))
-            self._together(lambda: self._commit(staging, files, info))
+            self._together(target, lambda: self._write_shards(staging, parts))
+            files = self._together(target, lambda: self._own_files(staging, write_rest))
+            self._together(target, lambda: self._commit(staging, files, info))
         except BaseException as error:
             if self._leads:
                 staging.discard()
@@ -241,18 +266,19 @@ class ShardedWrite:
     def _rank(self) -> int:
         return 0 if self.group is None else dist.get_rank(self.group)
 
-    def _together(self, step: Callable[[], Result]) -> list[Result]:
+    def _together(self, target: Path, step: Callable[[], Result]) -> list[Result]:
         """Run `step` on every rank and return the results of all ranks; on other ranks than 0 only some of them.
 
         Every rank has its own result and that of rank 0, under their numbers. If a step raises on one rank, SaveFailed
         is raised on all ranks, so that none is left waiting in a collective.
         """
         try:
-            outcome: tuple[str | None, Any] = (None, step())
+            outcome: tuple[_Problem | None, Any] = (None, step())
         except Exception as error:
             if self.group is None:
                 raise
-            outcome = (f"{type(error).__name__}: {error}", None)
+            text = error.message if isinstance(error, TrainerError) else f"{type(error).__name__}: {error}"
+            outcome = (_Problem(text, commit.fix_of(error, target)), None)
         if self.group is None:
             return [outcome[1]]
         # The shards stay on their rank; only small objects are sent.
@@ -261,11 +287,11 @@ class ShardedWrite:
         dist.gather_object(small, gathered if self._rank == 0 else None, dst=0, group=self.group)
         verdict: list[Any] = [None, None]
         if self._rank == 0:
-            problems = [f"rank {rank}: {error}" for rank, (error, _) in enumerate(gathered) if error is not None]
-            verdict = ["; ".join(problems), small[1]]
+            problems = {rank: problem for rank, (problem, _) in enumerate(gathered) if problem is not None}
+            verdict = [_of_all(problems), small[1]]
         dist.broadcast_object_list(verdict, src=0, group=self.group)
         if verdict[0]:
-            raise SaveFailed(verdict[0], "See the logs of those ranks.")
+            raise SaveFailed(f"Checkpoint {target.name} could not be written: {verdict[0].text}", verdict[0].fix)
         results: list[Any] = [one and one[1] for one in gathered]
         results[0] = verdict[1]
         results[self._rank] = outcome[1]

@@ -18,7 +18,7 @@ _REMEDIES = (
         "resilience.on_oom=halve",
     ),
     (
-        r"No space left|Disk quota",
+        r"No space left|[Dd]isk quota|Not enough space|No free inodes",
         "the disk is full: free some space, or keep fewer checkpoints",
         "checkpoint.keep_last=1",
     ),

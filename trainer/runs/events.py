@@ -212,6 +212,7 @@ class CheckpointFailed(Event):
     """A checkpoint could not be written."""
 
     event: Literal["checkpoint_failed"] = "checkpoint_failed"
+    attempt: int | None = None
     reason: str
 
 

@@ -84,7 +84,7 @@ class CheckpointSaver(Saver):
         failure = self._writer.take_failure()
         if failure is None:
             return False
-        self._attempt.directory.add_event(CheckpointFailed(reason=str(failure)))
+        self._attempt.directory.add_event(CheckpointFailed(attempt=self._attempt.rank.attempt, reason=str(failure)))
         self.best.reread()
         return self._config.checkpoint.on_failure == "stop"
 

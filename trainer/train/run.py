@@ -93,13 +93,13 @@ def run(run_path: Path) -> int:
         attempt.end("finished", DONE)
     except StopTraining as stopped:
         if stopped.request is Request.SAVE_FAILED:
-            attempt.end("failed", JOB_FAILED, "a checkpoint could not be written; see the log")
+            attempt.end("failed", JOB_FAILED, _failed_save(attempt))
         elif stopped.request is Request.STOP:
             attempt.end("stopped", DONE, "stop requested")
         else:
             attempt.end("requeue", REQUEUE, "preempted")
     except SaveFailed as error:
-        attempt.end("failed", JOB_FAILED, str(error))
+        attempt.end("failed", JOB_FAILED, str(error), every_rank=True)
     except find_micro_batch.TooLarge as error:
         return failure.restart(attempt, str(error))
     except BaseException as error:
@@ -112,6 +112,14 @@ def run(run_path: Path) -> int:
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
     return DONE
+
+
+def _failed_save(attempt: Attempt) -> str:
+    """Return why a checkpoint could not be written, as the rank recorded it that wrote it."""
+    failed = [
+        one for one in attempt.directory.events_of(events.CheckpointFailed) if one.attempt == attempt.rank.attempt
+    ]
+    return failed[-1].reason if failed else "a checkpoint could not be written; see the log"
 
 
 @dataclass(frozen=True)
