@@ -76,7 +76,7 @@ def main(argv: list[str] | None = None) -> int:
     except Exception as error:
         if os.environ.get("TRAINER_TRACEBACK"):
             raise
-        _report(_unexpected(error, arguments))
+        _report(_refused(error) or _unexpected(error, arguments))
         return ENVIRONMENT_MUST_CHANGE if isinstance(error, OSError) else JOB_FAILED
     finally:
         if argv is None:
@@ -87,6 +87,24 @@ def _report(message: str) -> None:
     from trainer.core.text import printable
 
     print(f"trainer: {printable(message)}", file=sys.stderr)
+
+
+def _refused(error: Exception) -> str | None:
+    """Return the message of an error of the file system that is no bug; None for any other error."""
+    import errno
+
+    if not isinstance(error, OSError) or (error.filename is None and error.errno in (errno.EACCES, errno.EPERM)):
+        return None
+    fix = {
+        errno.ENOSPC: "free some space, or set runs_dir to a folder on another disk",
+        errno.EDQUOT: "your disk quota is exhausted: free some space, or set runs_dir to a folder on another disk",
+        errno.EROFS: "it is on a read-only file system; set runs_dir to a folder that you can write",
+        errno.EACCES: "get permission for it, or name another",
+        errno.EPERM: "get permission for it, or name another",
+    }.get(error.errno or 0)
+    if fix is None:
+        return None
+    return (f"{error.filename}: " if error.filename else "") + f"{error.strerror}\n  {fix}"
 
 
 def _unexpected(error: Exception, arguments: list[str]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import time
 
+from trainer.core.files import no_space_on
 from trainer.launch.follow import fit_again
 from trainer.runs.directory import RunDirectory
 from trainer.runs.records import AttemptOutcome
@@ -59,6 +60,9 @@ def advice(run: RunDirectory, reason: str, outcome: AttemptOutcome | None) -> li
     """
     if outcome is not None and outcome.mend:
         return [f"resuming would fail the same way; fix the cause, then run: {fit_again(run, 'trainer')}"]
+    full = no_space_on(run.path) if outcome is None else None
+    if full and full not in reason:
+        reason = f"{reason}; {full}"
     if _LOST_NODE.search(reason):
         return ["not caused by your code: the requeued job resumes without the lost node"]
     sentences = [

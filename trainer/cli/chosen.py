@@ -19,6 +19,7 @@ from trainer.config.targets import problems_of_targets
 from trainer.config.typed import is_closed, problems_of, to_config
 from trainer.core import claims
 from trainer.core.errors import JOB_FAILED, TrainerError, UserError
+from trainer.core.files import no_space_on
 from trainer.core.records import read_or_skip
 from trainer.runs import cause
 from trainer.runs.code_snapshot import import_paths
@@ -191,7 +192,8 @@ def raise_failure(code: int, what: str, log: Path, variables: dict[str, str]) ->
     if failure is None:
         lines = [line for line in cause.tail(log) if line.strip()]
         how = f"killed by {cause.signal_name(-code)}" if code < 0 else f"exit code {code}"
-        raise TrainerError(f"{what} failed ({how})", "\n  ".join([*lines[-3:], where]))
+        full = no_space_on(log.parent)
+        raise TrainerError(f"{what} failed ({how})", "\n  ".join([*lines[-3:], *([full] if full else []), where]))
     error = TrainerError(failure.message, "\n  ".join(filter(None, [failure.fix, where])))
     error.code = failure.code
     if error.code != JOB_FAILED:  # a known error: its fix is enough, the log has nothing to add

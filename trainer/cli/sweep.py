@@ -74,6 +74,7 @@ def launch(arguments: argparse.Namespace) -> int:
     from trainer.cli.sweep_follow import advance, follow
     from trainer.cli.sweep_launch import confirmed, create, plan, prepare, with_plan
     from trainer.core.files import read_json
+    from trainer.sweeps.directory import reference_to
 
     as_json = getattr(arguments, "json", False)
     prepared, hours = with_plan(prepare(arguments), arguments)
@@ -91,11 +92,15 @@ def launch(arguments: argparse.Namespace) -> int:
     try:
         advance(sweep, submit=True)
     except TrainerError as error:
-        error.fix += f"; the sweep is kept: trainer sweep resume {sweep.id} starts it"
+        error.fix += f"; the sweep is kept: trainer sweep resume {reference_to(sweep)} starts it"
         raise
     if as_json:
         print(json.dumps({"id": sweep.id, "name": sweep.path.name, "path": str(sweep.path)}), flush=True)
     else:
+        name = reference_to(sweep)
         print(f"sweep {sweep.path.name} was started")
-        print(f"  its trials: trainer sweep status {sweep.id}; to stop them: trainer sweep stop {sweep.id}", flush=True)
+        print(
+            f"  its trials: trainer sweep status {name}; to stop them: trainer sweep stop {name}",
+            flush=True,
+        )
     return follow(sweep, stream=sys.stderr if as_json else sys.stdout) if arguments.follow else DONE

@@ -13,7 +13,7 @@ from trainer.sweeps import slots
 from trainer.sweeps.advance import completed
 from trainer.sweeps.analysis import table_of
 from trainer.sweeps.decide import why_stopped
-from trainer.sweeps.directory import SweepDirectory
+from trainer.sweeps.directory import SweepDirectory, reference_to
 from trainer.sweeps.progress import TrialView, settle, views
 from trainer.sweeps.records import Spec
 
@@ -59,7 +59,7 @@ def follow(sweep: SweepDirectory, stream: TextIO) -> int:
                 break
             time.sleep(_POLL_S)
     except KeyboardInterrupt:
-        print(f"\nthe sweep continues; trainer sweep status {sweep.id} shows it", file=stream)
+        print(f"\nthe sweep continues; trainer sweep status {reference_to(sweep)} shows it", file=stream)
         return INTERRUPTED
     print("\n".join(headline(sweep, spec, found)), file=stream)
     for row in table_of(sweep, spec, found).ranked()[:1]:

@@ -21,7 +21,7 @@ from trainer.runs import trust
 from trainer.runs.registry import runs_dir_from
 from trainer.sweeps.advance import revised
 from trainer.sweeps.analysis import table_of
-from trainer.sweeps.directory import SweepDirectory, all_sweeps, find, request_stop, sweeps_dir_of
+from trainer.sweeps.directory import SweepDirectory, all_sweeps, find, reference_to, request_stop, sweeps_dir_of
 from trainer.sweeps.outcome import open_run
 from trainer.sweeps.progress import SWEEP_STOP, TrialView, settle, views
 from trainer.sweeps.records import Retry, Spec
@@ -239,7 +239,9 @@ def retry(argv: list[str]) -> int:
         raise UserError(f"there is no trial {unknown[0]}", f"trials: 0 to {len(found) - 1}")
     for view in found:
         if view.number in options.trial and view.result is None:
-            fix = f"only a trial that has ended can be tried again; trainer sweep status {sweep.id} shows them"
+            fix = (
+                f"only a trial that has ended can be tried again; trainer sweep status {reference_to(sweep)} shows them"
+            )
             raise UserError(f"trial {view.number} is {view.state}", fix)
     chosen = [
         view
@@ -298,7 +300,8 @@ def best(argv: list[str]) -> int:
     ranked = rows.ranked()
     if not ranked:
         raise UserError(
-            f"no trial of {sweep.path.name} has a value yet", f"trainer sweep status {sweep.id} shows its trials"
+            f"no trial of {sweep.path.name} has a value yet",
+            f"trainer sweep status {reference_to(sweep)} shows its trials",
         )
     ranked = ranked if len(rows.directions) > 1 else ranked[:1]
     if options.overrides:
@@ -383,7 +386,9 @@ def rm(argv: list[str]) -> int:
     sweep = _find(options)
     spec, found = _look(sweep)
     if any(view.is_alive for view in found):
-        raise UserError(f"{sweep.path.name} has trials that run", f"stop it first: trainer sweep stop {sweep.id}")
+        raise UserError(
+            f"{sweep.path.name} has trials that run", f"stop it first: trainer sweep stop {reference_to(sweep)}"
+        )
     runs = _runs_of(sweep, Path(spec.runs_dir)) if options.runs else []
     what = f"{sweep.path.name}" + (f" and {len(runs)} runs" if options.runs else "")
     if not options.yes and not _confirmed(what):

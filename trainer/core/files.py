@@ -26,6 +26,8 @@ _LARGEST_HEARTBEAT = 1024**2
 _READS, _READ_AGAIN_S = 3, 0.002
 MOST_BYTES = 16 * 1024**2
 """Largest record that is read. The largest that is written, the events of a long run, has a few MB."""
+_LEAST_BYTES = 64 * 1024
+"""A file system with less than this left cannot take the records of an attempt."""
 _DEEPEST = 64
 """Nesting of JSON that is read; records have five levels at most."""
 
@@ -104,6 +106,21 @@ def fsync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def no_space_on(folder: Path) -> str | None:
+    """Return a sentence if the file system of a folder is full; None if it is not, or if that is not known.
+
+    A process that a full disk has ended may have been unable to record why.
+    """
+    try:
+        filesystem = os.statvfs(folder)
+    except OSError:
+        return None
+    is_full = filesystem.f_blocks and filesystem.f_bavail * filesystem.f_frsize < _LEAST_BYTES
+    if is_full or (filesystem.f_files and not filesystem.f_favail):
+        return f"No space left on the file system of {folder}"
+    return None
 
 
 def append_line(path: Path, text: str) -> None:

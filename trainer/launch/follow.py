@@ -19,7 +19,7 @@ from typing import Literal, TextIO
 
 from trainer.core import processes
 from trainer.core.errors import DONE, ENVIRONMENT_MUST_CHANGE, INTERRUPTED, JOB_FAILED, USER_MUST_CHANGE
-from trainer.core.files import open_regular, read_text
+from trainer.core.files import no_space_on, open_regular, read_text
 from trainer.core.text import log_text, one_line
 from trainer.launch import bar, local
 from trainer.launch.jobs import states_of
@@ -284,6 +284,8 @@ class Follower:
     def _failure(self, end: AttemptOutcome | None) -> cause.Cause:
         """Return where and why the run failed, with the lines to show of a log that has no traceback."""
         reason = (end.reason or "no reason recorded") if end else "its processes were killed"
+        if end is None and (full := no_space_on(self.run.path)):
+            reason = f"{full}; {reason}"
         lines, log, where = (end.lines, end.log, end.where) if end else ([], None, None)
         path = self.run.path / log if log else None
         if not lines and path is None:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from trainer.core.files import read_bytes
+from trainer.core.files import no_space_on, read_bytes
 from trainer.runs.directory import RunDirectory
 from trainer.runs.records import Failure
 
@@ -42,6 +42,7 @@ _NODE_HOST = re.compile(r"^attempt \d+: .* on (\S+)$")
 """First line of the log of trainer/supervise/supervisor.py."""
 _KILLED_TORCHRUN = re.compile(r"^torchrun on (\S+) was killed by ")
 """Its line for a torchrun that was killed."""
+UNEXPLAINED = "its workers ended without an error message"
 TRACEBACK_BEGINS, TRACEBACK_ENDS = "--- traceback of what ended this rank", "--- end of the traceback"
 """Lines of a rank's log around a traceback; a terminal that follows the log does not show it."""
 FAILURE_VARIABLE = "TRAINER_FAILURE"
@@ -123,6 +124,9 @@ def find(run: RunDirectory, attempt: int, node_log: Path | None = None) -> Cause
         node_log: The log of a node process, which has the output of torchrun. Logs of other nodes are next to it.
     """
     cause = _find(run, attempt, node_log)
+    is_explained = not cause.reason.startswith(UNEXPLAINED) and not LOST_PEER.search(cause.reason)
+    if not is_explained and (full := no_space_on(run.path)):
+        cause = replace(cause, reason=f"{full}; {cause.reason}")
     if cause.rank is None and cause.log is not None and cause.log.name.startswith("rank-"):
         cause = replace(cause, rank=_rank_of(cause.log))
     if cause.rank is not None and cause.host is None:
@@ -170,8 +174,8 @@ def _without_rank_logs(run: RunDirectory, attempt: int, node_log: Path | None, e
         if traceback:
             return Cause(traceback[-1], traceback, log, exit_code)
         if lines:
-            return Cause(f"its workers ended without an error message: {lines[-1]}", lines[-5:], log, exit_code)
-    return Cause("its workers ended without an error message", [], None, exit_code)
+            return Cause(f"{UNEXPLAINED}: {lines[-1]}", lines[-5:], log, exit_code)
+    return Cause(UNEXPLAINED, [], None, exit_code)
 
 
 def _before_torchrun_failed(lines: list[str]) -> list[str]:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
 import secrets
 import shlex
+import shutil
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -106,15 +109,16 @@ class RunDirectory:
 
         compose_s, began = processes.age_s(), time.monotonic()
         run = cls.new(Path(config["runs_dir"]).expanduser(), config["name"])
-        if hydra is not None:
-            config = hydra.keep(run.path, config, code_root)
-        write_atomic(run.config_path, freeze(config))
-        write_atomic(run.overrides_path, shlex.join(overrides) + "\n")
-        copied = snapshot(code_root, run.code_dir, leave_out=run.path.parent)
-        manifest = manifest_of(choices, copied, config.get("data"), code_root)
-        write_atomic(run.manifest_path, json.dumps({**manifest, "id": run.id}, indent=1))
-        snapshot_s = round(time.monotonic() - began, 3)
-        run.add_event(events.Created(overrides=overrides, compose_s=round(compose_s, 3), snapshot_s=snapshot_s))
+        with _whole_or_absent(run.path):
+            if hydra is not None:
+                config = hydra.keep(run.path, config, code_root)
+            write_atomic(run.config_path, freeze(config))
+            write_atomic(run.overrides_path, shlex.join(overrides) + "\n")
+            copied = snapshot(code_root, run.code_dir, leave_out=run.path.parent)
+            manifest = manifest_of(choices, copied, config.get("data"), code_root)
+            write_atomic(run.manifest_path, json.dumps({**manifest, "id": run.id}, indent=1))
+            snapshot_s = round(time.monotonic() - began, 3)
+            run.add_event(events.Created(overrides=overrides, compose_s=round(compose_s, 3), snapshot_s=snapshot_s))
         return run
 
     @classmethod
@@ -127,8 +131,9 @@ class RunDirectory:
             identity: An id of `new_identity`; None: a new one.
         """
         run = cls(_make_folder(runs_dir, name, identity))
-        for folder in (run.live_dir, run.logs_dir, run.attempts_dir, run.checkpoints_dir, run.stop_request.parent):
-            folder.mkdir()
+        with _whole_or_absent(run.path):
+            for folder in (run.live_dir, run.logs_dir, run.attempts_dir, run.checkpoints_dir, run.stop_request.parent):
+                folder.mkdir()
         return run
 
     def exists(self) -> bool:
@@ -386,6 +391,31 @@ def new_identity() -> str:
     return "".join(secrets.choice(_ALPHABET) for _ in range(8))
 
 
+@contextmanager
+def _whole_or_absent(path: Path) -> Iterator[None]:
+    """Delete a new run directory that could not be completed.
+
+    Raises:
+        EnvironmentFault: The operating system refused it.
+    """
+    try:
+        yield
+    except BaseException as error:
+        shutil.rmtree(path, ignore_errors=True)
+        if isinstance(error, OSError):
+            raise _cannot_create(path.parent, error) from error
+        raise
+
+
+def _cannot_create(runs_dir: Path, error: OSError) -> EnvironmentFault:
+    what, fix = error.strerror or str(error), "set runs_dir to a folder you can write"
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        fix = f"free some space, or {fix}"
+    elif error.filename and runs_dir.absolute() not in (path := Path(os.path.abspath(error.filename))).parents:
+        what, fix = f"{what}: {path}", "get permission for it, or remove it"  # of the user's code
+    return EnvironmentFault(f"cannot create a run directory in {runs_dir}: {what}", fix)
+
+
 def _make_folder(runs_dir: Path, name: str, identity: str | None) -> Path:
     """Create `<runs_dir>/<name>-<id>`. The mkdir is exclusive, so that two launches never share one."""
     if not _NAME.fullmatch(name) or name.startswith((".", "-")):
@@ -403,6 +433,4 @@ def _make_folder(runs_dir: Path, name: str, identity: str | None) -> Path:
             fsync_folder(runs_dir)
             return path
     except OSError as error:
-        raise EnvironmentFault(
-            f"cannot create a run directory in {runs_dir}: {error.strerror}", "set runs_dir to a folder you can write"
-        ) from None
+        raise _cannot_create(runs_dir, error) from None

@@ -125,8 +125,13 @@ def reference_to(run: RunDirectory) -> str:
     """
     if runs_dir_from(None).absolute() == run.path.parent:
         return run.id
-    path = shortest(run.path)
-    return shlex.quote(path if "/" in path else f"./{path}")
+    return as_argument(run.path)
+
+
+def as_argument(path: Path) -> str:
+    """Return how to type a path on the command line so that it is not taken for a name, quoted for a shell."""
+    shown = shortest(path)
+    return shlex.quote(shown if "/" in shown else f"./{shown}")
 
 
 def shortest(path: Path) -> str:

@@ -136,7 +136,10 @@ def reported(main: Callable[[], int]) -> int:
 def print_traceback(error: BaseException) -> None:
     """Print the traceback into the log of this rank, between the markers."""
     text = "".join(traceback.format_exception(error)).rstrip()
-    print(f"{TRACEBACK_BEGINS}\n{text}\n{TRACEBACK_ENDS}", file=sys.stderr, flush=True)
+    try:
+        print(f"{TRACEBACK_BEGINS}\n{text}\n{TRACEBACK_ENDS}", file=sys.stderr, flush=True)
+    except OSError:  # the disk is full, and what follows must still be tried
+        pass
 
 
 def _failure_of(error: BaseException, attempt: Attempt) -> Failure:

@@ -19,7 +19,7 @@ from trainer.core import records
 from trainer.core.errors import EnvironmentFault, UserError
 from trainer.core.files import fsync_folder, subfolders, write_atomic
 from trainer.core.secrets import mask
-from trainer.runs.registry import choose
+from trainer.runs.registry import as_argument, choose, runs_dir_from
 from trainer.sweeps.records import Array, ArrayJob, Owner, Prune, Result, Retry, Spec, Trial, TrialRun
 
 _ALPHABET = "abcdefghijklmnopqrstuvwxyz234567"
@@ -270,6 +270,16 @@ def all_sweeps(sweeps_dir: Path) -> list[SweepDirectory]:
     except OSError as error:
         raise EnvironmentFault(f"{sweeps_dir} cannot be read: {error.strerror}", "get permission to read it") from None
     return sorted((one for one in found if one.exists()), key=lambda one: (_created(one), one.path.name))
+
+
+def reference_to(sweep: SweepDirectory) -> str:
+    """Return how to type a sweep on the command line: its id if `find` searches its folder by default, else its path.
+
+    The path is quoted for a shell.
+    """
+    if sweeps_dir_of(runs_dir_from(None)) == sweep.path.parent:
+        return sweep.id
+    return as_argument(sweep.path)
 
 
 def find(reference: str | None, sweeps_dir: Path) -> SweepDirectory:
