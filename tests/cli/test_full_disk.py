@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 import pytest
 
 from tests.runs.test_directory import make
-from tests.runs.test_state import launched
+from tests.runs.test_state import ended, launched
 from trainer.cli import ls, main
 from trainer.core.errors import DONE, ENVIRONMENT_MUST_CHANGE, JOB_FAILED, EnvironmentFault
 from trainer.launch.follow import Follower
@@ -103,7 +103,8 @@ def test_a_run_that_a_full_disk_has_ended_without_a_record_is_explained(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = make(tmp_path)
-    launched(run, GONE)
+    ended(run, 0, "finished", reason="", exit_code=0, step=10, time=1.0)
+    launched(run, GONE, attempt=1)
     run.attempt_logs(0).mkdir()
     assert cause.find(run, 0).reason == f"No space left on the file system of {run.path}; {cause.UNEXPLAINED}"
     run.rank_log(0, 0).write_text(f"{cause.TRACEBACK}\nRuntimeError: Connection closed by peer\n")

@@ -52,7 +52,7 @@ def _explain(run: RunDirectory, state: State) -> dict[str, Any]:
         why += [sentence for sentence in [stalled(run)] if sentence]
         return {"why": why, "attempts": attempts}
     why = [state.reason] if state.reason else []
-    last = next(reversed(run.attempts()), None)
+    last = None if state.name == "dead" else next(reversed(run.attempts()), None)
     return {"why": why + advice(run, state.reason, last), "attempts": attempts}
 
 
