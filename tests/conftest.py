@@ -215,7 +215,7 @@ def marked_processes(mark: str) -> dict[int, str]:
 
 def freeze_older_code(run: RunDirectory) -> None:
     """Make a run look as if it was launched from a checkout of this project before `agent.py` started its ranks."""
-    newer = shutil.ignore_patterns("agent.py", "__pycache__")
+    newer = shutil.ignore_patterns("agent.py", "fork_server.py", "__pycache__")
     shutil.copytree(ROOT / "trainer", run.code_dir / "trainer", ignore=newer)
 
 

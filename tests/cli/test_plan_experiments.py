@@ -12,9 +12,10 @@ import pytest
 
 from tests.data.test_modules import small_fashion as small_fashion
 from trainer.cli import main, planning
+from trainer.core import records
 from trainer.data.locations import EMOJI
 from trainer.plan import parts
-from trainer.plan.job import Variant
+from trainer.plan.messages import SimulationAnswer, SimulationRequest
 from trainer.plan.run import simulate_all
 from trainer.runtime.torch_setup import silence_known_warnings
 
@@ -25,12 +26,12 @@ ON = {
 }
 
 
-def here(_: str, request: dict[str, Any], *others: Any) -> list[dict[str, Any]]:
+def here(_: str, request: SimulationRequest, *__: Any, **___: Any) -> list[SimulationAnswer]:
     """Simulate in this process, which has imported torch."""
-    variants = [Variant(**one) for one in json.loads(json.dumps(request["variants"]))]
     with warnings.catch_warnings():
         silence_known_warnings()
-        return simulate_all(json.loads(json.dumps(request["config"])), request["with_data"], variants)
+        answers = simulate_all(records.loads(SimulationRequest, records.dumps(request), "the request"))
+    return records.loads(list[SimulationAnswer], records.dumps(answers), "the answers")
 
 
 def planned(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, Any]:

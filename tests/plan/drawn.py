@@ -13,7 +13,8 @@ from trainer.config.strategy import STRATEGIES
 from trainer.models.transformer import Transformer
 from trainer.plan.closed_form import Case, Estimate, estimate
 from trainer.plan.decoder import Decoder
-from trainer.plan.simulation import Setting, Simulated, simulate
+from trainer.plan.messages import Simulated
+from trainer.plan.simulation import Setting, simulate
 from trainer.plan.states import Layout
 from trainer.tasks.language_modelling import LanguageModelling
 

@@ -15,7 +15,7 @@ from trainer.runs.directory import RunDirectory
 from trainer.runs.events import Created, FirstStep
 from trainer.runs.starts import starts
 from trainer.supervise import agent
-from trainer.supervise.ahead import NodeAhead, receive, send
+from trainer.supervise.ahead import NodeAhead, NodeJob, StartImporting, receive, send
 
 pytestmark = pytest.mark.executed
 
@@ -94,13 +94,14 @@ def test_a_job_that_comes_with_the_first_message_is_read_whole() -> None:
     """The check of a job may end before the process has read what it was started with."""
     ours, theirs = socket.socketpair()
     with ours, theirs, open(os.devnull) as log:
-        send(ours, {"environment": {"A": "1"}}, [])
-        send(ours, {"run": "runs/a"}, [log.fileno()])
-        assert receive(theirs) == ({"environment": {"A": "1"}}, [])
-        received = receive(theirs)
+        first, job = StartImporting(environment={"A": "1"}), NodeJob(run="runs/a", environment={"B": "2"})
+        send(ours, first, [])
+        send(ours, job, [log.fileno()])
+        assert receive(theirs, StartImporting) == (first, [])
+        received = receive(theirs, NodeJob)
         assert received is not None
-        assert received[0] == {"run": "runs/a"}
+        assert received[0] == job
         (descriptor,) = received[1]
         os.close(descriptor)
         ours.close()
-        assert receive(theirs) is None
+        assert receive(theirs, NodeJob) is None

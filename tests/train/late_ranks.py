@@ -52,7 +52,7 @@ def main() -> None:
         if name in EXPORTED:
             folder = directory.path / "onnx"
             folder.mkdir()
-            found[name]["onnx"] = export(directory, newest, "onnx", folder)["largest_difference"]
+            found[name]["onnx"] = export(directory, newest, "onnx", folder).largest_difference
     if os.environ["RANK"] == "0":
         (Path(sys.argv[1]).parent / "evaluated.json").write_text(json.dumps(found))
 

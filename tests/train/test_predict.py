@@ -12,6 +12,7 @@ import numpy
 import pytest
 import torch
 
+from trainer.core import records
 from trainer.core.errors import UserError
 from trainer.train.predict import PredictionCallback, _size_of
 from trainer.train.prediction_writer import PredictionWriter, Shares, merge_shares
@@ -42,7 +43,8 @@ def put_together(
     by_batch = frozenset().union(*(rows.by_batch for rows in ranks))
     layouts = [rows.layout for rows in ranks]
     shares = Shares(folder / ".parts", layouts, by_batch)
-    record = merge_shares(shares, folder, {"": num_samples}, writes=True)
+    outputs = merge_shares(shares, folder, {"": num_samples}, writes=True)
+    record = {name: records.to_json(output) for name, output in outputs.items()}
     content = {}
     for name, output in record.items():
         path = folder / output["file"]

@@ -13,6 +13,7 @@ from trainer.cli.overrides import compose_all, overrides_parser
 from trainer.config.problems import Problems
 from trainer.core.errors import DONE, TrainerError
 from trainer.starter.folder import expand
+from trainer.train.model_facts import ModelFacts
 
 _DESCRIPTION = (
     "Check a job without launching it: keys, types, the arguments of every _target_, the launch shape and the batch "
@@ -39,7 +40,7 @@ def main(argv: list[str]) -> int:
         jobs = check_all(compose_all(arguments), fits=not arguments.deep)
         if arguments.deep:
             deep.ask_object_stores(jobs)
-        counts: list[dict[str, Any] | None] = [*deep.count(jobs)] if arguments.deep else [None] * len(jobs)
+        counts: list[ModelFacts | None] = [*deep.count(jobs)] if arguments.deep else [None] * len(jobs)
     except TrainerError as error:
         if not arguments.json:
             raise
@@ -61,8 +62,10 @@ def _problems(error: TrainerError) -> list[dict[str, str]]:
     return [{"message": one.message, "fix": one.fix} for one in problems]
 
 
-def _facts(job: Job, counted: dict[str, Any] | None) -> dict[str, Any]:
+def _facts(job: Job, counted: ModelFacts | None) -> dict[str, Any]:
     plan = job.batch()
+    facts = {} if counted is None else asdict(counted)
+    facts.pop("error", None)
     return {
         "overrides": job.composed.overrides,
         "choices": job.composed.choices,
@@ -71,7 +74,7 @@ def _facts(job: Job, counted: dict[str, Any] | None) -> dict[str, Any]:
         if plan is None
         else {"global": plan.global_batch, "micro": plan.micro_batch, "accumulate": plan.accumulate},
         "strategy": job.config["strategy"]["name"],
-        **(counted or {}),
+        **facts,
     }
 
 

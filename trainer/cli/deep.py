@@ -2,30 +2,36 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from trainer.cli.child import ask
 from trainer.cli.job import Job
 from trainer.config.problems import raise_all
 from trainer.core.errors import TrainerError, UserError
 from trainer.runs.remote_checkpoints import url_of
 from trainer.supervise import entry
+from trainer.train.model_facts import BuildRequest, ModelFacts
 
 TIMEOUT_S = 1800.0
 """Most of it may be spent on preparing the data, such as tokenizing many files."""
 
 
-def count(jobs: list[Job]) -> list[dict[str, Any]]:
-    """Return the fields of `trainer.train.deep.Facts` for each job, without `error`.
+def count(jobs: list[Job]) -> list[ModelFacts]:
+    """Return the facts about the model of each job.
 
     Raises:
         TrainerError: If the process fails or takes too long.
         UserError: With the errors of all jobs.
     """
-    requests = [{"config": job.config, "with_data": names_data(job.composed.overrides)} for job in jobs]
-    answers = ask(entry.DEEP, requests, TIMEOUT_S, "--deep", "leave --deep out; the run itself has no such limit")
-    raise_all([UserError(**one["error"]) for one in answers if one["error"]])
-    return [{key: value for key, value in one.items() if key != "error"} for one in answers]
+    answers = ask(
+        entry.DEEP,
+        [BuildRequest(config=job.config, with_data=names_data(job.composed.overrides)) for job in jobs],
+        ModelFacts,
+        count=len(jobs),
+        timeout_s=TIMEOUT_S,
+        what="--deep",
+        shorten="leave --deep out; the run itself has no such limit",
+    )
+    raise_all([UserError(one.error.message, one.error.fix) for one in answers if one.error])
+    return answers
 
 
 def ask_object_stores(jobs: list[Job]) -> None:
@@ -45,18 +51,18 @@ def ask_object_stores(jobs: list[Job]) -> None:
     raise_all(problems)
 
 
-def describe(counted: dict[str, Any]) -> list[tuple[str, str]]:
+def describe(counted: ModelFacts) -> list[tuple[str, str]]:
     """Return the facts as lines of the plan: a title and a text."""
-    total, trainable = counted["parameters"], counted["trainable"]
+    total, trainable = counted.parameters or 0, counted.trainable or 0
     lines = [("parameters", f"{total:,}" + ("" if trainable == total else f", {trainable:,} of them trainable"))]
-    if not total and counted["not_counted"]:
+    if not total and counted.not_counted:
         lines = []
-    if counted["not_counted"]:
-        return [*lines, ("FLOPs", f"not counted: {counted['not_counted']}")]
-    forward, training, tokens = counted["forward_flops"], counted["training_flops"], counted["tokens"]
+    if counted.not_counted:
+        return [*lines, ("FLOPs", f"not counted: {counted.not_counted}")]
+    forward, training, tokens = counted.forward_flops or 0, counted.training_flops or 0, counted.tokens
     unit = f"per token, for sequences of {tokens:,}" if tokens else "per sample"
     flops = f"forward {_flops(forward / (tokens or 1))}, training {_flops(training / (tokens or 1))} {unit}"
-    at = ", ".join(f"{key} {value}" for key, value in (counted["at"] or {}).items())
+    at = ", ".join(f"{key} {value}" for key, value in (counted.at or {}).items())
     return [*lines, ("FLOPs", flops), *([("counted at", at)] if at else [])]
 
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
-
 from trainer.cli.chosen import choose, judge, run_on_ranks
 from trainer.cli.options import add_checkpoint_option, add_output_options, add_run, add_trust, make_parser
+from trainer.core import records
 from trainer.core.errors import DONE
-from trainer.core.files import read_json
+from trainer.runs.records import Evaluation
 from trainer.runs.registry import runs_dir_from
 from trainer.runs.seal import changing
 from trainer.runs.trust import find_trusted
@@ -36,12 +35,12 @@ def main(argv: list[str]) -> int:
     checkpoint = choose(run, options.checkpoint)
     with changing(run):
         run_on_ranks(run, entry.EVALUATE, [checkpoint.path.name, options.split], quiet=options.json)
-    record = read_json(run.path / "evaluations" / f"step-{checkpoint.step:08d}-{options.split}.json")
+    record = records.read_existing(Evaluation, run.evaluation_path(checkpoint.step, options.split))
     if options.json:
-        print(json.dumps(record))
+        print(records.dumps(record))
     else:
         print(f"{run.path.name}, step {checkpoint.step}:")
-        width = max([20, *(len(name) + 2 for name in record["metrics"])])
-        for name, value in sorted(record["metrics"].items()):
-            print(f"  {name:<{width}}{value:.4f}")
+        width = max([20, *(len(name) + 2 for name in record.metrics)])
+        for name, value in sorted(record.metrics.items()):
+            print(f"  {name:<{width}}{f'{value:.4f}' if isinstance(value, (int, float)) else value}")
     return DONE

@@ -15,10 +15,10 @@ from trainer.cli.chosen import choose, judge, logged, make_room, raise_failure
 from trainer.cli.common import size
 from trainer.cli.options import Parser, add_checkpoint_option, add_output_options, add_trust, make_parser
 from trainer.config.shape import LaunchShape
-from trainer.core import processes
+from trainer.core import processes, records
 from trainer.core.errors import DONE, UserError
-from trainer.core.files import read_json
 from trainer.runs.directory import RunDirectory
+from trainer.runs.records import Exported
 from trainer.runs.registry import runs_dir_from
 from trainer.runs.trust import find_trusted, require
 from trainer.supervise import entry, torchrun
@@ -70,17 +70,17 @@ def main(argv: list[str]) -> int:
         judge(run)
     target = _target(options.out, run, checkpoint, options.format)
     _write(run, checkpoint, [options.format, "keep" if options.keep_lora else "merge"], target)
-    record = read_json(target / _RECORD)
+    record = records.read_existing(Exported, target / _RECORD)
     if options.json:
-        print(json.dumps({"path": str(target), **record}))
+        print(json.dumps({"path": str(target), **records.to_json(record)}))
         return DONE
     print(f"step {checkpoint.step} -> {target}")
-    for name, num_bytes in record["files"].items():
+    for name, num_bytes in record.files.items():
         print(f"  {name:<32}{size(num_bytes)}")
-    if "lora_merged" in record:
-        print(f"  merged the LoRA adapters of {record['lora_merged']} layers into their weights")
-    if "largest_difference" in record:
-        print(f"  outputs differ from torch's by at most {record['largest_difference']:.2g}")
+    if record.lora_merged is not None:
+        print(f"  merged the LoRA adapters of {record.lora_merged} layers into their weights")
+    if record.largest_difference is not None:
+        print(f"  outputs differ from torch's by at most {record.largest_difference:.2g}")
     return DONE
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import asdict
 from typing import Any
 
 from trainer.cli.child import ask
@@ -17,6 +16,7 @@ from trainer.hardware.catalogue import DEVICES, Device, device, known, names, su
 from trainer.plan.answer import Plan, of_estimate, of_simulation
 from trainer.plan.closed_form import NoFormula
 from trainer.plan.job import Variant, by_formula
+from trainer.plan.messages import SimulationAnswer, SimulationRequest
 from trainer.supervise import entry
 
 SIMULATED = 12
@@ -176,6 +176,13 @@ def plans(
     return [found[index] for index in sorted(found)]
 
 
-def _simulate(config: dict[str, Any], with_data: bool, variants: Sequence[Variant]) -> list[dict[str, Any]]:
-    request = {"config": config, "with_data": with_data, "variants": [asdict(one) for one in variants]}
-    return ask(entry.PLAN, request, TIMEOUT_S, "the simulation", "plan a model with fewer layers")
+def _simulate(config: dict[str, Any], with_data: bool, variants: list[Variant]) -> list[SimulationAnswer]:
+    return ask(
+        entry.PLAN,
+        SimulationRequest(config=config, with_data=with_data, variants=variants),
+        SimulationAnswer,
+        count=len(variants),
+        timeout_s=TIMEOUT_S,
+        what="the simulation",
+        shorten="plan a model with fewer layers",
+    )

@@ -10,9 +10,10 @@ from typing import Any
 
 from trainer.cli.chosen import choose, judge, make_room, run_on_ranks
 from trainer.cli.options import Parser, add_checkpoint_option, add_output_options, add_run, add_trust, make_parser
+from trainer.core import records
 from trainer.core.errors import DONE, UserError
-from trainer.core.files import read_json
 from trainer.runs.directory import RunDirectory
+from trainer.runs.records import Predictions
 from trainer.runs.registry import runs_dir_from
 from trainer.runs.trust import find_trusted
 from trainer.supervise import entry
@@ -68,15 +69,15 @@ def main(argv: list[str]) -> int:
 
 
 def _print_record(target: Path, as_json: bool) -> None:
-    record = read_json(target / _RECORD)
+    record = records.read_existing(Predictions, target / _RECORD)
     if as_json:
-        print(json.dumps({"path": str(target), **record}))
+        print(json.dumps({"path": str(target), **records.to_json(record)}))
         return
-    print(f"{record['run']}, step {record['step']}, {record['split']} -> {target}")
-    for output in record["outputs"].values():
-        each = ", one row per batch" if output.get("row") == "batch" else ""
-        print(f"  {output['file']:<32}  {' x '.join(map(str, output['shape']))} {output['dtype']}{each}")
-    if not record["outputs"]:
+    print(f"{record.run}, step {record.step}, {record.split} -> {target}")
+    for output in record.outputs.values():
+        each = ", one row per batch" if output.row == "batch" else ""
+        print(f"  {output.file:<32}  {' x '.join(map(str, output.shape))} {output.dtype}{each}")
+    if not record.outputs:
         print("  nothing: predict_step returned None for each batch")
 
 

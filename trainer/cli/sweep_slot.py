@@ -5,14 +5,14 @@ It records what has ended, claims a trial, and becomes the node process of its r
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 from trainer.cli.sweep_trial import begin, clear_environment, home
-from trainer.core import claims, processes
+from trainer.core import claims, processes, records
 from trainer.core.claims import free_gpus
 from trainer.core.errors import DONE, TrainerError
 from trainer.core.gpus import inventory
@@ -26,9 +26,19 @@ from trainer.sweeps.progress import settle, views
 from trainer.sweeps.records import Spec
 
 _CLAIM_VARIABLE = "TRAINER_SWEEP_CLAIM"
-"""JSON of the locks of the GPUs that this process has taken, and of the variables that it has replaced."""
+"""`HeldGpus`, as JSON."""
 _WAIT_S, _POLL_S = 600.0, 5.0
 """How long a slot waits for GPUs that another program is about to free."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeldGpus:
+    """What a slot keeps for itself through the node process that it becomes."""
+
+    locks: list[int]
+    """Descriptors of the locks of the GPUs."""
+    before: dict[str, str | None]
+    """The variables that were replaced to show the GPUs, with their values; null: it was not set."""
 
 
 def main(arguments: list[str]) -> int:
@@ -96,7 +106,7 @@ def _train(sweep: SweepDirectory, claim: Claim, run: RunDirectory, *, slot: int,
         start(sweep, claim.trial.number, run)
     environment = clear_environment(dict(os.environ))
     environment |= {slots.LOCK_VARIABLE: str(lock), slots.ENDED_VARIABLE: str(claim.trial.number)}
-    environment[THEN_VARIABLE] = json.dumps(
+    environment[THEN_VARIABLE] = records.dumps(
         processes.python_module("trainer.cli.sweep_slot", str(sweep.path), str(slot))
     )
     environment["TRAINER_ATTEMPT"] = str(attempt)
@@ -122,7 +132,7 @@ def _claim_gpus(run: RunDirectory) -> dict[str, str]:
         os.set_inheritable(lock, True)
     variables = claim.variables()
     before = {name: os.environ.get(name) for name in variables}
-    return {**variables, _CLAIM_VARIABLE: json.dumps({"locks": claim.locks, "before": before})}
+    return {**variables, _CLAIM_VARIABLE: records.dumps(HeldGpus(locks=claim.locks, before=before))}
 
 
 def _release_gpus() -> None:
@@ -130,10 +140,10 @@ def _release_gpus() -> None:
     written = os.environ.pop(_CLAIM_VARIABLE, None)
     if written is None:
         return
-    record = json.loads(written)
-    for lock in record["locks"]:
+    held = records.loads(HeldGpus, written, f"the variable {_CLAIM_VARIABLE}")
+    for lock in held.locks:
         os.close(lock)
-    for name, value in record["before"].items():
+    for name, value in held.before.items():
         os.environ.pop(name, None) if value is None else os.environ.update({name: value})
 
 

@@ -103,10 +103,10 @@ def _result(run: RunDirectory, jobs: Any) -> tuple[dict[str, Any], str]:
     answer = accepted(run)
     if answer is None:
         return row, f"{sentence}; the server did not say what it has accepted"
-    row |= {"rows": answer["rows"], "served": answer["served"]}
-    if answer["served"] < answer["rows"]:
-        return row, f"{sentence}, but the server has {answer['served']} of {answer['rows']} rows: sync it again later"
-    return row, f"{sentence}, {answer['rows']} rows accepted: {one_line(answer['url'])}"
+    row |= {"rows": answer.rows, "served": answer.served}
+    if answer.served < answer.rows:
+        return row, f"{sentence}, but the server has {answer.served} of {answer.rows} rows: sync it again later"
+    return row, f"{sentence}, {answer.rows} rows accepted: {one_line(answer.url)}"
 
 
 def _sentence(uploaded: int, already: int, failed: int) -> str:

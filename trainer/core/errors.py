@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 # Exit codes of the command line.
 DONE = 0
 JOB_FAILED = 1
@@ -43,3 +45,11 @@ class EnvironmentFault(TrainerError):
     """A failure that is fixed by changing the environment: no SLURM, no GPU, disk full."""
 
     code = ENVIRONMENT_MUST_CHANGE
+
+
+@dataclass(frozen=True, kw_only=True)
+class Refusal:
+    """A `TrainerError` as one process reports it to another."""
+
+    message: str
+    fix: str

@@ -1,4 +1,4 @@
-"""Read and write JSON records: frozen dataclasses that processes exchange through files.
+"""Read and write JSON records: frozen dataclasses that processes exchange through files, pipes and variables.
 
 The fields of a record class and their types are the keys of its JSON object and the types of their values. A record is
 validated when it is read, so that its values have the types that its class declares:
@@ -35,6 +35,7 @@ _SIMPLE: dict[Any, tuple[tuple[type, ...], str]] = {
     bool: ((bool,), "true or false"),
     type(None): ((type(None),), "null"),
 }
+_OF_MESSAGES = "the process that wrote it has failed, or is of another version of trainer; see its output"
 _LONGEST = 60
 """Maximum number of characters of a wrong value in a message."""
 _INTEGERS = 2**63
@@ -88,8 +89,30 @@ def to_json(record: Any) -> dict[str, Any]:
 
 
 def dumps(record: Any, indent: int | None = None) -> str:
-    """Return the JSON text of a record."""
-    return json.dumps(to_json(record), indent=indent)
+    """Return the JSON text of a record, or of a list of them."""
+    return json.dumps(_plain(record), indent=indent)
+
+
+def loads(kind: type[T], text: str | bytes, source: str) -> T:
+    """Return the message in a JSON text that another process has written.
+
+    Args:
+        kind: The class of a record, or `list[...]` or `dict[str, ...]` of records or plain values.
+        text: What `dumps` returned.
+        source: Where it came from, for the message of an error.
+
+    Raises:
+        BadRecord: It is no such message, or of a newer version.
+    """
+    try:
+        content = parse_json(text if isinstance(text, str) else text.decode())
+        if is_dataclass(kind):
+            _refuse_newer(content, source)
+        message: T = _check_of(cast(Any, kind))(content, "")
+        return message
+    except ValueError as error:
+        place = error.place if isinstance(error, _Mismatch) else ""
+        raise BadRecord(f"{source} cannot be used: {error}", _OF_MESSAGES, source=source, place=place) from None
 
 
 def from_json(cls: type[T], content: Any, source: Path | str, **known: Any) -> T:
@@ -105,9 +128,7 @@ def from_json(cls: type[T], content: Any, source: Path | str, **known: Any) -> T
         BadRecord: A field is missing or of a wrong type, or the record is of a newer version.
     """
     try:
-        version = _check_of(int)(_object(content).get("version", VERSION), "version")
-        if version > VERSION:
-            raise newer(source, "version", version, VERSION)
+        _refuse_newer(content, source)
         return _build(cls, content, "", known)
     except _Mismatch as mismatch:
         raise damaged(source, str(mismatch), mismatch.place) from None
@@ -124,6 +145,14 @@ def read(cls: type[T], path: Path, **known: Any) -> T | None:
     except ValueError as error:
         raise damaged(path, str(error)) from None
     return from_json(cls, content, path, **known)
+
+
+def read_existing(cls: type[T], path: Path) -> T:
+    """Return the record in a file that another process was to write. Raises BadRecord as `from_json` does."""
+    record = read(cls, path)
+    if record is None:
+        raise BadRecord(f"{path} was not written", _OF_MESSAGES, source=str(path))
+    return record
 
 
 def read_or_skip(cls: type[T], path: Path, **known: Any) -> T | None:
@@ -157,6 +186,12 @@ def newer(source: Path | str, key: str, version: int, known: int) -> BadRecord:
     return BadRecord(
         message, "Use the version of trainer that wrote it, or a newer one.", source=str(source), place=key
     )
+
+
+def _refuse_newer(content: Any, source: Path | str) -> None:
+    version = _check_of(int)(_object(content).get("version", VERSION), "version")
+    if version > VERSION:
+        raise newer(source, "version", version, VERSION)
 
 
 def _plain(value: Any) -> Any:
@@ -236,7 +271,7 @@ def _check_of_union(kinds: list[Any]) -> _Check:
 
 def _simple(accepted: tuple[type, ...], name: str, value: Any, place: str) -> Any:
     if type(value) not in accepted:
-        raise _Mismatch(place, f"{place} is {_shown(value)}, not {name}")
+        raise _Mismatch(place, f"{place or 'it'} is {_shown(value)}, not {name}")
     if type(value) is int and not -_INTEGERS <= value < _INTEGERS:
         raise _Mismatch(place, f"{place} has {len(str(value))} digits")
     return value
@@ -250,7 +285,7 @@ def _one_of(choices: tuple[Any, ...], value: Any, place: str) -> Any:
 
 def _list(check: _Check, value: Any, place: str) -> list[Any]:
     if not isinstance(value, list):
-        raise _Mismatch(place, f"{place} is {_shown(value)}, not a list")
+        raise _Mismatch(place, f"{place or 'it'} is {_shown(value)}, not a list")
     return [check(item, f"{place}[{number}]") for number, item in enumerate(value)]
 
 

@@ -5,15 +5,14 @@ BUSY are the UUIDs of GPUs that somebody else uses, separated by commas; they ar
 
 from __future__ import annotations
 
-import json
 import re
 import sys
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
 
-from trainer.core import nvml
+from trainer.core import nvml, records
 from trainer.doctor.facts import DeviceFacts, Facts
 from trainer.doctor.gpu_state import throttle_reasons
 from trainer.hardware.catalogue import known as known_device
@@ -27,7 +26,7 @@ _ON_CPU = ("fp32", "bf16")
 
 def main(busy: str = "") -> int:
     """Print the facts; returns the exit code."""
-    sys.stdout.write(json.dumps(asdict(facts(set(busy.split(",")) - {""}))) + "\n")
+    sys.stdout.write(records.dumps(facts(set(busy.split(",")) - {""})) + "\n")
     return 0
 
 

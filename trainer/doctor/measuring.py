@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import secrets
 import subprocess
@@ -10,11 +9,12 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from trainer.core import network, processes, records
 from trainer.core.gpus import Inventory
 from trainer.core.hardware import usable_cores
+from trainer.core.records import BadRecord
 from trainer.doctor.facts import Facts, StorageFacts
 from trainer.doctor.probe import Probe, give_up
 from trainer.doctor.storage import existing
@@ -141,8 +141,10 @@ def _ask(cls: type[T], module: str, arguments: Sequence[str], timeout_s: float) 
         lines = errors.read().strip().splitlines()
     if process.returncode != 0:
         return lines[-1] if lines else f"the process ended with exit code {process.returncode}"
-    content: Any = json.loads(out.strip().splitlines()[-1])
-    return records.from_json(cls, content, module)
+    try:
+        return records.loads(cls, next(reversed(out.strip().splitlines()), ""), f"the answer of {module}")
+    except BadRecord as error:
+        return error.message
 
 
 def _environment() -> dict[str, str]:

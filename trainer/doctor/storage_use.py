@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import json
 import os
 import shutil
 import subprocess
@@ -15,11 +14,10 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
 from pathlib import Path
 from typing import BinaryIO
 
-from trainer.core import processes
+from trainer.core import processes, records
 from trainer.doctor.facts import StorageFacts
 
 _RENAMES, _SMALL = 200, 4096
@@ -35,7 +33,7 @@ def main(folder: str, megabytes: str) -> int:
         facts = use(Path(folder), int(megabytes) << 20)
     except OSError as problem:
         facts = StorageFacts(problem=f"{problem.filename or folder}: {problem.strerror or problem}")
-    sys.stdout.write(json.dumps(asdict(facts)) + "\n")
+    sys.stdout.write(records.dumps(facts) + "\n")
     return 0
 
 

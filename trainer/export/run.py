@@ -1,8 +1,7 @@
 """Export of a checkpoint: `python -m trainer.runtime.start trainer.export.run RUN_DIR CHECKPOINT FORMAT LORA FOLDER`.
 
 One process without a GPU. RUN_DIR is `-` if the checkpoint is not in a run directory. LORA is `merge` or `keep`. FOLDER
-exists and is empty. `export.json` is written next to the exported files: {"format", "files": {name: bytes}, "metadata",
-"largest_difference" (ONNX only), "lora_merged" (number of layers with LoRA adapters that were merged)}.
+exists and is empty. `export.json`, the record `Exported`, is written next to the exported files.
 """
 
 from __future__ import annotations
@@ -26,11 +25,13 @@ from trainer.checkpoint.store import Checkpoint
 from trainer.checkpoint.stored import MODEL, StoredCheckpoint, Weights
 from trainer.config.instantiate import DIRECTIVES
 from trainer.config.schema import Config
+from trainer.core import records
 from trainer.core.errors import UserError
 from trainer.export import hf_folder
 from trainer.export.huggingface import layout
 from trainer.export.weights import export_safetensors, model_outputs
 from trainer.runs.directory import RunDirectory
+from trainer.runs.records import Exported
 from trainer.runtime import hydra_state, rng
 from trainer.runtime.process import Rank
 from trainer.runtime.torch_setup import silence_known_warnings
@@ -51,14 +52,14 @@ def main() -> int:
     checkpoint, kind, lora, target = Checkpoint.read(Path(sys.argv[2])), sys.argv[3], sys.argv[4], Path(sys.argv[5])
     silence_known_warnings()
     record = export(run, checkpoint, kind, target, keep_lora=lora == "keep")
-    (target / RECORD).write_text(json.dumps(record, indent=1))
+    (target / RECORD).write_text(records.dumps(record, indent=1))
     return 0
 
 
 def export(
-    run: RunDirectory | None, checkpoint: Checkpoint, kind: str, target: Path, keep_lora: bool = False
-) -> dict[str, Any]:
-    """Write the files, and return the content of `export.json`.
+    run: RunDirectory | None, checkpoint: Checkpoint, kind: Any, target: Path, keep_lora: bool = False
+) -> Exported:
+    """Write the files, and return the record of them.
 
     Args:
         run: The run of the checkpoint, or None.
@@ -91,7 +92,7 @@ def export(
         else:
             files = export_safetensors(weights, target, metadata)
     sizes = {path.name: path.stat().st_size for path in files}
-    return {"format": kind, "files": sizes, "metadata": metadata, **more}
+    return Exported(format=kind, files=sizes, metadata=metadata, **more)
 
 
 def _lightning_file(weights: Weights, checkpoint: Checkpoint, target: Path, more: dict[str, Any]) -> Path:

@@ -16,10 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
 
-from trainer.core import processes
+from trainer.core import processes, records
 from trainer.core.git import git
 from trainer.faultbench.bad_server import bad_server
 from trainer.faultbench.cases import CHECKPOINT_EVERY, KINDS, STEPS, Case, draw
+from trainer.faultbench.messages import Comparison, Difference
 from trainer.runs.directory import RunDirectory
 from trainer.runs.lock import RunLock
 
@@ -86,13 +87,13 @@ class Comparer:
         """Return the first difference of two runs at a step, or None if they are equal bit for bit."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        self._process.stdin.write(json.dumps({"ours": str(ours), "theirs": str(theirs), "step": step}) + "\n")
+        request = Comparison(ours=str(ours), theirs=str(theirs), step=step)
+        self._process.stdin.write(records.dumps(request) + "\n")
         self._process.stdin.flush()
         answer = self._process.stdout.readline()
         if not answer:
             raise RuntimeError("the process that compares the runs has died; its error is above")
-        difference = json.loads(answer)["difference"]
-        return None if difference is None else str(difference)
+        return records.loads(Difference, answer, "the answer of the process that compares the runs").difference
 
     def close(self) -> None:
         """End the process."""

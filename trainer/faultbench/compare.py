@@ -1,7 +1,7 @@
 """Bit for bit comparison of the final states of two runs. Imports torch.
 
-`python -m trainer.faultbench.compare` answers each line of JSON, {"ours", "theirs", "step"}, with another,
-{"difference": text or null}, until its input ends, so that torch is imported once for many comparisons.
+`python -m trainer.faultbench.compare` answers each line, a `Comparison` as JSON, with a `Difference`, until its input
+ends, so that torch is imported once for many comparisons.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ import torch
 
 from trainer.checkpoint.store import CheckpointStore
 from trainer.checkpoint.stored import StoredCheckpoint
+from trainer.core import records
+from trainer.faultbench.messages import Comparison, Difference
 
 CLOCK_KEYS = ("trained_s", "pytorch-lightning_version")
 """Keys that differ between any two runs."""
@@ -98,13 +100,13 @@ def _tensor_difference(ours: torch.Tensor, theirs: torch.Tensor, where: str) -> 
 def main() -> None:
     """Answer the requests on stdin."""
     for line in sys.stdin:
-        request = json.loads(line)
         difference: str | None
         try:
-            difference = first_difference(Path(request["ours"]), Path(request["theirs"]), request["step"])
+            request = records.loads(Comparison, line, "the request")
+            difference = first_difference(Path(request.ours), Path(request.theirs), request.step)
         except Exception as error:  # later requests are still answered
             difference = f"{type(error).__name__}: {error}"
-        print(json.dumps({"difference": difference}), flush=True)
+        print(records.dumps(Difference(difference=difference)), flush=True)
 
 
 if __name__ == "__main__":

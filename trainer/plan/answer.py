@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -10,6 +9,7 @@ from trainer.plan.allowance import allowance
 from trainer.plan.closed_form import Estimate
 from trainer.plan.forecast import Forecast
 from trainer.plan.job import Variant
+from trainer.plan.messages import Simulated, SimulationAnswer
 from trainer.plan.parts import OPTIMIZER, PARAMETERS
 from trainer.plan.work import Work
 
@@ -93,27 +93,22 @@ class Plan:
 
 def of_estimate(variant: Variant, found: Estimate, capacity: int | None) -> Plan:
     """Return the plan of a closed form."""
-    plan = _plan(variant, "formula", found.peak, found.parts, found.where, capacity)
+    plan = _plan(variant, "formula", found, capacity)
     return replace(plan, work=found.work, state_bytes=found.states.parameters + found.states.optimizer)
 
 
-def of_simulation(variant: Variant, found: Mapping[str, Any], capacity: int | None) -> Plan:
+def of_simulation(variant: Variant, answer: SimulationAnswer, capacity: int | None) -> Plan:
     """Return the plan of an answer of `trainer.plan.run`."""
-    if "error" in found:
-        return Plan(variant, None, capacity=capacity, reason=f"{found['error']}; {found['fix']}")
-    variant = replace(
-        variant, micro_batch=found.get("micro_batch", variant.micro_batch)
-    )  # a module's own loaders set it
-    plan = _plan(variant, "simulation", found["peak"], found["parts"], found["where"], capacity)
-    states = found["states"]
-    return replace(
-        plan,
-        work=Work.of(found["work"]),
-        state_bytes=states[PARAMETERS] + states[OPTIMIZER],
-        samples_per_epoch=found.get("samples_per_epoch"),
-    )
+    found = answer.simulated
+    if found is None:
+        reason = "it was not simulated" if answer.error is None else f"{answer.error.message}; {answer.error.fix}"
+        return Plan(variant, None, capacity=capacity, reason=reason)
+    plan = _plan(replace(variant, micro_batch=answer.micro_batch or variant.micro_batch), "simulation", found, capacity)
+    state_bytes = found.states.get(PARAMETERS, 0) + found.states.get(OPTIMIZER, 0)
+    return replace(plan, work=found.work, state_bytes=state_bytes, samples_per_epoch=answer.samples_per_epoch)
 
 
-def _plan(variant: Variant, engine: Engine, peak: int, parts: dict[str, int], where: str, capacity: int | None) -> Plan:
-    added = allowance(peak, variant.world_size) if variant.device == "cuda" else {}
-    return Plan(variant, engine, peak, {part: size for part, size in parts.items() if size}, where, added, capacity)
+def _plan(variant: Variant, engine: Engine, found: Estimate | Simulated, capacity: int | None) -> Plan:
+    added = allowance(found.peak, variant.world_size) if variant.device == "cuda" else {}
+    parts = {part: size for part, size in found.parts.items() if size}
+    return Plan(variant, engine, found.peak, parts, found.where, added, capacity)

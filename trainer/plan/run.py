@@ -1,17 +1,16 @@
 """Simulates the variants of a job for `trainer plan`.
 
-Usage: `python -m trainer.runtime.start trainer.plan.run < REQUEST.json`. Reads {"config": ..., "with_data": bool,
-"variants": [...]} and prints a JSON list with a `Simulated`, or {"error": ..., "fix": ...}, for each variant.
+Usage: `python -m trainer.runtime.start trainer.plan.run < REQUEST.json`. Reads a `SimulationRequest` and prints a JSON
+list with a `SimulationAnswer` for each variant.
 """
 
 from __future__ import annotations
 
 import contextlib
 import inspect
-import json
 import os
 import sys
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -23,13 +22,15 @@ from trainer.config.instantiate import accepts, locate, trust
 from trainer.config.schema import Config
 from trainer.config.strategy import STRATEGIES
 from trainer.config.typed import to_config
-from trainer.core.errors import TrainerError, UserError
+from trainer.core import records
+from trainer.core.errors import Refusal, TrainerError, UserError
 from trainer.plan import bench
 from trainer.plan.decoder import Decoder
 from trainer.plan.decoder_work import flops_per_token
 from trainer.plan.job import Variant, settled_optimizer
+from trainer.plan.messages import Simulated, SimulationAnswer, SimulationRequest
 from trainer.plan.outlook import threads_of
-from trainer.plan.simulation import Setting, Simulated, simulate
+from trainer.plan.simulation import Setting, simulate
 from trainer.plan.work import Work
 from trainer.runtime.process import Rank
 from trainer.runtime.torch_setup import silence_known_warnings
@@ -44,42 +45,52 @@ _CLASSES = ("vocab_size", "num_classes")
 def main() -> int:
     """Read the request from stdin, print the answers; returns the exit code."""
     silence_known_warnings()
-    request = json.load(sys.stdin)
+    request = records.loads(SimulationRequest, sys.stdin.read(), "the request of trainer plan")
     stdout = os.dup(1)
     os.dup2(2, 1)  # output of a data module must not get into the JSON
-    answers = simulate_all(request["config"], request["with_data"], [Variant(**one) for one in request["variants"]])
+    answers = simulate_all(request)
     with open(stdout, "w") as stream:
-        json.dump(answers, stream)
+        stream.write(records.dumps(answers))
     return 0
 
 
-def simulate_all(plain: dict[str, Any], with_data: bool, variants: list[Variant]) -> list[dict[str, Any]]:
+def simulate_all(request: SimulationRequest) -> list[SimulationAnswer]:
     """Return the memory of each variant, or why it has none."""
-    trust((plain.get("security") or {}).get("allow") or ())
+    variants = request.variants
+    trust((request.config.get("security") or {}).get("allow") or ())
     try:
-        source = Source(plain, with_data)
+        source = Source(request.config, request.with_data)
     except TrainerError as error:
-        return [{"error": error.message, "fix": error.fix}] * len(variants)
+        return [_refused(error)] * len(variants)
     except Exception as error:  # from user code
         return [_failed(error)] * len(variants)
-    answers: list[dict[str, Any]] = []
+    answers: list[SimulationAnswer] = []
     if variants[0].device == "cpu":
         bench.ensure(threads_of(variants[0].ranks_of_node))
     for variant in variants:
         variant = replace(variant, micro_batch=source.own_batch or variant.micro_batch)
         try:
-            found = asdict(source.simulate(variant))
-            answers.append({**found, "micro_batch": variant.micro_batch, "samples_per_epoch": source.samples_per_epoch})
+            answer = SimulationAnswer(
+                simulated=source.simulate(variant),
+                micro_batch=variant.micro_batch,
+                samples_per_epoch=source.samples_per_epoch,
+            )
+            answers.append(answer)
         except TrainerError as error:
-            answers.append({"error": error.message, "fix": error.fix})
+            answers.append(_refused(error))
         except Exception as error:  # from user code, or an operator that has no fake form
             answers.append(_failed(error))
     return answers
 
 
-def _failed(error: Exception) -> dict[str, Any]:
+def _refused(error: TrainerError) -> SimulationAnswer:
+    return SimulationAnswer(error=Refusal(message=error.message, fix=error.fix))
+
+
+def _failed(error: Exception) -> SimulationAnswer:
     text = f"{type(error).__name__}: {error}".splitlines()[0]
-    return {"error": f"the step cannot be simulated: {text}", "fix": "its memory is not known before it runs"}
+    message = f"the step cannot be simulated: {text}"
+    return SimulationAnswer(error=Refusal(message=message, fix="its memory is not known before it runs"))
 
 
 class _WithoutData:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -23,6 +23,7 @@ from trainer import strategies
 from trainer.config.strategy import Ddp, DeepspeedZero1, DeepspeedZero2, DeepspeedZero3, Fsdp, Hsdp, Tp
 from trainer.core.errors import UserError
 from trainer.plan import zero
+from trainer.plan.messages import Simulated
 from trainer.plan.on_cuda import as_on_cuda
 from trainer.plan.parts import BUCKETS, GRADIENTS, OPTIMIZER, PARAMETERS
 from trainer.plan.tracked import BLOCK, Tracked, first_shards, real_meshes
@@ -60,25 +61,6 @@ class Setting:
     """Size of the last dimension of logits; None: not known."""
     block: int = BLOCK
     """Bytes to which an allocation is rounded."""
-
-
-@dataclass(frozen=True)
-class Simulated:
-    """Memory of rank 0, in bytes. No other rank needs more: a shard of rank 0 is the largest."""
-
-    peak: int
-    parts: dict[str, int] = field(default_factory=dict)
-    """Bytes of each part at the peak."""
-    where: str = "passes"
-    """When the peak is: `passes` (forward and backward) or `update` (clipping and optimizer)."""
-    rest: int = 0
-    """Bytes between two steps."""
-    passes: int = 0
-    update: int = 0
-    states: dict[str, int] = field(default_factory=dict)
-    """Bytes of parameters, gradients and optimizer states before the optimizer's step, without rounding."""
-    work: Work = field(default_factory=Work)
-    """Operations of the second step."""
 
 
 def simulate(

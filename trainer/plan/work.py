@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
 
 
 @dataclass(frozen=True)
@@ -57,9 +56,3 @@ class Work:
     def is_known(self) -> bool:
         """Whether anything was counted."""
         return self.forward.operators > 0
-
-    @classmethod
-    def of(cls, found: dict[str, Any]) -> Work:
-        """Return the work in the answer of a simulation."""
-        passes = {key: Counts(**found[key]) for key in ("forward", "backward", "update")}
-        return cls(**{**found, **passes})

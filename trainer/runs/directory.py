@@ -208,6 +208,10 @@ class RunDirectory:
         """Write `plan.json`."""
         write_atomic(self.plan_path, records.dumps(record, indent=1))
 
+    def evaluation_path(self, step: int, split: str) -> Path:
+        """Return the file of an `Evaluation`."""
+        return self.evaluations_dir / f"step-{step:08d}-{split}.json"
+
     def request_stop(self, who: StopRequester) -> None:
         """Ask the ranks to save a checkpoint and exit; `who` is recorded for the reader of the run directory."""
         if not self.stop_request.exists():

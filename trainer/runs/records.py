@@ -282,6 +282,48 @@ class Evaluation:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PredictedOutput:
+    """An output of `predict_step`, as a file with one row per sample."""
+
+    file: str
+    rows: int
+    dtype: str
+    """Its NumPy type; json: a line per row."""
+    shape: list[int]
+    row: Literal["batch"] | None = absent()
+    """batch: it has a row per batch instead."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Predictions:
+    """What `trainer predict` wrote: `predictions/step-NNNNNNNN-SPLIT/predictions.json`."""
+
+    run: str
+    """Name of the run."""
+    step: int
+    split: str
+    outputs: dict[str, PredictedOutput]
+    world_size: int | None = None
+    time: float | None = None
+    """Seconds since 1970."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exported:
+    """What `trainer export` wrote, beside the exported files: `export.json`."""
+
+    format: Literal["safetensors", "onnx", "hf", "ckpt"]
+    files: dict[str, int]
+    """Bytes by name."""
+    metadata: dict[str, str] = field(default_factory=dict)
+    """Origin of the weights."""
+    largest_difference: float | None = absent()
+    """Largest difference of the outputs from torch's, for ONNX."""
+    lora_merged: int | None = absent()
+    """Layers whose LoRA adapters were merged into the weights."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Reduction:
     """The all-reduce of the preflight, as measured by one node."""
 

@@ -77,7 +77,7 @@ class Heartbeat:
             "phase": "start",
             "metrics": {},
         }
-        self.import_s = processes.age_s() + float(os.environ.get("TRAINER_IMPORT_S", "0"))  # supervise/agent.py
+        self.import_s = processes.age_s() + float(os.environ.get("TRAINER_IMPORT_S", "0"))  # supervise/fork_server.py
         """Seconds that this process, or the one that forked it, spent on importing."""
         self.began = time.time() - self.import_s
         """When that began, in seconds since 1970."""

@@ -1,12 +1,8 @@
-"""A fork server around torchrun: `python trainer/supervise/agent.py`, with the arguments of torchrun.
+"""Import torch once for a node: `python trainer/supervise/agent.py`, with the arguments of torchrun.
 
 Importing torch and Lightning is most of the start of a rank, and ranks of a node that import at the same time compete
-for cores and for the file system. So this process imports once what all ranks need (TRAINER_PRELOAD), and forks
-torchrun and then each rank that torchrun starts or restarts:
-
-    this process ──┬── torchrun: rendezvous and restarts; requests ranks over a pipe, and receives their exit codes
-                   ├── rank 0
-                   └── rank 1 ...
+for cores and for the file system. So this process imports once what all ranks need (TRAINER_PRELOAD). It then forks
+torchrun, and each rank that torchrun starts or restarts: `fork_server.py`.
 
 It has no Python threads and has not initialised CUDA, which do not survive a fork. If an import does either, torchrun
 runs in this process and starts its ranks as usual.
@@ -25,35 +21,27 @@ The parts of torch that both ways use are the same in 2.11 and 2.13.
 
 Run by file, not as a module: the code snapshot of a run comes before the installed package and may be older than this
 file (tests/cli/test_lifecycle.py resumes one without it). So this file imports nothing from the package except the
-module in TRAINER_PRELOAD.
+module in TRAINER_PRELOAD, and `fork_server.py` by its path.
 """
 
 from __future__ import annotations
 
-import atexit
-import contextlib
-import ctypes
 import faulthandler
 import gc
 import importlib
-import io
+import importlib.util
 import json
 import os
-import runpy
-import select
 import signal
 import socket
-import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
-
-if TYPE_CHECKING:
-    from multiprocessing.connection import Connection
+from types import ModuleType
+from typing import Any
 
 PRELOAD_VARIABLE = "TRAINER_PRELOAD"
 """Module to import for all ranks; unset or empty: each rank is a new process."""
@@ -63,23 +51,45 @@ LISTENER_VARIABLE = "TRAINER_LISTENER"
 """Descriptor of the listening socket of the job's server, on the first of several nodes."""
 TOKEN_VARIABLE = "TRAINER_STORE_TOKEN"
 """Prefix of the keys in that server."""
-IMPORT_S_VARIABLE = "TRAINER_IMPORT_S"
-"""Seconds that this process spent importing, for the ranks of the first attempt; read by
-`trainer/runtime/heartbeat.py`."""
 AHEAD_VARIABLE = "TRAINER_AHEAD"
 """Descriptor of the socket on which a process that was started ahead of its job waits for it."""
 FROZEN_VARIABLE = "TRAINER_FROZEN_CODE"
 """`VARIABLE` of `trainer/runtime/frozen.py`."""
 _DEVICES = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES")
 """Variables that are read when a GPU is opened."""
-_PR_SET_PDEATHSIG, _PR_SET_NAME = 1, 15
-"""Options of prctl(2)."""
-_LIBC = ctypes.CDLL(None)
 _ACCELERATORS = ("/dev/nvidia-uvm", "/dev/dxg", "/dev/kfd")
 """Devices that are open in a process that has initialised CUDA (the second under WSL) or ROCm. Counting GPUs with NVML
 does not open them."""
 
-Main = Callable[[], object]
+
+@dataclass(frozen=True, kw_only=True)
+class TorchrunJob:
+    """The job that `torchrun.start` sends to a process of this file that was started ahead of it.
+
+    Both come from the same folder, so they are of one version. The package that this process has imported may be
+    another one, so `trainer.core.records`, which writes the message, cannot read it here.
+    """
+
+    arguments: list[str]
+    """The command line of a new process, with which this one is replaced if it has imported something else."""
+    environment: dict[str, str]
+    time: float
+    """When it was sent, in seconds since 1970."""
+
+    @classmethod
+    def of(cls, text: bytes) -> TorchrunJob:
+        """Return the job in a JSON text.
+
+        Raises:
+            ValueError: It is none.
+        """
+        try:
+            job = cls(**json.loads(text))
+            if all(isinstance(*pair) for pair in ((job.arguments, list), (job.environment, dict), (job.time, float))):
+                return job
+            raise TypeError("a field has a value of the wrong type")
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"the message with the job cannot be used: {error}") from None
 
 
 def main() -> None:
@@ -87,6 +97,7 @@ def main() -> None:
     if not getattr(sys.flags, "safe_path", False):  # Python 3.10 inserts the folder of this file
         sys.path.pop(0)
     began, before = time.monotonic(), dict(os.environ)
+    forks = _beside("fork_server")
     channel = os.environ.pop(AHEAD_VARIABLE, None)
     obstacle = _import_all(os.environ.pop(PRELOAD_VARIABLE, ""))
     import_s = time.monotonic() - began
@@ -97,11 +108,22 @@ def main() -> None:
     _register_rendezvous()
 
     if obstacle is None:
-        ForkServer(import_s).serve(torchrun)()
+        forks.ForkServer(import_s, private_variable=LISTENER_VARIABLE).serve(torchrun)()
         return
     if obstacle:
         print(f"each rank imports torch for itself: {obstacle}", flush=True)
     torchrun()
+
+
+def _beside(name: str) -> ModuleType:
+    """Import a file beside this one: the package that is imported by name may be older, or absent."""
+    spec = importlib.util.spec_from_file_location(f"_trainer_{name}", Path(__file__).with_name(f"{name}.py"))
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # its messages are pickled under this name
+    spec.loader.exec_module(module)
+    return module
 
 
 def take_over(channel: int, before: dict[str, str], is_usable: bool) -> float:
@@ -123,25 +145,29 @@ def take_over(channel: int, before: dict[str, str], is_usable: bool) -> float:
         if len(header) < 8:
             os._exit(0)
         with waits.makefile("rb") as stream:
-            job = json.loads(stream.read(int.from_bytes(header, "big")))
+            content = stream.read(int.from_bytes(header, "big"))
     for descriptor, standard in zip(descriptors, (1, 2), strict=True):
         os.dup2(descriptor, standard)
         os.close(descriptor)
-    arguments, environment = job["arguments"], job["environment"]
+    try:
+        job = TorchrunJob.of(content)
+    except ValueError as error:
+        sys.exit(f"error: {error}")
+    environment = job.environment
     frozen = [folder for folder in environment.get(FROZEN_VARIABLE, "").split(os.pathsep) if folder]
     reason = _differing(before, environment) or _shadowing(frozen) if is_usable else "ranks cannot be forked"
     if reason:
         print(f"imports again for this job: {reason}", flush=True)
-        os.execve(arguments[0], arguments, environment)
+        os.execve(job.arguments[0], job.arguments, environment)
     guessed = before.get(FROZEN_VARIABLE, "").split(os.pathsep)
     sys.path[:] = frozen + [entry for entry in sys.path if entry not in guessed]
     of_imports = {name: value for name, value in os.environ.items() if name not in before}
     os.environ.clear()
     os.environ.update({**of_imports, **environment})
     del os.environ[PRELOAD_VARIABLE]
-    sys.argv = arguments[1:]
+    sys.argv = job.arguments[1:]
     importlib.import_module("trainer.runtime.frozen").install()
-    return max(0.0, time.time() - float(job["time"]))
+    return max(0.0, time.time() - job.time)
 
 
 def _differing(before: dict[str, str], environment: dict[str, str]) -> str | None:
@@ -284,260 +310,6 @@ def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
-
-
-class ForkServer:
-    """Forks torchrun and the ranks that it requests, waits for them, and exits as torchrun exits."""
-
-    def __init__(self, import_s: float) -> None:
-        from multiprocessing import Pipe  # imported here because the command line imports this file for a constant
-
-        self._import_s = import_s
-        self._pid = os.getpid()
-        self._pipe, self._torchruns_end = Pipe()
-        self._woken, self._wakes = os.pipe()
-        for descriptor in (self._woken, self._wakes):
-            os.set_blocking(descriptor, False)
-
-    def serve(self, torchrun: Main) -> Main:
-        """Fork, and return what this process has to run: torchrun, a rank, or in the server an exit like torchrun's."""
-        sys.stdout.flush()
-        sys.stderr.flush()
-        agent = os.fork()
-        if agent == 0:
-            _die_with(self._pid)
-            self._leave_server()
-            _fork_ranks_through(self._torchruns_end)
-            return lambda: _run_to_the_end(torchrun)
-        self._torchruns_end.close()
-        listener = os.environ.pop(LISTENER_VARIABLE, None)
-        if listener is not None:  # torchrun's, not that of the ranks
-            os.close(int(listener))
-        signal.signal(signal.SIGCHLD, lambda *_: None)
-        signal.set_wakeup_fd(self._wakes, warn_on_full_buffer=False)
-        sources: list[Any] = [self._woken, self._pipe]
-        while True:
-            readable = select.select(sources, [], [])[0]
-            if self._woken in readable:
-                os.read(self._woken, 4096)
-            for pid, code in _ended():
-                if pid == agent:
-                    return lambda: _end_as(code)
-                self._tell("ended", pid, code)
-            if self._pipe in readable:
-                try:
-                    request = self._pipe.recv()
-                except (EOFError, OSError):  # torchrun is exiting
-                    sources.remove(self._pipe)
-                    continue
-                rank = self._start(*request)
-                if rank is not None:
-                    return rank
-
-    def _start(self, arguments: list[str], environment: dict[str, str]) -> Main | None:
-        """Fork a rank. Returns what it runs in the rank, None in this process."""
-        ready, not_yet = os.pipe()
-        try:
-            pid = os.fork()
-        except OSError as error:
-            self._tell("failed", error.errno or 0, error.strerror)
-            pid = -1
-        if pid == 0:
-            os.setsid()  # as torchrun does, which signals the process group of a rank
-            os.close(ready)
-            os.close(not_yet)
-            self._leave_server()
-            if environment.get("TORCHELASTIC_RESTART_COUNT", "0") == "0":
-                environment[IMPORT_S_VARIABLE] = f"{self._import_s:.3f}"
-            if arguments[0] != sys.executable:  # PYTHON_EXEC or --numa-binding of torchrun
-                return lambda: os.execvpe(arguments[0], arguments, environment)
-            return lambda: _run_to_the_end(lambda: run_python(arguments, environment))
-        os.close(not_yet)
-        os.read(ready, 1)  # returns when the rank has closed its end or exited
-        os.close(ready)
-        if pid > 0:
-            self._tell("started", pid, 0)
-        return None
-
-    def _leave_server(self) -> None:
-        """Reset signal handling and close the server's descriptors, in a process that was just forked."""
-        signal.set_wakeup_fd(-1)
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        self._pipe.close()
-        os.close(self._woken)
-        os.close(self._wakes)
-
-    def _tell(self, what: str, number: int, detail: object) -> None:
-        try:
-            self._pipe.send((what, number, detail))
-        except OSError:  # torchrun is exiting
-            pass
-
-
-def _ended() -> list[tuple[int, int]]:
-    """Return process id and exit code (negative: the signal) of each child that has ended since the last call."""
-    ended: list[tuple[int, int]] = []
-    while True:
-        try:
-            pid, status = os.waitpid(-1, os.WNOHANG)
-        except ChildProcessError:
-            pid = 0
-        if pid == 0:
-            return ended
-        ended.append((pid, os.waitstatus_to_exitcode(status)))
-
-
-def _end_as(code: int) -> None:
-    """End with the exit code or signal of torchrun. The remaining ranks die with this process."""
-    if code < 0:
-        if -code != signal.SIGKILL:
-            signal.signal(-code, signal.SIG_DFL)
-        os.kill(os.getpid(), -code)
-    os._exit(abs(code))  # skips the teardown of modules, which takes time
-
-
-def _die_with(parent: int) -> None:
-    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:
-        os.kill(os.getpid(), signal.SIGKILL)
-
-
-def _run_to_the_end(main: Main) -> NoReturn:
-    """Run `main`, and exit as the interpreter does, except that no module is taken down.
-
-    That would copy memory shared with the server page by page: 0.5 s of CPU in each rank, for which a restart waits.
-    """
-    code = 0
-    try:
-        main()
-    except SystemExit as end:
-        if isinstance(end.code, str):
-            print(end.code, file=sys.stderr)
-        code = end.code if isinstance(end.code, int) else int(end.code is not None)
-    except BaseException:
-        sys.excepthook(*sys.exc_info())
-        code = 1
-    threading._shutdown()  # type: ignore[attr-defined]  # waits for threads; multiprocessing's processes do the same
-    atexit._run_exitfuncs()
-    for one in gc.get_objects():  # without those of the server, which are frozen
-        if issubclass(type(one), io.IOBase):
-            with contextlib.suppress(Exception):  # closed, or its disk is full
-                one.flush()
-    os._exit(code & 0xFF)
-
-
-def run_python(arguments: list[str], environment: dict[str, str]) -> None:
-    """Run `python [-u] -m MODULE ...` or `python [-u] FILE ...` in this process, with this environment."""
-    os.environ.clear()
-    os.environ.update(environment)
-    _LIBC.prctl(_PR_SET_NAME, f"rank {environment.get('RANK')}".encode())  # shown by ps and top
-    _forget_the_server()
-    what = [argument for argument in arguments[1:2] if argument != "-u"] + arguments[2:]
-    if what[0] == "-m":
-        sys.argv = what[1:]
-        runpy.run_module(what[1], run_name="__main__", alter_sys=True)
-    else:
-        sys.argv = what
-        if not getattr(sys.flags, "safe_path", False):
-            sys.path.insert(0, os.path.dirname(os.path.abspath(what[0])))
-        runpy.run_path(what[0], run_name="__main__")
-
-
-def _forget_the_server() -> None:
-    """Set the values that imports have read from the environment of the server instead of the rank's."""
-    for module, variable in (
-        ("lightning_utilities.core.rank_zero", "RANK"),
-        ("torchmetrics.utilities.prints", "LOCAL_RANK"),
-    ):
-        if module in sys.modules:
-            sys.modules[module].rank_zero_only.rank = int(os.environ.get(variable, "0"))
-    # Generators that nobody seeds must differ between ranks.
-    if "numpy" in sys.modules:
-        sys.modules["numpy"].random.seed()
-    if "torch" in sys.modules:
-        sys.modules["torch"].default_generator.seed()
-
-
-def _fork_ranks_through(pipe: Connection) -> None:
-    """Make torchrun in this process start its ranks through the fork server."""
-    from torch.distributed.elastic.multiprocessing import api
-    from torch.distributed.elastic.multiprocessing.subprocess_handler import SubprocessHandler
-
-    ranks = _Ranks(pipe)
-
-    class ForkedHandler(SubprocessHandler):
-        def _popen(self, args: tuple[str, ...], env: dict[str, str]) -> Any:
-            return _Rank(ranks, ranks.start(list(args), env))
-
-        def close(self, death_sig: signal.Signals | None = None) -> None:
-            try:
-                super().close(death_sig)
-            except ProcessLookupError:  # the server has waited for it already
-                pass
-
-    # Not public, but every start and restart of a rank goes through it (torch 2.11 to 2.13); `_import_all` checks it.
-    api.get_subprocess_handler = ForkedHandler  # type: ignore[assignment]
-
-
-class _Ranks:
-    """Client of the fork server in torchrun."""
-
-    def __init__(self, pipe: Connection) -> None:
-        self._pipe = pipe
-        self._codes: dict[int, int] = {}
-        """Process id to exit code of the ranks that have ended."""
-
-    def start(self, arguments: list[str], environment: dict[str, str]) -> int:
-        """Start a rank and return its process id.
-
-        Raises:
-            OSError: The fork failed.
-        """
-        self._pipe.send((arguments, environment))
-        while True:
-            what, number, detail = self._pipe.recv()
-            if what == "failed":
-                raise OSError(number, detail)
-            if what == "started":
-                self._codes.pop(number, None)  # of an earlier process with the same id
-                return int(number)
-            self._codes[number] = detail
-
-    def code(self, pid: int, timeout_s: float | None) -> int | None:
-        """Return the exit code of a rank; None if it has not ended within `timeout_s`."""
-        deadline = None if timeout_s is None else time.monotonic() + timeout_s
-        while pid not in self._codes:
-            if not self._pipe.poll(None if deadline is None else max(0.0, deadline - time.monotonic())):
-                return None
-            _, ended, code = self._pipe.recv()
-            self._codes[ended] = code
-        return self._codes[pid]
-
-
-class _Rank:
-    """The part of `subprocess.Popen` that torchrun uses."""
-
-    def __init__(self, ranks: _Ranks, pid: int) -> None:
-        self._ranks = ranks
-        self.pid = pid
-        self.returncode: int | None = None
-
-    def poll(self) -> int | None:
-        """Return the exit code; None while the rank runs."""
-        self.returncode = self._ranks.code(self.pid, 0.0) if self.returncode is None else self.returncode
-        return self.returncode
-
-    def wait(self, timeout: float | None = None) -> int:
-        """Wait for the end of the rank and return its exit code.
-
-        Raises:
-            subprocess.TimeoutExpired: It has not ended within `timeout` seconds.
-        """
-        if self.returncode is None:
-            self.returncode = self._ranks.code(self.pid, timeout)
-        if self.returncode is None:
-            raise subprocess.TimeoutExpired(f"rank with process id {self.pid}", timeout or 0.0)
-        return self.returncode
 
 
 if __name__ == "__main__":

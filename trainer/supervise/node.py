@@ -7,7 +7,6 @@ turns the outcome that the workers recorded into the exit code of the job (`trai
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import signal
 import socket
@@ -18,7 +17,7 @@ from types import FrameType
 from typing import Any
 
 from trainer.config.shape import LaunchShape, resolve
-from trainer.core import claims, processes
+from trainer.core import claims, processes, records
 from trainer.core.claims import CLAIMED_VARIABLE
 from trainer.core.errors import TrainerError
 from trainer.core.install import refuse_malicious
@@ -170,15 +169,17 @@ def _redirect_output(log: Path) -> int:
 
 def main_then() -> int:
     """Run `main`, then the command of THEN_VARIABLE in place of this process, in the environment that it had."""
-    then, environment = os.environ.pop(THEN_VARIABLE, None), dict(os.environ)
+    written, environment = os.environ.pop(THEN_VARIABLE, None), dict(os.environ)
+    then: list[str] = []
     try:
+        if written is not None:
+            then = records.loads(list[str], written, f"the variable {THEN_VARIABLE}")
         code = main()
     except TrainerError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         code = error.code
-    if then is not None:
-        command = json.loads(then)
-        os.execve(command[0], command, environment)
+    if then:
+        os.execve(then[0], then, environment)
     return code
 
 

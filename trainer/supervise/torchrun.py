@@ -30,6 +30,7 @@ from trainer.supervise.agent import (
     PRELOAD_VARIABLE,
     RENDEZVOUS_BACKEND,
     TOKEN_VARIABLE,
+    TorchrunJob,
 )
 from trainer.supervise.ahead import send
 from trainer.supervise.rendezvous import Link
@@ -218,7 +219,7 @@ def start(
         child, channel = _spare.pop()
         with channel, contextlib.suppress(OSError):
             given = {**variables, TORCHRUN_PID_VARIABLE: str(child.pid)}
-            send(channel, {"arguments": arguments, "environment": given, "time": time.time()}, [1, 2])
+            send(channel, TorchrunJob(arguments=arguments, environment=given, time=time.time()), [1, 2])
             return child
     listener = variables.get(LISTENER_VARIABLE)
     return _popen(arguments, variables, [int(listener)] if listener else [], stdout, stderr)

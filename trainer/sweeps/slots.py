@@ -7,12 +7,11 @@ the owner all along. A lock, which the kernel releases, keeps more than `at_once
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 import subprocess
 from pathlib import Path
 
-from trainer.core import processes
+from trainer.core import processes, records
 from trainer.core.hardware import usable_cores
 from trainer.sweeps import decide
 from trainer.sweeps.directory import SweepDirectory
@@ -69,7 +68,7 @@ def _start(sweep: SweepDirectory, spec: Spec, slot: int) -> None:
     environment = {**os.environ, "PYTHONSAFEPATH": "1"}
     for name in (LOCK_VARIABLE, ENDED_VARIABLE):
         environment.pop(name, None)
-    environment.setdefault(CORES_VARIABLE, json.dumps(_cores()))
+    environment.setdefault(CORES_VARIABLE, records.dumps(_cores()))
     with log.open("ab") as file:
         process = subprocess.Popen(
             processes.python_module(MODULE, str(sweep.path), str(slot)),
@@ -127,7 +126,9 @@ def _lock_path(sweep: SweepDirectory, slot: int) -> Path:
 
 def _cores() -> list[int]:
     written = os.environ.get(CORES_VARIABLE)
-    return [int(core) for core in json.loads(written)] if written else sorted(os.sched_getaffinity(0))
+    if written:
+        return records.loads(list[int], written, f"the variable {CORES_VARIABLE}")
+    return sorted(os.sched_getaffinity(0))
 
 
 def pin(spec: Spec, slot: int) -> None:

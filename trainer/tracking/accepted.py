@@ -1,21 +1,20 @@
 """Ask W&B's server what it has of a run: `python -m trainer.tracking.accepted RUN_DIR [SEGMENT...]`.
 
-A process of its own, because it imports wandb. Prints one JSON object: `rows` that the uploaded segments hold,
-`served`, the rows that the server has, and the `url`.
+A process of its own, because it imports wandb. Prints the record `Accepted`.
 """
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from trainer.core import records
 from trainer.runs.directory import RunDirectory
 from trainer.runs.records import WandbRun
-from trainer.tracking.upload import is_uploaded, segments_of
+from trainer.tracking.upload import Accepted, is_uploaded, segments_of
 from trainer.tracking.wandb_segment import last_row
 
 _PATIENCE_S = 30.0
@@ -40,7 +39,7 @@ def main() -> None:
             break
         time.sleep(2)
     run.write_wandb(replace(known, entity=path.split("/")[0], url=served.url))
-    print(json.dumps({"rows": rows, "served": count, "url": served.url}))
+    print(records.dumps(Accepted(rows=rows, served=count, url=served.url)))
 
 
 if __name__ == "__main__":

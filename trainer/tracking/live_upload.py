@@ -59,7 +59,7 @@ class LiveUpload:
         if waited_s < _SENDS_EVERY_S:
             return False
         answer = accepted(self.run, segment)
-        if answer is not None and answer["served"] >= answer["rows"]:
+        if answer is not None and answer.served >= answer.rows:
             mark_uploaded(segment)
             return True
         return waited_s > _GRACE_S

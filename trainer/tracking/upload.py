@@ -9,14 +9,13 @@ Facts about `wandb sync` (0.31) that this relies on:
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from trainer.core import processes
+from trainer.core import processes, records
+from trainer.core.records import BadRecord
 from trainer.runs.directory import RunDirectory
 from trainer.runs.events import Tracking
 
@@ -36,6 +35,17 @@ class Upload:
     failed: list[Path]
     output: str
     """The output of `wandb sync`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Accepted:
+    """What W&B's server has of a run, as `trainer.tracking.accepted` prints it."""
+
+    rows: int
+    """Rows that the uploaded segments hold."""
+    served: int
+    """Rows that the server has."""
+    url: str
 
 
 def upload(run: RunDirectory, timeout_s: float = _TIMEOUT_S, leave_out: Path | None = None) -> Upload:
@@ -113,8 +123,8 @@ def _marker(segment: Path) -> Path:
     return segment.with_name(segment.name + ".synced")
 
 
-def accepted(run: RunDirectory, *segments: Path) -> dict[str, Any] | None:
-    """Return what the server has of the run (`trainer.tracking.accepted`); None: it did not answer.
+def accepted(run: RunDirectory, *segments: Path) -> Accepted | None:
+    """Return what the server has of the run; None: it did not answer.
 
     Args:
         run: The run.
@@ -130,7 +140,6 @@ def accepted(run: RunDirectory, *segments: Path) -> dict[str, Any] | None:
             text=True,
             timeout=_ANSWER_S,
         )
-        answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-        return answer
-    except (subprocess.TimeoutExpired, ValueError, IndexError):
+        return records.loads(Accepted, next(reversed(done.stdout.splitlines()), ""), "the answer about the W&B run")
+    except (subprocess.TimeoutExpired, BadRecord):
         return None

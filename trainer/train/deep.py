@@ -1,17 +1,16 @@
 """Builds models for `trainer check --deep`.
 
-Usage: `python -m trainer.runtime.start trainer.train.deep < CONFIGS.json`. Reads a JSON list of {"config": ...,
-"with_data": bool} and prints one JSON list of `Facts` in the same order. Models are built on the meta device, so that a
-model of any size takes no memory and no time to initialize.
+Usage: `python -m trainer.runtime.start trainer.train.deep < JOBS.json`. Reads a JSON list of `BuildRequest` and prints
+one of `ModelFacts` in the same order. Models are built on the meta device, so that a model of any size takes no memory
+and no time to initialize.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -19,55 +18,33 @@ from lightning.pytorch import LightningModule, Trainer
 
 from trainer.config.instantiate import instantiate, trust
 from trainer.config.typed import to_config
-from trainer.core.errors import TrainerError
+from trainer.core import records
+from trainer.core.errors import Refusal, TrainerError
 from trainer.runtime.process import Rank
 from trainer.runtime.torch_setup import silence_known_warnings
 from trainer.train import build, deferred_modules
 from trainer.train.data import Data
 from trainer.train.flops import BACKWARD, forward_flops, num_inputs, sample_of
+from trainer.train.model_facts import BuildRequest, ModelFacts
 
 PUBLISHED = {"input_shape": [3, 224, 224], "num_classes": 1000, "vocab_size": 256, "sequence_length": 256}
 """Facts to use if the command line names no data: an ImageNet image, a window of bytes."""
 
 
-@dataclass
-class Facts:
-    """Facts about one job.
-
-    A floating point operation (FLOP) is an addition or a multiplication. Only matrix products, convolutions and
-    attention are counted, attention as if no position were masked.
-    """
-
-    parameters: int | None = None
-    trainable: int | None = None
-    forward_flops: int | None = None
-    """FLOPs of the forward pass of one sample."""
-    training_flops: int | None = None
-    """FLOPs of forward and backward pass of one sample, without activation checkpointing."""
-    tokens: int | None = None
-    """Tokens in a sample; null: it is not a sequence of tokens."""
-    at: dict[str, Any] | None = None
-    """Arguments that were filled in from the data, or from `PUBLISHED`."""
-    not_counted: str | None = None
-    """Reason why the FLOPs are not known."""
-    error: dict[str, str] | None = None
-    """Message and fix, if the job cannot be built."""
-
-
 def main() -> int:
     """Read the jobs from stdin, print their facts; returns the exit code."""
     silence_known_warnings()
-    jobs = json.load(sys.stdin)
+    jobs = records.loads(list[BuildRequest], sys.stdin.read(), "the request of trainer check")
     # Output of a data module must not get into the JSON.
     stdout = os.dup(1)
     os.dup2(2, 1)
-    facts = [asdict(_facts(job["config"], job["with_data"])) for job in jobs]
+    facts = [_facts(job.config, job.with_data) for job in jobs]
     with open(stdout, "w") as stream:
-        json.dump(facts, stream)
+        stream.write(records.dumps(facts))
     return 0
 
 
-def _facts(plain: dict[str, Any], with_data: bool) -> Facts:
+def _facts(plain: dict[str, Any], with_data: bool) -> ModelFacts:
     try:
         trust((plain.get("security") or {}).get("allow") or ())
         data = data_of(plain) if with_data else None
@@ -75,11 +52,11 @@ def _facts(plain: dict[str, Any], with_data: bool) -> Facts:
             return count(plain["model"], PUBLISHED)
         return count(plain["model"], data.facts, _first_sample(data), data.trainer)
     except TrainerError as error:
-        return Facts(error={"message": error.message, "fix": error.fix})
+        return ModelFacts(error=Refusal(message=error.message, fix=error.fix))
     except Exception as error:  # from user code
         text = f"{type(error).__name__}: {error}".splitlines()[0]
         fix = "the run would end the same way; `trainer fit` has the traceback in logs/"
-        return Facts(error={"message": f"the job cannot be built: {text}", "fix": fix})
+        return ModelFacts(error=Refusal(message=f"the job cannot be built: {text}", fix=fix))
 
 
 def count(
@@ -87,7 +64,7 @@ def count(
     facts: dict[str, Any],
     inputs: Sequence[torch.Tensor] = (),
     trainer: Trainer | None = None,
-) -> Facts:
+) -> ModelFacts:
     """Count parameters and FLOPs of the model of a configuration.
 
     Args:
@@ -101,25 +78,21 @@ def count(
     with torch.device("meta"):
         model = instantiate({**node, **used}, where="model")
         missing = _build_in_hooks(model, trainer) if isinstance(model, LightningModule) else None
-    result = Facts(at=used)
     sizes = [(deferred_modules.num_elements(parameter), parameter.requires_grad) for parameter in model.parameters()]
-    result.parameters, result.trainable = sum(n for n, _ in sizes), sum(n for n, learns in sizes if learns)
+    total, trainable = sum(n for n, _ in sizes), sum(n for n, learns in sizes if learns)
+    result = ModelFacts(at=used, parameters=total, trainable=trainable)
     if missing is not None:
-        result.not_counted = missing
-        return result
+        return replace(result, not_counted=missing)
     inputs = [*(inputs or sample_of({**node, **used}, facts))][: num_inputs(model)]
     if not inputs:
-        result.not_counted = "the inputs of the model are not known without the data: add data=..."
-        return result
+        return replace(result, not_counted="the inputs of the model are not known without the data: add data=...")
     if not inputs[0].is_floating_point() and inputs[0].dim() == 2:
-        result.tokens = inputs[0].shape[1]
+        result = replace(result, tokens=inputs[0].shape[1])
     try:
-        result.forward_flops = int(forward_flops(model, inputs))
+        forward = int(forward_flops(model, inputs))
     except Exception as error:  # not every network runs without values: loops until converged, .item()
-        result.not_counted = f"the model does not run on the meta device: {type(error).__name__}"
-        return result
-    result.training_flops = (1 + BACKWARD) * result.forward_flops
-    return result
+        return replace(result, not_counted=f"the model does not run on the meta device: {type(error).__name__}")
+    return replace(result, forward_flops=forward, training_flops=(1 + BACKWARD) * forward)
 
 
 def _build_in_hooks(module: LightningModule, trainer: Trainer | None) -> str | None:

@@ -50,9 +50,8 @@ def main() -> int:
     if rank.is_first:
         size = rank.world_size
         record = Evaluation(step=step, split=split, metrics={**metrics}, world_size=size, time=time.time())
-        folder = run.evaluations_dir
-        folder.mkdir(exist_ok=True)
-        write_atomic(folder / f"step-{step:08d}-{split}.json", records.dumps(record))
+        run.evaluations_dir.mkdir(exist_ok=True)
+        write_atomic(run.evaluation_path(step, split), records.dumps(record))
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
     return 0

@@ -7,7 +7,6 @@ Each rank reads one contiguous share of the samples and writes its rows as they 
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 import warnings
@@ -26,9 +25,11 @@ from torch.utils._pytree import tree_leaves
 
 from trainer.checkpoint.io import CheckpointWriter, RunCheckpointIO
 from trainer.checkpoint.store import CheckpointStore, step_of
+from trainer.core import records
 from trainer.core.errors import UserError
 from trainer.data.order import EvaluationBatches
 from trainer.runs.directory import RunDirectory
+from trainer.runs.records import Predictions
 from trainer.runtime import hydra_state, logs, rng
 from trainer.runtime.process import Rank, die_with_parent
 from trainer.runtime.torch_setup import init_process_group, silence_known_warnings
@@ -90,15 +91,16 @@ def main() -> int:
     silence_known_warnings()
     rank = Rank.from_environment()
     logs.start(run.config())
-    record = predict(run, checkpoint, split, json.loads(sys.argv[4]), folder)
+    data_node = records.loads(dict[str, Any], sys.argv[4], "the section data of trainer predict")
+    record = predict(run, checkpoint, split, data_node, folder)
     if rank.is_first:
-        (folder / RECORD).write_text(json.dumps(record, indent=1))
+        (folder / RECORD).write_text(records.dumps(record, indent=1))
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
     return 0
 
 
-def predict(run: RunDirectory, checkpoint: Path, split: str, data_node: dict[str, Any], folder: Path) -> dict[str, Any]:
+def predict(run: RunDirectory, checkpoint: Path, split: str, data_node: dict[str, Any], folder: Path) -> Predictions:
     """Write the predictions of `split` to `folder`. Collective.
 
     Returns:
@@ -141,14 +143,14 @@ def predict(run: RunDirectory, checkpoint: Path, split: str, data_node: dict[str
     shares = Shares(parts, [layout for layout in layouts if layout is not None], frozenset(writer.by_batch))
     num_samples = {f"dataloader_idx_{number}." if len(counts) > 1 else "": count for number, count in enumerate(counts)}
     outputs = merge_shares(shares, folder, num_samples, writes=rank.is_first)
-    return {
-        "run": run.path.name,
-        "step": step_of(checkpoint),
-        "split": split,
-        "outputs": outputs,
-        "world_size": rank.world_size,
-        "time": time.time(),
-    }
+    return Predictions(
+        run=run.path.name,
+        step=step_of(checkpoint),
+        split=split,
+        outputs=outputs,
+        world_size=rank.world_size,
+        time=time.time(),
+    )
 
 
 def _use_split(data: Data, split: str) -> tuple[list[int | None], list[list[int] | None]]:

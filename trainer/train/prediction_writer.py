@@ -7,13 +7,14 @@ import json
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Literal
 
 import numpy
 import torch
 from torch import Tensor
 
 from trainer.core.errors import UserError
+from trainer.runs.records import PredictedOutput
 
 Layout = dict[str, tuple[str, tuple[int, ...], int]]
 """Output to its NumPy type (`json` if it is not a tensor of one shape), the shape of a row, and the number of rows."""
@@ -185,7 +186,7 @@ class Shares:
 
 def merge_shares(
     shares: Shares, folder: Path, num_samples: dict[str, int | None], *, writes: bool
-) -> dict[str, dict[str, Any]]:
+) -> dict[str, PredictedOutput]:
     """Concatenate the rows of all ranks into `<output>.npy` or `<output>.jsonl`.
 
     An output whose rows have different shapes on different ranks becomes JSON.
@@ -203,7 +204,7 @@ def merge_shares(
         UserError: On every rank, if the numbers of rows and samples differ.
     """
     layouts, by_batch = shares.layouts, shares.by_batch
-    outputs: dict[str, dict[str, Any]] = {}
+    outputs: dict[str, PredictedOutput] = {}
     for name in dict.fromkeys(name for layout in layouts for name in layout):
         kinds = {layout[name][:2] for layout in layouts if name in layout}
         rows = sum(layout[name][2] for layout in layouts if name in layout)
@@ -216,9 +217,8 @@ def merge_shares(
         is_array = len(kinds) == 1 and JSON not in {kind for kind, _ in kinds}
         kind, shape = next(iter(kinds)) if is_array else (JSON, ())
         file = f"{file_stem(name)}.{'npy' if is_array else 'jsonl'}"
-        outputs[name] = {"file": file, "rows": rows, "dtype": kind, "shape": [rows, *shape]}
-        if name in by_batch:
-            outputs[name]["row"] = "batch"
+        row: Literal["batch"] | None = "batch" if name in by_batch else None
+        outputs[name] = PredictedOutput(file=file, rows=rows, dtype=kind, shape=[rows, *shape], row=row)
         if not writes:
             continue
         with open(folder / file, "wb") as merged:
