@@ -133,7 +133,7 @@ def test_commands_at_once_do_not_share_a_thing() -> None:
         )
         for number in range(8)
     ]
-    outputs = [process.communicate(timeout=60)[0].split() for process in started]
+    outputs = [process.communicate(timeout=300)[0].split() for process in started]
     assert [process.returncode for process in started] == [9, 1, 2, 3, 4, 5, 6, 7]
     assert [output[0] for output in outputs] == ["None", "1", "2", "3", "4", "5", "6", "7"]
     for column in (1, 2, 3):  # random numbers of two libraries, process ids
@@ -149,7 +149,7 @@ def test_signals_and_limits_of_time_end_a_forked_process() -> None:
             assert process.stdout is not None
             process.stdout.readline()
             process.send_signal(signum)
-            assert process.wait(60) == -signum
+            assert process.wait(300) == -signum
     with pytest.raises(subprocess.TimeoutExpired):
         subprocess.run(command, capture_output=True, timeout=0.5)
 

@@ -30,7 +30,7 @@ from trainer.checkpoint.store import CheckpointStore
 from trainer.checkpoint.stored import StoredCheckpoint
 from trainer.train.newest_checkpoint import Ranks
 
-BOUND_S = 90.0
+BOUND_S = 200.0
 WHOLE = {name: torch.arange(2.0**18).view(512, 512) + number for number, name in enumerate("abcd")}
 
 

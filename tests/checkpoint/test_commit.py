@@ -230,7 +230,7 @@ def run_saver(directory: Path, attempt: int, fault: str | None) -> subprocess.Co
         env=environment,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
     )
 
 
@@ -308,10 +308,10 @@ print([found.step for found in store.committed()])
 def test_a_full_disk_and_no_inodes(tmp_path: Path) -> None:
     script = 'mount -t tmpfs -o size=1m,nr_inodes=64 none "$2" && exec "$0" -c "$1" "$2" "$3"'
     arguments = [sys.executable, FULL_DISK, str(tmp_path), str(Path(__file__).parent)]
-    if subprocess.run(["unshare", "-m", "true"], capture_output=True, timeout=10).returncode != 0:
+    if subprocess.run(["unshare", "-m", "true"], capture_output=True, timeout=300).returncode != 0:
         pytest.skip("this container may not make a mount namespace")
     command = ["unshare", "-m", "sh", "-c", script, *arguments]
-    ran = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert ran.returncode == 0, ran.stderr
     lines = [line for line in ran.stdout.splitlines() if not line.startswith("  ")]
     assert "No space left on device" in lines[0]
@@ -323,4 +323,4 @@ def test_a_full_disk_and_no_inodes(tmp_path: Path) -> None:
 @pytest.mark.executed
 def test_torch_is_not_imported() -> None:
     code = "import sys, trainer.checkpoint.store; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
+    assert subprocess.run([sys.executable, "-c", code], timeout=300).returncode == 0

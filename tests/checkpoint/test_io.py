@@ -23,7 +23,7 @@ from trainer.checkpoint.io import CheckpointWriter, RunCheckpointIO, load_state
 from trainer.checkpoint.store import Checkpoint, CheckpointStore
 from trainer.core.errors import UserError
 
-BOUND_S = 30.0
+BOUND_S = 300.0
 
 
 class Colour(Enum):

@@ -23,7 +23,7 @@ from trainer.runs.directory import RunDirectory
 LONG = ["experiment=quickstart", "tracking=none", "trainer.max_steps=1000000", "trainer.max_epochs=null"]
 
 
-def wait_until(condition: Callable[[], Any], timeout_s: float = 60) -> Any:
+def wait_until(condition: Callable[[], Any], timeout_s: float = 300) -> Any:
     deadline = time.monotonic() + timeout_s
     while True:
         found = condition()
@@ -98,7 +98,7 @@ def test_ctrl_c_saves_and_ends_with_130(trainer_cli: TrainerCli, workdir: Path) 
     try:
         wait_until(lambda: any(workdir.glob("runs/*/launch.json")) and now()["step"])
         os.killpg(follower.pid, signal.SIGINT)  # as a terminal does
-        output, _ = follower.communicate(timeout=60)
+        output, _ = follower.communicate(timeout=300)
     finally:
         follower.kill()
         follower.wait()

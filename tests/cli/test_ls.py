@@ -235,7 +235,7 @@ def test_watching_redraws_in_place_on_a_terminal(runs: list[RunDirectory]) -> No
         with contextlib.suppress(OSError):  # EIO: the child has closed its end
             while os.read(primary, 4096):  # a full terminal would keep it from ending
                 pass
-        assert child.wait(timeout=20) == DONE
+        assert child.wait(timeout=300) == DONE
     finally:
         child.kill()
         child.wait()

@@ -29,7 +29,7 @@ def run(tmp_path: Path) -> RunDirectory:
 def call(module: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", module, *arguments]
     return subprocess.run(
-        command, env={**clean_environment(), **JOB}, capture_output=True, text=True, timeout=60, check=False
+        command, env={**clean_environment(), **JOB}, capture_output=True, text=True, timeout=300, check=False
     )
 
 

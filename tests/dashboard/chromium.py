@@ -22,7 +22,7 @@ _FLAGS = (
     "--disable-extensions --disable-background-networking --disable-component-update --disable-sync --mute-audio "
     "--no-default-browser-check --remote-debugging-port=0 --remote-allow-origins=*"
 )
-_WAIT_S = 30.0
+_WAIT_S = 120.0
 
 
 class Page:
@@ -183,10 +183,10 @@ def chromium(width: int = 1400, height: int = 900) -> Iterator[Page]:
     finally:
         process.terminate()
         try:
-            process.wait(10)
+            process.wait(300)
         except subprocess.TimeoutExpired:
             process.kill()
-            process.wait(10)
+            process.wait(300)
         loop.run_until_complete(loop.shutdown_asyncgens())
         loop.close()
         _retry(lambda: shutil.rmtree(profile))

@@ -108,10 +108,10 @@ def running(*arguments: str, cache: Path, **environment: str) -> Iterator[Dashbo
     finally:
         process.send_signal(signal.SIGINT)
         try:
-            code = process.wait(20)
+            code = process.wait(300)
         except subprocess.TimeoutExpired:
             process.kill()
-            process.wait(20)
+            process.wait(300)
             raise
         finally:
             process.stdout.close()

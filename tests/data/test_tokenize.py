@@ -138,7 +138,7 @@ def test_byte_pairs_are_learnt_or_given(texts: Path, tmp_path: Path) -> None:
 def test_the_command_and_the_data_module(texts: Path, tmp_path: Path) -> None:
     arguments = ["data", "tokenize", str(texts), str(tmp_path / "out"), "--held-out", "0.2"]
     done = subprocess.run(
-        [sys.executable, "-m", "trainer", *arguments], capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "-m", "trainer", *arguments], capture_output=True, text=True, timeout=300, check=False
     )
     assert done.returncode == 0, done.stderr
     assert "60 documents" in done.stdout

@@ -109,7 +109,7 @@ def test_a_second_time_and_offline_it_installs_nothing(checkout: Checkout, tmp_p
     elsewhere = tmp_path / "link"
     elsewhere.symlink_to(checkout.root / "launch" / "local")
     done = subprocess.run(
-        [elsewhere, "a=b c"], cwd=tmp_path, env=clean_environment(), capture_output=True, text=True, timeout=60
+        [elsewhere, "a=b c"], cwd=tmp_path, env=clean_environment(), capture_output=True, text=True, timeout=300
     )
     assert (done.returncode, done.stdout) == (0, "['fit', 'a=b c']\n")
     assert done.stderr == "==> trainer fit a=b c\n"

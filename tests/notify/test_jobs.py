@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from pathlib import Path
 
 import pytest
@@ -124,7 +123,6 @@ def test_stragglers_hangs_and_the_end_are_told_although_one_server_never_answers
             "resilience.hang_after_s=4",
             "resilience.hang_factor=2",
         ]
-        began = time.time()
         done = trainer_cli(
             "fit",
             *JOB,
@@ -137,7 +135,6 @@ def test_stragglers_hangs_and_the_end_are_told_although_one_server_never_answers
             timeout=240,
         )
         assert done.returncode == 0, done.stdout + done.stderr
-        assert time.time() - began < 240
     assert [post.body["event"] for post in server.posts] == ["straggler", "hang", "finished"]
     straggler, hang, finished = [post.body for post in server.posts]
     assert "waits for rank 1" in straggler["title"]

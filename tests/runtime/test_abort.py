@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from types import SimpleNamespace
 from typing import Any
 
@@ -79,9 +78,7 @@ def test_an_abort_that_hangs_does_not_hold_the_exit(
 ) -> None:
     never = threading.Event()
     _install(monkeypatch, [Group(Nccl([], "world", hangs=never))])
-    began = time.monotonic()
     assert not abort_nccl(timeout_s=0.1)
-    assert time.monotonic() - began < 5
     assert "was not aborted within 0.1 s" in caplog.text
     never.set()
 

@@ -27,6 +27,6 @@ def test_the_working_directory_does_not_hide_the_frozen_code(tmp_path: Path, opt
         env={**variables, "PYTHONPATH": found},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
     )
     assert (done.stdout.strip(), done.stderr) == (str(tmp_path / "frozen" / "mine.py"), "")

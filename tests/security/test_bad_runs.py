@@ -7,13 +7,11 @@ import math
 import os
 import re
 import shutil
-import signal
 import socket
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
 from io import StringIO
 from pathlib import Path
@@ -23,6 +21,7 @@ import pytest
 from tests.dashboard.fake_runs import make_sweep
 from tests.runs.test_directory import make
 from tests.security.bad_files import KINDS
+from tests.security.bounds import ends_within
 from trainer.cli import main
 from trainer.core import records
 from trainer.core.errors import DONE
@@ -63,22 +62,6 @@ FILES = (
     "logs/attempt-00/rank-0.failure.json",
     "logs/attempt-00/node-0.log",
 )
-
-
-@contextmanager
-def within(seconds: int, what: str) -> Iterator[None]:
-    """Fail instead of waiting for ever."""
-
-    def late(signum: int, frame: object) -> None:
-        pytest.fail(f"{what} did not end within {seconds} s")
-
-    before = signal.signal(signal.SIGALRM, late)
-    signal.alarm(seconds)
-    try:
-        yield
-    finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, before)
 
 
 @pytest.fixture
@@ -129,7 +112,7 @@ def test_any_content_of_a_file_is_one_message_at_most_and_hides_no_other_run(
     bad = bad_runs(good, file)
     record_property("attacks", len(bad))
     for arguments in (["ls"], ["ls", "--json"], ["best", "loss"]):
-        with within(60, " ".join(arguments)):
+        with ends_within(60, " ".join(arguments)):
             assert main(arguments) == DONE
         said = capsys.readouterr()
         if arguments[0] == "best":
@@ -146,7 +129,7 @@ def test_any_content_of_a_file_is_one_message_at_most_and_hides_no_other_run(
             if options and file.startswith("logs/"):
                 continue  # they do not read them
             monkeypatch.setattr(records, "_skipped", set())  # each verb is a process of its own
-            with within(20, f"{verb} with {file} as {kind}"):
+            with ends_within(20, f"{verb} with {file} as {kind}"):
                 code = main([verb, str(run.path), *options])
             said = capsys.readouterr()
             assert code in (0, 2, 3), (verb, kind)
@@ -325,7 +308,7 @@ def test_any_content_of_a_file_of_a_sweep_hides_no_other_sweep(
         put(path)
         for arguments in (["sweep", "ls"], ["report", "--sweep", str(bad.path), "-o", output]):
             monkeypatch.setattr(records, "_skipped", set())
-            with within(20, f"{arguments} with {file} as {kind}"):
+            with ends_within(20, f"{arguments} with {file} as {kind}"):
                 code = main(arguments)
             said = capsys.readouterr()
             assert code == DONE or (arguments[0] == "report" and code in (2, 3)), (arguments, kind)
@@ -335,7 +318,7 @@ def test_any_content_of_a_file_of_a_sweep_hides_no_other_sweep(
                 assert sweep.id in said.out
                 is_sweep = file != "spec.json" or bad.exists()
                 assert not is_sweep or bad.id in said.out or f"skipped {bad.path.name}: " in said.err, kind
-        with within(20, f"the dashboard with {file} as {kind}"):
+        with ends_within(20, f"the dashboard with {file} as {kind}"):
             assert key_of(sweep.path) in sweeps_of([runs])
         shutil.rmtree(bad.path)
     record_property("attacks", len(KINDS))
@@ -442,7 +425,7 @@ def test_the_follower_and_its_bar_write_no_control_character_of_the_run(good: Ru
     beat = HeartbeatRecord(phase="train", step=3, max_steps=9, rate=2.0, rate_unit=EVIL, eta_s=float("inf"))
     good.write_heartbeat(0, beat)
     follower = Follower(good, terminal)
-    with within(20, "the follower"):
+    with ends_within(20, "the follower"):
         follower.show()
         follower.conclude()
     own = terminal.getvalue().replace("\r\x1b[K", "")

@@ -7,7 +7,6 @@ import io
 import json
 import logging
 import os
-import signal
 import struct
 import threading
 import tracemalloc
@@ -25,6 +24,7 @@ import pyarrow.parquet
 import pytest
 import torch
 
+from tests.security.bounds import ends_within
 from tests.security.image_bombs import BOMBS, encoded
 from trainer.config.compose import compose
 from trainer.core.errors import UserError
@@ -49,31 +49,25 @@ from trainer.starter.write import as_yaml
 from trainer.tasks.classification import IGNORED
 
 MIB = 2**20
+CPU_S = 10.0
 
 
 @contextmanager
-def ends_within(seconds: float = 2.0, memory: int | None = None) -> Iterator[None]:
-    """Fail if the block takes longer, or allocates more bytes at a time."""
-
-    def end(*_: object) -> None:
-        raise AssertionError(f"took longer than {seconds} s")
-
-    before = signal.signal(signal.SIGALRM, end)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
+def ends_soon(memory: int | None = None) -> Iterator[None]:
+    """Fail if the block takes long, or allocates more bytes at a time."""
     if memory:
         tracemalloc.start()
     try:
-        yield
+        with ends_within(CPU_S):
+            yield
         assert not memory or tracemalloc.get_traced_memory()[1] < memory
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
         tracemalloc.stop()
 
 
 def reads_as_bad(path: Path, read: Callable[[Any], torch.Tensor]) -> None:
     data = LabelledFiles([(path, 1)], read, (3, 64, 64), max_bad=1, random=False)
-    with ends_within(memory=100 * MIB):
+    with ends_soon(memory=100 * MIB):
         image, label = data[0]
     assert label == IGNORED
     assert not image.any()
@@ -139,7 +133,7 @@ def test_a_recording_with_a_wrong_length_costs_a_clip(tmp_path: Path) -> None:
     large = wav(tmp_path / "large.wav", promised=2**32 - 46)
     with large.open("r+b") as file:
         file.truncate(2**32 - 2)
-    with ends_within(memory=10 * MIB):
+    with ends_soon(memory=10 * MIB):
         assert len(read_clip(large, 8000, 8000, random=True)) == 8000
 
 
@@ -186,7 +180,7 @@ def test_a_lying_idx_file_is_named(tmp_path: Path, suffix: str, header: tuple[An
     else:
         path.write_bytes(head)
         os.truncate(path, len(head) + length)
-    with ends_within(memory=30 * MIB), pytest.raises(UserError, match=r"cannot be read|holds .* bytes unpacked"):
+    with ends_soon(memory=30 * MIB), pytest.raises(UserError, match=r"cannot be read|holds .* bytes unpacked"):
         read_idx(path)
 
 
@@ -199,7 +193,7 @@ def test_sparse_and_enormous_texts(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     (tmp_path / "lines.jsonl").write_bytes(b"")
     os.truncate(tmp_path / "lines.jsonl", 2**40)
     os.mkfifo(tmp_path / "pipe.txt")
-    with ends_within(memory=10 * MIB):
+    with ends_soon(memory=10 * MIB):
         assert [file.name for file in read_folder(tmp_path, ["*.txt"])] == ["good.txt"]
         shard = Shard()
         assert not list(_documents(tmp_path / "lines.jsonl", "text", shard))
@@ -265,7 +259,7 @@ def test_a_lying_dataset_is_named(tmp_path: Path, files: dict[str, Any]) -> None
     """blocked by: names and types in the JSON of a dataset are checked"""
     for name, content in files.items():
         (tmp_path / name).write_text(content if isinstance(content, str) else json.dumps(content))
-    with ends_within(), pytest.raises(UserError, match=r"cannot be read|no name of a file|no list|no JSON object"):
+    with ends_soon(), pytest.raises(UserError, match=r"cannot be read|no name of a file|no list|no JSON object"):
         hf_dataset(str(tmp_path))
 
 
@@ -310,14 +304,14 @@ def test_a_file_that_is_no_tokenizer_is_named(tmp_path: Path, content: bytes) ->
     (tmp_path / "tokenizer.json").write_bytes(content)
     choice = TokenizerChoice(str(tmp_path / "tokenizer.json"), 100)
     (tmp_path / "out").mkdir()
-    with ends_within(), pytest.raises(UserError, match=r"tokenizer\.json (is no tok|has the id|has no end)"):
+    with ends_soon(), pytest.raises(UserError, match=r"tokenizer\.json (is no tok|has the id|has no end)"):
         choice.make(tmp_path / "out", lambda: [b""])
 
 
 def test_a_pipe_is_no_tokenizer(tmp_path: Path) -> None:
     """blocked by: only regular files are opened, and without waiting"""
     os.mkfifo(tmp_path / "tokenizer.json")
-    with ends_within(), pytest.raises(UserError, match="not a regular file"):
+    with ends_soon(), pytest.raises(UserError, match="not a regular file"):
         BytePairs(tmp_path / "tokenizer.json")
 
 
@@ -349,7 +343,7 @@ def test_lying_shards_are_named(tmp_path: Path, meta: Any, content: bytes) -> No
         assert data.train is not None
         data.train[0]
 
-    with ends_within(), pytest.raises(UserError):
+    with ends_soon(), pytest.raises(UserError):
         read()
 
 
@@ -382,12 +376,12 @@ def test_a_web_server_that_does_not_end_is_cut_off(path: str, tmp_path: Path) ->
         thread.start()
         try:
             folder = RemoteFolder(f"http://127.0.0.1:{server.server_port}/{path}")
-            with ends_within(10, 16 * MIB), pytest.raises(UserError, match="is larger than 1,000 bytes"):
+            with ends_soon(16 * MIB), pytest.raises(UserError, match="is larger than 1,000 bytes"):
                 folder.read("meta.json", 1000)
             for size in (10, MIB):
                 with (
                     open(tmp_path / "shard", "w+b") as file,
-                    ends_within(10, 16 * MIB),
+                    ends_soon(16 * MIB),
                     pytest.raises(UserError, match="is larger than its index says"),
                 ):
                     folder.fetch("train-00000.bin", IndexedFile(size, "0" * 64), file.fileno())

@@ -12,7 +12,6 @@ import io
 import json
 import math
 import os
-import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -24,6 +23,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, configuration, example, given, settings
 from hypothesis import strategies as st
 
+from tests.security.bounds import ends_within
 from trainer.checkpoint.commit import _digest, is_committed
 from trainer.config.compose import compose
 from trainer.core import records
@@ -118,23 +118,16 @@ def cases(number: int) -> settings:
 @contextmanager
 def held(root: Path, *documented: type[Exception]) -> Iterator[None]:
     """Check the property of what the block does; `documented` are the exceptions of a skip."""
-
-    def end(*_: object) -> None:
-        raise AssertionError("took longer than 10 s")
-
-    before = signal.signal(signal.SIGALRM, end)
-    signal.setitimer(signal.ITIMER_REAL, 10)
     _watch.update(root=str(root), seen=[], cases=_watch["cases"] + 1)
     begin = time.process_time()
     try:
-        yield
+        with ends_within(10.0):
+            yield
     except (TrainerError, *documented):
         pass
     finally:
         taken = time.process_time() - begin
         _watch["root"] = None
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
     assert not _watch["seen"]
     assert taken < CPU_S, f"took {taken:.2f} s of CPU time"
 

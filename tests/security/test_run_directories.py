@@ -53,7 +53,7 @@ def as_nobody(script: str, *arguments: object) -> subprocess.CompletedProcess[st
         cwd="/",
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=300,
     )
 
 
@@ -406,7 +406,7 @@ def test_children_do_not_import_from_the_working_directory(
         (tmp_path / name).write_text(f"open({str(tmp_path / 'executed')!r}, 'w')\n")
     monkeypatch.setattr(sys, "version_info", version)
     done = subprocess.run(
-        processes.python_module("this", "argument"), cwd=tmp_path, capture_output=True, text=True, timeout=60
+        processes.python_module("this", "argument"), cwd=tmp_path, capture_output=True, text=True, timeout=300
     )
     assert "Zen of Python" in done.stdout, done.stderr
     assert not (tmp_path / "executed").exists()

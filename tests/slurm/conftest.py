@@ -94,7 +94,7 @@ class Testbed:
         """Return whether the controller knows its nodes again: after a restart it refuses jobs until they register."""
         environment = {**self._environment, "SLURM_CONF": self.conf}
         command = ["sbatch", "--test-only", f"--nodes={NODES}", "--wrap=true"]
-        return subprocess.run(command, env=environment, capture_output=True, timeout=60, check=False).returncode == 0
+        return subprocess.run(command, env=environment, capture_output=True, timeout=300, check=False).returncode == 0
 
     def _is_up(self, node: str) -> bool:
         return (Path(self.conf).parents[1] / "run" / f"{node}.init").exists()
@@ -102,13 +102,13 @@ class Testbed:
     @staticmethod
     def _run(command: list[str], environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
         done = subprocess.run(
-            command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60, check=False
+            command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=300, check=False
         )
         assert done.returncode == 0, f"{command} ended with {done.returncode}:\n{done.stdout}{done.stderr}"
         return done
 
 
-def wait_until(condition: Callable[[], Any], timeout_s: float = 60, why: Callable[[], str] = str) -> Any:
+def wait_until(condition: Callable[[], Any], timeout_s: float = 300, why: Callable[[], str] = str) -> Any:
     """What `condition` returns, once it is true; `why` gives what is to be read when it never is."""
     deadline = time.monotonic() + timeout_s
     while not (found := condition()):
@@ -137,7 +137,7 @@ def running_testbed(worker_number: int) -> Iterator[Testbed]:
     finally:
         assert guard.stdin is not None
         guard.stdin.close()
-        guard.wait(60)
+        guard.wait(300)
 
 
 @pytest.fixture(scope="session")

@@ -49,7 +49,7 @@ def test_a_job_that_does_not_start_is_cancelled(cli: TrainerCli, workdir: Path, 
     testbed.slurm("sbatch", "--parsable", "--exclusive", f"--nodes={NODES}", "--output=/dev/null", "--wrap=sleep 600")
     before = testbed.jobs()
     job = ["cluster=slurm", "resources.gpus=0", "cluster.extra=[exclusive]", "tracking=none"]
-    done = cli("doctor", "--quick", *job, "--wait", "0.02", timeout=100)
+    done = cli("doctor", "--quick", *job, "--wait", "0.02", timeout=300)
     assert done.returncode == ENVIRONMENT_MUST_CHANGE
     assert "the job did not start within 0.02 min: " in done.stderr
     assert "--wait MINUTES" in done.stderr

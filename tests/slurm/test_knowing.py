@@ -90,7 +90,7 @@ def test_fifty_submissions_cost_less_than_a_second_of_cpu_each_and_one_call_for_
 
     count = 4
     for seed in range(count):
-        assert cli("fit", *JOB, f"seed={seed}", "cluster.extra=[hold]", timeout=60).returncode == DONE
+        assert cli("fit", *JOB, f"seed={seed}", "cluster.extra=[hold]", timeout=300).returncode == DONE
     calls = workdir / "calls"
     for program in ("squeue", "scontrol", "sacct", "sinfo"):
         shim = workdir / "bin" / program
@@ -124,7 +124,7 @@ def test_a_run_is_followed_through_a_requeue_and_ends_for_good_when_it_is_stoppe
         wait_for_event(run, "started", attempt=1)
         assert main(["stop", run.id, "--wait", "90"]) == DONE, story(run)
         assert ": stopped (stop requested)" in capsys.readouterr().out
-        follower.wait(30)
+        follower.wait(300)
     finally:
         follower.kill()
         follower.wait()

@@ -64,7 +64,7 @@ def test_a_killed_rank_costs_a_few_steps_and_a_lost_node_those_since_the_run_dir
     nodes = run.events_of(Allocated)[-1].nodes
     assert lost not in nodes
     for node in nodes:
-        wait_until(lambda: testbed("exec", node, "find", str(disk), "-name", "step-*").stdout == "", 60)  # noqa: B023
+        wait_until(lambda: testbed("exec", node, "find", str(disk), "-name", "step-*").stdout == "")  # noqa: B023
     for number in range(NODES):
         if f"node{number}" != lost:
             testbed("exec", f"node{number}", "umount", str(disk))

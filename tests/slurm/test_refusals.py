@@ -139,7 +139,7 @@ def test_a_folder_of_any_name_arrives_literally_or_is_refused(
         cwd=workdir,
         capture_output=True,
         text=True,
-        timeout=10,
+        timeout=300,
         check=True,
     ).stdout
     assert printed.splitlines()[-4:] == [name, "-m", "trainer.supervise.node", str(run.path)]

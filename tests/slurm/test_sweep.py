@@ -45,7 +45,7 @@ SWEEP = [
 
 
 def status(cli: TrainerCli) -> dict[str, Any]:
-    done = cli("sweep", "status", "--json", timeout=60)
+    done = cli("sweep", "status", "--json", timeout=300)
     assert done.returncode == DONE, done.stderr
     answer: dict[str, Any] = json.loads(done.stdout)
     return answer
@@ -79,7 +79,7 @@ def test_a_sweep_on_slurm_survives_what_is_killed(cli: TrainerCli, workdir: Path
     bad = ["+callbacks.fails._target_=own.Fails", "+callbacks.fails.when=${fail}"]
     points = ["+fail=false,true", "optimizer.lr=0.001,0.01"]
     calls = shim(workdir, "sbatch", f'case "$*" in *--test-only*) ;; *) echo call >>{workdir}/calls;; esac')
-    done = cli("sweep", *SWEEP, *bad, *points, "--at-once=2", "--json", env=calls, timeout=60)
+    done = cli("sweep", *SWEEP, *bad, *points, "--at-once=2", "--json", env=calls, timeout=300)
     assert done.returncode == DONE, done.stdout + done.stderr
     assert (workdir / "calls").read_text() == "call\n", "one submission for all trials"
     sweep = SweepDirectory(Path(json.loads(done.stdout)["path"]))
@@ -115,17 +115,17 @@ def test_a_submission_whose_note_was_lost_is_found_by_its_comment(
     cli: TrainerCli, workdir: Path, testbed: Testbed
 ) -> None:
     held = [*SWEEP, "cluster.extra=[hold]", "seed=1,2"]
-    done = cli("sweep", *held, "--json", timeout=60)
+    done = cli("sweep", *held, "--json", timeout=300)
     assert done.returncode == DONE, done.stderr
     sweep = SweepDirectory(Path(json.loads(done.stdout)["path"]))
     ((_, job),) = sweep.arrays().values()
     assert job is not None
     (sweep.arrays_dir / "000.job").unlink()
-    assert cli("sweep", "resume", timeout=60).returncode == DONE
+    assert cli("sweep", "resume", timeout=300).returncode == DONE
     assert [one for _, one in sweep.arrays().values()] == [job], "found again, and not submitted twice"
     assert testbed.jobs()
     assert {name.partition("_")[0] for name in testbed.jobs()} == {job.slurm_job_id}
-    done = cli("sweep", "stop", timeout=60)
+    done = cli("sweep", "stop", timeout=300)
     assert done.returncode == DONE, done.stderr
     wait_until(lambda: not testbed.jobs())
     assert status(cli)["counts"] == {"waiting": 2}
@@ -136,7 +136,7 @@ def test_a_submission_whose_note_was_lost_is_found_by_its_comment(
         record = json.loads(name.read_text())
         if "time" in record:
             name.write_text(json.dumps({**record, "time": time.time() - 1000}))
-    assert cli("sweep", "resume", timeout=60).returncode == DONE
+    assert cli("sweep", "resume", timeout=300).returncode == DONE
     assert wait_over(cli, sweep)["counts"] == {"finished": 2}
 
 
@@ -211,7 +211,7 @@ def test_harmed_trials_end_as_unharmed_ones(
             assert steps_of(RunDirectory(Path(row["path"]))) == list(range(1, 13)), row
     serial = [*job, "cluster=local", "resources.nodes=1", *bad, *space, "name=serial", "--at-once=1", "--follow"]
     cli("sweep", *[one for one in serial if one not in ("cluster=slurm", "cluster.preflight=false")], timeout=2400)
-    unharmed = json.loads(cli("sweep", "status", "--json", timeout=60).stdout)
+    unharmed = json.loads(cli("sweep", "status", "--json", timeout=300).stdout)
     report.append(f"{method}: {answer['counts']}; best {answer['best']['trial']}, unharmed {unharmed['best']['trial']}")
     print(report[-1], flush=True)
     assert unharmed["counts"] == answer["counts"]

@@ -28,7 +28,7 @@ def test_a_training_longer_than_its_time_limit_ends_as_if_it_had_had_the_time(
     def is_listed(states: str) -> bool:
         return job_id in testbed.slurm("squeue", "-t", states, "-ho", "%i").split()
 
-    wait_until(lambda: not is_listed("COMPLETING"), 60)  # it is just being requeued
+    wait_until(lambda: not is_listed("COMPLETING"))  # it is just being requeued
     if is_listed("PENDING,RUNNING"):  # else it has ended by now
         testbed.slurm("scontrol", "update", f"JobId={job_id}", "TimeLimit=20")
     untouched = submit(cli, workdir, *LIMITED_JOB, "resources.cpu_processes=2")
@@ -56,7 +56,7 @@ def test_a_training_longer_than_its_time_limit_ends_as_if_it_had_had_the_time(
     assert [step for step, _ in rows] == list(range(1, LIMITED_STEPS + 1))
     assert [loss for _, loss in rows] == pytest.approx([line["train/loss"] for line in curve(limited)], rel=1e-6)
     check_notifications(limited, len(reasons))
-    wait_until(lambda: last_step(limited) == LIMITED_STEPS, 60)  # the relay of the node publishes the last heartbeat
+    wait_until(lambda: last_step(limited) == LIMITED_STEPS)  # the relay of the node publishes the last heartbeat
     allocations = {one.attempt: one.since for one in limited.events_of(Allocated)}
     records = limited.usage()
     assert len({one.attempt for one in records}) >= 2

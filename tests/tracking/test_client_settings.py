@@ -81,7 +81,7 @@ def test_the_client_reads_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         env=clean_environment(),
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=300,
     )
     assert done.returncode == 0, done.stderr
     answers = json.loads(done.stdout.splitlines()[-1])

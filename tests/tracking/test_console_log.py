@@ -30,7 +30,7 @@ def test_secrets_are_masked_before_wandb_sees_them() -> None:
         env={**clean_environment(), "MY_TOKEN": "correct-horse-battery"},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
         check=True,
     )
     written, seen = json.loads(done.stdout)

@@ -165,7 +165,7 @@ def test_offline_and_synced(trainer_cli: TrainerCli, workdir: Path, server: Wand
     shown = json.loads(trainer_cli("show", "--json").stdout)
     assert shown["wandb"]["url"] == url
     check_billed(run, shown["bill"], served, trainer_cli)
-    again = trainer_cli("sync", "--json", env=server.environment(), timeout=60)
+    again = trainer_cli("sync", "--json", env=server.environment(), timeout=300)
     (found,) = json.loads(again.stdout)
     expected = {"id": run.name.rpartition("-")[2], "uploaded": 0, "already": whole, "failed": []}
     assert found == {**expected, "rows": None, "served": None}

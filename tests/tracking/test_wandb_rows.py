@@ -179,7 +179,7 @@ def test_the_last_row_of_a_segment_is_that_of_wandbs_own_reader(tmp_path: Path) 
     (path,) = run.wandb_dir.glob("offline-run-*/*.wandb")
     assert path.stat().st_size > 1024**2  # more than is read at once
     command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(path)]
-    said = subprocess.run(command, capture_output=True, text=True, timeout=60, env=clean_environment(), check=True)
+    said = subprocess.run(command, capture_output=True, text=True, timeout=300, env=clean_environment(), check=True)
     records = [json.loads(line) for line in said.stdout.splitlines()]
     rows = [record["history"]["item"] for record in records if record["type"] == "history"]
     assert last_row(path) == int(rows[-1]["_step"]) == 6299
