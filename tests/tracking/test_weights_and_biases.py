@@ -173,7 +173,8 @@ def test_a_server_that_is_not_there_costs_seconds_not_the_run(
 ) -> None:
     import wandb
 
-    limits, init = [], wandb.init
+    init = wandb.init
+    limits: list[float] = []
 
     def recording(**given: Any) -> Any:
         limits.append(given["settings"].init_timeout)

@@ -12,21 +12,16 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch.distributed
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
-from trainer.checkpoint.io import CheckpointWriter, RunCheckpointIO
-from trainer.checkpoint.store import CheckpointStore, step_of
+from trainer.checkpoint.store import step_of
 from trainer.core import records
 from trainer.core.errors import UserError
 from trainer.core.files import write_atomic
 from trainer.runs.directory import RunDirectory
 from trainer.runs.records import Evaluation
-from trainer.runtime import hydra_state, logs, rng
-from trainer.runtime.process import Rank, die_with_parent
-from trainer.runtime.torch_setup import init_process_group, silence_known_warnings
-from trainer.train import build
+from trainer.train import build, inference
 from trainer.train.data import Data
 
 STEPS = {"test": "test_step", "val": "validation_step"}
@@ -42,18 +37,13 @@ def main() -> int:
     run, folder_name, split = RunDirectory(Path(sys.argv[1])), sys.argv[2], sys.argv[3]
     checkpoint = run.checkpoints_dir / folder_name
     step = step_of(checkpoint)
-    die_with_parent()
-    silence_known_warnings()
-    logs.start(run.config())
-    metrics = evaluate(run, checkpoint, split)
-    rank = Rank.from_environment()
-    if rank.is_first:
-        size = rank.world_size
-        record = Evaluation(step=step, split=split, metrics={**metrics}, world_size=size, time=time.time())
-        run.evaluations_dir.mkdir(exist_ok=True)
-        write_atomic(run.evaluation_path(step, split), records.dumps(record))
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
+    with inference.process_of(run) as rank:
+        metrics = evaluate(run, checkpoint, split)
+        if rank.is_first:
+            size = rank.world_size
+            record = Evaluation(step=step, split=split, metrics={**metrics}, world_size=size, time=time.time())
+            run.evaluations_dir.mkdir(exist_ok=True)
+            write_atomic(run.evaluation_path(step, split), records.dumps(record))
     return 0
 
 
@@ -65,14 +55,8 @@ def evaluate(run: RunDirectory, checkpoint: Path, split: str) -> dict[str, float
     Raises:
         UserError: If the module or the data has nothing to evaluate.
     """
-    config, rank = hydra_state.load(run), Rank.from_environment()
-    group = init_process_group(config, rank)
-    store = CheckpointStore(run.checkpoints_dir)
-    trainer = build.build_trainer(config, rank, RunCheckpointIO(CheckpointWriter(store)), str(run.path))
-    rng.seed_all(config.seed)
-    data = build.build_data(config, rank, trainer, group)
-    module = build.build_module(config, data, lambda: None, deferral=build.deferral_of(config, rank))
-    data.set_up(module)
+    job = inference.build_job(run)
+    trainer, data, module = job.trainer, job.data, job.module
     _require_split(split, module, data)
     local = _LocalSums()
     build.complete(trainer, [local], [])

@@ -14,8 +14,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-import torch.distributed
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import CombinedLoader
 from lightning.pytorch.utilities.data import extract_batch_size
@@ -23,17 +21,13 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch.utils._pytree import tree_leaves
 
-from trainer.checkpoint.io import CheckpointWriter, RunCheckpointIO
-from trainer.checkpoint.store import CheckpointStore, step_of
+from trainer.checkpoint.store import step_of
 from trainer.core import records
 from trainer.core.errors import UserError
 from trainer.data.order import EvaluationBatches
 from trainer.runs.directory import RunDirectory
 from trainer.runs.records import Predictions
-from trainer.runtime import hydra_state, logs, rng
-from trainer.runtime.process import Rank, die_with_parent
-from trainer.runtime.torch_setup import init_process_group, silence_known_warnings
-from trainer.train import build
+from trainer.train import build, inference
 from trainer.train.data import Data
 from trainer.train.prediction_writer import PredictionWriter, Shares, merge_shares
 
@@ -87,16 +81,11 @@ def main() -> int:
     """Predict according to the command line, and write a record of the outputs; returns the exit code."""
     run, split, folder = RunDirectory(Path(sys.argv[1])), sys.argv[3], Path(sys.argv[5])
     checkpoint = run.checkpoints_dir / sys.argv[2]
-    die_with_parent()
-    silence_known_warnings()
-    rank = Rank.from_environment()
-    logs.start(run.config())
     data_node = records.loads(dict[str, Any], sys.argv[4], "the section data of trainer predict")
-    record = predict(run, checkpoint, split, data_node, folder)
-    if rank.is_first:
-        (folder / RECORD).write_text(records.dumps(record, indent=1))
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
+    with inference.process_of(run) as rank:
+        record = predict(run, checkpoint, split, data_node, folder)
+        if rank.is_first:
+            (folder / RECORD).write_text(records.dumps(record, indent=1))
     return 0
 
 
@@ -109,15 +98,8 @@ def predict(run: RunDirectory, checkpoint: Path, split: str, data_node: dict[str
     Raises:
         UserError: If the module or the data has nothing to predict, or rows and samples do not match.
     """
-    config, rank = hydra_state.load(run), Rank.from_environment()
-    config.data = data_node
-    group = init_process_group(config, rank)
-    store = CheckpointStore(run.checkpoints_dir)
-    trainer = build.build_trainer(config, rank, RunCheckpointIO(CheckpointWriter(store)), str(run.path))
-    rng.seed_all(config.seed)
-    data = build.build_data(config, rank, trainer, group)
-    module = build.build_module(config, data, lambda: None, deferral=build.deferral_of(config, rank))
-    data.set_up(module)
+    job = inference.build_job(run, data_node)
+    config, rank, trainer, data, module = job.config, job.rank, job.trainer, job.data, job.module
     if not is_overridden("predict_step", module, LightningModule) and not is_overridden(
         "forward", module, LightningModule
     ):
