@@ -32,6 +32,7 @@ from trainer.checkpoint.hashing import HashingFile
 from trainer.checkpoint.hashing import checksums as checksums_of
 from trainer.checkpoint.wellformed import BadCheckpoint
 from trainer.core.errors import EnvironmentFault, TrainerError, UserError
+from trainer.core.files import sync
 from trainer.core.records import BadRecord, absent, from_json, to_json
 
 FORMAT = 2
@@ -415,15 +416,6 @@ def fix_of(error: BaseException, target: Path) -> str:
         errno.EEXIST: other_writer,
         errno.ENOENT: other_writer,  # it has deleted this attempt's staging folder
     }.get(error.errno or 0, f"Check the filesystem of {target.parent}.")
-
-
-def sync(path: Path) -> None:
-    """Flush a file, or the directory entries of a folder, to disk (fsync)."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def new_digest() -> Any:

@@ -16,6 +16,7 @@ from typing import Literal
 from trainer.checkpoint import commit
 from trainer.checkpoint.wellformed import BadCheckpoint
 from trainer.core.errors import UserError
+from trainer.core.files import sync
 
 BEFORE_END = "-before-end"
 """Suffix of a checkpoint if a final checkpoint of the same step exists.
@@ -212,7 +213,7 @@ class CheckpointStore:
             else:
                 commit.set_aside(renamed)
         os.rename(path, renamed)
-        commit.sync(self.directory)
+        sync(self.directory)
         return renamed
 
     def remove_newer(self, step: int) -> None:

@@ -6,7 +6,6 @@ starts them. Other programs are seen by their processes.
 
 from __future__ import annotations
 
-import fcntl
 import os
 import stat
 import time
@@ -17,6 +16,7 @@ from pathlib import Path
 from trainer.core.errors import EnvironmentFault, UserError
 from trainer.core.gpu import Gpu
 from trainer.core.gpus import ON_CPU, Inventory, inventory
+from trainer.core.locks import locked_or_closed
 
 CLAIMED_VARIABLE = "TRAINER_GPUS"
 """The GPUs that were chosen for this process, as text; unset: none were."""
@@ -179,12 +179,7 @@ def _lock(gpu: Gpu) -> int | None:
     descriptor = _open(_FOLDER / f"trainer-gpu-{gpu.key.replace('/', '_')}.lock")
     if descriptor is None:
         return os.open(os.devnull, os.O_RDONLY)  # without locks a job sees the others by their processes only
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(descriptor)
-        return None
-    return descriptor
+    return locked_or_closed(descriptor)
 
 
 def _open(path: Path) -> int | None:

@@ -55,7 +55,7 @@ def write_atomic(path: Path, content: str | bytes, *, durable: bool = True) -> N
         Path(temporary).unlink(missing_ok=True)
         raise
     if durable:
-        fsync_folder(path.parent)
+        sync(path.parent)
 
 
 def write_new(path: Path, content: str) -> bool:
@@ -99,9 +99,9 @@ def write_live(path: Path, content: dict[str, Any]) -> None:
         os.close(descriptor)
 
 
-def fsync_folder(folder: Path) -> None:
-    """Flush the directory entries of `folder` to disk."""
-    descriptor = os.open(folder, os.O_RDONLY)
+def sync(path: Path) -> None:
+    """Flush a file, or the directory entries of a folder, to disk (fsync)."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -10,6 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from trainer.config.notify import channel_names, secrets_of
+from trainer.core.locks import try_lock
 from trainer.notify.due import due
 from trainer.notify.message import Message, clean
 from trainer.runs.directory import RunDirectory
@@ -70,13 +70,8 @@ def _only_one(run: RunDirectory) -> Iterator[bool]:
 
 def _take(descriptor: int) -> bool:
     deadline = time.monotonic() + _PATIENCE_S
-    while True:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return True
-        except BlockingIOError:
-            if time.monotonic() > deadline:
-                return False
-            time.sleep(0.1)
-        except OSError:  # not supported by this file system
-            return True
+    while try_lock(descriptor) is False:
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.1)
+    return True

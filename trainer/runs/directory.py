@@ -20,9 +20,9 @@ from trainer.core import processes, records
 from trainer.core.errors import EnvironmentFault, UserError
 from trainer.core.files import (
     append_line,
-    fsync_folder,
     read_bytes,
     read_json,
+    sync,
     write_atomic,
     write_new,
 )
@@ -434,7 +434,7 @@ def _make_folder(runs_dir: Path, name: str, identity: str | None) -> Path:
                 if identity is not None:
                     raise
                 continue
-            fsync_folder(runs_dir)
+            sync(runs_dir)
             return path
     except OSError as error:
         raise _cannot_create(runs_dir, error) from None

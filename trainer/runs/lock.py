@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import socket
@@ -10,6 +9,7 @@ import time
 
 from trainer.core import records
 from trainer.core.errors import EnvironmentFault, UserError
+from trainer.core.locks import try_lock
 from trainer.runs.directory import RunDirectory
 from trainer.runs.records import LockHolder
 from trainer.runs.registry import reference_to
@@ -40,20 +40,16 @@ class RunLock:
         self._path.parent.mkdir(exist_ok=True)
         descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
         began = time.monotonic()
-        while True:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                holder = self._holder(descriptor)
-                patience_s = _DYING_S if holder is not None and holder.host == socket.gethostname() else _OTHER_HOST_S
-                if time.monotonic() - began > patience_s:
-                    os.close(descriptor)
-                    raise self._refusal(holder) from None
-                time.sleep(0.2)
-            except OSError:  # not supported by this file system
+        while (locked := try_lock(descriptor)) is False:
+            holder = self._holder(descriptor)
+            patience_s = _DYING_S if holder is not None and holder.host == socket.gethostname() else _OTHER_HOST_S
+            if time.monotonic() - began > patience_s:
                 os.close(descriptor)
-                return
+                raise self._refusal(holder)
+            time.sleep(0.2)
+        if locked is None:
+            os.close(descriptor)
+            return
         os.ftruncate(descriptor, 0)
         mine = LockHolder(host=socket.gethostname(), pid=os.getpid(), attempt=attempt)
         os.pwrite(descriptor, records.dumps(mine).encode(), 0)

@@ -8,7 +8,6 @@ remains open.
 
 from __future__ import annotations
 
-import fcntl
 import os
 import secrets
 import shutil
@@ -23,6 +22,7 @@ from pathlib import Path
 from trainer.core import network, records
 from trainer.core.errors import EnvironmentFault
 from trainer.core.files import write_atomic
+from trainer.core.locks import locked_or_closed
 from trainer.core.network import LocalAddress
 
 JOIN_TIMEOUT_S = 600.0
@@ -195,9 +195,4 @@ def _lock(folder: Path) -> int | None:
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     except OSError:
         return None
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(descriptor)
-        return None
-    return descriptor
+    return locked_or_closed(descriptor)

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 from trainer.core import records
 from trainer.core.errors import EnvironmentFault, UserError
-from trainer.core.files import fsync_folder, subfolders, write_atomic
+from trainer.core.files import subfolders, sync, write_atomic
 from trainer.core.secrets import mask
 from trainer.runs.registry import as_argument, choose, runs_dir_from
 from trainer.sweeps.records import Array, ArrayJob, Owner, Prune, Result, Retry, Spec, Trial, TrialRun
@@ -89,7 +89,7 @@ class SweepDirectory:
                     continue
                 for folder in (sweep.trials_dir, sweep.arrays_dir, sweep.logs_dir, sweep.slots_dir):
                     folder.mkdir()
-                fsync_folder(sweeps_dir)
+                sync(sweeps_dir)
                 return sweep
         except OSError as error:
             raise EnvironmentFault(
@@ -172,7 +172,7 @@ class SweepDirectory:
     def add_trials(self, trials: Iterable[Trial]) -> bool:
         """Write trials that are decided together; return False if another process has decided one of them."""
         made = [decide(self._path(one.number, "trial"), one, flush=False) for one in trials]
-        fsync_folder(self.trials_dir)
+        sync(self.trials_dir)
         return all(made)
 
     def add_owner(self, number: int, owner: Owner) -> bool:
@@ -257,7 +257,7 @@ def decide(path: Path, record: Any, *, indent: int | None = None, flush: bool = 
     finally:
         temporary.unlink(missing_ok=True)
     if flush:
-        fsync_folder(path.parent)
+        sync(path.parent)
     return won
 
 

@@ -6,13 +6,13 @@ the owner all along. A lock, which the kernel releases, keeps more than `at_once
 
 from __future__ import annotations
 
-import fcntl
 import os
 import subprocess
 from pathlib import Path
 
 from trainer.core import processes, records
 from trainer.core.hardware import usable_cores
+from trainer.core.locks import try_lock
 from trainer.sweeps import decide
 from trainer.sweeps.directory import SweepDirectory
 from trainer.sweeps.progress import TrialView
@@ -96,13 +96,9 @@ def take(sweep: SweepDirectory, slot: int) -> int | None:
     if held is not None:
         return int(held)
     descriptor = os.open(_lock_path(sweep, slot), os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+    if try_lock(descriptor) is False:
         os.close(descriptor)
         return None
-    except OSError:
-        pass
     os.set_inheritable(descriptor, True)  # through exec(2); children of the node process close it
     return descriptor
 
@@ -110,14 +106,9 @@ def take(sweep: SweepDirectory, slot: int) -> int | None:
 def _is_free(sweep: SweepDirectory, slot: int) -> bool:
     descriptor = os.open(_lock_path(sweep, slot), os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:
-        return True
+        return try_lock(descriptor) is not False
     finally:
         os.close(descriptor)
-    return True
 
 
 def _lock_path(sweep: SweepDirectory, slot: int) -> Path:
