@@ -47,6 +47,7 @@ from types import CellType, FunctionType, ModuleType
 from typing import Any, NoReturn
 
 from trainer.core import processes
+from trainer.supervise.fork_server import keep_operators
 
 PRELOADED = (
     "trainer.train.run",
@@ -56,16 +57,26 @@ PRELOADED = (
     "trainer.report.write",
     "torch.distributed.run",
     # What most commands and ranks import next.
+    "trainer.cli.approval",
     "trainer.cli.check",
+    "trainer.cli.plan",
+    "trainer.cli.resume",
+    "trainer.cli.sweep_follow",
+    "trainer.cli.sweep_launch",
+    "trainer.cli.sweep_verbs",
+    "trainer.cli.time",
     "trainer.config.keys",
     "trainer.config.own_keys",
     "trainer.config.retarget",
+    "trainer.plan.run",
     "trainer.runs.manifest",
     "numpy.ma",
     "torch.profiler",
     "trainer.data.digits",
     "trainer.models.mlp",
     "trainer.schedules",
+    "trainer.slurm.submit",
+    "trainer.sweeps.arrays",
     "trainer.tasks.classification",
 )
 IMPORTING = {"bench", "check", "doctor", "evaluate", "export", "fit", "plan", "predict", "repro", "resume", "sweep"}
@@ -164,6 +175,7 @@ def _import() -> None:
     of_imports = {name: value for name, value in os.environ.items() if name not in before}
     _fresh = _Fresh(dict(os.environ), list(sys.path), names, of_imports, torch.get_num_threads())
     assert threading.active_count() == 1
+    keep_operators()
     gc.collect()
     gc.freeze()
 
