@@ -34,7 +34,7 @@ from trainer.runs.node_folder import NODE_FOLDER_VARIABLE, NodeFolder
 from trainer.runs.records import HeartbeatRecord
 from trainer.supervise import hang, supervisor
 from trainer.supervise.relay import interval_s
-from trainer.supervise.torchrun import Place
+from trainer.supervise.rendezvous import Place
 
 NODES = (1, 8, 64, 512)
 RANKS_PER_NODE = 8

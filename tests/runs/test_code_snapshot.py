@@ -15,7 +15,8 @@ from trainer.config.shape import LaunchShape
 from trainer.config.sources import Definition, find
 from trainer.runs import code_snapshot as snapshots
 from trainer.runs.directory import RunDirectory
-from trainer.supervise.torchrun import Place, environment
+from trainer.supervise.rendezvous import Place
+from trainer.supervise.torchrun import Interpreter, environment
 
 CLASS = "class Net:\n    state = {state!r}\n"
 
@@ -43,7 +44,9 @@ def in_worker(run: RunDirectory, project: Path, code: str, path: str = "") -> st
     inherited = {"PATH": "/usr/bin:/bin", "PYTHONPATH": path} if path else {"PATH": "/usr/bin:/bin"}
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(project)
-        variables = environment(inherited, run.code_dir, LaunchShape(1, 1, "cpu"), Place(), attempt=0)
+        variables = environment(
+            inherited, Interpreter(code_dir=run.code_dir), LaunchShape(1, 1, "cpu"), Place(), attempt=0
+        )
     command = [sys.executable, "-P" if sys.version_info >= (3, 11) else "-s", "-c", code]
     done = subprocess.run(command, env=variables, cwd=project, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

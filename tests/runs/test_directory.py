@@ -17,7 +17,7 @@ from trainer.runs import directory
 from trainer.runs.directory import RunDirectory
 from trainer.runs.events import Ended, Started
 from trainer.supervise import torchrun
-from trainer.supervise.torchrun import Place
+from trainer.supervise.rendezvous import Place
 
 
 def make(root: Path, name: str = "job", code: Path | None = None, runs_dir: str = "runs") -> RunDirectory:
@@ -70,7 +70,8 @@ def test_the_hash_seed_is_that_of_the_launch(tmp_path: Path, monkeypatch: pytest
     run.manifest_path.write_text("{}")  # of a run that was made before
     assert run.hash_seed() == "8"
     shape, place = LaunchShape(1, 1, "cpu"), Place()
-    assert torchrun.environment({}, run.code_dir, shape, place, attempt=0, hash_seed="7")["PYTHONHASHSEED"] == "7"
+    python = torchrun.Interpreter(code_dir=run.code_dir, hash_seed="7")
+    assert torchrun.environment({}, python, shape, place, attempt=0)["PYTHONHASHSEED"] == "7"
 
 
 @pytest.mark.parametrize("name", ["../x", "a/b", "", ".hidden", "-rf", "a b", "x\ny"])

@@ -17,7 +17,7 @@ from tests.supervise.test_node import wait_until
 from trainer.config.shape import LaunchShape
 from trainer.core import processes
 from trainer.supervise import agent, entry, torchrun
-from trainer.supervise.torchrun import Place
+from trainer.supervise.rendezvous import Place
 
 pytestmark = pytest.mark.executed
 
@@ -30,7 +30,9 @@ def start(folder: Path, preload: str = "json", worker: list[str] | None = None) 
     # A Python outside of the virtual environment (PYTHON_EXEC) needs the path of the packages as well.
     packages = [path for path in sys.path if path.endswith("site-packages")]
     inherited = {**clean_environment(), "PYTHONPATH": os.pathsep.join([str(RANK.parent), *packages])}
-    variables = torchrun.environment(inherited, folder, shape, Place(), attempt=0, preload=preload)
+    variables = torchrun.environment(
+        inherited, torchrun.Interpreter(code_dir=folder, preload=preload), shape, Place(), attempt=0
+    )
     arguments = torchrun.command(folder, "test", shape, Place(), max_restarts=1, worker=worker or [str(RANK)])
     log = os.open(folder / "log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     stdout = os.dup(1)

@@ -28,8 +28,8 @@ from trainer.supervise import hang as hang_module
 from trainer.supervise import supervisor
 from trainer.supervise.hang import HangWatcher, Watched
 from trainer.supervise.relay import Relay, interval_s
+from trainer.supervise.rendezvous import Place
 from trainer.supervise.supervisor import Supervisor
-from trainer.supervise.torchrun import Place
 from trainer.supervise.watchdog import main_stack
 
 BEAT = HeartbeatRecord(time=1.0, step=3, phase="train", host="here", pid=1, batches=64, own_s=0.1, batch_s=0.1)

@@ -14,6 +14,7 @@ import tempfile
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -22,13 +23,14 @@ from trainer.core.errors import EnvironmentFault
 from trainer.core.network import loopback_interface
 from trainer.core.processes import children
 from trainer.supervise import rendezvous
+from trainer.supervise.rendezvous import Place
 
 HERE = Path(__file__).parent
 pytestmark = pytest.mark.usefixtures("no_orphans")
 
 
-def join(path: Path, rank: int, **options: object) -> rendezvous.Link:
-    return rendezvous.join(path, rank, **{"address": "127.0.0.1", "named": "first", **options})  # type: ignore[arg-type]
+def join(path: Path, rank: int, named: str = "first", **options: Any) -> rendezvous.Link:
+    return rendezvous.join(path, Place(2, rank, named, address="127.0.0.1"), **options)
 
 
 def test_the_first_node_opens_one_address_and_the_others_read_where(tmp_path: Path) -> None:

@@ -12,8 +12,8 @@ from torch.distributed.run import parse_args
 
 from trainer.config.shape import LaunchShape
 from trainer.core.network import LocalAddress
-from trainer.supervise.rendezvous import Link, Server
-from trainer.supervise.torchrun import Place, command, environment
+from trainer.supervise.rendezvous import Link, Place, Server
+from trainer.supervise.torchrun import Interpreter, command, environment
 
 GPU, CPU = LaunchShape(1, 2, "cuda"), LaunchShape(1, 2, "cpu")
 
@@ -31,9 +31,9 @@ GPU, CPU = LaunchShape(1, 2, "cuda"), LaunchShape(1, 2, "cpu")
 def test_expandable_segments_unless_the_user_has_set_the_allocator(
     tmp_path: Path, shape: LaunchShape, given: dict[str, str], expected: dict[str, str]
 ) -> None:
-    variables = environment(given, tmp_path, shape, Place(), attempt=0, expandable_segments=True)
+    variables = environment(given, Interpreter(code_dir=tmp_path, expandable_segments=True), shape, Place(), attempt=0)
     assert {name: value for name, value in variables.items() if "ALLOC_CONF" in name} == expected
-    variables = environment(given, tmp_path, shape, Place(), attempt=0, expandable_segments=False)
+    variables = environment(given, Interpreter(code_dir=tmp_path), shape, Place(), attempt=0)
     assert {name: value for name, value in variables.items() if "ALLOC_CONF" in name} == given
 
 
@@ -63,7 +63,7 @@ def test_interfaces_between_nodes(
 ) -> None:
     server = Server(address="10.0.0.1", port=4321, token="f00")
     place = Place(2, 1, "first", interface=interface, link=Link(LocalAddress("10.0.0.2", "eth0"), server))
-    variables = environment(given, tmp_path, GPU, place, attempt=0)
+    variables = environment(given, Interpreter(code_dir=tmp_path), GPU, place, attempt=0)
     assert [variables.get(f"{name}_SOCKET_IFNAME") for name in ("GLOO", "NCCL", "TP")] == expected
     assert variables["TRAINER_STORE"] == "tcp:f00"
     arguments = parse_args(command(tmp_path, "job", GPU, place, max_restarts=0, worker=["train.py"])[2:])
@@ -75,7 +75,8 @@ def test_interfaces_between_nodes(
 def test_the_allocator_of_a_gpu_process_has_expandable_segments(tmp_path: Path) -> None:
     code = "import torch; torch.ones(1, device='cuda'); print(torch.cuda.memory_snapshot()[0]['is_expandable'])"
     for is_on in (True, False):
-        variables = environment(os.environ, tmp_path, GPU, Place(), attempt=0, expandable_segments=is_on)
+        python = Interpreter(code_dir=tmp_path, expandable_segments=is_on)
+        variables = environment(os.environ, python, GPU, Place(), attempt=0)
         done = subprocess.run([sys.executable, "-c", code], env=variables, capture_output=True, text=True, check=True)
         assert done.stdout.strip() == str(is_on)
 
@@ -86,5 +87,6 @@ def test_the_allocator_of_a_gpu_process_has_expandable_segments(tmp_path: Path) 
 def test_the_ranks_of_a_large_job_are_not_all_connected_to_each_other(
     tmp_path: Path, nodes: int, given: dict[str, str], expected: str | None
 ) -> None:
-    variables = environment(given, tmp_path, LaunchShape(nodes, 8, "cuda"), Place(nodes), attempt=0)
+    python, shape = Interpreter(code_dir=tmp_path), LaunchShape(nodes, 8, "cuda")
+    variables = environment(given, python, shape, Place(nodes), attempt=0)
     assert variables.get("TORCH_GLOO_LAZY_INIT") == expected

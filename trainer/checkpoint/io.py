@@ -54,6 +54,7 @@ class CheckpointWriter:
         self,
         store: CheckpointStore,
         asynchronous: bool = True,
+        *,
         on_committed: Callable[[Checkpoint], None] | None = None,
         attempt: int = 0,
         copies: CopyOptions = CopyOptions(),  # noqa: B008  frozen
@@ -113,6 +114,7 @@ class CheckpointWriter:
         target: Path,
         info: CommitInfo,
         group: torch.distributed.ProcessGroup | None,
+        *,
         is_private: bool = False,
     ) -> None:
         """Write `tensors`, sharded over the ranks, and `state` of rank 0 as one checkpoint. Collective.

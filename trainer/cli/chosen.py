@@ -28,8 +28,8 @@ from trainer.runs.records import CommandFailure
 from trainer.runs.registry import reference_to, shortest
 from trainer.runs.remote_checkpoints import remote_of, url_of
 from trainer.supervise import entry, torchrun
-from trainer.supervise.rendezvous import private_folder
-from trainer.supervise.torchrun import Place
+from trainer.supervise.rendezvous import Place, private_folder
+from trainer.supervise.torchrun import Interpreter
 
 
 def choose(run: RunDirectory, which: str) -> Checkpoint:
@@ -112,14 +112,16 @@ def run_on_ranks(
             inherited |= claim.variables()
         variables = torchrun.environment(
             inherited,
-            run.code_dir,
+            Interpreter(
+                code_dir=run.code_dir,
+                preload=preload,
+                hash_seed=run.hash_seed(),
+                expandable_segments=run.config()["trainer"].get("expandable_segments", True),
+            ),
             shape,
             Place(),
             attempt=0,
             store=stack.enter_context(private_folder()),
-            preload=preload,
-            hash_seed=run.hash_seed(),
-            expandable_segments=run.config()["trainer"].get("expandable_segments", True),
         )
         log = stack.enter_context(logged(run.logs_dir / f"{verb}.log", variables))
         child = torchrun.start([*command, *arguments], variables, stdout=sys.stderr if quiet else None, stderr=log)

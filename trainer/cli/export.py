@@ -22,7 +22,8 @@ from trainer.runs.records import Exported
 from trainer.runs.registry import runs_dir_from
 from trainer.runs.trust import find_trusted, require
 from trainer.supervise import entry, torchrun
-from trainer.supervise.torchrun import Place
+from trainer.supervise.rendezvous import Place
+from trainer.supervise.torchrun import Interpreter
 
 _DESCRIPTION = (
     "Write the weights of a checkpoint as safetensors, as a Hugging Face model, as ONNX (compared with torch first) or "
@@ -139,7 +140,8 @@ def _write(run: RunDirectory | None, checkpoint: Checkpoint, how: list[str], tar
     code_dir = run.code_dir if run is not None else Path.cwd()
     seed = run.hash_seed() if run is not None else "0"
     command = [*processes.python_module(*entry.started(entry.EXPORT, code_dir)[1:]), str(run.path) if run else "-"]
-    variables = torchrun.environment(os.environ, code_dir, shape, Place(), attempt=0, hash_seed=seed)
+    python = Interpreter(code_dir=code_dir, hash_seed=seed)
+    variables = torchrun.environment(os.environ, python, shape, Place(), attempt=0)
     log = run.logs_dir / "export.log" if run else Path(tempfile.gettempdir(), f"trainer-export-{os.getpid()}.log")
     try:
         with logged(log, variables) as output:

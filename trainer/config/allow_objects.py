@@ -10,6 +10,7 @@ import enum
 import functools
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -23,25 +24,35 @@ _SCALARS = (bool, int, float, complex, str, bytes, enum.Enum, type(None), tuple,
 """Types of objects for `hydra.utils.get_object` that cannot be called."""
 
 
-def refusal(target: Any, path: str, key: str, holder: Any, cwd: Path, trusted: Sequence[str]) -> Refusal | None:
+@dataclass(frozen=True)
+class Named:
+    """How a configuration names an object."""
+
+    path: str
+    """Dotted path, as written."""
+    key: str
+    """Its key in the configuration."""
+    holder: Any
+    """The module or class that the object was taken from."""
+
+
+def refusal(target: Any, named: Named, cwd: Path, trusted: Sequence[str]) -> Refusal | None:
     """Return why an imported object must not be called; None if it may be.
 
     Args:
         target: The object.
-        path: Dotted path, as written.
-        key: Its key in the configuration.
-        holder: The module that it was taken from.
+        named: How the configuration names it.
         cwd: Directory that is searched first.
         trusted: `security.allow`.
     """
-    written, section = canonical(path), allow.section_of(key)
+    written, section = canonical(named.path), allow.section_of(named.key)
     if written in trusted or allowed.is_named(written, section) or (not section and _is_named(target)):
         return None
     if isinstance(target, functools.partial):
-        return refusal(target.func, path, key, holder, cwd, trusted)
+        return refusal(target.func, named, cwd, trusted)
     name = _definition(target)
     if name is None:
-        return _value(target, written, section, holder, cwd, trusted)
+        return None if _is_value(target, named, cwd, trusted) else allow.refused(written, section)
     module, qualified = name
     defined = canonical(f"{module}.{qualified}")
     if allowed.under(defined, trusted) or _is_of_user(module, cwd):
@@ -82,18 +93,18 @@ def _definition(target: Any) -> tuple[str, str] | None:
     return (module, qualified) if isinstance(module, str) else None
 
 
-def _value(target: Any, written: str, section: str, holder: Any, cwd: Path, trusted: Sequence[str]) -> Refusal | None:
-    """Judge an object that is neither a class nor a function: a value, or an instance that can be called."""
-    where = holder.__name__ if isinstance(holder, ModuleType) else ""
+def _is_value(target: Any, named: Named, cwd: Path, trusted: Sequence[str]) -> bool:
+    """Return whether an object that is neither a class nor a function may be used: a value, or an instance."""
+    where = named.holder.__name__ if isinstance(named.holder, ModuleType) else ""
     if _is_of_user(where, cwd) or allowed.under(canonical(where), trusted):
         kind = _definition(type(target))
         package = canonical(kind[0]).partition(".")[0] if kind else ""
-        is_plain = isinstance(target, _SCALARS) or package in (*allowed.PACKAGES, "numpy")
-        if is_plain or (kind and (_is_of_user(kind[0], cwd) or allowed.under(kind[0], trusted))):
-            return None
-    elif isinstance(target, _SCALARS) and not isinstance(target, dict) and allowed.holds_classes(written):
-        return None
-    return allow.refused(written, section)
+        if isinstance(target, _SCALARS) or package in (*allowed.PACKAGES, "numpy"):
+            return True
+        return kind is not None and (_is_of_user(kind[0], cwd) or allowed.under(kind[0], trusted))
+    return (
+        isinstance(target, _SCALARS) and not isinstance(target, dict) and allowed.holds_classes(canonical(named.path))
+    )
 
 
 def _is_of_user(name: str, cwd: Path) -> bool:

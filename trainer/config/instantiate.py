@@ -137,7 +137,7 @@ def _located(path: str, where: str) -> Any:
     if refused is not None:
         raise refused.error(where, path, _trusted)
     target, holder = _follow(path, where)
-    refused = allow_objects.refusal(target, path, where, holder, cwd, _trusted)
+    refused = allow_objects.refusal(target, allow_objects.Named(path, where, holder), cwd, _trusted)
     if refused is not None:
         raise refused.error(where, path, _trusted)
     if where.endswith("_target_"):

@@ -23,9 +23,9 @@ def _instinct(
     memory: tuple[int, str],
     bandwidth: float,
     peaks: Mapping[Arithmetic, float],
+    *,
     fabric: tuple[float, Reach],
     watts: float,
-    *,
     seen: Mapping[Figure, str] | None = None,
     note: str = "",
 ) -> Device:
@@ -76,13 +76,29 @@ _CDNA4: Mapping[Arithmetic, float] = {
 _TWO_DIES, _ONE_DIE = ("CDNA 2", "gfx90a", 110), ("CDNA 2", "gfx90a", 104)
 
 DEVICES = [
-    _instinct("AMD Instinct MI210", _ONE_DIE, _reported(63.98), 1638, _MI250, (300, "bridge"), 300),
+    _instinct("AMD Instinct MI210", _ONE_DIE, _reported(63.98), 1638, _MI250, fabric=(300, "bridge"), watts=300),
     _instinct(
-        "AMD Instinct MI250", _ONE_DIE, _reported(63.98), 1638, _MI250, (400, "package"), 280, seen=_DIE_SEEN, note=_DIE
+        "AMD Instinct MI250",
+        _ONE_DIE,
+        _reported(63.98),
+        1638,
+        _MI250,
+        fabric=(400, "package"),
+        watts=280,
+        seen=_DIE_SEEN,
+        note=_DIE,
     ),
     *(
         _instinct(
-            name, _TWO_DIES, _reported(63.98), 1638, _MI250X, (400, "package"), 280, seen=_DIE_SEEN, note=_DIE
+            name,
+            _TWO_DIES,
+            _reported(63.98),
+            1638,
+            _MI250X,
+            fabric=(400, "package"),
+            watts=280,
+            seen=_DIE_SEEN,
+            note=_DIE,
         )  # older releases of ROCm do not tell them apart
         for name in ("AMD Instinct MI250X", "AMD Instinct MI250X / MI250")
     ),
@@ -92,8 +108,8 @@ DEVICES = [
         _reported(191.69),
         5300,
         _CDNA3,
-        (896, "mesh"),
-        750,
+        fabric=(896, "mesh"),
+        watts=750,
         seen=_MI300X_SEEN,
     ),
     _instinct(
@@ -102,8 +118,8 @@ DEVICES = [
         (int(256e9), ""),
         6000,
         _CDNA3,
-        (896, "mesh"),
-        1000,
+        fabric=(896, "mesh"),
+        watts=1000,
         seen=dict.fromkeys(("peak", "bandwidth", "memory", "power"), "https://awesomeagents.ai/hardware/amd-mi325x"),
     ),
     _instinct(
@@ -112,8 +128,8 @@ DEVICES = [
         (int(287.98 * GIB), "torch's total capacity in https://github.com/ROCm/TheRock/issues/2118"),
         8000,
         _CDNA4,
-        (1075, "mesh"),
-        1400,
+        fabric=(1075, "mesh"),
+        watts=1400,
         seen={"memory": "https://github.com/ROCm/TheRock/issues/2118"},
     ),
 ]

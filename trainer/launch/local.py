@@ -26,7 +26,8 @@ from trainer.supervise.node import (
     RENDEZVOUS_VARIABLE,
     record_launch,
 )
-from trainer.supervise.torchrun import Place
+from trainer.supervise.rendezvous import Place
+from trainer.supervise.torchrun import Interpreter
 
 NODE = "trainer.supervise.node"
 _started: list[subprocess.Popen[bytes]] = []
@@ -98,13 +99,15 @@ def start_ahead(config: dict[str, Any]) -> NodeAhead | None:
         return None
     variables = torchrun.environment(
         os.environ,
-        Path("/nonexistent/code"),
+        Interpreter(
+            code_dir=Path("/nonexistent/code"),
+            preload=entry.PRELOAD,
+            hash_seed=os.environ.get("PYTHONHASHSEED") or "0",
+            expandable_segments=bool(config["trainer"].get("expandable_segments", True)),
+        ),
         shape,
         Place(),
         attempt=0,
-        preload=entry.PRELOAD,
-        hash_seed=os.environ.get("PYTHONHASHSEED") or "0",
-        expandable_segments=bool(config["trainer"].get("expandable_segments", True)),
     )
     return NodeAhead(variables)
 

@@ -121,7 +121,7 @@ def _bad_nodes(run: RunDirectory, nodes: list[str], is_restart: bool) -> dict[st
 
 def _end_here(run: RunDirectory, outcome: Outcome, code: int, reason: str) -> list[str]:
     """Record an attempt that is not started, and make the script exit."""
-    _record(run, run.next_attempt(), outcome, code, reason)
+    _record(run, AttemptOutcome(attempt=run.next_attempt(), outcome=outcome, exit_code=code, reason=reason))
     seal_ended(run)
     print(f"{run.path.name} {outcome}: {reason}", file=sys.stderr)
     return [f"exit {code}"]
@@ -152,11 +152,11 @@ def _explain_silence(run: RunDirectory) -> None:
     slurm_reason = ending.by_slurm(run, str(begun[-1].slurm_job_id), attempt)
     if outcome == "requeue":  # the ranks had saved
         attempt, step = ends[-1].attempt, ends[-1].step
-        _record(run, attempt, "requeue", REQUEUE, f"saved: {slurm_reason or 'preempted'}", step=step)
+        _record(run, _requeued(attempt, f"saved: {slurm_reason or 'preempted'}", step))
         return
     lost = lost_nodes.sentence(lost_nodes.note_lost(run, nodes))
     reason = lost or slurm_reason or f"{nodes[0]}, where the job script ran, was lost"
-    _record(run, attempt, "requeue", REQUEUE, f"not saved: {reason}")
+    _record(run, _requeued(attempt, f"not saved: {reason}"))
 
 
 def _without_progress(run: RunDirectory, step: int | None) -> int:
@@ -182,7 +182,7 @@ def end(run: RunDirectory, code: int) -> int:
             attempt, record = attempt + 1, None  # torchrun had begun another, and was killed
     outcome = record.outcome if record else None
     if run.stop_request.exists() and outcome in (None, "requeue", "hung"):
-        _record(run, attempt, "stopped", DONE, "stop requested")
+        _record(run, AttemptOutcome(attempt=attempt, outcome="stopped", exit_code=DONE, reason="stop requested"))
         return DONE
     if record and (outcome in ("finished", "stopped") or record.code in _HOPELESS):
         _say(attempt, record.outcome, record.step, record.reason)
@@ -192,13 +192,13 @@ def end(run: RunDirectory, code: int) -> int:
     slurm_reason = ending.by_slurm(run, job_id, attempt)
     if outcome == "requeue":
         slurm_reason = slurm_reason or ("its time limit was near" if is_running else "preempted")
-        _record(run, attempt, "requeue", REQUEUE, f"saved: {slurm_reason}", step=record.step if record else None)
+        _record(run, _requeued(attempt, f"saved: {slurm_reason}", record.step if record else None))
     elif is_running:
         return _after_failure(run, attempt, code, record)
     else:
         lost = lost_nodes.note_lost(run, query.hostnames(os.environ["SLURM_JOB_NODELIST"]))
         reason = lost_nodes.sentence(lost) or slurm_reason or f"the job is {job.get('JobState', 'gone')}"
-        _record(run, attempt, "requeue", REQUEUE, f"not saved: {reason}")
+        _record(run, _requeued(attempt, f"not saved: {reason}"))
     if is_running or slurm_reason == ending.TIME_LIMIT:
         return requeue(run)
     if int(job.get("Restarts", "0")) > int(os.environ.get("SLURM_RESTART_COUNT") or 0):
@@ -214,7 +214,7 @@ def _after_failure(run: RunDirectory, attempt: int, code: int, record: AttemptOu
     """
     lost = lost_nodes.note_lost(run, query.hostnames(os.environ["SLURM_JOB_NODELIST"]))
     if lost:
-        _record(run, attempt, "requeue", REQUEUE, f"not saved: {lost_nodes.sentence(lost)}")
+        _record(run, _requeued(attempt, f"not saved: {lost_nodes.sentence(lost)}"))
         return requeue(run)
     is_single = int(os.environ[NODES_VARIABLE]) == 1
     if record and is_single:  # torchrun has used up its restarts
@@ -230,8 +230,22 @@ def _after_failure(run: RunDirectory, attempt: int, code: int, record: AttemptOu
         )
     failures = _failures_since_checkpoint(run, attempt)
     goes_on = failures <= int(run.config()["resilience"]["max_restarts"])
-    outcome, exit_code = (record.outcome, record.code) if record else ("failed", JOB_FAILED)
-    _record(run, attempt, outcome, exit_code, root_cause.reason, root_cause=root_cause, restarted=goes_on)
+    outcome: Outcome = record.outcome if record else "failed"
+    exit_code = record.code if record else JOB_FAILED
+    end = AttemptOutcome(
+        attempt=attempt,
+        outcome=outcome,
+        exit_code=exit_code,
+        reason=root_cause.reason,
+        restarted=goes_on,
+        log=str(root_cause.log.relative_to(run.path)) if root_cause.log else None,
+        lines=root_cause.lines,
+        rank=root_cause.rank,
+        host=root_cause.host,
+        where=root_cause.where,
+        mend=root_cause.mend,
+    )
+    _record(run, end)
     return REQUEUE if goes_on else exit_code or JOB_FAILED
 
 
@@ -259,36 +273,20 @@ def requeue(run: RunDirectory) -> int:
     return DONE
 
 
-def _record(
-    run: RunDirectory,
-    attempt: int,
-    outcome: Outcome,
-    code: int,
-    reason: str,
-    *,
-    step: int | None = None,
-    root_cause: cause.Cause | None = None,
-    restarted: bool = False,
-) -> None:
-    step = last_step(run, attempt) if step is None else step
-    record = AttemptOutcome(
-        attempt=attempt,
-        outcome=outcome,
-        exit_code=code,
-        reason=reason,
-        step=step,
-        restarted=restarted,
-        time=time.time(),
-    )
-    if root_cause:
-        log = str(root_cause.log.relative_to(run.path)) if root_cause.log else None
-        record = replace(record, log=log, lines=root_cause.lines, rank=root_cause.rank, host=root_cause.host)
-        record = replace(record, where=root_cause.where, mend=root_cause.mend)
-    before = run.outcome(attempt)
+def _record(run: RunDirectory, record: AttemptOutcome) -> None:
+    """Write how an attempt ended, with the time, and the last step if the record has none."""
+    step = last_step(run, record.attempt) if record.step is None else record.step
+    record = replace(record, step=step, time=time.time())
+    before = run.outcome(record.attempt)
     run.write_outcome(record)
-    if not restarted and (before is None or before.outcome != "requeue"):  # the rank wrote the event when it saved
-        run.add_event(_ended(outcome, attempt, step, reason))
-    _say(attempt, "died" if restarted else outcome, step, reason)
+    if not record.restarted and (before is None or before.outcome != "requeue"):
+        # Otherwise the rank wrote the event when it saved.
+        run.add_event(_ended(record.outcome, record.attempt, step, record.reason))
+    _say(record.attempt, "died" if record.restarted else record.outcome, step, record.reason)
+
+
+def _requeued(attempt: int, reason: str, step: int | None = None) -> AttemptOutcome:
+    return AttemptOutcome(attempt=attempt, outcome="requeue", exit_code=REQUEUE, reason=reason, step=step)
 
 
 def _ended(outcome: Outcome, attempt: int, step: int | None, reason: str) -> Ended:

@@ -34,6 +34,7 @@ from trainer.runs.directory import RunDirectory
 from trainer.runs.records import NodeCheck, Reduction
 from trainer.runs.remote_checkpoints import url_of
 from trainer.supervise import rendezvous
+from trainer.supervise.rendezvous import Place
 
 MOST_SKEW_S = 5.0
 """Largest clock difference; a larger one confuses which of two files is newer."""
@@ -146,10 +147,13 @@ def reduce_over(
     try:
         link = rendezvous.join(
             rendezvous_file,
-            nodes.index(node),
-            interface=together.interface,
-            named=nodes[0],
-            peers=nodes,
+            Place(
+                len(nodes),
+                nodes.index(node),
+                nodes[0],
+                peers=tuple(nodes),
+                interface=together.interface,
+            ),
             timeout_s=timeout_s,
             is_needed=lambda: unfit() is None,
         )

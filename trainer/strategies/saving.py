@@ -111,7 +111,8 @@ class ShardedCheckpoints(EndsInPlace):
         checkpoint[OPTIMIZERS] = asdict(optimizers)
         io = self.checkpoint_io
         assert isinstance(io, RunCheckpointIO), "sharded strategies save through RunCheckpointIO"
-        io.writer.save_sharded(tensors, checkpoint, path, info, self._group(), self.local_state_is_private)
+        is_private = self.local_state_is_private
+        io.writer.save_sharded(tensors, checkpoint, path, info, self._group(), is_private=is_private)
 
     def _path_of(self, path: Any) -> Path:
         """Return rank 0's path; on a node's own disk, that of the node. Collective."""

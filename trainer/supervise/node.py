@@ -25,8 +25,8 @@ from trainer.runs import trust
 from trainer.runs.directory import RunDirectory
 from trainer.runs.ending import seal_ended
 from trainer.runs.lock import RunLock
+from trainer.supervise.rendezvous import Place
 from trainer.supervise.supervisor import Supervisor
-from trainer.supervise.torchrun import Place
 
 FOLLOWER_VARIABLE = "TRAINER_FOLLOWER"
 """Process id of the command whose end also ends this node process; unset if it is independent."""

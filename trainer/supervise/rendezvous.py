@@ -14,7 +14,7 @@ import shutil
 import socket
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,14 +58,29 @@ class Link:
     """The socket of the server, on the first node."""
 
 
+@dataclass(frozen=True)
+class Place:
+    """Position of this node among the nodes of the job."""
+
+    nodes: int = 1
+    node_rank: int = 0
+    rendezvous: str | None = None
+    """HOST or HOST:PORT of the first node; None on a single node that no job script has started."""
+    peers: tuple[str, ...] = ()
+    """Names of the nodes of the job, first the first node, if the job script knows them."""
+    interface: str | None = None
+    """Interface that gloo and NCCL have to use between nodes (`cluster.network_interface`); None: the one of the route
+    to the others for gloo, any for NCCL."""
+    address: str | None = None
+    """Address of this node, if it was given by hand."""
+    link: Link | None = None
+    """Own address and server of a job on several nodes, once they are known; None on a single node."""
+
+
 def join(
     path: Path,
-    node_rank: int,
+    place: Place,
     *,
-    named: str | None = None,
-    interface: str | None = None,
-    address: str | None = None,
-    peers: Sequence[str] = (),
     timeout_s: float = JOIN_TIMEOUT_S,
     is_needed: Callable[[], bool] = lambda: True,
 ) -> Link:
@@ -73,21 +88,18 @@ def join(
 
     Args:
         path: Where the first node writes the server's address. Each attempt needs its own.
-        node_rank: Number of this node.
-        named: HOST or HOST:PORT of the first node, if it was given by hand. With a port no file is needed.
-        interface: Network interface to use; None: the one of the route to the others.
-        address: Address of this node, if it was given by hand.
-        peers: Names of nodes of the job, first the first node.
+        place: Position of this node. If `rendezvous` has a port, no file is needed.
         timeout_s: Longest time to wait for the first node.
         is_needed: Whether to continue waiting.
 
     Raises:
         EnvironmentFault: This node is the first and cannot be the server, or is another and does not find it.
     """
-    host, _, port = (named or "").rpartition(":") if ":" in (named or "") else (named or "", "", "0")
-    others = [peer for peer in [*peers, host] if peer and peer != socket.gethostname()]
-    own = network.own_address(interface, address, others)
-    if node_rank == 0:
+    named = place.rendezvous or ""
+    host, _, port = named.rpartition(":") if ":" in named else (named, "", "0")
+    others = [peer for peer in [*place.peers, host] if peer and peer != socket.gethostname()]
+    own = network.own_address(place.interface, place.address, others)
+    if place.node_rank == 0:
         return _serve(path, own, host, int(port))
     if int(port):
         return Link(own, Server(address=host, port=int(port), token=path.stem, host=host))

@@ -26,7 +26,8 @@ from trainer.runtime.process import NODE_BEGAN_VARIABLE
 from trainer.supervise import entry, rendezvous, torchrun
 from trainer.supervise.hang import HangWatcher, Watched
 from trainer.supervise.relay import Relay, interval_s
-from trainer.supervise.torchrun import Place
+from trainer.supervise.rendezvous import Place
+from trainer.supervise.torchrun import Interpreter
 from trainer.supervise.usage import UsageRecorder
 
 POLL_S = 0.1
@@ -105,11 +106,7 @@ class Supervisor:
         place = self.place
         link = rendezvous.join(
             self.run.stop_request.with_name(f"rendezvous-{self.base}.json"),
-            place.node_rank,
-            named=place.rendezvous,
-            interface=place.interface,
-            address=place.address,
-            peers=place.peers,
+            place,
             is_needed=lambda: not self.requested and self._outcome() is None,
         )
         print(f"node {place.node_rank} is {link.own}; node 0 serves {link.server.endpoint}", flush=True)
@@ -161,14 +158,16 @@ class Supervisor:
         )
         variables = torchrun.environment(
             os.environ,
-            self.run.code_dir,
+            Interpreter(
+                code_dir=self.run.code_dir,
+                preload=None if given else entry.module_of(entry.PRELOAD, self.run.code_dir),
+                hash_seed=self.run.hash_seed(),
+                expandable_segments=self.config["trainer"].get("expandable_segments", True),
+            ),
             self.shape,
             self.place,
             attempt=first,
             store=self._store,
-            preload=None if given else entry.module_of(entry.PRELOAD, self.run.code_dir),
-            hash_seed=self.run.hash_seed(),
-            expandable_segments=self.config["trainer"].get("expandable_segments", True),
         )
         if first == self.base:
             variables.setdefault(NODE_BEGAN_VARIABLE, f"{time.time() - processes.age_s():.3f}")

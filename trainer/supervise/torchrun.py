@@ -33,7 +33,7 @@ from trainer.supervise.agent import (
     TorchrunJob,
 )
 from trainer.supervise.ahead import send
-from trainer.supervise.rendezvous import Link
+from trainer.supervise.rendezvous import Place
 
 IGNORED_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 """Signals that torchrun ignores: it would kill its workers, or die. The node process forwards them to the workers."""
@@ -46,22 +46,19 @@ TORCHRUN_PID_VARIABLE = "TRAINER_TORCHRUN_PID"
 AGENT = Path(__file__).with_name("agent.py")
 
 
-@dataclass(frozen=True)
-class Place:
-    """Position of this node among the nodes of the job."""
+@dataclass(frozen=True, kw_only=True)
+class Interpreter:
+    """What Python starts with in torchrun and in the ranks."""
 
-    nodes: int = 1
-    node_rank: int = 0
-    rendezvous: str | None = None
-    """HOST or HOST:PORT of the first node; None on a single node that no job script has started."""
-    peers: tuple[str, ...] = ()
-    """Names of the nodes of the job, if the job script knows them."""
-    interface: str | None = None
-    """Interface that gloo and NCCL have to use between nodes (`cluster.network_interface`); None: any."""
-    address: str | None = None
-    """Address of this node, if it was given by hand."""
-    link: Link | None = None
-    """Own address and server of a job on several nodes, once they are known; None on a single node."""
+    code_dir: Path
+    """Code snapshot of the run."""
+    preload: str | None = None
+    """Module that is imported once for all ranks. While it is imported, no code may start a thread, use a GPU or read
+    the number of its rank."""
+    hash_seed: str = "0"
+    """PYTHONHASHSEED (`RunDirectory.hash_seed`). Forked ranks have that of the process that forks them."""
+    expandable_segments: bool = False
+    """`trainer.expandable_segments`."""
 
 
 def command(
@@ -111,34 +108,27 @@ def command(
 
 def environment(
     inherited: Mapping[str, str],
-    code_dir: Path,
+    python: Interpreter,
     shape: LaunchShape,
     place: Place,
     *,
     attempt: int,
     store: Path | None = None,
-    preload: str | None = None,
-    hash_seed: str = "0",
-    expandable_segments: bool = False,
 ) -> dict[str, str]:
     """Return the environment of torchrun, which the workers inherit.
 
     Args:
         inherited: Environment of this process.
-        code_dir: Code snapshot of the run.
+        python: What Python starts with.
         shape: Launch shape.
         place: Position of this node.
         attempt: Number of the first attempt.
         store: Private folder of this node (`rendezvous.private_folder`): the ranks of a single node find each other
             there, those of several exchange files with their node process.
-        preload: Module that is imported once for all ranks. While it is imported, no code may start a thread, use a
-            GPU or read the number of its rank.
-        hash_seed: PYTHONHASHSEED (`RunDirectory.hash_seed`). Forked ranks have that of the process that forks them.
-        expandable_segments: `trainer.expandable_segments`.
     """
-    inherited = {**inherited, **env_set(code_dir.parent)}
+    inherited = {**inherited, **env_set(python.code_dir.parent)}
     variables = dict(inherited)
-    variables["PYTHONHASHSEED"] = hash_seed
+    variables["PYTHONHASHSEED"] = python.hash_seed
     threads = max(1, usable_cores(inherited) // shape.processes_per_node)
     variables.setdefault("OMP_NUM_THREADS", str(threads))
     variables["TRAINER_ATTEMPT"] = str(attempt)
@@ -148,12 +138,12 @@ def environment(
     # The code snapshot comes before the working directory, which may have changed since launch, and before editable
     # installs, which are last on sys.path. `python -m` would insert the working directory first; PYTHONSAFEPATH
     # prevents that since Python 3.11 (3.10: `process.frozen_code_first`).
-    frozen = import_paths(code_dir)
+    frozen = import_paths(python.code_dir)
     variables["TRAINER_FROZEN_CODE"] = os.pathsep.join(frozen)  # read by trainer/runtime/frozen.py
     paths = [*frozen, os.getcwd(), *filter(None, [inherited.get("PYTHONPATH")])]
     variables["PYTHONPATH"] = os.pathsep.join(paths)
     variables["PYTHONSAFEPATH"] = "1"
-    if expandable_segments and shape.device == "cuda":
+    if python.expandable_segments and shape.device == "cuda":
         allow_expandable_segments(variables)
     for name in (STORE_VARIABLE, TOKEN_VARIABLE, LISTENER_VARIABLE, NODE_FOLDER_VARIABLE):  # of a job around this one
         variables.pop(name, None)
@@ -164,8 +154,8 @@ def environment(
         variables.setdefault("TORCH_GLOO_LAZY_INIT", "1")
     if shape.device == "cpu":
         variables["CUDA_VISIBLE_DEVICES"] = ""
-    if preload:
-        variables.setdefault(PRELOAD_VARIABLE, preload)
+    if python.preload:
+        variables.setdefault(PRELOAD_VARIABLE, python.preload)
     return variables
 
 
