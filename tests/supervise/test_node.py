@@ -25,6 +25,7 @@ from trainer.launch.local import LocalLauncher, reap
 from trainer.runs.directory import RunDirectory
 from trainer.runs.records import AttemptOutcome, HeartbeatRecord, Launch
 from trainer.supervise.supervisor import last_step
+from trainer.supervise.torchrun import AGENT
 
 HERE = Path(__file__).parent
 
@@ -70,6 +71,11 @@ def wait_until(condition: Callable[[], Any], timeout_s: float = 300) -> Any:
     return value
 
 
+def agents(node: subprocess.Popen[bytes]) -> list[int]:
+    """The processes of agent.py below the node, the uppermost first: what it forks has its command line."""
+    return [pid for pid in processes.descendants(node.pid) if str(AGENT) in processes.command_line(pid)]
+
+
 def has_step(run: RunDirectory) -> bool:
     return run.live.path(0).exists()
 
@@ -80,9 +86,10 @@ def end_of(run: RunDirectory, attempt: int = 0) -> AttemptOutcome:
     return outcome
 
 
-pytestmark = [pytest.mark.usefixtures("no_orphans"), pytest.mark.executed]
+pytestmark = pytest.mark.usefixtures("no_orphans")
 
 
+@pytest.mark.executed
 def test_success_with_threads_shared_out_and_the_frozen_code_first(workdir: Path) -> None:
     run = make_run(workdir)
     assert start_node(run, "finish").wait(180) == 0
@@ -138,7 +145,7 @@ def test_a_killed_torchrun_is_said_to_be_just_that(workdir: Path) -> None:
     run = make_run(workdir, max_restarts=1)
     node = start_node(run, "train", preload="json")
     wait_until(lambda: has_step(run))
-    os.kill(wait_until(lambda: processes.children(node.pid))[0], signal.SIGKILL)
+    os.kill(agents(node)[0], signal.SIGKILL)
     log = run.node_log(0, 0)
     said = wait_until(lambda: log.exists() and "again, 1 more try" in (text := log.read_text()) and text)
     assert "was killed by SIGKILL; starting torchrun again, 1 more try" in said
@@ -160,12 +167,12 @@ def test_workers_that_say_nothing_have_failed(workdir: Path) -> None:
     assert end_of(run).outcome == "failed"
 
 
-@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize("signum", [pytest.param(signal.SIGTERM, marks=pytest.mark.executed), signal.SIGUSR1])
 def test_a_signal_to_the_node_alone_reaches_the_workers(workdir: Path, signum: int) -> None:
     """Sent before any worker has a handler: it must neither kill nor be lost."""
     run = make_run(workdir)
     node = start_node(run, "train", preload="json")
-    torchrun = wait_until(lambda: processes.children(node.pid))[0]
+    torchrun = wait_until(lambda: agents(node))[0]
     os.kill(node.pid, signum)
     assert node.wait(180) == 75
     assert not processes.is_alive(torchrun)
@@ -203,8 +210,8 @@ def test_kill_9_leaves_no_process(workdir: Path, victim: str) -> None:
     run = make_run(workdir)
     node = start_node(run, "train", preload="json")
     wait_until(lambda: has_step(run))
-    wait_until(lambda: len(processes.descendants(node.pid)) == 4)  # the server, torchrun, two ranks
-    everyone = [node.pid, *processes.descendants(node.pid)]
+    wait_until(lambda: len(agents(node)) == 4)  # the fork server, torchrun, two ranks
+    everyone = [node.pid, *agents(node)]
     os.kill(everyone[0 if victim == "node" else 1], signal.SIGKILL)
     code = node.wait(180)
     wait_until(lambda: not any(processes.is_alive(pid) for pid in everyone))
