@@ -16,10 +16,8 @@ from tests.conftest import clean_environment
 from tests.supervise.test_node import wait_until
 from trainer.config.shape import LaunchShape
 from trainer.core import processes
-from trainer.supervise import agent, entry, torchrun
+from trainer.supervise import agent, torchrun
 from trainer.supervise.rendezvous import Place
-
-pytestmark = pytest.mark.executed
 
 RANK = Path(__file__).with_name("forked_rank.py")
 
@@ -29,7 +27,7 @@ def start(folder: Path, preload: str = "json", worker: list[str] | None = None) 
     shape = LaunchShape(1, 2, "cpu")
     # A Python outside of the virtual environment (PYTHON_EXEC) needs the path of the packages as well.
     packages = [path for path in sys.path if path.endswith("site-packages")]
-    inherited = {**clean_environment(), "PYTHONPATH": os.pathsep.join([str(RANK.parent), *packages])}
+    inherited = {**clean_environment(), "PYTHONPATH": os.pathsep.join([str(RANK.parent), str(folder), *packages])}
     variables = torchrun.environment(
         inherited, torchrun.Interpreter(code_dir=folder, preload=preload), shape, Place(), attempt=0
     )
@@ -56,11 +54,12 @@ def reports(folder: Path) -> dict[tuple[int, int], dict[str, Any]]:
     }
 
 
-@pytest.mark.parametrize("as_module", [False, True])
+@pytest.mark.parametrize("as_module", [False, pytest.param(True, marks=pytest.mark.executed)])
 def test_a_forked_rank_is_what_its_command_line_says_and_torchrun_starts_it_again(
     tmp_path: Path, as_module: bool
 ) -> None:
-    child = start(tmp_path, preload=entry.PRELOAD, worker=["-m", "forked_rank"]) if as_module else start(tmp_path)
+    (tmp_path / "imported_slowly.py").write_text("import time\n\ntime.sleep(0.2)\n")
+    child = start(tmp_path, "imported_slowly", worker=["-m", "forked_rank"] if as_module else None)
     server = child.pid
     assert child.wait(180) == 0, (tmp_path / "log").read_text()
     found = reports(tmp_path)
@@ -112,6 +111,7 @@ def test_a_rank_killed_is_known_by_its_signal_and_the_other_is_ended(tmp_path: P
     assert sorted(reports(tmp_path)) == [(0, 0), (0, 1), (1, 0), (1, 1)]
 
 
+@pytest.mark.executed
 def test_what_cannot_be_imported_is_left_to_the_ranks(tmp_path: Path) -> None:
     child = start(tmp_path, preload="no_such_module_anywhere")
     assert child.wait(180) == 0, (tmp_path / "log").read_text()
@@ -128,6 +128,7 @@ def test_a_process_with_a_gpu_in_use_is_not_forked(tmp_path: Path) -> None:
     assert agent.cannot_fork(tmp_path) == "importing opened /dev/nvidia-uvm"
 
 
+@pytest.mark.executed
 def test_importing_what_a_rank_needs_leaves_a_process_that_can_be_forked_and_a_thread_does_not(tmp_path: Path) -> None:
     (tmp_path / "starts_a_thread.py").write_text(
         "import threading\nthreading.Thread(target=threading.Event().wait, daemon=True).start()\n"
@@ -142,6 +143,7 @@ assert agent._import_all("starts_a_thread") == "importing started a thread"
     subprocess.run([sys.executable, "-c", program], check=True, env=variables, timeout=180)
 
 
+@pytest.mark.executed
 def test_another_interpreter_is_started_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """torchrun's own way to another Python; its ranks, too, are the server's children."""
     other = tmp_path / "python"
