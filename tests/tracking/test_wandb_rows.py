@@ -7,8 +7,9 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,65 +22,44 @@ from trainer.tracking.upload import upload
 from trainer.tracking.wandb_rows import OneCurve, Sent
 from trainer.tracking.wandb_segment import last_row
 
-ATTEMPT = '''
-import json, os, sys, time
-from pathlib import Path
-from trainer.config.schema import TrackingOptions
-from trainer.runs.directory import RunDirectory
-from trainer.runs.metrics_lines import rewind
-from trainer.tracking import weights_and_biases
-
-def attempt(folder, begin, end, dies):
-    """Train from `begin` to `end`: a row a step, one more of the user's own, and at tens a validation."""
-    run, step = RunDirectory(Path(folder)), begin
-    rewind(run.metrics_path, begin)
-    position = weights_and_biases.Position(begin, lambda: step)
-    experiment = weights_and_biases.start(run, TrackingOptions(init_timeout_s=30), {"seed": 1}, position)
-    with run.metrics_path.open("a") as file:
-        for step in range(begin + 1, end + 1):
-            line = {"loss": 1 / step}
-            experiment.log({**line, "trainer/global_step": step})
-            experiment.log({"own": -step})
-            if step % 10 == 0:
-                experiment.log({"acc": step / 100, "trainer/global_step": step})
-                line["acc"] = step / 100
-            file.write(json.dumps({"step": step, "time": time.time(), **line}) + chr(10))
-            file.flush()
-            if step == end - 3 and dies == "slowly" and experiment.offline:
-                time.sleep(1.2)  # all that was logged until now is in the file of the client
-    seen, patience = Path(folder, "seen"), time.monotonic() + 60
-    while dies == "slowly" and not experiment.offline and not seen.exists() and time.monotonic() < patience:
-        time.sleep(0.1)
-    if dies:
-        os.kill(os.getpid(), 9)
-    weights_and_biases.finish(experiment, 0)
-
-attempt(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4])
-'''
+ATTEMPTS = Path(__file__).with_name("wandb_attempts.py")
 
 
-def attempt(run: RunDirectory, begin: int, end: int, dies: str, server: WandbServer, mode: str = "online") -> str:
-    """One attempt in a process of its own; what it printed.
+@dataclass(frozen=True)
+class Attempts:
+    """Starts attempts through the process of wandb_attempts.py."""
 
-    `dies`: "at once", or "slowly": the client has had the time to send its rows, which it does every 15 s.
-    """
-    (run.path / "seen").unlink(missing_ok=True)
-    process = subprocess.Popen(
-        [sys.executable, "-c", ATTEMPT, str(run.path), str(begin), str(end), dies],
-        env={**clean_environment(), "HOME": str(run.path.parent), **server.environment(), "WANDB_MODE": mode},
-        cwd=run.path.parent,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    with process:
-        while process.poll() is None:
+    process: subprocess.Popen[str]
+
+    def __call__(
+        self, run: RunDirectory, begin: int, end: int, dies: str, server: WandbServer, mode: str = "online"
+    ) -> None:
+        """Make one attempt in a process of its own.
+
+        `dies`: "at once", or "slowly": the client has had the time to send its rows, which it does every 15 s.
+        """
+        seen, code, log = (run.path / name for name in ("seen", "code", "log"))
+        for path in (seen, code, log):
+            path.unlink(missing_ok=True)
+        home = str(run.path.parent)
+        environment = {**clean_environment(), "HOME": home, **server.environment(), "WANDB_MODE": mode}
+        paths = {"run": str(run.path), "cwd": home, "code": str(code), "log": str(log)}
+        job = {**paths, "begin": begin, "end": end, "dies": dies, "environment": environment}
+        assert self.process.stdin is not None
+        self.process.stdin.write(f"{json.dumps(job)}\n")
+        self.process.stdin.flush()
+        while not code.exists():
+            assert self.process.poll() is None
             if any(row.get("own") == -end for one in list(server.runs.values()) for row in one.history):
-                (run.path / "seen").touch()
+                seen.touch()
             time.sleep(0.1)
-        said = process.stdout.read() if process.stdout else ""
-    assert process.returncode == (-9 if dies else 0), said
-    return said
+        assert code.read_text() == ("-9" if dies else "0"), log.read_text()
+
+
+@pytest.fixture(scope="module")
+def attempt() -> Iterator[Attempts]:
+    with subprocess.Popen([sys.executable, str(ATTEMPTS)], stdin=subprocess.PIPE, text=True) as process:
+        yield Attempts(process)
 
 
 def check_one_curve(served: ServedRun, run: RunDirectory, keeps_own: bool = True) -> None:
@@ -114,7 +94,7 @@ def new_run(folder: Path) -> RunDirectory:
     return run
 
 
-def killed_five_times(folder: Path, server: WandbServer) -> RunDirectory:
+def killed_five_times(attempt: Attempts, folder: Path, server: WandbServer) -> RunDirectory:
     run = new_run(folder)
     for begin, end, dies in KILLED:
         attempt(run, begin, end, dies, server)
@@ -122,10 +102,12 @@ def killed_five_times(folder: Path, server: WandbServer) -> RunDirectory:
     return run
 
 
-def test_killed_five_times_online(tmp_path: Path) -> None:
+def test_killed_five_times_online(attempt: Attempts, tmp_path: Path) -> None:
     with WandbServer() as appends, WandbServer(rewinds=True) as rewinds, ThreadPoolExecutor() as pool:
         names = {"appends": appends, "rewinds": rewinds}
-        runs = {name: pool.submit(killed_five_times, tmp_path / name, server) for name, server in names.items()}
+        runs = {
+            name: pool.submit(killed_five_times, attempt, tmp_path / name, server) for name, server in names.items()
+        }
         for name, server in names.items():
             run = runs[name].result()
             (served,) = server.runs.values()
@@ -137,7 +119,7 @@ def test_killed_five_times_online(tmp_path: Path) -> None:
             assert server.unknown == []
 
 
-def test_killed_offline_and_uploaded(tmp_path: Path) -> None:
+def test_killed_offline_and_uploaded(attempt: Attempts, tmp_path: Path) -> None:
     run = new_run(tmp_path)
     with WandbServer() as server:
         for begin, end, dies in KILLED:
@@ -151,7 +133,7 @@ def test_killed_offline_and_uploaded(tmp_path: Path) -> None:
         assert server.unknown == []
 
 
-def test_online_offline_and_online_again(tmp_path: Path) -> None:
+def test_online_offline_and_online_again(attempt: Attempts, tmp_path: Path) -> None:
     run = new_run(tmp_path)
     with WandbServer() as server:
         attempt(run, 0, 12, "slowly", server)
@@ -161,7 +143,7 @@ def test_online_offline_and_online_again(tmp_path: Path) -> None:
         check_one_curve(served, run)
 
 
-def test_a_run_that_the_server_has_lost_is_sent_again(tmp_path: Path) -> None:
+def test_a_run_that_the_server_has_lost_is_sent_again(attempt: Attempts, tmp_path: Path) -> None:
     run = new_run(tmp_path)
     with WandbServer() as server:
         attempt(run, 0, 10, "", server)
@@ -172,7 +154,7 @@ def test_a_run_that_the_server_has_lost_is_sent_again(tmp_path: Path) -> None:
         assert losses == list(range(1, 21))
 
 
-def test_the_last_row_of_a_segment_is_that_of_wandbs_own_reader(tmp_path: Path) -> None:
+def test_the_last_row_of_a_segment_is_that_of_wandbs_own_reader(attempt: Attempts, tmp_path: Path) -> None:
     run = new_run(tmp_path)
     with WandbServer() as server:
         attempt(run, 0, 3000, "", server, "offline")
