@@ -13,12 +13,16 @@ from typing import Any
 
 import pytest
 
+from trainer.checkpoint import node_disk
+from trainer.checkpoint.commit import StoredFile
 from trainer.cli import child, sweep_slot
 from trainer.cli.sweep_slot import HeldGpus
 from trainer.core import processes, records
 from trainer.core.errors import USER_MUST_CHANGE, Refusal, TrainerError
 from trainer.core.records import BadRecord
+from trainer.data import tokenize
 from trainer.doctor import measuring
+from trainer.doctor.devices import TimedJob
 from trainer.doctor.facts import DeviceFacts, Facts, StorageFacts
 from trainer.faultbench.messages import Comparison, Difference
 from trainer.plan.job import Variant
@@ -26,6 +30,7 @@ from trainer.plan.messages import Simulated, SimulationAnswer, SimulationRequest
 from trainer.plan.work import Counts, Work
 from trainer.runs.directory import RunDirectory
 from trainer.runs.records import Exported, PredictedOutput, Predictions
+from trainer.runtime.reduce_answer import ReduceSpeed, told
 from trainer.supervise import fork_server, node
 from trainer.supervise.agent import TorchrunJob
 from trainer.supervise.ahead import NodeJob, StartImporting
@@ -50,6 +55,8 @@ MESSAGES: list[Any] = [
     NodeJob(run="runs/a", environment={"A": "1"}),
     HeldGpus(locks=[7], before={"CUDA_VISIBLE_DEVICES": None, "A": "1"}),
     Accepted(rows=3, served=2, url="https://example.org/x"),
+    ReduceSpeed(joined=True, bytes_per_s=4e9, kind="fp32", flops_s=1e11),
+    TimedJob(step_s=0.1, fastest_s=0.09, samples_s=None, is_busy=False),
     Comparison(ours="a", theirs="b", step=12),
     Difference(difference=None),
     Facts(cpu=DeviceFacts(name="CPU", index=-1, matrix_flops={"fp32": 1e9}), no_peer=[[0, 1]]),
@@ -196,6 +203,34 @@ def test_the_cores_of_slots_are_numbers(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setenv(slots.CORES_VARIABLE, '["0-3"]')
     with pytest.raises(BadRecord, match=r"^the variable TRAINER_SWEEP_CORES cannot be used: \[0\] is "):
         slots._cores()
+
+
+@pytest.mark.parametrize(
+    ("output", "found"),
+    [
+        ("", None),
+        ("NCCL version 2.27\n", None),
+        ('{"joined": true}\nNCCL version 2.27\n{"joined": tr', ReduceSpeed(joined=True)),
+        ('{"joined": true}\n{"joined": true, "bytes_per_s": 4e9}\n', ReduceSpeed(joined=True, bytes_per_s=4e9)),
+    ],
+)
+def test_how_far_a_rank_came_is_read_among_other_output(output: str, found: ReduceSpeed | None) -> None:
+    assert told(output) == found
+
+
+def test_what_ranks_and_workers_leave_in_files_is_read_by_its_types(tmp_path: Path) -> None:
+    files = {"model/0.bin": StoredFile(3, "abc")}
+    node_disk.list_files(tmp_path, 0, files)
+    assert node_disk.listed_files(tmp_path, [0]) == files
+    (tmp_path / f"{node_disk._LISTED}1").write_text('{"model/0.bin": {"bytes": 3}}')
+    with pytest.raises(BadRecord, match=r"cannot be used: model/0.bin.sha256 is missing"):
+        node_disk.listed_files(tmp_path, [1])
+    (tmp_path / "shard-00007.json").write_text('{"tokens": 3}')
+    with pytest.raises(BadRecord, match=r"shard-00007.json is damaged: tokens is 3, not an object"):
+        tokenize._make_shard(7, [], tmp_path, tokenize.Settings(), None)
+    (tmp_path / "job.json").write_text("{}")
+    with pytest.raises(BadRecord, match=r"job.json is damaged: digest is missing"):
+        tokenize._refuse_other_job(tmp_path, [], tokenize.Settings())
 
 
 @pytest.mark.executed

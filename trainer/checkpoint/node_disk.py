@@ -11,13 +11,13 @@ when all nodes have committed. This module does not import torch.
 
 from __future__ import annotations
 
-import json
 import secrets
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from trainer.checkpoint.commit import StoredFile
+from trainer.core import records
 
 _LISTED = ".files-of-rank-"
 
@@ -56,8 +56,7 @@ def new_save_id() -> str:
 
 def list_files(staging: Path, rank: int, files: dict[str, StoredFile]) -> None:
     """Leave the sizes and checksums of a rank's files to the leader of the node, in the staging folder."""
-    content = json.dumps({relative: asdict(one) for relative, one in files.items()})
-    (staging / f"{_LISTED}{rank}").write_text(content)
+    (staging / f"{_LISTED}{rank}").write_text(records.dumps(files))
 
 
 def listed_files(staging: Path, ranks: Iterable[int]) -> dict[str, StoredFile]:
@@ -65,6 +64,6 @@ def listed_files(staging: Path, ranks: Iterable[int]) -> dict[str, StoredFile]:
     files: dict[str, StoredFile] = {}
     for rank in ranks:
         path = staging / f"{_LISTED}{rank}"
-        files |= {relative: StoredFile(**one) for relative, one in json.loads(path.read_text()).items()}
+        files |= records.loads(dict[str, StoredFile], path.read_text(), str(path))
         path.unlink()
     return files

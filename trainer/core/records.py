@@ -214,7 +214,7 @@ def _build(cls: type[T], content: Any, place: str, known: dict[str, Any]) -> T:
     content = _object(content, place)
     values = dict(known)
     for name, check, is_required in _fields_of(cast(Any, cls)):
-        where = f"{place}.{name}" if place else name
+        where = _inside(place, name)
         if name in content:
             values[name] = check(content[name], where)
         elif is_required:
@@ -290,7 +290,11 @@ def _list(check: _Check, value: Any, place: str) -> list[Any]:
 
 
 def _dict(check: _Check, value: Any, place: str) -> dict[str, Any]:
-    return {key: check(item, f"{place}.{key}") for key, item in _object(value, place).items()}
+    return {key: check(item, _inside(place, key)) for key, item in _object(value, place).items()}
+
+
+def _inside(place: str, name: str) -> str:
+    return f"{place}.{name}" if place else name
 
 
 def _shown(value: Any) -> str:

@@ -15,6 +15,7 @@ from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 
+from trainer.core import records
 from trainer.core.errors import UserError
 from trainer.data.files import NOT_SOURCES, SPLITS, read_text
 from trainer.data.locations import SHARDS
@@ -67,6 +68,14 @@ class Settings:
     """Fraction of the documents for each of val and test."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Job(Settings):
+    """Whose shards a folder holds: `job.json`."""
+
+    digest: str
+    """Of the files and the settings."""
+
+
 def tokenize(
     inputs: Sequence[Path], out: Path, settings: Settings, workers: int, progress: Callable[[int, int, Shard], None]
 ) -> Shard:
@@ -107,7 +116,7 @@ def tokenize(
 def _make_shard(number: int, unit: list[Path], out: Path, settings: Settings, tokenizer_path: Path | None) -> Shard:
     record = out / f"shard-{number:05d}.json"
     if record.is_file():
-        return Shard(**json.loads(record.read_text()))
+        return records.read_existing(Shard, record)
     shard, tokenizer = Shard(), _load(tokenizer_path)
     parts: dict[str, list[bytes]] = {split: [] for split in SPLITS}
     for path in unit:
@@ -119,7 +128,7 @@ def _make_shard(number: int, unit: list[Path], out: Path, settings: Settings, to
         shard.tokens[split], shard.bytes[split] = write_tokens(temporary, texts, tokenizer)
         shard.sha256[name] = sha256(temporary)
         temporary.rename(out / name)
-    _write(record, json.dumps(asdict(shard)))
+    _write(record, records.dumps(shard))
     return shard
 
 
@@ -197,9 +206,10 @@ def _refuse_other_job(out: Path, units: list[list[Path]], settings: Settings) ->
     files = [[str(path), path.stat().st_size] for unit in units for path in unit]
     digest = hashlib.sha256(json.dumps([files, asdict(settings)]).encode()).hexdigest()
     record = out / "job.json"
-    if record.is_file() and json.loads(record.read_text())["digest"] != digest:
+    before = records.read(Job, record)
+    if before is not None and before.digest != digest:
         raise UserError(f"{out} holds shards of other files or settings", "use another folder, or remove this one")
-    _write(record, json.dumps({"digest": digest, **asdict(settings)}, indent=1))
+    _write(record, records.dumps(Job(digest=digest, **asdict(settings)), indent=1))
 
 
 def _tokenizer_path(units: list[list[Path]], out: Path, settings: Settings) -> Path | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -10,8 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from trainer.core import processes
+from trainer.core import processes, records
 from trainer.core.gpu import Gpu
+from trainer.core.records import BadRecord
 from trainer.core.text import one_line
 from trainer.doctor.probe import give_up
 from trainer.hardware.catalogue import known
@@ -46,6 +46,16 @@ class Case:
         """A line for the plot."""
         ranks = f", {self.ranks} ranks" if self.ranks > 1 and not self.entries else ""
         return f"{self.device}{ranks}, {self.strategy}, {self.precision}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TimedJob:
+    """What is used of the JSON of `trainer time`."""
+
+    step_s: float
+    fastest_s: float
+    samples_s: float | None
+    is_busy: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,19 +116,19 @@ def measure(case: Case, overrides: Sequence[str], steps: int, base: Row | None) 
     answer = _time([*overrides, *case.overrides], case.entries, steps)
     if isinstance(answer, str):
         return Row(**facts, problem=answer)
-    samples_s = answer["samples_s"]
+    samples_s = answer.samples_s
     speedup = samples_s / base.samples_s if samples_s and base is not None and base.samples_s else None
     return Row(
         **facts,
-        step_s=answer["step_s"],
-        fastest_s=answer["fastest_s"],
+        step_s=answer.step_s,
+        fastest_s=answer.fastest_s,
         samples_s=samples_s,
         speedup=1.0 if base is None and samples_s else speedup,
-        is_busy=bool(answer["is_busy"]),
+        is_busy=answer.is_busy,
     )
 
 
-def _time(overrides: Sequence[str], entries: Sequence[str], steps: int) -> dict[str, Any] | str:
+def _time(overrides: Sequence[str], entries: Sequence[str], steps: int) -> TimedJob | str:
     """Return the report of `trainer time` on a job, or why there is none."""
     command = processes.python_module("trainer", "time", "--json", "--steps", str(steps), *overrides)
     process = subprocess.Popen(
@@ -142,8 +152,10 @@ def _time(overrides: Sequence[str], entries: Sequence[str], steps: int) -> dict[
     if process.returncode != 0:
         lines = [line for line in errors.strip().splitlines() if line.startswith("trainer: ")] or errors.splitlines()
         return one_line(lines[-1].removeprefix("trainer: ")) if lines else f"exit code {process.returncode}"
-    report: dict[str, Any] = json.loads(out[out.index("{\n") :])
-    return report
+    try:
+        return records.loads(TimedJob, out[max(0, out.find("{\n")) :], "the answer of trainer time")
+    except BadRecord as error:
+        return error.message
 
 
 def log(text: str) -> None:

@@ -19,6 +19,7 @@ from trainer.doctor.facts import Facts, StorageFacts
 from trainer.doctor.probe import Probe, give_up
 from trainer.doctor.storage import existing
 from trainer.hardware import baseline
+from trainer.runtime.reduce_answer import ReduceSpeed, told
 
 _TORCH_S, _GPU_S, _STORAGE_S, _REDUCE_S = 60.0, 30.0, 60.0, 90.0
 """Seconds until a process is given up; for torch and per GPU. Most of it is for a first import from a slow disk."""
@@ -63,15 +64,15 @@ def with_all_reduce(facts: Facts, gpus: Inventory) -> Facts:
     if ranks < 2:
         return facts
     answers = _reduce(device, ranks, {"CUDA_VISIBLE_DEVICES": ",".join(free)} if free else {})
-    speeds = [float(text.split()[1]) for text in answers if text.startswith("joined") and len(text.split()) > 1]
+    speeds = [one.bytes_per_s for one in answers if isinstance(one, ReduceSpeed) and one.bytes_per_s is not None]
     if len(speeds) < ranks:
-        failed = next((text for text in answers if not text.startswith("joined")), "a rank ended early")
+        failed = next((one for one in answers if isinstance(one, str)), "a rank ended early")
         return replace(facts, ranks=ranks, reduce_problem=failed)
     return replace(facts, ranks=ranks, reduce_bytes_s=min(speeds))
 
 
-def _reduce(device: str, ranks: int, variables: dict[str, str]) -> list[str]:
-    """Return what each rank printed, or the last line of its error."""
+def _reduce(device: str, ranks: int, variables: dict[str, str]) -> list[ReduceSpeed | str]:
+    """Return what each rank measured, or the last line of its error."""
     token = secrets.token_hex(8)
     with network.listen("127.0.0.1") as listener:
         loopback = network.loopback_interface()
@@ -105,14 +106,14 @@ def _reduce(device: str, ranks: int, variables: dict[str, str]) -> list[str]:
             raise
 
 
-def _answer_of(process: subprocess.Popen[str]) -> str:
+def _answer_of(process: subprocess.Popen[str]) -> ReduceSpeed | str:
     try:
         out, errors = process.communicate(timeout=_REDUCE_S)
     except subprocess.TimeoutExpired:
         give_up(process)
         return f"no answer within {_REDUCE_S:.0f} s"
     if process.returncode == 0:
-        return out
+        return told(out) or "a rank printed no speed"
     return (errors.strip().splitlines() or [f"a rank ended with exit code {process.returncode}"])[-1]
 
 

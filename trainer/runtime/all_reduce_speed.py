@@ -1,9 +1,8 @@
-"""Run one rank of the speed test of preflight and doctor: join, all-reduce, print `joined BYTES_PER_S KIND FLOPS`.
+"""Run one rank of the speed test of preflight and doctor: join, all-reduce, print `ReduceSpeed`.
 
     python -m trainer.runtime.all_reduce_speed DEVICE TIMEOUT_S TOKEN [LISTENER]
 
-LISTENER is the descriptor of the socket on which rank 0 serves the others. FLOPS is the rate of a matrix product in the
-arithmetic KIND on the device of this rank, while the other ranks compute as well.
+LISTENER is the descriptor of the socket on which rank 0 serves the others.
 """
 
 from __future__ import annotations
@@ -11,20 +10,23 @@ from __future__ import annotations
 import os
 import sys
 import time
+from dataclasses import replace
 from datetime import timedelta
 
 import torch
 import torch.distributed
 from torch.distributed import PrefixStore, TCPStore
 
+from trainer.core import records
 from trainer.runtime import speed
+from trainer.runtime.reduce_answer import ReduceSpeed
 
 _BYTES = {"cpu": 4_000_000, "cuda": 256_000_000}
 _REPEATS = 3
 
 
 def main(device: str, timeout_s: str, token: str, listener: str | None = None) -> None:
-    """Measure the all-reduce (bytes of the tensor per second, algorithm bandwidth) and a matrix product; print both."""
+    """Measure the all-reduce and a matrix product; print both."""
     backend = "nccl" if device == "cuda" else "gloo"
     timeout = timedelta(seconds=float(timeout_s))
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
@@ -36,7 +38,8 @@ def main(device: str, timeout_s: str, token: str, listener: str | None = None) -
     torch.distributed.init_process_group(
         backend, store=PrefixStore(token, store), rank=rank, world_size=world_size, timeout=timeout
     )
-    print("joined", end=" ", flush=True)
+    found = ReduceSpeed(joined=True)
+    print(records.dumps(found), flush=True)
     place = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if device == "cuda" else torch.device("cpu")
     if device == "cuda":
         torch.cuda.set_device(place)
@@ -50,11 +53,11 @@ def main(device: str, timeout_s: str, token: str, listener: str | None = None) -
             torch.cuda.synchronize()
         best_s = min(best_s, time.perf_counter() - began)
     kind = "fp32" if device == "cpu" else "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
-    print(f"{_BYTES[device] / best_s:.0f}", end="", flush=True)
+    found = replace(found, bytes_per_s=_BYTES[device] / best_s)
+    print(records.dumps(found), flush=True)
     try:
-        print(f" {kind} {speed.matrix_flops(place, kind):.0f}", flush=True)
+        print(records.dumps(replace(found, kind=kind, flops_s=speed.matrix_flops(place, kind))), flush=True)
     except RuntimeError as problem:  # no memory left, no such product: the ranks can train all the same
-        print(flush=True)
         print(f"no matrix rate: {problem}", file=sys.stderr)
     torch.distributed.destroy_process_group()
 

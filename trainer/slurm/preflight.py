@@ -33,6 +33,7 @@ from trainer.hardware import baseline
 from trainer.runs.directory import RunDirectory
 from trainer.runs.records import NodeCheck, Reduction
 from trainer.runs.remote_checkpoints import url_of
+from trainer.runtime.reduce_answer import told
 from trainer.supervise import rendezvous
 from trainer.supervise.rendezvous import Place
 
@@ -177,13 +178,13 @@ def reduce_over(
             complaints.append(waited if unfit() is None else f"{unfit()} is unfit")
         elif child.returncode:
             complaints += _content(errors).strip().splitlines()[-1:]
-    measured = [text.split()[1:] for text in texts if text.startswith("joined") and len(text.split()) > 1]
-    speeds = [float(words[0]) for words in measured]
+    joined = [found for text in texts if (found := told(text)) is not None]
+    speeds = [found.bytes_per_s for found in joined if found.bytes_per_s is not None]
     names = ["matrix {} GPU {}", "cpu matrix {} of rank {}"]
     name = names[together.shape.device == "cpu"]
-    rates = {name.format(words[1], rank): float(words[2]) for rank, words in enumerate(measured) if len(words) == 3}
+    rates = {name.format(one.kind, rank): one.flops_s for rank, one in enumerate(joined) if one.flops_s is not None}
     return Reduction(
-        joined=sum(text.startswith("joined") for text in texts),
+        joined=len(joined),
         bytes_per_s=min(speeds) if len(speeds) == len(children) else None,
         complaint=complaints[-1] if complaints else None,
         rates=rates or None,
