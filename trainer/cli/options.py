@@ -6,6 +6,7 @@ import argparse
 import shutil
 import textwrap
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any, NoReturn
 
 from trainer.core.errors import UserError
@@ -41,6 +42,17 @@ class Parser(argparse.ArgumentParser):
         """Parse as argparse does, and keep the arguments for `error`."""
         self.given = tuple(args or ())
         return super().parse_intermixed_args(args, namespace)
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Parse as argparse does, but refuse an option whose value is empty, as of a variable that is not set."""
+        given = list(args or ())
+        for before, text in pairwise(["", *given]):
+            name, sign, value = text.partition("=")
+            option = before if not text else name if sign and not value else ""
+            action = self._option_string_actions.get(option)
+            if action is not None and action.nargs != 0:
+                raise UserError(f"{option}: its value is empty", "leave the option out for its default")
+        return super().parse_known_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
         """Raise the message as a `UserError`, with the override to write if an option is LightningCLI's."""

@@ -91,7 +91,7 @@ def find_trusted(reference: str | None, runs_dir: Path, trusted: bool = False) -
     Raises:
         UserError: There is no such run, or it may not be executed.
     """
-    if reference or trusted:
+    if reference is not None or trusted:
         run = find(reference, runs_dir)
         require(run, trusted)
         return run
