@@ -60,6 +60,7 @@ Run the same training job on a laptop and on a cluster.
 def main(argv: list[str] | None = None) -> int:
     """Run `trainer VERB ...` and return the exit code. Expected failures print no traceback."""
     arguments = sys.argv[1:] if argv is None else argv
+    _open_closed_streams()
     try:
         code = _run(arguments)
         sys.stdout.flush()
@@ -81,6 +82,25 @@ def main(argv: list[str] | None = None) -> int:
     finally:
         if argv is None:
             gc.freeze()  # a garbage collection at exit would take 8% of the time of `--cfg job`
+
+
+def _open_closed_streams() -> None:
+    """Replace a standard stream that is closed (`trainer ls >&-`) by one to nowhere.
+
+    Otherwise the next file would get its number, and what is printed here or by a job.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is not None:
+            continue
+        try:
+            os.fstat(number)
+        except OSError:
+            nowhere = os.open(os.devnull, os.O_RDWR)
+            os.dup2(nowhere, number)
+            os.set_inheritable(number, True)
+            if nowhere != number:
+                os.close(nowhere)
+        setattr(sys, name, open(number, "w" if number else "r", closefd=False))  # noqa: SIM115  until the process ends
 
 
 def _report(message: str) -> None:
