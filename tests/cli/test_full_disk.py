@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import subprocess
 import sys
 from collections.abc import Callable
 from io import StringIO
@@ -150,19 +149,3 @@ def test_a_sweep_is_named_so_that_its_commands_find_it(tmp_path: Path, monkeypat
         name = reference_to(sweep)
         assert (name == sweep.id) == is_id
         assert find(name.strip("'"), sweeps_dir_of(Path("runs"))).path == sweep.path
-
-
-@pytest.mark.parametrize("closed", [1, 2])
-def test_a_closed_stream_is_one_to_nowhere(closed: int, tmp_path: Path) -> None:
-    """Without it, the first file that is opened would have the number of the stream, and get what is printed."""
-    program = (
-        "import os, sys; from trainer.cli import main; code = main(['ls', '--runs-dir', sys.argv[1]]); "
-        "print('own'); print('own', file=sys.stderr); "
-        "os._exit(code if os.path.samefile(f'/proc/self/fd/{sys.argv[2]}', os.devnull) else 9)"
-    )
-    command = [sys.executable, "-c", program, str(tmp_path), str(closed)]
-    done = subprocess.run(["sh", "-c", f'exec "$@" {closed}>&-', "sh", *command], capture_output=True, timeout=300)
-    assert done.returncode == DONE
-    other = done.stderr if closed == 1 else done.stdout
-    assert b"Error" not in other
-    assert other.endswith(b"own\n")

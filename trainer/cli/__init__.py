@@ -7,6 +7,7 @@ import os
 import sys
 from importlib import import_module
 
+from trainer.cli.process import prepare_streams, require_home, use_utf8
 from trainer.core.errors import ENVIRONMENT_MUST_CHANGE, INTERRUPTED, JOB_FAILED, USER_MUST_CHANGE, TrainerError
 
 VERBS = {
@@ -60,7 +61,9 @@ Run the same training job on a laptop and on a cluster.
 def main(argv: list[str] | None = None) -> int:
     """Run `trainer VERB ...` and return the exit code. Expected failures print no traceback."""
     arguments = sys.argv[1:] if argv is None else argv
-    _open_closed_streams()
+    prepare_streams()
+    if argv is None:
+        use_utf8()
     try:
         code = _run(arguments)
         sys.stdout.flush()
@@ -77,68 +80,22 @@ def main(argv: list[str] | None = None) -> int:
     except Exception as error:
         if os.environ.get("TRAINER_TRACEBACK"):
             raise
-        _report(_refused(error) or _unexpected(error, arguments))
+        from trainer.cli import unexpected
+
+        known = unexpected.known(error)
+        _report(str(known) if known else unexpected.report(error, arguments))
+        if known is not None:
+            return known.code
         return ENVIRONMENT_MUST_CHANGE if isinstance(error, OSError) else JOB_FAILED
     finally:
         if argv is None:
             gc.freeze()  # a garbage collection at exit would take 8% of the time of `--cfg job`
 
 
-def _open_closed_streams() -> None:
-    """Replace a standard stream that is closed (`trainer ls >&-`) by one to nowhere.
-
-    Otherwise the next file would get its number, and what is printed here or by a job.
-    """
-    for number, name in enumerate(("stdin", "stdout", "stderr")):
-        if getattr(sys, name) is not None:
-            continue
-        try:
-            os.fstat(number)
-        except OSError:
-            nowhere = os.open(os.devnull, os.O_RDWR)
-            os.dup2(nowhere, number)
-            os.set_inheritable(number, True)
-            if nowhere != number:
-                os.close(nowhere)
-        setattr(sys, name, open(number, "w" if number else "r", closefd=False))  # noqa: SIM115  until the process ends
-
-
 def _report(message: str) -> None:
     from trainer.core.text import printable
 
     print(f"trainer: {printable(message)}", file=sys.stderr)
-
-
-def _refused(error: Exception) -> str | None:
-    """Return the message of an error of the file system that is no bug; None for any other error."""
-    import errno
-
-    if not isinstance(error, OSError) or (error.filename is None and error.errno in (errno.EACCES, errno.EPERM)):
-        return None
-    fix = {
-        errno.ENOSPC: "free some space, or set runs_dir to a folder on another disk",
-        errno.EDQUOT: "your disk quota is exhausted: free some space, or set runs_dir to a folder on another disk",
-        errno.EROFS: "it is on a read-only file system; set runs_dir to a folder that you can write",
-        errno.EACCES: "get permission for it, or name another",
-        errno.EPERM: "get permission for it, or name another",
-    }.get(error.errno or 0)
-    if fix is None:
-        return None
-    return (f"{error.filename}: " if error.filename else "") + f"{error.strerror}\n  {fix}"
-
-
-def _unexpected(error: Exception, arguments: list[str]) -> str:
-    """Return the message of an unexpected exception, and write its traceback to a file for a bug report."""
-    import tempfile
-    import traceback
-
-    message = f"{type(error).__name__}: {error}" if not isinstance(error, OSError) else str(error)
-    try:
-        with tempfile.NamedTemporaryFile("w", prefix="trainer-traceback-", suffix=".txt", delete=False) as file:
-            file.write(f"trainer {' '.join(arguments)}\n{''.join(traceback.format_exception(error))}")
-    except OSError:
-        return f"{message}\n  set TRAINER_TRACEBACK=1 to see the traceback"
-    return f"{message}\n  unexpected error; the traceback is in {file.name}"
 
 
 def _run(arguments: list[str]) -> int:
@@ -157,6 +114,7 @@ def _run(arguments: list[str]) -> int:
         from trainer.core.install import refuse_malicious
 
         refuse_malicious()
+        require_home()
     module = import_module(f"trainer.cli.{verb.replace('-', '_')}")
     return int(module.main(arguments[1:]))
 
