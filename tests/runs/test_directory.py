@@ -60,6 +60,14 @@ def test_what_is_frozen_can_be_read_back(tmp_path: Path) -> None:
     assert run.next_attempt() == 8
 
 
+@pytest.mark.parametrize("runs_dir", ["runs", "l\udcffufe"])
+def test_a_folder_that_no_record_can_name_is_refused(tmp_path: Path, runs_dir: str) -> None:
+    code = tmp_path / ("project" if runs_dir != "runs" else "proj\udcffct")
+    with pytest.raises(UserError, match="a name that is not UTF-8"):
+        make(tmp_path, code=code, runs_dir=runs_dir)
+    assert not (tmp_path / runs_dir).exists()
+
+
 def test_the_hash_seed_is_that_of_the_launch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("PYTHONHASHSEED", raising=False)
     assert make(tmp_path).hash_seed() == "0"

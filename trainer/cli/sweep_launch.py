@@ -19,7 +19,7 @@ from trainer.cli.overrides import name_point
 from trainer.config.compose import Composed, Loaded, compose, frozen_hydra, require_free_link, swept
 from trainer.config.instantiate import freeze
 from trainer.core.errors import EnvironmentFault, TrainerError, UserError
-from trainer.core.files import write_atomic
+from trainer.core.files import require_utf8, write_atomic
 from trainer.sweeps import decide
 from trainer.sweeps.directory import SweepDirectory, sweeps_dir_of
 from trainer.sweeps.options import SweepOptions, deadline, read_options
@@ -231,6 +231,7 @@ def create(prepared: Prepared) -> SweepDirectory:
 
     spec, config = prepared.spec, prepared.first.config
     runs_dir = Path(spec.runs_dir)
+    require_utf8(Path(spec.cwd), runs_dir)
     sweep = SweepDirectory.new(sweeps_dir_of(runs_dir), spec.name)
     root = Path(spec.cwd)
     copied = snapshot(root, sweep.path / "code", leave_out=runs_dir)

@@ -99,6 +99,19 @@ def write_live(path: Path, content: dict[str, Any]) -> None:
         os.close(descriptor)
 
 
+def require_utf8(*paths: Path) -> None:
+    """Check that records, which are UTF-8, can name these paths.
+
+    Raises:
+        UserError: A name has other bytes.
+    """
+    for path in paths:
+        try:
+            str(path.absolute()).encode()
+        except UnicodeEncodeError:
+            raise UserError(f"{path.absolute()}: a name that is not UTF-8", "rename the folder") from None
+
+
 def sync(path: Path) -> None:
     """Flush a file, or the directory entries of a folder, to disk (fsync)."""
     descriptor = os.open(path, os.O_RDONLY)

@@ -22,6 +22,7 @@ from trainer.core.files import (
     append_line,
     read_bytes,
     read_json,
+    require_utf8,
     sync,
     write_atomic,
     write_new,
@@ -100,7 +101,7 @@ class RunDirectory:
             hydra: The files that Hydra would write; they and `config` have a placeholder for the run directory.
 
         Raises:
-            UserError: The name cannot be the name of a folder.
+            UserError: The name cannot be the name of a folder, or a folder has a name that is not UTF-8.
             EnvironmentFault: The folder cannot be written.
         """
         from trainer.config.instantiate import freeze
@@ -108,7 +109,9 @@ class RunDirectory:
         from trainer.runs.manifest import manifest_of
 
         compose_s, began = processes.age_s(), time.monotonic()
-        run = cls.new(Path(config["runs_dir"]).expanduser(), config["name"])
+        runs_dir = Path(config["runs_dir"]).expanduser()
+        require_utf8(code_root, runs_dir)
+        run = cls.new(runs_dir, config["name"])
         with _whole_or_absent(run.path):
             if hydra is not None:
                 config = hydra.keep(run.path, config, code_root)
