@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import os
 import socket
+import threading
 from pathlib import Path
 
 import pytest
 
+from tests.runs.test_directory import make
+from tests.runs.test_state import ended, launched
+from trainer.cli import main, resume
 from trainer.core import records
-from trainer.core.errors import EnvironmentFault, UserError
+from trainer.core.errors import DONE, USER_MUST_CHANGE, EnvironmentFault, UserError
 from trainer.runs import lock
 from trainer.runs.directory import RunDirectory
-from trainer.runs.lock import RunLock, refuse_if_superseded
+from trainer.runs.lock import RunLock, launching, refuse_if_superseded
 from trainer.runs.records import LockHolder
 
 
@@ -70,3 +74,42 @@ def test_an_attempt_writes_no_more_once_a_later_one_has_begun(run: RunDirectory)
         "attempt 2 of this run has begun; attempt 1 must no longer write\n"
         "  nothing is lost, the later attempt continues; find out why this one was not ended"
     )
+
+
+def test_one_command_at_a_time_launches_a_run(run: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lock, "_LAUNCHING_S", -1.0)
+    with launching(run):
+        with pytest.raises(UserError, match="job-abcdefgh is being launched by another command"), launching(run):
+            raise AssertionError("both launch it")
+        RunLock(run).take(0)  # the node process, which it starts
+    with launching(run):
+        pass
+
+
+def test_the_second_of_two_resumes_sees_what_the_first_has_launched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It waits with its look at the state until the process of the first is recorded."""
+    made = make(tmp_path)
+    ended(made, 0, "stopped", reason="", exit_code=0, step=3, time=1.0)
+    launched(made, 2**30)
+    refusals: list[int] = []
+
+    class Launcher:
+        def launch(self, other: RunDirectory) -> None:
+            second = threading.Thread(target=lambda: refusals.append(main(["resume", str(made.path), "--detach"])))
+            second.start()
+            second.join(0.5)
+            assert second.is_alive()
+            launched(other, os.getpid(), attempt=1)
+            self.second = second
+
+    launcher = Launcher()
+    monkeypatch.setattr(resume.launchers, "launcher", lambda *given, **options: launcher)
+    monkeypatch.setattr(resume, "changed_config", lambda run, overrides: run.config())
+    monkeypatch.setattr(resume, "record_environment", lambda *given: None)
+    assert main(["resume", str(made.path), "--detach"]) == DONE
+    launcher.second.join(300)
+    assert refusals == [USER_MUST_CHANGE]
+    assert "is already starting" in capsys.readouterr().err
+    assert [event.event for event in made.events()].count("resumed") == 1

@@ -21,6 +21,7 @@ from trainer.launch.jobs import states_of
 from trainer.runs import trust
 from trainer.runs.directory import RunDirectory
 from trainer.runs.events import Resumed
+from trainer.runs.lock import launching
 from trainer.runs.registry import reference_to, runs_dir_from
 from trainer.runs.state import state_of
 from trainer.tracking.client_settings import record_environment
@@ -92,6 +93,22 @@ def main(argv: list[str]) -> int:
         options.overrides.insert(0, options.run)
         options.run = None
     run = trust.find_trusted(options.run, runs_dir_from(options.runs_dir), options.trust)
+    with launching(run):
+        _launch(run, options)
+    if options.json:
+        print(json.dumps({"id": run.id, "path": str(run.path), "attempt": run.launch().attempt}))
+    is_local = run.config()["cluster"]["name"] == "local"
+    if options.detach or not (is_local or options.follow):
+        if not options.json:
+            print(f"{launched(run)}; {how_to_watch(run)}")
+        return DONE
+    from trainer.launch.follow import follow
+
+    return follow(run, detached_ok=not is_local)
+
+
+def _launch(run: RunDirectory, options: argparse.Namespace) -> None:
+    """Launch the run, unless it is alive or has nothing left to do."""
     state = state_of(run, states_of([run]))
     if state.is_active:
         raise UserError(f"{run.path.name} is already {state.name}", how_to_watch(run))
@@ -101,7 +118,7 @@ def main(argv: list[str]) -> int:
             f"{run.path.name} has finished",
             f"to train further, raise its limit: trainer resume {reference_to(run)} trainer.max_steps=...",
         )
-    return _launch(run, changed, options)
+    _launch_changed(run, changed, options)
 
 
 def changed_config(run: RunDirectory, overrides: list[str]) -> dict[str, Any]:
@@ -170,9 +187,8 @@ def _changeable(section: str, allowed: list[str], what: str) -> str:
     return f"{what} can change {', '.join(of_section) or 'keys of ' + ', '.join(sections)}"
 
 
-def _launch(run: RunDirectory, config: dict[str, Any], options: argparse.Namespace) -> int:
+def _launch_changed(run: RunDirectory, config: dict[str, Any], options: argparse.Namespace) -> None:
     from trainer.config.shape import resolve
-    from trainer.launch.follow import follow
 
     cluster, overrides = config["cluster"]["name"], options.overrides
     run.unseal()
@@ -186,10 +202,3 @@ def _launch(run: RunDirectory, config: dict[str, Any], options: argparse.Namespa
     record_environment(run, config["tracking"])
     run.add_event(Resumed(overrides=overrides))
     launchers.launcher(cluster, detached=options.detach, keep_script=not overrides).launch(run)
-    if options.json:
-        print(json.dumps({"id": run.id, "path": str(run.path), "attempt": run.launch().attempt}))
-    if options.detach or (cluster != "local" and not options.follow):
-        if not options.json:
-            print(f"{launched(run)}; {how_to_watch(run)}")
-        return DONE
-    return follow(run, detached_ok=cluster != "local")

@@ -6,6 +6,8 @@ import json
 import os
 import socket
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from trainer.core import records
 from trainer.core.errors import EnvironmentFault, UserError
@@ -18,6 +20,9 @@ _DYING_S = 5.0
 """The kernel releases the lock of a killed launch only once its processes are gone."""
 _OTHER_HOST_S = 120.0
 """The lock of a host that is down lasts until the file server expires it (NFSv4: a lease of 90 s)."""
+
+_LAUNCHING_S = 120.0
+"""A launch takes seconds, and on SLURM up to the timeout of a few commands."""
 
 
 class RunLock:
@@ -77,6 +82,30 @@ class RunLock:
             f"{self._run.path.name} is already being trained ({where}); two launches would overwrite checkpoints",
             f"follow it: trainer logs -f {name}; stop it: trainer stop {name}",
         )
+
+
+@contextmanager
+def launching(run: RunDirectory) -> Iterator[None]:
+    """Let one command at a time launch a run: from its look at the state to the record of the new process.
+
+    Otherwise two that see the run ended both write its configuration and `launch.json`, and the second one, whose
+    process is refused, is what the run is known by.
+
+    Raises:
+        UserError: Another command has been launching it for long.
+    """
+    path = run.stop_request.with_name("launching")
+    path.parent.mkdir(exist_ok=True)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+    try:
+        began = time.monotonic()
+        while try_lock(descriptor) is False:
+            if time.monotonic() - began > _LAUNCHING_S:
+                raise UserError(f"{run.path.name} is being launched by another command", "wait for it, or end it")
+            time.sleep(0.1)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def refuse_if_superseded(run: RunDirectory, attempt: int) -> None:
