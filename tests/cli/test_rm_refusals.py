@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
+import os
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
 from tests.dashboard.fake_runs import make_run
-from trainer.cli import main
+from tests.runs.test_state import launched
+from trainer.cli import main, rm
 from trainer.core.errors import DONE, USER_MUST_CHANGE
 from trainer.runs.directory import RunDirectory
 
@@ -68,4 +72,28 @@ def test_it_asks_at_a_terminal(
 def test_what_was_deleted_is_told(runs: list[RunDirectory], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["rm", "old", runs[0].id, "--yes", "--json"]) == DONE
     assert json.loads(capsys.readouterr().out) == {"deleted": [runs[0].path.name]}
+    assert left(tmp_path) == ["new"]
+
+
+def test_a_run_that_is_resumed_while_it_asks_is_kept(
+    runs: list[RunDirectory], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def confirm(names: list[str]) -> bool:
+        launched(runs[0], os.getpid())
+        return True
+
+    monkeypatch.setattr(rm, "_confirmed", confirm)
+    assert main(["rm", "old", "new"]) == USER_MUST_CHANGE
+    assert "stop it first" in capsys.readouterr().err
+    assert left(tmp_path) == ["new", "old"]
+
+
+def test_a_disk_that_takes_no_lock_can_be_emptied(
+    runs: list[RunDirectory], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(run: RunDirectory) -> NoReturn:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(rm, "launching", refuse)
+    assert main(["rm", "old", "--yes"]) == DONE
     assert left(tmp_path) == ["new"]

@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import sys
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 from trainer.cli.common import agrees
@@ -15,6 +16,7 @@ from trainer.core.errors import DONE, USER_MUST_CHANGE, UserError
 from trainer.core.files import read_json
 from trainer.launch.jobs import states_of
 from trainer.runs.directory import RunDirectory
+from trainer.runs.lock import launching
 from trainer.runs.registry import find, reference_to, runs_dir_from
 from trainer.runs.state import state_of
 
@@ -36,21 +38,35 @@ def main(argv: list[str]) -> int:
     runs = list({run.path: run for run in (find(name, runs_dir) for name in options.runs)}.values())
     for run in runs:
         _require_run(run)
+    _require_ended(runs)
+    if not options.yes and not _confirmed([run.path.name for run in runs]):
+        return USER_MUST_CHANGE
+    with ExitStack() as stack:
+        for run in runs:
+            with suppress(OSError):  # a full disk, which this is to empty
+                stack.enter_context(launching(run))
+        _require_ended(runs)  # it may have been resumed since the question was asked
+        for run in runs:
+            # Rename first, so that a deletion that is interrupted leaves no partial run.
+            doomed = run.path.with_name(f".deleting-{run.path.name}")
+            os.rename(run.path, doomed)
+            shutil.rmtree(doomed)
+    names = [run.path.name for run in runs]
+    print(json.dumps({"deleted": names}) if options.json else f"deleted {', '.join(names)}")
+    return DONE
+
+
+def _require_ended(runs: list[RunDirectory]) -> None:
+    """Check that no run is alive.
+
+    Raises:
+        UserError: One is.
+    """
     jobs = states_of(runs)
     for run in runs:
         state = state_of(run, jobs)
         if state.is_active:
             raise UserError(f"{run.path.name} is {state.name}", f"stop it first: trainer stop {reference_to(run)}")
-    if not options.yes and not _confirmed([run.path.name for run in runs]):
-        return USER_MUST_CHANGE
-    for run in runs:
-        # Rename first, so that a deletion that is interrupted leaves no partial run.
-        doomed = run.path.with_name(f".deleting-{run.path.name}")
-        os.rename(run.path, doomed)
-        shutil.rmtree(doomed)
-    names = [run.path.name for run in runs]
-    print(json.dumps({"deleted": names}) if options.json else f"deleted {', '.join(names)}")
-    return DONE
 
 
 def _require_run(run: RunDirectory) -> None:
