@@ -418,9 +418,13 @@ def _cannot_create(runs_dir: Path, error: OSError) -> EnvironmentFault:
     what, fix = error.strerror or str(error), "set runs_dir to a folder you can write"
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         fix = f"free some space, or {fix}"
-    elif error.filename and runs_dir.absolute() not in (path := Path(os.path.abspath(error.filename))).parents:
-        what, fix = f"{what}: {path}", "get permission for it, or remove it"  # of the user's code
+    elif error.filename and not _is_on_the_way(Path(os.path.abspath(error.filename)), runs_dir.absolute()):
+        what, fix = f"{what}: {error.filename}", "get permission for it, or remove it"  # of the user's code
     return EnvironmentFault(f"cannot create a run directory in {runs_dir}: {what}", fix)
+
+
+def _is_on_the_way(path: Path, runs_dir: Path) -> bool:
+    return path == runs_dir or path in runs_dir.parents or runs_dir in path.parents
 
 
 def _make_folder(runs_dir: Path, name: str, identity: str | None) -> Path:
