@@ -58,11 +58,11 @@ def test_a_run_that_cannot_be_created_leaves_no_folder(
 
 def test_a_refusal_names_the_runs_or_the_file_of_the_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(directory, "append_line", refusing(errno.EACCES, str(tmp_path / "project" / "secret.py")))
-    with pytest.raises(EnvironmentFault, match="Permission denied: .*secret.py") as raised:
+    with pytest.raises(EnvironmentFault, match=r"Permission denied: .*secret\.py") as raised:
         make(tmp_path)
     assert "get permission for it" in raised.value.fix
     (tmp_path / "file").touch()
-    with pytest.raises(EnvironmentFault, match=f"in {tmp_path}/file/runs: Not a directory$") as raised:
+    with pytest.raises(EnvironmentFault, match=f"in {tmp_path}/file/runs: Not a directory\n") as raised:
         make(tmp_path, runs_dir="file/runs")
     assert raised.value.fix == "set runs_dir to a folder you can write"
 
