@@ -8,6 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from trainer.cli import main
+from trainer.core.errors import USER_MUST_CHANGE
+
 Command = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
@@ -28,11 +31,13 @@ def test_the_project_trains_as_it_is(trainer_cli: Command, workdir: Path) -> Non
     assert predicted.returncode == 0, predicted.stdout + predicted.stderr
 
 
-@pytest.mark.parametrize("name", ["torch", "json", "trainer", "a b", "1st", "../x/..", "taken"])
-def test_names_that_would_not_work_are_refused(name: str, trainer_cli: Command, workdir: Path) -> None:
-    (workdir / "taken").mkdir()
-    (workdir / "taken/file").write_text("mine")
-    done = trainer_cli("init", name)
-    assert done.returncode == 2
-    assert len(done.stderr.splitlines()) == 2
-    assert [path.name for path in workdir.iterdir()] == ["taken"]
+@pytest.mark.parametrize("name", ["torch", "json", "trainer", "class", "Class", "a b", "1st", "", "../x/..", "taken"])
+def test_names_that_would_not_work_are_refused(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken/file").write_text("mine")
+    assert main(["init", name]) == USER_MUST_CHANGE
+    assert len(capsys.readouterr().err.splitlines()) == 2
+    assert [path.name for path in tmp_path.iterdir()] == ["taken"]

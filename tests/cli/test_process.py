@@ -87,6 +87,18 @@ def test_runs_are_listed_without_a_home(tmp_path: Path, capsys: pytest.CaptureFi
     assert capsys.readouterr().err.endswith("set HOME, and write paths that begin with ~ in full\n")
 
 
+def test_a_working_directory_that_was_deleted_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("TRAINER_TRACEBACK", raising=False)
+    monkeypatch.delenv("TRAINER_RUNS_DIR", raising=False)
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    assert main(["ls"]) == USER_MUST_CHANGE
+    assert capsys.readouterr().err.startswith("trainer: the working directory has been deleted\n")
+
+
 def test_a_path_of_an_unknown_user_is_no_bug(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import keyword
 import re
 import sys
 from pathlib import Path
@@ -59,6 +60,8 @@ def _package(name: str) -> str:
             f"{name!r} is not a valid project name", "use letters, digits, '_' and '-', beginning with a letter"
         )
     package = name.replace("-", "_").lower()
+    if keyword.iskeyword(package):
+        raise UserError(f"{name}: a word of the Python language", f"choose another name, such as my-{name}")
     if package in sys.stdlib_module_names or _is_installed(package):
         raise UserError(f"{name}: a Python module {package} already exists", f"choose another name, such as my-{name}")
     return package

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import tempfile
 import traceback
 
@@ -21,12 +22,22 @@ def known(error: Exception) -> TrainerError | None:
     """Return an exception of the operating system that is no bug as one with a fix; None for any other."""
     if isinstance(error, RuntimeError) and str(error) == "Could not determine home directory.":  # pathlib
         return UserError("a home directory is not known", "set HOME, and write paths that begin with ~ in full")
+    if isinstance(error, FileNotFoundError) and not _has_working_directory():
+        return UserError("the working directory has been deleted", "change to a folder that exists")
     if not isinstance(error, OSError) or error.errno not in _FIXES:
         return None
     if error.filename is None and error.errno in (errno.EACCES, errno.EPERM):
         return None
     where = f"{error.filename}: " if error.filename else ""
     return EnvironmentFault(f"{where}{error.strerror}", _FIXES[error.errno])
+
+
+def _has_working_directory() -> bool:
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def report(error: Exception, arguments: list[str]) -> str:
