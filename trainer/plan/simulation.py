@@ -117,7 +117,7 @@ def steps(
     for is_second in (False, True):
         begin = tracked.mark()
         at_rest = tracked.alive
-        for is_last in (False, True) if setting.accumulates else (True,):
+        for is_last in _micro_batches(setting, is_second):
             counts = is_second and is_last
             counter.during = "forward" if counts else None
             loss = trained.forward(batch, is_last)
@@ -137,6 +137,15 @@ def steps(
         ("passes", tracked.parts(begin, middle)) if passes >= update else ("update", tracked.parts(middle, end))
     )
     return Simulated(max(passes, update), parts, where, at_rest, passes, update, states, _work_of(module, tracked))
+
+
+def _micro_batches(setting: Setting, is_second: bool) -> tuple[bool, ...]:
+    """Return for each micro-batch of a step whether it is the last; of more than two, those between are like the first.
+
+    The first step is there for the optimizer states, which one micro-batch makes as well; but DeepSpeed counts them.
+    """
+    accumulates = setting.accumulates and (is_second or isinstance(setting.strategy, ZERO))
+    return (False, True) if accumulates else (True,)
 
 
 class _Plain:
