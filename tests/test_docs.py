@@ -332,6 +332,7 @@ def _source() -> str:
     return "\n".join(path.read_text() for path in (ROOT / "trainer").rglob("*.py"))
 
 
+@functools.cache
 def claimed() -> set[tuple[str, str]]:
     """(page, first words) of the blocks that other tests compare with what they see."""
     calls = re.compile(r"""documented\(\s*"([^"]+)",\s*"((?:[^"\\]|\\.)*)"\s*\)""")

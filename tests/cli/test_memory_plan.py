@@ -67,6 +67,7 @@ def test_a_plan_in_closed_form_imports_no_torch_and_takes_less_than_2_s(workdir:
 
 def test_a_shipped_experiment_is_simulated(trainer_cli: TrainerCli, workdir: Path) -> None:
     arguments = ["plan", "experiment=quickstart", "resources.gpus=0", "resources.cpu_processes=2", "--json"]
+    arguments += ["--alternatives", "0"]
     job = planned(arguments, trainer_cli)["job"]
     assert job["engine"] == "simulation"
     assert job["fits"] is None
@@ -81,6 +82,7 @@ def test_text_is_planned_from_its_data(trainer_cli: TrainerCli, workdir: Path) -
     for index in range(4):
         (workdir / "texts" / f"{index}.txt").write_text("To be, or not to be. " * 600)
     arguments = ["plan", "experiment=text_transformer", "data.root=texts", "data.patterns=null", "data.batch_size=8"]
+    arguments += ["model.layers=2"]
     answer = planned([*arguments, "strategy=fsdp", "resources.gpus=2", "--gpu", "Tesla T4", "--json"], trainer_cli)
     assert answer["job"]["fits"] is True
     assert answer["job"]["parts"][parts.BUCKETS] > 0
@@ -107,7 +109,7 @@ def test_a_module_of_ones_own_is_simulated(trainer_cli: TrainerCli, workdir: Pat
         """)
     )
     arguments = ["plan", "model._target_=mine.Mine", "data=none", "resources.gpus=0", "strategy=single", "--json"]
-    arguments += ["trainer.max_epochs=3"]
+    arguments += ["trainer.max_epochs=3", "--alternatives", "0"]
     job = planned(arguments, trainer_cli)["job"]
     assert job["micro_batch"] == 8, "of its own loader"
     assert job["forecast"]["steps"] == 3 * 64 / 8

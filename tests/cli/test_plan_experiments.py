@@ -59,10 +59,18 @@ def stand_in(experiment: str, folder: Path, fashion: Path) -> list[str]:
     return [f"data.root={fashion}"] if "fashion_mnist" in experiment else []
 
 
-@pytest.mark.parametrize("experiment", EXPERIMENTS)
+@pytest.mark.parametrize(
+    ("experiment", "device"),
+    [
+        pytest.param(experiment, device, marks=() if place % 2 == number else pytest.mark.slow)
+        for place, experiment in enumerate(EXPERIMENTS)
+        for number, device in enumerate(ON)
+    ],
+)
 @pytest.mark.usefixtures("workdir")
 def test_each_shipped_experiment_is_planned(
     experiment: str,
+    device: str,
     small_fashion: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -72,16 +80,15 @@ def test_each_shipped_experiment_is_planned(
         pytest.skip("apt-get install fonts-noto-color-emoji")
     monkeypatch.setattr(planning, "ask", here)
     overrides = [f"experiment={experiment}", *stand_in(experiment, tmp_path, small_fashion)]
-    for device, shape in ON.items():
-        job = planned(capsys, *overrides, *shape)
-        assert job["engine"] == "simulation"
-        assert job["fits"] is (True if device == "gpu" else None)
-        assert sum(job["parts"].values()) == job["peak_bytes"]
-        assert job["parts"][parts.REST] > 0
-        # At most two states of what is trained, in fp32 as the weights; a GPU's memory is given out in blocks.
-        assert 0 < job["parts"][parts.OPTIMIZER] <= 2.1 * job["parts"][parts.PARAMETERS]
-        assert job["forecast"]["step_s"] > 0
-        assert job["forecast"]["steps"] > 0
+    job = planned(capsys, *overrides, *ON[device])
+    assert job["engine"] == "simulation"
+    assert job["fits"] is (True if device == "gpu" else None)
+    assert sum(job["parts"].values()) == job["peak_bytes"]
+    assert job["parts"][parts.REST] > 0
+    # At most two states of what is trained, in fp32 as the weights; a GPU's memory is given out in blocks.
+    assert 0 < job["parts"][parts.OPTIMIZER] <= 2.1 * job["parts"][parts.PARAMETERS]
+    assert job["forecast"]["step_s"] > 0
+    assert job["forecast"]["steps"] > 0
 
 
 @pytest.mark.usefixtures("workdir")
