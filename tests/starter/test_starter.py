@@ -203,23 +203,28 @@ def accuracy(trainer_cli: Command) -> float:
     return float(json.loads(done.stdout)["metrics"]["test/acc"])
 
 
+def last_validation(workdir: Path) -> float:
+    """Accuracy of the only run in its last validation."""
+    (metrics,) = (workdir / "runs").glob("*/metrics.jsonl")
+    lines = [json.loads(line) for line in metrics.read_text().splitlines()]
+    return float([line["val/acc"] for line in lines if "val/acc" in line][-1])
+
+
 @pytest.mark.parametrize(
-    ("cut_short", "at_least"),
-    [
-        pytest.param(["trainer.max_epochs=4"], 0.5, id="begun"),
-        pytest.param([], 0.965, id="whole", marks=[pytest.mark.slow, pytest.mark.timeout(900)]),
-    ],
+    "is_whole", [False, pytest.param(True, marks=[pytest.mark.slow, pytest.mark.timeout(900)])], ids=["begun", "whole"]
 )
-def test_a_folder_of_scans_is_learnt(
-    trainer_cli: Command, workdir: Path, scans: Path, cut_short: list[str], at_least: float
-) -> None:
+def test_a_folder_of_scans_is_learnt(trainer_cli: Command, workdir: Path, scans: Path, is_whole: bool) -> None:
     """As a whole within 2 points of `experiment=quickstart`, which was written by hand."""
+    cut_short = [] if is_whole else ["trainer.max_epochs=2"]
     options = ("tracking=none", "resources.gpus=0", "resources.cpu_processes=1")
     done = trainer_cli("fit", f"data={scans}", *options, *cut_short, timeout=600)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "grey images in 10 class folders, 1,438 to train on, 8 pixels a side" in done.stdout
     assert "wrote conf/experiment/scans.yaml" in done.stdout
-    assert accuracy(trainer_cli) >= at_least
+    if is_whole:
+        assert accuracy(trainer_cli) >= 0.965
+    else:
+        assert last_validation(workdir) >= 0.3  # by chance: 0.1
 
 
 def test_the_standard_library_alone_gives_what_was_written_by_hand(workdir: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 BENCHMARK = Path(__file__).parents[2] / "benchmarks/sweep_faults.py"
 
 
-@pytest.mark.parametrize(("kills", "seeds"), [(30, 1), pytest.param(200, 2, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("kills", "seeds"), [(15, 1), pytest.param(200, 2, marks=pytest.mark.slow)])
 def test_killed_advancers_lose_and_double_nothing(kills: int, seeds: int, tmp_path: Path) -> None:
     for seed in range(seeds):
         methods = ["random"] if kills < 100 else ["random", "sobol", "tpe"]

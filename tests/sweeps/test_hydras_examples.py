@@ -186,8 +186,8 @@ def test_an_example_runs_as_written_or_is_refused_with_what_to_write(
     name: str, workdir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     example, check = EXAMPLES[name], sweep_launch._check_points
-    # The first and the last point are composed and checked: that all are is another test's.
-    monkeypatch.setattr(sweep_launch, "_check_points", lambda points, where: check([points[0], points[-1]], where))
+    # The last point is composed and checked: that all are is another test's.
+    monkeypatch.setattr(sweep_launch, "_check_points", lambda points, where: check(points[-1:], where))
     if example.method in ("tpe", "cmaes"):
         pytest.importorskip("optuna")
     if example.refused:
