@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -12,7 +13,6 @@ from typing import Any
 import pytest
 
 from tests.conftest import MARK, TrainerCli, clean_environment
-from trainer.runs.directory import RunDirectory
 
 TESTBED = Path(__file__).parents[2] / "slurm" / "testbed" / "testbed"
 NODES = 4
@@ -38,6 +38,8 @@ ACCOUNTING = (
     "modify user root set qos=normal,single",
 )
 """What sacctmgr is told: the tests' user may charge one account, and one QOS lets it have a single node."""
+HARMLESS = ("env", "exec", "status")
+"""Verbs of the testbed after which its nodes need not be brought back."""
 
 
 class Testbed:
@@ -52,10 +54,12 @@ class Testbed:
         """The address of this machine on the bridge, under which jobs reach it."""
         self.kept: set[str] = set()
         """Jobs that outlive the tests beside which they run."""
+        self._harmed = False
         self.conf = self("env").stdout.strip().removeprefix("export SLURM_CONF=")
 
     def __call__(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """`testbed VERB ...`; raises AssertionError with its output when it fails."""
+        self._harmed |= arguments[0] not in HARMLESS
         return self._run([str(TESTBED), *arguments], self._environment)
 
     def slurm(self, *command: str) -> str:
@@ -66,8 +70,9 @@ class Testbed:
         """Cancel every job, wait until they are gone, bring every node back."""
         if jobs := self.jobs():
             self.slurm("scancel", *jobs)
-        wait_until(lambda: not self.jobs(), timeout_s=120)
-        self.mend()
+            wait_until(lambda: not self.jobs(), timeout_s=120)
+        if self._harmed or not self._is_whole():
+            self.mend()
 
     def jobs(self) -> set[str]:
         return set(self.slurm("squeue", "--noheader", "--format=%i").split()) - self.kept
@@ -83,12 +88,25 @@ class Testbed:
         """Bring every node back."""
         for number in range(NODES):
             self("heal", f"node{number}") if self._is_up(f"node{number}") else self("boot", f"node{number}")
-        for line in self.slurm("sinfo", "-hN", "-p", "main", "-o", "%N %T").splitlines():
-            node, state = line.split()
-            if state.startswith(("down", "drain")):
-                self.slurm("scontrol", "update", f"nodename={node}", "state=resume")
-        wait_until(lambda: not any(mark in self("status").stdout.split("JOBID")[0] for mark in ("down", "*")))
+        wait_until(self._resume_nodes)
         wait_until(self._takes_jobs)
+        self._harmed = False
+
+    def _resume_nodes(self) -> bool:
+        for node, state in self._states().items():
+            if state.startswith(("down", "drain")):
+                try:
+                    self.slurm("scontrol", "update", f"nodename={node}", "state=resume")
+                except AssertionError:  # it has come back by itself since
+                    pass
+        return self._is_whole()
+
+    def _states(self) -> dict[str, str]:
+        lines = self.slurm("sinfo", "-hN", "-p", "main", "-o", "%N %T").splitlines()
+        return dict((node, state) for node, state in map(str.split, lines))
+
+    def _is_whole(self) -> bool:
+        return not any(re.match(r"down|drain|unk|.*\*", state) for state in self._states().values())
 
     def _takes_jobs(self) -> bool:
         """Return whether the controller knows its nodes again: after a restart it refuses jobs until they register."""
@@ -138,18 +156,6 @@ def running_testbed(worker_number: int) -> Iterator[Testbed]:
         assert guard.stdin is not None
         guard.stdin.close()
         guard.wait(300)
-
-
-@pytest.fixture(scope="session")
-def limited(running_testbed: Testbed, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunDirectory]:
-    """A run that takes minutes, most of them spent waiting for its time limit: other tests run meanwhile."""
-    from tests.slurm.jobs import submit_limited
-
-    run = submit_limited(running_testbed, tmp_path_factory.mktemp("limited"))
-    yield run
-    running_testbed.slurm("scancel", *running_testbed.kept)
-    running_testbed.kept.clear()
-    wait_until(lambda: not running_testbed.jobs())
 
 
 @pytest.fixture(scope="session")

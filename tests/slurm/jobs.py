@@ -6,7 +6,6 @@ import json
 import subprocess
 import sys
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +18,20 @@ from trainer.runs.directory import RunDirectory
 from trainer.runs.events import Event
 
 PACE = '''
-import os
 import time
 
 from lightning.pytorch import Callback
 
 
 class Pace(Callback):
-    """Each step takes `step_s` longer in the first attempts, or starts of the job, by what counts them."""
+    """Each step takes `step_s` longer; `resumed`: also after a resume."""
 
-    def __init__(self, step_s, attempts, counted="TRAINER_ATTEMPT"):
-        self.step_s = step_s if int(os.environ.get(counted) or 0) < attempts else 0
+    def __init__(self, step_s, resumed):
+        self.step_s, self.resumed = step_s, resumed
+
+    def on_train_start(self, trainer, *arguments):
+        if trainer.global_step > 0 and not self.resumed:
+            self.step_s = 0
 
     def on_train_batch_end(self, trainer, *arguments):
         time.sleep(self.step_s)
@@ -44,9 +46,6 @@ JOB = [
     "resilience.agree_every_s=0.2",
     "resilience.stop_deadline_s=15",
 ]
-LIMITED_STEPS = 80
-LIMITED_JOB = [f"trainer.max_steps={LIMITED_STEPS}", "checkpoint.every_n_steps=1000", "trainer.log_every_n_steps=1"]
-"""Saves only when it is asked to."""
 
 
 def on_slurm(ranks: int, nodes: int = 2) -> list[str]:
@@ -60,10 +59,13 @@ def on_slurm(ranks: int, nodes: int = 2) -> list[str]:
     ]
 
 
-def paced(step_s: float, attempts: int = 1000) -> list[str]:
-    """Overrides; `pace.py` must be in the working directory."""
+def paced(step_s: float, resumed: bool = True) -> list[str]:
+    """Overrides that make each step take longer; `resumed`: also after a resume.
+
+    `pace.py` must be in the working directory.
+    """
     target = ["+callbacks.pace._target_=pace.Pace", f"+callbacks.pace.step_s={step_s}"]
-    return [*target, f"+callbacks.pace.attempts={attempts}"]
+    return [*target, f"+callbacks.pace.resumed={resumed}"]
 
 
 def command_line(testbed: Testbed, *arguments: str, cwd: Path, timeout: float) -> subprocess.CompletedProcess[str]:
@@ -143,26 +145,3 @@ def kill(testbed: Testbed, node: str, *which: str) -> None:
     """SIGKILL to the first process of `node` that `pgrep *which` finds."""
     first = testbed("exec", node, "pgrep", *which).stdout.split()[0]
     testbed("exec", node, "kill", "-KILL", first)
-
-
-def submit_limited(testbed: Testbed, folder: Path) -> RunDirectory:
-    """A run that cannot get to the end within its time limit before SLURM has started it three times, on the last two
-    nodes. Attempts do not count: other tests' faults, a restart of the controller for one, may cost it some."""
-    options = [
-        "tracking.name=wandb",
-        "tracking.mode=offline",
-        "cluster.time='00:01:30'",
-        "cluster.save_before_end_s=30",
-    ]
-    # On a busy machine the start alone may take the minute that the job has: that must not end the run.
-    options += ["cluster.attempts_without_progress=20"]
-    options += ["cluster.exclude='node0,node1'", *on_slurm(ranks=2)]
-    options += [*paced(1.0, attempts=2), "+callbacks.pace.counted=SLURM_RESTART_COUNT"]
-    options += ["notify=command", f"notify.command=[sh,-c,'cat >> {folder}/told.jsonl']", "notify.after_requeues=1"]
-
-    run = submit(partial(command_line, testbed), folder, *LIMITED_JOB, *options)
-    job_id = str(run.launch().slurm_job_id)
-    testbed.kept.add(job_id)
-    # What the command line refuses as too short for anyone's training: SLURM asks to save 0 to 30 s after the start.
-    testbed.slurm("scontrol", "update", f"JobId={job_id}", "TimeLimit=1")
-    return run

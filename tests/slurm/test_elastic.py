@@ -37,7 +37,7 @@ def weights(run: RunDirectory) -> dict[str, torch.Tensor]:
 def test_fewer_nodes_train_the_same_global_batches(testbed: Testbed, cli: TrainerCli, workdir: Path) -> None:
     job = [f"trainer.max_steps={STEPS}", "checkpoint.every_n_steps=5", "callbacks=sample_log", "model.dropout=0.0"]
     two_nodes = [*on_slurm(ranks=2), "resources.min_nodes=1", "cluster.exclude='node2,node3'"]
-    run = submit(cli, workdir, *job, *two_nodes, *paced(0.5, attempts=1))
+    run = submit(cli, workdir, *job, *two_nodes, *paced(0.5, resumed=False))
     wait_for_step(run, 10)
     first = wait_for_event(run, "allocated")
     assert len(first.nodes) == 2

@@ -19,7 +19,7 @@ from trainer.core.errors import DONE
 from trainer.runs.directory import RunDirectory
 from trainer.runs.registry import all_runs
 
-pytestmark = [pytest.mark.slurm, pytest.mark.usefixtures("limited"), pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.slurm, pytest.mark.timeout(400)]
 JOB = ["cluster=slurm", "experiment=quickstart", "tracking=none", "resources.nodes=2", "resources.gpus=8"]
 BROKEN = '''
 import os
@@ -86,7 +86,7 @@ def test_fifty_submissions_cost_less_than_a_second_of_cpu_each_and_one_call_for_
     cpu_s = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     assert cpu_s / count < 1
     assert len(testbed.jobs()) == 1, "one job array"
-    assert len(testbed.slurm("squeue", "--array", "--noheader").splitlines()) == count + len(testbed.kept)
+    assert len(testbed.slurm("squeue", "--array", "--noheader").splitlines()) == count
 
     count = 4
     for seed in range(count):
@@ -105,7 +105,9 @@ def test_fifty_submissions_cost_less_than_a_second_of_cpu_each_and_one_call_for_
 def test_a_run_is_followed_through_a_requeue_and_ends_for_good_when_it_is_stopped(
     cli: TrainerCli, workdir: Path, testbed: Testbed, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run = submit(cli, workdir, "trainer.max_steps=5000", "checkpoint.every_n_steps=2", *on_slurm(2), *paced(0.5))
+    run = submit(
+        cli, workdir, "trainer.max_steps=5000", "checkpoint.every_n_steps=2", *on_slurm(1, nodes=1), *paced(0.5)
+    )
     job = str(run.launch().slurm_job_id)
     with (workdir / "followed").open("w") as log:
         follower = subprocess.Popen(

@@ -20,7 +20,7 @@ STEPS = 40
 
 def test_one_curve_over_a_requeue(testbed: Testbed, cli: TrainerCli, workdir: Path) -> None:
     options = [f"trainer.max_steps={STEPS}", "trainer.log_every_n_steps=1", "checkpoint.every_n_steps=15"]
-    options += ["tracking.name=wandb", "tracking.mode=online", *on_slurm(ranks=2), *paced(0.5, attempts=1)]
+    options += ["tracking.name=wandb", "tracking.mode=online", *on_slurm(ranks=2), *paced(0.5, resumed=False)]
     with WandbServer(host=testbed.host) as server:
         run = submit(cli, workdir, *options, env=server.environment())
         wait_until(lambda: server.runs and len(served(server).history) >= 3, 240, lambda: story(run))

@@ -9,14 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.slurm.conftest import Testbed, wait_until
+from tests.slurm.conftest import Testbed
 from trainer.cli import main
 from trainer.config.cluster import Slurm
 from trainer.core.errors import DONE, ENVIRONMENT_MUST_CHANGE, USER_MUST_CHANGE
 from trainer.runs.registry import all_runs
 from trainer.slurm.options import check_values
 
-pytestmark = [pytest.mark.slurm, pytest.mark.usefixtures("limited")]
+pytestmark = pytest.mark.slurm
 JOB = ["cluster=slurm", "experiment=quickstart", "tracking=none", "resources.nodes=2", "resources.gpus=8"]
 REFUSED = {
     "cluster.partition=mian": "did you mean cluster.partition=main? it has closed, gpu, main, private, short, urgent",
@@ -152,12 +152,6 @@ def test_a_submission_while_the_controller_is_away_is_kept_and_submitted_later(
     from trainer.slurm import submit
 
     checks = submit.submit
-
-    def is_running() -> bool:
-        return bool(testbed.kept & set(testbed.slurm("squeue", "-ht", "RUNNING,COMPLETING", "-o", "%i").split()))
-
-    # A restarted controller checks limits 30 s later: the run of test_time_limit.py might be warned only at its end.
-    wait_until(lambda: not is_running(), 150)
 
     def stop_and_submit(*arguments: object) -> str:
         testbed("controller", "stop")

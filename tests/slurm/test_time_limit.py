@@ -9,21 +9,26 @@ import pytest
 
 from tests.conftest import TrainerCli
 from tests.slurm.conftest import Testbed, wait_until
-from tests.slurm.jobs import LIMITED_JOB, LIMITED_STEPS, curve, logged_steps, story, submit, wait_for_event, weights
+from tests.slurm.jobs import curve, logged_steps, on_slurm, paced, story, submit, wait_for_event, weights
 from tests.tracking.wandb_server import WandbServer
 from trainer.runs.bill import bill
 from trainer.runs.directory import RunDirectory
 from trainer.runs.events import Allocated, Notified
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(900)]
+STEPS = 80
+JOB = [f"trainer.max_steps={STEPS}", "checkpoint.every_n_steps=1000", "trainer.log_every_n_steps=1"]
+"""Saves only when it is asked to."""
+SAVED = {"saved: its time limit was near", "saved: its time limit was reached"}
 
 
 def test_a_training_longer_than_its_time_limit_ends_as_if_it_had_had_the_time(
-    limited: RunDirectory, testbed: Testbed, cli: TrainerCli, workdir: Path
+    testbed: Testbed, cli: TrainerCli, workdir: Path
 ) -> None:
-    wait_until(lambda: requeues(limited) >= 2, 450, lambda: story(limited) + testbed.queue())
-    # On a busy machine the start alone may take the minute that the job has.
+    limited = submit_limited(testbed, cli, workdir / "limited")
     job_id = str(limited.launch().slurm_job_id)
+    untouched = submit(cli, workdir, *JOB, "resources.cpu_processes=2")
+    wait_until(lambda: SAVED & set(requeued(limited)), 450, lambda: story(limited) + testbed.queue())
 
     def is_listed(states: str) -> bool:
         return job_id in testbed.slurm("squeue", "-t", states, "-ho", "%i").split()
@@ -31,19 +36,17 @@ def test_a_training_longer_than_its_time_limit_ends_as_if_it_had_had_the_time(
     wait_until(lambda: not is_listed("COMPLETING"))  # it is just being requeued
     if is_listed("PENDING,RUNNING"):  # else it has ended by now
         testbed.slurm("scontrol", "update", f"JobId={job_id}", "TimeLimit=20")
-    untouched = submit(cli, workdir, *LIMITED_JOB, "resources.cpu_processes=2")
     wait_for_event(limited, "finished", 400)
 
     # On a busy machine the ranks may not even have begun when SLURM asks them to save, or begin when it ends them.
-    reasons = [end.reason for end in limited.attempts() if end.outcome == "requeue"]
-    saved = {"saved: its time limit was near", "saved: its time limit was reached"}
-    assert saved & set(reasons)
-    assert set(reasons) <= saved | {"not saved: its time limit was reached"}
-    assert requeues(limited) == len(reasons) >= 2
+    reasons = requeued(limited)
+    assert SAVED & set(reasons)
+    assert set(reasons) <= SAVED | {"not saved: its time limit was reached"}
+    assert [one.event for one in limited.events()].count("requeued") == len(reasons)
     assert len({one.slurm_job_id for one in limited.events_of(Allocated)}) == 1
-    assert logged_steps(limited) == list(range(1, LIMITED_STEPS + 1))
+    assert logged_steps(limited) == list(range(1, STEPS + 1))
     assert curve(limited) == curve(untouched)
-    assert weights(limited, LIMITED_STEPS, workdir / "a") == weights(untouched, LIMITED_STEPS, workdir / "b")
+    assert weights(limited, STEPS, workdir / "a") == weights(untouched, STEPS, workdir / "b")
     assert {path.name.rpartition("-")[2] for path in limited.wandb_dir.glob("**/offline-run-*")} == {limited.id}
     job_script = "report.html, which the job script writes after the training"
     wait_until(lambda: not is_listed("RUNNING,COMPLETING"), 60, lambda: job_script + testbed.queue())
@@ -53,10 +56,10 @@ def test_a_training_longer_than_its_time_limit_ends_as_if_it_had_had_the_time(
         assert server.runs, synced.stdout + synced.stderr
         (served,) = server.runs.values()
     rows = [(row["trainer/global_step"], row["train/loss"]) for row in served.history if "train/loss" in row]
-    assert [step for step, _ in rows] == list(range(1, LIMITED_STEPS + 1))
+    assert [step for step, _ in rows] == list(range(1, STEPS + 1))
     assert [loss for _, loss in rows] == pytest.approx([line["train/loss"] for line in curve(limited)], rel=1e-6)
     check_notifications(limited, len(reasons))
-    wait_until(lambda: last_step(limited) == LIMITED_STEPS)  # the relay of the node publishes the last heartbeat
+    wait_until(lambda: last_step(limited) == STEPS)  # the relay of the node publishes the last heartbeat
     allocations = {one.attempt: one.since for one in limited.events_of(Allocated)}
     records = limited.usage()
     assert len({one.attempt for one in records}) >= 2
@@ -81,10 +84,23 @@ def check_notifications(run: RunDirectory, count: int) -> None:
     told = [json.loads(line) for line in (run.path.parents[1] / "told.jsonl").read_text().splitlines()]
     times = ["once", *(f"{number} times" for number in range(2, count + 1))]
     titles = [f"{run.path.name} was requeued {word}" for word in times]
-    assert [one["title"] for one in told] == [*titles, f"{run.path.name} finished at step {LIMITED_STEPS}"]
+    assert [one["title"] for one in told] == [*titles, f"{run.path.name} finished at step {STEPS}"]
     assert all("its time limit was" in one["reason"] for one in told[:-1])
     assert not any(event.failed for event in run.events_of(Notified))
 
 
-def requeues(run: RunDirectory) -> int:
-    return [one.event for one in run.events()].count("requeued")
+def requeued(run: RunDirectory) -> list[str]:
+    return [end.reason for end in run.attempts() if end.outcome == "requeue"]
+
+
+def submit_limited(testbed: Testbed, cli: TrainerCli, folder: Path) -> RunDirectory:
+    """A run that cannot get to the end within its time limit before it has been resumed."""
+    options = ["tracking.name=wandb", "tracking.mode=offline", "cluster.time='00:01:30'"]
+    options += ["cluster.save_before_end_s=30", *on_slurm(ranks=2, nodes=1), *paced(1.0, resumed=False)]
+    # On a busy machine the start alone may take the minute that the job has: that must not end the run.
+    options += ["cluster.attempts_without_progress=20"]
+    options += ["notify=command", f"notify.command=[sh,-c,'cat >> {folder}/told.jsonl']", "notify.after_requeues=1"]
+    run = submit(cli, folder, *JOB, *options)
+    # What the command line refuses as too short for anyone's training: SLURM asks to save 0 to 30 s after the start.
+    testbed.slurm("scontrol", "update", f"JobId={run.launch().slurm_job_id}", "TimeLimit=1")
+    return run
