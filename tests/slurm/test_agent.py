@@ -17,8 +17,8 @@ from tests.tracking.wandb_server import ENTITY, WandbServer
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(600)]
 
 
-def test_a_trial_on_two_nodes(testbed: Testbed, cli: TrainerCli, workdir: Path) -> None:
-    options = [*JOB, *on_slurm(ranks=2), "tracking=wandb", "tracking.init_timeout_s=1", "trainer.max_steps=30"]
+def test_a_trial_on_a_node(testbed: Testbed, cli: TrainerCli, workdir: Path) -> None:
+    options = [*JOB, *on_slurm(ranks=1, nodes=1), "tracking=wandb", "tracking.init_timeout_s=1", "trainer.max_steps=30"]
     command = [sys.executable, "-m", "trainer", "fit", *options, "${args_no_hyphens}"]
     sweep = {"method": "grid", "parameters": {"optimizer.lr": {"values": [0.01]}}, "command": command}
     with WandbServer() as server:

@@ -9,7 +9,9 @@ import pytest
 
 from tests.conftest import TrainerCli
 from tests.slurm.conftest import NODES, Testbed, wait_until
-from tests.slurm.jobs import JOB, kill, logged_steps, on_slurm, paced, story, submit, wait_for_event, weights
+from tests.slurm.jobs import JOB, curve, kill, logged_steps, on_slurm, paced, story, submit, wait_for_event, weights
+from trainer.cli import main
+from trainer.core.errors import DONE
 from trainer.runs.directory import RunDirectory
 from trainer.runs.events import Allocated, CheckpointSaved, Started
 
@@ -24,7 +26,7 @@ def saved_since(run: RunDirectory, count: int, step: int) -> bool:
 
 
 def test_a_killed_rank_costs_a_few_steps_and_a_lost_node_those_since_the_run_directory(
-    cli: TrainerCli, testbed: Testbed, workdir: Path
+    cli: TrainerCli, testbed: Testbed, workdir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     disk = workdir / "disk"
     disk.mkdir()
@@ -39,8 +41,14 @@ def test_a_killed_rank_costs_a_few_steps_and_a_lost_node_those_since_the_run_dir
         return [one.step for one in run.events_of(Started)]
 
     wait_until(lambda: saved_since(run, 0, 2 * LOCAL), 120, lambda: story(run))
-    kill(testbed, run.events_of(Allocated)[-1].nodes[1], "^rank ")
+    killed_on = run.events_of(Allocated)[-1].nodes[1]
+    kill(testbed, killed_on, "^rank ")
     wait_until(lambda: len(starts()) == 2, 120, lambda: story(run))
+    assert main(["why", str(run.path), "--json"]) == DONE
+    (killed,) = [one for one in json.loads(capsys.readouterr().out)["attempts"] if one["reason"]]
+    assert killed["reason"].startswith("rank 1 was killed by SIGKILL")
+    assert killed["host"] == killed_on
+    assert killed["log"].endswith("/rank-1.log")
     assert 2 * LOCAL <= starts()[1] < SHARED, "the restart did not use the disks"
     assert starts()[1] % LOCAL == 0
 
@@ -55,14 +63,18 @@ def test_a_killed_rank_costs_a_few_steps_and_a_lost_node_those_since_the_run_dir
     on_nodes = [[one["host"] for one in row["nodes"]] for row in listed if row["local"]]
     assert on_nodes
     assert all(hosts == [first, lost] for hosts in on_nodes), listed
+    allocations = len(run.events_of(Allocated))
     testbed("fail", lost)
     wait_until(lambda: len(starts()) == 3, 240, lambda: story(run))
     assert starts()[2] == SHARED, story(run)
+    assert f"{lost} was lost (down" in run.attempts()[1].reason
 
     wait_for_event(run, "finished", timeout_s=240)
     assert sorted(set(logged_steps(run))) == logged_steps(run) == list(range(1, STEPS + 1))
-    nodes = run.events_of(Allocated)[-1].nodes
-    assert lost not in nodes
+    later = [one.nodes for one in run.events_of(Allocated)[allocations:]]
+    assert later
+    assert all(lost not in nodes for nodes in later)
+    nodes = later[-1]
     for node in nodes:
         wait_until(lambda: testbed("exec", node, "find", str(disk), "-name", "step-*").stdout == "")  # noqa: B023
     for number in range(NODES):
@@ -76,3 +88,4 @@ def test_a_killed_rank_costs_a_few_steps_and_a_lost_node_those_since_the_run_dir
     (path,) = (unharmed / "runs").iterdir()
     expected = weights(RunDirectory(path), STEPS, workdir / "expected")
     assert weights(run, STEPS, workdir / "found") == expected
+    assert curve(run) == curve(RunDirectory(path))
