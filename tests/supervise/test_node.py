@@ -24,7 +24,6 @@ from trainer.core.gpus import Inventory
 from trainer.launch.local import LocalLauncher, reap
 from trainer.runs.directory import RunDirectory
 from trainer.runs.records import AttemptOutcome, HeartbeatRecord, Launch
-from trainer.supervise.supervisor import last_step
 from trainer.supervise.torchrun import AGENT
 
 HERE = Path(__file__).parent
@@ -278,10 +277,10 @@ def test_gpus_are_chosen_for_the_run_and_locked_until_it_ends(
 def test_the_step_of_an_attempt_is_its_own_though_the_next_one_has_begun(workdir: Path) -> None:
     """Torchrun restarts the ranks at once; their first heartbeat replaces that of the attempt that died."""
     run = make_run(workdir)
-    assert last_step(run, 0) is None
+    assert run.last_step(0) is None
     run.write_heartbeat(0, HeartbeatRecord(attempt=0, phase="train", step=150))
-    assert last_step(run, 0) == 150
+    assert run.last_step(0) == 150
     run.live.keep(1, rank=0)
     run.write_heartbeat(0, HeartbeatRecord(attempt=1, phase="start"))
-    assert (last_step(run, 0), last_step(run, 1)) == (150, 0)
-    assert last_step(run, 2) == 0, "it died before its first heartbeat"
+    assert (run.last_step(0), run.last_step(1)) == (150, 0)
+    assert run.last_step(2) == 0, "it died before its first heartbeat"

@@ -18,7 +18,8 @@ from trainer.core.errors import DONE, TrainerError
 from trainer.core.gpus import inventory
 from trainer.launch.local import NODE
 from trainer.runs.directory import RunDirectory
-from trainer.supervise.node import THEN_VARIABLE, record_launch
+from trainer.supervise.node import record_launch
+from trainer.supervise.variables import THEN_VARIABLE
 from trainer.sweeps import slots
 from trainer.sweeps.advance import Claim, acquire, fail
 from trainer.sweeps.directory import SweepDirectory

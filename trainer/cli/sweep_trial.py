@@ -17,7 +17,7 @@ from trainer.core.errors import EnvironmentFault
 from trainer.core.files import read_json, write_atomic
 from trainer.runs import events, trust
 from trainer.runs.directory import RunDirectory, new_identity
-from trainer.supervise.node import FOLLOWER_VARIABLE, NODES_VARIABLE, PEERS_VARIABLE, RENDEZVOUS_VARIABLE
+from trainer.supervise.variables import FOLLOWER_VARIABLE, NODES_VARIABLE, PEERS_VARIABLE, RENDEZVOUS_VARIABLE
 from trainer.sweeps.advance import Claim
 from trainer.sweeps.directory import SweepDirectory
 from trainer.sweeps.records import Spec, TrialRun

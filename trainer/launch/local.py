@@ -19,15 +19,10 @@ from trainer.runtime.process import NODE_BEGAN_VARIABLE
 from trainer.supervise import entry, torchrun
 from trainer.supervise.agent import PRELOAD_VARIABLE
 from trainer.supervise.ahead import NodeAhead
-from trainer.supervise.node import (
-    FOLLOWER_VARIABLE,
-    NODES_VARIABLE,
-    PEERS_VARIABLE,
-    RENDEZVOUS_VARIABLE,
-    record_launch,
-)
+from trainer.supervise.node import record_launch
 from trainer.supervise.rendezvous import Place
 from trainer.supervise.torchrun import Interpreter
+from trainer.supervise.variables import FOLLOWER_VARIABLE, NODES_VARIABLE, PEERS_VARIABLE, RENDEZVOUS_VARIABLE
 
 NODE = "trainer.supervise.node"
 _started: list[subprocess.Popen[bytes]] = []

@@ -358,6 +358,11 @@ class RunDirectory:
         """Return the last heartbeat of a rank in each earlier attempt."""
         return self.live.past(rank)
 
+    def last_step(self, attempt: int) -> int | None:
+        """Return the step in the last heartbeat of rank 0 up to the end of an attempt, which the next may follow."""
+        beats = [*self.past_heartbeats(0), *filter(None, [self.heartbeat(0)])]
+        return next((beat.step for beat in reversed(beats) if beat.attempt <= attempt), None)
+
     def write_heartbeat(self, rank: int, beat: HeartbeatRecord) -> None:
         """Overwrite the heartbeat of a rank in place, in a job on one node."""
         self.live.write(rank, beat)

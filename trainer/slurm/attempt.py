@@ -36,8 +36,7 @@ from trainer.slurm import ending, lost_nodes, preflight, query
 from trainer.slurm.commands import SlurmRefused, patiently
 from trainer.slurm.commands import run as call
 from trainer.slurm.submit import script_path, submit
-from trainer.supervise.node import NODES_VARIABLE, PEERS_VARIABLE, RENDEZVOUS_VARIABLE
-from trainer.supervise.supervisor import last_step
+from trainer.supervise.variables import NODES_VARIABLE, PEERS_VARIABLE, RENDEZVOUS_VARIABLE
 
 _HOPELESS = (NEVER_RESTART, USER_MUST_CHANGE, ENVIRONMENT_MUST_CHANGE)
 
@@ -275,7 +274,7 @@ def requeue(run: RunDirectory) -> int:
 
 def _record(run: RunDirectory, record: AttemptOutcome) -> None:
     """Write how an attempt ended, with the time, and the last step if the record has none."""
-    step = last_step(run, record.attempt) if record.step is None else record.step
+    step = run.last_step(record.attempt) if record.step is None else record.step
     record = replace(record, step=step, time=time.time())
     before = run.outcome(record.attempt)
     run.write_outcome(record)

@@ -8,7 +8,6 @@ minute.
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
 import os
 import shutil
 import socket
@@ -95,11 +94,13 @@ def bytes_to_come(run: RunDirectory) -> int:
 
 def code_hash(run: RunDirectory) -> str:
     """Return a hash of what this node would run: Python, packages, the files of the trainer and of the run."""
+    from importlib import metadata  # the job script, which judges, does not need it
+
     digest = hashlib.sha256(sys.version.encode())
     for name in _PACKAGES:
         try:
-            digest.update(f"{name} {importlib.metadata.version(name)}\n".encode())
-        except importlib.metadata.PackageNotFoundError:
+            digest.update(f"{name} {metadata.version(name)}\n".encode())
+        except metadata.PackageNotFoundError:
             digest.update(f"{name} missing\n".encode())
     for root in (Path(__file__).parents[1], run.code_dir):
         for path in sorted(root.rglob("*.py")):

@@ -27,17 +27,13 @@ from trainer.runs.ending import seal_ended
 from trainer.runs.lock import RunLock
 from trainer.supervise.rendezvous import Place
 from trainer.supervise.supervisor import Supervisor
-
-FOLLOWER_VARIABLE = "TRAINER_FOLLOWER"
-"""Process id of the command whose end also ends this node process; unset if it is independent."""
-RENDEZVOUS_VARIABLE = "TRAINER_RENDEZVOUS"
-"""Name of the first node."""
-PEERS_VARIABLE = "TRAINER_PEERS"
-"""Names of the nodes of this attempt, separated by commas."""
-THEN_VARIABLE = "TRAINER_NODE_THEN"
-"""JSON list of a command that replaces this process once it is done: the next trial of a sweep."""
-NODES_VARIABLE = "TRAINER_NODES"
-"""Number of nodes of this attempt; fewer than requested if `resources.min_nodes` allows it."""
+from trainer.supervise.variables import (
+    FOLLOWER_VARIABLE,
+    NODES_VARIABLE,
+    PEERS_VARIABLE,
+    RENDEZVOUS_VARIABLE,
+    THEN_VARIABLE,
+)
 
 
 def record_launch(run: RunDirectory, shape: LaunchShape, pid: int, attempt: int) -> None:

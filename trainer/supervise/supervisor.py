@@ -316,7 +316,7 @@ class Supervisor:
         root_cause: cause.Cause,
         is_final: bool = False,
     ) -> AttemptOutcome:
-        step = last_step(self.run, attempt)
+        step = self.run.last_step(attempt)
         log = str(root_cause.log.relative_to(self.run.path)) if root_cause.log else None
         record = AttemptOutcome(
             attempt=attempt,
@@ -337,9 +337,3 @@ class Supervisor:
             if is_final and self.place.rendezvous is None:  # else slurm/attempt.py, which knows whether it is the end
                 self.run.add_event(Ended(event=outcome, attempt=attempt, step=step, reason=root_cause.reason))
         return record
-
-
-def last_step(run: RunDirectory, attempt: int) -> int | None:
-    """Return the step in the last heartbeat of rank 0 up to the end of an attempt, which the next one may follow."""
-    beats = [*run.past_heartbeats(0), *filter(None, [run.heartbeat(0)])]
-    return next((beat.step for beat in reversed(beats) if beat.attempt <= attempt), None)
