@@ -15,6 +15,8 @@ import sys
 import time
 import traceback
 import warnings
+from copy import deepcopy
+from dataclasses import replace
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -27,9 +29,13 @@ from hydra.core.hydra_config import HydraConfig
 from lightning.pytorch import LightningDataModule, Trainer, seed_everything
 from lightning.pytorch.plugins.environments import TorchElasticEnvironment
 
-from tests.oracle.cases import CASES, Case
+from tests.oracle.cases import CASES, CONFIGS, Case
 from trainer.checkpoint.io import load_state
 from trainer.checkpoint.store import CheckpointStore
+from trainer.config.compose import Composed, compose, frozen_hydra
+from trainer.config.hydra_files import HydraFiles
+from trainer.config.instantiate import freeze
+from trainer.core.files import write_atomic
 from trainer.runs.directory import RunDirectory
 
 EPOCHS = 2
@@ -77,6 +83,7 @@ class Groups:
         if dist.is_initialized():
             self.destroy()
         gc.collect()  # what holds threads of an old group must not be found by a worker process forked later
+        gc.freeze()  # modules: visiting them again took a quarter of the time
         self.number += 1
         store = dist.PrefixStore(str(self.number), self.store)
         self.init("gloo", store=store, rank=self.rank, world_size=self.world, timeout=LONGEST)
@@ -167,38 +174,61 @@ def run_of_ours(case: Case, folder: Path, number: int) -> Outcome:
 
 
 def made(case: Case, folder: Path, number: int) -> RunDirectory:
-    """The run directory of this case, composed and checked."""
-    from trainer.cli.job import check_all
-    from trainer.config.compose import compose
+    """The run directory of this case, checked, with what a rank reads of it.
 
-    home = folder / f"ours-{number}"
-    groups: dict[str, Any] = {
-        "model": case.node("model"),
-        "callbacks": {f"one_{place}": node for place, node in enumerate(case.callbacks)},
-    }
-    if case.data:
-        groups["data"] = case.node("data")
-    for group, node in groups.items():
-        (home / "conf" / group).mkdir(parents=True)
-        (home / "conf" / group / "it.yaml").write_text(yaml.safe_dump(node))
+    Composing takes longer than training. Cases with the same options share a composition, and have their parts put into
+    it; those whose point is the configuration are composed from files of their own.
+    """
+    from trainer.cli.job import check_one, freeze_shape
+
+    if case in CONFIGS or case.data is None:
+        composed, hydra = composition(case, folder / f"conf-{number}", folder)
+    else:
+        alike = replace(Case("any"), trainer=case.trainer, overrides=case.overrides, unused=case.unused)
+        key = repr(alike)
+        if key not in _COMPOSED:
+            _COMPOSED[key] = composition(alike, folder / f"conf-{number}", folder)
+        composed, hydra = _COMPOSED[key]
+        composed = replace(composed, config={**deepcopy(composed.config), **parts(case)})
+    shape, _ = check_one(composed)
+    freeze_shape(composed.config, shape)
+    directory = RunDirectory.new(Path(composed.config["runs_dir"]), composed.config["name"])
+    write_atomic(directory.config_path, freeze(hydra.keep(directory.path, composed.config, folder)))
+    return directory
+
+
+_COMPOSED: dict[str, tuple[Composed, HydraFiles]] = {}
+
+
+def parts(case: Case) -> dict[str, Any]:
+    """The case's own sections of the configuration."""
+    callbacks = {f"one_{place}": node for place, node in enumerate(case.callbacks)}
+    data = {"data": case.node("data")} if case.data else {}
+    return {"model": case.node("model"), "callbacks": callbacks, **data}
+
+
+def composition(case: Case, files: Path, folder: Path) -> tuple[Composed, HydraFiles]:
+    """The configuration as `trainer fit` composes it from the user's files, and Hydra's own files of it."""
+    for group, node in parts(case).items():
+        (files / group).mkdir(parents=True)
+        (files / group / "it.yaml").write_text(yaml.safe_dump(node))
     options = {"max_epochs": EPOCHS, "log_every_n_steps": 1, **case.trainer}
     overrides = [
-        *(f"{group}=it" for group in groups),
+        *(f"{group}=it" for group in parts(case)),
         *(f"trainer.{name}={value}" for name, value in options.items()),
         f"strategy.find_unused_parameters={case.unused}",
         "tracking=none",
         *case.overrides,
         "name=case",
-        f"runs_dir={home / 'runs'}",
+        f"runs_dir={folder / 'runs'}",
         f"resources.cpu_processes={dist.get_world_size()}",
         "resources.gpus=0",
         "checkpoint.asynchronous=false",
         "resilience.collective_timeout_s=10",
         "resilience.hang_slow_s=10",
     ]
-    composed = compose(overrides, config_dirs=[home / "conf"], cwd=home)
-    (job,) = check_all([composed])
-    return RunDirectory.create(job.config, overrides=overrides, choices={}, code_root=home, hydra=job.hydra)
+    composed = compose(overrides, config_dirs=[files], cwd=folder)
+    return composed, frozen_hydra(composed)
 
 
 def compared(ours: Outcome, theirs: Outcome) -> dict[str, Any]:
