@@ -7,7 +7,6 @@ Imports once what every rank needs, and never has a thread: importing costs more
 
 from __future__ import annotations
 
-import gc
 import importlib
 import json
 import os
@@ -39,8 +38,6 @@ def main() -> None:
     with quick_imports():
         for name in ("deepspeed", "torch.distributed.fsdp", "torch.distributed.tensor.parallel", "trainer.train.run"):
             importlib.import_module(name)
-    gc.collect()
-    gc.freeze()  # each full collection of a rank would visit, and so copy, what was imported
     replies = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     for line in sys.stdin:
