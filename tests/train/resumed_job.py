@@ -20,7 +20,7 @@ from lightning.pytorch import Trainer
 from tests.train import resumed_modules
 from trainer.checkpoint.store import CheckpointStore
 from trainer.cli.chosen import choose
-from trainer.config.compose import compose
+from trainer.config.compose import Loaded, compose
 from trainer.config.instantiate import freeze, instantiate
 from trainer.faultbench.compare import first_difference
 from trainer.faultbench.diagnosis import diagnose
@@ -156,8 +156,9 @@ CAUSES: dict[str, tuple[str, str, list[str]]] = {
     "cause_none": ("Dropout", "Data", []),
 }
 """What verify-resume is to find: module, data, options."""
-CRASHES = (1, 4, -1, 9)
-"""In mid-epoch, before the first batch of an epoch, in the validation of epoch 1, late."""
+CRASHES = ((1, -1), (4, 9))
+"""In mid-epoch, then in the validation of epoch 1; before the first batch of an epoch, then late. Of two attempts that
+resumed, each ends as the job that was not killed, whose curve and samples are compared from the first step on."""
 WITHOUT_ORACLE = {
     "dropout",
     "dropout_lightnings_loop",
@@ -168,13 +169,19 @@ WITHOUT_ORACLE = {
 """Cases that draw random numbers, and those whose options Lightning is not given here."""
 
 
+LOADED = Loaded()
+"""The configuration files, which all jobs have in common."""
+
+
 def config_of(home: Path, module: str, overrides: list[str], data: str = "Data") -> dict[str, Any]:
-    for section, target in (("model", module), ("data", data)):
+    for section in ("model", "data"):
         file = home / "conf" / section / "tried.yaml"
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(f"_target_: {MODULES}.{target}\n")
-    given = ["model=tried", "data=tried", *JOB, *overrides]
-    return compose(given, config_dirs=[home / "conf"], cwd=home).config
+        if not file.exists():
+            file.parent.mkdir(parents=True)
+            file.write_text("_target_: null\n")
+    targets = [f"model._target_={MODULES}.{module}", f"data._target_={MODULES}.{data}"]
+    given = ["model=tried", "data=tried", *targets, *JOB, *overrides]
+    return compose(given, config_dirs=[home / "conf"], cwd=home, loaded=LOADED).config
 
 
 def train(path: Path, config: dict[str, Any], kills: tuple[int, ...] = ()) -> RunDirectory:
@@ -228,7 +235,7 @@ def problems(home: Path, name: str) -> list[str]:
         ours, theirs = saved.get("state_dict"), oracle(config)
         wrong = [key for key in theirs if not torch.equal(ours[key], theirs[key])]
         found += [f"not as Lightning: {', '.join(wrong[:3])}"] if wrong else []
-    for kills in [(kill,) for kill in CRASHES] + [(2, 5)]:
+    for kills in CRASHES:
         run = train(home / name / str(kills), config, kills)
         attempts = run.events_of(Started)
         if len(attempts) != len(kills) + 1 or not run.attempts():
@@ -244,7 +251,7 @@ def problems(home: Path, name: str) -> list[str]:
 def best(home: Path, module: str, data: str, overrides: list[str]) -> dict[str, Any]:
     """What the run says is best, what is on disk, and how it ended."""
     options = ["checkpoint.every_n_steps=null", "checkpoint.keep_last=1", *overrides]
-    run = train(home / "run", config_of(home, module, options, data))
+    run = train(home / "run", config_of(home.parent, module, options, data))
     found = summary(run)
     return {
         "best": found["best"],
@@ -258,7 +265,7 @@ def best(home: Path, module: str, data: str, overrides: list[str]) -> dict[str, 
 def cause(home: Path, module: str, data: str, overrides: list[str]) -> dict[str, Any] | None:
     """What differs first in a job that is killed before batch 6, the third of epoch 1."""
     trace = f"+callbacks.trace._target_={ResumeTrace.__module__}.ResumeTrace"
-    config = config_of(home, module, [*overrides, trace], data)
+    config = config_of(home.parent, module, [*overrides, trace], data)
     unharmed, killed = train(home / "unharmed", config), train(home / "killed", config, (6,))
     found = diagnose(killed, unharmed)
     return None if found is None else asdict(found)
