@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from tests.report.made import Page, make, points
+from tests.security.bounds import ends_within
 from trainer.report import write
 from trainer.report.chart import Line, chart
 from trainer.report.markup import element
@@ -102,6 +103,14 @@ def test_secret_keys_and_values_are_not_shown(tmp_path: Path, monkeypatch: pytes
     assert "sesame-open-1" not in text + report_of_several([run, make(tmp_path, "other-bbbbbbbb")])
     assert "data.image_key=photo" in text
     assert (run.path / "report.html").stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize("length", [50_000, 5_000_000])
+def test_an_endless_word_among_the_overrides_costs_little(tmp_path: Path, length: int) -> None:
+    run = make(tmp_path)
+    run.overrides_path.write_text("a=" + "b" * length)
+    with ends_within(20, f"the report with {length} characters"):
+        assert Page(report(run)).text
 
 
 FILES = (

@@ -24,6 +24,8 @@ UNKNOWN = object()
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_./-]*")
 _OVERLAYS = ("experiment", "debug")
 """Groups whose options are changes of other groups."""
+_LONGEST_COMMAND = 100_000
+"""Characters of a command line that is split: shlex takes time with the square of the length of a word."""
 _LEFT_OUT = ("runs_dir", "name")
 _SECRET = re.compile(
     r"((api|access|auth|private|secret|account)_?keys?|secrets?|passw(or)?d|passphrase|credentials?"
@@ -80,11 +82,7 @@ def shown(key: str, value: Any) -> Any:
 
 def command(overrides: str) -> str:
     """Return the command line with asterisks in the place of secrets."""
-    try:
-        words = shlex.split(overrides)
-    except ValueError:  # a damaged file
-        return ""
-    parts = [word.partition("=") for word in words]
+    parts = [word.partition("=") for word in _words(overrides)]
     return shlex.join(f"{key}{sign}{shown(key, value)}" if sign else key for key, sign, value in parts)
 
 
@@ -121,11 +119,17 @@ def _defaults(config: Mapping[str, Any], choices: Mapping[str, Any], folders: li
 
 def _typed(overrides: str) -> list[str]:
     """Return the keys of the command line."""
-    try:
-        words = shlex.split(overrides)
-    except ValueError:  # a damaged file
+    return [word.lstrip("+~").partition("=")[0] for word in _words(overrides) if "=" in word]
+
+
+def _words(overrides: str) -> list[str]:
+    """Return the arguments of the command line; none of a damaged or endless one."""
+    if len(overrides) > _LONGEST_COMMAND:
         return []
-    return [word.lstrip("+~").partition("=")[0] for word in words if "=" in word]
+    try:
+        return shlex.split(overrides)
+    except ValueError:
+        return []
 
 
 def _in_overlays(choices: Mapping[str, Any], folders: list[Path]) -> list[str]:
