@@ -1,4 +1,4 @@
-"""Trackers other than W&B: what they hold after five kills is what plain Lightning gives them in one go.
+"""Trackers other than W&B: what they hold after three kills is what plain Lightning gives them in one go.
 
 One module logs in every way that a user's may, to four trackers at once. The oracle runs it in a Trainer of Lightning's
 own with the same loggers. The only difference allowed is the documented one: what `self.log` logs of a step has the
@@ -33,7 +33,7 @@ import torch
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from torch.utils.data import DataLoader, TensorDataset
 
-KILLS = (3, 8, 13, 14, 22)
+KILLS = (3, 13, 14)
 
 
 class KillAt(Callback):
@@ -104,9 +104,6 @@ def plain(folder):
     )
     trainer.fit(Model(), datamodule=Data())
 
-
-if __name__ == "__main__":
-    plain(sys.argv[1])
 '''
 JOB = [
     "model._target_=project.Model",
@@ -217,10 +214,11 @@ def project(workdir: Path) -> Path:
     return workdir
 
 
-def test_five_kills_and_four_trackers(trainer_cli: TrainerCli, project: Path) -> None:
+def test_three_kills_and_four_trackers(trainer_cli: TrainerCli, project: Path) -> None:
     database = project / "trackio"
     variables = {"TRACKIO_DIR": str(database), "MLFLOW_ALLOW_FILE_STORE": "true"}
-    arguments = [sys.executable, "project.py", str(project / "plain"), *(["trackio"] if HAS_TRACKIO else [])]
+    program = "import sys, lightning, project; project.plain(sys.argv[1])"
+    arguments = [sys.executable, "-c", program, str(project / "plain"), *(["trackio"] if HAS_TRACKIO else [])]
     oracle = subprocess.Popen(
         arguments, cwd=project, env={**os.environ, **variables}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     )
@@ -230,7 +228,7 @@ def test_five_kills_and_four_trackers(trainer_cli: TrainerCli, project: Path) ->
     assert done.returncode == 0, done.stdout + done.stderr
     (run,) = (project / "runs").iterdir()
     starts = [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
-    assert [event["step"] for event in starts if event["event"] == "started"] == [0, 0, 5, 10, 10, 20]
+    assert [event["step"] for event in starts if event["event"] == "started"] == [0, 0, 10, 10]
 
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     steps = [line["step"] for line in lines]
