@@ -11,11 +11,11 @@ from tests.projects.project import Project, check_project
 
 PROJECTS = [
     Project("gan", "gan", "test_realism", 16, 10),
-    Project("selfsup", "simclr", "test_loss", 16, 10, "features"),
+    pytest.param(Project("selfsup", "simclr", "test_loss", 16, 10, "features"), marks=pytest.mark.slow),
     Project("selfsup", "byol", "test/total_loss", 16, 10),
     Project("ddpm", "ddpm", "test/loss_simple", 16, 10),
     Project("detection", "shapes", "test_found", 9, 10),
-    Project("imagenet", "imagenet", "test_acc1", 32, 11),
+    pytest.param(Project("imagenet", "imagenet", "test_acc1", 32, 11), marks=pytest.mark.slow),
 ]
 
 

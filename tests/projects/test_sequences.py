@@ -11,7 +11,7 @@ from tests.projects.project import Project, check_project
 
 PROJECTS = [
     Project("template", "example", "test/acc", 32, 10),
-    Project("bert", "glue", "test_loss", 33, 10),
+    pytest.param(Project("bert", "glue", "test_loss", 33, 10), marks=pytest.mark.slow),
     Project("nanogpt", "char", "test/loss", 16, 20),
     Project("graphs", "gcn", "test_acc", 12, 11),
     Project("kfold", "cv", "test/auroc/dataloader_idx_0", 114, 12, "dataloader_idx_0.predictions"),
