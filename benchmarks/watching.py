@@ -32,7 +32,7 @@ from trainer.config.shape import LaunchShape
 from trainer.runs.directory import RunDirectory
 from trainer.runs.node_folder import NODE_FOLDER_VARIABLE, NodeFolder
 from trainer.runs.records import HeartbeatRecord
-from trainer.supervise import hang, supervisor
+from trainer.supervise import hang_response, supervisor
 from trainer.supervise.relay import interval_s
 from trainer.supervise.rendezvous import Place
 
@@ -124,8 +124,8 @@ def simulate(nodes: int, seconds: int = SECONDS) -> dict[str, float]:
         run.config_path.write_text(yaml.safe_dump(options))
         clock = SimpleNamespace(now=1e6)
         fake = SimpleNamespace(monotonic=lambda: clock.now, time=time.time, sleep=time.sleep)
-        real = supervisor.time, hang.time
-        supervisor.time = hang.time = fake  # type: ignore[assignment]
+        real = supervisor.time, hang_response.time
+        supervisor.time = hang_response.time = fake  # type: ignore[assignment]
         os.environ["TRAINER_ATTEMPT"] = "0"
         os.environ.pop(NODE_FOLDER_VARIABLE, None)
         try:
@@ -134,7 +134,7 @@ def simulate(nodes: int, seconds: int = SECONDS) -> dict[str, float]:
             with operations.counting():
                 _run(members, operations, clock, seconds, interval_s(nodes) or supervisor.POLL_S)
         finally:
-            supervisor.time, hang.time = real
+            supervisor.time, hang_response.time = real
     rates = {who: count / seconds for who, count in operations.counts.items()}
     return {"all": sum(rates.values()), "first": rates["0"], "other": rates.get("1", rates["0"])}
 

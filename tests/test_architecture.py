@@ -42,6 +42,9 @@ HOPS = [
 ]
 """A function of the page, and what it calls on the way to the training step."""
 
+INDEXES = ["data", "models", "strategies", "cli", "train.checkpoint_contents"]
+"""Modules whose docstring lists the files that hold something; `x.py` is the one to be written."""
+
 
 def found(name: str) -> ast.AST | None:
     """The module, class, function or constant of a dotted name below the package; None if there is none."""
@@ -71,9 +74,9 @@ def dotted_names(text: str) -> list[str]:
     return [name for name in names if name not in ("data.batch_size", "config.yaml") and not FILE.fullmatch(name)]
 
 
-def missing_files(line: str) -> list[str]:
-    """Files that a line of the page names and that do not exist; a bare name is in the folder of the one before it."""
-    missing, folder = [], PACKAGE
+def missing_files(line: str, folder: Path = PACKAGE) -> list[str]:
+    """Files that a line names and that do not exist; a bare name is in the folder of the one before it, or `folder`."""
+    missing = []
     for name in QUOTED.findall(line):
         if not FILE.fullmatch(name) or "VERB" in name:
             continue
@@ -96,6 +99,15 @@ def test_every_file_that_the_page_names_exists() -> None:
     lines = PAGE.splitlines()
     assert sum(bool(FILE.fullmatch(name)) for line in lines for name in QUOTED.findall(line)) > 80
     assert [name for line in lines for name in missing_files(line)] == []
+
+
+@pytest.mark.parametrize("module", INDEXES)
+def test_every_file_that_an_index_in_the_code_names_exists(module: str) -> None:
+    tree = found(module)
+    assert isinstance(tree, ast.Module)
+    lines = (ast.get_docstring(tree) or "").splitlines()
+    assert sum(len(FILE.findall(line)) for line in lines) > 0
+    assert [name for line in lines for name in missing_files(line, PACKAGE / module) if Path(name).stem != "x"] == []
 
 
 def test_what_does_not_exist_is_found() -> None:

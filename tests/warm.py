@@ -65,7 +65,7 @@ PRELOADED = (
     "trainer.cli.sweep_launch",
     "trainer.cli.sweep_verbs",
     "trainer.cli.time",
-    "trainer.config.keys",
+    "trainer.config.unknown_keys",
     "trainer.config.own_keys",
     "trainer.config.retarget",
     "trainer.plan.run",

@@ -33,7 +33,7 @@ from trainer.checkpoint.store import CheckpointStore
 from trainer.checkpoint.stored import StoredCheckpoint
 from trainer.runtime.process import Rank
 from trainer.train import newest_checkpoint
-from trainer.train.checkpoint_saver import Stores
+from trainer.train.checkpoint_contents import Stores
 from trainer.train.node_checkpoints import NodeCheckpoints, after_save
 
 RANKS = 4

@@ -15,8 +15,8 @@ from trainer.config.shape import LaunchShape
 from trainer.config.sources import Definition, find
 from trainer.runs import code_snapshot as snapshots
 from trainer.runs.directory import RunDirectory
+from trainer.supervise.rank_environment import Interpreter, environment
 from trainer.supervise.rendezvous import Place
-from trainer.supervise.torchrun import Interpreter, environment
 
 CLASS = "class Net:\n    state = {state!r}\n"
 

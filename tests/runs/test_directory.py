@@ -16,7 +16,7 @@ from trainer.core.files import append_line, read_json, read_live, write_atomic, 
 from trainer.runs import directory
 from trainer.runs.directory import RunDirectory
 from trainer.runs.events import Ended, Started
-from trainer.supervise import torchrun
+from trainer.supervise import rank_environment
 from trainer.supervise.rendezvous import Place
 
 
@@ -78,8 +78,8 @@ def test_the_hash_seed_is_that_of_the_launch(tmp_path: Path, monkeypatch: pytest
     run.manifest_path.write_text("{}")  # of a run that was made before
     assert run.hash_seed() == "8"
     shape, place = LaunchShape(1, 1, "cpu"), Place()
-    python = torchrun.Interpreter(code_dir=run.code_dir, hash_seed="7")
-    assert torchrun.environment({}, python, shape, place, attempt=0)["PYTHONHASHSEED"] == "7"
+    python = rank_environment.Interpreter(code_dir=run.code_dir, hash_seed="7")
+    assert rank_environment.environment({}, python, shape, place, attempt=0)["PYTHONHASHSEED"] == "7"
 
 
 @pytest.mark.parametrize("name", ["../x", "a/b", "", ".hidden", "-rf", "a b", "x\ny"])

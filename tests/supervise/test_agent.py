@@ -16,7 +16,7 @@ from tests.conftest import clean_environment
 from tests.supervise.test_node import wait_until
 from trainer.config.shape import LaunchShape
 from trainer.core import processes
-from trainer.supervise import agent, torchrun
+from trainer.supervise import agent, rank_environment, torchrun
 from trainer.supervise.rendezvous import Place
 
 RANK = Path(__file__).with_name("forked_rank.py")
@@ -28,8 +28,8 @@ def start(folder: Path, preload: str = "json", worker: list[str] | None = None) 
     # A Python outside of the virtual environment (PYTHON_EXEC) needs the path of the packages as well.
     packages = [path for path in sys.path if path.endswith("site-packages")]
     inherited = {**clean_environment(), "PYTHONPATH": os.pathsep.join([str(RANK.parent), str(folder), *packages])}
-    variables = torchrun.environment(
-        inherited, torchrun.Interpreter(code_dir=folder, preload=preload), shape, Place(), attempt=0
+    variables = rank_environment.environment(
+        inherited, rank_environment.Interpreter(code_dir=folder, preload=preload), shape, Place(), attempt=0
     )
     arguments = torchrun.command(folder, "test", shape, Place(), max_restarts=1, worker=worker or [str(RANK)])
     log = os.open(folder / "log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)

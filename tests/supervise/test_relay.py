@@ -24,13 +24,12 @@ from trainer.runs.records import AttemptOutcome, HangFound, HeartbeatRecord
 from trainer.runtime.flight_recorder import FlightRecorder
 from trainer.runtime.heartbeat import Heartbeat
 from trainer.runtime.process import Rank
-from trainer.supervise import hang as hang_module
-from trainer.supervise import supervisor
-from trainer.supervise.hang import HangWatcher, Watched
+from trainer.supervise import hang_response, supervisor
+from trainer.supervise.hang_detection import main_stack
+from trainer.supervise.hang_response import HangHandler, Watched
 from trainer.supervise.relay import Relay, interval_s
 from trainer.supervise.rendezvous import Place
 from trainer.supervise.supervisor import Supervisor
-from trainer.supervise.watchdog import main_stack
 
 BEAT = HeartbeatRecord(time=1.0, step=3, phase="train", host="here", pid=1, batches=64, own_s=0.1, batch_s=0.1)
 
@@ -112,11 +111,11 @@ def test_other_nodes_kill_their_ranks_once_the_first_has_seen_the_evidence(
     """They read no heartbeats: the first node tells them, and records the cause when it has all traces."""
     folder = node_folder(tmp_path, 1)
     killed: list[int] = []
-    monkeypatch.setattr(hang_module, "_workers", lambda pid: [101, 102])
-    monkeypatch.setattr(hang_module.processes, "handles", lambda pid, signum: False)
-    monkeypatch.setattr(hang_module.processes, "send", lambda pid, signum: killed.append(pid))
+    monkeypatch.setattr(hang_response, "_workers", lambda pid: [101, 102])
+    monkeypatch.setattr(hang_response.processes, "handles", lambda pid, signum: False)
+    monkeypatch.setattr(hang_response.processes, "send", lambda pid, signum: killed.append(pid))
     monkeypatch.setattr(RunDirectory, "heartbeats", lambda self: pytest.fail("reads the ranks of other nodes"))
-    watcher = HangWatcher(Watched(run, 4, range(2, 4), tmp_path / "node.log", folder))
+    watcher = HangHandler(Watched(run, 4, range(2, 4), tmp_path / "node.log", folder))
     assert watcher.check(0, 100) is None
     found = HangFound(still_s=9.0, allowed_s=5.0)
     run.hang_found(0).write_text(records.dumps(found))
@@ -128,7 +127,7 @@ def test_other_nodes_kill_their_ranks_once_the_first_has_seen_the_evidence(
             AttemptOutcome(attempt=0, outcome="hung", exit_code=HUNG, reason="rank 0 sleeps", restarted=True)
         )
 
-    monkeypatch.setattr(hang_module.time, "sleep", recorded)
+    monkeypatch.setattr(hang_response.time, "sleep", recorded)
     cause = watcher.check(0, 100)
     assert cause is not None
     assert (cause.reason, cause.exit_code, killed) == ("rank 0 sleeps", HUNG, [101, 102])

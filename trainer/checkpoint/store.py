@@ -1,6 +1,6 @@
 """The checkpoints of one run: list them, find the newest intact one, prune the rest.
 
-This module does not import torch.
+What a checkpoint holds: `train/checkpoint_contents.py`. This module does not import torch.
 """
 
 from __future__ import annotations

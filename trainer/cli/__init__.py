@@ -1,4 +1,8 @@
-"""The command `trainer`: dispatches to the verb, and reports an expected failure as one message and an exit code."""
+"""The command `trainer`: dispatches to the verb, and reports an expected failure as one message and an exit code.
+
+To add the verb `x`: `cli/x.py` with `main(argv)`, which returns the exit code and imports no torch; its help, a line in
+`VERBS`; its name in `_READING` if it starts no process that imports Lightning; a test in `tests/cli/`.
+"""
 
 from __future__ import annotations
 

@@ -27,9 +27,9 @@ from trainer.runs.directory import RunDirectory
 from trainer.runs.records import CommandFailure
 from trainer.runs.registry import reference_to, shortest
 from trainer.runs.remote_checkpoints import remote_of, url_of
-from trainer.supervise import entry, torchrun
+from trainer.supervise import entry, rank_environment, torchrun
+from trainer.supervise.rank_environment import Interpreter
 from trainer.supervise.rendezvous import Place, private_folder
-from trainer.supervise.torchrun import Interpreter
 
 
 def choose(run: RunDirectory, which: str) -> Checkpoint:
@@ -110,7 +110,7 @@ def run_on_ranks(
             claim = claims.claim(shape.processes_per_node, is_strict=False, wait_s=0.0)
             stack.callback(claim.release)
             inherited |= claim.variables()
-        variables = torchrun.environment(
+        variables = rank_environment.environment(
             inherited,
             Interpreter(
                 code_dir=run.code_dir,

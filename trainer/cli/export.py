@@ -21,9 +21,9 @@ from trainer.runs.directory import RunDirectory
 from trainer.runs.records import Exported
 from trainer.runs.registry import runs_dir_from
 from trainer.runs.trust import find_trusted, require
-from trainer.supervise import entry, torchrun
+from trainer.supervise import entry, rank_environment
+from trainer.supervise.rank_environment import Interpreter
 from trainer.supervise.rendezvous import Place
-from trainer.supervise.torchrun import Interpreter
 
 _DESCRIPTION = (
     "Write the weights of a checkpoint as safetensors, as a Hugging Face model, as ONNX (compared with torch first) or "
@@ -141,7 +141,7 @@ def _write(run: RunDirectory | None, checkpoint: Checkpoint, how: list[str], tar
     seed = run.hash_seed() if run is not None else "0"
     command = [*processes.python_module(*entry.started(entry.EXPORT, code_dir)[1:]), str(run.path) if run else "-"]
     python = Interpreter(code_dir=code_dir, hash_seed=seed)
-    variables = torchrun.environment(os.environ, python, shape, Place(), attempt=0)
+    variables = rank_environment.environment(os.environ, python, shape, Place(), attempt=0)
     log = run.logs_dir / "export.log" if run else Path(tempfile.gettempdir(), f"trainer-export-{os.getpid()}.log")
     try:
         with logged(log, variables) as output:

@@ -207,7 +207,7 @@ def _compose(overrides: list[str], place: Place, config_name: str, notes: list[s
     if place.number is not None:
         tree.hydra.job.num, tree.hydra.job.id = place.number, str(place.number)
     if values:
-        from trainer.config.keys import set_value  # reads signatures: not needed for a choice of groups
+        from trainer.config.unknown_keys import set_value  # reads signatures: not needed for a choice of groups
 
         # Targets first: they decide which keys their section takes.
         for override in sorted(values, key=_targets_first):

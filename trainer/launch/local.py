@@ -16,12 +16,12 @@ from trainer.core.claims import Claim
 from trainer.core.errors import TrainerError
 from trainer.runs.directory import RunDirectory
 from trainer.runtime.process import NODE_BEGAN_VARIABLE
-from trainer.supervise import entry, torchrun
+from trainer.supervise import entry, rank_environment
 from trainer.supervise.agent import PRELOAD_VARIABLE
 from trainer.supervise.ahead import NodeAhead
 from trainer.supervise.node import record_launch
+from trainer.supervise.rank_environment import Interpreter
 from trainer.supervise.rendezvous import Place
-from trainer.supervise.torchrun import Interpreter
 from trainer.supervise.variables import FOLLOWER_VARIABLE, NODES_VARIABLE, PEERS_VARIABLE, RENDEZVOUS_VARIABLE
 
 NODE = "trainer.supervise.node"
@@ -92,7 +92,7 @@ def start_ahead(config: dict[str, Any]) -> NodeAhead | None:
         shape = resolve(config)
     except (TrainerError, KeyError, TypeError, ValueError):  # the check will report it
         return None
-    variables = torchrun.environment(
+    variables = rank_environment.environment(
         os.environ,
         Interpreter(
             code_dir=Path("/nonexistent/code"),

@@ -64,7 +64,7 @@ def hardware_of(device: Device | None, ranks_of_node: int) -> str:
 
 
 def threads_of(ranks_of_node: int) -> int:
-    """Return the threads of a CPU rank, as torchrun is told (`supervise/torchrun.py`)."""
+    """Return the threads of a CPU rank, as torchrun is started with (`supervise/rank_environment.py`)."""
     given = os.environ.get("OMP_NUM_THREADS", "")
     return int(given) if given.isdigit() and int(given) else max(1, usable_cores() // ranks_of_node)
 

@@ -1,7 +1,7 @@
 """Import the user's modules from the code snapshot of the run, whatever is put into `sys.path`.
 
-The snapshot is first in PYTHONPATH (`supervise/torchrun.py`). But some code puts the folder of its project before it at
-import (`sys.path.insert(0, os.getcwd())`, rootutils); the current files would be imported then.
+The snapshot is first in PYTHONPATH (`supervise/rank_environment.py`). But some code puts the folder of its project
+before it at import (`sys.path.insert(0, os.getcwd())`, rootutils); the current files would be imported then.
 """
 
 from __future__ import annotations

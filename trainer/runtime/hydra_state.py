@@ -1,7 +1,7 @@
 """Set up Hydra in a rank: HydraConfig and the working directory as `@hydra.main` does, and the logging of the job.
 
 `HydraConfig.get()`, `hydra.utils.get_original_cwd()` and `to_absolute_path()` then work as in any Hydra job. The
-variables of `hydra.job.env_set` are already in the environment (`trainer/supervise/torchrun.py`).
+variables of `hydra.job.env_set` are already in the environment (`trainer/supervise/rank_environment.py`).
 """
 
 from __future__ import annotations

@@ -66,7 +66,7 @@ class Rank:
 def frozen_code_first() -> None:
     """Remove the working directory from the front of `sys.path`, so that PYTHONPATH with the frozen code is first.
 
-    This is for Python 3.10; later versions obey PYTHONSAFEPATH (`trainer/supervise/torchrun.py`).
+    This is for Python 3.10; later versions obey PYTHONSAFEPATH (`trainer/supervise/rank_environment.py`).
     """
     if not getattr(sys.flags, "safe_path", False) and sys.path[0] in ("", os.getcwd()):
         sys.path.pop(0)

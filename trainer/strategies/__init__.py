@@ -1,4 +1,17 @@
-"""Lightning strategies, built from the options of `trainer/config/strategy.py`; one file each. `build` chooses."""
+"""Lightning strategies, built from the options of `trainer/config/strategy.py`; one file each. `build` chooses.
+
+To add a strategy `x`:
+
+1. Its options: a dataclass in `config/strategy.py`, listed in `STRATEGIES`, and `conf/strategy/x.yaml`.
+2. `strategies/x.py`, and its branch in `build`; also `defers`, `waits_in_forward` and `data_parallel` below. How its
+   model and optimizer are saved: `saving.py`.
+3. What it cannot do, so that it is refused before the launch: `config/strategy_limits.py` (pairs with precision and
+   optimizer), `config/combinations.py`, `checks/config.py` (numbers of ranks). Lightning's name of it:
+   `config/lightning_keys.py`.
+4. Its plan: `plan/closed_form.py`, `states.py`, `collectives.py`, `simulation.py`, `job.py` (alternatives listed).
+5. Others that name strategies: `train/precision.py`, `callbacks/guard.py`, `cli/bench_devices.py`.
+6. Tests in `tests/strategies/`, and docs/strategies.md.
+"""
 
 from __future__ import annotations
 

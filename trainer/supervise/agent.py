@@ -280,7 +280,7 @@ def _register_rendezvous() -> None:
         def next_rendezvous(self) -> elastic.RendezvousInfo:
             self._round += 1
             prefix = f"{os.environ.get(TOKEN_VARIABLE, '')}/{self.get_run_id()}/{self._round}"
-            # Only ranks of a package from before 0.3 use the port on one node.
+            # Only ranks of a package from before 0.2 use the port on one node.
             place = elastic.RendezvousStoreInfo(self._address, self._port or _free_port())
             nodes = self._parameters.max_nodes
             return elastic.RendezvousInfo(PrefixStore(prefix, self._store), self._rank, nodes, place)

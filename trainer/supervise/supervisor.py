@@ -23,11 +23,11 @@ from trainer.runs.events import CheckpointSaved, Ended
 from trainer.runs.node_folder import NodeFolder
 from trainer.runs.records import AttemptOutcome
 from trainer.runtime.process import NODE_BEGAN_VARIABLE
-from trainer.supervise import entry, rendezvous, torchrun
-from trainer.supervise.hang import HangWatcher, Watched
+from trainer.supervise import entry, rank_environment, rendezvous, torchrun
+from trainer.supervise.hang_response import HangHandler, Watched
+from trainer.supervise.rank_environment import Interpreter
 from trainer.supervise.relay import Relay, interval_s
 from trainer.supervise.rendezvous import Place
-from trainer.supervise.torchrun import Interpreter
 from trainer.supervise.usage import UsageRecorder
 
 POLL_S = 0.1
@@ -60,7 +60,7 @@ class Supervisor:
         """Attempts of this launch, with the restarts by torchrun."""
         self._log_offset = 0
         self._closing: dict[int, float] = {}
-        self._hangs: HangWatcher
+        self._hangs: HangHandler
         self._relay: Relay | None = None
         """Between the ranks of this node and the run directory, in a job on several nodes."""
         self._interval_s = interval_s(place.nodes)
@@ -95,7 +95,7 @@ class Supervisor:
         if node_folder is not None:
             self._relay = Relay(self.run, node_folder, place.node_rank, self.base)
         own = range(place.node_rank * size, (place.node_rank + 1) * size)
-        self._hangs = HangWatcher(Watched(self.run, self.shape.world_size, own, self.node_log, node_folder))
+        self._hangs = HangHandler(Watched(self.run, self.shape.world_size, own, self.node_log, node_folder))
 
     def _join(self) -> rendezvous.Link:
         """Open the server of the job on node 0, or find it.
@@ -156,7 +156,7 @@ class Supervisor:
             worker=["-m", worker],
             numa_binding=self.config["resources"].get("numa_binding"),
         )
-        variables = torchrun.environment(
+        variables = rank_environment.environment(
             os.environ,
             Interpreter(
                 code_dir=self.run.code_dir,

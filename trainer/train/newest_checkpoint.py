@@ -18,7 +18,7 @@ from trainer.core.errors import EnvironmentFault, UserError
 from trainer.runs import events
 from trainer.runtime.attempt import Attempt
 from trainer.runtime.torch_setup import Group
-from trainer.train.checkpoint_saver import Stores
+from trainer.train.checkpoint_contents import Stores
 from trainer.train.node_checkpoints import NodeCheckpoints
 
 Result = TypeVar("Result")

@@ -26,7 +26,7 @@ from trainer.runtime import cpu_groups
 from trainer.runtime.attempt import Attempt
 from trainer.runtime.process import FULL_MESH_UP_TO, Rank
 from trainer.runtime.torch_setup import Group
-from trainer.train.checkpoint_saver import Stores
+from trainer.train.checkpoint_contents import Stores
 
 _PIECE_BYTES = 16 << 20
 

@@ -60,7 +60,7 @@ from trainer.train import (
     resume_callbacks,
     save_points,
 )
-from trainer.train.checkpoint_saver import CheckpointSaver, Stores
+from trainer.train.checkpoint_contents import CheckpointSaver, Stores
 from trainer.train.data import Data
 from trainer.train.precision import precision_note
 

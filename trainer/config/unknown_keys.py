@@ -1,4 +1,4 @@
-"""Set one value of the composed tree, if its key exists or the section accepts it; else suggest a key for the typo."""
+"""Refuse overrides of unknown keys, with the key that was meant; set the value of the others in the composed tree."""
 
 from __future__ import annotations
 

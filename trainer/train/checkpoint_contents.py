@@ -1,4 +1,16 @@
-"""Saves the checkpoints of an attempt: the work before and after each save, and the metadata in COMMIT."""
+"""What a checkpoint holds: `CheckpointSaver` collects it from the parts of a job on every rank, and has it written.
+
+| Part | Who provides it |
+|---|---|
+| model and optimizer, whole or in shards | `strategies/saving.py` |
+| loops, callbacks, schedulers, data module | Lightning (`Trainer.save_checkpoint`) |
+| random number generators, place in the data | `callbacks/rng.py` |
+| state that Lightning keeps in memory only | `callbacks/transient_state.py` |
+| where `metrics.jsonl` and loggers are rewound to | `tracking/rewinding.py` |
+| step, epoch, metric, world size, strategy: COMMIT | `CheckpointSaver._write` below |
+
+How the files are written and found again is the room `checkpoint`; when they are due, `callbacks/boundary.py`.
+"""
 
 from __future__ import annotations
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from trainer.runs.directory import RunDirectory
-from trainer.supervise.watchdog import Allowances, Hang, HangWatch, Place, blame, uneven
+from trainer.supervise.hang_detection import Allowances, Hang, HangDetector, Place, blame, uneven
 
 ALLOWANCES = Allowances(factor=10, floor_s=20, slow_s=100)
 DUMP = """Thread 0x00007f71d3fff6c0 (most recent call first):
@@ -26,7 +26,7 @@ def both(step: int, phase: str = "train", progress: int = 0) -> list[Place]:
     return [place(0, step, phase, progress), place(1, step, phase, progress)]
 
 
-def hangs_after(watch: HangWatch, places: list[Place], begin_s: float) -> float:
+def hangs_after(watch: HangDetector, places: list[Place], begin_s: float) -> float:
     """Seconds from `begin_s` on until the watch, asked each second, speaks up."""
     for second in range(10_000):
         if watch.check(places, begin_s + second):
@@ -34,8 +34,8 @@ def hangs_after(watch: HangWatch, places: list[Place], begin_s: float) -> float:
     raise AssertionError("it never spoke up")
 
 
-def trained(seconds_a_step: float, steps: int) -> HangWatch:
-    watch = HangWatch(ALLOWANCES, 0.0)
+def trained(seconds_a_step: float, steps: int) -> HangDetector:
+    watch = HangDetector(ALLOWANCES, 0.0)
     for step in range(steps + 1):
         assert watch.check(both(step), step * seconds_a_step) is None
     return watch
@@ -50,8 +50,8 @@ def test_short_steps_have_the_floor() -> None:
 
 
 def test_the_first_step_start_up_and_validation_have_the_long_allowance() -> None:
-    assert hangs_after(HangWatch(ALLOWANCES, 0.0), [], 0.0) == 101
-    watch = HangWatch(ALLOWANCES, 0.0)
+    assert hangs_after(HangDetector(ALLOWANCES, 0.0), [], 0.0) == 101
+    watch = HangDetector(ALLOWANCES, 0.0)
     watch.check(both(40), 0.0)  # resumed at 40
     assert hangs_after(watch, both(40), 0.0) == 101
     watch = trained(1.0, 9)

@@ -1,7 +1,7 @@
 """Handle hangs and report stragglers, in the node process.
 
-On a hang it collects stacks and collective traces, determines the rank that caused it, and kills the workers; torchrun
-then restarts them. A job with a straggler continues, and the rank is reported.
+Once `hang_detection.py` has found one, it collects stacks and collective traces, determines the rank that caused it,
+and kills the workers; torchrun then restarts them. A job with a straggler continues, and the rank is reported.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from trainer.runs.node_folder import NodeFolder
 from trainer.runs.records import HangFound, HeartbeatRecord
 from trainer.supervise import torchrun
 from trainer.supervise.collectives import Missing, missing
+from trainer.supervise.hang_detection import Allowances, Hang, HangDetector, Place, blame, places_of, uneven
 from trainer.supervise.stragglers import StragglerWatch, paces_of
-from trainer.supervise.watchdog import Allowances, Hang, HangWatch, Place, blame, places_of, uneven
 
 _CHECK_EVERY_S = 0.5
 _LOOK_EVERY_S = 0.25
@@ -59,7 +59,7 @@ class Watched:
         return self.own.start == 0
 
 
-class HangWatcher:
+class HangHandler:
     """Watches the newest attempt of a launch for hangs and stragglers."""
 
     def __init__(self, watched: Watched) -> None:
@@ -70,7 +70,7 @@ class HangWatcher:
         self._allowances = Allowances.of(options)
         self._straggler_options = float(options.get("straggler_factor", 0)), float(options.get("straggler_after_s", 30))
         self._attempt = -1
-        self._watch = HangWatch(self._allowances, time.monotonic())
+        self._watch = HangDetector(self._allowances, time.monotonic())
         self._stragglers = StragglerWatch(*self._straggler_options)
         self._checked = 0.0
 
@@ -78,7 +78,7 @@ class HangWatcher:
         """Kill the workers of this node if the job hangs, and return the cause."""
         now = time.monotonic()
         if attempt != self._attempt:
-            self._attempt, self._watch = attempt, HangWatch(self._allowances, now)
+            self._attempt, self._watch = attempt, HangDetector(self._allowances, now)
             self._stragglers = StragglerWatch(*self._straggler_options)
         if self._watched.folder is None and now - self._checked < _CHECK_EVERY_S:
             return None  # on several nodes the caller looks as seldom as it should

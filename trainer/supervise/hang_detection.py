@@ -76,7 +76,7 @@ def uneven(places: list[Place]) -> str | None:
     )
 
 
-class HangWatch:
+class HangDetector:
     """Watches one attempt. Call `check` about once a second with the result of `places_of`."""
 
     def __init__(self, allowances: Allowances, now: float) -> None:
