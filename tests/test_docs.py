@@ -9,8 +9,8 @@
 - `text`, or no language, with lines and arrows: a diagram, for the eye.
 - `text`, or no language, else: output. It belongs to the test that calls `documented("PAGE.md", "first words")`.
 
-Any other block fails. Trainings that name no number of steps are cut short, have one rank where no more are asked for,
-and are not tracked: what they learn is tested in tests/test_experiments.py, and W&B in tests/tracking.
+Any other block fails. Trainings have one rank where no more are asked for; those that name no number of steps are cut
+short, and are not tracked: what they learn is tested in tests/test_experiments.py, and W&B in tests/tracking.
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ from tests.conftest import clean_environment
 from tests.documentation import PAGES, ROOT, Block, blocks
 from tests.warm import WARM
 
-SHORT = " trainer.max_epochs=null trainer.max_steps=30 resources.cpu_processes=1 tracking=none"
+ONE_RANK = "resources.cpu_processes=1"
+SHORT = f" trainer.max_epochs=null trainer.max_steps=30 {ONE_RANK} tracking=none"
 APART = Path(sys.prefix) / "transformers"
 """Where ./launch/test puts transformers and peft."""
 DRY = {
@@ -267,8 +268,10 @@ def run_commands(block: Block, cwd: Path) -> None:
 
 def shortened(command: str) -> str:
     """With what makes a training of it that is short, or none."""
-    if "trainer fit " not in command or "max_steps" in command or "--dry-run" in command:
+    if "trainer fit " not in command or "--dry-run" in command:
         return command
+    if "max_steps" in command:
+        return command if "resources." in command else f"{command} {ONE_RANK}"
     for word, tests in DRY.items():
         if word in command:
             assert (ROOT / tests).exists(), tests

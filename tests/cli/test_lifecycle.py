@@ -39,11 +39,11 @@ def shown(cli: TrainerCli, *arguments: str) -> Any:
     return json.loads(done.stdout)
 
 
-def now() -> Any:
+def now(*run: str) -> Any:
     """`trainer show --json` of the latest run, asked in this process: a command of its own costs 0.3 s of CPU."""
     said = io.StringIO()
     with contextlib.redirect_stdout(said):
-        assert main(["show", "--json"]) == 0
+        assert main(["show", *run, "--json"]) == 0
     return json.loads(said.getvalue())
 
 
@@ -61,7 +61,7 @@ def test_detach_ls_stop_resume_rm(trainer_cli: TrainerCli, workdir: Path) -> Non
 
     stopped = shown(trainer_cli, "stop", run["id"][:5])
     assert stopped["state"] == "stopped"
-    run = shown(trainer_cli, "show", "long")
+    run = now("long")
     assert run["state"] == "stopped"
     assert run["checkpoints"][-1]["step"] == run["step"]
     assert run["checkpoints"][-1]["committed"]
@@ -74,7 +74,7 @@ def test_detach_ls_stop_resume_rm(trainer_cli: TrainerCli, workdir: Path) -> Non
     limit = run["step"] + 25
     resumed = trainer_cli("resume", "long", f"trainer.max_steps={limit}")
     assert resumed.returncode == 0, resumed.stdout + resumed.stderr
-    run = shown(trainer_cli, "show", "long")
+    run = now("long")
     assert (run["state"], run["step"], run["attempts"]) == ("finished", limit, 2)
     assert trainer_cli("resume", "long").returncode == 2
 
@@ -103,7 +103,7 @@ def test_ctrl_c_saves_and_ends_with_130(trainer_cli: TrainerCli, workdir: Path) 
         follower.kill()
         follower.wait()
     assert follower.returncode == 130, output
-    run = shown(trainer_cli, "show")
+    run = now()
     assert run["state"] == "stopped", output
     assert run["checkpoints"][-1]["step"] == run["step"]
     assert f"trainer resume {run['id']}" in output
@@ -116,8 +116,8 @@ def test_kill_9_of_everything_is_dead_and_can_be_resumed(trainer_cli: TrainerCli
     launch = json.loads(next((workdir / "runs").glob("*/launch.json")).read_text())
     os.killpg(launch["pid"], signal.SIGKILL)
     assert wait_until(lambda: now()["state"] not in ("running", "starting"))
-    run = shown(trainer_cli, "show")
+    run = now()
     assert run["state"] == "dead"
     limit = run["checkpoints"][-1]["step"] + 30
     assert trainer_cli("resume", f"trainer.max_steps={limit}").returncode == 0
-    assert shown(trainer_cli, "show")["step"] == limit
+    assert now()["step"] == limit

@@ -82,7 +82,7 @@ def test_text_is_planned_from_its_data(trainer_cli: TrainerCli, workdir: Path) -
     for index in range(4):
         (workdir / "texts" / f"{index}.txt").write_text("To be, or not to be. " * 600)
     arguments = ["plan", "experiment=text_transformer", "data.root=texts", "data.patterns=null", "data.batch_size=8"]
-    arguments += ["model.layers=2"]
+    arguments += ["model.layers=2", "--alternatives", "4"]
     answer = planned([*arguments, "strategy=fsdp", "resources.gpus=2", "--gpu", "Tesla T4", "--json"], trainer_cli)
     assert answer["job"]["fits"] is True
     assert answer["job"]["parts"][parts.BUCKETS] > 0
