@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 from tests.conftest import TrainerCli, clean_environment
@@ -41,6 +42,7 @@ def test_live(trainer_cli: TrainerCli, workdir: Path) -> None:
                 rows = [len(one.history) for one in list(server.runs.values())]
                 if any(rows) and "finished" not in (run / "events.jsonl").read_text():
                     before_the_end.extend(rows)
+                time.sleep(0.05)
 
         command = [sys.executable, "-m", "trainer", "sync", "--live", "--json", run.name]
         with subprocess.Popen(
