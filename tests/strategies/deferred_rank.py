@@ -21,11 +21,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from trainer.runs.directory import RunDirectory
+from trainer.runtime.stop import Request, StopTraining
 from trainer.strategies.fsdp import RunFSDPStrategy
 from trainer.strategies.saving import gathered, model_tensors
 from trainer.train.run import run
 
 SMALL_BYTES = 2**14
+TRAINED = ("fsdp", "own")
+"""The others end when the model is sharded: a step takes as long as the start, and has its tests elsewhere."""
 
 
 class LiveBytes(TorchDispatchMode):
@@ -85,6 +88,8 @@ def main() -> None:
                     "trained": [n for n, p in module.named_parameters() if p.requires_grad],
                 }
                 torch.save(weights, Path(sys.argv[1]).parent / f"{name}.pt")
+            if name not in TRAINED:
+                raise StopTraining(Request.STOP)
 
         RunFSDPStrategy.setup = setup  # type: ignore[method-assign]
         with mode:
