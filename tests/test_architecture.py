@@ -19,6 +19,11 @@ FILE = re.compile(r"[\w./-]+\.(py|sbatch)")
 HOPS = [
     ("cli.fit.main", "compose_all"),
     ("cli.overrides.compose_all", "compose"),
+    ("cli.fit.main", "start_ahead"),
+    ("launch.launchers.start_ahead", "local.start_ahead"),
+    ("launch.local.start_ahead", "NodeAhead"),
+    ("supervise.ahead.main", "torchrun.start_spare"),
+    ("supervise.ahead.main", "node.main_then"),
     ("cli.fit.main", "check_all"),
     ("cli.job.check_all", "check_one"),
     ("cli.job.check_one", "check"),
@@ -27,20 +32,53 @@ HOPS = [
     ("cli.launching.launch", "launchers.launcher"),
     ("launch.launchers.launcher", "LocalLauncher"),
     ("launch.launchers.launcher", "SlurmLauncher"),
-    ("supervise.node.main", "Supervisor"),
+    ("launch.local.LocalLauncher.launch", "self._ahead.start"),
+    ("slurm.submit.SlurmLauncher.launch", "render.script"),
+    ("slurm.submit.SlurmLauncher.launch", "submit"),
+    ("supervise.node.main_then", "main"),
+    ("supervise.node.main", "node.supervise"),
+    ("supervise.supervisor.Supervisor.supervise", "self._supervise"),
+    ("supervise.supervisor.Supervisor._supervise", "self._rounds"),
     ("supervise.supervisor.Supervisor._rounds", "self._round"),
+    ("supervise.supervisor.Supervisor._round", "torchrun.command"),
+    ("supervise.supervisor.Supervisor._round", "torchrun.start"),
+    ("supervise.torchrun.start", "_popen"),
+    ("supervise.agent.main", "forks.ForkServer"),
+    ("supervise.fork_server.ForkServer.serve", "self._start"),
+    ("supervise.fork_server.ForkServer._start", "run_python"),
+    ("supervise.fork_server.run_python", "runpy.run_module"),
     ("train.__main__.main", "stop.install_handlers"),
     ("train.__main__.main", "run"),
     ("train.run.run", "train"),
     ("train.run.train", "build.build_trainer"),
+    ("train.run.train", "_make_callbacks"),
+    ("train.run.train", "user_callbacks.build"),
     ("train.run.train", "trainer.fit"),
     ("train.build.build_trainer", "use_lean_loop"),
+    ("train.loop.use_lean_loop", "use_save_points"),
+    ("train.save_points.use_save_points", "SavePointFitLoop"),
+    ("train.loop.LeanTrainingEpochLoop.run", "self.on_run_start"),
+    ("train.loop.LeanTrainingEpochLoop.on_run_start", "why_not_lean"),
+    ("train.loop.LeanTrainingEpochLoop.run", "self.advance"),
     ("train.loop.LeanTrainingEpochLoop.advance", "self._train"),
     ("train.loop_step.LeanOptimization._train", "self._step_closure"),
     ("train.loop_step.LeanOptimization._step_closure", "self._closure"),
     ("train.loop_step.LeanOptimization._closure", "plan.training_step"),
 ]
 """A function of the page, and what it calls on the way to the training step."""
+
+STARTS = [
+    ("supervise.ahead.NodeAhead.__init__", "python_module('trainer.supervise.ahead'", "supervise/ahead.py", "main"),
+    ("launch.local.LocalLauncher.launch", "python_module(NODE", "supervise/node.py", "main_then"),
+    ("launch.local.NODE", "= 'trainer.supervise.node'", "supervise/node.py", "main_then"),
+    ("supervise.torchrun.command", "str(AGENT)", "supervise/agent.py", "main"),
+    ("supervise.torchrun.start_spare", "str(AGENT)", "supervise/agent.py", "main"),
+    ("supervise.torchrun.AGENT", "'agent.py'", "supervise/agent.py", "main"),
+    ("supervise.supervisor.Supervisor._round", "entry.module_of(entry.RANK", "train/__main__.py", "main"),
+    ("supervise.entry.RANK", "= 'trainer.train'", "train/__main__.py", "main"),
+]
+"""Where a hop crosses to another process: the function or constant, what names the file that is started, the file, and
+the function that this calls when it is started."""
 
 INDEXES = ["data", "models", "strategies", "cli", "train.checkpoint_contents"]
 """Modules whose docstring lists the files that hold something; `x.py` is the one to be written."""
@@ -71,7 +109,11 @@ def names_of(node: ast.AST) -> set[str]:
 def dotted_names(text: str) -> list[str]:
     """Names that begin with a room, without options of a configuration, such as `data.batch_size`, and files."""
     names = [name for name in QUOTED.findall(text) if DOTTED.fullmatch(name) and name.partition(".")[0] in ROOMS]
-    return [name for name in names if name not in ("data.batch_size", "config.yaml") and not FILE.fullmatch(name)]
+    return [
+        name
+        for name in names
+        if name not in ("data.batch_size", "cluster.network_interface", "config.yaml") and not FILE.fullmatch(name)
+    ]
 
 
 def missing_files(line: str, folder: Path = PACKAGE) -> list[str]:
@@ -122,3 +164,36 @@ def test_each_hop_leads_to_the_next(caller: str, callee: str) -> None:
     function = found(caller)
     assert function is not None
     assert callee in {ast.unparse(node.func) for node in ast.walk(function) if isinstance(node, ast.Call)}
+
+
+@pytest.mark.parametrize(("starter", "text", "file", "main"), STARTS)
+def test_each_start_of_a_process_leads_to_the_next_hop(starter: str, text: str, file: str, main: str) -> None:
+    node = found(starter)
+    assert node is not None
+    assert text in ast.unparse(node)
+    assert_calls_when_started(file, main)
+
+
+def test_the_job_script_starts_a_node_process() -> None:
+    assert "srun @SRUN@" in (script := (ROOT / "slurm" / "job.sbatch").read_text())
+    assert '-m trainer.supervise.node "$run_dir"' in script
+    assert_calls_when_started("supervise/node.py", "main_then")
+
+
+def assert_calls_when_started(file: str, main: str) -> None:
+    block = next(
+        one
+        for one in ast.parse((PACKAGE / file).read_text()).body
+        if isinstance(one, ast.If) and ast.unparse(one.test) == "__name__ == '__main__'"
+    )
+    assert main in {ast.unparse(node.func) for node in ast.walk(block) if isinstance(node, ast.Call)}
+
+
+def test_the_hops_of_the_page_name_the_functions_that_are_tested() -> None:
+    hops = PAGE[PAGE.index("Six hops") : PAGE.index("## Rooms")]
+    assert [line[:2] for line in hops.splitlines() if re.match(r"\d\. ", line)] == [f"{n}." for n in range(1, 7)]
+    tested = {name for hop in HOPS for name in hop} | {start[0] for start in STARTS}
+    modules = [name for name in dotted_names(hops) if isinstance(found(name), ast.FunctionDef)]
+    assert len(modules) > 12
+    called = {name.rpartition(".")[2] for name in tested}
+    assert [name for name in modules if name.rpartition(".")[2] not in called] == []
