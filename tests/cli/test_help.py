@@ -12,6 +12,7 @@ import pytest
 from trainer import __version__
 from trainer.cli import VERBS, main
 from trainer.cli.options import WIDTH, Parser, make_parser
+from trainer.cli.sweep import VERBS as SWEEP_VERBS
 from trainer.core.errors import DONE, USER_MUST_CHANGE, UserError
 
 NAMES = [name for group in VERBS.values() for name in group]
@@ -44,7 +45,7 @@ def test_help_of_a_verb(
     assert description.endswith("."), description
     assert re.search(r"\nexamples?:\n  trainer ", text)
     for action in parser_of(command, monkeypatch)._actions:
-        if isinstance(action, argparse._SubParsersAction):
+        if isinstance(action, argparse._SubParsersAction) or action.help == argparse.SUPPRESS:
             continue
         positional = str(action.metavar or "{" + ",".join(action.choices or []) + "}")
         name = max(action.option_strings or [positional], key=len)
@@ -52,6 +53,17 @@ def test_help_of_a_verb(
         assert action.help, f"{name} has no help"
         if action.default not in (None, False, argparse.SUPPRESS) and action.default != []:
             assert "default: " in action.help, f"{name} does not name its default"
+
+
+@pytest.mark.parametrize("verb", ["plan", "time", "doctor"])
+def test_a_verb_that_refuses_sweeps_lists_no_option_for_them(verb: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "--multirun" not in parser_of([verb], monkeypatch).format_help()
+    assert "--multirun" in parser_of(["fit"], monkeypatch).format_help()
+
+
+def test_usage_of_sweep_names_its_verbs(monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = parser_of(["sweep"], monkeypatch).format_usage()
+    assert re.findall(r"\{(.*)\}", usage) == [",".join(SWEEP_VERBS)]
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)

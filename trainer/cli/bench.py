@@ -21,8 +21,8 @@ from trainer.faultbench.cases import KINDS
 
 _DESCRIPTION = (
     "Run small training jobs of two ranks, inject one fault into each, and compare its final state bit for bit with "
-    "that of an undisturbed job. The exit code is 0 if every job ended as required, else 1. `trainer bench devices` "
-    "compares the devices of this machine; it has options of its own."
+    "that of an undisturbed job. Exit code 0 if every job resumed, or failed, as its fault requires, else 1. `trainer "
+    "bench devices` compares the devices of this machine; see its --help."
 )
 
 
@@ -67,7 +67,12 @@ def main(argv: list[str]) -> int:
 
 def _parse(argv: list[str]) -> argparse.Namespace:
     parser = make_parser("bench", _DESCRIPTION, "trainer bench faults --n 20 --seed 1", allow_abbrev=True)
-    parser.add_argument("what", choices=["faults"], help="the benchmark to run")
+    parser.add_argument(
+        "what",
+        choices=["faults"],
+        metavar="{faults,devices}",
+        help="the benchmark; devices has options of its own: trainer bench devices --help",
+    )
     parser.add_argument(
         "--n", type=int, default=len(KINDS), metavar="N", help=f"number of faults (default: {len(KINDS)}, one per kind)"
     )
@@ -87,13 +92,13 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--keep",
         metavar="DIR",
-        help="directory of the runs; runs that ended as required are deleted (default: a temporary directory)",
+        help="directory of the runs; those that pass are deleted (default: a temporary directory)",
     )
     parser.add_argument(
         "--out",
         metavar="FILE",
-        help="write results to FILE.json and FILE.md after each job; jobs that FILE.json holds as ended as required "
-        "are not repeated",
+        help="write results to FILE.json and FILE.md after each job; jobs that have passed according to FILE.json are "
+        "not run again",
     )
     return parser.parse_args(argv)
 

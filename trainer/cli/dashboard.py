@@ -12,9 +12,9 @@ from trainer.core.text import one_line
 from trainer.runs.registry import runs_dir_from
 
 _DESCRIPTION = (
-    "Show the runs of one or more folders in a browser: a table, curves, configurations, time lines, logs. Reads the "
-    "run directories as they are; nothing is uploaded, and nothing is loaded from elsewhere. The server listens on the "
-    "loopback interface only, and the URL that is printed has a token without which it answers nobody."
+    "Show the runs of one or more folders in a browser: a table, curves, configurations, timelines, logs. Reads the "
+    "run directories as they are; uploads nothing, and loads nothing from other servers. The server listens on the "
+    "loopback interface only, and refuses requests without the token in the URL that is printed."
 )
 
 

@@ -34,16 +34,17 @@ def main(argv: list[str]) -> int:
         _DESCRIPTION,
         "trainer doctor",
         "trainer doctor cluster=slurm resources.nodes=4",
+        sweeps=False,
     )
-    parser.add_argument("--quick", action="store_true", help="without measurements: no torch, nothing is written")
+    parser.add_argument("--quick", action="store_true", help="skip measurements: import no torch, write nothing")
     parser.add_argument(
         "--new-baseline",
         action="store_true",
         help="forget what this machine reached before; what is measured now becomes the baseline",
     )
-    parser.add_argument("--all", action="store_true", help="of an allocation: print what is ok, too")
+    parser.add_argument("--all", action="store_true", help="on a cluster, also print the checks that passed")
     parser.add_argument(
-        "--wait", type=float, default=30.0, metavar="MINUTES", help="time in the queue, then give up (default: 30)"
+        "--wait", type=float, default=30.0, metavar="MINUTES", help="give up after this time in the queue (default: 30)"
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object, for scripts")
     arguments = parser.parse_intermixed_args(argv)

@@ -12,8 +12,8 @@ from trainer.core.errors import DONE, USER_MUST_CHANGE, UserError
 from trainer.starter.folder import expand
 
 _DESCRIPTION = (
-    "Train a model: compose the configuration, check it, launch the job and follow it until it ends. Ctrl-C saves a "
-    "checkpoint and stops the job; `trainer resume` resumes it."
+    "Train a model: compose the configuration, check it and launch the job. A job on this machine is followed until it "
+    "ends: Ctrl-C saves a checkpoint and stops it, and `trainer resume` resumes it."
 )
 _EXAMPLES = (
     "trainer fit experiment=quickstart trainer.max_epochs=2",
@@ -77,10 +77,10 @@ def _parse(argv: list[str]) -> argparse.Namespace:
         help="check the job, print its plan and its job script, and exit; writes nothing",
     )
     parser.add_argument(
-        "--anyway", action="store_true", help="launch the job although its plan does not fit in the memory of the GPUs"
+        "--anyway", action="store_true", help="launch the job even if its plan does not fit in GPU memory"
     )
     parser.add_argument(
-        "--yes", "-y", action="store_true", help="do not ask about jobs above cluster.confirm_above_gpu_hours"
+        "--yes", "-y", action="store_true", help="launch without asking, also above cluster.confirm_above_gpu_hours"
     )
     add_watching_options(parser)
     arguments: argparse.Namespace = parser.parse_intermixed_args(argv)

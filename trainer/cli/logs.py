@@ -32,7 +32,7 @@ def _parser() -> Parser:
     parser = make_parser("logs", description, "trainer logs -f k3v9", "trainer logs k3v9 --rank 3 --attempt 0")
     add_run(parser)
     parser.add_argument(
-        "-f", "--follow", action="store_true", help="print new output until the run ends, through restarts"
+        "-f", "--follow", action="store_true", help="print new output until the run ends, across restarts"
     )
     parser.add_argument("--rank", type=int, metavar="N", help="print the log of rank N (default: 0)")
     parser.add_argument("--node", type=int, metavar="N", help="print the log of node N, with torchrun's messages")

@@ -53,7 +53,7 @@ def _parser() -> Parser:
     )
     add_where(parser)
     parser.add_argument(
-        "--sort", metavar="KEY", help="sort by a key: metrics the better value first, all else ascending"
+        "--sort", metavar="KEY", help="sort by KEY: metrics best first, everything else in ascending order"
     )
     parser.add_argument("--sweep", metavar="SWEEP", help="only the runs of a sweep: its id, its name or a prefix")
     parser.add_argument("--reverse", action="store_true", help="reverse the order")
@@ -62,9 +62,9 @@ def _parser() -> Parser:
     parser.add_argument(
         "--cost", action="store_true", help="list the device-hours, the energy and the cost of each run"
     )
-    parser.add_argument("--by", choices=ls_cost.GROUPINGS, help="sum them up by user, month (UTC) or sweep")
+    parser.add_argument("--by", choices=ls_cost.GROUPINGS, help="--cost, summed by user, month (UTC) or sweep")
     output = parser.add_mutually_exclusive_group()
-    output.add_argument("--csv", action="store_true", help="print CSV: with metrics and the keys that differ")
+    output.add_argument("--csv", action="store_true", help="print CSV, with the metrics and the keys that differ")
     output.add_argument("--parquet", metavar="FILE", type=Path, help="write the same to a Parquet file")
     output.add_argument("--watch", action="store_true", help=f"redraw every {EVERY_S:.0f} s until Ctrl-C")
     add_output_options(parser, output)
@@ -78,8 +78,8 @@ def add_where(parser: argparse.ArgumentParser) -> None:
         metavar="CONDITIONS",
         action="append",
         default=[],
-        help="only runs that meet all conditions KEY=VALUE, separated by blanks; also != < <= > >=; state=failed,dead "
-        "is either; name=res* any text",
+        help="only runs that meet all conditions, separated by spaces: KEY=VALUE, or with != < <= > >=; a comma is "
+        "an or (state=failed,dead), * matches any text (name=res*)",
     )
 
 

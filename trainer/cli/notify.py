@@ -26,9 +26,9 @@ from trainer.runs.state import State, state_of
 from trainer.runs.trust import find_trusted, trusted_among
 
 _DESCRIPTION = (
-    "Send the notifications of runs that are due and that no process of the run could send: a job that is stuck in the "
-    "queue, or a run that died with its machine. For a cron job, or with --watch for a terminal. --test sends a "
-    "message to each channel of a run, or of the configuration here, and says what failed."
+    "Send the notifications that no process of a run can send: that its job is stuck in the queue, or that it died "
+    "with its machine. Run it by cron, or with --watch in a terminal. --test sends a message to each channel of a run, "
+    "or of the configuration composed here, and reports the channels that fail."
 )
 
 

@@ -19,12 +19,20 @@ from trainer.core.errors import TrainerError, UserError
 _NOTES = (
     "Configs are searched in --config-dir, then ./conf, then the configs that ship with trainer; `trainer fit --cfg "
     "job` prints the result. Config groups: experiment, model, data, task, optimizer, scheduler, strategy, cluster, "
-    "checkpoint, tracking, logger, callbacks, debug."
+    "checkpoint, tracking, logger, callbacks, notify, debug."
 )
 
 
-def overrides_parser(verb: str, description: str, *examples: str, more: str = "") -> Parser:
-    """Return a parser with overrides and Hydra's own flags, with their meaning in Hydra; `more` is a paragraph."""
+def overrides_parser(verb: str, description: str, *examples: str, more: str = "", sweeps: bool = True) -> Parser:
+    """Return a parser with overrides and Hydra's own flags, with their meaning in Hydra.
+
+    Args:
+        verb: The verb.
+        description: Its description.
+        examples: Commands.
+        more: A paragraph after the options.
+        sweeps: Whether it takes several jobs. Without, `-m` is parsed, for the verb to refuse, and not listed.
+    """
     parser = make_parser(verb, description, *examples, notes=f"{more}\n\n{_NOTES}" if more else _NOTES)
     parser.add_argument(
         "overrides",
@@ -48,7 +56,10 @@ def overrides_parser(verb: str, description: str, *examples: str, more: str = ""
         "--config-name", "-cn", default="config", metavar="NAME", help="primary config (default: config)"
     )
     parser.add_argument(
-        "--multirun", "-m", action="store_true", help="sweep: one job for each combination of key=a,b values"
+        "--multirun",
+        "-m",
+        action="store_true",
+        help="sweep: one job for each combination of key=a,b values" if sweeps else argparse.SUPPRESS,
     )
     return parser
 

@@ -27,10 +27,10 @@ from trainer.plan.outlook import look_around, with_forecasts
 from trainer.plan.storage import space
 
 _DESCRIPTION = (
-    "Plan a job on GPUs that need not be here: the peak of memory on each rank and what it consists of, the time of a "
-    "step and of the whole training, allocations, checkpoints, energy and cost; and the strategies, micro-batches and "
-    "kinds of activation checkpointing that would fit instead at the same global batch. Exit code 2: the job does not "
-    "fit. Our own decoder is planned in closed form, any other module by simulating a step without values."
+    "Plan a job without its GPUs: the peak memory of each rank by part, the time of a step and of the whole training, "
+    "SLURM jobs, checkpoints, energy and cost; and the strategies, micro-batches and kinds of activation checkpointing "
+    "that would also fit at the same global batch. Exit code 2 if the job does not fit. The transformer that comes "
+    "with trainer is planned by formula, any other module by simulating a step on fake tensors."
 )
 
 
@@ -39,6 +39,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
         "plan",
         _DESCRIPTION,
         "trainer plan model=llama3_8b strategy=fsdp resources.gpus=8 --gpu 'NVIDIA A40'",
+        sweeps=False,
     )
     parser.add_argument("--gpu", metavar="NAME", help="device to plan for, as torch.cuda.get_device_name names it")
     parser.add_argument(
@@ -51,7 +52,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
         "--engine",
         choices=("auto", "formula", "simulation"),
         default="auto",
-        help="closed form, simulated step, or the closed form where there is one (default: auto)",
+        help="how to plan memory: by formula, by simulation, or auto: by formula where there is one (default: auto)",
     )
     parser.add_argument(
         "--search",

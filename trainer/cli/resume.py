@@ -74,7 +74,7 @@ docs/reliability.md has the same list.
 """
 _DESCRIPTION = (
     "Resume a run from its newest good checkpoint, with the configuration and the code snapshot that it was launched "
-    "with. Overrides may change limits, resources, checkpoint intervals and reliability options."
+    "with. Overrides may change its length, resources, and options of checkpoints, reliability and the cluster."
 )
 
 

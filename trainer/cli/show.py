@@ -52,7 +52,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument(
         "--verify",
         action="store_true",
-        help="read every checkpoint and compare its checksums; the exit code is 1 if one is damaged",
+        help="verify the checksums of every checkpoint; exit code 1 if one is damaged",
     )
     parser.add_argument(
         "--ranks", action="store_true", help="also show the host, position, speed and time ledger of each rank"

@@ -14,12 +14,12 @@ from trainer.core.near import did_you_mean
 from trainer.starter.folder import expand
 
 VERBS = {
-    "status": "the table of the trials; starts what was killed again",
+    "status": "show the trials, and restart those that were killed",
     "stop": "save checkpoints and stop the trials; none starts afterwards",
     "resume": "continue a stopped sweep, or one whose jobs were lost",
     "retry": "try trials again: --state failed, or --trial N",
     "extend": "add trials (--trials N) or points of other values",
-    "best": "the best trial; --overrides prints the line that trains it",
+    "best": "show the best trial; --overrides prints the line that trains it",
     "export": "write a storage that Optuna and optuna-dashboard read",
     "ls": "list the sweeps",
     "rm": "delete a sweep, with --runs its runs, too",
@@ -50,13 +50,14 @@ def main(argv: list[str]) -> int:
 def _parse(argv: list[str]) -> argparse.Namespace:
     notes = "\n".join(["verbs:", *(f"  {name:<8} {text}" for name, text in VERBS.items())])
     parser = overrides_parser("sweep", _DESCRIPTION, *_EXAMPLES, more=notes)
+    parser.usage = f"trainer sweep [options] [key=a,b ...]\n       trainer sweep {{{','.join(VERBS)}}} ..."
     parser.add_argument("--dry-run", action="store_true", help="check every point, print the plan, and exit")
     parser.add_argument("--follow", action="store_true", help="print each trial as it ends, until the sweep is over")
-    parser.add_argument("--at-once", type=int, metavar="N", help="most trials at a time, as sweep.at_once=N")
+    parser.add_argument("--at-once", type=int, metavar="N", help="maximum number of concurrent trials (sweep.at_once)")
     parser.add_argument("--json", action="store_true", help="print JSON, for scripts")
-    parser.add_argument("--anyway", action="store_true", help="start it although its plan does not fit in GPU memory")
+    parser.add_argument("--anyway", action="store_true", help="start it even if its plan does not fit in GPU memory")
     parser.add_argument(
-        "--yes", "-y", action="store_true", help="do not ask about sweeps above cluster.confirm_above_gpu_hours"
+        "--yes", "-y", action="store_true", help="start without asking, also above cluster.confirm_above_gpu_hours"
     )
     arguments: argparse.Namespace = parser.parse_intermixed_args(argv)
     if arguments.at_once is not None:

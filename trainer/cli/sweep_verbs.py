@@ -66,9 +66,7 @@ def _find(options: argparse.Namespace) -> SweepDirectory:
 
 def status(argv: list[str]) -> int:
     """Print the trials of a sweep."""
-    parser = _parser(
-        "status", "Show the trials of a sweep. Trials that were killed are started again.", "trainer sweep status"
-    )
+    parser = _parser("status", "Show the trials of a sweep. Restarts trials that were killed.", "trainer sweep status")
     parser.add_argument("--csv", action="store_true", help="print CSV")
     parser.add_argument("--all", action="store_true", help="print every trial")
     parser.add_argument("--follow", action="store_true", help="print each trial as it ends")

@@ -66,12 +66,13 @@ def _parse(argv: list[str]) -> argparse.Namespace:
         "trainer time experiment=quickstart --steps 50",
         "trainer time experiment=text_transformer --for 8h",
         "trainer time cluster=my_site resources.gpus=16 --budget 500",
+        sweeps=False,
     )
     parser.add_argument("--steps", type=int, default=20, metavar="N", help="steps to measure (default: 20)")
     parser.add_argument("--warmup", type=int, default=5, metavar="N", help="steps before them (default: 5)")
-    parser.add_argument("--for", dest="duration", metavar="8h", help="print what fits in this time")
+    parser.add_argument("--for", dest="duration", metavar="DURATION", help="print what fits in this time, such as 8h")
     parser.add_argument(
-        "--budget", type=float, metavar="500", help="print what fits in this amount of cluster.currency"
+        "--budget", type=float, metavar="AMOUNT", help="print what fits in this amount of cluster.currency, such as 500"
     )
     parser.add_argument("--keep", action="store_true", help="keep the run directory of the short job")
     parser.add_argument("--json", action="store_true", help="print JSON, for scripts")

@@ -20,8 +20,8 @@ from trainer.runs.registry import find, runs_dir_from
 from trainer.runs.state import State, state_of
 
 _DESCRIPTION = (
-    "Explain why a run waits in the queue, which rank holds a running one up, or how, where and why its attempts "
-    "failed and what to do about it."
+    "Explain why a run waits in the queue, which rank slows down a running one, or how, where and why its "
+    "attempts failed and what to do about it."
 )
 
 
