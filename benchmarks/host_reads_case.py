@@ -7,6 +7,7 @@ import os
 import socket
 import sys
 import traceback
+import warnings
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -138,6 +139,7 @@ def results(cases: list[dict[str, Any]], folder: Path) -> Iterator[dict[str, Any
 
 
 def main() -> None:
+    warnings.simplefilter("ignore")
     if any(case["strategy"].startswith("deepspeed") for case in json.loads(sys.argv[1])):
         os.environ["DS_ACCELERATOR"] = "cpu"
         __import__("deepspeed")

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import json
+import runpy
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.executed
-
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 
 
+@pytest.mark.executed
 def test_parity_of_one_short_round(tmp_path: Path) -> None:
     """`parity` itself fails where weights or losses differ in one bit."""
     options = ["--model", "mlp", "--ranks", "1", "--rounds", "1", "--blocks", "2", "--out", str(tmp_path / "out.json")]
@@ -27,18 +27,25 @@ def test_parity_of_one_short_round(tmp_path: Path) -> None:
     assert "| mlp | 1 |" in ended.stdout
 
 
-def test_a_step_that_is_not_logged_never_waits_for_the_device() -> None:
-    """Of one rank; `host_reads` without options runs every strategy, and fails at any read."""
-    options = ["--strategy", "single", "--precision", "bf16-mixed"]
-    ended = subprocess.run(
-        [sys.executable, str(BENCHMARKS / "host_reads"), *options], capture_output=True, text=True, timeout=200
-    )
-    assert ended.returncode == 0, ended.stdout + ended.stderr
-    assert "| single | 1 | bf16-mixed | 1.0 | 0 | 0 | 1 |" in ended.stdout
-    assert "| single | 1 | bf16-mixed | none | 0 | 0 | 1 |" in ended.stdout
+def test_a_step_that_is_not_logged_never_waits_for_the_device(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of one rank; `host_reads` without options runs every strategy, and fails at any read.
+
+    In this process, so that the one that imports torch is forked.
+    """
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    monkeypatch.setattr(sys, "argv", ["host_reads", "--strategy", "single", "--precision", "bf16-mixed"])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(BENCHMARKS / "host_reads"), run_name="__main__")
+    printed = "".join(capsys.readouterr())
+    assert ended.value.code == 0, printed
+    assert "| single | 1 | bf16-mixed | 1.0 | 0 | 0 | 1 |" in printed
+    assert "| single | 1 | bf16-mixed | none | 0 | 0 | 1 |" in printed
 
 
 @pytest.mark.slow
+@pytest.mark.executed
 def test_a_start_and_a_restart_are_timed_either_way(no_orphans: None) -> None:
     ended = subprocess.run(
         [sys.executable, str(BENCHMARKS / "start.py"), "--ranks", "1", "--rounds", "1"],
@@ -52,6 +59,7 @@ def test_a_start_and_a_restart_are_timed_either_way(no_orphans: None) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.executed
 @pytest.mark.parametrize(
     ("command", "expected"),
     [
@@ -73,6 +81,7 @@ def test_a_benchmark_comes_to_its_end(command: list[str], expected: str, no_orph
     assert expected in ended.stdout, ended.stdout + ended.stderr
 
 
+@pytest.mark.executed
 def test_lightnings_suite_names_what_fails_with_our_loop_only(tmp_path: Path) -> None:
     """On a stand-in for a clone of Lightning, with a test of each outcome."""
     folder = tmp_path / "tests" / "tests_pytorch"
