@@ -150,16 +150,18 @@ def test_a_second_backward_is_refused_not_wrong() -> None:
         loss.backward()
 
 
-def test_ranks_have_the_same_losses_with_and_without_chunks(tmp_path: Path) -> None:
+@pytest.mark.parametrize("part", ["quick", pytest.param("slow", marks=pytest.mark.slow)])
+def test_ranks_have_the_same_losses_with_and_without_chunks(tmp_path: Path, part: str) -> None:
     """ddp and fsdp, tied and untied heads, every precision without loss scaling, ignored targets, an uneven chunk.
 
     Networks of Hugging Face as well, if they are installed: tied, untied and capped outputs.
     """
     apart = [str(APART)] if (APART / "transformers").is_dir() else []
-    run_ranks(2, Path(loss_rank.__file__), [str(tmp_path), *apart], tmp_path, timeout_s=300)
+    run_ranks(2, Path(loss_rank.__file__), [str(tmp_path), part, *apart], tmp_path, timeout_s=300)
     for rank in (0, 1):
         found = json.loads((tmp_path / f"losses-{rank}.json").read_text())
-        assert len(found) == len(loss_rank.CASES) + (len(loss_rank.HUGGING_FACE) if apart else 0)
+        cases = [*loss_rank.CASES, *(loss_rank.HUGGING_FACE if apart else [])]
+        assert len(found) == sum((case in loss_rank.SLOW) == (part == "slow") for case in cases)
         for case, (plain, chunked) in found.items():
             tolerance = 1e-5 if "32-true" in case else 0.01
             assert len(plain) == loss_rank.STEPS
