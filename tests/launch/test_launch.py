@@ -83,8 +83,9 @@ class Checkout:
                     file.write(f"{pins[name]} \\\n    --hash=sha256:{hashlib.sha256(wheel.read_bytes()).hexdigest()}\n")
 
     def launch(self, *overrides: str, offline: bool = False, cwd: str = "/") -> subprocess.CompletedProcess[str]:
-        links = {} if offline else {"PIP_FIND_LINKS": self.wheels.as_uri()}
-        pip = {"PIP_NO_INDEX": "1", "PIP_NO_BUILD_ISOLATION": "0", "PIP_CONFIG_FILE": os.devnull, **links}
+        links = "" if offline else self.wheels.as_uri()  # never those of this machine
+        pip = {"PIP_NO_INDEX": "1", "PIP_NO_BUILD_ISOLATION": "0", "PIP_CONFIG_FILE": os.devnull}
+        pip["PIP_FIND_LINKS"] = links
         command = [str(self.root / "launch" / "local"), *overrides]
         environment = {**clean_environment(), **pip}
         return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300)
@@ -150,5 +151,6 @@ def test_half_made_and_without_an_index_it_says_what_to_do_and_recovers(checkout
     assert "broken or half made: making it anew" in failed.stderr
     assert "error: pip could not install the packages" in failed.stderr
     assert "run this again" in failed.stderr
+    assert "Successfully installed" not in failed.stderr, "packages of this machine"
     done = checkout.launch()
     assert (done.returncode, done.stdout) == (0, "['fit', 'experiment=quickstart']\n"), done.stderr
