@@ -54,7 +54,7 @@ def test_a_rank_that_failed_in_a_hang_was_training(run: RunDirectory) -> None:
 
 def test_a_hang_is_no_longer_than_its_phase(run: RunDirectory) -> None:
     beat(run, phase="first_step", spent={"first_step": 9.0, "train": 1.0})
-    run.add_event(Hang(time=130.0, attempt=0, still_s=12.0))  # the clock of the watchdog began before it
+    run.add_event(Hang(time=130.0, attempt=0, still_s=12.0))  # the clock of the detection began before it
     assert seconds(run) == {"start": 10.0, "hang": 9.0, "train": 1.0}
 
 

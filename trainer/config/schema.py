@@ -52,7 +52,8 @@ class Resources:
     nodes: PositiveInt | None = None
     """Number of nodes (machines); null: 1 with cluster=local, on SLURM as many as `gpus` needs."""
     gpus: NonNegativeInt | None = None
-    """Total number of GPUs over all nodes; null: all GPUs of this machine that nobody uses; 0: train on CPU."""
+    """Total number of GPUs over all nodes; null: all GPUs here that nobody uses, or `cpu_processes` if there are
+    none; 0: train on CPU."""
     gpus_per_node: NonNegativeInt | None = None
     """Number of GPUs per node; null: `gpus / nodes`."""
     cpu_processes: PositiveInt | None = None

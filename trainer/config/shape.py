@@ -69,7 +69,7 @@ def _check_limits(resources: dict[str, Any]) -> None:
         value = resources.get(key)
         problem = limit.problem(f"resources.{key}", value) if value is not None else None
         if problem is not None and key == "gpus":
-            fix = "resources.gpus=0 trains on CPU; resources.gpus=null uses all GPUs of this machine"
+            fix = "resources.gpus=0 trains on CPU; resources.gpus=null uses all GPUs that nobody uses"
             raise UserError(problem.message, fix)
         if problem is not None:
             raise problem
