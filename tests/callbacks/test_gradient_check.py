@@ -292,7 +292,8 @@ def test_parameters_that_come_later_and_sparse_gradients_are_looked_at() -> None
 
 
 @pytest.fixture
-def one_rank_group(tmp_path: Path) -> Iterator[None]:
+def one_rank_group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.delenv("LOCAL_RANK", raising=False)  # left by Lightning's DeepSpeed; a mesh would choose that GPU
     torch.distributed.init_process_group(
         "gloo", store=torch.distributed.FileStore(str(tmp_path / "store"), 1), rank=0, world_size=1
     )
