@@ -76,18 +76,18 @@ install_hashed() {
 }
 
 install_into_environment() {
-    local torch large
+    local torch beside
     torch=$(grep '^torch==' "$root/constraints.txt")
     say "installing packages, each checked against its hash in requirements/ (for an index of other builds: HASHES=no)"
     install_hashed build || return 1
     say "installing PyTorch beside them, the largest part ($torch), without: each platform has its own"
-    pip_install --no-deps "$torch" &
-    large=$!
-    if ! install_hashed test || { [ "$1" != test ] && ! install_hashed dev; }; then
-        wait $large || true
+    { pip_install --no-deps "$torch" && { [ "$1" = test ] || install_hashed dev; }; } &
+    beside=$!
+    if ! install_hashed test; then
+        wait $beside || true
         return 1
     fi
-    wait $large || return 1
+    wait $beside || return 1
     pip_install "$torch" || return 1 # what it depends on and the files have not: the libraries of its build for CUDA
     say "installing this checkout"
     pip_install --no-deps --no-build-isolation -e "$root" || return 1
