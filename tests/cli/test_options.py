@@ -13,7 +13,7 @@ from trainer.core.errors import USER_MUST_CHANGE
 MISTAKES = [
     ("bench faults --at-once 0", r"--at-once 0 must be at least 1"),
     ("bench faults --kinds kil", r"--kinds: unknown fault kil\n  did you mean kill\? use one of: .*segfault"),
-    ("bench", r"the following arguments are required: what"),
+    ("bench", r"the following arguments are required: {faults,devices}"),
     ("bench speed", r"invalid choice: 'speed' \(choose from '?faults'?\)"),
     ("check --deap", r"unrecognized arguments: --deap\n  did you mean --deep\? see trainer check --help"),
     ("data", r"the following arguments are required: tokenize"),
