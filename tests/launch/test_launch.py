@@ -6,6 +6,7 @@ import hashlib
 import os
 import shutil
 import subprocess
+import sys
 import zipfile
 from pathlib import Path
 
@@ -46,6 +47,17 @@ def build_editable(folder, settings=None, metadata=None):
     return name
 '''
 
+PYTHON = """#!/bin/sh
+# The interpreter, which makes its first virtual environment, and copies that in the place of others: pip and all.
+if [ "$1 $2" != "-m venv" ]; then
+    exec "{interpreter}" "$@"
+elif [ ! -e "{made}" ]; then
+    "{interpreter}" -m venv "$3" && cp -a "$3" "{made}"
+else
+    cp -a "{made}" "$3"
+fi
+"""
+
 
 def write_wheel(folder: Path, name: str, version: str) -> None:
     info = f"{name}-{version}.dist-info"
@@ -63,6 +75,9 @@ class Checkout:
         self.wheels.mkdir()
         for name, version in PACKAGES.items():
             write_wheel(self.wheels, name, version)
+        self.python = folder / "python"
+        self.python.write_text(PYTHON.format(interpreter=sys.executable, made=folder / "made"))
+        self.python.chmod(0o755)
         shutil.copytree(REPOSITORY / "launch", self.root / "launch")
         (self.root / "pyproject.toml").write_text(PROJECT)
         (self.root / "backend.py").write_text(BACKEND)
@@ -87,7 +102,7 @@ class Checkout:
         pip = {"PIP_NO_INDEX": "1", "PIP_NO_BUILD_ISOLATION": "0", "PIP_CONFIG_FILE": os.devnull}
         pip["PIP_FIND_LINKS"] = links
         command = [str(self.root / "launch" / "local"), *overrides]
-        environment = {**clean_environment(), **pip}
+        environment = {**clean_environment(), **pip, "PYTHON": str(self.python)}
         return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300)
 
     @property
