@@ -9,7 +9,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -37,16 +38,26 @@ APART = Path(sys.prefix) / "transformers"
 
 def command(*arguments: str, umask: int = 0o022, cwd: Path, **variables: str) -> subprocess.CompletedProcess[str]:
     """Run a command as a new process with a umask, which a shell would have set."""
-    return subprocess.run(
-        [sys.executable, "-m", "trainer", *arguments],
-        env={**clean_environment(), **variables},
-        cwd=cwd,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=150,
-        umask=umask,
-    )
+    with masked(umask):
+        return subprocess.run(
+            [sys.executable, "-m", "trainer", *arguments],
+            env={**clean_environment(), **variables},
+            cwd=cwd,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=150,
+        )
+
+
+@contextmanager
+def masked(umask: int) -> Iterator[None]:
+    """With this umask here, too: tests/warm.py forks what inherits one, and executes what is given one."""
+    before = os.umask(umask)
+    try:
+        yield
+    finally:
+        os.umask(before)
 
 
 def only_run(folder: Path) -> RunDirectory:
@@ -118,15 +129,16 @@ def test_a_new_project_is_trained_killed_resumed_and_used(tmp_path: Path, no_orp
     where = {"HOME": str(home), "TRAINER_RUNS_DIR": str(home / "scratch" / "runs")}
     assert command("init", "my-net", cwd=home, umask=0, **where).returncode == DONE
     project = home / "my-net"
-    fit = subprocess.Popen(
-        [sys.executable, "-m", "trainer", "fit", "experiment=mine", *SHORT[:3], "trainer.max_steps=100000", *SHORT[4:]],
-        env={**clean_environment(), **where},
-        cwd=project,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        umask=0,
-    )
+    job = ["fit", "experiment=mine", *SHORT[:3], "trainer.max_steps=100000", *SHORT[4:]]
+    with masked(0):
+        fit = subprocess.Popen(
+            [sys.executable, "-m", "trainer", *job],
+            env={**clean_environment(), **where},
+            cwd=project,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
     deadline = time.monotonic() + 200
     while not list(scratch.glob("runs/*/checkpoints/step-*/COMMIT")) and time.monotonic() < deadline:
         time.sleep(0.1)
@@ -155,11 +167,8 @@ def test_a_run_is_trusted_whatever_the_umask_and_the_mode_of_the_folder(tmp_path
     (tmp_path / "project" / "mine.py").write_text("")
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs").chmod(mode)
-    before = os.umask(umask)
-    try:
+    with masked(umask):
         run = make(tmp_path)
-    finally:
-        os.umask(before)
     assert run.path.stat().st_mode & 0o777 == 0o700
     trust.require(run)
 
