@@ -264,7 +264,6 @@ print("all refused")
 """
 
 
-@pytest.mark.executed
 def test_a_file_that_cannot_grow_at_any_of_its_buffers(tmp_path: Path) -> None:
     ran = subprocess.run(
         [sys.executable, "-c", LIMITED, str(tmp_path / "checkpoints")], capture_output=True, text=True, timeout=120
@@ -295,7 +294,6 @@ for step in range(first + 1, first + 200):
 """
 
 
-@pytest.mark.executed
 @pytest.mark.parametrize("seed", range(2))
 def test_a_kill_at_a_random_moment_leaves_every_announced_checkpoint(tmp_path: Path, seed: int) -> None:
     draw, newest = random.Random(seed), 0
