@@ -53,9 +53,9 @@ def events_of(run: Path, event: str) -> list[dict[str, Any]]:
 
 
 def test_halved_micro_batches_read_the_same_samples_to_the_same_end(trainer_cli: TrainerCli, workdir: Path) -> None:
-    """With ZeRO-2, which by itself divides the gradients by the micro-batches once more than it should."""
+    """With ZeRO-2, which by itself divides the gradients once more than it should, as whole batches with DDP."""
     zero = "strategy=deepspeed_zero2"
-    whole = trainer_cli("fit", *JOB, zero, "name=whole", timeout=120)
+    whole = trainer_cli("fit", *JOB, "strategy=ddp", "name=whole", timeout=120)
     assert whole.returncode == 0, whole.stdout + whole.stderr
     done = trainer_cli("fit", *JOB, *FAULT, zero, "name=short", "resilience.on_oom=halve", timeout=120)
     assert done.returncode == 0, done.stdout + done.stderr
