@@ -46,6 +46,8 @@ if importlib.util.find_spec("transformers") is not None:
     MODELS["hf text"] = ("hf", {"class_name": "AutoModelForSequenceClassification", "config": TINY_BERT})
 if importlib.util.find_spec("timm") is not None:
     MODELS["timm"] = ("timm", {"architecture": "resnet18"})
+DEEPER = ("resnet34", "resnet101", "resnet152")
+"""More of the same blocks as resnet18 and resnet50."""
 DATA: dict[str, tuple[str, Node, Make]] = {
     "digits": ("digits", {}, lambda root, _: Digits()),
     "faces": ("faces", {}, lambda root, _: Faces()),
@@ -97,7 +99,9 @@ def trains(node: Node, module: ArrayDataModule, batch: list[torch.Tensor]) -> bo
     return True
 
 
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize(
+    "model", [pytest.param(name, marks=pytest.mark.slow) if name in DEEPER else name for name in MODELS]
+)
 def test_mismatches_are_exactly_the_pairs_that_cannot_train(
     model: str, data: dict[str, tuple[Node, ArrayDataModule, list[torch.Tensor]]]
 ) -> None:
