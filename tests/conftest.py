@@ -149,7 +149,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     missing = [program for program in SLURM_PROGRAMS if not shutil.which(program, path=_admin_path())]
     no_slurm = "no " + ", ".join(missing) if missing else "not root" if os.geteuid() != 0 else ""
     reasons = {
-        "slow": "" if config.getoption("--slow") else "minutes long; run with --slow",
+        "slow": "" if config.getoption("--slow") else "run with --slow",
         "gpu": "" if count_gpus() else "no CUDA device",
         "slurm": no_slurm,
     }

@@ -12,15 +12,18 @@ from typing import NoReturn
 
 import pytest
 
+from trainer import __version__
 from trainer.cli import ls, main
 from trainer.core.errors import DONE, ENVIRONMENT_MUST_CHANGE, USER_MUST_CHANGE
+from trainer.core.processes import python_module
 
 
-def in_locale(*arguments: str, **variables: str) -> subprocess.CompletedProcess[bytes]:
+def in_locale(*arguments: str, cwd: Path | None = None, **variables: str) -> subprocess.CompletedProcess[bytes]:
     """Run `trainer` where the encoding of the locale is ASCII, which stands for any but UTF-8."""
     ascii_only = {"LC_ALL": "POSIX", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
     return subprocess.run(
-        [sys.executable, "-m", "trainer", *arguments],
+        python_module("trainer", *arguments),
+        cwd=cwd,
         env={**os.environ, **ascii_only, **variables},
         capture_output=True,
         timeout=300,
@@ -33,6 +36,12 @@ def test_a_name_that_the_locale_cannot_encode_is_printed_and_read(tmp_path: Path
     done = in_locale("ls", "--runs-dir", str(folder))
     assert done.returncode == DONE, done.stderr.decode()
     assert f"no runs in {folder}".encode() in done.stdout + done.stderr
+
+
+def test_beginning_again_in_utf8_runs_no_file_of_the_working_directory(tmp_path: Path) -> None:
+    (tmp_path / "trainer.py").write_text("print('taken')")
+    done = in_locale("--version", cwd=tmp_path)
+    assert done.stdout.decode().split() == ["trainer", __version__], done.stderr.decode()
 
 
 def test_a_stream_with_another_encoding_gets_what_it_can_hold(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -17,9 +17,11 @@ def use_utf8() -> None:
     whoever wrote them. The processes of a job inherit it.
     """
     if sys.getfilesystemencoding() != "utf-8" and not os.environ.get(_AGAIN):
+        from trainer.core.processes import python_module
+
         sys.stdout.flush()
         os.environ |= {"PYTHONUTF8": "1", _AGAIN: "1"}
-        os.execv(sys.executable, [sys.executable, "-m", "trainer", *sys.argv[1:]])
+        os.execv(sys.executable, python_module("trainer", *sys.argv[1:]))
     os.environ.pop(_AGAIN, None)
 
 
