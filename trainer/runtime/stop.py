@@ -1,4 +1,14 @@
-"""Receive requests to stop. The signal handler only sets a flag; `callbacks/boundary.py` acts on it."""
+"""Receive requests to stop. The signal handler only sets a flag; `callbacks/boundary.py` acts on it.
+
+What a SIGTERM or SIGUSR1 passes through, in this order:
+
+1. `slurm/job.sbatch` at the top of the repository ignores it, to outlive the ranks.
+2. The node process forwards it to its ranks, and turns Ctrl-C of a local job into a stop (`supervise/node.py`).
+3. The handler of each rank: here. It means "requeue" unless the run's `control/stop` exists.
+4. `callbacks/boundary.py`: the ranks agree on a step, save at it, and raise `StopTraining`.
+5. `train/run.py` records the outcome of the attempt, and exits with the code that belongs to it (`core/errors.py`).
+6. `slurm/attempt.py` decides whether the job is requeued; `supervise/supervisor.py` ends a local one.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Render the job script of a run from the template `slurm/job.sbatch`."""
+"""Render the job script of a run from the template `slurm/job.sbatch`, at the top of the repository."""
 
 from __future__ import annotations
 

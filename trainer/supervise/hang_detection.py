@@ -1,5 +1,8 @@
 """Detect a hang from the heartbeats of the ranks. Runs in the node process and imports no torch.
 
+The ranks write heartbeats in `runtime/heartbeat.py`. `hang_response.py` calls this in each round of the supervisor, and
+acts on what it finds: stack traces, the end of the attempt. The limits are `resilience.hang_*` of `config/schema.py`.
+
 Times are by the clock of this process: it notes when it saw the progress in a heartbeat change. So the clocks of the
 hosts may differ.
 """

@@ -5,6 +5,9 @@ broadcast and a wait for the device (docs/speed.md). `LeanTrainingEpochLoop` kee
 the arithmetic of `_TrainingEpochLoop`. It skips calls to hooks that are not overridden. Weights, logged metrics,
 counters and checkpoints are equal bit for bit: tests/train/test_loop.py trains with both loops and compares.
 
+The optimizer step of a micro-batch (forward, backward, clipping) is in `loop_step.py`, the base class. `loop_plan.py`
+finds out before an epoch which hooks to call, and whether Lightning's own loop has to run it.
+
 Differences, on purpose:
 
 - SIGTERM is not broadcast on every batch: the ranks agree about once a second on the CPU (`callbacks/boundary.py`).
