@@ -293,15 +293,17 @@ def test_verify_resume_keeps_what_is_in_its_folder(tmp_path: Path, capsys: pytes
 
 
 def test_stop_now_kills_only_the_process_of_this_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """blocked by: pid, start time and command line"""
+    """blocked by: pid, start time, and command line or log"""
     import socket
 
     run = make(tmp_path)
     here = {"host": socket.gethostname(), "boot_id": processes.boot_id(), "shape": LaunchShape(1, 1, "cpu")}
-    bystander = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
-    node_like = subprocess.Popen(
-        [sys.executable, "-c", "import time; time.sleep(600)", "trainer.supervise.node", str(run.path)]
-    )
+    run.logs_dir.mkdir(exist_ok=True)
+    sleeping = [sys.executable, "-c", "import time; time.sleep(600)"]
+    bystander = subprocess.Popen(sleeping)
+    with (run.logs_dir / "launch.log").open("ab") as log:
+        ahead = subprocess.Popen([*sleeping, "trainer.supervise.ahead"], stdout=log)
+    node_like = subprocess.Popen([*sleeping, "trainer.supervise.node", str(run.path)])
     try:
         for started in (None, processes.started_ticks(bystander.pid)):
             run.write_launch(Launch(cluster="local", pid=bystander.pid, pid_started=started, **here))  # type: ignore[arg-type]
@@ -311,11 +313,14 @@ def test_stop_now_kills_only_the_process_of_this_run(tmp_path: Path, capsys: pyt
         assert stop.is_node_process(run, launch)
         assert not stop.is_node_process(make(tmp_path), launch)
         assert not stop.is_node_process(run, Launch(pid=node_like.pid, pid_started=1, **here))  # type: ignore[arg-type]
+        begun = Launch(pid=ahead.pid, pid_started=processes.started_ticks(ahead.pid), **here)  # type: ignore[arg-type]
+        assert stop.is_node_process(run, begun)
+        assert not stop.is_node_process(make(tmp_path), begun)
         elsewhere = {**here, "host": "another"}
         assert not stop.is_node_process(run, Launch(pid=node_like.pid, **elsewhere))  # type: ignore[arg-type]
         assert bystander.poll() is None
     finally:
-        for process in (bystander, node_like):
+        for process in (bystander, node_like, ahead):
             process.kill()
             process.wait()
 

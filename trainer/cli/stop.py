@@ -22,6 +22,8 @@ from trainer.runs.trust import require
 _POLL_S = 0.2
 _NODES = {"trainer.supervise.node", "trainer.cluster.node"}
 """Modules of the node process; the second until 0.1."""
+_AHEAD = "trainer.supervise.ahead"
+"""Module of one that was started before its run existed (`trainer/supervise/ahead.py`)."""
 
 
 _DESCRIPTION = (
@@ -65,7 +67,7 @@ def main(argv: list[str]) -> int:
 
 
 def is_node_process(run: RunDirectory, launch: Launch) -> bool:
-    """Return whether the process in `launch.json` is the one that trains this run: pid, start time, command line.
+    """Return whether the process in `launch.json` trains this run: pid, start time, command line or log.
 
     The file alone is not enough: with another pid in it, another process of the user would be killed.
     """
@@ -73,8 +75,11 @@ def is_node_process(run: RunDirectory, launch: Launch) -> bool:
     if not is_here or launch.pid is None or launch.pid_started is None:
         return False
     line = processes.command_line(launch.pid)
-    runs_this = any(argument and _is_same(argument, run.path) for argument in line)
-    return runs_this and _NODES & set(line) != set() and processes.is_alive(launch.pid, launch.pid_started)
+    if _AHEAD in line:  # it names no run, but writes to the log of its run
+        runs_this = _is_same(f"/proc/{launch.pid}/fd/1", run.logs_dir / "launch.log")
+    else:
+        runs_this = _NODES & set(line) != set() and any(one and _is_same(one, run.path) for one in line)
+    return runs_this and processes.is_alive(launch.pid, launch.pid_started)
 
 
 def _is_same(argument: str, path: Path) -> bool:
